@@ -1,0 +1,62 @@
+"""The types every part of the toolkit speaks, and the letters used for their axes.
+
+Shape glossary, the same everywhere:
+
+====  ==========================
+K     updates in a block
+S     seeds
+N     critics
+B     batch
+E     environments
+T     time
+O     observation dimensions
+A     action dimensions
+====  ==========================
+
+The batch axis is the last one of a scalar: a reward is ``[S, B]``, an observation ``[S, B, O]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+Metrics = dict[str, Tensor]
+"""Named tensors of shape ``[S]``: one value a seed, left on the device until they are logged."""
+
+
+class UserError(Exception):
+    """Something the user can put right; its message is one sentence that says how. The command line prints
+    it alone and exits with status 1."""
+
+
+class Batch(NamedTuple):
+    """Transitions. Truncation keeps ``discount`` and sets ``last``: whether to bootstrap and whether the
+    trajectory goes on are two independent columns, so that a timeout cannot be mistaken for a terminal state.
+    """
+
+    obs: Tensor  # [S, B, O]
+    action: Tensor  # [S, B, A]
+    reward: Tensor  # [S, B]  n-step discounted sum
+    discount: Tensor  # [S, B]  gamma^n * (1 - terminated)
+    next_obs: Tensor  # [S, B, O]
+    last: Tensor  # [S, B]  terminated or truncated
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an agent needs to know of a task to build its networks.
+
+    Attributes:
+        obs_dim: O, the number of observation dimensions.
+        action_dim: A, the number of action dimensions.
+        action_low: lower bound of every action dimension, A numbers.
+        action_high: upper bound of every action dimension, A numbers.
+    """
+
+    obs_dim: int
+    action_dim: int
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
