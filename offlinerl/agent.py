@@ -1,0 +1,189 @@
+"""The one interface of every algorithm, a LightningModule whose parameters carry a leading seed axis."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from offlinerl.capture import Step, capture, signature
+from offlinerl.optim import Adam
+from offlinerl.rng import Streams, generator
+from offlinerl.types import Batch, Metrics, Spec
+
+Noise = dict[str, Any]
+"""Random numbers of one update: trees of tensors ``[S, ...]``."""
+
+
+class Agent(L.LightningModule, ABC):
+    """An algorithm writes ``act``, ``update`` and ``configure_optimizers``, and ``draw`` if it is stochastic.
+
+    It knows no environment, logger or device. ``update`` is a function of its arguments and the parameters
+    alone, its random numbers included, so that it can be compiled, resumed and tested.
+
+    Args:
+        spec: shapes and bounds of the task.
+        seeds: S integers, one for every slice of the leading axis.
+        gamma: discount factor of one step.
+        n_step: steps of the reward sum; both are used where the transitions are made.
+
+    Attributes:
+        updates: gradient steps taken.
+        task: what evaluation must know of the task, as plain data; travels with the checkpoint.
+        compile: whether ``learn`` compiles ``update``.
+        metrics: means of the last block's metrics, ``[S]`` each.
+    """
+
+    period = 1
+    """Updates until the pattern of what ``update`` does repeats (for TD3, its actor delay)."""
+
+    def __init__(self, spec: Spec, seeds: Sequence[int], gamma: float = 0.99, n_step: int = 1):
+        super().__init__()
+        self.automatic_optimization = False
+        self.spec, self.seeds, self.gamma, self.n_step = spec, tuple(seeds), gamma, n_step
+        self.updates = 0
+        self.task: dict[str, Any] = {}
+        self.compile = False
+        self.metrics: Metrics = {}
+        self.optim: dict[str, Adam] = {}
+        self.rng = Streams(self.seeds, "update")
+        self.explore_rng = Streams(self.seeds, "explore")
+        self._captured: dict[tuple, Step] = {}
+        low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
+        self.register_buffer("action_mid", (high + low) / 2, persistent=False)
+        self.register_buffer("action_half", (high - low) / 2, persistent=False)
+
+    # What an algorithm writes
+
+    @abstractmethod
+    def act(self, obs: Tensor, explore: bool = False) -> Tensor:
+        """Actions in the environment's units: ``[S, E, O] -> [S, E, A]``."""
+
+    @abstractmethod
+    def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
+        """One gradient step on every seed.
+
+        Args:
+            batch: ``[S, B, ...]``, actions in units of [-1, 1].
+            noise: what ``draw`` returned for this update.
+            k: index of the update within ``period``.
+        """
+
+    def draw(self, batch_size: int) -> Noise:
+        """The random numbers of one update; none by default."""
+        return {}
+
+    # What it is given
+
+    def init_rng(self, network: str) -> list[torch.Generator]:
+        """S generators for the initial weights of one network."""
+        return [generator(seed, f"init {network}") for seed in self.seeds]
+
+    def adam(self, lr: float, **modules: nn.Module) -> list[Adam]:
+        """One optimiser a named group of parameters, for ``configure_optimizers`` to return."""
+        self._captured.clear()
+        self.optim = {name: Adam(module.parameters(), lr) for name, module in modules.items()}
+        return list(self.optim.values())
+
+    def descend(self, name: str, loss: Tensor) -> Tensor:
+        """One step of a group down its loss.
+
+        The loss is averaged over B and summed over critics and over seeds: a mean over seeds would make
+        their number change each one's step size.
+
+        Args:
+            name: the group, as named in ``adam``.
+            loss: per-sample loss, ``[S, B]`` or ``[S, N, B]``.
+
+        Returns:
+            The loss of every seed, ``[S]``, without gradient.
+        """
+        per_seed = loss.mean(-1).flatten(1).sum(-1) if loss.ndim > 2 else loss.mean(-1)  # [S]
+        optimizer = self.optim[name]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.step(grads=torch.autograd.grad(per_seed.sum(), parameters))
+        return per_seed.detach()
+
+    def to_env(self, action: Tensor) -> Tensor:
+        """From units of [-1, 1] to the environment's bounds."""
+        return self.action_mid + self.action_half * action
+
+    # The training loop
+
+    def before_update(self) -> None:
+        """Called before every update, outside any compiled graph; schedules go here."""
+
+    def cosine(self, name: str, steps: int | None) -> None:
+        """Anneal a group's learning rate to zero over ``steps`` updates; None leaves it."""
+        if steps:
+            self.optim[name].anneal(0.5 * (1 + math.cos(math.pi * min(self.updates / steps, 1.0))))
+
+    def learn(self, block: Batch) -> Metrics:
+        """Take one update for every slice of a block ``[K, S, B, ...]``.
+
+        Returns:
+            The mean over the block of what ``update`` returned.
+        """
+        if not self.optim:
+            self.configure_optimizers()
+        updates, _, batch_size = block.reward.shape[:3]
+        if updates % self.period:
+            raise ValueError(f"a block of {updates} updates cuts a pattern of {self.period} in two")
+        totals: Metrics = {}
+        for k in range(updates):
+            self.before_update()
+            batch = tree_map(lambda x, k=k: x[k], block)
+            for name, value in self._step(batch, self.draw(batch_size), k % self.period).items():
+                totals[name] = totals[name] + value if name in totals else value
+            self.updates += 1
+        return {name: total / updates for name, total in totals.items()}
+
+    def _step(self, batch: Batch, noise: Noise, k: int) -> Metrics:
+        if not self.compile:
+            return self.update(batch, noise, k)
+        key = (k, signature(tree_flatten((batch, noise))[0]))
+        if key not in self._captured:
+            self._captured[key] = capture(
+                lambda batch, noise: self.update(batch, noise, k), (batch, noise), self.trained_tensors()
+            )
+        step = self._captured[key]
+        return step(batch, noise)
+
+    def trained_tensors(self) -> list[Tensor]:
+        """Every tensor an update may change: parameters, targets, moments of the optimisers."""
+        tensors = [*self.parameters(), *self.buffers()]
+        for optimizer in self.optim.values():
+            leaves, _ = tree_flatten([list(optimizer.state.values()), optimizer.param_groups])
+            tensors += [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return list({id(t): t for t in tensors}.values())
+
+    def training_step(self, block: Batch, _: int) -> None:
+        self.metrics = self.learn(block)
+        # Optimisers stepped behind Lightning's back leave its global_step at zero, and whatever waits for
+        # it would never save: count the updates there too.
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.total.ready = progress.total.completed = self.updates
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["offlinerl"] = dict(
+            agent=type(self).__module__.rpartition(".")[2],
+            updates=self.updates,
+            rng=self.rng.state_dict(),
+            explore_rng=self.explore_rng.state_dict(),
+            task=self.task,
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint["offlinerl"]
+        self.updates, self.task = saved["updates"], saved["task"]
+        self.rng.load_state_dict(saved["rng"])
+        self.explore_rng.load_state_dict(saved["explore_rng"])
+        self._captured.clear()

@@ -1,0 +1,64 @@
+"""Adam, written so that a training step can be traced into one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Adam(torch.optim.Optimizer):
+    """Adam (Kingma & Ba, 2015, algorithm 1) whose step reads and writes nothing but tensors.
+
+    torch.optim.Adam keeps its step count and learning rate as Python numbers or asks for them with
+    ``.item()``, which a traced graph would freeze. Here the learning rate is a tensor that a schedule may
+    fill, and the powers of beta that correct the bias are running products.
+
+    Args:
+        params: parameters, of any shapes.
+        lr: learning rate.
+        betas: decay rates of the two moments.
+        eps: added to the square root of the second moment.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ):
+        super().__init__(params, dict(betas=betas, eps=eps, initial_lr=lr))
+        for group in self.param_groups:
+            device = group["params"][0].device
+            group["lr"] = torch.tensor(lr, dtype=torch.float32, device=device)
+            group["beta_powers"] = torch.ones(2, dtype=torch.float32, device=device)
+            for p in group["params"]:
+                self.state[p] = dict(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+
+    def anneal(self, fraction: float) -> None:
+        """Set the learning rate to ``fraction`` of the initial one."""
+        for group in self.param_groups:
+            group["lr"].fill_(fraction * group["initial_lr"])
+
+    @torch.no_grad()
+    def step(self, closure: None = None, *, grads: Sequence[Tensor] | None = None) -> None:
+        """Apply one update.
+
+        Args:
+            grads: gradients in the order of the parameters; by default each parameter's ``.grad``.
+        """
+        gradients = iter(grads if grads is not None else [p.grad for g in self.param_groups for p in g["params"]])
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            powers = group["beta_powers"]
+            powers[0].mul_(beta1)
+            powers[1].mul_(beta2)
+            rate = group["lr"] / (1 - powers[0])
+            root_correction = (1 - powers[1]).sqrt()
+            for p in group["params"]:
+                m, v, grad = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"], next(gradients)
+                m.lerp_(grad, 1 - beta1)
+                v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+                p.addcdiv_(m * -rate, v.sqrt() / root_correction + group["eps"])

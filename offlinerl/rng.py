@@ -1,0 +1,70 @@
+"""Random numbers, one generator a seed: a seed draws the same numbers alone or stacked with others."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+
+def generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> Generator:
+    """A generator for one purpose of one seed, independent of those of other purposes and seeds."""
+    sequence = np.random.SeedSequence([seed, zlib.crc32(purpose.encode())])
+    return Generator(device).manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+
+class Streams:
+    """One generator a seed, all for one purpose. Every draw has a leading axis S.
+
+    Args:
+        seeds: S integers.
+        purpose: what the numbers are for, such as ``"dropout"``; names the stream.
+        device: where the numbers are drawn.
+    """
+
+    def __init__(self, seeds: Sequence[int], purpose: str, device: torch.device | str = "cpu"):
+        self.seeds, self.purpose = tuple(seeds), purpose
+        self.to(device)
+
+    def to(self, device: torch.device | str) -> Streams:
+        """Draw on ``device`` from now on; on another device than before the streams start again."""
+        if getattr(self, "device", None) != torch.device(device):
+            self.device = torch.device(device)
+            self.generators = [generator(seed, self.purpose, device) for seed in self.seeds]
+        return self
+
+    def _fill(self, method: str, args: tuple, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        out = torch.empty(len(self.seeds), *shape, dtype=dtype, device=self.device)
+        for row, rng in zip(out, self.generators, strict=True):
+            getattr(row, method)(*args, generator=rng)
+        return out
+
+    def integers(self, high: int, shape: Sequence[int]) -> Tensor:
+        """Uniform int64 in [0, high), ``[S, *shape]``."""
+        return self._fill("random_", (0, high), shape, torch.int64)
+
+    def uniform(self, low: float, high: float, shape: Sequence[int]) -> Tensor:
+        """Uniform float32 in [low, high), ``[S, *shape]``."""
+        return self._fill("uniform_", (low, high), shape, torch.float32)
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal float32, ``[S, *shape]``."""
+        return self._fill("normal_", (), shape, torch.float32)
+
+    def bits(self, shape: Sequence[int]) -> Tensor:
+        """Uniform int16 over its whole range, ``[S, *shape]``, cut from 64-bit draws four at a time."""
+        *rows, columns = shape
+        words = self._fill("random_", (-(2**63), None), (*rows, -(-columns // 4)), torch.int64)
+        return words.view(torch.int16)[..., :columns]
+
+    def state_dict(self) -> dict:
+        return dict(seeds=list(self.seeds), device=self.device.type, states=[g.get_state() for g in self.generators])
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue the saved streams; on another kind of device, whose generators differ, start afresh."""
+        if state["device"] == self.device.type:
+            for rng, saved in zip(self.generators, state["states"], strict=True):
+                rng.set_state(saved.cpu())
