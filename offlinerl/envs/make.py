@@ -1,0 +1,119 @@
+"""Makes environments from plain descriptions, and steps several at once without false transitions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+import offlinerl.envs  # noqa: F401  (registers our environments)
+from offlinerl.types import Spec, UserError
+
+
+def make(env: Mapping[str, Any], obs_keys: Sequence[str] | None = None, render_mode: str | None = None) -> gym.Env:
+    """Make an environment with a flat observation.
+
+    Args:
+        env: ``{"id": ..., "kwargs": {...}}``, or ``{"spec": ...}`` with Gymnasium's JSON of a specification.
+        obs_keys: the parts of a ``Dict`` observation, in order; all of them by default.
+        render_mode: passed on if given.
+
+    Raises:
+        UserError: the environment is unknown, lacks a dependency, or refuses its arguments.
+    """
+    extra = {"render_mode": render_mode} if render_mode else {}
+    try:
+        if "spec" in env:
+            made = gym.make(gym.envs.registration.EnvSpec.from_json(env["spec"]), **extra)
+        else:
+            if env["id"] not in gym.registry:
+                _import_namespace(env["id"])
+            made = gym.make(env["id"], **{**env.get("kwargs", {}), **extra})
+    except (gym.error.Error, ImportError, ValueError, TypeError) as error:
+        name = env.get("id", "the dataset's environment")
+        raise UserError(f"environment {name} cannot be made: {str(error).strip().splitlines()[0]}") from error
+    if isinstance(made.observation_space, gym.spaces.Dict):
+        keys = list(obs_keys or made.observation_space)
+        made = gym.wrappers.FlattenObservation(gym.wrappers.FilterObservation(made, keys))
+        made = _Ordered(made, keys)
+    return made
+
+
+def _import_namespace(env_id: str) -> None:
+    """Environments of gymnasium-robotics are registered by importing it."""
+    import gymnasium_robotics
+
+    gym.register_envs(gymnasium_robotics)
+
+
+class _Ordered(gym.ObservationWrapper):
+    """Puts the parts of a flattened ``Dict`` observation in the order the dataset has them."""
+
+    def __init__(self, env: gym.Env, keys: Sequence[str]):
+        super().__init__(env)
+        parts = env.env.observation_space.spaces  # FilterObservation's
+        sizes = {key: gym.spaces.flatdim(space) for key, space in parts.items()}
+        starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+        self.order = np.concatenate([np.arange(starts[k], starts[k] + sizes[k]) for k in keys])
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return observation[self.order]
+
+
+def spec_of(env: gym.Env) -> Spec:
+    """Shapes and bounds of a continuous task.
+
+    Raises:
+        UserError: the observations are not vectors, or the actions not bounded vectors.
+    """
+    name = env.spec.id if env.spec else type(env.unwrapped).__name__
+    obs, action = env.observation_space, env.action_space
+    if not isinstance(action, gym.spaces.Box):
+        raise UserError(f"{name} has {type(action).__name__} actions; this agent needs continuous ones")
+    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1 or len(action.shape) != 1:
+        raise UserError(f"{name} observes {obs} and takes {action}; this agent needs vectors for both")
+    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
+        raise UserError(f"{name} has unbounded actions; wrap it in RescaleAction")
+    bounds = (tuple(map(float, side)) for side in (action.low, action.high))
+    return Spec(obs.shape[0], action.shape[0], *bounds)
+
+
+class Pool:
+    """Environments stepped side by side by threads; simulators that release Python's lock use every core.
+
+    Nothing is reset but on request, so a successor is always the true one.
+
+    Args:
+        env: what to make; see ``make``.
+        size: how many.
+        obs_keys: see ``make``.
+    """
+
+    def __init__(self, env: Mapping[str, Any], size: int, obs_keys: Sequence[str] | None = None):
+        self.envs = [make(env, obs_keys) for _ in range(size)]
+        self.spec = spec_of(self.envs[0])
+        self._workers = min(size, os.cpu_count() or 1)
+        self._threads = ThreadPoolExecutor(self._workers)
+
+    def reset(self, seeds: Mapping[int, int]) -> dict[int, np.ndarray]:
+        """Reset the environments numbered by the keys with the seeds of the values; their observations."""
+        return self._each({i: (lambda i=i, s=s: self.envs[i].reset(seed=s)[0]) for i, s in seeds.items()})
+
+    def step(self, actions: Mapping[int, np.ndarray]) -> dict[int, tuple]:
+        """Step the environments numbered by the keys; what each ``step`` returned."""
+        return self._each({i: (lambda i=i, a=a: self.envs[i].step(a)) for i, a in actions.items()})
+
+    def _each(self, jobs: Mapping[int, Any]) -> dict[int, Any]:
+        items = list(jobs.items())
+        shares = [items[w :: self._workers] for w in range(self._workers)]
+        done = self._threads.map(lambda share: [(i, job()) for i, job in share], shares)
+        return dict(pair for share in done for pair in share)
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for env in self.envs:
+            env.close()

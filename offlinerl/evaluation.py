@@ -1,0 +1,179 @@
+"""Evaluation: vectorised, seeded rollouts of every seed's policy, with normalised scores and intervals."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from offlinerl.agent import Agent
+from offlinerl.envs.make import Pool
+from offlinerl.types import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What evaluation must know of a task; plain data, so that a checkpoint can carry it.
+
+    Attributes:
+        env: ``{"id": ..., "kwargs": ...}`` or ``{"spec": ...}``; see ``offlinerl.envs.make``.
+        obs_keys: parts of a ``Dict`` observation.
+        score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, or None: the return is the score.
+        score_kind: what the score is called: "normalized", "minari" or "return".
+    """
+
+    env: Mapping[str, Any]
+    obs_keys: Sequence[str] | None = None
+    score: Mapping[str, Any] | None = None
+    score_kind: str = "return"
+
+    def scores(self, returns: np.ndarray, success: np.ndarray) -> np.ndarray:
+        """Normalised scores, ``100 (R - min) / (max - min)``, of raw returns or of successes."""
+        if self.score is None:
+            return returns
+        raw = success if self.score.get("from") == "success" else returns
+        return 100 * (raw - self.score["min"]) / (self.score["max"] - self.score["min"])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes of every seed's policy, each array ``[S, episodes]``."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    success: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def per_seed(self) -> np.ndarray:
+        """Mean score of every seed, ``[S]``."""
+        return self.scores.mean(-1)
+
+    @property
+    def mean(self) -> float:
+        return float(self.scores.mean())
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        return bootstrap(self.scores, level)
+
+
+def bootstrap(scores: np.ndarray, level: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean score, ``[S, episodes]``.
+
+    Seeds are resampled, and episodes within each (Davison & Hinkley, 1997, section 3.8), so that the
+    interval tells how another training would score and not only how another evaluation would; with one
+    seed it can only tell the latter.
+    """
+    rng = np.random.default_rng(seed)
+    S, episodes = scores.shape
+    means = np.empty(draws)
+    for i in range(0, draws, 500):  # in portions, to bound the memory
+        size = min(500, draws - i)
+        seeds = rng.integers(S, size=(size, S, 1))
+        chosen = rng.integers(episodes, size=(size, S, episodes))
+        means[i : i + size] = scores[seeds, chosen].mean((1, 2))
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def evaluate(
+    agent: Agent,
+    task: Task,
+    episodes: int,
+    seed: int = 0,
+    pool: Pool | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Roll out every seed's policy, without exploration.
+
+    Episode i starts from the reset seed ``seed + i`` for every policy, so that policies meet the same
+    starts, and the number of environments does not change what is measured.
+
+    Args:
+        agent: S policies.
+        task: where and how to score.
+        episodes: episodes of each policy.
+        seed: reset seed of the first episode.
+        pool: environments to reuse, a multiple of S of them; made and closed here by default.
+        progress: called with 1 after every episode.
+
+    Raises:
+        UserError: the environment's shapes are not the policy's, or the policy's actions are not finite.
+    """
+    S = len(agent.seeds)
+    own = pool is None
+    pool = pool or make_pool(task, S, episodes)
+    check_spec(agent, pool)
+    try:
+        return _rollouts(agent, task, episodes, seed, pool, progress or (lambda done: None))
+    finally:
+        if own:
+            pool.close()
+
+
+def make_pool(task: Task, seeds: int, episodes: int) -> Pool:
+    """Environments for an evaluation: two a core or one a seed, whichever is more."""
+    lanes = min(episodes, max(1, round(2 * (os.cpu_count() or 1) / seeds)))
+    return Pool(task.env, seeds * lanes, task.obs_keys)
+
+
+def check_spec(agent: Agent, pool: Pool) -> None:
+    have, want = pool.spec, agent.spec
+    if (have.obs_dim, have.action_dim) != (want.obs_dim, want.action_dim):
+        raise UserError(
+            f"the environment has {have.obs_dim} observations and {have.action_dim} actions, the policy"
+            f" {want.obs_dim} and {want.action_dim}; evaluate it in the environment it was trained for"
+        )
+
+
+def _rollouts(
+    agent: Agent, task: Task, episodes: int, seed: int, pool: Pool, progress: Callable[[int], None]
+) -> Evaluation:
+    S, E = len(agent.seeds), len(pool.envs) // len(agent.seeds)
+    returns, lengths, success = (np.zeros((S, episodes)) for _ in range(3))
+    obs = np.zeros((S, E, agent.spec.obs_dim), np.float32)
+    waiting = [list(range(episodes))[::-1] for _ in range(S)]  # episodes still to be played, by seed
+    playing: dict[int, int] = {}  # lane -> episode; lane = s * E + e
+
+    def start(lanes: Sequence[int]) -> None:
+        for lane in lanes:
+            playing.pop(lane, None)
+            if waiting[lane // E]:
+                playing[lane] = waiting[lane // E].pop()
+        first = pool.reset({lane: seed + playing[lane] for lane in lanes if lane in playing})
+        for lane, observation in first.items():
+            obs[lane // E, lane % E] = observation
+
+    start(range(S * E))
+    while playing:
+        with torch.no_grad():
+            actions = agent.act(torch.from_numpy(obs).to(agent.device)).cpu().numpy()  # [S, E, A]
+        _require_finite(agent, actions, playing, E)
+        stepped = pool.step({lane: actions[lane // E, lane % E] for lane in playing})
+        ended = []
+        for lane, (observation, reward, terminated, truncated, info) in stepped.items():
+            s, i = lane // E, playing[lane]
+            obs[s, lane % E] = observation
+            returns[s, i] += float(reward)
+            lengths[s, i] += 1
+            success[s, i] = max(success[s, i], float(info.get("success", info.get("is_success", 0))))
+            if terminated or truncated:
+                ended.append(lane)
+        if ended:
+            progress(len(ended))
+            start(ended)
+    return Evaluation(returns, lengths.astype(int), success > 0, task.scores(returns, success > 0))
+
+
+def _require_finite(agent: Agent, actions: np.ndarray, playing: Mapping[int, int], E: int) -> None:
+    for s in {lane // E for lane in playing}:
+        if not np.isfinite(actions[s]).all():
+            raise UserError(
+                f"the policy of seed {agent.seeds[s]} returns actions that are not finite: its training"
+                " diverged; lower the learning rate or raise beta"
+            )
