@@ -25,8 +25,10 @@ class OfflineData:
         seeds: S integers; each draws its own rows.
         batch_size: B.
         updates: K, updates a block.
-        blocks: blocks an epoch, which is what ``len`` returns.
         device: where the table lies.
+
+    Attributes:
+        updates_ahead: updates an epoch; its last block may be shorter than the others.
 
     Raises:
         UserError: the table's shapes are not those of ``spec``.
@@ -39,11 +41,10 @@ class OfflineData:
         seeds: Sequence[int],
         batch_size: int,
         updates: int = 50,
-        blocks: int = 1,
         device: torch.device | str = "cpu",
     ):
         check_shapes(table, spec)
-        self.spec, self.batch_size, self.updates, self.blocks = spec, batch_size, updates, blocks
+        self.batch_size, self.updates, self.updates_ahead = batch_size, updates, updates
         self.streams = Streams(seeds, "rows", device)
         low, high = np.asarray(spec.action_low, np.float32), np.asarray(spec.action_high, np.float32)
         unit = (table.action - (high + low) / 2) / ((high - low) / 2)
@@ -67,11 +68,14 @@ class OfflineData:
         return Batch(obs, action, reward.squeeze(-1), discount.squeeze(-1), next_obs, last.squeeze(-1))
 
     def __len__(self) -> int:
-        return self.blocks
+        return -(-self.updates_ahead // self.updates)
 
     def __iter__(self) -> Iterator[Batch]:
-        for _ in range(self.blocks):
-            yield self.draw()
+        ahead = self.updates_ahead
+        while ahead > 0:
+            block = min(self.updates, ahead)
+            yield self.draw(block)
+            ahead -= block
 
     def state_dict(self) -> dict:
         return self.streams.state_dict()

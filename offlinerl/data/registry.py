@@ -1,0 +1,320 @@
+"""Datasets by name: where their rows come from, and which environment, rewards and scores go with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import http.client
+import itertools
+import json
+import os
+import re
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import yaml
+
+from offlinerl import paths
+from offlinerl.data.record import DISK_FULL, aside
+from offlinerl.types import UserError
+
+TIMEOUT = 10
+"""Seconds a server has to answer."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A dataset, and the task it belongs to.
+
+    Attributes:
+        name: what it is called here.
+        source: one of ``{"builtin": folder}``, ``{"recipe": name}``, ``{"minari": id}``, ``{"file": path}``
+            and ``{"d4rl": {"url": ..., "bytes": ..., "sha256": ...}}``, the last two where they are known.
+        env: ``{"id": ..., "kwargs": {...}}`` for ``gymnasium.make``, or ``{"spec": ...}`` with a
+            specification's JSON; None if it is not known, as before a Minari dataset is installed.
+        reward: rule for the training rewards, one of ``offlinerl.data.load.REWARDS``.
+        score: ``{"min": ..., "max": ..., "from": "return" or "success"}``; None if the return is the score.
+        family: which ``configs/<agent>/<family>.yaml`` fits.
+        licence: of the data.
+        citation: of the data.
+        max_episode_steps: length at which the data's episodes were cut off.
+        obs_keys: parts of a ``Dict`` observation and their order.
+        split: "jump" where the position tells episodes apart.
+        note: what one should know before comparing numbers.
+    """
+
+    name: str
+    source: Mapping[str, Any]
+    env: Mapping[str, Any] | None = None
+    reward: str = "none"
+    score: Mapping[str, Any] | None = None
+    family: str | None = None
+    licence: str = ""
+    citation: str = ""
+    max_episode_steps: int | None = None
+    obs_keys: tuple[str, ...] | None = None
+    split: str | None = None
+    note: str = ""
+
+    @property
+    def kind(self) -> str:
+        """builtin, recipe, minari, d4rl or file."""
+        return next(iter(self.source))
+
+    @property
+    def where(self) -> Any:
+        """The source's folder, recipe, Minari id, path or download."""
+        return self.source[self.kind]
+
+    @property
+    def path(self) -> Path:
+        """Where the rows are, or will be once they are downloaded or generated.
+
+        Raises:
+            ValueError: for a Minari id, whose place Minari knows.
+        """
+        if self.kind == "builtin":
+            return paths.share("datasets", self.where)
+        if self.kind == "recipe":
+            return paths.cache("datasets", self.where)
+        if self.kind == "d4rl":
+            return paths.cache("datasets", f"{self.name}.hdf5")
+        if self.kind == "file":
+            return Path(self.where)
+        raise ValueError(f"{self.name} is kept by Minari")
+
+    @property
+    def env_id(self) -> str | None:
+        """The Gymnasium id of the environment."""
+        if self.env is None:
+            return None
+        return self.env["id"] if "id" in self.env else json.loads(self.env["spec"])["id"]
+
+    def checksum(self, path: Path) -> str:
+        """ "verified" if the file is the published one, "differs" if it is not, else "unknown"."""
+        published = _load().get(self.name, self).source.get("d4rl", {})
+        if "sha256" not in published or not path.is_file():
+            return "unknown"
+        return "verified" if sha256(path) == published["sha256"] else "differs"
+
+    def score_of(self, episode_return: float | np.ndarray) -> float | np.ndarray:
+        """The normalised score of a raw return; the return itself where the task has no score range."""
+        if self.score is None:
+            return episode_return
+        return normalized_score(episode_return, self.score["min"], self.score["max"])
+
+    @property
+    def score_kind(self) -> str:
+        """What ``score_of`` gives: "normalized", "minari" if by Minari's reference scores, or "return"."""
+        return self.score.get("kind", "normalized") if self.score else "return"
+
+
+def normalized_score(episode_return: float | np.ndarray, low: float, high: float) -> float | np.ndarray:
+    """``100 (R - low) / (high - low)``: 0 for a random policy and 100 for an expert, as D4RL defines it."""
+    return 100 * (episode_return - low) / (high - low)
+
+
+def names() -> list[str]:
+    """Every name in the registry, in its order."""
+    return list(_load())
+
+
+def entry(name: str) -> Entry:
+    """The entry of that very name.
+
+    Raises:
+        UserError: there is none; the message names the nearest ones.
+    """
+    try:
+        return _load()[name]
+    except KeyError:
+        raise UserError(f"there is no dataset {name!r}{_nearest(name, names())}") from None
+
+
+def resolve(name_or_file: str, env: str | None = None) -> Entry:
+    """Finds the dataset a user means, and never one that only looks like it.
+
+    Args:
+        name_or_file: a name in the registry, the id of a Minari dataset, a Minari folder, or an HDF5 file in
+            D4RL's format. A file named after an entry, ``kitchen-complete-v0.hdf5``, brings its task along.
+        env: another environment: a name in the registry, which brings its whole task, or a Gymnasium id.
+
+    Raises:
+        UserError: there is no such dataset or environment.
+    """
+    found = _find(name_or_file)
+    if env is None:
+        return found
+    if env in _load():
+        task = _load()[env]
+        return dataclasses.replace(
+            task,
+            name=found.name,
+            source=found.source,
+            obs_keys=found.obs_keys or task.obs_keys,
+            licence=found.licence or task.licence,
+            citation=found.citation or task.citation,
+        )
+    near = difflib.get_close_matches(env, [*names(), *gymnasium.registry], n=3, cutoff=0.8)
+    if env not in gymnasium.registry and near:
+        raise UserError(f"there is no environment {env!r}; did you mean {_or(near)}?")
+    return dataclasses.replace(found, env={"id": env}, score=None)
+
+
+def _find(name_or_file: str) -> Entry:
+    path, minari_id = Path(name_or_file), name_or_file.strip("/")
+    if name_or_file in _load():
+        task = _load()[name_or_file]
+        if task.kind == "minari" and (minari_root() / minari_id / "data").is_dir():
+            says = _of_minari(minari_root() / minari_id, task.source)
+            task = dataclasses.replace(task, env=task.env or says.env, score=task.score or says.score)
+        return task
+    if path.is_file() or path.suffix in (".hdf5", ".h5"):
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; check the path")
+        task = _load().get(path.stem, Entry(path.stem, {}))
+        return dataclasses.replace(task, source={"file": str(path)})
+    if any((path / inner).is_file() for inner in ("metadata.json", "data/metadata.json")):
+        return _of_minari(path, {"file": str(path)})
+    if (minari_root() / minari_id / "data").is_dir():
+        return _of_minari(minari_root() / minari_id, {"minari": minari_id})
+    if re.fullmatch(r"[-\w][-\w/]*[-\w]/[-\w]+-v\d+", minari_id):  # with a namespace, it can be nothing else
+        return Entry(minari_id, {"minari": minari_id})
+    return entry(name_or_file)
+
+
+def _of_minari(folder: Path, source: Mapping[str, Any]) -> Entry:
+    """What a Minari dataset says of itself. Its reference scores are an expert's and a random policy's
+    returns, not D4RL's, and a score from them says so."""
+    metadata = minari_metadata(folder / "data" if (folder / "data").is_dir() else folder)
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    known = low is not None and high is not None
+    spec = metadata.get("eval_env_spec") or metadata.get("env_spec")
+    return Entry(
+        name=metadata.get("dataset_id", folder.name),
+        source=source,
+        env={"spec": spec} if spec else None,
+        score={"min": low, "max": high, "from": "return", "kind": "minari"} if known else None,
+        licence=metadata.get("licence", metadata.get("license", "")),
+        note=metadata.get("description", ""),
+    )
+
+
+def minari_metadata(folder: Path) -> dict[str, Any]:
+    """``metadata.json`` of a Minari ``data`` folder.
+
+    Raises:
+        UserError: it is missing, not JSON, or lacks what identifies and sizes a dataset.
+    """
+    path = folder / "metadata.json"
+    try:
+        metadata = json.loads(path.read_text())
+        return {key: metadata[key] for key in ("dataset_id", "total_episodes", "total_steps")} | metadata
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read as Minari metadata; delete the dataset and get it again"
+        ) from error
+
+
+def minari_root() -> Path:
+    """Where Minari keeps its datasets: ``$MINARI_DATASETS_PATH``, or ``~/.minari/datasets``."""
+    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+
+
+def download(entry: Entry, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Fetches a D4RL file into the cache, checked by size and sha256 where these are known.
+
+    Args:
+        progress: called with the bytes received and the bytes expected, 0 if the server does not say.
+
+    Raises:
+        UserError: the server cannot be reached, or what it sent is not the published file.
+    """
+    url, path = entry.where["url"], entry.path
+    instead = f"download it elsewhere and pass the file with --dataset FILE --env {entry.name}"
+    with aside(path, overwrite=True) as temporary:
+        digest, received = hashlib.sha256(), 0
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as response, temporary.open("wb") as file:
+                expected = int(response.headers.get("Content-Length") or 0)
+                while block := response.read(1 << 20):
+                    file.write(block)
+                    digest.update(block)
+                    received += len(block)
+                    if progress:
+                        progress(received, expected)
+        except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in DISK_FULL:
+                raise
+            raise UserError(f"{url} could not be reached; {instead}") from error
+        size, sha = entry.where.get("bytes", expected or received), entry.where.get("sha256")
+        if received != size:
+            raise UserError(f"{url} sent {received} bytes instead of {size}; try again, or {instead}")
+        if sha and digest.hexdigest() != sha:
+            raise UserError(
+                f"{url} sent a file that is not the published one (its sha256 differs); {instead}"
+            )
+    return path
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal digest of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _nearest(name: str, candidates: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
+    return f"; did you mean {_or(near)}?" if near else "; see `offlinerl datasets list`"
+
+
+def _or(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+@cache
+def _load() -> dict[str, Entry]:
+    path = paths.share("datasets", "registry.yaml")
+    entries = [
+        entry for section in yaml.safe_load(path.read_text())["datasets"] for entry in _expand(section)
+    ]
+    return {entry.name: entry for entry in entries}
+
+
+def _expand(section: Mapping[str, Any]) -> list[Entry]:
+    """A section of the registry with ``each`` stands for every combination of the values listed there. A
+    value replaces ``{its variable}`` in the section's strings, and so does whatever is listed below it."""
+    section = dict(section)
+    each = section.pop("each", {})
+    entries = []
+    for chosen in itertools.product(*(values.items() for values in each.values())):
+        words: dict[str, Any] = {}
+        for variable, (value, more) in zip(each, chosen, strict=True):
+            words |= {variable: value, **(more or {})}
+        fields = _fill(section, words)
+        keys = fields.get("obs_keys")
+        entries.append(Entry(**{**fields, "obs_keys": tuple(keys) if keys else None}))
+    return entries
+
+
+def _fill(value: Any, words: Mapping[str, Any]) -> Any:
+    """``value`` with its ``{placeholders}`` replaced; one that stands alone keeps its value's type."""
+    if isinstance(value, Mapping):
+        return {key: _fill(inner, words) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_fill(inner, words) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if value[:1] == "{" and value[1:-1] in words and value[-1:] == "}":
+        return words[value[1:-1]]
+    return value.format_map(words)

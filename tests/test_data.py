@@ -1,0 +1,333 @@
+"""Loading: no row may see another episode, and none may be lost silently."""
+
+from pathlib import Path
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+
+from offlinerl.data import load as loading
+from offlinerl.data.load import Dataset, load, load_hdf5, load_minari, n_step, with_reward
+from offlinerl.data.record import Episode, write_minari
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+
+
+def write_d4rl(path, lengths, terminal, dtype=np.float32, timeouts=True, next_observations=False):
+    """Episode e, step t observes [100 e + t]; ``terminal[e]`` says how it ends."""
+    steps = np.concatenate([np.arange(length) for length in lengths])
+    episode = np.repeat(np.arange(len(lengths)), lengths)
+    last = np.r_[np.diff(episode) > 0, True]
+    done = np.array(terminal)[episode] & last
+    obs = (100 * episode + steps)[:, None].astype(dtype)
+    with h5py.File(path, "w") as file:
+        file["observations"], file["rewards"], file["terminals"] = obs, steps.astype(dtype), done
+        file["actions"] = np.stack([episode, steps], axis=1).astype(dtype) / 100
+        if timeouts:
+            file["timeouts"] = last & ~done
+        if next_observations:
+            file["next_observations"] = obs + 1
+    return path
+
+
+def qlearning_dataset(file, max_episode_steps=None):
+    """D4RL's algorithm, row by row."""
+    data = {key: file[key][()] for key in file if isinstance(file[key], h5py.Dataset)}
+    rows, step = [], 0
+    for i in range(len(data["rewards"]) - 1):
+        done = bool(data["terminals"][i])
+        final = data["timeouts"][i] if "timeouts" in data else step == max_episode_steps - 1
+        if final:
+            step = 0
+            continue
+        if done:
+            step = 0
+        rows.append(i)
+        step += 1
+    rows = np.array(rows)
+    return (
+        data["observations"][rows],
+        data["actions"][rows],
+        data["observations"][rows + 1],
+        data["rewards"][rows],
+        data["terminals"][rows],
+    )
+
+
+def assert_is_qlearning(dataset, reference):
+    for column, expected in zip(
+        (dataset.obs, dataset.action, dataset.next_obs, dataset.reward, dataset.terminated),
+        reference,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(column, expected.astype(column.dtype))
+
+
+def episodes(lengths, dtype=np.float32):
+    for number, length in enumerate(lengths):
+        steps = np.arange(length + 1, dtype=dtype)
+        last = np.arange(length) == length - 1
+        yield Episode(
+            (100 * number + steps)[:, None],
+            steps[:-1, None] / 100,
+            steps[:-1],
+            last & (number % 2 == 0),
+            last & (number % 2 == 1),
+        )
+
+
+def write(path, items, observation_space=None, action_space=None, env_spec=None, dataset_id="test/data-v0"):
+    box = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    return write_minari(
+        path,
+        items,
+        dataset_id=dataset_id,
+        env_spec=env_spec,
+        observation_space=observation_space or box,
+        action_space=action_space or box,
+        metadata=dict(author="someone"),
+    )
+
+
+# ------------------------------------------------------------------------------------------ D4RL files
+
+
+def test_lossless_keeps_every_row_with_a_successor_and_crosses_no_episode(tmp_path):
+    data = load_hdf5(write_d4rl(tmp_path / "a.hdf5", [3, 1, 4], [True, False, False]))
+    np.testing.assert_array_equal(data.obs[:, 0], [0, 1, 2, 200, 201, 202])
+    np.testing.assert_array_equal(data.next_obs[:, 0], [1, 2, 2, 201, 202, 203])
+    np.testing.assert_array_equal(data.terminated, [0, 0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(data.last, [0, 0, 1, 0, 0, 1])
+    np.testing.assert_array_equal(data.episode_lengths, [3, 3])
+    assert data.provenance["rows_dropped"] == 2
+
+
+def test_next_observations_lose_no_row(tmp_path):
+    path = write_d4rl(tmp_path / "a.hdf5", [3, 1, 4], [True, False, False], next_observations=True)
+    data = load_hdf5(path)
+    assert len(data) == 8 and data.provenance["rows_dropped"] == 0
+    np.testing.assert_array_equal(data.next_obs, data.obs + 1)
+    np.testing.assert_array_equal(np.flatnonzero(data.last), [2, 3, 7])
+
+
+def test_terminals_alone_end_episodes(tmp_path):
+    path = write_d4rl(tmp_path / "a.hdf5", [3, 4], [True, True], timeouts=False)
+    np.testing.assert_array_equal(np.flatnonzero(load_hdf5(path).last), [2, 6])
+
+
+def test_without_timeouts_the_horizon_ends_episodes(tmp_path):
+    path = write_d4rl(tmp_path / "a.hdf5", [3, 5, 5, 2], [True, False, False, False], timeouts=False)
+    data = load_hdf5(path, max_episode_steps=5)
+    np.testing.assert_array_equal(data.episode_lengths, [3, 4, 4, 1])
+    inside = ~data.terminated
+    np.testing.assert_array_equal(data.next_obs[inside], data.obs[inside] + 1)
+
+
+@pytest.mark.parametrize("timeouts", [True, False])
+@pytest.mark.parametrize("terminal", [[True, False, False, True], [False] * 4])
+def test_d4rl_mode_is_d4rls_row_for_row(tmp_path, timeouts, terminal):
+    path = write_d4rl(tmp_path / "a.hdf5", [3, 5, 5, 5], terminal, timeouts=timeouts, dtype=np.float64)
+    with h5py.File(path) as file:
+        reference = qlearning_dataset(file, 5)
+    assert_is_qlearning(load_hdf5(path, "d4rl", max_episode_steps=5), reference)
+
+
+@pytest.mark.parametrize("name", ["kitchen-complete-v0", "door-human-demos"])
+def test_d4rl_mode_on_real_files(name):
+    path = REAL / f"{name}.hdf5"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not at hand")
+    with h5py.File(path) as file:
+        assert_is_qlearning(load_hdf5(path, "d4rl"), qlearning_dataset(file))
+
+
+def test_real_kitchen_file():
+    path = REAL / "kitchen-complete-v0.hdf5"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not at hand")
+    data = load(path)
+    assert data.provenance["checksum"] == "verified"
+    assert (len(data), len(data.episode_starts), data.provenance["rows_dropped"]) == (3680, 19, 0)
+    assert data.terminated[data.last].all() and data.terminated.sum() == 19
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(data.obs, file["observations"])
+        np.testing.assert_array_equal(data.next_obs[~data.last], file["observations"][1:][~data.last[:-1]])
+
+
+def test_antmaze_splits_on_jumps_and_never_on_terminals(tmp_path):
+    obs = np.zeros((10, 3), np.float32)
+    obs[:, 0] = [0, 0.5, 1, 1.5, 2, 21, 21.5, 22, 22.5, 23]
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["observations"], file["actions"] = obs, np.zeros((10, 2), np.float32)
+        file["rewards"], file["terminals"] = np.zeros(10), np.arange(10) == 2
+        file["timeouts"] = np.arange(10) == 7
+    data = load_hdf5(tmp_path / "a.hdf5", split="jump")
+    np.testing.assert_array_equal(data.obs[:, 0], np.float32([0, 0.5, 1, 1.5, 21, 21.5, 22.5]))
+    np.testing.assert_array_equal(data.episode_lengths, [4, 2, 1])
+    np.testing.assert_array_equal(np.flatnonzero(data.terminated), [2])
+    assert np.abs(data.next_obs - data.obs).max() == 0.5
+
+
+def test_blocks_do_not_show(tmp_path, monkeypatch):
+    path = write_d4rl(tmp_path / "a.hdf5", [3, 1, 4, 6], [True, False, False, True])
+    whole = load_hdf5(path)
+    monkeypatch.setattr(loading, "BLOCK", 3)
+    pieces = load_hdf5(path)
+    for column in ("obs", "action", "reward", "next_obs"):
+        np.testing.assert_array_equal(getattr(whole, column), getattr(pieces, column))
+
+
+def test_columns_are_float32_and_contiguous(tmp_path):
+    data = load_hdf5(write_d4rl(tmp_path / "a.hdf5", [3, 4], [True, False], dtype=np.float64))
+    for column in (data.obs, data.action, data.reward, data.next_obs):
+        assert column.dtype == np.float32 and column.flags.c_contiguous
+
+
+def test_discrete_actions_and_pixels_are_kept(tmp_path):
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["observations"] = np.arange(4 * 12, dtype=np.uint8).reshape(4, 2, 2, 3)
+        file["actions"], file["rewards"] = np.array([3, 1, 2, 0]), np.zeros(4)
+        file["terminals"] = np.arange(4) == 3
+    data = load_hdf5(tmp_path / "a.hdf5")
+    assert data.obs.dtype == np.uint8 and data.obs.shape == (4, 2, 2, 3)
+    np.testing.assert_array_equal(data.action, [[3], [1], [2], [0]])
+
+
+# ---------------------------------------------------------------------------------------------- n-step
+
+
+def table(reward, terminated, last):
+    rows = np.arange(len(reward), dtype=np.float32)[:, None]
+    return Dataset(
+        rows, rows, np.float32(reward), np.array(terminated, bool), np.array(last, bool), rows + 1, "a table"
+    )
+
+
+def test_truncation_bootstraps_and_termination_does_not():
+    batch = table([1, 1, 1, 1], [0, 1, 0, 0], [0, 1, 0, 1]).transitions(0.9)
+    np.testing.assert_allclose(batch.discount, [0.9, 0, 0.9, 0.9])
+    np.testing.assert_array_equal(batch.last, [False, True, False, True])
+
+
+def test_n_step_by_hand():
+    # one episode of four rows that terminates, one of two that is cut off
+    data = table([1, 2, 4, 8, 16, 32], [0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1])
+    batch = data.transitions(0.5, 3)
+    np.testing.assert_allclose(batch.reward, [1 + 1 + 1, 2 + 2 + 2, 4 + 4, 8, 16 + 16, 32])
+    np.testing.assert_allclose(batch.discount, [0.125, 0, 0, 0, 0.25, 0.5])
+    np.testing.assert_array_equal(batch.next_obs[:, 0], [3, 4, 4, 4, 6, 6])
+    np.testing.assert_array_equal(batch.last, [False, True, True, True, True, True])
+    assert batch.reward.dtype == batch.discount.dtype == np.float32
+
+
+def test_n_step_equals_a_loop():
+    random = np.random.default_rng(0)
+    size, gamma, n = 300, 0.97, 7
+    reward, terminated = random.normal(size=size), random.random(size) < 0.05
+    last = terminated | (random.random(size) < 0.05)
+    last[-1] = True
+    got = n_step(reward, terminated, last, gamma, n)
+    for i in range(size):
+        total, k = 0.0, 0
+        while True:
+            total += gamma**k * reward[i + k]
+            k += 1
+            if last[i + k - 1] or k == n:
+                break
+        tail = i + k - 1
+        np.testing.assert_allclose(
+            [got[0][i], got[1][i], got[2][i]], [total, 0 if terminated[tail] else gamma**k, tail], rtol=1e-5
+        )
+
+
+def test_a_window_stops_at_a_terminal_inside_a_trajectory():
+    terminated, last = np.array([[0, 1, 0, 0], [0, 0, 0, 1]], bool)
+    reward, discount, tail = n_step(np.ones(4), terminated, last, 1, 3)
+    np.testing.assert_array_equal(reward, [2, 1, 2, 1])
+    np.testing.assert_array_equal(discount, [0, 0, 1, 1])
+    np.testing.assert_array_equal(tail, [1, 1, 3, 3])
+
+
+# --------------------------------------------------------------------------------------------- rewards
+
+
+def test_reward_rules():
+    data = table([0, 1, 0, 1, 0, 3], [0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1])
+    np.testing.assert_array_equal(with_reward(data, "count").reward, [0, 1, 1, 2, 0, 3])
+    np.testing.assert_array_equal(with_reward(data, "minus_one").reward, [-1, 0, -1, 0, -1, 2])
+    np.testing.assert_allclose(with_reward(data, "scale_by_return_range").reward, data.reward * 1000)
+    assert with_reward(data, "none").reward is data.reward
+    counted = table([7, 7], [0, 1], [0, 1])
+    np.testing.assert_array_equal(with_reward(counted, "count").reward, counted.reward)
+
+
+# ---------------------------------------------------------------------------------------------- Minari
+
+
+def test_minari_round_trip_through_minari_itself(tmp_path, monkeypatch):
+    minari = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    env = gymnasium.make("Pendulum-v1", g=9.0)
+    written = list(episodes([3, 1, 5]))
+    write(tmp_path / "test" / "data-v0", iter(written), env_spec=env.spec)
+    read = minari.load_dataset("test/data-v0")
+    assert (read.total_episodes, read.total_steps) == (3, 9)
+    assert list(minari.list_local_datasets()) == ["test/data-v0"]
+    for episode, expected in zip(read, written, strict=True):
+        for field in ("observations", "actions", "rewards", "terminations", "truncations"):
+            got, wanted = getattr(episode, field), getattr(expected, field)
+            np.testing.assert_array_equal(got, wanted)
+            assert got.dtype == wanted.dtype
+    recovered = read.recover_environment()
+    assert recovered.spec.id == "Pendulum-v1" and recovered.unwrapped.g == 9.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_minari_keeps_the_last_successor(tmp_path, dtype):
+    data = load_minari(write(tmp_path / "data-v0", episodes([3, 1, 5], dtype)))
+    np.testing.assert_array_equal(data.obs[:, 0], [0, 1, 2, 100, 200, 201, 202, 203, 204])
+    np.testing.assert_array_equal(data.next_obs, data.obs + 1)
+    np.testing.assert_array_equal(np.flatnonzero(data.last), [2, 3, 8])
+    np.testing.assert_array_equal(np.flatnonzero(data.terminated), [2, 8])
+    assert data.obs.dtype == data.reward.dtype == np.float32 and data.obs.flags.c_contiguous
+
+
+def test_minari_public_iteration_gives_the_same_table(tmp_path, monkeypatch):
+    pytest.importorskip("minari")
+    path = write(tmp_path / "data-v0", episodes([3, 1, 5]))
+    direct = load_minari(path)
+    monkeypatch.setattr(loading, "_has_jpeg", lambda metadata: True)
+    public = load_minari(path)
+    for column in ("obs", "action", "reward", "terminated", "last", "next_obs"):
+        np.testing.assert_array_equal(getattr(direct, column), getattr(public, column))
+
+
+def test_dict_observations_are_concatenated_in_order(tmp_path):
+    def box(size):
+        return gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
+
+    goal = gymnasium.spaces.Dict(y=box(1))
+    space = gymnasium.spaces.Dict(observation=box(2), achieved=box(1), desired=goal)
+    observations = dict(
+        observation=np.array([[1.0, 2], [3, 4]]),
+        achieved=np.array([[5.0], [6]]),
+        desired=dict(y=np.array([[7.0], [8]])),
+    )
+    one = np.ones(1, bool)
+    item = Episode(observations, np.zeros((1, 1), np.float32), np.ones(1), ~one, one)
+    path = write(tmp_path / "data-v0", [item], observation_space=space)
+    first = dict(observation=np.array([1, 2]), achieved=np.array([5]), desired=dict(y=np.array([7])))
+    flat = gymnasium.spaces.flatten(space, first)
+    np.testing.assert_array_equal(load_minari(path).obs[0], flat)
+    chosen = load_minari(path, obs_keys=["observation", "desired"])
+    np.testing.assert_array_equal(chosen.next_obs, [[3, 4, 8]])
+
+
+def test_discrete_minari_actions(tmp_path):
+    one = np.ones(2, bool)
+    item = Episode(np.zeros((3, 1), np.float32), np.array([2, 1]), np.ones(2), ~one, ~one)
+    path = write(tmp_path / "data-v0", [item], action_space=gymnasium.spaces.Discrete(3))
+    data = load_minari(path)
+    np.testing.assert_array_equal(data.action, [[2], [1]])
+    np.testing.assert_array_equal(data.last, [False, True])

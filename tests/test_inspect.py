@@ -1,0 +1,167 @@
+"""Findings: each in a file that has it, in the rows that have it, and none in a sound one."""
+
+import h5py
+import numpy as np
+import pytest
+
+from offlinerl.data import commands
+from offlinerl.data.inspect import describe, plot, validate
+from offlinerl.data.load import load
+from offlinerl.data.registry import Entry
+
+LENGTH, EPISODES = 50, 60
+ROWS = LENGTH * EPISODES
+
+
+def sound():
+    """Random walks of 50 steps from far apart starts."""
+    random = np.random.default_rng(0)
+    starts = random.normal(0, 50, (EPISODES, 1, 3))
+    walks = starts + np.cumsum(random.uniform(-1, 1, (EPISODES, LENGTH + 1, 3)), axis=1)
+    last = np.arange(ROWS) % LENGTH == LENGTH - 1
+    even = np.arange(ROWS) // LENGTH % 2 == 0
+    return dict(
+        observations=walks[:, :-1].reshape(ROWS, 3).astype(np.float32),
+        next_observations=walks[:, 1:].reshape(ROWS, 3).astype(np.float32),
+        actions=random.uniform(-1, 1, (ROWS, 2)).astype(np.float32),
+        rewards=random.normal(size=ROWS).astype(np.float32),
+        terminals=last & even,
+        timeouts=last & ~even,
+    )
+
+
+def findings(tmp_path, columns, max_episode_steps=LENGTH):
+    path = tmp_path / "some.hdf5"
+    with h5py.File(path, "w") as file:
+        for key, column in columns.items():
+            file[key] = column
+    entry = Entry("some", {"file": str(path)}, max_episode_steps=max_episode_steps)
+    return {finding.kind: finding.rows.tolist() for finding in validate(entry)}
+
+
+@pytest.mark.parametrize("with_next", [True, False])
+def test_nothing_is_found_in_a_sound_file(tmp_path, with_next):
+    columns = sound()
+    if not with_next:
+        del columns["next_observations"]
+    assert findings(tmp_path, columns) == {}
+
+
+def test_jumps_against_next_observations(tmp_path):
+    columns = sound()
+    columns["next_observations"][[7, 300]] += 0.01
+    assert findings(tmp_path, columns) == {"jump": [7, 300]}
+
+
+def test_jumps_without_next_observations(tmp_path):
+    columns = sound()
+    del columns["next_observations"]
+    columns["terminals"][2 * LENGTH + LENGTH - 1] = False
+    row = 3 * LENGTH - 1
+    assert findings(tmp_path, columns, None) == {"jump": [row]}
+
+
+def test_episodes_too_long(tmp_path):
+    columns = sound()
+    columns["terminals"][3 * LENGTH - 1] = False
+    found = findings(tmp_path, columns)
+    assert found["missing end"] == [4 * LENGTH - 1] and found["jump"] == [3 * LENGTH - 1]
+
+
+def test_missing_last_end(tmp_path):
+    columns = sound()
+    columns["timeouts"][-1] = False
+    assert findings(tmp_path, columns) == {"missing end": [ROWS - 1]}
+
+
+def test_overlapping_ends(tmp_path):
+    columns = sound()
+    columns["timeouts"][LENGTH - 1] = True
+    assert findings(tmp_path, columns) == {"overlapping ends": [LENGTH - 1]}
+
+
+def test_terminals_one_after_another(tmp_path):
+    columns = sound()
+    columns["terminals"][[20, 21, 22]] = True
+    assert findings(tmp_path, columns) == {"overlapping ends": [21, 22]}
+
+
+def test_non_finite_values(tmp_path):
+    columns = sound()
+    columns["rewards"][[3, 9]] = np.nan
+    columns["actions"][9, 0] = np.inf
+    found = findings(tmp_path, columns)
+    assert found["not finite"] == [3, 9]
+
+
+def test_actions_out_of_range(tmp_path):
+    columns = sound()
+    columns["actions"][[5, 8], 1] = [1.5, -1.01]
+    assert findings(tmp_path, columns) == {"action range": [5, 8]}
+
+
+def test_duplicated_rows(tmp_path):
+    columns = sound()
+    for key in ("observations", "actions", "rewards", "next_observations"):
+        columns[key] = np.concatenate([columns[key], columns[key][:LENGTH]])
+    for key in ("terminals", "timeouts"):
+        columns[key] = np.concatenate([columns[key], columns[key][:LENGTH]])
+    assert findings(tmp_path, columns) == {"duplicates": list(range(ROWS, ROWS + LENGTH))}
+
+
+def test_unequal_lengths(tmp_path):
+    columns = sound()
+    columns["rewards"] = columns["rewards"][:-2]
+    assert findings(tmp_path, columns) == {"unequal lengths": [ROWS - 2, ROWS - 1]}
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    path = tmp_path / "some.hdf5"
+    with h5py.File(path, "w") as hdf5:
+        for key, column in sound().items():
+            hdf5[key] = column
+    return path
+
+
+def test_description(file):
+    data = load(str(file))
+    facts = describe(data)
+    assert (facts["rows"], facts["episodes"]) == (ROWS, EPISODES)
+    assert facts["lengths"] == {"0%": 50, "25%": 50, "50%": 50, "75%": 50, "100%": 50, "mean": 50}
+    assert facts["terminations"] == facts["truncations"] == EPISODES / 2
+    returns = sound()["rewards"].reshape(EPISODES, LENGTH).astype(np.float64).sum(axis=1)
+    assert facts["returns"]["mean"] == pytest.approx(returns.mean())
+    assert facts["returns"]["100%"] == pytest.approx(returns.max())
+    assert facts["obs"] == {"shape": [ROWS, 3], "dtype": "float32"}
+
+
+def test_histograms(file, tmp_path):
+    image = plot(load(str(file)), tmp_path / "new" / "some.png")
+    assert image.read_bytes().startswith(b"\x89PNG") and image.stat().st_size > 10_000
+
+
+def test_commands(file, tmp_path, capsys):
+    commands.show(str(file), tmp_path / "some.png")
+    assert "episodes\t60" in capsys.readouterr().out and (tmp_path / "some.png").exists()
+    assert commands.validate(str(file)) == 0
+    with h5py.File(file, "a") as hdf5:
+        hdf5["actions"][4, 0] = 2
+    assert commands.validate(str(file)) == 1
+    assert "(1 rows: 4)" in capsys.readouterr().out
+    commands.list_datasets()
+    assert "kitchen-complete-v0\td4rl" in capsys.readouterr().out
+
+
+def test_import_and_export_lose_nothing(file, tmp_path):
+    pytest.importorskip("minari")
+    commands.import_file(file, "mine/some-v0")
+    commands.export("mine/some-v0", tmp_path / "again.hdf5")
+    original, installed, exported = (
+        load(name) for name in (str(file), "mine/some-v0", str(tmp_path / "again.hdf5"))
+    )
+    for column in ("obs", "action", "reward", "terminated", "last", "next_obs"):
+        np.testing.assert_array_equal(getattr(installed, column), getattr(original, column))
+        np.testing.assert_array_equal(getattr(exported, column), getattr(original, column))
+    assert validate("mine/some-v0") == []
