@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from offlinerl import checkpoint
 from offlinerl.agent import Agent
-from offlinerl.envs.make import Pool
+from offlinerl.data import registry
+from offlinerl.data.record import aside
+from offlinerl.device import pick_device
+from offlinerl.display import Display
+from offlinerl.envs.make import Pool, make
 from offlinerl.types import UserError
 
 
@@ -177,3 +184,109 @@ def _require_finite(agent: Agent, actions: np.ndarray, playing: Mapping[int, int
                 f"the policy of seed {agent.seeds[s]} returns actions that are not finite: its training"
                 " diverged; lower the learning rate or raise beta"
             )
+
+
+def evaluate_checkpoint(
+    path: Path,
+    *,
+    env: str | None = None,
+    episodes: int = 50,
+    seed: int = 0,
+    video: Path | None = None,
+    json_file: Path | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """What ``offlinerl evaluate`` does: needs the checkpoint and nothing else.
+
+    Args:
+        path: a checkpoint of a run.
+        env: another task than the checkpoint's own: a registry name, or a Gymnasium id, whose score is the
+            return.
+        episodes: episodes of each seed's policy.
+        seed: reset seed of the first one.
+        video: a folder for one GIF a seed.
+        json_file: where to write what is returned.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        UserError: the checkpoint cannot be read or does not fit the environment.
+    """
+    display = Display()
+    agent = checkpoint.load_agent(path, pick_device(device))
+    task = Task(**agent.task) if env is None else task_named(env)
+    pool = make_pool(task, len(agent.seeds), episodes)
+    try:
+        with display.bar("evaluating", episodes * len(agent.seeds), unit="episodes"):
+            done = 0
+
+            def progress(count: int) -> None:
+                nonlocal done
+                done += count
+                display.advance(done)
+
+            result = evaluate(agent, task, episodes, seed, pool, progress)
+    finally:
+        pool.close()
+    results = dict(
+        checkpoint=str(path),
+        env=task.env.get("id"),
+        updates=agent.updates,
+        seeds=list(agent.seeds),
+        episodes=episodes,
+        score_kind=task.score_kind,
+        mean=result.mean,
+        ci95=list(result.interval()),
+        per_seed=result.per_seed.tolist(),
+        mean_return=float(result.returns.mean()),
+        mean_length=float(result.lengths.mean()),
+        success=float(result.success.mean()),
+    )
+    display.evaluation(results)
+    if json_file is not None:
+        with aside(json_file, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(results, indent=1))
+    if video is not None:
+        record_videos(agent, task, seed, video)
+        display.say(f"videos in {video}")
+    return results
+
+
+def task_named(env: str) -> Task:
+    """The task of a registry name, or that of a Gymnasium id, whose score is its return."""
+    if env in registry.names():
+        entry = registry.entry(env)
+        return Task(entry.env, entry.obs_keys, entry.score, entry.score_kind)
+    return Task({"id": env})
+
+
+def record_videos(agent: Agent, task: Task, seed: int, folder: Path) -> None:
+    """Write one episode of every seed's policy as ``seed-<s>.gif``.
+
+    Raises:
+        UserError: the environment cannot be rendered on this machine, or renders nothing.
+    """
+    import imageio
+
+    folder.mkdir(parents=True, exist_ok=True)
+    instead = "on a machine without a screen install libosmesa6 and set MUJOCO_GL=osmesa"
+    for s, number in enumerate(agent.seeds):
+        env = make(task.env, task.obs_keys, render_mode="rgb_array")
+        frames = []
+        try:
+            obs, _ = env.reset(seed=seed)
+            over = False
+            while not over:
+                batch = torch.from_numpy(np.asarray(obs, np.float32)).expand(len(agent.seeds), 1, -1)
+                with torch.no_grad():
+                    action = agent.act(batch.to(agent.device))[s, 0].cpu().numpy()
+                obs, _, terminated, truncated, _ = env.step(action)
+                over = terminated or truncated
+                frames.append(env.render())
+        except Exception as error:  # every simulator has its own way to say that it cannot draw
+            raise UserError(f"the environment cannot be rendered here ({error}); {instead}") from error
+        finally:
+            env.close()
+        if not any(np.any(frame) for frame in frames):
+            raise UserError(f"the environment renders black frames here; {instead}")
+        fps = env.metadata.get("render_fps", 30)
+        imageio.mimsave(folder / f"seed-{number}.gif", frames, duration=1000 / fps, loop=0)

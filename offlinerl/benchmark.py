@@ -1,0 +1,267 @@
+"""``offlinerl benchmark``: how fast this machine trains, and how far that is from what its arithmetic allows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from offlinerl import agents
+from offlinerl.agent import Agent
+from offlinerl.data.record import Episode, aside, write_minari
+from offlinerl.data.sources import OfflineData
+from offlinerl.device import pick_device
+from offlinerl.display import Display
+from offlinerl.types import Batch, Spec
+
+KITCHEN = Spec(60, 9, (-1.0,) * 9, (1.0,) * 9)
+LOCOMOTION = dict(episodes=1000, steps=1000, obs=17, action=6)
+
+
+def benchmark(
+    agent_name: str = "xql",
+    *,
+    batch: int = 256,
+    seeds: Sequence[int] = (0,),
+    device: str = "auto",
+    threads: int | None = None,
+    json_file: Path | None = None,
+) -> dict[str, Any]:
+    """Measure an agent's updates on Kitchen's shapes, Lightning's share and the loading of a dataset.
+
+    Args:
+        agent_name: one of ``offlinerl.agents.names()``.
+        batch: transitions a seed's update.
+        seeds: seeds trained side by side; a figure "a second" counts every seed's updates.
+        device: "auto", "cpu" or "cuda".
+        threads: CPU threads.
+        json_file: where to write what is returned.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    display, where = Display(), pick_device(device)
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name()
+    display.say(f"{agent_name}, batch {batch}, {len(seeds)} seed(s), on {name}, {torch.get_num_threads()} CPU threads")
+    eager, compiled = (build(agent_name, seeds, where, compile) for compile in (False, True))
+    source = OfflineData(synthetic_table(), KITCHEN, seeds, batch, updates=50, device=where)
+    flops = count_flops(build(agent_name, seeds, where, False), source.draw(1))
+    began = time.perf_counter()
+    compiled.learn(source.draw(1))
+    compile_seconds = time.perf_counter() - began
+    rates = interleaved(
+        eager=lambda: updates_rate(eager, source), compiled=lambda: updates_rate(compiled, source),
+        matmul=lambda: matmul_rate(batch, len(seeds), where),
+    )  # fmt: skip
+    S = len(seeds)
+    limit = rates["matmul"] / flops * S
+    load = load_million()
+    results = dict(
+        agent=agent_name,
+        batch=batch,
+        seeds=list(seeds),
+        device=where.type,
+        device_name=name,
+        threads=torch.get_num_threads(),
+        updates_per_second=rates["compiled"] * S,
+        eager_updates_per_second=rates["eager"] * S,
+        limit_updates_per_second=limit,
+        share_of_limit=rates["compiled"] * S / limit,
+        gflop_per_update=flops / S / 1e9,
+        matmul_gflops=rates["matmul"] / 1e9,
+        compile_seconds=compile_seconds,
+        lightning_share=lightning_share(compiled, source),
+        load_seconds_per_million=load["seconds"],
+        load_memory_ratio=load["memory_ratio"],
+    )
+    lines = (
+        ("updates/s", f"{results['updates_per_second']:,.0f}"),
+        ("uncompiled", f"{results['eager_updates_per_second']:,.0f}"),
+        ("limit, by matrix products alone", f"{limit:,.0f}  ({results['matmul_gflops']:,.0f} GFLOP/s)"),
+        ("share of the limit", f"{results['share_of_limit']:.0%}"),
+        ("compiling", f"{compile_seconds:.0f} s"),
+        ("Lightning's share of the time", f"{results['lightning_share']:.1%}"),
+        ("loading 1M transitions", f"{load['seconds']:.2f} s"),
+        ("memory beyond the file's, over the table's", f"{load['memory_ratio']:.2f}"),
+    )
+    for label, value in lines:
+        display.say(f"{label:<44} {value}")
+    if json_file is not None:
+        with aside(json_file, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(results, indent=1))
+    return results
+
+
+def build(agent_name: str, seeds: Sequence[int], device: torch.device, compile: bool) -> Agent:
+    """The agent as ``fit`` would build it for Kitchen, dropout and decay included where it has them."""
+    agent_class = agents.get(agent_name)
+    from offlinerl.config import parameters
+
+    usual = dict(dropout=0.1, decay_steps=1_000_000)
+    agent = agent_class(KITCHEN, seeds, **{k: v for k, v in usual.items() if k in parameters(agent_class)})
+    agent.to(device)
+    agent.configure_optimizers()
+    agent.compile = compile
+    return agent
+
+
+def synthetic_table(rows: int = 20_000) -> Batch:
+    """Random transitions of Kitchen's shapes; the speed does not depend on their values."""
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=(rows + 1, KITCHEN.obs_dim)).astype(np.float32)
+    action = rng.uniform(-1, 1, (rows, KITCHEN.action_dim)).astype(np.float32)
+    reward = rng.integers(0, 5, rows).astype(np.float32)
+    last = np.arange(rows) % 200 == 199
+    return Batch(obs[:-1], action, reward, np.where(last, 0, 0.99).astype(np.float32), obs[1:], last)
+
+
+def interleaved(repeats: int = 5, **measures: Any) -> dict[str, float]:
+    """The median of several measurements, taken in turn, so that a busy moment does not favour one."""
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(repeats):
+        for name, measure in measures.items():
+            found[name].append(measure())
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def updates_rate(agent: Agent, source: OfflineData, seconds: float = 1.0) -> float:
+    """Updates a second, sampling included."""
+    agent.learn(source.draw())
+    done, began = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds:
+        agent.learn(source.draw())
+        synchronize(agent.device)
+        done += source.updates
+    return done / elapsed
+
+
+def count_flops(agent: Agent, block: Batch) -> float:
+    """Floating-point operations of the matrix products of one update of all seeds."""
+    with FlopCounterMode(display=False) as counter:
+        agent.learn(block)
+    return float(counter.get_total_flops())
+
+
+def matmul_rate(batch: int, seeds: int, device: torch.device, width: int = 256, seconds: float = 0.5) -> float:
+    """Floating-point operations a second of the update's largest matrix product."""
+    a, b = torch.randn(seeds, batch, width, device=device), torch.randn(seeds, width, width, device=device)
+    out = torch.empty(seeds, batch, width, device=device)
+    done, began = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds:
+        for _ in range(20):
+            torch.bmm(a, b, out=out)
+        synchronize(device)
+        done += 20
+    return done * 2 * seeds * batch * width * width / elapsed
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def lightning_share(agent: Agent, source: OfflineData, blocks: int = 20) -> float:
+    """The part of a training that is neither drawing a block nor learning from it."""
+    inner = 0.0
+
+    def timed(function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            nonlocal inner
+            began = time.perf_counter()
+            result = function(*args)
+            synchronize(agent.device)
+            inner += time.perf_counter() - began
+            return result
+
+        return call
+
+    class Timed:
+        def __len__(self) -> int:
+            return blocks
+
+        def __iter__(self) -> Iterable[Batch]:
+            for _ in range(blocks):
+                yield timed(source.draw)()
+
+    class Clock(L.Callback):
+        def on_train_epoch_start(self, *_: Any) -> None:
+            self.began = time.perf_counter()
+
+        def on_train_epoch_end(self, *_: Any) -> None:
+            self.seconds = time.perf_counter() - self.began
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    clock, learn = Clock(), agent.learn
+    agent.learn = timed(learn)
+    trainer = L.Trainer(
+        accelerator="gpu" if agent.device.type == "cuda" else "cpu", devices=1, max_epochs=1, logger=False,
+        callbacks=[clock], enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    try:
+        trainer.fit(agent, Timed())
+    finally:
+        agent.learn = learn
+    return max(0.0, 1 - inner / clock.seconds)
+
+
+_LOAD = """
+import resource, sys, time
+from offlinerl.data.load import load_minari
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+load_minari(sys.argv[1])
+before, began = peak(), time.perf_counter()
+data = load_minari(sys.argv[2])
+seconds = time.perf_counter() - began
+print(seconds, (peak() - before) / data.nbytes)
+"""
+
+
+def load_million() -> dict[str, float]:
+    """Seconds to load a million transitions from a Minari file, in a fresh process, and the peak memory this
+    takes over the size of the table."""
+    rng = np.random.default_rng(0)
+    shape = LOCOMOTION
+
+    def episodes(count: int) -> Iterable[Episode]:
+        steps = shape["steps"]
+        for _ in range(count):
+            end = np.zeros(steps, bool)
+            end[-1] = True
+            yield Episode(
+                rng.normal(size=(steps + 1, shape["obs"])).astype(np.float32),
+                rng.uniform(-1, 1, (steps, shape["action"])).astype(np.float32),
+                rng.normal(size=steps), np.zeros(steps, bool), end,
+            )  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, count in (("small", 2), ("million", shape["episodes"])):
+            write_minari(
+                Path(folder) / name, episodes(count), dataset_id=f"benchmark/{name}-v0", env_spec=None,
+                observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (shape["obs"],), np.float32),
+                action_space=gymnasium.spaces.Box(-1, 1, (shape["action"],), np.float32),
+            )  # fmt: skip
+        command = [sys.executable, "-c", _LOAD, f"{folder}/small", f"{folder}/million"]
+        runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+    seconds, ratio = (statistics.median(float(run[i]) for run in runs) for i in (0, 1))
+    return dict(seconds=seconds, memory_ratio=ratio)
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,278 @@
+"""The command line: each command is a thin function that parses nothing and a parser that does nothing else.
+
+Commands import what they need themselves, so that ``offlinerl --help`` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from offlinerl import __version__
+from offlinerl.types import UserError
+
+
+class WrongUsage(Exception):
+    """Flags that do not make sense; exit status 2."""
+
+
+# Commands
+
+
+def fit(args: argparse.Namespace) -> int:
+    from offlinerl import training
+
+    train = {
+        "updates": args.updates, "batch": args.batch, "eval_every": args.eval_every,
+        "eval_episodes": args.eval_episodes, "final_episodes": args.final_episodes, "compile": args.compile,
+    }  # fmt: skip
+    if args.agent is None and args.resume is None:
+        raise WrongUsage("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
+    if args.dataset is None and args.resume is None:
+        raise WrongUsage("fit needs --dataset, a name or a file; `offlinerl datasets list` shows the names")
+    if args.resume is not None and (args.out or args.seeds or args.config or args.env):
+        raise WrongUsage("--resume goes on with a run's own settings: leave out --out, --seeds, --config and --env")
+    training.fit(
+        args.agent,
+        args.dataset,
+        env=args.env,
+        seeds=args.seeds or [0],
+        file=args.config,
+        over=dict(train={key: value for key, value in train.items() if value is not None}, agent=args.settings),
+        device=args.device,
+        out=args.out,
+        resume=args.resume,
+    )
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from offlinerl import evaluation
+
+    evaluation.evaluate_checkpoint(
+        args.checkpoint, env=args.env, episodes=args.episodes, seed=args.seed, video=args.video, json_file=args.json,
+        device=args.device,
+    )  # fmt: skip
+    return 0
+
+
+def datasets_list(args: argparse.Namespace) -> int:
+    from offlinerl.data import commands
+
+    commands.list_datasets()
+    return 0
+
+
+def datasets_show(args: argparse.Namespace) -> int:
+    from offlinerl.data import commands
+
+    commands.show(args.name, args.png or Path(f"{Path(args.name).stem}.png"))
+    return 0
+
+
+def datasets_validate(args: argparse.Namespace) -> int:
+    from offlinerl.data import commands
+
+    return commands.validate(args.name)
+
+
+def datasets_generate(args: argparse.Namespace) -> int:
+    from offlinerl.data import commands
+
+    episodes = None if args.episodes is None else range(args.episodes)
+    commands.generate(args.name, args.out, episodes=episodes, processes=args.processes)
+    return 0
+
+
+def datasets_import(args: argparse.Namespace) -> int:
+    from offlinerl.data import commands
+
+    commands.import_file(args.file, args.id)
+    return 0
+
+
+def datasets_export(args: argparse.Namespace) -> int:
+    from offlinerl.data import commands
+
+    commands.export(args.name, args.file)
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    from offlinerl import report
+
+    report.report(args.runs, args.out)
+    return 0
+
+
+def benchmark(args: argparse.Namespace) -> int:
+    from offlinerl import benchmark
+
+    benchmark.benchmark(
+        args.agent, batch=args.batch, seeds=args.seeds or [0], device=args.device, threads=args.threads,
+        json_file=args.json,
+    )  # fmt: skip
+    return 0
+
+
+# The parser
+
+
+def seed_list(text: str) -> list[int]:
+    """``0,1,2`` as numbers."""
+    return [int(part) for part in text.split(",")]
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on, also as 1e6 or 1_000_000."""
+    value = float(text)
+    if value < 1 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return int(value)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="offlinerl", description="Offline reinforcement learning.")
+    top.add_argument("--version", action="version", version=f"offlinerl {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(
+        name: str, function: Any, help: str, within: Any = commands, **options: Any
+    ) -> argparse.ArgumentParser:
+        added = within.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", **options)
+        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        added.set_defaults(function=function)
+        return added
+
+    device = dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
+
+    p = command("fit", fit, "train an agent on a dataset", epilog="--agent.KEY VALUE sets any setting of the agent.")
+    p.add_argument("agent", nargs="?", help="xql, iql, bc ...")
+    p.add_argument("--dataset", help="a name, a Minari id or a D4RL file; see `offlinerl datasets list`")
+    p.add_argument("--env", help="the file's environment: a Gymnasium id, or a registry name with its whole task")
+    p.add_argument("--seeds", type=seed_list, help="seeds to train side by side, as in 0,1,2 (default: 0)")
+    p.add_argument("--updates", type=count, help="gradient steps")
+    p.add_argument("--config", type=Path, help="a YAML file of settings over the built-in ones")
+    p.add_argument("--batch", type=count, help="transitions a gradient step")
+    p.add_argument("--eval-every", type=count, help="updates between evaluations")
+    p.add_argument("--eval-episodes", type=count, help="episodes of an evaluation while training")
+    p.add_argument("--final-episodes", type=count, help="episodes of the evaluation of the last policy")
+    p.add_argument("--compile", type=on_off, help="compile the update: auto, true or false (default: auto)")
+    p.add_argument("--device", **device)
+    p.add_argument("--out", type=Path, help="the run's folder (default: a new one below runs/)")
+    p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
+
+    p = command("evaluate", evaluate, "evaluate the policies in a checkpoint")
+    p.add_argument("checkpoint", type=Path)
+    p.add_argument("--env", help="another environment than the checkpoint's own")
+    p.add_argument("--episodes", type=count, default=50, help="episodes of every seed's policy (default: 50)")
+    p.add_argument("--seed", type=int, default=0, help="reset seed of the first episode (default: 0)")
+    p.add_argument("--video", type=Path, metavar="DIR", help="record one episode of every seed's policy as GIF")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    p.add_argument("--device", **device)
+
+    nested = commands.add_parser("datasets", help="list, show, validate and make datasets")
+    within = nested.add_subparsers(dest="action", required=True, metavar="ACTION")
+    command("list", datasets_list, "list the datasets by name", within)
+    p = command("show", datasets_show, "print a dataset in figures and draw its histograms", within)
+    p.add_argument("name", help="a name, a Minari id or a D4RL file")
+    p.add_argument("--png", type=Path, metavar="FILE", help="where to draw (default: NAME.png)")
+    p = command("validate", datasets_validate, "find what is wrong with a dataset; status 1 if anything", within)
+    p.add_argument("name", help="a name, a Minari id or a D4RL file")
+    p = command("generate", datasets_generate, "make a dataset from its recipe", within)
+    p.add_argument("name", help="a recipe, such as kitchen")
+    p.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the cache)")
+    p.add_argument("--episodes", type=count, help="only the first ones (default: all)")
+    p.add_argument("--processes", type=count, default=os.cpu_count() or 1, help="simulators side by side")
+    p = command("import", datasets_import, "install a D4RL file as a Minari dataset", within)
+    p.add_argument("file", type=Path)
+    p.add_argument("id", help="(namespace/)name-vN")
+    p = command("export", datasets_export, "write a dataset as a D4RL file", within)
+    p.add_argument("name", help="a name, a Minari id or a D4RL file")
+    p.add_argument("file", type=Path)
+
+    p = command("report", report, "compare runs in a table and a picture")
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
+    p.add_argument("--out", type=Path, help="where to write report.md and curves.png (default: the terminal only)")
+
+    p = command("benchmark", benchmark, "measure updates/s, their limit, Lightning's share and loading")
+    p.add_argument("agent", nargs="?", default="xql")
+    p.add_argument("--batch", type=count, default=256)
+    p.add_argument("--seeds", type=seed_list, help="as in 0,1,2 (default: 0)")
+    p.add_argument("--device", **device)
+    p.add_argument("--threads", type=count, help="CPU threads (default: as many as cores)")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    return top
+
+
+def on_off(text: str) -> bool | str:
+    known = {"auto": "auto", "true": True, "false": False}
+    if text not in known:
+        raise argparse.ArgumentTypeError(f"{text} is not auto, true or false")
+    return known[text]
+
+
+def agent_settings(rest: Sequence[str]) -> dict[str, Any]:
+    """What ``--agent.KEY VALUE`` and ``--agent.KEY=VALUE`` say.
+
+    Raises:
+        WrongUsage: something else is among them.
+    """
+    from offlinerl.config import parse_value
+
+    settings, words = {}, list(rest)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--agent."):
+            raise WrongUsage(f"unrecognized argument {word}")
+        key, equals, value = word.removeprefix("--agent.").partition("=")
+        if not equals and not words:
+            raise WrongUsage(f"{word} needs a value")
+        settings[key.replace("-", "_")] = parse_value(value if equals else words.pop(0))
+    return settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status is 0, 1 for what the user can put right and 2 for wrong usage."""
+    args, rest = parser().parse_known_args(argv)
+    try:
+        args.settings = agent_settings(rest)
+        if args.settings and args.function is not fit:
+            raise WrongUsage(f"{args.command} takes no --agent settings")
+        return args.function(args)
+    except WrongUsage as error:
+        return fail(args, error, 2)
+    except UserError as error:
+        return fail(args, error, 1)
+    except KeyboardInterrupt:
+        return fail(args, UserError("interrupted"), 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, `head` say, has left
+        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return fail(args, UserError(f"the disk is full{where(error)}: free some space"), 1)
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENOENT, errno.EEXIST):
+            return fail(args, UserError(f"{os.strerror(error.errno)}{where(error)}"), 1)
+        raise
+
+
+def where(error: OSError) -> str:
+    return f" ({error.filename})" if error.filename else ""
+
+
+def fail(args: argparse.Namespace, error: Exception, status: int) -> int:
+    """One sentence on standard error, and the traceback if it was asked for."""
+    if getattr(args, "debug", False):
+        raise error
+    print(f"offlinerl {args.command}: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

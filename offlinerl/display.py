@@ -1,0 +1,97 @@
+"""What a run shows while it goes on: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from offlinerl.evaluation import Evaluation
+
+UNITS = {"normalized": "normalised score", "minari": "score by Minari's references", "return": "return"}
+
+
+def console(error: bool = False) -> Console:
+    """Standard output or error; where that is no terminal, lines are neither coloured nor wrapped."""
+    file = sys.stderr if error else sys.stdout
+    return Console(file=file, highlight=False, soft_wrap=not file.isatty())
+
+
+class Display:
+    """Messages, a bar and tables on standard output."""
+
+    def __init__(self) -> None:
+        self.console = console()
+        self.progress: Progress | None = None
+
+    def say(self, message: str) -> None:
+        self.console.print(message, markup=False)
+
+    @contextmanager
+    def bar(self, what: str, total: int, done: int = 0, unit: str = "updates") -> Iterator[None]:
+        """Show a bar until the ``with`` ends, if there is a terminal to show it on."""
+        columns = (
+            TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.unit = unit
+        with self.progress:
+            self.bar_id = self.progress.add_task(what, total=total, completed=done, rate="", note="")
+            yield
+        self.progress = None
+
+    def advance(self, done: int) -> None:
+        task = self.progress.tasks[0]
+        speed = f"{task.speed:,.0f} {self.unit}/s" if task.speed else ""
+        self.progress.update(self.bar_id, completed=done, rate=speed)
+
+    def evaluated(self, update: int, result: Evaluation, score_kind: str) -> None:
+        seeds = "" if len(result.per_seed) == 1 else "  seeds " + " ".join(f"{s:.1f}" for s in result.per_seed)
+        self.say(f"update {update:>9,}  {UNITS[score_kind]} {result.mean:.1f}{seeds}")
+        if self.progress is not None:
+            self.progress.update(self.bar_id, note=f"score {result.mean:.1f}")
+
+    def summary(self, summary: dict[str, Any], folder: Path) -> None:
+        """The final table of a run."""
+        last, best = summary["last"], summary["best"]
+        unit = UNITS[summary["score_kind"]]
+        table = Table(title=f"{summary['agent']} on {summary['dataset']}: {unit}", title_justify="left")
+        for column in ("policy", "mean", "95% interval", "per seed", "episodes a seed"):
+            table.add_column(column, justify="left" if column == "policy" else "right")
+        interval = f"{last['ci95'][0]:.1f} to {last['ci95'][1]:.1f}"
+        per_seed = " ".join(f"{score:.1f}" for score in last["per_seed"])
+        table.add_row("last, the result", f"{last['mean']:.1f}", interval, per_seed, str(last["episodes"]))
+        per_seed = " ".join(f"{score:.1f}" for score in best["per_seed"])
+        table.add_row(f"best, at {best['update']:,}", f"{best['mean']:.1f}", "", per_seed, "")
+        if summary["dataset_score"] is not None:
+            table.add_row("the dataset's average episode", f"{summary['dataset_score']:.1f}", "", "", "")
+        self.console.print(table)
+        self.say(
+            f"{summary['updates']:,} updates at {summary['updates_per_second']:,.0f}/s,"
+            f" {summary['seconds'] / 60:.1f} minutes in all; curves in {folder / 'curves.png'}, the policy in"
+            f" {folder / 'last.ckpt'}"
+        )
+
+    def evaluation(self, results: dict[str, Any]) -> None:
+        """The table of ``offlinerl evaluate``."""
+        table = Table(title=f"{results['env']}: {UNITS[results['score_kind']]}", title_justify="left")
+        for column in ("seed", "mean", "95% interval", "episodes"):
+            table.add_column(column, justify="right")
+        for seed, score in zip(results["seeds"], results["per_seed"], strict=True):
+            table.add_row(str(seed), f"{score:.1f}", "", str(results["episodes"]))
+        interval = f"{results['ci95'][0]:.1f} to {results['ci95'][1]:.1f}"
+        total = str(results["episodes"] * len(results["seeds"]))
+        table.add_row("all", f"{results['mean']:.1f}", interval, total, style="bold")
+        self.console.print(table)
+        self.say(
+            f"mean return {results['mean_return']:.2f}, mean length {results['mean_length']:.0f} steps,"
+            f" success in {results['success']:.0%} of episodes"
+        )
