@@ -107,7 +107,7 @@ class Agent(L.LightningModule, ABC):
         per_seed = loss.mean(-1).flatten(1).sum(-1) if loss.ndim > 2 else loss.mean(-1)  # [S]
         optimizer = self.optim[name]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        optimizer.step(grads=torch.autograd.grad(per_seed.sum(), parameters))
+        optimizer.descend(torch.autograd.grad(per_seed.sum(), parameters))
         return per_seed.detach()
 
     def to_env(self, action: Tensor) -> Tensor:

@@ -81,8 +81,8 @@ def _lift_constants(graph: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, 
                 last = placeholders[tensor] = graph.graph.placeholder(f"state_{len(placeholders)}")
         node.replace_all_uses_with(placeholders[key])
         graph.graph.erase_node(node)
-    graph.recompile()
-    return graph, list(placeholders)
+    # A new module, for the old one still owns the tensors and would pass each a second time.
+    return torch.fx.GraphModule(torch.nn.Module(), graph.graph), list(placeholders)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -57,22 +57,15 @@ class LayerNorm(nn.Module):
         return nn.functional.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight + self.bias
 
 
-def dropout_bits(rng: Streams, batch_size: int, hidden: Sequence[int]) -> tuple[Tensor, ...]:
-    """Random bits for the dropout of every hidden layer, each ``[S, B, width]``."""
-    return tuple(rng.bits((batch_size, width)) for width in hidden)
+def dropout_masks(rng: Streams, rate: float, batch_size: int, hidden: Sequence[int]) -> tuple[Tensor, ...]:
+    """Which units of every hidden layer stay, each ``[S, B, width]`` bool; ``rate`` is exact to 2^-16."""
+    threshold = -(2**15) + round(rate * 2**16)
+    return tuple(rng.bits((batch_size, width)) >= threshold for width in hidden)
 
 
-def drop(x: Tensor, bits: Tensor, rate: float) -> Tensor:
-    """Dropout (Srivastava et al., 2014) decided by given random bits instead of hidden state.
-
-    Args:
-        x: activations.
-        bits: uniform int16 of the shape of ``x``; a unit falls where they lie in the lowest ``rate`` part
-            of their range, so the rate is exact to 2^-16.
-        rate: probability of dropping a unit.
-    """
-    kept = bits >= -(2**15) + round(rate * 2**16)
-    return torch.where(kept, x / (1.0 - rate), 0.0)
+def drop(x: Tensor, kept: Tensor, rate: float) -> Tensor:
+    """Dropout (Srivastava et al., 2014) by a given mask instead of hidden random state."""
+    return torch.where(kept, x * (1.0 / (1.0 - rate)), 0.0)
 
 
 class MLP(nn.Module):
@@ -83,7 +76,7 @@ class MLP(nn.Module):
         lead: the leading axes of every parameter.
         rng: S generators for the initial weights.
         layer_norm: normalise before every ReLU.
-        dropout: rate of dropout after every ReLU, applied only where ``forward`` is given bits.
+        dropout: rate of dropout after every ReLU, applied only where ``forward`` is given masks.
     """
 
     def __init__(
@@ -101,15 +94,15 @@ class MLP(nn.Module):
         self.norms = nn.ModuleList(LayerNorm(size, lead) for size in sizes[1:-1] if layer_norm)
         self.dropout = dropout
 
-    def forward(self, x: Tensor, bits: Sequence[Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, kept: Sequence[Tensor] | None = None) -> Tensor:
         *hidden, last = self.layers
         for i, layer in enumerate(hidden):
             x = layer(x)
             if self.norms:
                 x = self.norms[i](x)
             x = torch.relu(x)
-            if bits is not None and self.dropout > 0:
-                x = drop(x, bits[i], self.dropout)
+            if kept is not None:
+                x = drop(x, kept[i], self.dropout)
         return last(x)
 
 
@@ -163,11 +156,11 @@ class GaussianActor(nn.Module):
     def std(self) -> Tensor:
         return self.log_std.clamp(*self.LOG_STD_RANGE).exp()  # [S, 1, A]
 
-    def mean(self, obs: Tensor, bits: Sequence[Tensor] | None = None) -> Tensor:
-        return torch.tanh(self.net(obs, bits))  # [S, B, A]
+    def mean(self, obs: Tensor, kept: Sequence[Tensor] | None = None) -> Tensor:
+        return torch.tanh(self.net(obs, kept))  # [S, B, A]
 
-    def forward(self, obs: Tensor, bits: Sequence[Tensor] | None = None) -> Independent:
-        normal = Normal(self.mean(obs, bits), self.std(), validate_args=False)
+    def forward(self, obs: Tensor, kept: Sequence[Tensor] | None = None) -> Independent:
+        normal = Normal(self.mean(obs, kept), self.std(), validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
     def act(self, obs: Tensor, explore: Streams | None = None) -> Tensor:

@@ -42,23 +42,23 @@ class Adam(torch.optim.Optimizer):
         for group in self.param_groups:
             group["lr"].fill_(fraction * group["initial_lr"])
 
-    @torch.no_grad()
-    def step(self, closure: None = None, *, grads: Sequence[Tensor] | None = None) -> None:
-        """Apply one update.
+    def step(self, closure: None = None) -> None:
+        """Apply one update by each parameter's ``.grad``."""
+        self.descend([p.grad for group in self.param_groups for p in group["params"]])
 
-        Args:
-            grads: gradients in the order of the parameters; by default each parameter's ``.grad``.
-        """
-        gradients = iter(grads if grads is not None else [p.grad for g in self.param_groups for p in g["params"]])
+    @torch.no_grad()
+    def descend(self, gradients: Sequence[Tensor]) -> None:
+        """Apply one update by gradients in the order of the parameters."""
+        remaining = iter(gradients)
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             powers = group["beta_powers"]
             powers[0].mul_(beta1)
             powers[1].mul_(beta2)
             rate = group["lr"] / (1 - powers[0])
-            root_correction = (1 - powers[1]).sqrt()
+            correction = (1 - powers[1]).rsqrt()
             for p in group["params"]:
-                m, v, grad = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"], next(gradients)
+                m, v, grad = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"], next(remaining)
                 m.lerp_(grad, 1 - beta1)
                 v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-                p.addcdiv_(m * -rate, v.sqrt() / root_correction + group["eps"])
+                p.addcdiv_(m * -rate, v.sqrt() * correction + group["eps"])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from offlinerl.agent import Agent, Noise
-from offlinerl.nets import GaussianActor, dropout_bits
+from offlinerl.nets import GaussianActor, dropout_masks
 from offlinerl.types import Batch, Metrics, Spec
 
 
@@ -48,7 +48,7 @@ class BC(Agent):
     def draw(self, batch_size: int) -> Noise:
         if not self.dropout:
             return {}
-        return dict(dropout=dropout_bits(self.rng.to(self.device), batch_size, self.hidden))
+        return dict(dropout=dropout_masks(self.rng.to(self.device), self.dropout, batch_size, self.hidden))
 
     def before_update(self) -> None:
         self.cosine("actor", self.decay_steps)

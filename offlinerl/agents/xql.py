@@ -10,7 +10,7 @@ from torch import Tensor
 
 from offlinerl import losses
 from offlinerl.agent import Agent, Noise
-from offlinerl.nets import Critic, GaussianActor, Value, dropout_bits, soft_update
+from offlinerl.nets import Critic, GaussianActor, Value, dropout_masks, soft_update
 from offlinerl.types import Batch, Metrics, Spec
 
 
@@ -114,7 +114,7 @@ class XQL(Agent):
     def draw(self, batch_size: int) -> Noise:
         rng, noise = self.rng.to(self.device), {}
         if self.dropout:
-            noise["dropout"] = dropout_bits(rng, batch_size, self.hidden)
+            noise["dropout"] = dropout_masks(rng, self.dropout, batch_size, self.hidden)
         if self.random_actions:
             noise["random"] = rng.uniform(-1, 1, (self.random_actions * batch_size, self.spec.action_dim))
         if self.action_noise:

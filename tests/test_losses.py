@@ -1,0 +1,105 @@
+"""Every loss against numbers worked out by hand, and against what it is meant to estimate."""
+
+import math
+
+import pytest
+import torch
+
+from offlinerl import losses
+
+
+def test_gumbel_by_hand():
+    # beta 2: z = (1, -1, 0), m = max z = 1; exp(z - 1) - z / e - 1 / e
+    loss = losses.gumbel(torch.tensor([2.0, -2.0, 0.0]), beta=2.0)
+    e = math.e
+    expected = [1 - 1 / e - 1 / e, math.exp(-2) + 1 / e - 1 / e, 1 / e - 0 - 1 / e]
+    assert loss.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_gumbel_is_floored_at_minus_one():
+    # z = (-3, -2): the largest is -2, but m stays -1; exp(z + 1) - z e - e
+    loss = losses.gumbel(torch.tensor([-3.0, -2.0]), beta=1.0)
+    expected = [math.exp(-2) + 3 * math.e - math.e, math.exp(-1) + 2 * math.e - math.e]
+    assert loss.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_gumbel_clips_above_only():
+    error = torch.tensor([50.0, 7.0, -50.0], requires_grad=True)
+    loss = losses.gumbel(error, beta=1.0, clip=7.0)
+    assert loss[0].item() == pytest.approx(loss[1].item())  # both sit at the clip
+    loss.sum().backward()
+    assert error.grad[0] == 0, "a clipped sample has no gradient"
+    assert error.grad[2] < 0, "a sample far below keeps its gradient"
+
+
+def test_gumbel_keeps_seeds_apart():
+    error = torch.tensor([[0.0, 1.0], [60.0, 80.0]])
+    alone = losses.gumbel(error[:1], beta=1.0)
+    assert torch.equal(losses.gumbel(error, beta=1.0)[:1], alone)
+    assert losses.gumbel(error, beta=1.0).isfinite().all()
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0, 10.0])
+def test_gumbel_minimiser_is_the_soft_maximum(beta):
+    q = torch.randn(4096, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def slope(v: float) -> float:
+        value = torch.tensor(v, dtype=torch.float64, requires_grad=True)
+        losses.gumbel(q - value, beta).mean().backward()
+        return value.grad.item()
+
+    low, high = q.min().item(), q.max().item()
+    assert slope(low) < 0 < slope(high)
+    for _ in range(60):  # the loss is convex in V, so its slope changes sign once
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    soft_maximum = beta * (torch.logsumexp(q / beta, 0) - math.log(len(q)))
+    assert low == pytest.approx(soft_maximum.item(), abs=1e-9)
+
+
+def test_expectile_by_hand():
+    loss = losses.expectile(torch.tensor([2.0, -3.0, 0.0]), tau=0.7)
+    assert loss.tolist() == pytest.approx([0.7 * 4, 0.3 * 9, 0.0], abs=1e-6)
+
+
+def test_expectile_of_a_half_is_half_the_square():
+    error = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(losses.expectile(error, 0.5), 0.5 * losses.squared(error))
+
+
+def test_squared_by_hand():
+    assert losses.squared(torch.tensor([3.0, -2.0])).tolist() == [9.0, 4.0]
+
+
+def test_huber_by_hand():
+    loss = losses.huber(torch.tensor([2.0, -20.0, 30.0, -25.0]), delta=20.0)
+    assert loss.tolist() == [2.0, 200.0, 20 * (30 - 10.0), 20 * (25 - 10.0)]
+
+
+def test_awr_by_hand():
+    log_prob, advantage = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([2.0, -2.0, 100.0])
+    loss = losses.awr(log_prob, advantage, temperature=0.5)
+    assert loss.tolist() == pytest.approx([math.e, 2 / math.e, 300.0], rel=1e-6)
+
+
+def test_awr_sends_no_gradient_through_the_advantage():
+    log_prob = torch.zeros(3, requires_grad=True)
+    advantage = torch.ones(3, requires_grad=True)
+    losses.awr(log_prob, advantage, 1.0).sum().backward()
+    assert log_prob.grad.tolist() == pytest.approx([-math.e] * 3, rel=1e-6)
+    assert advantage.grad is None
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x: losses.gumbel(x, 1.0, 5.0), lambda x: losses.expectile(x, 0.7), losses.squared,
+        lambda x: losses.huber(x, 1.0), lambda x: losses.awr(x, x, 1.0),
+    ],
+)  # fmt: skip
+def test_losses_are_per_sample_and_broadcast(loss):
+    x = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(0))
+    out = loss(x)
+    assert out.shape == x.shape
+    for s in range(3):
+        assert torch.equal(loss(x[s]), out[s]), "leading axes must not see each other"

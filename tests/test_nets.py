@@ -1,0 +1,121 @@
+import copy
+
+import pytest
+import torch
+
+from offlinerl.nets import MLP, Critic, GaussianActor, Linear, drop, dropout_masks, soft_update
+from offlinerl.optim import Adam
+from offlinerl.rng import Streams, generator
+
+
+def rng(*seeds):
+    return [generator(seed, "test") for seed in seeds]
+
+
+def test_linear_is_orthogonal_with_gain_root_two():
+    weight = Linear(6, 4, (2, 3), rng(0, 1)).weight.detach()
+    gram = weight.transpose(-1, -2) @ weight  # columns are orthogonal, for there are fewer of them
+    torch.testing.assert_close(gram, 2 * torch.eye(4).expand(2, 3, 4, 4), atol=1e-5, rtol=0)
+
+
+def test_linear_applies_each_slice_to_its_own_input():
+    layer = Linear(3, 2, (2,), rng(0, 1))
+    with torch.no_grad():
+        layer.bias.normal_()
+    x = torch.randn(2, 5, 3)
+    for s in range(2):
+        torch.testing.assert_close(layer(x)[s], x[s] @ layer.weight[s] + layer.bias[s])
+
+
+def test_layer_norm_comes_before_relu_and_matches_torch():
+    net = MLP([3, 8, 1], (1,), rng(0), layer_norm=True)
+    x = torch.randn(1, 4, 3)
+    hidden = torch.nn.functional.layer_norm(net.layers[0](x), (8,), eps=1e-6)
+    torch.testing.assert_close(net(x), net.layers[1](torch.relu(hidden)))
+
+
+def test_critics_differ_and_see_the_same_input():
+    critic = Critic(3, 2, (8,), rng(0, 1))
+    q = critic(torch.randn(2, 5, 3), torch.randn(2, 5, 2))
+    assert q.shape == (2, 2, 5)
+    assert not torch.allclose(q[:, 0], q[:, 1])
+
+
+def test_dropout_rate_scale_and_streams():
+    streams = Streams((0, 1), "dropout")
+    (kept,) = dropout_masks(streams, 0.1, 1000, [1000])
+    assert kept.shape == (2, 1000, 1000)
+    # 10^6 draws a seed: the standard error of the rate is 0.0003
+    assert (~kept).float().mean((1, 2)).tolist() == pytest.approx([0.1, 0.1], abs=0.0015)
+    assert not torch.equal(kept[0], kept[1])
+    x = torch.ones(2, 1000, 1000)
+    assert drop(x, kept, 0.1).mean().item() == pytest.approx(1.0, abs=0.002)
+    assert set(drop(x, kept, 0.5).unique().tolist()) == {0.0, 2.0}
+
+
+def test_bits_do_not_depend_on_the_other_seeds():
+    stacked, alone = Streams((5, 6), "x"), Streams((6,), "x")
+    assert torch.equal(stacked.bits((7, 9))[1], alone.bits((7, 9))[0])
+    assert torch.equal(stacked.normal((4,))[1], alone.normal((4,))[0])
+    other = Streams((6,), "y")
+    assert not torch.equal(other.normal((4,)), Streams((6,), "x").normal((4,)))
+
+
+def test_streams_resume():
+    streams = Streams((0, 1), "x")
+    streams.uniform(0, 1, (3,))
+    state = streams.state_dict()
+    ahead = streams.integers(100, (5,))
+    again = Streams((0, 1), "x")
+    again.load_state_dict(state)
+    assert torch.equal(again.integers(100, (5,)), ahead)
+
+
+def test_actor_squashes_the_mean_only():
+    actor = GaussianActor(3, 2, (8,), rng(0))
+    with torch.no_grad():
+        actor.log_std.fill_(5.0)  # above its upper bound
+    obs = torch.randn(1, 6, 3) * 100
+    normal = actor(obs)
+    assert actor.mean(obs).abs().max() <= 1
+    assert normal.base_dist.scale.max().item() == pytest.approx(torch.tensor(2.0).exp().item())
+    far = torch.full((1, 6, 2), 3.0)  # outside the tanh's range, yet of finite density
+    assert normal.log_prob(far).isfinite().all() and normal.log_prob(far).shape == (1, 6)
+
+
+def test_soft_update_by_hand():
+    slow, fast = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        slow.weight.fill_(1.0)
+        fast.weight.fill_(3.0)
+    soft_update(slow, fast, 0.25)
+    assert slow.weight.item() == 1.5 and fast.weight.item() == 3.0
+
+
+def test_adam_equals_torch():
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4)) for _ in range(2))
+    a, b = Adam([ours], 1e-2), torch.optim.Adam([theirs], 1e-2)
+    draws = torch.Generator().manual_seed(0)
+    for step in range(200):
+        gradient = torch.randn(3, 4, generator=draws) * (1 + step % 5)
+        ours.grad, theirs.grad = gradient, gradient.clone()
+        a.step()
+        b.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_adam_continues_from_its_state_to_the_bit():
+    def run(optimizer, p, seed, steps):
+        draws = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            optimizer.descend([torch.randn(4, generator=draws)])
+
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = Adam([p], 1e-2)
+    run(optimizer, p, 0, 5)
+    q = torch.nn.Parameter(p.detach().clone())
+    other = Adam([q], 1e-2)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    run(optimizer, p, 1, 5)
+    run(other, q, 1, 5)
+    assert torch.equal(p, q)
