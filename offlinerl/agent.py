@@ -86,9 +86,12 @@ class Agent(L.LightningModule, ABC):
         return [generator(seed, f"init {network}") for seed in self.seeds]
 
     def adam(self, lr: float, **modules: nn.Module) -> list[Adam]:
-        """One optimiser a named group of parameters, for ``configure_optimizers`` to return."""
-        self._captured.clear()
-        self.optim = {name: Adam(module.parameters(), lr) for name, module in modules.items()}
+        """One optimiser a named group of parameters, for ``configure_optimizers`` to return.
+
+        A trainer asks again before it fits; the optimisers that are there, perhaps restored, are kept.
+        """
+        if not self.optim:
+            self.optim = {name: Adam(module.parameters(), lr) for name, module in modules.items()}
         return list(self.optim.values())
 
     def descend(self, name: str, loss: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Metrics = dict[str, Tensor]
@@ -60,3 +61,6 @@ class Spec:
     action_dim: int
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
+
+
+torch.serialization.add_safe_globals([Spec])  # checkpoints hold one and are read with weights_only=True
