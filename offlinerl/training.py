@@ -169,20 +169,20 @@ class Run(L.Callback):
     def run_trainer(self) -> None:
         self.logger = TensorBoardLogger(str(self.folder), name="", version="")
         self.source.updates_ahead = self.next_evaluation() - self.agent.updates
-        trainer = L.Trainer(
-            accelerator="gpu" if self.agent.device.type == "cuda" else "cpu",
-            devices=1,
-            max_epochs=-1,
-            reload_dataloaders_every_n_epochs=1,  # an epoch after an interruption may be shorter than others
-            logger=self.logger,
-            callbacks=[self],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            log_every_n_steps=1,
-        )
-        self.block_began = time.perf_counter()
         with hushed_lightning():
+            trainer = L.Trainer(
+                accelerator="gpu" if self.agent.device.type == "cuda" else "cpu",
+                devices=1,
+                max_epochs=-1,
+                reload_dataloaders_every_n_epochs=1,  # an epoch after an interruption may be shorter than others
+                logger=self.logger,
+                callbacks=[self],
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                log_every_n_steps=1,
+            )
+            self.block_began = time.perf_counter()
             trainer.fit(self.agent, self.source)
         if self.stop.is_set():
             self.save(trainer, "last.ckpt")

@@ -1,0 +1,108 @@
+"""D4RL's Franka Kitchen, on the simulator of gymnasium-robotics."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+ENV_ID = "offlinerl/Kitchen-v0"
+MAX_EPISODE_STEPS = 280
+TASKS = ("microwave", "kettle", "light switch", "slide cabinet")
+"""The four tasks of D4RL's kitchen-complete and kitchen-partial."""
+
+
+def register() -> None:
+    """Register ``offlinerl/Kitchen-v0`` with Gymnasium. The simulator is loaded when one is first made."""
+    if ENV_ID not in gym.registry:
+        gym.register(ENV_ID, entry_point=f"{__name__}:Kitchen", max_episode_steps=MAX_EPISODE_STEPS)
+
+
+class Kitchen(gym.Env[np.ndarray, np.ndarray]):
+    """A Franka arm with household objects to bring into place, as D4RL observes and pays it.
+
+    The observation is a float32 vector of 60: the robot's 9 joint positions (rad; the last two, the fingers,
+    in m), the 21 positions of the objects' joints, and the goal for these 30, which is constant, and zero
+    wherever no task asks for anything. An action is 9 joint velocities in [-1, 1], a unit being 2 rad/s
+    (2 m/s for the fingers), held for 0.08 s; what exceeds the bounds is clipped.
+
+    A task pays 1 in the step that completes it and never again; the episode terminates when all are complete.
+    ``info`` holds ``completed``, the names of the tasks completed so far in the order of ``tasks``, and
+    ``success``, whether that is all of them.
+
+    Args:
+        tasks: what to do, among "microwave", "kettle", "light switch", "slide cabinet", "hinge cabinet",
+            "bottom burner" and "top burner".
+        noise: ratio of the sensors' noise amplitude added to the positions of robot and objects, uniformly.
+            D4RL uses 0.1. The robot's controller starts from the noisy reading, so it acts on the motion too.
+        render_mode: None, "human", "rgb_array" or "depth_array".
+
+    Raises:
+        ValueError: if a task is unknown.
+
+    Source: Gupta et al., Relay Policy Learning, 2019; Fu et al., D4RL, 2020.
+    """
+
+    metadata = {"render_modes": ["human", "rgb_array", "depth_array"], "render_fps": 12}
+
+    def __init__(
+        self, tasks: Sequence[str] = TASKS, noise: float = 0.1, render_mode: str | None = None
+    ) -> None:
+        # On import, gymnasium-robotics tells every user about its Adroit rewards.
+        with contextlib.redirect_stderr(io.StringIO()):
+            from gymnasium_robotics.envs.franka_kitchen import kitchen_env
+
+        self.tasks = tuple(tasks)
+        self.render_mode = render_mode
+        self.franka = kitchen_env.KitchenEnv(
+            list(tasks), robot_noise_ratio=noise, object_noise_ratio=noise, render_mode=render_mode
+        )
+        self.goal = np.zeros(30, np.float32)
+        for task in tasks:
+            self.goal[kitchen_env.OBS_ELEMENT_INDICES[task]] = kitchen_env.OBS_ELEMENT_GOALS[task]
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (60,), np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, (9,), np.float32)
+
+    @property
+    def model(self) -> Any:
+        """The simulator's ``mujoco.MjModel``."""
+        return self.franka.model
+
+    @property
+    def data(self) -> Any:
+        """The simulator's ``mujoco.MjData``: the true state, without noise."""
+        return self.franka.data
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode. A seed decides all that happens in it, but for the actions."""
+        super().reset(seed=seed)
+        observation, _ = self.franka.reset(seed=seed)
+        return self._observation(observation), self._info()
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Hold the nine joint velocities for 0.08 s."""
+        observation, reward, terminated, truncated, _ = self.franka.step(action)
+        return self._observation(observation), reward, terminated, truncated, self._info()
+
+    def render(self) -> np.ndarray | None:
+        """An image ``[480, 480, 3]`` of uint8 (a depth map in "depth_array"), or None on a screen."""
+        return self.franka.render()
+
+    def close(self) -> None:
+        """Release the renderer."""
+        self.franka.close()
+
+    def _observation(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        state = observation["observation"]  # robot qpos 9, qvel 9, objects' qpos 21, qvel 20
+        return np.concatenate([state[:9], state[18:39], self.goal], dtype=np.float32)
+
+    def _info(self) -> dict[str, Any]:
+        done = self.franka.episode_task_completions
+        completed = tuple(task for task in self.tasks if task in done)
+        return {"completed": completed, "success": len(completed) == len(self.tasks)}
