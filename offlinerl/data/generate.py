@@ -97,9 +97,7 @@ def _kitchen(recipe: Recipe, rng: np.random.Generator) -> Episode:
         actions.append(action)
         rewards.append(reward)
     last = np.arange(len(rewards)) == len(rewards) - 1
-    return Episode(
-        np.stack(observations), np.stack(actions), np.array(rewards), last & terminated, last & truncated
-    )
+    return Episode(np.stack(observations), np.stack(actions), np.array(rewards), last & terminated, last & truncated)
 
 
 def _kitchen_plan(recipe: Recipe, rng: np.random.Generator, digress: float, give_up: float) -> list[Any]:

@@ -49,9 +49,7 @@ class Kitchen(gym.Env[np.ndarray, np.ndarray]):
 
     metadata = {"render_modes": ["human", "rgb_array", "depth_array"], "render_fps": 12}
 
-    def __init__(
-        self, tasks: Sequence[str] = TASKS, noise: float = 0.1, render_mode: str | None = None
-    ) -> None:
+    def __init__(self, tasks: Sequence[str] = TASKS, noise: float = 0.1, render_mode: str | None = None) -> None:
         # On import, gymnasium-robotics tells every user about its Adroit rewards.
         with contextlib.redirect_stderr(io.StringIO()):
             from gymnasium_robotics.envs.franka_kitchen import kitchen_env
