@@ -101,13 +101,13 @@ def _kitchen(recipe: Recipe, rng: np.random.Generator) -> Episode:
 
 
 def _kitchen_plan(recipe: Recipe, rng: np.random.Generator, digress: float, give_up: float) -> list[Any]:
-    """An order of tasks with digressions before some of them; it may end with one, and never come back."""
-    plan = []
+    """An order of tasks; before any but the first the demonstrator may digress, and may give up for good."""
+    plan: list[Any] = []
     for task in _draw(recipe["orders"], rng):
         if plan and rng.random() < digress:
             plan += _draw(recipe["digressions"], rng)
-            if rng.random() < give_up:
-                break
+        if plan and rng.random() < give_up:
+            break
         plan.append(task)
     return plan
 

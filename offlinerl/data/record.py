@@ -151,7 +151,8 @@ def write_minari(
         data = temporary / "data"
         data.mkdir(parents=True)
         total_episodes = total_steps = 0
-        with Sink(data / "main_data.hdf5") as sink, h5py.File(sink, "w") as file:
+        # The format of HDF5 1.10 (2016) indexes a chunk in a few bytes, where the default takes kilobytes.
+        with Sink(data / "main_data.hdf5") as sink, h5py.File(sink, "w", libver="v110") as file:
             for episode in episodes:
                 total_steps += _write_episode(file, total_episodes, episode)
                 total_episodes += 1
@@ -192,10 +193,7 @@ def _write_episode(file: h5py.File, number: int, episode: Episode) -> int:
         for name, array in _leaves(field, value):
             array = np.asarray(array)
             dtype = h5py.string_dtype() if array.dtype.kind == "U" else array.dtype
-            large = (
-                array.nbytes >= 4096
-            )  # the index of a compressed array takes as much as a small array itself
-            packing = dict(compression="gzip", shuffle=True, chunks=_chunk(array)) if large else {}
+            packing = dict(compression="gzip", shuffle=True, chunks=_chunk(array)) if array.nbytes else {}
             group.create_dataset(name, data=array.astype(dtype, copy=False), **packing)
     return steps
 
