@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import io
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,9 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch wonders about the pickles of others
+            content = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise UserError(
             f"the checkpoint {path} is damaged or not a checkpoint; use another one of the run, such as best.ckpt"
@@ -45,6 +49,20 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not isinstance(content, dict) or "offlinerl" not in content:
         raise UserError(f"{path} is not a checkpoint of offlinerl")
     return content
+
+
+def amend(path: Path, callback: str, state: dict[str, Any]) -> None:
+    """Replace a callback's state in a checkpoint and leave the rest of it as it is.
+
+    Raises:
+        UserError: see ``read``, or the disk is full.
+    """
+    content = read(path)
+    content["callbacks"][callback] = state
+    buffer = io.BytesIO()  # of a full disk, torch would only say that writing failed
+    torch.save(content, buffer)
+    with aside(path, overwrite=True) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_into(agent: Agent, saved: dict[str, Any], path: Path) -> None:

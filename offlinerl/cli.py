@@ -10,11 +10,12 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from offlinerl import __version__
-from offlinerl.types import UserError
+from offlinerl.errors import UserError
 
 
 class WrongUsage(Exception):
@@ -31,17 +32,18 @@ def fit(args: argparse.Namespace) -> int:
         "updates": args.updates, "batch": args.batch, "eval_every": args.eval_every,
         "eval_episodes": args.eval_episodes, "final_episodes": args.final_episodes, "compile": args.compile,
     }  # fmt: skip
-    if args.agent is None and args.resume is None:
-        raise WrongUsage("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
-    if args.dataset is None and args.resume is None:
-        raise WrongUsage("fit needs --dataset, a name or a file; `offlinerl datasets list` shows the names")
+    if args.resume is None and args.config is None:
+        if args.agent is None:
+            raise WrongUsage("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
+        if args.dataset is None:
+            raise WrongUsage("fit needs --dataset, a name or a file; `offlinerl datasets list` shows the names")
     if args.resume is not None and (args.out or args.seeds or args.config or args.env):
         raise WrongUsage("--resume goes on with a run's own settings: leave out --out, --seeds, --config and --env")
     training.fit(
         args.agent,
         args.dataset,
         env=args.env,
-        seeds=args.seeds or [0],
+        seeds=args.seeds,
         file=args.config,
         over=dict(train={key: value for key, value in train.items() if value is not None}, agent=args.settings),
         device=args.device,
@@ -123,28 +125,54 @@ def benchmark(args: argparse.Namespace) -> int:
 # The parser
 
 
-def seed_list(text: str) -> list[int]:
-    """``0,1,2`` as numbers."""
-    return [int(part) for part in text.split(",")]
+def whole(text: str, least: int = 0) -> int:
+    """A whole number from 0 on, also as 1e6 or 1_000_000."""
+    with suppress(ValueError, OverflowError):  # not a number, or an infinite one
+        value = int(text) if text.isdigit() else float(text)
+        if least <= value == int(value):
+            return int(value)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
 
 
 def count(text: str) -> int:
-    """A whole number from 1 on, also as 1e6 or 1_000_000."""
-    value = float(text)
-    if value < 1 or value != int(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
-    return int(value)
+    """A whole number from 1 on."""
+    return whole(text, 1)
+
+
+def seed_list(text: str) -> list[int]:
+    """``0,1,2`` as numbers."""
+    seeds = [whole(part) for part in text.split(",")]
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
+    return seeds
+
+
+def on_off(text: str) -> bool | str:
+    known = {"auto": "auto", "true": True, "false": False}
+    if text not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, true or false")
+    return known[text]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, without the usage of all flags before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+def wide(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, max_help_position=28)
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="offlinerl", description="Offline reinforcement learning.")
+    top = Parser(prog="offlinerl", description="Offline reinforcement learning.", formatter_class=wide)
     top.add_argument("--version", action="version", version=f"offlinerl {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(
-        name: str, function: Any, help: str, within: Any = commands, **options: Any
-    ) -> argparse.ArgumentParser:
-        added = within.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", **options)
+    def command(name: str, function: Any, help: str, within: Any = commands, **options: Any) -> argparse.ArgumentParser:
+        description = help[0].upper() + help[1:] + "."
+        added = within.add_parser(name, help=help, description=description, formatter_class=wide, **options)
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
         added.set_defaults(function=function)
         return added
@@ -153,30 +181,30 @@ def parser() -> argparse.ArgumentParser:
 
     p = command("fit", fit, "train an agent on a dataset", epilog="--agent.KEY VALUE sets any setting of the agent.")
     p.add_argument("agent", nargs="?", help="xql, iql, bc ...")
-    p.add_argument("--dataset", help="a name, a Minari id or a D4RL file; see `offlinerl datasets list`")
-    p.add_argument("--env", help="the file's environment: a Gymnasium id, or a registry name with its whole task")
-    p.add_argument("--seeds", type=seed_list, help="seeds to train side by side, as in 0,1,2 (default: 0)")
-    p.add_argument("--updates", type=count, help="gradient steps")
-    p.add_argument("--config", type=Path, help="a YAML file of settings over the built-in ones")
-    p.add_argument("--batch", type=count, help="transitions a gradient step")
-    p.add_argument("--eval-every", type=count, help="updates between evaluations")
-    p.add_argument("--eval-episodes", type=count, help="episodes of an evaluation while training")
-    p.add_argument("--final-episodes", type=count, help="episodes of the evaluation of the last policy")
-    p.add_argument("--compile", type=on_off, help="compile the update: auto, true or false (default: auto)")
+    p.add_argument("--dataset", metavar="NAME", help="a name of `offlinerl datasets list`, a Minari id or a D4RL file")
+    p.add_argument("--env", metavar="ID", help="a file's task: a Gymnasium id or the name of a dataset like it")
+    p.add_argument("--seeds", type=seed_list, metavar="N,N", help="seeds to train at once, as in 0,1,2 (default: 0)")
+    p.add_argument("--updates", type=count, metavar="N", help="gradient steps")
+    p.add_argument("--config", type=Path, metavar="FILE", help="settings over the built-in ones; a run has such a file")
+    p.add_argument("--batch", type=count, metavar="N", help="transitions a gradient step")
+    p.add_argument("--eval-every", type=count, metavar="N", help="updates between evaluations")
+    p.add_argument("--eval-episodes", type=count, metavar="N", help="episodes of an evaluation while training")
+    p.add_argument("--final-episodes", type=count, metavar="N", help="episodes of the evaluation of the last policy")
+    p.add_argument("--compile", type=on_off, metavar="WHEN", help="compile the update: auto (default), true or false")
     p.add_argument("--device", **device)
-    p.add_argument("--out", type=Path, help="the run's folder (default: a new one below runs/)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one below runs/)")
     p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
 
     p = command("evaluate", evaluate, "evaluate the policies in a checkpoint")
-    p.add_argument("checkpoint", type=Path)
-    p.add_argument("--env", help="another environment than the checkpoint's own")
-    p.add_argument("--episodes", type=count, default=50, help="episodes of every seed's policy (default: 50)")
-    p.add_argument("--seed", type=int, default=0, help="reset seed of the first episode (default: 0)")
+    p.add_argument("checkpoint", type=Path, help="such as runs/xql-kitchen/last.ckpt; it needs nothing else")
+    p.add_argument("--env", metavar="ID", help="another environment than the checkpoint's own")
+    p.add_argument("--episodes", type=count, default=50, metavar="N", help="episodes of every policy (default: 50)")
+    p.add_argument("--seed", type=whole, default=0, metavar="N", help="reset seed of the first episode (default: 0)")
     p.add_argument("--video", type=Path, metavar="DIR", help="record one episode of every seed's policy as GIF")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
     p.add_argument("--device", **device)
 
-    nested = commands.add_parser("datasets", help="list, show, validate and make datasets")
+    nested = commands.add_parser("datasets", help="list, show, validate and make datasets", formatter_class=wide)
     within = nested.add_subparsers(dest="action", required=True, metavar="ACTION")
     command("list", datasets_list, "list the datasets by name", within)
     p = command("show", datasets_show, "print a dataset in figures and draw its histograms", within)
@@ -187,62 +215,60 @@ def parser() -> argparse.ArgumentParser:
     p = command("generate", datasets_generate, "make a dataset from its recipe", within)
     p.add_argument("name", help="a recipe, such as kitchen")
     p.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the cache)")
-    p.add_argument("--episodes", type=count, help="only the first ones (default: all)")
-    p.add_argument("--processes", type=count, default=os.cpu_count() or 1, help="simulators side by side")
+    p.add_argument("--episodes", type=count, metavar="N", help="only the first ones (default: all)")
+    p.add_argument("--processes", type=count, default=os.cpu_count() or 1, metavar="N", help="simulators side by side")
     p = command("import", datasets_import, "install a D4RL file as a Minari dataset", within)
-    p.add_argument("file", type=Path)
-    p.add_argument("id", help="(namespace/)name-vN")
+    p.add_argument("file", type=Path, help="a D4RL file")
+    p.add_argument("id", help="what to call it, (namespace/)name-vN")
     p = command("export", datasets_export, "write a dataset as a D4RL file", within)
     p.add_argument("name", help="a name, a Minari id or a D4RL file")
-    p.add_argument("file", type=Path)
+    p.add_argument("file", type=Path, help="the HDF5 file to write")
 
     p = command("report", report, "compare runs in a table and a picture")
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
-    p.add_argument("--out", type=Path, help="where to write report.md and curves.png (default: the terminal only)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="where to write report.md and curves.png (default: nowhere)")
 
     p = command("benchmark", benchmark, "measure updates/s, their limit, Lightning's share and loading")
-    p.add_argument("agent", nargs="?", default="xql")
-    p.add_argument("--batch", type=count, default=256)
-    p.add_argument("--seeds", type=seed_list, help="as in 0,1,2 (default: 0)")
+    p.add_argument("agent", nargs="?", default="xql", help="xql, iql, bc ... (default: xql)")
+    p.add_argument("--batch", type=count, default=256, metavar="N", help="transitions a gradient step (default: 256)")
+    p.add_argument("--seeds", type=seed_list, metavar="N,N", help="as in 0,1,2 (default: 0)")
     p.add_argument("--device", **device)
-    p.add_argument("--threads", type=count, help="CPU threads (default: as many as cores)")
+    p.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: as many as cores)")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
     return top
 
 
-def on_off(text: str) -> bool | str:
-    known = {"auto": "auto", "true": True, "false": False}
-    if text not in known:
-        raise argparse.ArgumentTypeError(f"{text} is not auto, true or false")
-    return known[text]
-
-
-def agent_settings(rest: Sequence[str]) -> dict[str, Any]:
-    """What ``--agent.KEY VALUE`` and ``--agent.KEY=VALUE`` say.
+def agent_settings(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take ``--agent.KEY VALUE`` and ``--agent.KEY=VALUE`` out of a command line: the rest, and what they say.
 
     Raises:
-        WrongUsage: something else is among them.
+        WrongUsage: a value is missing.
     """
-    from offlinerl.config import parse_value
-
-    settings, words = {}, list(rest)
+    rest, settings, words = [], {}, list(words)
     while words:
         word = words.pop(0)
         if not word.startswith("--agent."):
-            raise WrongUsage(f"unrecognized argument {word}")
+            rest.append(word)
+            continue
         key, equals, value = word.removeprefix("--agent.").partition("=")
-        if not equals and not words:
-            raise WrongUsage(f"{word} needs a value")
-        settings[key.replace("-", "_")] = parse_value(value if equals else words.pop(0))
-    return settings
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise WrongUsage(f"{word} needs a value")
+            value = words.pop(0)
+        from offlinerl.config import parse_value
+
+        settings[key.replace("-", "_")] = parse_value(value)
+    return rest, settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 for what the user can put right and 2 for wrong usage."""
-    args, rest = parser().parse_known_args(argv)
+    args = argparse.Namespace(command="fit")
     try:
-        args.settings = agent_settings(rest)
-        if args.settings and args.function is not fit:
+        rest, settings = agent_settings(sys.argv[1:] if argv is None else argv)
+        args = parser().parse_args(rest)
+        args.settings = settings
+        if settings and args.function is not fit:
             raise WrongUsage(f"{args.command} takes no --agent settings")
         return args.function(args)
     except WrongUsage as error:
@@ -255,15 +281,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, `head` say, has left
         return 0
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return fail(args, UserError(f"the disk is full{where(error)}: free some space"), 1)
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENOENT, errno.EEXIST):
-            return fail(args, UserError(f"{os.strerror(error.errno)}{where(error)}"), 1)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return fail(args, UserError(f"{named(error)}the disk is full: free some space"), 1)
+        if error.errno in PATH_TROUBLE:
+            return fail(args, UserError(f"{named(error)}{os.strerror(error.errno).lower()}"), 1)
         raise
 
 
-def where(error: OSError) -> str:
-    return f" ({error.filename})" if error.filename else ""
+PATH_TROUBLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
+
+
+def named(error: OSError) -> str:
+    return f"{error.filename}: " if error.filename else ""
 
 
 def fail(args: argparse.Namespace, error: Exception, status: int) -> int:

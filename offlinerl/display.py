@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,27 @@ def console(error: bool = False) -> Console:
     return Console(file=file, highlight=False, soft_wrap=not file.isatty())
 
 
+def listed(scores: Iterable[float]) -> str:
+    return " ".join(f"{score:.1f}" for score in scores)
+
+
+def table(to: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A titled table whose first column is text: framed on a terminal, aligned lines elsewhere."""
+    if to.is_terminal:
+        framed = Table(title=title, title_justify="left")
+        for i, column in enumerate(columns):
+            framed.add_column(column, justify="right" if i else "left")
+        for row in rows:
+            framed.add_row(*row)
+        to.print(framed)
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    to.print(title, markup=False)
+    for row in (columns, *rows):
+        first, *others = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        to.print("  ".join([first.strip().ljust(widths[0]), *others]).rstrip(), markup=False)
+
+
 class Display:
     """Messages, a bar and tables on standard output."""
 
@@ -38,7 +59,7 @@ class Display:
     def bar(self, what: str, total: int, done: int = 0, unit: str = "updates") -> Iterator[None]:
         """Show a bar until the ``with`` ends, if there is a terminal to show it on."""
         columns = (
-            TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+            TextColumn(what), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
@@ -54,7 +75,7 @@ class Display:
         self.progress.update(self.bar_id, completed=done, rate=speed)
 
     def evaluated(self, update: int, result: Evaluation, score_kind: str) -> None:
-        seeds = "" if len(result.per_seed) == 1 else "  seeds " + " ".join(f"{s:.1f}" for s in result.per_seed)
+        seeds = "" if len(result.per_seed) == 1 else "  seeds " + listed(result.per_seed)
         self.say(f"update {update:>9,}  {UNITS[score_kind]} {result.mean:.1f}{seeds}")
         if self.progress is not None:
             self.progress.update(self.bar_id, note=f"score {result.mean:.1f}")
@@ -63,17 +84,17 @@ class Display:
         """The final table of a run."""
         last, best = summary["last"], summary["best"]
         unit = UNITS[summary["score_kind"]]
-        table = Table(title=f"{summary['agent']} on {summary['dataset']}: {unit}", title_justify="left")
-        for column in ("policy", "mean", "95% interval", "per seed", "episodes a seed"):
-            table.add_column(column, justify="left" if column == "policy" else "right")
-        interval = f"{last['ci95'][0]:.1f} to {last['ci95'][1]:.1f}"
-        per_seed = " ".join(f"{score:.1f}" for score in last["per_seed"])
-        table.add_row("last, the result", f"{last['mean']:.1f}", interval, per_seed, str(last["episodes"]))
-        per_seed = " ".join(f"{score:.1f}" for score in best["per_seed"])
-        table.add_row(f"best, at {best['update']:,}", f"{best['mean']:.1f}", "", per_seed, "")
+        rows = [
+            (
+                "last, the result", f"{last['mean']:.1f}", f"{last['ci95'][0]:.1f} to {last['ci95'][1]:.1f}",
+                listed(last["per_seed"]), str(last["episodes"]),
+            ),
+            (f"best, at {best['update']:,}", f"{best['mean']:.1f}", "", listed(best["per_seed"]), ""),
+        ]  # fmt: skip
         if summary["dataset_score"] is not None:
-            table.add_row("the dataset's average episode", f"{summary['dataset_score']:.1f}", "", "", "")
-        self.console.print(table)
+            rows.append(("the data's average episode", f"{summary['dataset_score']:.1f}", "", "", ""))
+        title = f"{summary['agent']} on {summary['dataset']}: {unit}"
+        table(self.console, title, ("policy", "mean", "95% interval", "per seed", "episodes"), rows)
         self.say(
             f"{summary['updates']:,} updates at {summary['updates_per_second']:,.0f}/s,"
             f" {summary['seconds'] / 60:.1f} minutes in all; curves in {folder / 'curves.png'}, the policy in"
@@ -82,15 +103,14 @@ class Display:
 
     def evaluation(self, results: dict[str, Any]) -> None:
         """The table of ``offlinerl evaluate``."""
-        table = Table(title=f"{results['env']}: {UNITS[results['score_kind']]}", title_justify="left")
-        for column in ("seed", "mean", "95% interval", "episodes"):
-            table.add_column(column, justify="right")
-        for seed, score in zip(results["seeds"], results["per_seed"], strict=True):
-            table.add_row(str(seed), f"{score:.1f}", "", str(results["episodes"]))
+        rows = [
+            (str(seed), f"{score:.1f}", "", str(results["episodes"]))
+            for seed, score in zip(results["seeds"], results["per_seed"], strict=True)
+        ]
         interval = f"{results['ci95'][0]:.1f} to {results['ci95'][1]:.1f}"
-        total = str(results["episodes"] * len(results["seeds"]))
-        table.add_row("all", f"{results['mean']:.1f}", interval, total, style="bold")
-        self.console.print(table)
+        rows.append(("all", f"{results['mean']:.1f}", interval, str(results["episodes"] * len(results["seeds"]))))
+        title = f"{results['env']}: {UNITS[results['score_kind']]}"
+        table(self.console, title, ("seed", "mean", "95% interval", "episodes"), rows)
         self.say(
             f"mean return {results['mean_return']:.2f}, mean length {results['mean_length']:.0f} steps,"
             f" success in {results['success']:.0%} of episodes"

@@ -38,6 +38,11 @@ class Task:
     score: Mapping[str, Any] | None = None
     score_kind: str = "return"
 
+    @property
+    def env_id(self) -> str:
+        """The Gymnasium id of the environment."""
+        return self.env["id"] if "id" in self.env else json.loads(self.env["spec"])["id"]
+
     def scores(self, returns: np.ndarray, success: np.ndarray) -> np.ndarray:
         """Normalised scores, ``100 (R - min) / (max - min)``, of raw returns or of successes."""
         if self.score is None:
@@ -229,7 +234,7 @@ def evaluate_checkpoint(
         pool.close()
     results = dict(
         checkpoint=str(path),
-        env=task.env.get("id"),
+        env=task.env_id,
         updates=agent.updates,
         seeds=list(agent.seeds),
         episodes=episodes,

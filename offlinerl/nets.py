@@ -88,9 +88,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.layers = nn.ModuleList(
-            Linear(i, o, lead, rng) for i, o in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(Linear(i, o, lead, rng) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
         self.norms = nn.ModuleList(LayerNorm(size, lead) for size in sizes[1:-1] if layer_norm)
         self.dropout = dropout
 

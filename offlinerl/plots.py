@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from offlinerl.data.record import aside
+from offlinerl.display import UNITS
 from offlinerl.types import UserError
 
 LOSSES = ("value_loss", "critic_loss", "actor_loss")
@@ -41,60 +43,63 @@ def by_update(columns: dict[str, np.ndarray], value: str) -> tuple[np.ndarray, n
 
 
 def curves(runs: Sequence[Path], path: Path) -> Path:
-    """Draw the scores of one or several runs over their updates and, for one run, its losses.
+    """Draw the scores of one or several runs of a dataset over their updates and, for one run, its losses.
 
-    The line is the mean over seeds, the band their range, thin lines the seeds themselves.
+    The line is the mean over seeds, the band their range, thin lines the seeds themselves; a diamond is the
+    last policy with its 95% interval.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    agents = [summary["agent"] for summary in summaries]
     alone = len(runs) == 1
     metrics = read_columns(runs[0] / "metrics.csv") if alone and (runs[0] / "metrics.csv").exists() else {}
     losses = [name for name in LOSSES if name in metrics]
-    figure = Figure(figsize=(7 + 3.4 * len(losses), 4.2), layout="constrained")
+    figure = Figure(figsize=(7 + 3.4 * len(losses), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 1 + len(losses), width_ratios=[2.2] + [1] * len(losses), squeeze=False)[0]
     score_axis = axes[0]
-    references, kinds = {}, set()
-    for number, run in enumerate(runs):
-        summary = json.loads((run / "summary.json").read_text())
+    for number, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
         updates, seeds, scores = by_update(read_columns(run / "evaluations.csv"), "score")
         colour = f"C{number}"
-        mean = np.nanmean(scores, 0)
-        label = f"{summary['agent']}, mean of {len(seeds)} seeds" if len(seeds) > 1 else summary["agent"]
-        score_axis.plot(updates, mean, color=colour, marker="o", markersize=3.5, linewidth=2, label=label)
-        if len(seeds) > 1:
-            score_axis.fill_between(updates, np.nanmin(scores, 0), np.nanmax(scores, 0), color=colour, alpha=0.15)
-            if alone:
-                for row in scores:
-                    score_axis.plot(updates, row, color=colour, linewidth=0.6, alpha=0.6)
-        low, high = summary["last"]["ci95"]
-        centre = summary["last"]["mean"]
+        score_axis.plot(updates, np.nanmean(scores, 0), color=colour, marker="o", markersize=3.5, linewidth=2)
+        score_axis.fill_between(updates, np.nanmin(scores, 0), np.nanmax(scores, 0), color=colour, alpha=0.15)
+        for row in scores if alone else []:
+            score_axis.plot(updates, row, color=colour, linewidth=0.6, alpha=0.6)
+        (low, high), centre = summary["last"]["ci95"], summary["last"]["mean"]
+        name = agents[number] if agents.count(agents[number]) == 1 else run.resolve().name
+        count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
         score_axis.errorbar(
             updates[-1], centre, [[max(centre - low, 0)], [max(high - centre, 0)]], color=colour, capsize=5,
-            marker="D", markersize=6, label=f"last policy {centre:.1f} [{low:.1f}, {high:.1f}]", linestyle="none",
+            marker="D", markersize=6, label=f"{name}, {count}: last {centre:.1f} [{low:.1f}, {high:.1f}]",
         )  # fmt: skip
-        kinds.add(summary["score_kind"])
-        if summary["dataset_score"] is not None:
-            references[summary["dataset"]] = summary["dataset_score"]
-    for name, value in references.items():
-        score_axis.axhline(value, color="0.4", linestyle="--", linewidth=1, label=f"average episode of {name}")
-    units = {"normalized": "normalised score", "minari": "score by Minari's references", "return": "return"}
-    first = json.loads((runs[0] / "summary.json").read_text())
-    score_axis.set(title=f"{first['dataset']}", xlabel="updates", ylabel=units[kinds.pop()] if len(kinds) == 1 else "score")
-    score_axis.set_ylim(bottom=min(0, score_axis.get_ylim()[0]))
-    score_axis.legend(loc="best", fontsize=8, framealpha=0.9)
+    first = summaries[0]
+    if first["dataset_score"] is not None:
+        score_axis.axhline(
+            first["dataset_score"], color="0.4", linestyle="--", linewidth=1, label="average episode of the dataset"
+        )
+    score_axis.set(title=first["dataset"], xlabel="updates", ylabel=UNITS[first["score_kind"]])
+    if first["score_kind"] != "return":
+        score_axis.set_ylim(bottom=min(0, score_axis.get_ylim()[0]))
     for axis, name in zip(axes[1:], losses, strict=True):
         updates, seeds, values = by_update(metrics, name)
-        for row in values:
-            axis.plot(updates, row, linewidth=0.7, alpha=0.5, color="C0")
-        axis.plot(updates, np.nanmean(values, 0), linewidth=1.8, color="C0")
+        marker = "o" if len(updates) < 10 else None
+        if len(seeds) > 1:
+            axis.plot(updates, values.T, linewidth=0.7, alpha=0.5, color="C0")
+        axis.plot(updates, np.nanmean(values, 0), linewidth=1.8, color="C0", marker=marker, markersize=3.5)
         axis.set(title=name.replace("_", " "), xlabel="updates")
+    longest = max(summary["updates"] for summary in summaries)
     for axis in axes:
+        axis.set_xlim(0, 1.03 * longest)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x else "0")
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
         axis.locator_params(axis="x", nbins=6)
+    handles, labels = score_axis.get_legend_handles_labels()
+    columns = 2 if alone else 1
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=9, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with aside(path, overwrite=True) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
     return path

@@ -52,7 +52,7 @@ def fit(
     dataset: str | None = None,
     *,
     env: str | None = None,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | None = None,
     file: Path | None = None,
     over: Mapping[str, Any] | None = None,
     device: str = "auto",
@@ -65,8 +65,9 @@ def fit(
         agent_name: one of ``offlinerl.agents.names()``.
         dataset: a name, a Minari id or a file; see ``offlinerl.data.registry.resolve``.
         env: the environment to evaluate in, where it is not the dataset's own.
-        seeds: S integers, trained side by side.
-        file: a YAML file of settings.
+        seeds: S integers, trained side by side; by default just 0.
+        file: a YAML file of settings, or another run's ``config.yaml``, which tells the agent, the dataset and
+            the seeds too.
         over: settings that win over all files, ``{"agent": {...}, "train": {...}}``.
         device: "auto", "cpu" or "cuda".
         out: the run's folder, which may not hold anything yet; by default a new one below ``runs/``.
@@ -83,23 +84,25 @@ def fit(
         settings = settings_of(Path(resume), agent_name, dataset, over or {})
         run = Run(settings, pick_device(device), Path(resume))
         run.restore()
+        write_config(run.folder, settings)  # it may be longer now
         return run.train()
-    if agent_name is None or dataset is None:
+    about = dict(agent=agent_name, dataset=dataset and str(dataset), env=env, seeds=seeds and list(seeds))
+    again = config.read(file).get("fit", {}) if file else {}
+    about = dict(seeds=[0], env=None) | again | {key: value for key, value in about.items() if value is not None}
+    if "agent" not in about or "dataset" not in about:
         raise UserError("fit needs an agent and a dataset, as in: offlinerl fit xql --dataset kitchen")
-    entry = registry.resolve(dataset, env)
-    if len(set(seeds)) != len(seeds) or not seeds or min(seeds) < 0:
-        raise UserError(f"--seeds takes different whole numbers from 0 on, not {','.join(map(str, seeds))}")
-    settings = dict(
-        fit=dict(agent=agent_name, dataset=str(dataset), env=env, seeds=list(seeds)),
-        **config.resolve(agent_name, agents.get(agent_name), entry, file, over),
-    )
+    agent_name, seeds = about["agent"], about["seeds"]
+    entry = registry.resolve(about["dataset"], about["env"])
+    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds must be a list of different whole numbers from 0 on, not {seeds}")
+    settings = dict(fit=about, **config.resolve(agent_name, agents.get(agent_name), entry, file, over))
     folder = Path(out) if out else next_free(Path("runs") / f"{agent_name}-{entry.name.replace('/', '-')}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"the output folder {folder} exists; go on with --resume {folder} or name another --out")
     run = Run(settings, pick_device(device), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    stated = yaml.safe_dump(dict(settings, versions=versions()), sort_keys=False)
-    (folder / "config.yaml").write_text(f"# Everything needed to run this again.\n{stated}")
+    write_config(folder, settings)
     return run.train()
 
 
@@ -129,7 +132,7 @@ class Run(L.Callback):
         )
         self.task = task_of(self.entry, data)
         self.pool = make_pool(self.task, len(seeds), self.train_settings["final_episodes"])
-        self.agent: Agent = agent_class(self.pool.spec, seeds, **settings["agent"])
+        self.agent: Agent = agent_class(self.pool.spec, seeds, **config.of_agent(settings))
         self.agent.task = json.loads(json.dumps(asdict(self.task)))
         self.agent.to(device)
         self.agent.configure_optimizers()
@@ -162,9 +165,11 @@ class Run(L.Callback):
                     self.run_trainer()
                 if self.stop.is_set():
                     raise self.interrupted()
-                return self.finish()
+                summary = self.finish()
         finally:
             self.pool.close()
+        self.display.summary(summary, self.folder)
+        return summary
 
     def run_trainer(self) -> None:
         self.logger = TensorBoardLogger(str(self.folder), name="", version="")
@@ -184,8 +189,14 @@ class Run(L.Callback):
             )
             self.block_began = time.perf_counter()
             trainer.fit(self.agent, self.source)
-        if self.stop.is_set():
-            self.save(trainer, "last.ckpt")
+            if self.stop.is_set():
+                self.save(trainer, "last.ckpt")
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Make up for an evaluation that was interrupted."""
+        updates = self.agent.updates
+        if updates and updates % self.train_settings["eval_every"] == 0 and self.evaluated < updates:
+            self.evaluate(trainer)
 
     def next_evaluation(self) -> int:
         every = self.train_settings["eval_every"]
@@ -243,14 +254,17 @@ class Run(L.Callback):
             raise self.interrupted()
         self.record(result)
         last = dict(mean=result.mean, ci95=list(result.interval()), per_seed=result.per_seed.tolist())
-        if self.best is None or result.mean > self.best["mean"]:
+        better = self.best is None or result.mean > self.best["mean"]
+        if better:
             self.best = dict(mean=result.mean, per_seed=last["per_seed"], update=self.agent.updates)
+        checkpoint.amend(self.folder / "last.ckpt", self.state_key, self.state_dict())
+        if better:
             copy_whole(self.folder / "last.ckpt", self.folder / "best.ckpt")
         seconds = self.seconds["total"] + time.perf_counter() - self.began
         summary = dict(
             agent=self.settings["fit"]["agent"],
             dataset=self.entry.name,
-            env=self.task.env.get("id"),
+            env=self.task.env_id,
             seeds=list(self.agent.seeds),
             updates=self.agent.updates,
             steps=0,
@@ -264,7 +278,6 @@ class Run(L.Callback):
         )
         write_whole(self.folder / "summary.json", json.dumps(summary, indent=1))
         plots.curves([self.folder], self.folder / "curves.png")
-        self.display.summary(summary, self.folder)
         return summary
 
     # What is kept
@@ -284,8 +297,9 @@ class Run(L.Callback):
         self.logger.log_metrics(means, self.agent.updates)
 
     def record(self, result: Evaluation) -> None:
-        """Append a row an episode to ``evaluations.csv``."""
+        """Append a row an episode to ``evaluations.csv``, in place of an earlier evaluation of this update."""
         self.evaluated = self.agent.updates
+        trim(self.folder / "evaluations.csv", self.agent.updates - 1)
         rows = [
             {
                 "update": self.agent.updates, "seed": seed, "episode": i, "return": float(result.returns[s, i]),
@@ -318,6 +332,10 @@ class Run(L.Callback):
         self.source.load_state_dict(state["source"])
         self.evaluated, self.best, self.logged = state["evaluated"], state["best"], state["logged"]
         self.seconds = state["seconds"]
+        if self.agent.updates > self.train_settings["updates"]:
+            raise UserError(
+                f"the run in {self.folder} has {self.agent.updates:,} updates already; give --updates a larger number"
+            )
         trim(self.folder / "metrics.csv", self.logged)
         trim(self.folder / "evaluations.csv", self.evaluated)
 
@@ -336,7 +354,7 @@ class Run(L.Callback):
 
         def on_interrupt(*_: Any) -> None:
             if self.stop.is_set():
-                raise KeyboardInterrupt
+                raise self.interrupted_at_once()  # at a KeyboardInterrupt, Lightning leaves without a word
             self.stop.set()
             self.display.say("stopping after this block; press Ctrl-C again to stop at once")
 
@@ -351,6 +369,12 @@ class Run(L.Callback):
             f"interrupted after {self.agent.updates:,} of {self.train_settings['updates']:,} updates, which are saved;"
             f" go on with: offlinerl fit --resume {self.folder}"
         )
+
+    def interrupted_at_once(self) -> Interrupted:
+        lost = "interrupted at once, and what was trained since the last save is lost"
+        if not (self.folder / "last.ckpt").is_file():
+            return Interrupted(f"{lost}, which is everything; delete {self.folder} and start again")
+        return Interrupted(f"{lost}; go on with: offlinerl fit --resume {self.folder}")
 
 
 class _Stopped(Exception):
@@ -389,9 +413,7 @@ def dataset_score(entry: registry.Entry, raw: load.Dataset) -> float | None:
     return float(np.mean(entry.score_of(totals)))
 
 
-def settings_of(
-    folder: Path, agent_name: str | None, dataset: str | None, over: Mapping[str, Any]
-) -> dict[str, Any]:
+def settings_of(folder: Path, agent_name: str | None, dataset: str | None, over: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run to resume, of which only the number of updates may be changed.
 
     Raises:
@@ -401,6 +423,8 @@ def settings_of(
         raise UserError(f"{folder} holds no run to resume: it lacks config.yaml or last.ckpt")
     settings = config.read(folder / "config.yaml")
     settings.pop("versions", None)
+    if missing := {"fit", "agent", "train"} - set(settings):
+        raise UserError(f"{folder / 'config.yaml'} lacks its section {missing.pop()!r}; start the run again")
     for flag, given, known in (("agent", agent_name, "agent"), ("--dataset", dataset, "dataset")):
         if given is not None and given != settings["fit"][known]:
             raise UserError(f"the run in {folder} has {flag} {settings['fit'][known]}, not {given}; leave it out")
@@ -468,6 +492,12 @@ def trim(path: Path, update: int) -> None:
     column = header.index("update")
     kept = [row for row in rows if len(row) == len(header) and int(row[column]) <= update]
     write_whole(path, "".join(",".join(row) + "\r\n" for row in [header, *kept]))
+
+
+def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
+    stated = yaml.safe_dump(dict(settings, versions=versions()), sort_keys=False)
+    about = "Everything needed to run this again, by: offlinerl fit --config config.yaml"
+    write_whole(folder / "config.yaml", f"# {about}\n{stated}")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -24,13 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from offlinerl.errors import UserError as UserError
+
 Metrics = dict[str, Tensor]
 """Named tensors of shape ``[S]``: one value a seed, left on the device until they are logged."""
-
-
-class UserError(Exception):
-    """Something the user can put right; its message is one sentence that says how. The command line prints
-    it alone and exits with status 1."""
 
 
 class Batch(NamedTuple):

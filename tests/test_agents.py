@@ -120,9 +120,7 @@ def test_xql_update_by_hand(spec, source_of):
     agent.learn(block)
 
     batch = type(block)(*(x[0] for x in block))
-    adam = {
-        name: torch.optim.Adam(getattr(by_hand, name).parameters(), 3e-4) for name in ("value", "actor", "critic")
-    }
+    adam = {name: torch.optim.Adam(getattr(by_hand, name).parameters(), 3e-4) for name in ("value", "actor", "critic")}
 
     def step(name, loss):
         adam[name].zero_grad()

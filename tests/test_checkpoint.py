@@ -65,7 +65,7 @@ def test_resume_equals_never_stopping(tmp_path):
     for name, tensor in whole.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor), name
     for name, optimizer in whole.optim.items():
-        for (p, q) in zip(optimizer.state.values(), second.optim[name].state.values(), strict=True):
+        for p, q in zip(optimizer.state.values(), second.optim[name].state.values(), strict=True):
             assert torch.equal(p["exp_avg"], q["exp_avg"]) and torch.equal(p["exp_avg_sq"], q["exp_avg_sq"]), name
     assert torch.equal(whole.rng.bits((3, 8)), second.rng.bits((3, 8)))
 

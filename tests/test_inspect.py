@@ -158,9 +158,7 @@ def test_import_and_export_lose_nothing(file, tmp_path):
     pytest.importorskip("minari")
     commands.import_file(file, "mine/some-v0")
     commands.export("mine/some-v0", tmp_path / "again.hdf5")
-    original, installed, exported = (
-        load(name) for name in (str(file), "mine/some-v0", str(tmp_path / "again.hdf5"))
-    )
+    original, installed, exported = (load(name) for name in (str(file), "mine/some-v0", str(tmp_path / "again.hdf5")))
     for column in ("obs", "action", "reward", "terminated", "last", "next_obs"):
         np.testing.assert_array_equal(getattr(installed, column), getattr(original, column))
         np.testing.assert_array_equal(getattr(exported, column), getattr(original, column))

@@ -131,9 +131,7 @@ def test_env_brings_the_whole_task_or_an_environment_alone(tmp_path):
     assert task.where == path and task.score["max"] == 4 and "bottom burner" in task.env["kwargs"]["tasks"]
     alone = resolve(path, "CartPole-v1")
     assert alone.env == {"id": "CartPole-v1"} and alone.score is None
-    with pytest.raises(
-        UserError, match="no environment 'kitchen-complet-v0'; did you mean kitchen-complete-v0"
-    ):
+    with pytest.raises(UserError, match="no environment 'kitchen-complet-v0'; did you mean kitchen-complete-v0"):
         resolve(path, "kitchen-complet-v0")
 
 

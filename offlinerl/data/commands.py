@@ -69,9 +69,7 @@ def validate(name_or_file: str) -> int:
     return 1 if findings else 0
 
 
-def generate(
-    name: str, out: Path | None = None, episodes: Iterable[int] | None = None, processes: int = 1
-) -> Path:
+def generate(name: str, out: Path | None = None, episodes: Iterable[int] | None = None, processes: int = 1) -> Path:
     """Makes a dataset from its recipe and writes it as a Minari dataset.
 
     Args:
@@ -177,9 +175,7 @@ def _spec(entry: Entry) -> Any:
     try:
         spec = copy.deepcopy(gymnasium.spec(entry.env["id"]))
     except gymnasium.error.Error as error:
-        raise UserError(
-            f"{entry.name}: there is no environment {entry.env['id']}; pass another one"
-        ) from error
+        raise UserError(f"{entry.name}: there is no environment {entry.env['id']}; pass another one") from error
     kwargs = dict(entry.env.get("kwargs", {}))
     spec.max_episode_steps = kwargs.pop("max_episode_steps", spec.max_episode_steps)
     spec.kwargs.update(kwargs)

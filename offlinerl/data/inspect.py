@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,13 +111,13 @@ class _Columns(NamedTuple):
     next_obs: np.ndarray | None  # [N, ...]
 
 
-def validate(entry: Entry | str, low: float = -1.0, high: float = 1.0) -> list[Finding]:
+def validate(entry: Entry | str, low: float | None = None, high: float | None = None) -> list[Finding]:
     """Checks a source before it is loaded, which would refuse much of what is reported here.
 
     Args:
         entry: a dataset, by entry, name or file.
-        low: lower bound of continuous actions.
-        high: upper bound of continuous actions.
+        low: lower bound of continuous actions; by default the source's own, or -1 if it states none.
+        high: upper bound of continuous actions; likewise, or 1.
 
     Returns:
         What was found, nothing for a sound dataset.
@@ -129,6 +130,8 @@ def validate(entry: Entry | str, low: float = -1.0, high: float = 1.0) -> list[F
     columns = _minari_columns(path, entry) if path.is_dir() else _d4rl_columns(path, entry)
     if isinstance(columns, Finding):
         return [columns]
+    own_low, own_high = _bounds(path)
+    low, high = own_low if low is None else low, own_high if high is None else high
     findings = [_not_finite(columns), _outside(columns, low, high), _duplicates(columns)]
     findings += [_late_terminals(columns), _too_long(columns, entry.max_episode_steps)]
     if not path.is_dir():  # Minari's episodes have their ends, and every observation its successor
@@ -146,9 +149,7 @@ def _d4rl_columns(path: Path, entry: Entry) -> _Columns | Finding:
     with load.open_d4rl(path) as file:
         terminal, cut, _ = load.episode_flags(file, entry.max_episode_steps, entry.split)
         following = file["next_observations"][()] if "next_observations" in file else None
-        return _Columns(
-            *(file[key][()] for key in ("observations", "actions", "rewards")), terminal, cut, following
-        )
+        return _Columns(*(file[key][()] for key in ("observations", "actions", "rewards")), terminal, cut, following)
 
 
 def _minari_columns(path: Path, entry: Entry) -> _Columns | Finding:
@@ -158,9 +159,7 @@ def _minari_columns(path: Path, entry: Entry) -> _Columns | Finding:
     for number, (obs, action, reward, terminal) in enumerate(load.minari_episodes(path, entry.obs_keys)):
         steps = len(reward)
         if {len(obs) - 1, len(action), len(terminal)} != {steps}:
-            message = (
-                f"episode {number} has {len(obs)} observations, {len(action)} actions and {steps} rewards"
-            )
+            message = f"episode {number} has {len(obs)} observations, {len(action)} actions and {steps} rewards"
             return Finding("unequal lengths", message, np.arange(at, at + steps))
         cut = np.arange(steps) == steps - 1
         for column, part in zip(columns, (obs[:-1], action, reward, terminal, cut & ~terminal), strict=True):
@@ -171,10 +170,19 @@ def _minari_columns(path: Path, entry: Entry) -> _Columns | Finding:
     return _Columns(*map(np.concatenate, columns), None)
 
 
+def _bounds(path: Path) -> tuple[float, float]:
+    """The widest bounds of an action that a Minari dataset states, where they are finite."""
+    if path.is_dir():
+        metadata = registry.minari_metadata(path / "data" if (path / "data").is_dir() else path)
+        space = json.loads(metadata.get("action_space", "{}"))
+        low, high = np.min(space.get("low", -np.inf)), np.max(space.get("high", np.inf))
+        if np.isfinite([low, high]).all():
+            return float(low), float(high)
+    return -1.0, 1.0
+
+
 def _not_finite(columns: _Columns) -> Finding:
-    bad = {
-        name: load.nonfinite_rows(column) for name, column in columns._asdict().items() if column is not None
-    }
+    bad = {name: load.nonfinite_rows(column) for name, column in columns._asdict().items() if column is not None}
     bad = {name: rows for name, rows in bad.items() if len(rows)}
     listed = ", ".join(f"{name} in {len(rows)} rows" for name, rows in bad.items())
     rows = np.unique(np.concatenate([*bad.values(), np.empty(0, int)]))
@@ -207,9 +215,7 @@ def _jumps(columns: _Columns, split: str | None) -> Finding:
     if columns.next_obs is not None:
         close = np.isclose(columns.next_obs[:-1], columns.obs[1:], rtol=1e-4, atol=1e-5, equal_nan=True)
         jump = inside & ~close.reshape(len(close), -1).all(axis=1)
-        return Finding(
-            "jump", "next_observations differ from the next row's observations", np.flatnonzero(jump)
-        )
+        return Finding("jump", "next_observations differ from the next row's observations", np.flatnonzero(jump))
     obs = columns.obs.reshape(len(columns.obs), -1).astype(np.float64)
     scale = np.nanstd(obs, axis=0)
     scaled = np.diff(obs, axis=0)[:, scale > 1e-6] / scale[scale > 1e-6]
@@ -251,6 +257,4 @@ def _missing_end(columns: _Columns) -> Finding:
 def _too_long(columns: _Columns, steps: int | None) -> Finding:
     ends = np.flatnonzero(columns.terminal | columns.cut)
     long = np.diff(ends, prepend=-1) > (steps or np.inf)
-    return Finding(
-        "missing end", f"episodes are longer than the {steps} steps of their environment", ends[long]
-    )
+    return Finding("missing end", f"episodes are longer than the {steps} steps of their environment", ends[long])

@@ -202,9 +202,7 @@ def load(
     if path.is_dir():
         dataset = load_minari(path, name=entry.name, obs_keys=entry.obs_keys)
     else:
-        dataset = load_hdf5(
-            path, mode, name=entry.name, max_episode_steps=entry.max_episode_steps, split=entry.split
-        )
+        dataset = load_hdf5(path, mode, name=entry.name, max_episode_steps=entry.max_episode_steps, split=entry.split)
     dataset.provenance.update(dataset=entry.name, checksum=entry.checksum(path))
     return with_reward(dataset, entry.reward if reward is None else reward)
 
@@ -255,18 +253,12 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
     if not rows:
         raise UserError(f"{name}: the dataset is empty")
     table, at = None, 0
-    mismatch = UserError(
-        f"{name}: metadata.json promises {rows} steps, its episodes have another number of them"
-    )
-    for number, (observations, actions, rewards, terminations) in enumerate(
-        minari_episodes(folder, obs_keys)
-    ):
+    mismatch = UserError(f"{name}: metadata.json promises {rows} steps, its episodes have another number of them")
+    for number, (observations, actions, rewards, terminations) in enumerate(minari_episodes(folder, obs_keys)):
         steps = len(rewards)
         if not steps:
             continue
-        lengths = dict(
-            observations=len(observations) - 1, actions=len(actions), terminations=len(terminations)
-        )
+        lengths = dict(observations=len(observations) - 1, actions=len(actions), terminations=len(terminations))
         if any(length != steps for length in lengths.values()):
             raise UserError(
                 f"{name}, episode {number}: {len(observations)} observations, {len(actions)} actions and"
@@ -321,9 +313,7 @@ def _installed(dataset_id: str) -> Path:
         minari.download_dataset(dataset_id)
     except Exception as error:  # of many kinds, from a missing huggingface_hub to a misconfigured remote
         shutil.rmtree(folder, ignore_errors=True)  # a failed download would pass for an installed dataset
-        raise UserError(
-            f"the Minari dataset {dataset_id} could not be downloaded ({error}): {instead}"
-        ) from error
+        raise UserError(f"the Minari dataset {dataset_id} could not be downloaded ({error}): {instead}") from error
     return folder
 
 
@@ -405,9 +395,7 @@ def _parts(metadata: Mapping[str, Any], obs_keys: Sequence[str] | None) -> list[
         inner = space.get("subspaces")
         if inner is None:
             return [path]
-        named = (
-            inner.items() if isinstance(inner, Mapping) else ((f"_index_{i}", s) for i, s in enumerate(inner))
-        )
+        named = inner.items() if isinstance(inner, Mapping) else ((f"_index_{i}", s) for i, s in enumerate(inner))
         return [leaf for key, part in named for leaf in leaves(part, f"{path}/{key}")]
 
     found = leaves(json.loads(metadata.get("observation_space", "{}")))
@@ -532,9 +520,7 @@ def open_d4rl(path: Path) -> Iterator[h5py.File]:
         missing = {"observations", "actions", "rewards", "terminals"} - set(file)
         if missing:
             has = ", ".join(sorted(file)) or "nothing"
-            raise UserError(
-                f"{path} lacks {', '.join(sorted(missing))}; it has {has}; D4RL's keys are needed"
-            )
+            raise UserError(f"{path} lacks {', '.join(sorted(missing))}; it has {has}; D4RL's keys are needed")
         columns = {key: file[key] for key in D4RL_KEYS if key in file}
         for key, column in columns.items():
             wanted = D4RL_KEYS[key]
@@ -573,9 +559,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise UserError(
-            f"{path} is not an HDF5 file, or only a part of one; download or write it again"
-        ) from error
+        raise UserError(f"{path} is not an HDF5 file, or only a part of one; download or write it again") from error
     with file:
         yield file
 
@@ -612,9 +596,7 @@ def _d4rl_timeouts(file: h5py.File, terminals: np.ndarray, max_episode_steps: in
     return timeouts
 
 
-def _read(
-    column: h5py.Dataset, keep: np.ndarray, out: np.ndarray, successors: np.ndarray | None = None
-) -> None:
+def _read(column: h5py.Dataset, keep: np.ndarray, out: np.ndarray, successors: np.ndarray | None = None) -> None:
     """Fills ``out`` with the rows to keep, and ``successors`` with the rows after them."""
     at = 0
     for start in range(0, len(keep), BLOCK):

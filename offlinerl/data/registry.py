@@ -218,9 +218,7 @@ def minari_metadata(folder: Path) -> dict[str, Any]:
         metadata = json.loads(path.read_text())
         return {key: metadata[key] for key in ("dataset_id", "total_episodes", "total_steps")} | metadata
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be read as Minari metadata; delete the dataset and get it again"
-        ) from error
+        raise UserError(f"{path} cannot be read as Minari metadata; delete the dataset and get it again") from error
 
 
 def minari_root() -> Path:
@@ -258,9 +256,7 @@ def download(entry: Entry, progress: Callable[[int, int], None] | None = None) -
         if received != size:
             raise UserError(f"{url} sent {received} bytes instead of {size}; try again, or {instead}")
         if sha and digest.hexdigest() != sha:
-            raise UserError(
-                f"{url} sent a file that is not the published one (its sha256 differs); {instead}"
-            )
+            raise UserError(f"{url} sent a file that is not the published one (its sha256 differs); {instead}")
     return path
 
 
@@ -285,9 +281,7 @@ def _or(words: list[str]) -> str:
 @cache
 def _load() -> dict[str, Entry]:
     path = paths.share("datasets", "registry.yaml")
-    entries = [
-        entry for section in yaml.safe_load(path.read_text())["datasets"] for entry in _expand(section)
-    ]
+    entries = [entry for section in yaml.safe_load(path.read_text())["datasets"] for entry in _expand(section)]
     return {entry.name: entry for entry in entries}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +47,8 @@ def make(env: Mapping[str, Any], obs_keys: Sequence[str] | None = None, render_m
 
 def _import_namespace(env_id: str) -> None:
     """Environments of gymnasium-robotics are registered by importing it."""
-    import gymnasium_robotics
+    with contextlib.redirect_stderr(io.StringIO()):  # it tells every user about its Adroit rewards
+        import gymnasium_robotics
 
     gym.register_envs(gymnasium_robotics)
 

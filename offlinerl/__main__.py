@@ -1,0 +1,7 @@
+"""``python -m offlinerl`` is ``offlinerl``."""
+
+import sys
+
+from offlinerl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,151 @@
+"""Comparing finished runs: what ``offlinerl report`` prints and writes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offlinerl import plots
+from offlinerl.data.record import aside
+from offlinerl.display import UNITS, console, listed, table
+from offlinerl.evaluation import bootstrap
+from offlinerl.types import UserError
+
+COLUMNS = ("run", "agent", "seeds", "updates", "mean", "95% interval", "per seed", "best evaluation")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run.
+
+    Attributes:
+        folder: where it is.
+        summary: its ``summary.json``.
+        scores: of the episodes of the last policies, ``[S, episodes]``.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    scores: np.ndarray
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """What stands under ``COLUMNS``. The mean is the last policy's; the best evaluation is the luckiest
+        of many and only shown."""
+        low, high = bootstrap(self.scores)
+        best = self.summary["best"]
+        return (
+            self.folder.resolve().name,
+            self.summary["agent"],
+            str(len(self.scores)),
+            f"{self.summary['updates']:,}",
+            f"{self.scores.mean():.1f}",
+            f"{low:.1f} to {high:.1f}",
+            listed(self.scores.mean(-1)),
+            f"{best['mean']:.1f} at {best['update']:,}",
+        )
+
+
+def read(folder: Path) -> Finished:
+    """A run's summary and the scores of its last policies.
+
+    Raises:
+        UserError: the folder holds no finished run.
+    """
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        needed = {key: summary[key] for key in ("agent", "dataset", "seeds", "updates", "score_kind", "best")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} holds no finished run, for want of a sound summary.json; finish it with: offlinerl fit"
+            f" --resume {folder}"
+        ) from error
+    columns = plots.read_columns(folder / "evaluations.csv")
+    last = columns.get("update", np.empty(0)) == needed["updates"]
+    scores = [columns["score"][last & (columns["seed"] == seed)] for seed in needed["seeds"]] if last.any() else []
+    if not scores or len({len(of_seed) for of_seed in scores}) > 1:
+        raise UserError(f"{folder / 'evaluations.csv'} lacks evaluations of the last policy; run the training again")
+    return Finished(folder, summary, np.stack(scores))
+
+
+def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> float:
+    """Probability that a training of X scores higher than one of Y, over all pairs of their seeds.
+
+    A tie counts one half: the Mann-Whitney statistic, as in Agarwal et al., 2021, section 4.3.
+
+    Args:
+        x: a score a seed, ``[S]``.
+        y: likewise.
+    """
+    difference = x[:, None] - y
+    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+
+
+def report(runs: Sequence[Path], out: Path | None = None) -> str:
+    """Print a table of runs a dataset and, with ``out``, write ``report.md`` and pictures of the curves.
+
+    Args:
+        runs: folders of finished runs.
+        out: a folder; made if it is not there.
+
+    Returns:
+        The report in Markdown.
+
+    Raises:
+        UserError: a folder holds no finished run.
+    """
+    groups: dict[tuple[str, str], list[Finished]] = {}
+    for run in map(read, map(Path, runs)):
+        groups.setdefault((run.summary["dataset"], run.summary["score_kind"]), []).append(run)
+    to, text = console(), ["# Runs compared", "", EXPLANATION]
+    for number, ((dataset, kind), group) in enumerate(groups.items()):
+        rows, notes = [run.row for run in group], _notes(group)
+        if number:
+            to.print()
+        table(to, f"{dataset}: {UNITS[kind]}", COLUMNS, rows)
+        for note in notes:
+            to.print(note, markup=False)
+        text += ["", f"## {dataset}: {UNITS[kind]}", "", *_markdown(COLUMNS, rows), *(f"\n{note}" for note in notes)]
+        if out is not None:
+            name = "curves.png" if len(groups) == 1 else f"curves-{dataset.replace('/', '-')}-{kind}.png"
+            plots.curves([run.folder for run in group], Path(out) / name)
+            text += ["", f"![Score over updates]({name})"]
+    markdown = "\n".join(text) + "\n"
+    if out is not None:
+        with aside(Path(out) / "report.md", overwrite=True) as temporary:
+            temporary.write_text(markdown)
+        to.print(f"written to {out}", markup=False)
+    return markdown
+
+
+EXPLANATION = (
+    "The mean is that of the last policies, over all seeds and episodes, with a 95% bootstrap interval over both. The"
+    " best evaluation on the way is the luckiest of many: it is shown, and is not the result."
+)
+
+
+def _notes(group: Sequence[Finished]) -> list[str]:
+    notes = []
+    scores = {run.summary["dataset_score"] for run in group} - {None}
+    if scores:
+        notes.append(f"The average episode of the dataset scores {scores.pop():.1f}.")
+    names = [run.row[0] if _shared(run, group) else run.summary["agent"] for run in group]
+    for (x, a), (y, b) in itertools.combinations(zip(group, names, strict=True), 2):
+        chance = probability_of_improvement(x.scores.mean(-1), y.scores.mean(-1))
+        notes.append(f"{a} scores higher than {b} in {chance:.0%} of the pairs of their seeds.")
+    return notes
+
+
+def _shared(run: Finished, group: Sequence[Finished]) -> bool:
+    return sum(other.summary["agent"] == run.summary["agent"] for other in group) > 1
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [columns, ["---"] * 2 + ["---:"] * (len(columns) - 2), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]

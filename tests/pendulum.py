@@ -1,0 +1,44 @@
+"""A small cheap task for tests of the command line: short episodes of Pendulum by random actions."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+
+from offlinerl.data.record import Episode, write_minari
+
+ID = "test/pendulum-v0"
+STEPS = 25
+
+
+def episodes(env: gym.Env, count: int):
+    env.action_space.seed(0)
+    for number in range(count):
+        observations = [env.reset(seed=number)[0]]
+        actions = np.stack([env.action_space.sample() for _ in range(STEPS)])
+        steps = [env.step(action) for action in actions]
+        observations += [step[0] for step in steps]
+        rewards, terminations, truncations = (np.array([step[i] for step in steps]) for i in (1, 2, 3))
+        yield Episode(np.stack(observations), actions, rewards, terminations, truncations)
+
+
+def install(root, name=ID, count=8):
+    """A Minari dataset below a folder of them."""
+    spec = copy.deepcopy(gym.spec("Pendulum-v1"))
+    spec.max_episode_steps = STEPS
+    env = gym.make(spec)
+    return write_minari(
+        root / name, episodes(env, count), dataset_id=name, env_spec=env.spec,
+        observation_space=env.observation_space, action_space=env.action_space,
+    )  # fmt: skip
+
+
+def start(*argv, cwd, **environment):
+    """The command line in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "offlinerl", *map(str, argv)], cwd=cwd, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**os.environ, **environment},
+    )  # fmt: skip

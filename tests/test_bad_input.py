@@ -1,0 +1,369 @@
+"""Whatever a user gets wrong ends in one sentence that names it and says what to do, never in a traceback."""
+
+import dataclasses
+import errno
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pendulum
+import pytest
+import torch
+
+from offlinerl import checkpoint
+from offlinerl.cli import main
+from offlinerl.data import registry
+
+FIT = ("fit", "bc", "--dataset", pendulum.ID, "--compile", "false", "--updates", 10, "--batch", 8,
+       "--eval-every", 10, "--final-episodes", 1)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
+        patch.setenv("OFFLINERL_HOME", str(folder / "cache"))
+        patch.chdir(folder)
+        pendulum.install(folder / "minari")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def run(here):
+    """The folder of a finished run."""
+    assert main([*map(str, FIT), "--out", str(here / "run")]) == 0
+    return here / "run"
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command line that must fail with a status and one line on standard error, and returns the line."""
+
+    def check(*argv, status=1):
+        capsys.readouterr()
+        try:
+            found = main([str(word) for word in argv])
+        except SystemExit as leaving:  # argparse's way
+            found = leaving.code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert found == status, line
+        assert line.startswith("offlinerl") and "Traceback" not in line
+        return line
+
+    return check
+
+
+def says(line, *words):
+    for word in words:
+        assert str(word) in line, f"{word!r} is not in: {line}"
+
+
+# Names and flags
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (("fit", "xql", "--dataset", "kitchn"), ("'kitchn'", "did you mean kitchen")),
+        (("fit", "xql", "--dataset", "qwxz"), ("'qwxz'", "offlinerl datasets list")),
+        (("fit", "xql", "--dataset", "no/such/file.hdf5"), ("no/such/file.hdf5 does not exist", "check the path")),
+        (("fit", "xlq", "--dataset", pendulum.ID), ("'xlq'", "did you mean", "xql")),
+        ((*FIT, "--env", "Pendulun-v1"), ("'Pendulun-v1'", "Pendulum-v1")),
+        ((*FIT, "--env", "Nowhere-v7"), ("Nowhere",)),
+        ((*FIT, "--env", "CartPole-v1"), ("CartPole-v1", "Discrete", "continuous")),
+        ((*FIT, "--agent.bta", "2"), ("bc has no setting 'bta'", "did you mean")),
+        ((*FIT, "--agent.lr", "fast"), ("lr must be a number", "'fast'")),
+        ((*FIT, "--agent.lr", "-1"), ("lr must be greater than 0", "-1")),
+        ((*FIT, "--agent.lr", "nan"), ("lr must be a number", "nan")),
+        ((*FIT, "--agent.dropout", "1.5"), ("dropout must be", "1.5")),
+        ((*FIT, "--agent.hidden", "wide"), ("hidden must be a list", "'wide'")),
+        ((*FIT, "--agent.decay_steps", "soon"), ("decay_steps must be", "'soon'")),
+        (("fit", "xql", "--dataset", pendulum.ID, "--agent.n_step", "1.5"), ("n_step must be a whole number", "1.5")),
+        (("fit", "xql", "--dataset", pendulum.ID, "--agent.value_layer_norm", "5"), ("value_layer_norm must be true",)),
+        ((*FIT, "--config", "absent.yaml"), ("absent.yaml", "No such file")),
+        (("evaluate", "absent.ckpt"), ("there is no checkpoint absent.ckpt",)),
+        (("datasets", "show", "hopper-medum-v2"), ("'hopper-medum-v2'", "hopper-medium-v2")),
+        (("datasets", "generate", "kitchn"), ("kitchn",)),
+        (("datasets", "import", "absent.hdf5", "test/a-v0"), ("absent.hdf5 does not exist",)),
+        (("report", "nothing"), ("nothing",)),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_named(argv, words, refused):
+    says(refused(*argv), *words)
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ((), ("COMMAND", "--help")),
+        (("fti",), ("'fti'", "fit")),
+        (("fit",), ("needs an agent",)),
+        (("fit", "xql"), ("needs --dataset",)),
+        ((*FIT, "--seeds", ""), ("--seeds", "''")),
+        ((*FIT, "--seeds", "0,0"), ("--seeds", "'0,0' names a seed twice")),
+        ((*FIT, "--seeds", "-1"), ("--seeds",)),
+        ((*FIT, "--seeds=-1,2"), ("--seeds", "'-1'", "from 0 on")),
+        ((*FIT, "--seeds", "one"), ("--seeds", "'one'")),
+        ((*FIT, "--seeds", "0,1.5"), ("--seeds", "'1.5'")),
+        ((*FIT, "--updates", "0"), ("--updates", "'0'", "from 1 on")),
+        ((*FIT, "--batch", "inf"), ("--batch", "'inf'")),
+        ((*FIT, "--batch", "many"), ("--batch", "'many'", "whole number")),
+        ((*FIT, "--compile", "maybe"), ("--compile", "'maybe'")),
+        ((*FIT, "--device", "tpu"), ("--device", "'tpu'")),
+        ((*FIT, "--updats", "5"), ("--updats",)),
+        ((*FIT, "--agent.lr"), ("--agent.lr needs a value",)),
+        ((*FIT, "--agent.lr", "--batch", "5"), ("--agent.lr needs a value",)),
+        (("evaluate", "a.ckpt", "--seed", "-3"), ("--seed", "'-3'")),
+        (("evaluate", "a.ckpt", "--agent.lr", "1"), ("evaluate takes no --agent settings",)),
+        (("fit", "--resume", "a", "--out", "b"), ("--resume", "leave out --out")),
+    ],
+)
+def test_wrong_usage_is_status_2(argv, words, refused):
+    says(refused(*argv, status=2), *words)
+
+
+def test_without_cuda(refused, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    says(refused(*FIT, "--device", "cuda"), "--device cuda", "--device cpu")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("agent: [1", ("not YAML",)),
+        ("- 1", ("sections",)),
+        ("agent: 5", ("sections",)),
+        ("trian: {updates: 5}", ("'trian'",)),
+        ("train: {update: 5}", ("'update'", "updates")),
+        ("train: {batch: 0}", ("batch must be at least 1",)),
+        ("train: {compile: often}", ("compile must be",)),
+        ("fit: {seeds: 3}", ("seeds must be a list", "not 3")),
+        ("fit: {seeds: [1, 1]}", ("seeds must be a list", "[1, 1]")),
+    ],
+)
+def test_configurations(text, words, refused, here):
+    (here / "my.yaml").write_text(text)
+    says(refused("fit", "bc", "--dataset", pendulum.ID, "--config", "my.yaml"), *words)
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(Exception, match="did you mean"):
+        main(["fit", "xql", "--dataset", "kitchn", "--debug"])
+
+
+# Servers out of reach
+
+
+def test_unreachable_d4rl_file(refused, monkeypatch):
+    entry = dataclasses.replace(registry.entry("kitchen-complete-v0"), source={"d4rl": {"url": "http://127.0.0.1:9/a"}})
+    monkeypatch.setitem(registry._load(), "kitchen-complete-v0", entry)
+    began = time.monotonic()
+    line = refused("fit", "xql", "--dataset", "kitchen-complete-v0")
+    says(line, "http://127.0.0.1:9/a could not be reached", "--dataset FILE --env kitchen-complete-v0")
+    assert time.monotonic() - began < 5
+
+
+def test_unreachable_minari_dataset(refused, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    began = time.monotonic()
+    line = refused("fit", "xql", "--dataset", "D4RL/kitchen/complete-v2")
+    says(line, "D4RL/kitchen/complete-v2 is not installed", "minari download")
+    assert time.monotonic() - began < 5
+
+
+# Files
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes a D4RL file of Pendulum with some columns replaced or left out."""
+
+    def write(**columns):
+        rng = np.random.default_rng(0)
+        sound = dict(
+            observations=rng.normal(size=(60, 3)).astype(np.float32),
+            actions=rng.uniform(-2, 2, (60, 1)).astype(np.float32),
+            rewards=rng.normal(size=60).astype(np.float32),
+            terminals=np.zeros(60, bool),
+            timeouts=np.arange(60) % 20 == 19,
+        )
+        with h5py.File(tmp_path / "my.hdf5", "w") as file:
+            for key, column in (sound | columns).items():
+                if column is not None:
+                    file[key] = column
+        return tmp_path / "my.hdf5"
+
+    return write
+
+
+def fit_file(path, *flags):
+    return ("fit", "bc", "--dataset", path, "--env", "Pendulum-v1", *flags)
+
+
+@pytest.mark.parametrize(
+    "columns, words",
+    [
+        (dict(rewards=None), ("lacks rewards",)),
+        (dict(rewards=np.full(60, np.nan)), ("rewards", "NaN", "the first of them 0")),
+        (dict(observations=np.zeros((59, 3))), ("unequal lengths", "observations 59")),
+        (dict(observations=np.zeros((60, 4))), ("observations have shape (4,)", "(3,)", "--env")),
+        (dict(actions=np.zeros((60, 2))), ("actions have shape (2,)", "(1,)", "--env")),
+    ],
+)
+def test_broken_files(columns, words, refused, file):
+    says(refused(*fit_file(file(**columns))), *words)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 2000])
+def test_truncated_files(keep, refused, file):
+    path = file()
+    path.write_bytes(path.read_bytes()[:keep])
+    says(refused(*fit_file(path)), path, "not an HDF5 file, or only a part of one")
+
+
+def test_a_file_that_names_no_environment(refused, file):
+    says(refused("fit", "bc", "--dataset", file()), "which environment", "--env")
+
+
+def test_a_damaged_minari_dataset(refused, here):
+    shutil.copytree(here / "minari" / pendulum.ID, here / "minari/test/broken-v0")
+    data = here / "minari/test/broken-v0/data/main_data.hdf5"
+    data.write_bytes(data.read_bytes()[:5000])
+    says(refused("fit", "bc", "--dataset", "test/broken-v0"), data)
+
+
+# Folders
+
+
+def test_the_output_folder_is_never_written_over(refused, run):
+    before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
+    says(refused(*FIT, "--out", run), run, "--resume", "--out")
+    assert before == {path: path.stat().st_mtime_ns for path in run.iterdir()}
+
+
+def test_a_file_in_the_way(refused, here):
+    (here / "taken").write_text("")
+    says(refused(*FIT, "--out", here / "taken"), "taken", "--out")
+    says(refused(*FIT, "--out", here / "taken" / "below"), "taken/below", "not a directory")
+
+
+def test_nothing_is_left_of_a_run_that_cannot_start(refused, here):
+    refused(*FIT, "--env", "CartPole-v1", "--out", here / "unborn")
+    assert not (here / "unborn").exists()
+
+
+def test_resuming_what_is_no_run(refused, run, here):
+    (here / "empty").mkdir()
+    for folder in ("empty", "absent"):
+        says(refused("fit", "--resume", folder), folder, "no run to resume")
+    says(refused("fit", "iql", "--resume", run), "agent bc, not iql")
+    says(refused("fit", "--resume", run, "--batch", 3), "batch cannot be given", "--updates")
+    says(refused("fit", "--resume", run, "--updates", 5), "10 updates already", "--updates")
+
+    shutil.copytree(run, here / "bare")
+    (here / "bare" / "config.yaml").write_text("agent: {}\ntrain: {}\n")
+    says(refused("fit", "--resume", here / "bare"), here / "bare" / "config.yaml", "'fit'")
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("damage", ["truncated", "random", "pickle", "empty", "other", "of a user"])
+def test_damaged_checkpoints(damage, refused, run, tmp_path):
+    path = tmp_path / "a.ckpt"
+    whole = (run / "last.ckpt").read_bytes()
+    if damage == "other":
+        torch.save({"state_dict": {}}, path)
+    elif damage == "of a user":
+        torch.save({"offlinerl": Path("not plain data")}, path)
+    else:
+        random = np.random.default_rng(0).bytes(5000)
+        path.write_bytes(
+            {"truncated": whole[: len(whole) // 2], "random": random, "pickle": pickle.dumps([1]), "empty": b""}[damage]
+        )
+    line = refused("evaluate", path, "--episodes", 1)
+    says(line, path, "not a checkpoint")
+
+    broken = tmp_path / "run"
+    shutil.copytree(run, broken)
+    shutil.copy(path, broken / "last.ckpt")
+    says(refused("fit", "--resume", broken, "--updates", 20), broken / "last.ckpt", "not a checkpoint")
+
+
+def test_a_checkpoint_runs_no_code(refused, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"offlinerl": Trap()}, tmp_path / "trap.ckpt")
+    refused("evaluate", tmp_path / "trap.ckpt")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "env, words",
+    [
+        ("MountainCarContinuous-v0", ("2 observations", "the policy 3", "trained for")),
+        ("CartPole-v1", ("CartPole-v1", "continuous")),
+        ("Nowhere-v0", ("Nowhere",)),
+    ],
+)
+def test_evaluating_elsewhere(env, words, refused, run):
+    says(refused("evaluate", run / "last.ckpt", "--env", env), *words)
+
+
+# Full disks
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(refused, run, here, monkeypatch):
+    folder = here / "full"
+    shutil.copytree(run, folder)
+    before = (folder / "last.ckpt").read_bytes()
+
+    def full(self, path, **_):
+        Path(path).write_bytes(b"the beginning of a checkpoint")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lightning.Trainer.save_checkpoint", full)
+    says(refused("fit", "--resume", folder, "--updates", 20), folder / "last.ckpt", "the disk is full")
+    assert (folder / "last.ckpt").read_bytes() == before
+    assert not list(folder.glob(".*")), "what was written of the new one is deleted"
+    assert checkpoint.load_agent(folder / "last.ckpt").updates == 10
+
+
+LIMITED = """
+import resource, sys
+from offlinerl.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit := int(sys.argv[1]), limit))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_file_that_may_not_grow_keeps_the_previous_checkpoint(run, here):
+    """The system itself refuses to write, in a process of its own."""
+    folder = here / "limited"
+    shutil.copytree(run, folder)
+    before = (folder / "last.ckpt").read_bytes()
+    command = [sys.executable, "-c", LIMITED, str(len(before) // 2), "fit", "--resume", folder, "--updates", "20"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    (line,) = process.stderr.splitlines()
+    assert process.returncode == 1
+    says(line, "last.ckpt", "the disk is full")
+    assert (folder / "last.ckpt").read_bytes() == before
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_below_standard_output():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "offlinerl", "datasets", "list"]
+        process = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=100)
+    assert process.returncode == 1 and process.stderr.splitlines() == [
+        "offlinerl datasets: the disk is full: free some space"
+    ]

@@ -1,0 +1,122 @@
+"""Comparing runs, from what they left behind."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from offlinerl import plots
+from offlinerl.cli import main
+from offlinerl.report import probability_of_improvement, read
+
+
+def finished(folder, agent="xql", dataset="kitchen", level=70.0, seeds=3, evaluations=6, losses=6, kind="normalized"):
+    """A run's folder as a training leaves it, with scores that rise to a level."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(abs(hash((agent, level))) % 1000)
+    rows, last = [], None
+    for number in range(1, evaluations + 1):
+        episodes = 50 if number == evaluations else 10
+        centre = level * (1 - np.exp(-number / 1.5)) + rng.normal(0, 4, seeds)
+        last = np.clip(25 * np.round((centre[:, None] + rng.normal(0, 15, (seeds, episodes))) / 25), 0, 100)
+        rows += [
+            {"update": 2500 * number, "seed": s, "episode": i, "return": score / 25, "score": score, "length": 280,
+             "success": 0}
+            for s in range(seeds)
+            for i, score in enumerate(last[s])
+        ]  # fmt: skip
+    write(folder / "evaluations.csv", rows)
+    names = ["actor_loss"] if agent == "bc" else ["value_loss", "actor_loss", "critic_loss"]
+    points = np.linspace(500, 2500 * evaluations, losses) if losses > 1 else [500]
+    write(
+        folder / "metrics.csv",
+        [dict(update=int(u), seed=s, **{name: 1 / (1 + u / 5000) + rng.normal(0, 0.02) for name in names})
+         for u in points for s in range(seeds)],
+    )  # fmt: skip
+    mean = float(last.mean())
+    summary = dict(
+        agent=agent, dataset=dataset, env="Kitchen", seeds=list(range(seeds)), updates=2500 * evaluations,
+        score_kind=kind, dataset_score=51.9 if kind == "normalized" else None,
+        last=dict(mean=mean, ci95=[mean - 4, mean + 4], per_seed=last.mean(-1).tolist(), episodes=50),
+        best=dict(mean=mean + 3, per_seed=last.mean(-1).tolist(), update=2500),
+    )  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def write(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_probability_of_improvement_by_hand():
+    assert probability_of_improvement(np.array([1.0, 3.0]), np.array([2.0, 0.0])) == 0.75
+    assert probability_of_improvement(np.array([1.0]), np.array([1.0])) == 0.5
+    assert probability_of_improvement(np.array([2.0, 3.0]), np.array([1.0])) == 1
+
+
+def test_the_last_policy_alone_is_the_result(tmp_path):
+    run = finished(tmp_path / "a")
+    found = read(run)
+    assert found.scores.shape == (3, 50)
+    summary = json.loads((run / "summary.json").read_text())
+    assert found.scores.mean() == pytest.approx(summary["last"]["mean"])
+    assert found.scores.mean(-1).tolist() == pytest.approx(summary["last"]["per_seed"])
+
+
+def test_runs_are_grouped_by_dataset(tmp_path, capsys):
+    runs = [
+        finished(tmp_path / "xql-kitchen"),
+        finished(tmp_path / "bc-kitchen", "bc", level=40),
+        finished(tmp_path / "pendulum", dataset="test/pendulum-v0", seeds=1, kind="return"),
+    ]
+    assert main(["report", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "\x1b" not in out
+    kitchen, pendulum = out.split("test/pendulum-v0: return")
+    assert "kitchen: normalised score" in kitchen and "xql scores higher than bc in 100% of the pairs" in kitchen
+    assert "The average episode of the dataset scores 51.9." in kitchen and "average" not in pendulum
+    scores = read(runs[0]).scores
+    (line,) = [line for line in kitchen.splitlines() if line.startswith("xql-kitchen")]
+    assert f"{scores.mean():.1f}" in line and " ".join(f"{s:.1f}" for s in scores.mean(-1)) in line and "2,500" in line
+
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    pictures = {"curves-kitchen-normalized.png", "curves-test-pendulum-v0-return.png"}
+    assert files == {"report.md"} | pictures
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert all(f"]({name})" in text for name in pictures)
+    (row,) = [line for line in text.splitlines() if line.startswith("| bc-kitchen")]
+    assert row.count("|") == 9 and f"| {read(runs[1]).scores.mean():.1f} |" in row
+
+
+def test_one_dataset_has_one_picture(tmp_path):
+    runs = [finished(tmp_path / "a"), finished(tmp_path / "b", level=50)]
+    assert main(["report", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.md", "curves.png"}
+    assert "a scores higher than b in" in (tmp_path / "out" / "report.md").read_text(), "one agent: named by folder"
+
+
+@pytest.mark.parametrize("missing", ["summary.json", "evaluations.csv"])
+def test_unfinished_runs_are_named(missing, tmp_path, capsys):
+    run = finished(tmp_path / "a")
+    (run / missing).unlink()
+    assert main(["report", str(run)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(run) in line
+
+
+def test_an_interrupted_last_evaluation_is_refused(tmp_path, capsys):
+    run = finished(tmp_path / "a")
+    lines = (run / "evaluations.csv").read_text().splitlines(keepends=True)
+    (run / "evaluations.csv").write_text("".join(lines[:-1]))
+    assert main(["report", str(run)]) == 1
+    assert "lacks evaluations of the last policy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("case", [dict(seeds=1, evaluations=1, losses=1), dict(seeds=5), dict(agent="bc")])
+def test_curves_of_one_run(case, tmp_path):
+    image = plots.curves([finished(tmp_path / "run", **case)], tmp_path / "curves.png")
+    assert image.read_bytes().startswith(b"\x89PNG")
