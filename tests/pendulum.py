@@ -4,9 +4,11 @@ import copy
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import gymnasium as gym
 import numpy as np
+import pytest
 
 from offlinerl.data.record import Episode, write_minari
 
@@ -34,6 +36,17 @@ def install(root, name=ID, count=8):
         root / name, episodes(env, count), dataset_id=name, env_spec=env.spec,
         observation_space=env.observation_space, action_space=env.action_space,
     )  # fmt: skip
+
+
+@contextmanager
+def workplace(folder):
+    """A fresh working directory with the dataset installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
+        patch.setenv("OFFLINERL_HOME", str(folder / "cache"))
+        patch.chdir(folder)
+        install(folder / "minari")
+        yield folder
 
 
 def start(*argv, cwd, **environment):

@@ -25,12 +25,7 @@ FIT = ("fit", "bc", "--dataset", pendulum.ID, "--compile", "false", "--updates",
 
 @pytest.fixture(scope="module", autouse=True)
 def here(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bad")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
-        patch.setenv("OFFLINERL_HOME", str(folder / "cache"))
-        patch.chdir(folder)
-        pendulum.install(folder / "minari")
+    with pendulum.workplace(tmp_path_factory.mktemp("bad")) as folder:
         yield folder
 
 

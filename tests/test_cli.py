@@ -25,12 +25,7 @@ TINY = ("--compile", "false", "--updates", 30, "--batch", 16, "--eval-every", 10
 @pytest.fixture(scope="module", autouse=True)
 def here(tmp_path_factory):
     """A fresh working directory with the dataset installed, for all tests of the file."""
-    folder = tmp_path_factory.mktemp("cli")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
-        patch.setenv("OFFLINERL_HOME", str(folder / "cache"))
-        patch.chdir(folder)
-        pendulum.install(folder / "minari")
+    with pendulum.workplace(tmp_path_factory.mktemp("cli")) as folder:
         yield folder
 
 
