@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import platform
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ from offlinerl.data.record import Episode, aside, write_minari
 from offlinerl.data.sources import OfflineData
 from offlinerl.device import pick_device
 from offlinerl.display import Display
+from offlinerl.training import hushed_lightning
 from offlinerl.types import Batch, Spec
 
 KITCHEN = Spec(60, 9, (-1.0,) * 9, (1.0,) * 9)
@@ -203,24 +203,31 @@ def lightning_share(agent: Agent, source: OfflineData, blocks: int = 20) -> floa
         def on_train_epoch_end(self, *_: Any) -> None:
             self.seconds = time.perf_counter() - self.began
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     clock, learn = Clock(), agent.learn
     agent.learn = timed(learn)
-    trainer = L.Trainer(
-        accelerator="gpu" if agent.device.type == "cuda" else "cpu", devices=1, max_epochs=1, logger=False,
-        callbacks=[clock], enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
     try:
-        trainer.fit(agent, Timed())
+        with hushed_lightning():
+            trainer = L.Trainer(
+                accelerator="gpu" if agent.device.type == "cuda" else "cpu", devices=1, max_epochs=1, logger=False,
+                callbacks=[clock], enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            )  # fmt: skip
+            trainer.fit(agent, Timed())
     finally:
         agent.learn = learn
     return max(0.0, 1 - inner / clock.seconds)
 
 
 _LOAD = """
-import resource, sys, time
+import re, resource, sys, time
+from pathlib import Path
 from offlinerl.data.load import load_minari
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+def peak():
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would start at the size of the process that started this one
+        return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
 load_minari(sys.argv[1])
 before, began = peak(), time.perf_counter()
 data = load_minari(sys.argv[2])

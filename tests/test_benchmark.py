@@ -1,0 +1,24 @@
+"""The figures a benchmark rests on, without its measurements of time."""
+
+import torch
+
+from offlinerl import benchmark
+from offlinerl.data.sources import OfflineData
+
+
+def test_the_matrix_products_of_an_xql_update_by_hand():
+    B, H, O, A = 32, 256, 60, 9
+    value, critic, actor = (i * H + H * H + H * o for i, o in ((O, 1), (O + A, 1), (O, A)))
+    forward = 2 * critic + 2 * value  # both targets; V of obs and of next_obs
+    # A trained network runs forward, and back to its weights and to its hidden layers, not to its input.
+    trained = (3 * value - O * H) + (3 * actor - O * H) + 2 * (3 * critic - (O + A) * H)
+    source = OfflineData(benchmark.synthetic_table(500), benchmark.KITCHEN, (0, 1), B)
+    agent = benchmark.build("xql", (0, 1), torch.device("cpu"), compile=False)
+    assert benchmark.count_flops(agent, source.draw(1)) == 2 * 2 * B * (forward + trained)  # two seeds
+
+
+def test_lightnings_share_is_a_share():
+    source = OfflineData(benchmark.synthetic_table(500), benchmark.KITCHEN, (0,), 8, updates=5)
+    agent = benchmark.build("bc", (0,), torch.device("cpu"), compile=False)
+    assert 0 <= benchmark.lightning_share(agent, source, blocks=3) < 1
+    assert agent.updates == 15
