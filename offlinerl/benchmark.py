@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from offlinerl import agents
 from offlinerl.agent import Agent
-from offlinerl.data.record import Episode, aside, write_minari
+from offlinerl.config import parameters
+from offlinerl.data.record import Episode, write_minari, write_whole
 from offlinerl.data.sources import OfflineData
 from offlinerl.device import pick_device
 from offlinerl.display import Display
@@ -100,16 +101,13 @@ def benchmark(
     for label, value in lines:
         display.say(f"{label:<44} {value}")
     if json_file is not None:
-        with aside(json_file, overwrite=True) as temporary:
-            temporary.write_text(json.dumps(results, indent=1))
+        write_whole(json_file, json.dumps(results, indent=1))
     return results
 
 
 def build(agent_name: str, seeds: Sequence[int], device: torch.device, compile: bool) -> Agent:
     """The agent as ``fit`` would build it for Kitchen, dropout and decay included where it has them."""
     agent_class = agents.get(agent_name)
-    from offlinerl.config import parameters
-
     usual = dict(dropout=0.1, decay_steps=1_000_000)
     agent = agent_class(KITCHEN, seeds, **{k: v for k, v in usual.items() if k in parameters(agent_class)})
     agent.to(device)

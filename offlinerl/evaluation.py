@@ -15,7 +15,7 @@ import torch
 from offlinerl import checkpoint
 from offlinerl.agent import Agent
 from offlinerl.data import registry
-from offlinerl.data.record import aside
+from offlinerl.data.record import write_whole
 from offlinerl.device import pick_device
 from offlinerl.display import Display
 from offlinerl.envs.make import Pool, make
@@ -48,7 +48,7 @@ class Task:
         if self.score is None:
             return returns
         raw = success if self.score.get("from") == "success" else returns
-        return 100 * (raw - self.score["min"]) / (self.score["max"] - self.score["min"])
+        return registry.normalized_score(raw, self.score["min"], self.score["max"])
 
 
 @dataclass(frozen=True)
@@ -248,8 +248,7 @@ def evaluate_checkpoint(
     )
     display.evaluation(results)
     if json_file is not None:
-        with aside(json_file, overwrite=True) as temporary:
-            temporary.write_text(json.dumps(results, indent=1))
+        write_whole(json_file, json.dumps(results, indent=1))
     if video is not None:
         record_videos(agent, task, seed, video)
         display.say(f"videos in {video}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from offlinerl import plots
-from offlinerl.data.record import aside
+from offlinerl.data.record import write_whole
 from offlinerl.display import UNITS, console, listed, table
 from offlinerl.evaluation import bootstrap
 from offlinerl.types import UserError
@@ -118,8 +118,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> str:
             text += ["", f"![Score over updates]({name})"]
     markdown = "\n".join(text) + "\n"
     if out is not None:
-        with aside(Path(out) / "report.md", overwrite=True) as temporary:
-            temporary.write_text(markdown)
+        write_whole(Path(out) / "report.md", markdown)
         to.print(f"written to {out}", markup=False)
     return markdown
 

@@ -26,7 +26,7 @@ import offlinerl
 from offlinerl import agents, checkpoint, config, plots
 from offlinerl.agent import Agent
 from offlinerl.data import load, registry
-from offlinerl.data.record import aside
+from offlinerl.data.record import aside, write_whole
 from offlinerl.data.sources import OfflineData
 from offlinerl.device import pick_device
 from offlinerl.display import Display
@@ -498,12 +498,6 @@ def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
     stated = yaml.safe_dump(dict(settings, versions=versions()), sort_keys=False)
     about = "Everything needed to run this again, by: offlinerl fit --config config.yaml"
     write_whole(folder / "config.yaml", f"# {about}\n{stated}")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves the old one or the new one."""
-    with aside(path, overwrite=True) as temporary:
-        temporary.write_text(text, newline="")
 
 
 def copy_whole(source: Path, target: Path) -> None:

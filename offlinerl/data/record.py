@@ -106,6 +106,12 @@ def aside(path: Path, overwrite: bool = False) -> Iterator[Path]:
         _delete(temporary)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves the old one or the new one."""
+    with aside(path, overwrite=True) as temporary:
+        temporary.write_text(text, newline="")
+
+
 def write_minari(
     path: Path,
     episodes: Iterable[Episode],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+
+from offlinerl.envs import robotics
 
 ENV_ID = "offlinerl/Kitchen-v0"
 MAX_EPISODE_STEPS = 280
@@ -50,9 +50,7 @@ class Kitchen(gym.Env[np.ndarray, np.ndarray]):
     metadata = {"render_modes": ["human", "rgb_array", "depth_array"], "render_fps": 12}
 
     def __init__(self, tasks: Sequence[str] = TASKS, noise: float = 0.1, render_mode: str | None = None) -> None:
-        # On import, gymnasium-robotics tells every user about its Adroit rewards.
-        with contextlib.redirect_stderr(io.StringIO()):
-            from gymnasium_robotics.envs.franka_kitchen import kitchen_env
+        kitchen_env = robotics.load("gymnasium_robotics.envs.franka_kitchen.kitchen_env")
 
         self.tasks = tuple(tasks)
         self.render_mode = render_mode

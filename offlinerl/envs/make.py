@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
+from offlinerl.envs import robotics
 from offlinerl.types import Spec, UserError
 
 
@@ -33,7 +32,7 @@ def make(env: Mapping[str, Any], obs_keys: Sequence[str] | None = None, render_m
             made = gym.make(gym.envs.registration.EnvSpec.from_json(env["spec"]), **extra)
         else:
             if env["id"] not in gym.registry:
-                _import_namespace(env["id"])
+                gym.register_envs(robotics.load())
             made = gym.make(env["id"], **{**env.get("kwargs", {}), **extra})
     except (gym.error.Error, ImportError, ValueError, TypeError) as error:
         name = env.get("id", "the dataset's environment")
@@ -43,14 +42,6 @@ def make(env: Mapping[str, Any], obs_keys: Sequence[str] | None = None, render_m
         made = gym.wrappers.FlattenObservation(gym.wrappers.FilterObservation(made, keys))
         made = _Ordered(made, keys)
     return made
-
-
-def _import_namespace(env_id: str) -> None:
-    """Environments of gymnasium-robotics are registered by importing it."""
-    with contextlib.redirect_stderr(io.StringIO()):  # it tells every user about its Adroit rewards
-        import gymnasium_robotics
-
-    gym.register_envs(gymnasium_robotics)
 
 
 class _Ordered(gym.ObservationWrapper):
