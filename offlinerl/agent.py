@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -19,6 +21,9 @@ from offlinerl.types import Batch, Metrics, Spec
 
 Noise = dict[str, Any]
 """Random numbers of one update: trees of tensors ``[S, ...]``."""
+
+CPU_ROWS = 1280
+"""Rows ``[S, B]`` that a CPU trains at once."""
 
 
 class Agent(L.LightningModule, ABC):
@@ -37,6 +42,7 @@ class Agent(L.LightningModule, ABC):
         updates: gradient steps taken.
         task: what evaluation must know of the task, as plain data; travels with the checkpoint.
         compile: whether ``learn`` compiles ``update``.
+        stack: which of the seeds it trains: all of them, but in a ``part``.
         metrics: means of the last block's metrics, ``[S]`` each.
     """
 
@@ -50,11 +56,13 @@ class Agent(L.LightningModule, ABC):
         self.updates = 0
         self.task: dict[str, Any] = {}
         self.compile = False
+        self.stack = slice(None)
         self.metrics: Metrics = {}
         self.optim: dict[str, Adam] = {}
         self.rng = Streams(self.seeds, "update")
         self.explore_rng = Streams(self.seeds, "explore")
-        self._captured: dict[tuple, Step] = {}
+        self._parts: list[Agent] = []
+        self._steps: dict[tuple, list[Step]] = {}
         low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
         self.register_buffer("action_mid", (high + low) / 2, persistent=False)
         self.register_buffer("action_half", (high - low) / 2, persistent=False)
@@ -138,25 +146,54 @@ class Agent(L.LightningModule, ABC):
         updates, _, batch_size = block.reward.shape[:3]
         if updates % self.period:
             raise ValueError(f"a block of {updates} updates cuts a pattern of {self.period} in two")
+        if not self._parts:
+            self._parts = [self.part(seeds) for seeds in self.division(batch_size)]
         totals: Metrics = {}
         for k in range(updates):
             self.before_update()
-            batch = tree_map(lambda x, k=k: x[k], block)
-            for name, value in self._step(batch, self.draw(batch_size), k % self.period).items():
+            inputs = tree_map(lambda x, k=k: x[k], block), self.draw(batch_size)
+            for name, value in self._step(*inputs, k % self.period).items():
                 totals[name] = totals[name] + value if name in totals else value
             self.updates += 1
         return {name: total / updates for name, total in totals.items()}
 
     def _step(self, batch: Batch, noise: Noise, k: int) -> Metrics:
-        if not self.compile:
-            return self.update(batch, noise, k)
-        key = (k, signature(tree_flatten((batch, noise))[0]))
-        if key not in self._captured:
-            self._captured[key] = capture(
-                lambda batch, noise: self.update(batch, noise, k), (batch, noise), self.trained_tensors()
-            )
-        step = self._captured[key]
-        return step(batch, noise)
+        pieces = [tree_map(lambda x, part=part: x[part.stack], (batch, noise)) for part in self._parts]
+        key = (k, signature(tree_flatten(pieces[0])[0]))
+        if key not in self._steps:
+            steps = [partial(part.update, k=k) for part in self._parts]
+            if self.compile:
+                steps = capture(steps, pieces[0], [part.trained_tensors() for part in self._parts])
+            self._steps[key] = steps
+        done = [step(*piece) for step, piece in zip(self._steps[key], pieces, strict=True)]
+        return {name: torch.cat([metrics[name] for metrics in done]) for name in done[0]}
+
+    def division(self, batch_size: int) -> list[slice]:
+        """The seeds that take their update together, in turn after turn.
+
+        A GPU takes all at once, for it waits for launches. A CPU waits for memory, once the activations of
+        a layer outgrow its cache.
+        """
+        S = len(self.seeds)
+        rows = CPU_ROWS if self.device.type == "cpu" else S * batch_size
+        size = max(n for n in range(1, S + 1) if S % n == 0 and (n == 1 or n * batch_size <= rows))
+        return [slice(s, s + size) for s in range(0, S, size)]
+
+    def part(self, stack: slice) -> Agent:
+        """The agent of some of its seeds, in the same memory: to train the part is to train the whole."""
+        stacked = [*self.parameters()]
+        for optimizer in self.optim.values():
+            stacked += [moment for moments in optimizer.state.values() for moment in moments.values()]
+            stacked += [group["beta_powers"] for group in optimizer.param_groups]
+        memo: dict[int, Any] = {id(t): t for t in self.trained_tensors()}
+        for t in stacked:
+            piece = t.detach()[stack]
+            memo[id(t)] = nn.Parameter(piece, t.requires_grad) if isinstance(t, nn.Parameter) else piece
+        part = copy.copy(self)
+        part.seeds, part.stack = self.seeds[stack], stack
+        for name in ("_parameters", "_modules", "optim"):
+            part.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
+        return part
 
     def trained_tensors(self) -> list[Tensor]:
         """Every tensor an update may change: parameters, targets, moments of the optimisers."""
@@ -189,4 +226,12 @@ class Agent(L.LightningModule, ABC):
         self.updates, self.task = saved["updates"], saved["task"]
         self.rng.load_state_dict(saved["rng"])
         self.explore_rng.load_state_dict(saved["explore_rng"])
-        self._captured.clear()
+        self._forget_parts()
+
+    def _forget_parts(self) -> None:
+        self._parts.clear()
+        self._steps.clear()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Agent:
+        self._forget_parts()  # they lie where the parameters were
+        return super()._apply(*args, **kwargs)

@@ -19,20 +19,22 @@ def signature(tensors: Sequence[Tensor]) -> tuple:
     return tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
 
 
-def capture(step: Step, example: tuple, state: Sequence[Tensor]) -> Step:
-    """Compile ``step``, a function of tensors that trains in place.
+def capture(steps: Sequence[Step], example: tuple, states: Sequence[Sequence[Tensor]]) -> list[Step]:
+    """Compile ``steps``: one function of tensors that trains in place, closed over several sets of tensors.
 
     Unlike ``torch.compile`` of a function that calls backward, which stops at every backward pass, the trace
-    holds the whole step: forward, backward, optimiser and target update are fused across their borders.
+    holds the whole step: forward, backward, optimiser and target update are fused across their borders. It
+    is made of the first step and serves them all.
 
     Args:
-        step: reads trees of tensors, changes tensors it closes over in place, returns a tree of tensors.
-            It may not look at values on the host.
-        example: arguments of the shapes, strides and types it will be called with.
-        state: every tensor ``step`` changes in place. Tracing runs the step once; they are put back after.
+        steps: each reads trees of tensors, changes tensors it closes over in place, returns a tree of
+            tensors. They may not look at values on the host.
+        example: arguments of the shapes, strides and types they will be called with.
+        states: for each step every tensor it changes in place, in the same order. Tracing runs the first
+            step once; its tensors are put back after.
 
     Returns:
-        A function to call as ``step``; ``step`` itself, with a warning, where compiling fails (no C++
+        Functions to call as ``steps``; ``steps`` themselves, with a warning, where compiling fails (no C++
         compiler, say).
     """
     leaves, tree = tree_flatten(example)
@@ -40,10 +42,10 @@ def capture(step: Step, example: tuple, state: Sequence[Tensor]) -> Step:
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         nonlocal shape_of_result
-        result, shape_of_result = tree_flatten(step(*tree_unflatten(list(tensors), tree)))
+        result, shape_of_result = tree_flatten(steps[0](*tree_unflatten(list(tensors), tree)))
         return result
 
-    before = [t.detach().clone() for t in state]
+    before = [t.detach().clone() for t in states[0]]
     try:
         graph, closed_over = _lift_constants(make_fx(flat)(*leaves))
         with torch.no_grad():
@@ -54,36 +56,44 @@ def capture(step: Step, example: tuple, state: Sequence[Tensor]) -> Step:
             + (str(error).strip().splitlines() or ["no message"])[0],
             stacklevel=2,
         )
-        return step
+        return list(steps)
     finally:
         with torch.no_grad():
-            for tensor, saved in zip(state, before, strict=True):
+            for tensor, saved in zip(states[0], before, strict=True):
                 tensor.copy_(saved)
 
-    def run(*args: Any) -> Any:
-        with torch.no_grad():
-            return tree_unflatten(list(compiled(*tree_flatten(args)[0], *closed_over)), shape_of_result)
+    def bind(tensors: Sequence[Tensor]) -> Step:
+        def run(*args: Any) -> Any:
+            with torch.no_grad():
+                return tree_unflatten(list(compiled(*tree_flatten(args)[0], *tensors)), shape_of_result)
 
-    return run
+        return run
+
+    index = {_place(t): i for i, t in enumerate(states[0])}
+    return [
+        bind([state[index[_place(t)]].detach() if _place(t) in index else t for t in closed_over]) for state in states
+    ]
 
 
 def _lift_constants(graph: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, list[Tensor]]:
     """Turn the tensors a trace closed over into inputs, which a compiler knows how to change in place."""
-    placeholders: dict[Tensor, torch.fx.Node] = {}
+    placeholders: dict[tuple, tuple[Tensor, torch.fx.Node]] = {}
     last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.graph.nodes):
         if node.op != "get_attr":
             continue
         tensor = getattr(graph, node.target).detach()
-        key = next((t for t in placeholders if _same(t, tensor)), tensor)
-        if key is tensor:
+        place = _place(tensor)
+        if place not in placeholders:
             with graph.graph.inserting_after(last):
-                last = placeholders[tensor] = graph.graph.placeholder(f"state_{len(placeholders)}")
-        node.replace_all_uses_with(placeholders[key])
+                last = graph.graph.placeholder(f"state_{len(placeholders)}")
+            placeholders[place] = tensor, last
+        node.replace_all_uses_with(placeholders[place][1])
         graph.graph.erase_node(node)
     # A new module, for the old one still owns the tensors and would pass each a second time.
-    return torch.fx.GraphModule(torch.nn.Module(), graph.graph), list(placeholders)
+    return torch.fx.GraphModule(torch.nn.Module(), graph.graph), [tensor for tensor, _ in placeholders.values()]
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+def _place(tensor: Tensor) -> tuple:
+    """Where a tensor lies in memory, which is the same for all that alias it."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()

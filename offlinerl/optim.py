@@ -13,10 +13,11 @@ class Adam(torch.optim.Optimizer):
 
     torch.optim.Adam keeps its step count and learning rate as Python numbers or asks for them with
     ``.item()``, which a traced graph would freeze. Here the learning rate is a tensor that a schedule may
-    fill, and the powers of beta that correct the bias are running products.
+    fill, and the powers of beta that correct the bias are running products, one a seed, so that all that a
+    step changes is stacked by seeds as the parameters are.
 
     Args:
-        params: parameters, of any shapes.
+        params: parameters ``[S, ...]``.
         lr: learning rate.
         betas: decay rates of the two moments.
         eps: added to the square root of the second moment.
@@ -31,9 +32,9 @@ class Adam(torch.optim.Optimizer):
     ):
         super().__init__(params, dict(betas=betas, eps=eps, initial_lr=lr))
         for group in self.param_groups:
-            device = group["params"][0].device
-            group["lr"] = torch.tensor(lr, dtype=torch.float32, device=device)
-            group["beta_powers"] = torch.ones(2, dtype=torch.float32, device=device)
+            first = group["params"][0]
+            group["lr"] = torch.tensor(lr, dtype=torch.float32, device=first.device)
+            group["beta_powers"] = torch.ones(len(first), 2, dtype=torch.float32, device=first.device)
             for p in group["params"]:
                 self.state[p] = dict(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
 
@@ -52,13 +53,14 @@ class Adam(torch.optim.Optimizer):
         remaining = iter(gradients)
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
-            powers = group["beta_powers"]
-            powers[0].mul_(beta1)
-            powers[1].mul_(beta2)
-            rate = group["lr"] / (1 - powers[0])
-            correction = (1 - powers[1]).rsqrt()
+            power1, power2 = group["beta_powers"].unbind(-1)  # [S]
+            power1.mul_(beta1)
+            power2.mul_(beta2)
+            rates = group["lr"] / (1 - power1)
+            corrections = (1 - power2).rsqrt()
             for p in group["params"]:
                 m, v, grad = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"], next(remaining)
+                rate, correction = (x.view(-1, *[1] * (p.ndim - 1)) for x in (rates, corrections))  # [S, 1, ...]
                 m.lerp_(grad, 1 - beta1)
                 v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
                 p.addcdiv_(m * -rate, v.sqrt() * correction + group["eps"])

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from offlinerl import agent as agent_module
 from offlinerl import agents, losses
 from offlinerl.agents.bc import BC
 from offlinerl.agents.iql import IQL
@@ -78,6 +79,36 @@ def test_stacked_seeds_equal_seeds_alone(build, spec, source_of):
         train(alone, source_of((seed,)))
         for name, p in parameters_of(alone, 0).items():
             torch.testing.assert_close(parameters_of(stack, s)[name], p, rtol=0, atol=1e-9, msg=name)
+
+
+def test_seeds_in_turn_equal_seeds_at_once(build, spec, source_of, monkeypatch):
+    def train(rows, size):
+        monkeypatch.setattr(agent_module, "CPU_ROWS", rows)
+        agent, data = build(spec, (3, 1, 4, 1)), source_of((3, 1, 4, 1))
+        agent.double()
+        for _ in range(3):
+            metrics = agent.learn(Batch(*(x.double() for x in data.draw())))
+        assert [part.seeds[0] for part in agent._parts] == [3, 1, 4, 1][::size]
+        return agent, metrics
+
+    (at_once, metrics), (in_pairs, metrics_of_pairs) = train(10**9, 4), train(2 * 32, 2)
+    for (name, p), q in zip(at_once.named_parameters(), in_pairs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-9, msg=name)
+    for name, optimizer in at_once.optim.items():
+        [group], [other] = optimizer.param_groups, in_pairs.optim[name].param_groups
+        assert torch.equal(group["beta_powers"], other["beta_powers"]) and group["lr"] == other["lr"], name
+        for p, q in zip(group["params"], other["params"], strict=True):
+            torch.testing.assert_close(optimizer.state[p], in_pairs.optim[name].state[q], rtol=0, atol=1e-9, msg=name)
+    torch.testing.assert_close(metrics, metrics_of_pairs, rtol=0, atol=1e-9)
+
+
+def test_a_cast_agent_trains_its_own_parameters(spec, source_of):
+    agent, data = XQL(spec, (0,), **SMALL), source_of((0,))
+    agent.learn(data.draw())
+    agent.double().float()  # the parameters lie elsewhere now
+    before = agent.actor.log_std.clone()
+    agent.learn(data.draw())
+    assert not torch.equal(agent.actor.log_std, before)
 
 
 def test_seeds_differ(build, spec):

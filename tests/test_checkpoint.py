@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import SPEC, random_table
 
+from offlinerl import agent as agent_module
 from offlinerl import checkpoint
 from offlinerl.agents.iql import IQL
 from offlinerl.agents.xql import XQL
@@ -150,21 +151,23 @@ def test_a_checkpoint_of_other_networks_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def compiled_pair():
-    """The same agent trained eagerly and captured, on the same blocks; compiling takes a while."""
+    """The same agent trained eagerly, its seeds at once, and by one captured step, its seeds in turn."""
     pair = []
     for compile in (False, True):
-        agent, data = XQL(SPEC, (0, 1), **SETTINGS), source((0, 1))
-        agent.compile = compile
-        for _ in range(3):
-            agent.learn(data.draw())
-        pair.append(agent)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(agent_module, "CPU_ROWS", 1 if compile else 64)
+            agent, data = XQL(SPEC, (0, 1), **SETTINGS), source((0, 1))
+            agent.compile = compile
+            for _ in range(3):
+                agent.learn(data.draw())
+            pair.append(agent)
     return pair
 
 
 def test_captured_equals_eager(compiled_pair):
     eager, captured = compiled_pair
-    step = next(iter(captured._captured.values()))
-    assert step.__name__ == "run", "nothing was compiled"
+    [steps] = captured._steps.values()
+    assert [step.__name__ for step in steps] == ["run", "run"], "nothing was compiled"
     assert captured.updates == eager.updates == 15
     for (name, p), q in zip(eager.named_parameters(), captured.parameters(), strict=True):
         apart = (p - q).abs()
@@ -182,7 +185,7 @@ def test_tracing_leaves_the_state_as_it_was():
         weight.add_(x)
         return (weight * 2).sum()
 
-    captured = capture(step, (torch.ones(3),), [weight])
+    [captured] = capture([step], (torch.ones(3),), [[weight]])
     assert weight.tolist() == [1, 1, 1]
     assert captured(torch.full((3,), 2.0)).item() == 18
     assert weight.tolist() == [3, 3, 3]
