@@ -49,7 +49,8 @@ def capture(steps: Sequence[Step], example: tuple, states: Sequence[Sequence[Ten
     try:
         graph, closed_over = _lift_constants(make_fx(flat)(*leaves))
         with torch.no_grad():
-            compiled = torch._inductor.compile(graph, [*leaves, *closed_over])
+            # Callers look at `signature` themselves; to check every tensor again costs a twentieth of a small update.
+            compiled = torch._inductor.compile(graph, [*leaves, *closed_over], options={"size_asserts": False})
     except Exception as error:
         warnings.warn(
             f"training runs uncompiled, since torch.compile failed here: {type(error).__name__}: "

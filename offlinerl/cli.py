@@ -94,7 +94,7 @@ def datasets_generate(args: argparse.Namespace) -> int:
 def datasets_import(args: argparse.Namespace) -> int:
     from offlinerl.data import commands
 
-    commands.import_file(args.file, args.id)
+    commands.import_file(args.file, args.id, args.env)
     return 0
 
 
@@ -220,6 +220,7 @@ def parser() -> argparse.ArgumentParser:
     p = command("import", datasets_import, "install a D4RL file as a Minari dataset", within)
     p.add_argument("file", type=Path, help="a D4RL file")
     p.add_argument("id", help="what to call it, (namespace/)name-vN")
+    p.add_argument("--env", metavar="ID", help="the environment it was collected in: a Gymnasium id or a name")
     p = command("export", datasets_export, "write a dataset as a D4RL file", within)
     p.add_argument("name", help="a name, a Minari id or a D4RL file")
     p.add_argument("file", type=Path, help="the HDF5 file to write")

@@ -38,6 +38,11 @@ class Task:
     score: Mapping[str, Any] | None = None
     score_kind: str = "return"
 
+    @classmethod
+    def of(cls, entry: registry.Entry) -> Task:
+        """The task of a dataset in the registry."""
+        return cls(entry.env, entry.obs_keys, entry.score, entry.score_kind)
+
     @property
     def env_id(self) -> str:
         """The Gymnasium id of the environment."""
@@ -257,10 +262,7 @@ def evaluate_checkpoint(
 
 def task_named(env: str) -> Task:
     """The task of a registry name, or that of a Gymnasium id, whose score is its return."""
-    if env in registry.names():
-        entry = registry.entry(env)
-        return Task(entry.env, entry.obs_keys, entry.score, entry.score_kind)
-    return Task({"id": env})
+    return Task.of(registry.entry(env)) if env in registry.names() else Task({"id": env})
 
 
 def record_videos(agent: Agent, task: Task, seed: int, folder: Path) -> None:

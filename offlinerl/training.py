@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -398,7 +398,7 @@ def task_of(entry: registry.Entry, data: load.Dataset) -> Task:
             f"nothing says which environment {entry.name} was collected in; name it with --env, by a Gymnasium id"
             " or a registry name such as kitchen-complete-v0"
         )
-    return Task(env, entry.obs_keys, entry.score, entry.score_kind)
+    return replace(Task.of(entry), env=env)
 
 
 def dataset_score(entry: registry.Entry, raw: load.Dataset) -> float | None:

@@ -4,10 +4,11 @@ import h5py
 import numpy as np
 import pytest
 
-from offlinerl.data import commands
+from offlinerl.data import commands, registry
 from offlinerl.data.inspect import describe, plot, validate
 from offlinerl.data.load import load
 from offlinerl.data.registry import Entry
+from offlinerl.types import UserError
 
 LENGTH, EPISODES = 50, 60
 ROWS = LENGTH * EPISODES
@@ -163,3 +164,12 @@ def test_import_and_export_lose_nothing(file, tmp_path):
         np.testing.assert_array_equal(getattr(installed, column), getattr(original, column))
         np.testing.assert_array_equal(getattr(exported, column), getattr(original, column))
     assert validate("mine/some-v0") == []
+
+
+def test_an_imported_file_brings_the_environment_it_is_given(file):
+    minari = pytest.importorskip("minari")
+    commands.import_file(file, "mine/swing-v0", "Pendulum-v1")
+    spec = minari.load_dataset("mine/swing-v0").env_spec
+    assert spec.id == "Pendulum-v1" and registry.resolve("mine/swing-v0").env["spec"] == spec.to_json()
+    with pytest.raises(UserError, match="no environment 'Pendulun-v1'; did you mean Pendulum-v1"):
+        commands.import_file(file, "mine/other-v0", "Pendulun-v1")

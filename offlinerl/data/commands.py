@@ -103,17 +103,22 @@ def generate(name: str, out: Path | None = None, episodes: Iterable[int] | None 
     return path
 
 
-def import_file(file: Path, dataset_id: str) -> Path:
+def import_file(file: Path, dataset_id: str, env: str | None = None) -> Path:
     """Installs a file in D4RL's format as a Minari dataset; its environment comes along if it is known.
 
     Args:
         file: in D4RL's format; one named after an entry of the registry is that dataset.
         dataset_id: the id to install it under, ``(namespace/)name-vN``.
+        env: the environment it was collected in, where its name does not tell: a Gymnasium id, or a name in
+            the registry.
 
     Returns:
         The dataset's folder.
+
+    Raises:
+        UserError: the file cannot be read, or there is no such environment.
     """
-    entry = registry.resolve(str(file))
+    entry = registry.resolve(str(file), env)
     dataset = load.load(entry, reward="none")
     spec = _spec(entry)
     path = registry.minari_root() / dataset_id
