@@ -192,7 +192,7 @@ def test_tracing_leaves_the_state_as_it_was():
 
 
 def test_without_a_compiler_training_goes_on(monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch._inductor, "compile", broken)
