@@ -70,3 +70,39 @@ def awr(log_prob: Tensor, advantage: Tensor, temperature: float, max_weight: flo
     """
     weight = torch.exp(temperature * advantage.detach()).clamp(max=max_weight)
     return -weight * log_prob
+
+
+def project(probability: Tensor, atoms: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
+    """The distribution of ``reward + discount * Z``, put back on the atoms of Z.
+
+    Bellemare et al., A Distributional Perspective on Reinforcement Learning, 2017, algorithm 1: every shifted
+    atom gives its probability to the two atoms beside it, the nearer one more; what falls outside goes to the
+    outermost atom.
+
+    Args:
+        probability: of each atom of Z, ``[..., B, atoms]``.
+        atoms: returns, evenly spaced and ascending, ``[atoms]``.
+        reward: ``[..., B]``.
+        discount: ``[..., B]``.
+
+    Returns:
+        Probabilities, ``[..., B, atoms]``.
+    """
+    low, high, spacing = atoms[0], atoms[-1], atoms[1] - atoms[0]
+    moved = reward.unsqueeze(-1) + discount.unsqueeze(-1) * atoms  # [..., B, atoms]
+    moved = torch.minimum(torch.maximum(moved, low), high)
+    distance = (moved.unsqueeze(-2) - atoms.unsqueeze(-1)).abs() / spacing  # [..., B, to, from]
+    return ((1 - distance).clamp(min=0) * probability.unsqueeze(-2)).sum(-1)
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """``-sum_i target_i log softmax(logits)_i``, the categorical critic's loss (Bellemare et al., 2017).
+
+    Args:
+        logits: ``[..., B, atoms]``.
+        target: probabilities, ``[..., B, atoms]``; no gradient flows through them.
+
+    Returns:
+        ``[..., B]``.
+    """
+    return -(target.detach() * logits.log_softmax(-1)).sum(-1)

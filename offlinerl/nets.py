@@ -7,38 +7,60 @@ each seed would start alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Independent, Normal
+from torch.func import functional_call
 
-from offlinerl.rng import Streams
+from offlinerl.rng import Lanes, Streams
 
-HIDDEN_GAIN = math.sqrt(2)
+Init = Callable[[Tensor, Tensor, Generator], None]
+"""Fills a weight ``[I, out]`` and a bias ``[1, out]`` in place."""
+
+
+def orthogonal(weight: Tensor, bias: Tensor, rng: Generator) -> None:
+    """Orthogonal weights (Saxe et al., 2014) with gain sqrt(2), as in the reference IQL and XQL; zero biases."""
+    nn.init.orthogonal_(weight, math.sqrt(2), generator=rng)
+    bias.zero_()
+
+
+def uniform(weight: Tensor, bias: Tensor, rng: Generator, bound: float | None = None) -> None:
+    """Both uniform in [-bound, bound], by default ``1 / sqrt(I)`` (Lillicrap et al., 2016, section 7; also what
+    ``torch.nn.Linear`` does, and with it the reference TD3 and SAC)."""
+    bound = 1 / math.sqrt(len(weight)) if bound is None else bound
+    weight.uniform_(-bound, bound, generator=rng)
+    bias.uniform_(-bound, bound, generator=rng)
 
 
 class Linear(nn.Module):
     """One affine map for every entry of the leading axes.
-
-    Weights are orthogonal (Saxe et al., 2014) with gain sqrt(2), as in the reference IQL and XQL; biases
-    start at zero.
 
     Args:
         in_features: I, size of the input.
         out_features: size of the output.
         lead: the leading axes, ``(S,)`` or ``(S, N)``.
         rng: S generators; the N slices of a seed are drawn one after another from its own.
+        init: how a slice starts.
     """
 
-    def __init__(self, in_features: int, out_features: int, lead: tuple[int, ...], rng: Sequence[Generator]):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        lead: tuple[int, ...],
+        rng: Sequence[Generator],
+        init: Init = orthogonal,
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(*lead, in_features, out_features))
-        self.bias = nn.Parameter(torch.zeros(*lead, 1, out_features))
+        self.bias = nn.Parameter(torch.empty(*lead, 1, out_features))
         with torch.no_grad():
-            for of_seed, generator in zip(self.weight, rng, strict=True):
-                for slice in of_seed.view(-1, in_features, out_features):
-                    nn.init.orthogonal_(slice, HIDDEN_GAIN, generator=generator)
+            for weights, biases, generator in zip(self.weight, self.bias, rng, strict=True):
+                slices = weights.view(-1, in_features, out_features), biases.view(-1, 1, out_features)
+                for weight, bias in zip(*slices, strict=True):
+                    init(weight, bias, generator)
 
     def forward(self, x: Tensor) -> Tensor:  # [*lead, B, I] -> [*lead, B, out]
         return torch.matmul(x, self.weight) + self.bias
@@ -77,6 +99,8 @@ class MLP(nn.Module):
         rng: S generators for the initial weights.
         layer_norm: normalise before every ReLU.
         dropout: rate of dropout after every ReLU, applied only where ``forward`` is given masks.
+        init: how the layers start.
+        last_init: how the last one does, if not like the others.
     """
 
     def __init__(
@@ -86,9 +110,14 @@ class MLP(nn.Module):
         rng: Sequence[Generator],
         layer_norm: bool = False,
         dropout: float = 0.0,
+        init: Init = orthogonal,
+        last_init: Init | None = None,
     ):
         super().__init__()
-        self.layers = nn.ModuleList(Linear(i, o, lead, rng) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
+        inits = [init] * (len(sizes) - 2) + [last_init or init]
+        self.layers = nn.ModuleList(
+            Linear(i, o, lead, rng, start) for i, o, start in zip(sizes[:-1], sizes[1:], inits, strict=True)
+        )
         self.norms = nn.ModuleList(LayerNorm(size, lead) for size in sizes[1:-1] if layer_norm)
         self.dropout = dropout
 
@@ -107,28 +136,101 @@ class MLP(nn.Module):
 class Value(nn.Module):
     """A state value a seed: ``[S, B, O] -> [S, B]``."""
 
-    def __init__(self, obs_dim: int, hidden: Sequence[int], rng: Sequence[Generator], layer_norm: bool = False):
+    def __init__(
+        self,
+        obs_dim: int,
+        hidden: Sequence[int],
+        rng: Sequence[Generator],
+        layer_norm: bool = False,
+        init: Init = orthogonal,
+    ):
         super().__init__()
-        self.net = MLP([obs_dim, *hidden, 1], (len(rng),), rng, layer_norm=layer_norm)
+        self.net = MLP([obs_dim, *hidden, 1], (len(rng),), rng, layer_norm=layer_norm, init=init)
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.net(obs).squeeze(-1)
 
 
 class Critic(nn.Module):
-    """N action values a seed: ``[S, B, O], [S, B, A] -> [S, N, B]``."""
+    """N action values a seed: ``[S, B, O], [S, B, A] -> [S, N, B]``; with ``atoms``, the logits of N
+    distributions over returns: ``[S, N, B, atoms]``."""
 
     def __init__(
-        self, obs_dim: int, action_dim: int, hidden: Sequence[int], rng: Sequence[Generator], critics: int = 2
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        rng: Sequence[Generator],
+        critics: int = 2,
+        init: Init = orthogonal,
+        last_init: Init | None = None,
+        atoms: int | None = None,
     ):
         super().__init__()
-        self.critics = critics
-        self.net = MLP([obs_dim + action_dim, *hidden, 1], (len(rng), critics), rng)
+        self.critics, self.atoms = critics, atoms
+        sizes = [obs_dim + action_dim, *hidden, atoms or 1]
+        self.net = MLP(sizes, (len(rng), critics), rng, init=init, last_init=last_init)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         x = torch.cat([obs, action], -1).unsqueeze(1)  # [S, 1, B, O + A]
-        x = x.expand(-1, self.critics, -1, -1)  # [S, N, B, O + A]
-        return self.net(x).squeeze(-1)
+        x = self.net(x.expand(-1, self.critics, -1, -1))  # [S, N, B, atoms]
+        return x if self.atoms else x.squeeze(-1)
+
+    def first(self, obs: Tensor, action: Tensor) -> Tensor:
+        """The first of the N alone, ``[S, B]``, or ``[S, B, atoms]``."""
+        x = torch.cat([obs, action], -1).unsqueeze(1)  # [S, 1, B, O + A]
+        first = {name: p[:, :1] for name, p in self.net.named_parameters()}
+        x = functional_call(self.net, first, x).squeeze(1)  # [S, B, atoms]
+        return x if self.atoms else x.squeeze(-1)
+
+
+class DeterministicActor(nn.Module):
+    """A policy that is a function, in units of [-1, 1]: ``[S, B, O] -> [S, B, A]``."""
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        rng: Sequence[Generator],
+        layer_norm: bool = False,
+        init: Init = uniform,
+        last_init: Init | None = None,
+    ):
+        super().__init__()
+        sizes = [obs_dim, *hidden, action_dim]
+        self.net = MLP(sizes, (len(rng),), rng, layer_norm=layer_norm, init=init, last_init=last_init)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return torch.tanh(self.net(obs))
+
+
+class SquashedGaussianActor(nn.Module):
+    """A Normal whose mean and log-deviation see the state, squashed by tanh into units of [-1, 1].
+
+    Haarnoja et al., Soft Actor-Critic, 2018, appendix C.
+    """
+
+    LOG_STD_RANGE = (-20.0, 2.0)
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int], rng: Sequence[Generator]):
+        super().__init__()
+        self.net = MLP([obs_dim, *hidden, 2 * action_dim], (len(rng),), rng, init=uniform)
+
+    def mean_and_std(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the Normal before the tanh, ``[S, B, A]`` each."""
+        mean, log_std = self.net(obs).chunk(2, -1)
+        return mean, log_std.clamp(*self.LOG_STD_RANGE).exp()
+
+    def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Reparameterised actions ``[S, B, A]`` and their log-probabilities ``[S, B]``, from standard normal
+        ``noise`` ``[S, B, A]``."""
+        mean, std = self.mean_and_std(obs)
+        x = mean + std * noise
+        log_prob = -0.5 * noise.square() - std.log() - 0.5 * math.log(2 * math.pi)
+        # log(1 - tanh(x)^2), in a form that neither overflows nor cancels
+        log_slope = 2 * (math.log(2) - x - nn.functional.softplus(-2 * x))
+        return torch.tanh(x), (log_prob - log_slope).sum(-1)
 
 
 class GaussianActor(nn.Module):
@@ -161,12 +263,12 @@ class GaussianActor(nn.Module):
         normal = Normal(self.mean(obs, kept), self.std(), validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
-    def act(self, obs: Tensor, explore: Streams | None = None) -> Tensor:
+    def act(self, obs: Tensor, explore: Lanes | None = None) -> Tensor:
         """The mean, or a sample drawn from ``explore`` and clipped: ``[S, E, O] -> [S, E, A]``."""
         mean = self.mean(obs)
         if explore is None:
             return mean
-        return (mean + self.std() * explore.to(mean.device).normal(mean.shape[1:])).clamp(-1, 1)
+        return (mean + self.std() * explore.normal(mean.shape[2:]).to(mean.device)).clamp(-1, 1)
 
 
 @torch.no_grad()

@@ -68,3 +68,45 @@ class Streams:
         if state["device"] == self.device.type:
             for rng, saved in zip(self.generators, state["states"], strict=True):
                 rng.set_state(saved.cpu())
+
+
+class Lanes:
+    """One generator an environment, started anew with every episode, so that what an episode draws depends on
+    its seed, its lane and its number and on nothing that ran beside it. Every draw has leading axes S and E.
+
+    Args:
+        seeds: S integers.
+        lanes: E integers, which of a seed's environments these are.
+        purpose: what the numbers are for; names the streams.
+    """
+
+    def __init__(self, seeds: Sequence[int], lanes: Sequence[int], purpose: str):
+        self.seeds, self.lanes, self.purpose = tuple(seeds), tuple(lanes), purpose
+        self.generators = [[generator(seed, f"{purpose} {lane}") for lane in self.lanes] for seed in self.seeds]
+
+    def begin(self, s: int, e: int, episode: int) -> None:
+        """Start the stream of an episode, the ``episode``-th of lane ``lanes[e]``."""
+        self.generators[s][e] = generator(self.seeds[s], f"{self.purpose} {self.lanes[e]} {episode}")
+
+    def _fill(self, method: str, args: tuple, shape: Sequence[int]) -> Tensor:
+        out = torch.empty(len(self.seeds), len(self.lanes), *shape)
+        for of_seed, rngs in zip(out, self.generators, strict=True):
+            for row, rng in zip(of_seed, rngs, strict=True):
+                getattr(row, method)(*args, generator=rng)
+        return out
+
+    def uniform(self, low: float, high: float, shape: Sequence[int]) -> Tensor:
+        """Uniform float32 in [low, high), ``[S, E, *shape]``."""
+        return self._fill("uniform_", (low, high), shape)
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal float32, ``[S, E, *shape]``."""
+        return self._fill("normal_", (), shape)
+
+    def state_dict(self) -> dict:
+        return dict(lanes=list(self.lanes), states=[[g.get_state() for g in rngs] for rngs in self.generators])
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue the saved streams, in the lanes they were saved from."""
+        self.lanes = tuple(state["lanes"])
+        self.generators = [[Generator().set_state(saved.cpu()) for saved in of_seed] for of_seed in state["states"]]

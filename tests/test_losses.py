@@ -103,3 +103,37 @@ def test_losses_are_per_sample_and_broadcast(loss):
     assert out.shape == x.shape
     for s in range(3):
         assert torch.equal(loss(x[s]), out[s]), "leading axes must not see each other"
+
+
+def test_projection_by_hand():
+    atoms = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    probability = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    # 0.5 + 0.5 z = (0.5, 1, 1.5, 2): halves of the first to 0 and 1, of the third to 1 and 2
+    moved = losses.project(probability, atoms, torch.tensor([0.5]), torch.tensor([0.5]))
+    assert moved[0].tolist() == pytest.approx([0.05, 0.05 + 0.2 + 0.15, 0.15 + 0.4, 0.0])
+    # a terminal step that pays 1.25 puts everything there
+    over = losses.project(probability, atoms, torch.tensor([1.25]), torch.tensor([0.0]))
+    assert over[0].tolist() == pytest.approx([0, 0.75, 0.25, 0])
+    # what falls outside goes to the ends
+    for reward, end in ((-10.0, 0), (10.0, 3)):
+        out = losses.project(probability, atoms, torch.tensor([reward]), torch.tensor([1.0]))
+        assert out[0, end].item() == pytest.approx(1)
+
+
+def test_projection_keeps_the_mean_inside():
+    torch.manual_seed(0)
+    atoms = torch.linspace(-10, 10, 51)
+    probability = torch.randn(2, 7, 51).softmax(-1)
+    reward, discount = torch.randn(2, 7), torch.rand(2, 7) * 0.8
+    projected = losses.project(probability, atoms, reward, discount)
+    torch.testing.assert_close(projected.sum(-1), torch.ones(2, 7))
+    torch.testing.assert_close((projected * atoms).sum(-1), reward + discount * (probability * atoms).sum(-1))
+
+
+def test_cross_entropy_by_hand():
+    logits = torch.tensor([[math.log(0.25), math.log(0.75)]], requires_grad=True)
+    target = torch.tensor([[0.5, 0.5]], requires_grad=True)
+    loss = losses.cross_entropy(logits, target)
+    assert loss.item() == pytest.approx(-0.5 * math.log(0.25) - 0.5 * math.log(0.75))
+    loss.sum().backward()
+    assert target.grad is None and logits.grad[0].tolist() == pytest.approx([-0.25, 0.25])
