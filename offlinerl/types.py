@@ -43,6 +43,18 @@ class Batch(NamedTuple):
     last: Tensor  # [S, B]  terminated or truncated
 
 
+class WeightedBatch(NamedTuple):
+    """A ``Batch`` drawn by priority, with the weights that make up for it."""
+
+    obs: Tensor  # [S, B, O]
+    action: Tensor  # [S, B, A]
+    reward: Tensor  # [S, B]
+    discount: Tensor  # [S, B]
+    next_obs: Tensor  # [S, B, O]
+    last: Tensor  # [S, B]
+    weight: Tensor  # [S, B]  importance weight, at most 1
+
+
 @dataclass(frozen=True)
 class Spec:
     """What an agent needs to know of a task to build its networks.
@@ -52,12 +64,15 @@ class Spec:
         action_dim: A, the number of action dimensions.
         action_low: lower bound of every action dimension, A numbers.
         action_high: upper bound of every action dimension, A numbers.
+        num_actions: how many discrete actions there are, each given by its number with A = 1; 0 if actions are
+            vectors.
     """
 
     obs_dim: int
     action_dim: int
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
+    num_actions: int = 0
 
 
 torch.serialization.add_safe_globals([Spec])  # checkpoints hold one and are read with weights_only=True

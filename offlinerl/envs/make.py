@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,7 +34,7 @@ def make(env: Mapping[str, Any], obs_keys: Sequence[str] | None = None, render_m
         else:
             if env["id"] not in gym.registry:
                 gym.register_envs(robotics.load())
-            made = gym.make(env["id"], **{**env.get("kwargs", {}), **extra})
+            made = gym.make(env["id"], **{**env.get("kwargs", {}), **extra}, disable_env_checker=True)
     except (gym.error.Error, ImportError, ValueError, TypeError) as error:
         name = env.get("id", "the dataset's environment")
         raise UserError(f"environment {name} cannot be made: {str(error).strip().splitlines()[0]}") from error
@@ -42,6 +43,14 @@ def make(env: Mapping[str, Any], obs_keys: Sequence[str] | None = None, render_m
         made = gym.wrappers.FlattenObservation(gym.wrappers.FilterObservation(made, keys))
         made = _Ordered(made, keys)
     return made
+
+
+def specification(env: gym.Env) -> str:
+    """What it takes to make an environment of ``make`` again, as Gymnasium's JSON; its ``Dict`` observation is not
+    flattened then, for only ``make`` knows how."""
+    while isinstance(env, (_Ordered, gym.wrappers.FlattenObservation, gym.wrappers.FilterObservation)):
+        env = env.env
+    return env.spec.to_json()
 
 
 class _Ordered(gym.ObservationWrapper):
@@ -59,25 +68,37 @@ class _Ordered(gym.ObservationWrapper):
 
 
 def spec_of(env: gym.Env) -> Spec:
-    """Shapes and bounds of a continuous task.
+    """Shapes and bounds of a task.
 
     Raises:
-        UserError: the observations are not vectors, or the actions not bounded vectors.
+        UserError: the observations are not vectors, or the actions neither bounded vectors nor numbers.
     """
     name = env.spec.id if env.spec else type(env.unwrapped).__name__
     obs, action = env.observation_space, env.action_space
-    if not isinstance(action, gym.spaces.Box):
-        raise UserError(f"{name} has {type(action).__name__} actions; this agent needs continuous ones")
-    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1 or len(action.shape) != 1:
-        raise UserError(f"{name} observes {obs} and takes {action}; this agent needs vectors for both")
+    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
+        raise UserError(f"{name} observes {obs}; agents here need vectors")
+    if isinstance(action, gym.spaces.Discrete) and action.start == 0:
+        return Spec(obs.shape[0], 1, (0.0,), (float(action.n - 1),), int(action.n))
+    if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1:
+        raise UserError(f"{name} takes {action}; agents here need a vector or a number from 0 on")
     if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
         raise UserError(f"{name} has unbounded actions; wrap it in RescaleAction")
     bounds = (tuple(map(float, side)) for side in (action.low, action.high))
     return Spec(obs.shape[0], action.shape[0], *bounds)
 
 
+def native_action(spec: Spec, action: np.ndarray) -> np.ndarray | int:
+    """An action ``[A]`` of an agent as the environment takes it."""
+    return int(action[0]) if spec.num_actions else action
+
+
+WORTHWHILE = 3e-4
+"""Seconds of work from which handing it to threads pays."""
+
+
 class Pool:
-    """Environments stepped side by side by threads; simulators that release Python's lock use every core.
+    """Environments stepped side by side by threads, where that pays; simulators that release Python's lock use
+    every core.
 
     Nothing is reset but on request, so a successor is always the true one.
 
@@ -92,6 +113,7 @@ class Pool:
         self.spec = spec_of(self.envs[0])
         self._workers = min(size, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(self._workers)
+        self._seconds = 0.0  # a job's, on average
 
     def reset(self, seeds: Mapping[int, int]) -> dict[int, np.ndarray]:
         """Reset the environments numbered by the keys with the seeds of the values; their observations."""
@@ -99,13 +121,20 @@ class Pool:
 
     def step(self, actions: Mapping[int, np.ndarray]) -> dict[int, tuple]:
         """Step the environments numbered by the keys; what each ``step`` returned."""
-        return self._each({i: (lambda i=i, a=a: self.envs[i].step(a)) for i, a in actions.items()})
+        spec = self.spec
+        return self._each({i: (lambda i=i, a=a: self.envs[i].step(native_action(spec, a))) for i, a in actions.items()})
 
     def _each(self, jobs: Mapping[int, Any]) -> dict[int, Any]:
+        if self._workers == 1 or len(jobs) * self._seconds < WORTHWHILE:
+            began = time.perf_counter()
+            done = {i: job() for i, job in jobs.items()}
+            self._seconds += 0.1 * ((time.perf_counter() - began) / max(len(jobs), 1) - self._seconds)
+            return done
         items = list(jobs.items())
         shares = [items[w :: self._workers] for w in range(self._workers)]
         done = self._threads.map(lambda share: [(i, job()) for i, job in share], shares)
-        return dict(pair for share in done for pair in share)
+        found = dict(pair for share in done for pair in share)
+        return {i: found[i] for i in jobs}  # in one order, whether threads were at work or not
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
