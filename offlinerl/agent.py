@@ -5,22 +5,25 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from offlinerl.capture import Step, capture, signature
 from offlinerl.optim import Adam
-from offlinerl.rng import Streams, generator
-from offlinerl.types import Batch, Metrics, Spec
+from offlinerl.rng import Lanes, Streams, generator
+from offlinerl.types import Batch, Metrics, Spec, UserError, WeightedBatch
 
 Noise = dict[str, Any]
 """Random numbers of one update: trees of tensors ``[S, ...]``."""
+
+OF_KIND = dict(discrete="dqn", continuous="td3")
 
 CPU_ROWS = 1280
 """Rows ``[S, B]`` that a CPU trains at once; where a core has 1 MiB of second-level cache, more are slower a row."""
@@ -40,27 +43,41 @@ class Agent(L.LightningModule, ABC):
 
     Attributes:
         updates: gradient steps taken.
+        steps: environment steps each seed has taken to learn from; the source of its data counts them.
         task: what evaluation must know of the task, as plain data; travels with the checkpoint.
         compile: whether ``learn`` compiles ``update``.
         stack: which of the seeds it trains: all of them, but in a ``part``.
-        metrics: means of the last block's metrics, ``[S]`` each.
+        metrics: the latest mean over a block of each metric, ``[S]``.
+        priorities: what the last block's ``update`` returned as "priority", ``[K, S, B]``, for the replay it was
+            drawn from; None if nothing.
+
+    Raises:
+        UserError: the task's actions are not of the kind the algorithm needs.
     """
 
     period = 1
     """Updates until the pattern of what ``update`` does repeats (for TD3, its actor delay)."""
+    online = False
+    """Whether it learns by acting in an environment, rather than from a fixed dataset."""
+    discrete = False
+    """Whether its actions are numbers of a finite set, rather than vectors."""
 
     def __init__(self, spec: Spec, seeds: Sequence[int], gamma: float = 0.99, n_step: int = 1):
         super().__init__()
+        if self.discrete != bool(spec.num_actions):
+            name, others = type(self).__name__, "discrete" if spec.num_actions else "continuous"
+            raise UserError(f"{name} takes no {others} actions; an agent that does is {OF_KIND[others]}")
         self.automatic_optimization = False
         self.spec, self.seeds, self.gamma, self.n_step = spec, tuple(seeds), gamma, n_step
-        self.updates = 0
+        self.updates = self.steps = 0
         self.task: dict[str, Any] = {}
         self.compile = False
         self.stack = slice(None)
         self.metrics: Metrics = {}
+        self.priorities: Tensor | None = None
         self.optim: dict[str, Adam] = {}
         self.rng = Streams(self.seeds, "update")
-        self.explore_rng = Streams(self.seeds, "explore")
+        self.explore_rng = Lanes(self.seeds, (0,), "explore")
         self._parts: list[Agent] = []
         self._steps: dict[tuple, list[Step]] = {}
         low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
@@ -71,7 +88,7 @@ class Agent(L.LightningModule, ABC):
 
     @abstractmethod
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
-        """Actions in the environment's units: ``[S, E, O] -> [S, E, A]``."""
+        """Actions in the environment's units: ``[S, E, O] -> [S, E, A]``; a discrete one is its number, A = 1."""
 
     @abstractmethod
     def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
@@ -81,6 +98,9 @@ class Agent(L.LightningModule, ABC):
             batch: ``[S, B, ...]``, actions in units of [-1, 1].
             noise: what ``draw`` returned for this update.
             k: index of the update within ``period``.
+
+        Returns:
+            Metrics, ``[S]`` each, and "priority", ``[S, B]``, if the replay may draw by it.
         """
 
     def draw(self, batch_size: int) -> Noise:
@@ -93,13 +113,17 @@ class Agent(L.LightningModule, ABC):
         """S generators for the initial weights of one network."""
         return [generator(seed, f"init {network}") for seed in self.seeds]
 
-    def adam(self, lr: float, **modules: nn.Module) -> list[Adam]:
+    def adam(self, lr: float | Mapping[str, float], **modules: nn.Module) -> list[Adam]:
         """One optimiser a named group of parameters, for ``configure_optimizers`` to return.
 
         A trainer asks again before it fits; the optimisers that are there, perhaps restored, are kept.
+
+        Args:
+            lr: learning rate, of all or by name.
         """
         if not self.optim:
-            self.optim = {name: Adam(module.parameters(), lr) for name, module in modules.items()}
+            rates = lr if isinstance(lr, Mapping) else dict.fromkeys(modules, lr)
+            self.optim = {name: Adam(module.parameters(), rates[name]) for name, module in modules.items()}
         return list(self.optim.values())
 
     def descend(self, name: str, loss: Tensor) -> Tensor:
@@ -121,41 +145,69 @@ class Agent(L.LightningModule, ABC):
         optimizer.descend(torch.autograd.grad(per_seed.sum(), parameters))
         return per_seed.detach()
 
+    def weighted(self, batch: Batch, loss: Tensor) -> Tensor:
+        """A loss ``[S, B]`` or ``[S, N, B]`` times the weights of a batch that was drawn by priority."""
+        if not isinstance(batch, WeightedBatch):
+            return loss
+        return loss * (batch.weight if loss.ndim == 2 else batch.weight.unsqueeze(1))
+
     def to_env(self, action: Tensor) -> Tensor:
         """From units of [-1, 1] to the environment's bounds."""
         return self.action_mid + self.action_half * action
+
+    # Exploring
+
+    def explore_in(self, lanes: Sequence[int]) -> None:
+        """Explore in these E environments of every seed from now on."""
+        self.explore_rng = Lanes(self.seeds, lanes, "explore")
+
+    def begin(self, began: np.ndarray, episodes: np.ndarray) -> None:
+        """Told before ``act`` explores where new episodes begin.
+
+        Args:
+            began: ``[S, E]`` bool.
+            episodes: ``[S, E]`` their numbers, from 0 in every environment.
+        """
+        for s, e in zip(*began.nonzero(), strict=True):
+            self.explore_rng.begin(s, e, int(episodes[s, e]))
+
+    def exploring(self, obs: Tensor) -> Lanes:
+        """The random numbers to explore with, given ``[S, E, O]``."""
+        if len(self.explore_rng.lanes) != obs.shape[1]:
+            self.explore_in(range(obs.shape[1]))
+        return self.explore_rng
 
     # The training loop
 
     def before_update(self) -> None:
         """Called before every update, outside any compiled graph; schedules go here."""
 
-    def cosine(self, name: str, steps: int | None) -> None:
-        """Anneal a group's learning rate to zero over ``steps`` updates; None leaves it."""
+    def cosine(self, name: str, steps: int | None, start: int = 0) -> None:
+        """Anneal a group's learning rate to zero over ``steps`` updates from ``start`` on; None leaves it."""
         if steps:
-            self.optim[name].anneal(0.5 * (1 + math.cos(math.pi * min(self.updates / steps, 1.0))))
+            done = min(max(self.updates - start, 0) / steps, 1.0)
+            self.optim[name].anneal(0.5 * (1 + math.cos(math.pi * done)))
 
     def learn(self, block: Batch) -> Metrics:
         """Take one update for every slice of a block ``[K, S, B, ...]``.
 
         Returns:
-            The mean over the block of what ``update`` returned.
+            The mean over the block of each metric ``update`` returned, where it did.
         """
         if not self.optim:
             self.configure_optimizers()
         updates, _, batch_size = block.reward.shape[:3]
-        if updates % self.period:
-            raise ValueError(f"a block of {updates} updates cuts a pattern of {self.period} in two")
-        if not self._parts:
+        if updates and not self._parts:
             self._parts = [self.part(seeds) for seeds in self.division(batch_size)]
-        totals: Metrics = {}
+        found: dict[str, list[Tensor]] = {}
         for k in range(updates):
             self.before_update()
             inputs = tree_map(lambda x, k=k: x[k], block), self.draw(batch_size)
-            for name, value in self._step(*inputs, k % self.period).items():
-                totals[name] = totals[name] + value if name in totals else value
+            for name, value in self._step(*inputs, self.updates % self.period).items():
+                found.setdefault(name, []).append(value)
             self.updates += 1
-        return {name: total / updates for name, total in totals.items()}
+        self.priorities = torch.stack(found.pop("priority")) if "priority" in found else None
+        return {name: sum(values) / len(values) for name, values in found.items()}
 
     def _step(self, batch: Batch, noise: Noise, k: int) -> Metrics:
         pieces = [tree_map(lambda x, part=part: x[part.stack], (batch, noise)) for part in self._parts]
@@ -204,7 +256,7 @@ class Agent(L.LightningModule, ABC):
         return list({id(t): t for t in tensors}.values())
 
     def training_step(self, block: Batch, _: int) -> None:
-        self.metrics = self.learn(block)
+        self.metrics |= self.learn(block)
         # Optimisers stepped behind Lightning's back leave its global_step at zero, and whatever waits for
         # it would never save: count the updates there too.
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
@@ -216,8 +268,9 @@ class Agent(L.LightningModule, ABC):
         checkpoint["offlinerl"] = dict(
             agent=type(self).__module__.rpartition(".")[2],
             updates=self.updates,
+            steps=self.steps,
             rng=self.rng.state_dict(),
-            explore_rng=self.explore_rng.state_dict(),
+            explore=self.explore_state(),
             task=self.task,
         )
 
@@ -225,13 +278,25 @@ class Agent(L.LightningModule, ABC):
         saved = checkpoint["offlinerl"]
         self.updates, self.task = saved["updates"], saved["task"]
         self.rng.load_state_dict(saved["rng"])
-        self.explore_rng.load_state_dict(saved["explore_rng"])
+        if "explore" in saved:  # not in the checkpoints of older versions, which never explored
+            self.steps = saved["steps"]
+            self.load_explore_state(saved["explore"])
         self._forget_parts()
+
+    def explore_state(self) -> dict[str, Any]:
+        """What must be known to go on exploring in the middle of an episode."""
+        return dict(lanes=self.explore_rng.state_dict())
+
+    def load_explore_state(self, state: dict[str, Any]) -> None:
+        self.explore_rng.load_state_dict(state["lanes"])
 
     def _forget_parts(self) -> None:
         self._parts.clear()
         self._steps.clear()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Agent:
-        self._forget_parts()  # they lie where the parameters were
-        return super()._apply(*args, **kwargs)
+        places = [t.data_ptr() for t in (*self.parameters(), *self.buffers())]
+        super()._apply(*args, **kwargs)
+        if places != [t.data_ptr() for t in (*self.parameters(), *self.buffers())]:
+            self._forget_parts()  # they lie where the parameters were
+        return self

@@ -215,9 +215,39 @@ def test_actions_keep_the_environments_bounds(source_of):
     assert not torch.equal(agent.act(obs, True), agent.act(obs, True))
 
 
-def test_a_block_must_hold_whole_patterns(spec, source_of):
+def test_a_pattern_goes_on_across_blocks(spec, source_of):
+    seen = []
+
+    class Delayed(BC):
+        period = 3
+
+        def update(self, batch, noise, k):
+            seen.append(k)
+            return super().update(batch, noise, k)
+
+    agent = Delayed(spec, (0,), **SMALL)
+    for updates in (1, 2, 4, 1):
+        agent.learn(source_of((0,)).draw(updates))
+    assert seen == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+def test_a_metric_is_averaged_over_the_updates_that_have_it(spec, source_of):
     class Delayed(BC):
         period = 2
 
-    with pytest.raises(ValueError, match="cuts a pattern"):
-        Delayed(spec, (0,), **SMALL).learn(source_of((0,)).draw(3))
+        def update(self, batch, noise, k):
+            metrics = dict(one=torch.full((1,), float(next(numbers))))
+            return metrics | dict(two=10 + metrics["one"]) if k == 1 else metrics
+
+    agent, numbers = Delayed(spec, (0,), **SMALL), iter(range(4))
+    assert agent.learn(source_of((0,)).draw(4)) == dict(one=1.5, two=12.0)
+
+
+def test_the_decay_may_start_late(spec, source_of):
+    agent, source = XQL(spec, (0,), decay_steps=10, decay_start=5, **SMALL), source_of((0,))
+    rates = []
+    for _ in range(4):
+        agent.learn(source.draw())
+        agent.before_update()
+        rates.append(agent.optim["actor"].param_groups[0]["lr"].item())
+    assert rates == pytest.approx([3e-4, 1.5e-4, 0, 0], abs=1e-10)

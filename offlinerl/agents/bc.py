@@ -54,4 +54,4 @@ class BC(Agent):
         self.cosine("actor", self.decay_steps)
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
-        return self.to_env(self.actor.act(obs, self.explore_rng if explore else None))
+        return self.to_env(self.actor.act(obs, self.exploring(obs) if explore else None))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from offlinerl.agent import Agent
+from offlinerl.data.interaction import Interaction
+from offlinerl.data.replay import Replay
 from offlinerl.rng import Streams
-from offlinerl.types import Batch, Spec, UserError
+from offlinerl.types import Batch, Spec, UserError, WeightedBatch
 
 ACTION_MARGIN = 1e-5
 """Actions are clipped this far inside their bounds, as in the reference IQL and XQL."""
@@ -46,9 +51,7 @@ class OfflineData:
         check_shapes(table, spec)
         self.batch_size, self.updates, self.updates_ahead = batch_size, updates, updates
         self.streams = Streams(seeds, "rows", device)
-        low, high = np.asarray(spec.action_low, np.float32), np.asarray(spec.action_high, np.float32)
-        unit = (table.action - (high + low) / 2) / ((high - low) / 2)
-        action = np.clip(unit, -1 + ACTION_MARGIN, 1 - ACTION_MARGIN)
+        action = table.action if spec.num_actions else in_unit(table.action, spec)
         columns = [table.obs, action, table.reward, table.discount, table.next_obs, table.last]
         widths = [1 if column.ndim == 1 else column.shape[1] for column in columns]
         packed = torch.empty(len(table.reward), sum(widths))  # [rows, O + A + 1 + 1 + O + 1]
@@ -58,12 +61,13 @@ class OfflineData:
 
     def draw(self, updates: int | None = None) -> Batch:
         """The next block, ``[K, S, B, ...]``."""
-        K, S, B = updates or self.updates, len(self.streams.seeds), self.batch_size
+        K, B = updates or self.updates, self.batch_size
         rows = self.streams.integers(len(self.packed), (K, B)).transpose(0, 1)  # [K, S, B]
-        block = self.packed.index_select(0, rows.reshape(-1)).view(K, S, B, -1)
-        return self.unpack(block)
+        return self.transitions(rows)
 
-    def unpack(self, packed: Tensor) -> Batch:
+    def transitions(self, rows: Tensor) -> Batch:
+        """The rows of those numbers, ``[K, S, B]``."""
+        packed = self.packed.index_select(0, rows.reshape(-1)).view(*rows.shape, self.packed.shape[-1])
         obs, action, reward, discount, next_obs, last = packed.split(self.widths, -1)
         return Batch(obs, action, reward.squeeze(-1), discount.squeeze(-1), next_obs, last.squeeze(-1))
 
@@ -82,6 +86,143 @@ class OfflineData:
 
     def load_state_dict(self, state: dict) -> None:
         self.streams.load_state_dict(state)
+
+
+class ReplayData:
+    """Minibatches of what the agent has just lived through: every block steps the environments, adds to the
+    replay and draws from it.
+
+    Args:
+        agent: acts, and learns from the blocks.
+        interaction: its environments.
+        replay: the ring they fill.
+        batch_size: B.
+        updates: K, updates a block; rounded up to whole steps of all environments.
+        steps_per_update: environment steps of a seed for every update. One is what TD3 and SAC do, four DQN.
+        warm_up: steps of a seed, taken at random, before the first update.
+        table: a dataset to draw from too, every row of it as often as one of the replay's: fine-tuning.
+        reward: what to learn from, given what was paid ``[S, E]`` and the sum paid in the episode so far; the
+            rewards themselves by default.
+
+    Attributes:
+        steps_ahead: steps an epoch; its last block may be shorter than the others.
+        stride: the fewest steps of a seed that make whole updates of whole steps of its environments; all others
+            are multiples of it.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        interaction: Interaction,
+        replay: Replay,
+        batch_size: int,
+        updates: int = 1,
+        steps_per_update: int = 1,
+        warm_up: int = 1000,
+        table: OfflineData | None = None,
+        reward: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    ):
+        self.agent, self.interaction, self.replay = agent, interaction, replay
+        self.table, self.reward = table, reward
+        self.batch_size, self.steps_per_update, self.warm_up = batch_size, steps_per_update, warm_up
+        self.envs = len(interaction.lanes)
+        self.stride = math.lcm(self.envs, steps_per_update)
+        self.block_steps = -(-updates * steps_per_update // self.stride) * self.stride
+        self.steps_ahead = self.block_steps
+        agent.explore_in(interaction.lanes)
+
+    def draw(self, steps: int | None = None) -> Batch | WeightedBatch:
+        """The next block, ``[K, S, B, ...]``; while warming up, one of no updates at all."""
+        if self.agent.priorities is not None:
+            self.replay.prioritize(self.agent.priorities)
+        steps = steps or self.block_steps
+        count, random = steps // self.envs, -(-(self.warm_up - self.steps) // self.envs)
+        for transition in self.interaction.rollout(self.agent, count, random):
+            if self.reward is not None:
+                transition = transition._replace(reward=self.reward(transition.reward, self.interaction.paid()))
+            self.replay.add(transition)
+        return self.sample(steps // self.steps_per_update * (self.steps > self.warm_up))
+
+    @property
+    def steps(self) -> int:
+        """Environment steps of every seed so far."""
+        return self.agent.steps
+
+    def sample(self, updates: int) -> Batch | WeightedBatch:
+        """K minibatches of the replay, and of the table if there is one."""
+        if self.table is None:
+            return self.replay.sample(updates, self.batch_size)
+        old = len(self.table.packed)
+        rows = self.replay.streams.integers(old + len(self.replay), (updates, self.batch_size)).transpose(0, 1)
+        lived = self.replay.transitions((rows - old).clamp(min=0))
+        given = self.table.transitions(rows.clamp(max=old - 1))
+        is_old = rows < old  # [K, S, B]
+        return Batch(
+            *(torch.where(is_old if x.ndim == 3 else is_old.unsqueeze(-1), x, y)
+              for x, y in zip(given, lived, strict=True))
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return -(-self.steps_ahead // self.block_steps)
+
+    def __iter__(self) -> Iterator[Batch | WeightedBatch]:
+        ahead = self.steps_ahead
+        while ahead > 0:
+            block = min(self.block_steps, ahead)
+            yield self.draw(block)
+            ahead -= block
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the environments stand; what the replay holds is kept apart, for it is large."""
+        return dict(interaction=self.interaction.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Go on from a saved state; whether the environments came back to where they stood."""
+        return self.interaction.load_state_dict(state["interaction"])
+
+
+class FineTuningData:
+    """Blocks of a dataset until the agent has taken so many updates, and then of what it lives through besides.
+
+    Args:
+        offline: the dataset.
+        online: the environments; its replay draws from the dataset too.
+        switch: updates after which they begin to be stepped.
+
+    Attributes:
+        updates_ahead: updates an epoch, which may not cross the switch.
+    """
+
+    def __init__(self, offline: OfflineData, online: ReplayData, switch: int):
+        self.offline, self.online, self.switch = offline, online, switch
+        self.updates_ahead = offline.updates
+
+    def _part(self) -> OfflineData | ReplayData:
+        if self.online.agent.updates < self.switch:
+            self.offline.updates_ahead = self.updates_ahead
+            return self.offline
+        self.online.steps_ahead = self.updates_ahead * self.online.steps_per_update
+        return self.online
+
+    def __len__(self) -> int:
+        return len(self._part())
+
+    def __iter__(self) -> Iterator[Batch | WeightedBatch]:
+        return iter(self._part())
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(offline=self.offline.state_dict(), online=self.online.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        self.offline.load_state_dict(state["offline"])
+        return self.online.load_state_dict(state["online"])
+
+
+def in_unit(action: np.ndarray, spec: Spec) -> np.ndarray:
+    """Actions of the environment in units of [-1, 1], clipped a little inside."""
+    low, high = np.asarray(spec.action_low, np.float32), np.asarray(spec.action_high, np.float32)
+    unit = (action - (high + low) / 2) / ((high - low) / 2)
+    return np.clip(unit, -1 + ACTION_MARGIN, 1 - ACTION_MARGIN)
 
 
 def check_shapes(table: Batch, spec: Spec) -> None:

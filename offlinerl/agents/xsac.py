@@ -1,0 +1,62 @@
+"""X-SAC: SAC with Extreme Q-Learning's value (Garg, Hejna, Geist & Ermon, ICLR 2023, section 5.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from offlinerl import losses
+from offlinerl.agent import Noise
+from offlinerl.agents.sac import SAC
+from offlinerl.nets import Value, uniform
+from offlinerl.types import Batch, Metrics, Spec
+
+
+class XSAC(SAC):
+    """SAC whose critics bootstrap from a soft value that Gumbel regression fits on the policy's own actions,
+    ``V = beta log E_pi[exp(Q / beta)]``, instead of from a sampled one.
+
+    Args:
+        beta: temperature of the Gumbel regression, in units of reward (paper, table 7).
+        clip: upper bound of ``(Q - V) / beta`` in it.
+
+    The others are SAC's.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        seeds: Sequence[int] = (0,),
+        *,
+        beta: float = 2.0,
+        clip: float = 8.0,
+        gamma: float = 0.99,
+        n_step: int = 1,
+        tau: float = 0.005,
+        lr: float = 3e-4,
+        hidden: Sequence[int] = (256, 256),
+        critics: int = 2,
+        alpha: float = 1.0,
+        learn_alpha: bool = True,
+        target_entropy: float | None = None,
+    ):
+        super().__init__(
+            spec, seeds, gamma=gamma, n_step=n_step, tau=tau, lr=lr, hidden=hidden, critics=critics, alpha=alpha,
+            learn_alpha=learn_alpha, target_entropy=target_entropy,
+        )  # fmt: skip
+        self.beta, self.clip = beta, clip
+        self.value = Value(spec.obs_dim, hidden, self.init_rng("value"), init=uniform)
+
+    def configure_optimizers(self):
+        return self.adam(self.lr, value=self.value, critic=self.critic, actor=self.actor, temperature=self.temperature)
+
+    def update_critic(self, batch: Batch, noise: Noise, alpha: Tensor) -> Metrics:
+        with torch.no_grad():
+            action, _ = self.actor(batch.obs, noise["next_action"])
+            q = self.target_critic(batch.obs, action).amin(1)  # [S, B]
+        value_loss = self.descend("value", losses.gumbel(q - self.value(batch.obs), self.beta, self.clip))
+        with torch.no_grad():
+            target = batch.reward + batch.discount * self.value(batch.next_obs)  # [S, B]
+        return dict(self.regress(batch, target), value_loss=value_loss)

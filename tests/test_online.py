@@ -1,0 +1,293 @@
+"""Agents that learn by acting: the loop between environments, replay and updates."""
+
+import copy
+
+import counting
+import numpy as np
+import pytest
+import torch
+
+from offlinerl import agents
+from offlinerl.agents.dqn import DQN
+from offlinerl.agents.sac import SAC
+from offlinerl.agents.td3 import TD3
+from offlinerl.data.interaction import Interaction
+from offlinerl.data.replay import Replay
+from offlinerl.data.sources import ReplayData
+from offlinerl.nets import SquashedGaussianActor
+from offlinerl.rng import generator
+from offlinerl.types import Batch, Spec, UserError
+
+SMALL = dict(hidden=(16, 16))
+VARIANTS = {
+    "td3": ("Pendulum-v1", {}, None),
+    "td3-ou-weighted": ("Pendulum-v1", dict(exploration="ou", n_step=3), (0.6, 0.4)),
+    "ddpg": ("Pendulum-v1", {}, None),
+    "ddpg-parameter": ("Pendulum-v1", dict(exploration="parameter", layer_norm=True), None),
+    "d4pg": ("Pendulum-v1", dict(num_atoms=11), (0.6, 0.4)),
+    "sac": ("Pendulum-v1", {}, None),
+    "sac-weighted": ("Pendulum-v1", dict(n_step=2), (0.6, 0.4)),
+    "xtd3": ("Pendulum-v1", {}, None),
+    "xsac": ("Pendulum-v1", {}, None),
+    "dqn": ("CartPole-v1", dict(target_every=4), None),
+    "dqn-double-weighted": ("CartPole-v1", dict(double_q=True, target_every=4), (0.6, 0.4)),
+}
+
+
+@pytest.fixture(autouse=True)
+def environments():
+    counting.register()
+
+
+class Loop:
+    """An agent with its environments, replay and source."""
+
+    def __init__(self, variant, seeds=(0, 1), envs=1, double=False, steps_per_update=1, env=None, **more):
+        name, settings, priorities = variant.partition("-")[0], *VARIANTS[variant][1:]
+        self.interaction = Interaction({"id": env or VARIANTS[variant][0]}, seeds, range(envs))
+        self.agent = agents.get(name)(self.interaction.spec, seeds, **SMALL, **settings)
+        if double:
+            self.agent.double()
+            act = self.agent.act
+            self.agent.act = lambda obs, explore=False: act(obs.double(), explore).float()
+        self.replay = Replay(self.interaction.spec, seeds, 200, envs, self.agent.gamma, self.agent.n_step, priorities)
+        self.source = ReplayData(
+            self.agent, self.interaction, self.replay, 16, steps_per_update=steps_per_update, **{"warm_up": 20, **more}
+        )
+        self.double = double
+
+    def run(self, steps):
+        self.source.steps_ahead = steps
+        for block in self.source:
+            if self.double:
+                block = type(block)(*(x.double() for x in block))
+            self.agent.metrics |= self.agent.learn(block)
+        return self
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_updates_are_finite_and_move_every_group(variant):
+    loop = Loop(variant).run(18)
+    before = copy.deepcopy(dict(loop.agent.named_parameters()))
+    loop.run(8)
+    assert loop.agent.updates == 6 and loop.agent.steps == 26
+    for name, value in loop.agent.metrics.items():
+        assert value.shape == (2,) and value.isfinite().all(), name
+    for name, p in loop.agent.named_parameters():
+        assert p.isfinite().all() and not torch.equal(p, before[name]), f"{name} did not move"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_stacked_seeds_equal_seeds_alone_with_environments_in_the_loop(variant):
+    seeds = (3, 1)
+    stack = Loop(variant, seeds, envs=2, double=True).run(60)
+    assert stack.agent.updates == 40
+    for s, seed in enumerate(seeds):
+        alone = Loop(variant, (seed,), envs=2, double=True).run(60)
+        torch.testing.assert_close(stack.replay.packed[s], alone.replay.packed[0], rtol=0, atol=1e-5)
+        for (name, p), q in zip(stack.agent.named_parameters(), alone.agent.parameters(), strict=True):
+            torch.testing.assert_close(p[s], q[0], rtol=0, atol=1e-6, msg=f"{name} of seed {seed}")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_diverged_seed_leaves_the_others_alone(variant):
+    healthy, ill = Loop(variant, (0, 1, 2)).run(24), Loop(variant, (0, 1, 2)).run(24)
+    batch = healthy.replay.sample(4, 16)
+    with torch.no_grad():
+        for p in ill.agent.parameters():
+            p[1] = float("nan")
+    healthy.agent.learn(batch)
+    ill.agent.learn(batch)
+    for (name, p), q in zip(healthy.agent.named_parameters(), ill.agent.parameters(), strict=True):
+        assert torch.equal(p[0], q[0]) and torch.equal(p[2], q[2]), f"{name} differs by a bit"
+
+
+def test_no_reset_is_ever_a_successor():
+    """Over several episodes of different lengths in every environment; see ``counting``."""
+    loop = Loop("td3", seeds=(0, 1), envs=3, env=counting.ID).run(150)
+    assert loop.interaction.episodes.min() >= 5
+    rows = loop.replay.packed[:, : loop.replay.added].flatten(0, 2)
+    obs, action, reward, terminated, next_obs, last = rows.split(loop.replay.widths, -1)
+    assert torch.equal(next_obs[:, 0], obs[:, 0]), "a successor belongs to another episode"
+    assert torch.equal(next_obs[:, 1], obs[:, 1] + 1), "a step is missing or false"
+    torch.testing.assert_close(next_obs[:, 2], obs[:, 2] + 2 * action[:, 0], rtol=0, atol=1e-5)
+    assert torch.equal(reward[:, 0], next_obs[:, 1])
+    assert last.sum() > 20 and (terminated <= last).all()
+    ends = last[:, 0].bool()
+    assert (terminated[ends] == 0).any() and (terminated[ends] == 1).any(), "both kinds of ending must occur"
+
+
+def test_truncation_bootstraps_in_the_loop():
+    loop = Loop("td3", seeds=(0,), env=counting.ID).run(100)
+    rows = loop.replay.packed[0, :100, 0]
+    _, _, _, terminated, _, last = rows.split(loop.replay.widths, -1)
+    batch = loop.replay.transitions(torch.arange(100).view(1, 1, -1))
+    cut = (last == 1) & (terminated == 0)
+    assert cut.any()
+    assert (batch.discount[0, 0][cut[:, 0]] == pytest.approx(0.99)) and (batch.last[0, 0][cut[:, 0]] == 1).all()
+    assert (batch.discount[0, 0][terminated[:, 0] == 1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "envs, steps_per_update, block, updates",
+    [(1, 1, 1, 80), (2, 1, 1, 80), (1, 4, 2, 20), (4, 2, 1, 40), (1, 2, 16, 40)],
+)
+def test_the_schedule_of_steps_and_updates(envs, steps_per_update, block, updates):
+    loop = Loop("td3", (0,), envs, steps_per_update=steps_per_update, updates=block, warm_up=20).run(100)
+    assert loop.source.steps == loop.agent.steps == 100 and loop.replay.added == 100 // envs
+    block_steps = loop.source.block_steps
+    late = -(-21 // block_steps) * block_steps - block_steps  # the block in which warming up ends does learn
+    assert loop.agent.updates == (100 - late) // steps_per_update
+    assert abs(loop.agent.updates - updates) <= block
+
+
+def test_warm_up_covers_the_actions_and_then_the_policy_acts():
+    loop = Loop("td3", (0,), warm_up=150).run(150)
+    actions = loop.replay.packed[0, :150, 0, 3]
+    assert actions.min() < -0.9 and actions.max() > 0.9 and abs(actions.mean()) < 0.2
+    assert loop.agent.updates == 0
+    loop.run(20)
+    policy = loop.agent.actor(loop.replay.packed[:, 150:170, 0, :3])[0, :, 0]
+    assert (loop.replay.packed[0, 150:170, 0, 3] - policy).abs().max() < 0.8
+
+
+def test_an_episode_is_its_seed_and_its_actions():
+    """Saved in the middle of episodes, environments come back to where they stood, and go on the same."""
+    whole = Loop("td3-ou-weighted", envs=2, env=counting.ID).run(34)
+    state, exploring = copy.deepcopy(whole.source.state_dict()), copy.deepcopy(whole.agent.explore_state())
+    again = Loop("td3-ou-weighted", envs=2, env=counting.ID)
+    again.agent.load_state_dict(whole.agent.state_dict())
+    assert again.source.load_state_dict(state)
+    again.agent.load_explore_state(exploring)
+    for _ in range(20):
+        a, b = whole.interaction.step(whole.agent), again.interaction.step(again.agent)
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_simulator_that_does_not_repeat_itself_begins_anew():
+    whole = Loop("td3", envs=2, env=counting.ID).run(34)
+    state = whole.source.state_dict()
+    under_way = ~state["interaction"]["began"].numpy()
+    assert under_way.any()
+    state["interaction"]["obs"] += 1
+    again = Loop("td3", envs=2, env=counting.ID)
+    assert not again.source.load_state_dict(state)
+    assert again.interaction.began.all()
+    step = again.interaction.step(again.agent)
+    assert (step.obs[..., 1] == 0).all() and (again.interaction.episodes == whole.interaction.episodes + 1).all()
+
+
+def test_td3_delays_its_actor_and_targets():
+    loop = Loop("td3", (0,)).run(21)
+    agent = loop.agent
+    parts = ("actor", "target_actor", "target_critic")
+    start = {part: copy.deepcopy(getattr(agent, part).state_dict()) for part in parts}
+    moved = []
+    for _ in range(4):
+        critic = agent.critic.net.layers[0].weight.clone()
+        agent.learn(loop.replay.sample(1, 16))
+        assert not torch.equal(critic, agent.critic.net.layers[0].weight)
+        moved.append([any(not torch.equal(p, start[part][n]) for n, p in getattr(agent, part).state_dict().items())
+                      for part in parts])  # fmt: skip
+        start = {part: copy.deepcopy(getattr(agent, part).state_dict()) for part in parts}
+    assert agent.period == 2
+    assert moved == [[True] * 3, [False] * 3] * 2, "one update was taken in the loop before"
+
+
+def test_td3_target_by_hand():
+    spec = Spec(3, 2, (-1.0, -1.0), (1.0, 1.0))
+    agent = TD3(spec, (0,), target_noise=0.2, target_noise_clip=0.1, **SMALL)
+    agent.configure_optimizers()
+    with torch.no_grad():
+        for p in agent.target_critic.parameters():
+            p += 0.1  # unlike the online one
+    batch = Batch(*(torch.randn(1, 8, *shape) for shape in ((3,), (2,), (), (), (3,), ())))
+    noise = agent.draw(8)
+    smoothing = (0.2 * noise["target"]).clamp(-0.1, 0.1)
+    assert smoothing.abs().max() == pytest.approx(0.1), "the clip must matter in this test"
+    action = (agent.target_actor(batch.next_obs) + smoothing).clamp(-1, 1)
+    q1, q2 = agent.target_critic(batch.next_obs, action)[0]
+    target = batch.reward[0] + batch.discount[0] * torch.minimum(q1, q2)
+    have = agent.critic(batch.obs, batch.action)[0]
+    want = ((target - have) ** 2).mean(-1).sum()
+    assert agent.update(batch, noise, 0)["critic_loss"].item() == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_dqn_target_by_hand_and_hard_copies():
+    spec = Spec(3, 1, (0.0,), (2.0,), 3)
+    batch = Batch(*(torch.randn(1, 8, *shape) for shape in ((3,), (1,), (), (), (3,), ())))
+    batch = batch._replace(action=torch.randint(3, (1, 8, 1)).float())
+    for double in (False, True):
+        agent = DQN(spec, (0,), double_q=double, target_every=3, **SMALL)
+        agent.configure_optimizers()
+        with torch.no_grad():
+            for p in agent.target.parameters():
+                p += torch.randn(p.shape)
+        slow, fast = agent.target(batch.next_obs)[0], agent.q(batch.next_obs)[0]
+        best = (fast if double else slow).argmax(-1)
+        target = batch.reward[0] + batch.discount[0] * slow[torch.arange(8), best]
+        q = agent.q(batch.obs)[0][torch.arange(8), batch.action[0, :, 0].long()]
+        want = torch.nn.functional.huber_loss(q, target)
+        assert agent.update(batch, {}, 0)["q_loss"].item() == pytest.approx(want.item(), rel=1e-5)
+    block = Batch(*(x.unsqueeze(0) for x in batch))
+    same = []
+    for _ in range(7):
+        before = agent.q.layers[0].weight.clone()
+        agent.learn(block)
+        same.append(torch.equal(agent.target.layers[0].weight, before))
+    assert same == [True, False, False, True, False, False, True]
+
+
+def test_dqn_explores_by_its_schedule():
+    spec = Spec(3, 1, (0.0,), (3.0,), 4)
+    agent = DQN(spec, (0,), epsilon=1.0, final_epsilon=0.2, epsilon_steps=100, **SMALL)
+    obs = torch.zeros(1, 4000, 3)
+    greedy = agent.act(obs)
+    assert (greedy == greedy[0, 0]).all()
+    for steps, share in ((0, 0.75), (50, 0.45), (1000, 0.15)):  # a random action is the greedy one in a quarter
+        agent.steps = steps
+        explored = agent.act(obs, explore=True)
+        assert set(explored.flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
+        assert (explored != greedy).float().mean().item() == pytest.approx(share, abs=0.03)
+
+
+def test_squashed_gaussian_against_torch():
+    from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
+
+    actor = SquashedGaussianActor(3, 2, (16,), [generator(0, "actor"), generator(1, "actor")])
+    obs, noise = torch.randn(2, 50, 3), torch.randn(2, 50, 2)
+    action, log_prob = actor(obs, noise)
+    mean, std = actor.mean_and_std(obs)
+    squashed = TransformedDistribution(Normal(mean, std), TanhTransform(cache_size=1))
+    squashed = Independent(squashed, 1)
+    torch.testing.assert_close(action, torch.tanh(mean + std * noise))
+    torch.testing.assert_close(log_prob, squashed.log_prob(action), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wanted, rises", [(5.0, True), (-50.0, False)])
+def test_sac_pays_for_entropy_until_it_has_enough(wanted, rises):
+    spec = Spec(3, 2, (-1.0, -1.0), (1.0, 1.0))
+    agent = SAC(spec, (0, 1), target_entropy=wanted, **SMALL)
+    block = Batch(*(torch.randn(5, 2, 8, *shape) for shape in ((3,), (2,), (), (), (3,), ())))
+    agent.learn(block)
+    assert ((agent.temperature().flatten() > 1) == rises).all()
+    still = SAC(spec, (0, 1), target_entropy=wanted, learn_alpha=False, **SMALL)
+    still.learn(block)
+    assert (still.temperature() == 1).all()
+
+
+def test_agents_refuse_the_wrong_kind_of_actions():
+    with pytest.raises(UserError, match="dqn"):
+        TD3(Spec(3, 1, (0.0,), (1.0,), 2), (0,))
+    with pytest.raises(UserError, match="td3"):
+        DQN(Spec(3, 1, (-1.0,), (1.0,)), (0,))
+
+
+def test_actions_reach_the_environments_bounds():
+    interaction = Interaction({"id": "Pendulum-v1"}, (0,))
+    agent = TD3(interaction.spec, (0,), **SMALL)
+    with torch.no_grad():
+        agent.actor.net.layers[-1].bias.fill_(50.0)
+    transition = interaction.step(agent)
+    assert transition.action.item() == pytest.approx(1, abs=0.5), "the replay holds actions in units of [-1, 1]"
+    assert interaction.tracks[0].actions[0].item() == pytest.approx(2 * transition.action.item())

@@ -1,0 +1,151 @@
+"""The replay ring: what it can return, and with which probability."""
+
+import numpy as np
+import pytest
+import torch
+
+from offlinerl.data.replay import Priorities, Replay, Transition
+from offlinerl.rng import Streams
+from offlinerl.types import Spec, WeightedBatch
+
+SPEC = Spec(1, 1, (-1.0,), (1.0,))
+GAMMA = 0.9
+
+
+def step(t, lasts=(), terminals=(), seeds=1, envs=1):
+    """The transition from observation t to t + 1 in every environment, which pays t; lane e adds 1000 e and seed s
+    adds 10,000 s."""
+    base = 10_000 * np.arange(seeds)[:, None] + 1000 * np.arange(envs) + t * np.ones((seeds, envs))
+    over = np.full((seeds, envs), t in terminals)
+    return Transition(base[..., None], np.zeros((seeds, envs, 1)), base, over, base[..., None] + 1, over | (t in lasts))
+
+
+def filled(steps, capacity, n_step=1, seeds=1, envs=1, priorities=None, **ends):
+    replay = Replay(SPEC, range(seeds), capacity, envs, GAMMA, n_step, priorities)
+    for t in range(steps):
+        replay.add(step(t, seeds=seeds, envs=envs, **ends))
+    return replay
+
+
+def everything(replay):
+    """Every transition that can be drawn, by its observation: (reward, discount, next_obs, last) of seed 0."""
+    rows = torch.arange(len(replay)).expand(1, len(replay.packed), -1)
+    batch = replay.transitions(rows)
+    columns = (batch.reward, batch.discount, batch.next_obs.squeeze(-1), batch.last)
+    return {
+        int(obs): tuple(float(column[0, 0, i]) for column in columns) for i, obs in enumerate(batch.obs[0, 0].flatten())
+    }
+
+
+def test_a_wrapped_ring_holds_the_newest_transitions():
+    replay = filled(steps=13, capacity=5)
+    assert len(replay) == 5
+    assert everything(replay) == {t: (t, pytest.approx(GAMMA), t + 1, 0) for t in range(8, 13)}
+
+
+def test_the_newest_slot_can_be_drawn_and_all_are_equally_likely():
+    replay = filled(steps=7, capacity=5)
+    drawn = replay.sample(20, 500).obs.flatten().int().tolist()
+    counts = np.bincount(drawn, minlength=7)[2:]
+    assert counts.sum() == 10_000 and (np.abs(counts - 2000) < 200).all()
+
+
+def test_environments_and_seeds_keep_apart():
+    replay = filled(steps=9, capacity=12, seeds=2, envs=3, n_step=3)
+    assert len(replay) == 12 and replay.places == 4
+    batch = replay.sample(4, 64)
+    assert batch.obs.shape == (4, 2, 64, 1) and batch.reward.shape == (4, 2, 64)
+    for s in range(2):
+        assert (batch.obs[:, s].div(10_000, rounding_mode="floor") == s).all()
+        assert set(batch.obs[:, s].flatten().int().tolist()) == {
+            10_000 * s + 1000 * e + t for e in range(3) for t in range(5, 9)
+        }
+        lane = batch.obs[:, s].div(1000, rounding_mode="floor")
+        assert torch.equal(batch.next_obs[:, s].div(1000, rounding_mode="floor"), lane), "n steps led into another lane"
+
+
+def test_n_step_sums_stop_at_ends_and_at_the_newest_row():
+    """Observations 4..11 of a ring that has wrapped; 6 is truncated, 9 terminal, 11 the newest."""
+    replay = filled(steps=12, capacity=8, n_step=3, lasts=(6,), terminals=(9,))
+    g = GAMMA
+    want = {
+        4: (4 + g * 5 + g * g * 6, g**3, 7, 1),
+        5: (5 + g * 6, g**2, 7, 1),
+        6: (6, g, 7, 1),
+        7: (7 + g * 8 + g * g * 9, 0, 10, 1),
+        8: (8 + g * 9, 0, 10, 1),
+        9: (9, 0, 10, 1),
+        10: (10 + g * 11, g**2, 12, 0),
+        11: (11, g, 12, 0),
+    }
+    have = everything(replay)
+    assert have.keys() == want.keys()
+    for obs, values in want.items():
+        assert have[obs] == pytest.approx(values), f"from observation {obs}"
+
+
+def test_a_seed_draws_the_same_alone_or_stacked():
+    stacked = Replay(SPEC, (3, 8), 50)
+    alone = Replay(SPEC, (8,), 50)
+    for t in range(30):
+        stacked.add(step(t, seeds=2))
+        alone.add(step(t))
+    a, b = stacked.sample(2, 16), alone.sample(2, 16)
+    assert torch.equal(a.obs[:, 1] - 10_000, b.obs[:, 0])
+
+
+def test_a_saved_ring_goes_on_as_if_never_stopped():
+    for priorities in (None, (0.6, 0.4)):
+        ring = filled(steps=7, capacity=5, priorities=priorities)
+        if priorities:
+            ring.sample(1, 4)
+            ring.prioritize(torch.rand(1, 1, 4))
+        other = Replay(SPEC, (0,), 5, gamma=GAMMA, priorities=priorities)
+        other.load_state_dict(ring.state_dict())
+        for replay in (ring, other):
+            replay.add(step(7))
+        assert everything(ring) == everything(other)
+        assert all(torch.equal(a, b) for a, b in zip(ring.sample(3, 9), other.sample(3, 9), strict=True))
+
+
+def test_priorities_draw_in_proportion_and_weigh_against_it():
+    """Against Schaul et al., equations 1 and 2, computed directly."""
+    alpha, beta, rows = 0.7, 0.5, 11
+    priorities, rng = Priorities(2, rows, alpha, beta), Streams((0, 1), "rows")
+    priorities.add(torch.arange(rows))
+    given = torch.rand(2, rows, generator=torch.Generator().manual_seed(0)) * 5
+    priorities.update(torch.arange(rows).expand(1, 2, -1), given.unsqueeze(0))
+    drawn, weight = priorities.sample(rng, rows, (1, 40_000))
+    p = (given.double() + priorities.floor) ** alpha
+    p = p / p.sum(-1, keepdim=True)
+    for s in range(2):
+        frequency = np.bincount(drawn[0, s].numpy(), minlength=rows) / 40_000
+        assert np.abs(frequency - p[s].numpy()).max() < 0.01
+        w = (rows * p[s]) ** -beta
+        torch.testing.assert_close(weight[0, s], (w / w.max())[drawn[0, s]].float(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_new_row_has_the_largest_priority_so_far():
+    priorities = Priorities(1, 4, 1.0, 1.0)
+    priorities.add(torch.arange(2))
+    priorities.update(torch.tensor([[[0, 1]]]), torch.tensor([[[9.0, 1.0]]]))
+    priorities.add(torch.tensor([2]))
+    leaves = priorities.tree[0, priorities.leaves :]
+    assert leaves.tolist() == pytest.approx([9, 1, 9, 0], abs=1e-5)
+    assert priorities.tree[0, 1].item() == pytest.approx(19, abs=1e-4), "the root is not the sum"
+
+
+def test_a_priority_that_is_not_finite_leaves_its_row_as_it_was():
+    priorities = Priorities(1, 2, 0.6, 0.4)
+    priorities.add(torch.arange(2))
+    before = priorities.tree.clone()
+    priorities.update(torch.tensor([[[0, 1]]]), torch.tensor([[[float("nan"), float("inf")]]]))
+    assert torch.equal(priorities.tree, before)
+
+
+def test_rows_not_yet_filled_are_never_drawn():
+    replay = filled(steps=3, capacity=100, priorities=(1.0, 1.0))
+    batch = replay.sample(10, 100)
+    assert isinstance(batch, WeightedBatch)
+    assert set(batch.obs.flatten().tolist()) == {0, 1, 2}
+    assert batch.weight.max() == 1
