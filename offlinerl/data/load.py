@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import shutil
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -140,13 +141,17 @@ def _minus_one(dataset: Dataset) -> np.ndarray:
 
 
 def _scale_by_return_range(dataset: Dataset) -> np.ndarray:
+    return dataset.reward * _range_factor(dataset)
+
+
+def _range_factor(dataset: Dataset) -> float:
     spread = np.ptp(dataset.episode_returns)
     if not spread > 0:
         raise UserError(
             f"{dataset.name}: all episodes have the same return, which leaves no range to scale rewards by;"
             " use the reward rule none"
         )
-    return dataset.reward * (1000 / spread)
+    return 1000 / spread
 
 
 def _count(dataset: Dataset) -> np.ndarray:
@@ -164,6 +169,30 @@ REWARDS = {
     "count": _count,  # Kitchen: tasks completed so far, which D4RL's files hold and the environment pays once
 }
 """Training rewards by rule. Scores always come from what the environment pays."""
+
+
+def online_reward(entry: Entry, raw: Dataset) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """What the environment pays, made into the rewards that a dataset is trained with.
+
+    Args:
+        entry: the dataset's, with its rule.
+        raw: the dataset with its rewards as stored.
+
+    Returns:
+        A function of the rewards paid in a step and of their sum in the episode so far, both ``[...]``.
+
+    Raises:
+        UserError: see ``with_reward``.
+    """
+    stored_counts = (entry.score or {}).get("data") == "counts"  # D4RL's Kitchen: the environment pays once a task
+    if entry.reward == "count" or stored_counts:
+        return lambda reward, total: total
+    if entry.reward == "minus_one":
+        return lambda reward, total: reward - 1
+    if entry.reward == "scale_by_return_range":
+        factor = np.float32(_range_factor(raw))
+        return lambda reward, total: reward * factor
+    return lambda reward, total: reward
 
 
 def with_reward(dataset: Dataset, rule: str) -> Dataset:
@@ -187,7 +216,8 @@ def load(
     """Loads a dataset by name, Minari id or file, downloading or unpacking what has to be.
 
     Args:
-        source: a name in the registry, a Minari id, a D4RL file, a Minari folder, or an ``Entry``.
+        source: a name in the registry, a Minari id, a D4RL file, a Minari folder, the folder of an unfinished
+            collection, or an ``Entry``.
         env: the environment of a file: a name in the registry or a Gymnasium id.
         mode: for files in D4RL's format; see ``load_hdf5``.
         reward: a rule among ``REWARDS`` instead of the dataset's own; "none" leaves them as they are stored.
@@ -235,7 +265,8 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
     """Reads a Minari dataset, whose T + 1 observations give every transition its true successor.
 
     Args:
-        path: the dataset's folder, its ``data`` folder, or the id of an installed dataset.
+        path: the dataset's folder, its ``data`` folder, the folder of an unfinished collection, or the id of an
+            installed dataset.
         name: what to call it; its id by default.
         obs_keys: parts of a ``Dict`` observation to concatenate, in this order; a nested part is
             ``outer/inner``. By default all of them, in the order of ``gymnasium.spaces.flatten``.
@@ -254,7 +285,8 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
         raise UserError(f"{name}: the dataset is empty")
     table, at = None, 0
     mismatch = UserError(f"{name}: metadata.json promises {rows} steps, its episodes have another number of them")
-    for number, (observations, actions, rewards, terminations) in enumerate(minari_episodes(folder, obs_keys)):
+    episodes = itertools.islice(minari_episodes(folder, obs_keys), int(metadata["total_episodes"]))  # it may grow
+    for number, (observations, actions, rewards, terminations) in enumerate(episodes):
         steps = len(rewards)
         if not steps:
             continue
@@ -279,7 +311,7 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
     _check_finite(name, {key: table[key] for key in ("obs", "next_obs", "action", "reward")})
     keep = ("env_spec", "eval_env_spec", "ref_min_score", "ref_max_score", "author", "provenance", "seed")
     provenance = dict(
-        format=f"Minari {metadata.get('minari_version', '?')}",
+        format="journal" if _is_journal(metadata) else f"Minari {metadata.get('minari_version', '?')}",
         file=str(folder),
         minari_id=metadata["dataset_id"],
         rows_in_source=rows,
@@ -324,7 +356,7 @@ def _has_jpeg(metadata: Mapping[str, Any]) -> bool:
 
 def minari_episodes(folder: Path, obs_keys: Sequence[str] | None = None) -> Iterator[_Arrays]:
     """Observations ``[T + 1, O]``, actions ``[T, A]``, rewards ``[T]`` and terminations ``[T]`` of each
-    episode of a Minari dataset, given by its folder.
+    episode of a Minari dataset or of an unfinished collection, given by its folder.
 
     Raises:
         UserError: it cannot be read.
@@ -334,7 +366,7 @@ def minari_episodes(folder: Path, obs_keys: Sequence[str] | None = None) -> Iter
     parts = _parts(metadata, obs_keys)
     if metadata.get("data_format", "hdf5") == "hdf5" and not _has_jpeg(metadata):
         return _hdf5_episodes(folder / "main_data.hdf5", int(metadata["total_episodes"]), parts)
-    return _minari_episodes(folder, parts)
+    return _journal_episodes(folder, parts) if _is_journal(metadata) else _minari_episodes(folder, parts)
 
 
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -378,7 +410,22 @@ def _shrink_cache(file: h5py.File, size: int = 1 << 20) -> None:
 def _minari_episodes(folder: Path, parts: list[str]) -> Iterator[_Arrays]:
     import minari
 
-    for episode in minari.MinariDataset(folder):
+    return _columns(minari.MinariDataset(folder), parts)
+
+
+def _journal_episodes(folder: Path, parts: list[str]) -> Iterator[_Arrays]:
+    from offlinerl.data.journal import EPISODES, Journal  # here, because it imports this module
+
+    with Journal(folder / EPISODES, write=False) as journal:
+        yield from _columns(journal, parts)
+
+
+def _is_journal(metadata: Mapping[str, Any]) -> bool:
+    return metadata.get("data_format") == "journal"
+
+
+def _columns(episodes: Iterable[Any], parts: list[str]) -> Iterator[_Arrays]:
+    for episode in episodes:
         columns = (functools.reduce(_child, part.split("/")[1:], episode.observations) for part in parts)
         observations = _flatten([np.asarray(column) for column in columns])
         yield observations, np.asarray(episode.actions), episode.rewards, episode.terminations

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +39,12 @@ class Episode(NamedTuple):
     terminations: np.ndarray  # [T] bool
     truncations: np.ndarray  # [T] bool
     infos: Mapping[str, Any] = {}
+    seed: int | None = None  # what the environment was reset with
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """All arrays by name."""
+        return {name: value for name, value in self._asdict().items() if name != "seed"}
 
 
 class Sink(io.FileIO):
@@ -180,7 +187,7 @@ def write_minari(
         }
         if spec is not None:
             entries["env_spec"] = spec
-        (data / "metadata.json").write_text(json.dumps(entries, default=_to_json, indent=1))
+        (data / "metadata.json").write_text(json.dumps(entries, default=to_json, indent=1))
     return Path(path)
 
 
@@ -194,8 +201,10 @@ def _write_episode(file: h5py.File, number: int, episode: Episode) -> int:
                 raise ValueError(f"episode {number}: {name} has {len(array)} rows for {steps} rewards")
     group = file.create_group(f"episode_{number}")
     group.attrs.update(id=number, total_steps=steps)
+    if episode.seed is not None:
+        group.attrs["seed"] = episode.seed
     group.create_group("infos")  # Minari cannot read an episode without it
-    for field, value in episode._asdict().items():
+    for field, value in episode.columns.items():
         for name, array in _leaves(field, value):
             array = np.asarray(array)
             dtype = h5py.string_dtype() if array.dtype.kind == "U" else array.dtype
@@ -224,7 +233,12 @@ def _for_minari(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {**metadata, **{key: [metadata[key]] for key in fields if isinstance(metadata.get(key), str)}}
 
 
-def _to_json(value: Any) -> Any:
+def to_json(value: Any) -> Any:
+    """What ``json`` shall write for a value it does not know.
+
+    Raises:
+        TypeError: nothing is known for it here either.
+    """
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, set | frozenset | tuple):
@@ -232,6 +246,13 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{value!r} cannot be written into a dataset's metadata")
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Delete what a writer that was killed left beside ``folder/name``, which nobody may be writing now."""
+    for left in folder.glob(f".{name}.*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}(\.old)?", left.name):
+            _delete(left)
 
 
 def _replace(new: Path, path: Path) -> None:

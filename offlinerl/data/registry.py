@@ -142,8 +142,9 @@ def resolve(name_or_file: str, env: str | None = None) -> Entry:
     """Finds the dataset a user means, and never one that only looks like it.
 
     Args:
-        name_or_file: a name in the registry, the id of a Minari dataset, a Minari folder, or an HDF5 file in
-            D4RL's format. A file named after an entry, ``kitchen-complete-v0.hdf5``, brings its task along.
+        name_or_file: a name in the registry, the id of a Minari dataset, a Minari folder, the folder of an
+            unfinished collection, or an HDF5 file in D4RL's format. A file named after an entry,
+            ``kitchen-complete-v0.hdf5``, brings its task along.
         env: another environment: a name in the registry, which brings its whole task, or a Gymnasium id.
 
     Raises:
@@ -162,10 +163,35 @@ def resolve(name_or_file: str, env: str | None = None) -> Entry:
             licence=found.licence or task.licence,
             citation=found.citation or task.citation,
         )
+    _require_environment(env)
+    return dataclasses.replace(found, env={"id": env}, score=None)
+
+
+def task(env: str) -> Entry:
+    """The task to act in that a user means, without a dataset.
+
+    Args:
+        env: a Gymnasium id, whose return is the score, or a name in the registry, which brings its environment and
+            score range.
+
+    Raises:
+        UserError: there is no such environment.
+    """
+    if env in _load():
+        found = _load()[env]
+        if found.env is None:
+            raise UserError(f"{env} names no environment of its own until it is installed; give a Gymnasium id")
+        return found
+    _require_environment(env)
+    return Entry(env, {}, {"id": env})
+
+
+def _require_environment(env: str) -> None:
+    """Raises a UserError that names the nearest ones where Gymnasium knows none by that id; one that is like no
+    other may still be known to a simulator that is not loaded yet."""
     near = difflib.get_close_matches(env, [*names(), *gymnasium.registry], n=3, cutoff=0.8)
     if env not in gymnasium.registry and near:
         raise UserError(f"there is no environment {env!r}; did you mean {_or(near)}?")
-    return dataclasses.replace(found, env={"id": env}, score=None)
 
 
 def _find(name_or_file: str) -> Entry:
@@ -181,7 +207,7 @@ def _find(name_or_file: str) -> Entry:
             raise UserError(f"{path} does not exist; check the path")
         task = _load().get(path.stem, Entry(path.stem, {}))
         return dataclasses.replace(task, source={"file": str(path)})
-    if any((path / inner).is_file() for inner in ("metadata.json", "data/metadata.json")):
+    if any((path / inner).is_file() for inner in ("metadata.json", "data/metadata.json", "collection.json")):
         return _of_minari(path, {"file": str(path)})
     if (minari_root() / minari_id / "data").is_dir():
         return _of_minari(minari_root() / minari_id, {"minari": minari_id})
@@ -208,14 +234,21 @@ def _of_minari(folder: Path, source: Mapping[str, Any]) -> Entry:
 
 
 def minari_metadata(folder: Path) -> dict[str, Any]:
-    """``metadata.json`` of a Minari ``data`` folder.
+    """``metadata.json`` of a Minari ``data`` folder, or ``collection.json`` of an unfinished collection with
+    the episodes and steps that its journal has so far.
 
     Raises:
         UserError: it is missing, not JSON, or lacks what identifies and sizes a dataset.
     """
-    path = folder / "metadata.json"
+    collection = (folder / "collection.json").is_file()
+    path = folder / ("collection.json" if collection else "metadata.json")
     try:
         metadata = json.loads(path.read_text())
+        if collection:
+            from offlinerl.data.journal import EPISODES, Journal  # here, because it imports this module
+
+            with Journal(folder / EPISODES, write=False) as journal:
+                metadata |= dict(total_episodes=len(journal), total_steps=journal.steps)
         return {key: metadata[key] for key in ("dataset_id", "total_episodes", "total_steps")} | metadata
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} cannot be read as Minari metadata; delete the dataset and get it again") from error
