@@ -1,0 +1,388 @@
+"""Workers: wherever they live and whichever of them dies, what they deliver is the same to the bit."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import gymnasium as gym
+import minari
+import numpy as np
+import pytest
+import torch
+
+from offlinerl import agents, training
+from offlinerl.checkpoint import read
+from offlinerl.cli import main
+from offlinerl.data.interaction import Interaction
+from offlinerl.data.journal import EPISODES, Journal
+from offlinerl.data.workers import DEATHS, Crew, InProcess, Lost, OnRay, one_thread
+from offlinerl.envs.make import make, spec_of
+from offlinerl.types import UserError
+
+COUNTING = {"spec": gym.envs.registration.EnvSpec("test/Counting-v0", "counting:Counting").to_json()}
+SEEDS, LANES = (3, 1), range(4)
+VARIANTS = {
+    "td3-ou": (COUNTING, dict(exploration="ou")),
+    "ddpg-parameter": (COUNTING, dict(exploration="parameter", layer_norm=True)),
+    "sac": (COUNTING, {}),
+    "dqn-epsilon": ({"id": "CartPole-v1"}, dict(epsilon_steps=60)),
+}
+
+
+class Life:
+    """An agent whose weights change from rollout to rollout, and what it lives through in a crew, or without one.
+
+    Attributes:
+        steps: every transition.
+        ended: s, e and the arrays of every episode, in the order in which they were told.
+        said: what the crew said.
+    """
+
+    def __init__(self, variant, place=None, workers=2):
+        env, settings = VARIANTS[variant]
+        one = make(env)
+        of = partial(agents.get(variant.partition("-")[0]), spec_of(one), SEEDS, hidden=(32, 32), **settings)
+        one.close()
+        self.agent, self.steps, self.ended, self.said, self.rollouts = of(), [], [], [], 0
+        with torch.no_grad():
+            for name, p in self.agent.named_parameters():
+                if name.endswith("layers.0.weight"):
+                    p[..., 0, :] *= 1e-3  # of the number of the seed, which would be all that matters
+        if workers:
+            self.crew = Crew(env, SEEDS, LANES, None, of, workers, place or InProcess(), self.said.append)
+        else:
+            self.crew = Interaction(env, SEEDS, LANES)
+            self.crew.pool._workers = 1  # threads have no order in which to tell of episodes that end together
+            self.agent.explore_in(LANES)
+        self.crew.on_episode = self.keep
+
+    def keep(self, s, e, episode):
+        self.ended.append((s, e, episode.seed, *map(np.array, episode[:5])))
+
+    def live(self, rollouts=4, count=7):
+        for _ in range(rollouts):
+            rng = torch.Generator().manual_seed(self.rollouts)
+            with torch.no_grad():
+                for p in self.agent.parameters():
+                    p *= 1 + 0.2 * torch.randn(p.shape, generator=rng)
+            self.steps += self.crew.rollout(self.agent, count, random=3 - count * self.rollouts)
+            self.rollouts += 1
+        return self
+
+    def __eq__(self, other):
+        assert self.agent.steps == other.agent.steps == len(LANES) * len(self.steps) > 0
+        assert self.crew.returns == other.crew.returns and self.crew.lengths == other.crew.lengths
+        for name in ("episodes", "began"):
+            assert np.array_equal(getattr(self.crew, name), getattr(other.crew, name)), name
+        for t, (a, b) in enumerate(zip(self.steps, other.steps, strict=True)):
+            for name, x, y in zip(a._fields, a, b, strict=True):
+                assert x.dtype == y.dtype and np.array_equal(x, y), f"{name} differs at step {t}"
+        for a, b in zip(self.ended, other.ended, strict=True):
+            assert a[:3] == b[:3], "other episodes, or in another order"
+            assert all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(a[3:], b[3:], strict=True))
+        return True
+
+
+class Mortal(InProcess):
+    """Workers of which some answers get lost, counted over all of them."""
+
+    def __init__(self, *deaths):
+        self.deaths, self.answers = deaths, 0
+
+    def receive(self, answer):
+        self.answers += 1
+        if self.answers in self.deaths:
+            raise Lost("it was shot")
+        return answer
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray, begun once for all tests."""
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)  # where ``counting`` is
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setenv("OFFLINERL_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "short.yaml").write_text(
+        "agent: {hidden: [16, 16], sigma: 0.3}\n"
+        "train: {warm_up: 100, batch: 16, compile: false, eval_every: 400, eval_episodes: 1, final_episodes: 1}\n"
+    )
+    return tmp_path
+
+
+def argv(name, *more):
+    return [
+        *("collect", "td3", "--env", "Pendulum-v1", "--config", "short.yaml", "--dataset", f"pendulum/{name}-v0"),
+        *map(str, more),
+    ]
+
+
+def episodes(name):
+    return [(e.observations, e.actions, e.rewards) for e in minari.load_dataset(f"pendulum/{name}-v0")]
+
+
+def same(a, b):
+    """Whether two sequences of sequences of arrays are equal."""
+    return len(a) == len(b) and all(
+        np.array_equal(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True)
+    )
+
+
+# In this process
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_crew_of_one_lives_as_without_it(variant):
+    with one_thread():
+        alone = Life(variant, workers=0).live()
+    assert Life(variant, workers=1).live() == alone
+    assert len(alone.ended) > 4 and len({len(ended[4]) for ended in alone.ended}) > 1
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_workers_live_as_none(variant):
+    """In the same order, and but for the last bits of a policy's actions the same."""
+    alone, crew = Life(variant, workers=0).live(), Life(variant).live()
+    assert [ended[:3] for ended in crew.ended] == [ended[:3] for ended in alone.ended]
+    assert {ended[1] for ended in crew.ended} == set(LANES)
+    for a, b in zip(alone.steps, crew.steps, strict=True):
+        assert all(np.allclose(x, y, rtol=0, atol=1e-4) for x, y in zip(a, b, strict=True))
+    assert same(alone.steps[:3], crew.steps[:3]), "at random they act alike"
+
+
+def test_the_weights_of_the_learner_act():
+    crew = Life("td3-ou").live(2)
+    before = len(crew.steps)
+    with torch.no_grad():
+        crew.agent.actor.net.layers[-1].bias.fill_(50.0)
+    crew.live(1)
+    assert all((step.action[..., 0] > 0.3).all() for step in crew.steps[before:])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_replaced_worker_delivers_the_same(variant):
+    """Deaths over the first order, over one after another, and twice in a row."""
+    place = Mortal(1, 4, 6, 9, 10)
+    assert Life(variant, place).live() == Life(variant).live()
+    assert place.answers == 2 * 4 + 5
+
+
+def test_it_says_who_died():
+    life = Life("sac", Mortal(4)).live(2)
+    assert life.said == ["worker 1 died; another goes on from what it delivered last"]
+
+
+def test_one_that_dies_again_and_again_is_given_up():
+    life = Life("sac", Mortal(*range(4, 4 + DEATHS))).live(1)
+    with pytest.raises(UserError, match=f"worker 1 died {DEATHS} times in a row: it was shot"):
+        life.live(1)
+    assert len(life.said) == DEATHS - 1 and life.agent.steps == 7 * len(LANES)
+    life.rollouts = 1
+    with torch.no_grad():  # the weights that were to act
+        life.agent.load_state_dict(Life("sac").live(1).agent.state_dict())
+    assert life.live(3) == Life("sac").live(), "it can go on from what was delivered"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resumed_from_a_file_it_goes_on_the_same(variant):
+    whole, life = Life(variant).live(), Life(variant).live(2)
+    file = io.BytesIO()
+    torch.save(life.crew.state_dict(), file)
+    file.seek(0)
+    again = Life(variant)
+    assert again.crew.load_state_dict(torch.load(file, weights_only=True))
+    again.agent, again.steps, again.ended, again.rollouts = life.agent, life.steps, life.ended, life.rollouts
+    assert again.live(2) == whole
+
+
+def test_a_crew_that_has_not_begun_can_be_saved():
+    fresh = Life("td3-ou").crew.state_dict()
+    again = Life("td3-ou")
+    assert again.crew.load_state_dict(fresh)
+    assert again.live() == Life("td3-ou").live()
+
+
+def test_a_simulator_that_does_not_repeat_itself_begins_anew():
+    life = Life("td3-ou").live(1)
+    state = life.crew.state_dict()
+    assert not life.crew.began.all()
+    state["workers"][1]["interaction"]["obs"] += 1
+    assert not life.crew.load_state_dict(state)
+    assert life.crew.began[:, 2:].all() and not life.crew.began[:, :2].all()
+    life = Life("td3-ou", Mortal(4)).live(1)
+    life.crew.states[1]["interaction"]["obs"] += 1
+    life.live(1)
+    assert [line[:14] for line in life.said] == ["worker 1 died;", "the simulator "]
+    assert (life.steps[7].obs[:, 2:, 1] == 0).all(), "the replacement's environments begin anew"
+
+
+def test_the_end_cuts_every_episode():
+    alone, crew = Life("td3-ou", workers=0).live(1), Life("td3-ou").live(1)
+    under_way = int((~alone.crew.began).sum())
+    assert under_way > 0
+    for life in (alone, crew):
+        ended = len(life.ended)
+        life.crew.cut()
+        assert len(life.ended) - ended == under_way and all(one[7][-1] or one[6][-1] for one in life.ended[ended:])
+    assert [one[:3] for one in crew.ended] == [one[:3] for one in alone.ended]
+    crew.crew.cut()
+    assert len(crew.ended) == len(alone.ended), "there is nothing left to cut"
+
+
+def test_environments_are_divided_evenly():
+    with pytest.raises(UserError, match="multiple of 3, the number of workers, not 4"):
+        Life("sac", workers=3)
+
+
+def test_settings_for_workers():
+    def settings(agent="td3", env="Pendulum-v1", **train):
+        found = training.settings_for(agent, None, env, [0], None, dict(train=train))[0]["train"]
+        return found["envs"], found["block"]
+
+    assert settings() == (1, 1)
+    assert settings(workers=2) == (2, 64)
+    assert settings(workers=2, envs=6) == (6, 192)
+    assert settings(workers=2, block=5) == (2, 5)
+    assert settings(workers=3, envs=1) == (1, 96 // 3), "what was asked for stays, and is refused later"
+    assert settings("d4pg", workers=3) == (6, 192), "of the four environments that d4pg has by itself"
+    assert settings("dqn", "Acrobot-v1", workers=2) == (2, 16), "an update for every fourth step"
+    assert settings("dqn", "CartPole-v1", workers=1) == (1, 128), "it has longer blocks anyway"
+    with pytest.raises(UserError, match="workers must be at least 0"):
+        settings(workers=-1)
+
+
+def test_wrong_commands_say_what_to_do(here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    random = ("collect", "random", "--env", "Pendulum-v1", "--dataset", "a/b-v0", "--steps", "8", "--workers", "2")
+    for words, says in (
+        (argv("none", "--steps", 8, "--workers", 2), "pip install 'offlinerl[ray]'"),
+        (argv("none", "--steps", 8, "--ray-address", "auto"), "--workers"),
+        (random, "--envs"),
+    ):
+        assert main(words) == 1
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1, error
+    assert not (here / "runs").exists()
+
+
+# On Ray
+
+
+def test_ray_delivers_what_one_process_does(cluster):
+    """Also an epsilon that falls with the steps of all workers."""
+    life = Life("dqn-epsilon", OnRay(2))
+    try:
+        assert life.live() == Life("dqn-epsilon").live()
+        assert not life.said
+    finally:
+        life.crew.close()
+    assert cluster.is_initialized(), "it did not begin Ray, and so does not end it"
+
+
+def test_a_killed_process_loses_nothing(cluster):
+    class Murder(OnRay):
+        orders = 0
+
+        def order(self, worker, method, *arguments):
+            pid = self.ray.get(worker.__ray_call__.remote(lambda _: os.getpid()))
+            assert pid != os.getpid()
+            answer = super().order(worker, method, *arguments)
+            self.orders += 1
+            if self.orders == 6:  # worker 1 in its third rollout
+                os.kill(pid, signal.SIGKILL)
+            return answer
+
+    life = Life("td3-ou", Murder(2))
+    try:
+        assert life.live(5) == Life("td3-ou").live(5)
+    finally:
+        life.crew.close()
+    assert life.said == ["worker 1 died; another goes on from what it delivered last"]
+
+
+def refuse():
+    raise UserError("there is no such agent")
+
+
+@pytest.mark.parametrize("address, says", [("127.0.0.1:1", "no Ray cluster answers"), ("nowhere", "auto or HOST:PORT")])
+def test_a_wrong_address_is_said_at_once(here, capsys, address, says):
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    assert main(argv("none", "--steps", 8, "--workers", 2, "--ray-address", address)) == 1
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_begin_says_why(cluster):
+    crew = Crew(COUNTING, SEEDS, LANES, None, refuse, 1, OnRay(1))
+    with pytest.raises(UserError, match="a worker cannot begin: .*there is no such agent"):
+        list(crew.rollout(Life("sac", workers=0).agent, 3))
+    crew.close()
+
+
+def test_collect_with_workers(cluster, here, monkeypatch, capsys):
+    words = ("--workers", 2, "--steps", 800)
+    assert main(argv("ray", *words)) == 0
+    monkeypatch.setattr(training, "OnRay", lambda workers, address: InProcess())
+    assert main(argv("one", *words)) == 0
+    assert len(episodes("ray")) == 4 and same(episodes("ray"), episodes("one"))
+    one, two = (read(here / f"runs/pendulum-{name}-v0/last.ckpt") for name in ("ray", "one"))
+    assert one["offlinerl"]["updates"] == two["offlinerl"]["updates"] > 600
+    assert all(torch.equal(p, two["state_dict"][name]) for name, p in one["state_dict"].items())
+    assert "died" not in capsys.readouterr().out
+
+
+def processes(session):
+    """The state and the command of every process of a session."""
+    listed = subprocess.run(["ps", "-s", str(session), "-o", "stat=,args="], stdout=subprocess.PIPE, text=True)
+    return listed.stdout.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_and_resumed_on_ray(here, monkeypatch, how):
+    """Ctrl-C, which goes to all processes of a terminal, saves and leaves none of them. SIGKILL just leaves none, but
+    for two small ones of Ray, its agents, which take a minute or two to see that they are alone."""
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    words = ("--workers", 2, "--steps", 3200)
+    start = partial(
+        subprocess.Popen, [sys.executable, "-m", "offlinerl", *argv("ray", *words, "--resume")], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    process, folder = start(), here / "runs/pendulum-ray-v0"
+    while not ((folder / "last.ckpt").exists() and (folder / EPISODES).stat().st_size):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()
+    out, err = process.communicate(timeout=60)
+    with Journal(folder / EPISODES, write=False) as journal:
+        assert 0 < len(journal) < 16, "it was to be stopped on the way"
+    if how == signal.SIGINT:
+        assert process.returncode == 1 and "saved; go on with" in err and err.count("\n") == 1, err
+        assert "died" not in out
+    late = time.monotonic() + 20
+    while alive := [line for line in processes(process.pid) if line[0] != "Z" and "Agent" not in line]:
+        assert time.monotonic() < late, alive
+        time.sleep(1)
+    process = start()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "differently" not in out
+    monkeypatch.setattr(training, "OnRay", lambda workers, address: InProcess())
+    assert main(argv("one", *words)) == 0
+    assert same(episodes("ray"), episodes("one"))
