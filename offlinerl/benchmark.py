@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,21 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from offlinerl import agents
+from offlinerl import agents, config
 from offlinerl.agent import Agent
 from offlinerl.config import parameters
+from offlinerl.data import registry
+from offlinerl.data.interaction import Interaction
 from offlinerl.data.record import Episode, write_minari, write_whole
-from offlinerl.data.sources import OfflineData
+from offlinerl.data.replay import Replay
+from offlinerl.data.sources import OfflineData, ReplayData
 from offlinerl.device import pick_device
 from offlinerl.display import Display
 from offlinerl.training import hushed_lightning
 from offlinerl.types import Batch, Spec
 
 KITCHEN = Spec(60, 9, (-1.0,) * 9, (1.0,) * 9)
+KITCHEN_DISCRETE = Spec(60, 1, (0.0,), (8.0,), 9)
 LOCOMOTION = dict(episodes=1000, steps=1000, obs=17, action=6)
 
 
@@ -58,10 +62,10 @@ def benchmark(
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name()
     display.say(f"{agent_name}, batch {batch}, {len(seeds)} seed(s), on {name}, {torch.get_num_threads()} CPU threads")
     eager, compiled = (build(agent_name, seeds, where, compile) for compile in (False, True))
-    source = OfflineData(synthetic_table(), KITCHEN, seeds, batch, updates=50, device=where)
-    flops = count_flops(build(agent_name, seeds, where, False), source.draw(1))
+    source = OfflineData(synthetic_table(spec=eager.spec), eager.spec, seeds, batch, updates=48, device=where)
+    flops = count_flops(build(agent_name, seeds, where, False), source)
     began = time.perf_counter()
-    compiled.learn(source.draw(1))
+    compiled.learn(source.draw(compiled.period))
     compile_seconds = time.perf_counter() - began
     rates = interleaved(
         eager=lambda: updates_rate(eager, source), compiled=lambda: updates_rate(compiled, source),
@@ -70,6 +74,7 @@ def benchmark(
     S = len(seeds)
     limit = rates["matmul"] / flops * S
     load = load_million()
+    steps = steps_per_second(agent_name, where) if compiled.online else None
     results = dict(
         agent=agent_name,
         batch=batch,
@@ -88,6 +93,8 @@ def benchmark(
         load_seconds_per_million=load["seconds"],
         load_memory_ratio=load["memory_ratio"],
     )
+    if steps is not None:
+        results |= dict(steps_per_second=steps, steps_env=speed_task(compiled))
     lines = (
         ("updates/s", f"{results['updates_per_second']:,.0f}"),
         ("uncompiled", f"{results['eager_updates_per_second']:,.0f}"),
@@ -98,6 +105,8 @@ def benchmark(
         ("loading 1M transitions", f"{load['seconds']:.2f} s"),
         ("memory beyond the file's, over the table's", f"{load['memory_ratio']:.2f}"),
     )
+    if steps is not None:
+        lines += ((f"environment steps/s, {speed_task(compiled)}", f"{steps:,.0f}"),)
     for label, value in lines:
         display.say(f"{label:<44} {value}")
     if json_file is not None:
@@ -109,18 +118,21 @@ def build(agent_name: str, seeds: Sequence[int], device: torch.device, compile: 
     """The agent as ``fit`` would build it for Kitchen, dropout and decay included where it has them."""
     agent_class = agents.get(agent_name)
     usual = dict(dropout=0.1, decay_steps=1_000_000)
-    agent = agent_class(KITCHEN, seeds, **{k: v for k, v in usual.items() if k in parameters(agent_class)})
+    spec = KITCHEN_DISCRETE if agent_class.discrete else KITCHEN
+    agent = agent_class(spec, seeds, **{k: v for k, v in usual.items() if k in parameters(agent_class)})
     agent.to(device)
     agent.configure_optimizers()
     agent.compile = compile
     return agent
 
 
-def synthetic_table(rows: int = 20_000) -> Batch:
+def synthetic_table(rows: int = 20_000, spec: Spec = KITCHEN) -> Batch:
     """Random transitions of Kitchen's shapes; the speed does not depend on their values."""
     rng = np.random.default_rng(0)
-    obs = rng.normal(size=(rows + 1, KITCHEN.obs_dim)).astype(np.float32)
-    action = rng.uniform(-1, 1, (rows, KITCHEN.action_dim)).astype(np.float32)
+    obs = rng.normal(size=(rows + 1, spec.obs_dim)).astype(np.float32)
+    action = rng.uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32)
+    if spec.num_actions:
+        action = rng.integers(0, spec.num_actions, (rows, 1)).astype(np.float32)
     reward = rng.integers(0, 5, rows).astype(np.float32)
     last = np.arange(rows) % 200 == 199
     return Batch(obs[:-1], action, reward, np.where(last, 0, 0.99).astype(np.float32), obs[1:], last)
@@ -146,11 +158,67 @@ def updates_rate(agent: Agent, source: OfflineData, seconds: float = 1.0) -> flo
     return done / elapsed
 
 
-def count_flops(agent: Agent, block: Batch) -> float:
-    """Floating-point operations of the matrix products of one update of all seeds."""
+def count_flops(agent: Agent, source: OfflineData) -> float:
+    """Floating-point operations of the matrix products of one update of all seeds, on average."""
     with FlopCounterMode(display=False) as counter:
-        agent.learn(block)
-    return float(counter.get_total_flops())
+        agent.learn(source.draw(agent.period))
+    return counter.get_total_flops() / agent.period
+
+
+def speed_task(agent: Agent | type[Agent]) -> str:
+    """Where an online agent's steps are counted."""
+    return "CartPole-v1" if agent.discrete else "HalfCheetah-v5"
+
+
+def steps_per_second(
+    agent_name: str, device: torch.device, over: Mapping[str, Any] | None = None, seconds: float = 8.0
+) -> float:
+    """Steps a second of environment, replay, updates and Lightning together: one environment, one seed, by the
+    schedule of the agent's settings.
+
+    Args:
+        over: settings that win over the built-in ones, ``{"agent": {...}, "train": {...}}``.
+        seconds: of steps with updates; warming up and compiling come before.
+    """
+    agent_class = agents.get(agent_name)
+    entry = registry.task(speed_task(agent_class))
+    settings = config.resolve(agent_name, agent_class, entry, over=over)
+    train = settings["train"]
+    interaction = Interaction(entry.env, (0,), range(train["envs"]))
+    agent = agent_class(interaction.spec, (0,), **settings["agent"]).to(device)
+    agent.configure_optimizers()
+    agent.compile = True
+    priorities = (train["priority_alpha"], train["priority_beta"]) if train["prioritized"] else None
+    replay = Replay(
+        interaction.spec, (0,), 100_000, train["envs"], agent.gamma, agent.n_step, priorities, device
+    )  # fmt: skip
+    warm_up = 2 * train["batch"]
+    source = ReplayData(agent, interaction, replay, train["batch"], train["block"], train["steps_per_update"], warm_up)
+    while agent.updates < 2 * agent.period:
+        agent.learn(source.draw())
+    source.steps_ahead = 10**9
+
+    class Clock(L.Callback):
+        def on_train_start(self, *_: Any) -> None:
+            self.began, self.first = time.perf_counter(), source.steps
+
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            self.seconds, self.steps = time.perf_counter() - self.began, source.steps - self.first
+            trainer.should_stop = self.seconds > seconds
+
+    clock = Clock()
+    with hushed_lightning():
+        quiet_trainer(device, clock).fit(agent, source)
+    interaction.close()
+    return clock.steps / clock.seconds
+
+
+def quiet_trainer(device: torch.device, *callbacks: L.Callback) -> L.Trainer:
+    """A trainer of one epoch that shows and keeps nothing."""
+    return L.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, max_epochs=1, logger=False,
+        callbacks=list(callbacks), enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
 
 
 def matmul_rate(batch: int, seeds: int, device: torch.device, width: int = 256, seconds: float = 0.5) -> float:
@@ -205,11 +273,7 @@ def lightning_share(agent: Agent, source: OfflineData, blocks: int = 20) -> floa
     agent.learn = timed(learn)
     try:
         with hushed_lightning():
-            trainer = L.Trainer(
-                accelerator="gpu" if agent.device.type == "cuda" else "cpu", devices=1, max_epochs=1, logger=False,
-                callbacks=[clock], enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            )  # fmt: skip
-            trainer.fit(agent, Timed())
+            quiet_trainer(agent.device, clock).fit(agent, Timed())
     finally:
         agent.learn = learn
     return max(0.0, 1 - inner / clock.seconds)

@@ -29,14 +29,18 @@ def fit(args: argparse.Namespace) -> int:
     from offlinerl import training
 
     train = {
-        "updates": args.updates, "batch": args.batch, "eval_every": args.eval_every,
-        "eval_episodes": args.eval_episodes, "final_episodes": args.final_episodes, "compile": args.compile,
+        "updates": args.updates, "steps": args.steps, "online_steps": args.online_steps, "batch": args.batch,
+        "eval_every": args.eval_every, "eval_episodes": args.eval_episodes, "final_episodes": args.final_episodes,
+        "compile": args.compile,
     }  # fmt: skip
     if args.resume is None and args.config is None:
         if args.agent is None:
             raise WrongUsage("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
-        if args.dataset is None:
-            raise WrongUsage("fit needs --dataset, a name or a file; `offlinerl datasets list` shows the names")
+        if args.dataset is None and args.env is None:
+            raise WrongUsage(
+                "fit needs --dataset, a name or a file, or --env for an agent that learns by acting; `offlinerl"
+                " datasets list` shows the names"
+            )
     if args.resume is not None and (args.out or args.seeds or args.config or args.env):
         raise WrongUsage("--resume goes on with a run's own settings: leave out --out, --seeds, --config and --env")
     training.fit(
@@ -49,6 +53,31 @@ def fit(args: argparse.Namespace) -> int:
         device=args.device,
         out=args.out,
         resume=args.resume,
+    )
+    return 0
+
+
+def collect(args: argparse.Namespace) -> int:
+    from offlinerl import collect
+
+    train = {"batch": args.batch, "eval_every": args.eval_every, "compile": args.compile}
+    collect.collect(
+        args.source,
+        args.env,
+        args.dataset,
+        steps=args.steps,
+        episodes=args.episodes,
+        noise=args.noise,
+        seed=args.seed,
+        envs=args.envs,
+        file=args.config,
+        over=dict(train={key: value for key, value in train.items() if value is not None}, agent=args.settings),
+        device=args.device,
+        out=args.out,
+        resume=args.resume,
+        append=args.append,
+        workers=args.workers,
+        ray_address=args.ray_address,
     )
     return 0
 
@@ -139,6 +168,14 @@ def count(text: str) -> int:
     return whole(text, 1)
 
 
+def share(text: str) -> float:
+    """A number from 0 on."""
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+
+
 def seed_list(text: str) -> list[int]:
     """``0,1,2`` as numbers."""
     seeds = [whole(part) for part in text.split(",")]
@@ -179,21 +216,52 @@ def parser() -> argparse.ArgumentParser:
 
     device = dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
 
-    p = command("fit", fit, "train an agent on a dataset", epilog="--agent.KEY VALUE sets any setting of the agent.")
-    p.add_argument("agent", nargs="?", help="xql, iql, bc ...")
+    p = command(
+        "fit",
+        fit,
+        "train an agent on a dataset or in an environment",
+        epilog="--agent.KEY VALUE sets any setting of the agent.",
+    )
+    p.add_argument("agent", nargs="?", help="xql, iql, bc; dqn, ddpg, td3, d4pg, sac, xtd3, xsac")
     p.add_argument("--dataset", metavar="NAME", help="a name of `offlinerl datasets list`, a Minari id or a D4RL file")
-    p.add_argument("--env", metavar="ID", help="a file's task: a Gymnasium id or the name of a dataset like it")
+    p.add_argument("--env", metavar="ID", help="where to act, or a file's task: a Gymnasium id or a dataset's name")
     p.add_argument("--seeds", type=seed_list, metavar="N,N", help="seeds to train at once, as in 0,1,2 (default: 0)")
-    p.add_argument("--updates", type=count, metavar="N", help="gradient steps")
+    p.add_argument("--updates", type=count, metavar="N", help="gradient steps, of an agent with a dataset")
+    p.add_argument("--steps", type=count, metavar="N", help="environment steps, of an agent that learns by acting")
+    p.add_argument("--online-steps", type=count, metavar="N", help="then fine-tune in the environment for N steps")
     p.add_argument("--config", type=Path, metavar="FILE", help="settings over the built-in ones; a run has such a file")
     p.add_argument("--batch", type=count, metavar="N", help="transitions a gradient step")
-    p.add_argument("--eval-every", type=count, metavar="N", help="updates between evaluations")
+    p.add_argument("--eval-every", type=count, metavar="N", help="updates or steps between evaluations")
     p.add_argument("--eval-episodes", type=count, metavar="N", help="episodes of an evaluation while training")
     p.add_argument("--final-episodes", type=count, metavar="N", help="episodes of the evaluation of the last policy")
     p.add_argument("--compile", type=on_off, metavar="WHEN", help="compile the update: auto (default), true or false")
     p.add_argument("--device", **device)
     p.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one below runs/)")
     p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
+
+    p = command(
+        "collect", collect, "collect a dataset with an agent, a checkpoint, random or scripted",
+        epilog="--agent.KEY VALUE sets any setting of an agent that learns.",
+    )  # fmt: skip
+    p.add_argument("source", help="an online agent, which learns meanwhile; a checkpoint; random; or scripted")
+    p.add_argument("--env", required=True, metavar="ID", help="where to act: a Gymnasium id or a dataset's name")
+    p.add_argument("--dataset", required=True, metavar="ID", help="what to call it, (namespace/)name-vN")
+    length = p.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=count, metavar="N", help="environment steps to take")
+    length.add_argument("--episodes", type=count, metavar="N", help="episodes to finish, if nothing learns")
+    p.add_argument("--noise", type=share, default=0.0, metavar="SIGMA", help="on a checkpoint's or script's actions")
+    p.add_argument("--seed", type=whole, default=0, metavar="N", help="decides everything (default: 0)")
+    p.add_argument("--envs", type=count, metavar="E", help="environments side by side")
+    p.add_argument("--workers", type=count, metavar="N", help="processes that act for an agent that learns, run by Ray")
+    p.add_argument("--ray-address", metavar="ADDRESS", help="run them on a cluster: auto or HOST:PORT (default: here)")
+    p.add_argument("--append", action="store_true", help="add to a dataset that the same source collected")
+    p.add_argument("--resume", action="store_true", help="go on with this collection where it was stopped")
+    p.add_argument("--config", type=Path, metavar="FILE", help="settings of the agent over the built-in ones")
+    p.add_argument("--batch", type=count, metavar="N", help="transitions a gradient step")
+    p.add_argument("--eval-every", type=count, metavar="N", help="steps between evaluations of the agent")
+    p.add_argument("--compile", type=on_off, metavar="WHEN", help="compile the update: auto (default), true or false")
+    p.add_argument("--device", **device)
+    p.add_argument("--out", type=Path, metavar="DIR", help="where to work (default: below runs/)")
 
     p = command("evaluate", evaluate, "evaluate the policies in a checkpoint")
     p.add_argument("checkpoint", type=Path, help="such as runs/xql-kitchen/last.ckpt; it needs nothing else")
@@ -269,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest, settings = agent_settings(sys.argv[1:] if argv is None else argv)
         args = parser().parse_args(rest)
         args.settings = settings
-        if settings and args.function is not fit:
+        if settings and args.function not in (fit, collect):
             raise WrongUsage(f"{args.command} takes no --agent settings")
         return args.function(args)
     except WrongUsage as error:

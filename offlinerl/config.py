@@ -16,16 +16,50 @@ from offlinerl.agent import Agent
 from offlinerl.data.registry import Entry
 from offlinerl.types import UserError
 
-SECTIONS = {"fit", "agent", "train", "datasets", "versions"}
-DEFAULTS = dict(
-    updates=100_000, batch=256, eval_every=10_000, eval_episodes=10, final_episodes=50, block=50, compile="auto"
-)
+SECTIONS = {"fit", "agent", "train", "datasets", "environments", "collect", "versions"}
+OFFLINE = dict(
+    updates=100_000, batch=256, eval_every=10_000, eval_episodes=10, final_episodes=50, block=50, compile="auto",
+    online_steps=0, online_eval_every=1_000, envs=1, steps_per_update=1, capacity=1_000_000,
+)  # fmt: skip
+"""Settings of a training on a dataset and of fine-tuning after it, and their defaults."""
+
+ONLINE = dict(
+    steps=100_000, batch=256, eval_every=5_000, eval_episodes=10, final_episodes=20, block=1, compile="auto", envs=1,
+    steps_per_update=1, warm_up=1_000, capacity=1_000_000, prioritized=False, priority_alpha=0.6, priority_beta=0.4,
+    workers=0,
+)  # fmt: skip
+"""Settings of a training by acting; see ``offlinerl.data.sources.ReplayData`` and ``offlinerl.data.replay.Replay``.
+``workers`` are processes that act, see ``offlinerl.data.workers``; 0 is this one alone."""
+
+ROLLOUT = 32
+"""Steps that a worker takes between two deliveries, unless ``block`` says otherwise, for a way costs milliseconds."""
 
 LIMITS = {
-    **dict.fromkeys(("lr", "beta", "clip", "huber"), ("greater than 0", lambda x: x > 0)),
-    **dict.fromkeys(("temperature", "action_noise", "random_actions"), ("at least 0", lambda x: x >= 0)),
-    **dict.fromkeys(("n_step", "value_updates"), ("at least 1", lambda x: x >= 1)),
-    **dict.fromkeys(set(DEFAULTS) - {"compile"}, ("at least 1", lambda x: x >= 1)),
+    **dict.fromkeys(
+        ("lr", "actor_lr", "critic_lr", "beta", "clip", "huber", "alpha"), ("greater than 0", lambda x: x > 0)
+    ),
+    **dict.fromkeys(
+        (
+            "temperature",
+            "action_noise",
+            "random_actions",
+            "sigma",
+            "target_noise",
+            "target_noise_clip",
+            "epsilon_steps",
+        ),
+        ("at least 0", lambda x: x >= 0),
+    ),
+    **dict.fromkeys(
+        ("n_step", "value_updates", "critics", "policy_delay", "target_every"), ("at least 1", lambda x: x >= 1)
+    ),
+    **dict.fromkeys((OFFLINE.keys() | ONLINE.keys()) - {"compile", "prioritized"}, ("at least 1", lambda x: x >= 1)),
+    **dict.fromkeys(("warm_up", "online_steps", "workers"), ("at least 0", lambda x: x >= 0)),
+    **dict.fromkeys(
+        ("priority_alpha", "priority_beta", "epsilon", "final_epsilon"), ("from 0 to 1", lambda x: 0 <= x <= 1)
+    ),
+    "num_atoms": ("at least 2", lambda x: x >= 2),
+    "exploration": ("gaussian, ou or parameter", lambda x: x in ("gaussian", "ou", "parameter")),
     "tau": ("greater than 0 and at most 1", lambda x: 0 < x <= 1),
     "expectile": ("between 0 and 1", lambda x: 0 < x < 1),
     "gamma": ("from 0 to 1", lambda x: 0 <= x <= 1),
@@ -67,28 +101,48 @@ def resolve(
     """The settings of a run: ``{"agent": {...}, "train": {...}}``.
 
     From weakest to strongest: the algorithm's defaults, ``configs/<agent>/<family>.yaml``, its value for this
-    dataset, ``file``, ``over``.
+    dataset or environment, ``file``, ``over``. The family of an online agent is always "online".
 
     Raises:
         UserError: a setting is unknown or of the wrong type; the message names the nearest ones.
     """
-    settings: dict[str, Any] = dict(agent={}, train=DEFAULTS)
-    family = paths.share("configs", agent_name, f"{entry.family}.yaml")
-    for path in [family] * family.is_file() + ([Path(file)] if file else []):
-        content = read(path)
-        of_dataset = content.pop("datasets", {}).get(entry.name, {})
-        settings = merge(merge(settings, content), of_dataset)
-    settings = merge(settings, over or {})
+    defaults = ONLINE if agent.online else OFFLINE
+    family = paths.share("configs", agent_name, f"{'online' if agent.online else entry.family}.yaml")
+    asked = merge(_read_for(Path(file), entry) if file else {}, over or {})
+    settings = merge(dict(agent={}, train=defaults), _read_for(family, entry) if family.is_file() else {})
+    settings = merge(settings, asked)
     settings["agent"] = _checked(settings["agent"], parameters(agent), f"{agent_name} has no setting")
-    settings["train"] = _checked(settings["train"], DEFAULTS, "training has no setting")
+    settings["train"] = _checked(settings["train"], defaults, "training has no setting")
+    if settings["train"].get("workers"):
+        settings["train"] |= _for_workers(settings["train"], asked.get("train", {}))
     return {section: settings[section] for section in ("agent", "train")}
 
 
+def _read_for(path: Path, entry: Entry) -> dict[str, Any]:
+    """A file of settings, with its values for one dataset or environment."""
+    content = read(path)
+    tables = {**content.pop("datasets", {}), **content.pop("environments", {})}
+    return merge(content, tables.get(entry.name, {}))
+
+
+def _for_workers(train: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, int]:
+    """What was not asked for otherwise: environments for all workers, and blocks that are worth the way to them."""
+    workers, envs, block = (train[name] for name in ("workers", "envs", "block"))
+    if "envs" not in asked:
+        envs = -(-envs // workers) * workers
+    if "block" not in asked:
+        block = max(block, -(-ROLLOUT * envs // train["steps_per_update"]))
+    return dict(envs=envs, block=block)
+
+
 def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments: the agent's settings, with ``decay_steps: updates`` as a number."""
-    arguments = dict(settings["agent"])
-    if arguments.get("decay_steps") == "updates":
-        arguments["decay_steps"] = settings["train"]["updates"]
+    """The constructor's arguments: the agent's settings, with ``decay_steps: updates`` as a number. What is to be
+    fine-tuned goes on learning, so its rate does not fall."""
+    arguments, train = dict(settings["agent"]), settings["train"]
+    if "decay_steps" in arguments and train.get("online_steps"):
+        arguments["decay_steps"] = None
+    elif arguments.get("decay_steps") == "updates":
+        arguments["decay_steps"] = train["updates"]
     return arguments
 
 
@@ -127,8 +181,11 @@ def _value(key: str, value: Any, default: Any) -> Any:
         fits, wanted = isinstance(value, bool), "true or false"
     elif isinstance(default, int):
         fits, wanted = whole, "a whole number"
-    elif isinstance(default, float):
+    elif isinstance(default, float) or key == "target_entropy":
+        number = number or (key == "target_entropy" and value is None)
         fits, wanted = number, "a number"
+    elif isinstance(default, str):
+        fits, wanted = isinstance(value, str), "a word"
     elif isinstance(default, Sequence):
         fits = isinstance(value, Sequence) and all(type(size) is int and size > 0 for size in value)
         wanted = "a list of whole numbers, such as [256, 256]"

@@ -69,34 +69,39 @@ class Display:
             yield
         self.progress = None
 
-    def advance(self, done: int) -> None:
+    def advance(self, done: int, note: str = "") -> None:
+        """Show how much is done and, beside it, a note."""
+        if self.progress.disable:
+            return  # without a terminal this would be a good part of a small step's time
         task = self.progress.tasks[0]
         speed = f"{task.speed:,.0f} {self.unit}/s" if task.speed else ""
-        self.progress.update(self.bar_id, completed=done, rate=speed)
+        self.progress.update(self.bar_id, completed=done, rate=speed, note=note)
 
-    def evaluated(self, update: int, result: Evaluation, score_kind: str) -> None:
+    def evaluated(self, clock: str, time: int, result: Evaluation, score_kind: str) -> None:
         seeds = "" if len(result.per_seed) == 1 else "  seeds " + listed(result.per_seed)
-        self.say(f"update {update:>9,}  {UNITS[score_kind]} {result.mean:.1f}{seeds}")
-        if self.progress is not None:
-            self.progress.update(self.bar_id, note=f"score {result.mean:.1f}")
+        self.say(f"{clock} {time:>9,}  {UNITS[score_kind]} {result.mean:.1f}{seeds}")
 
     def summary(self, summary: dict[str, Any], folder: Path) -> None:
         """The final table of a run."""
-        last, best = summary["last"], summary["best"]
+        last, best, clock = summary["last"], summary["best"], summary["clock"]
         unit = UNITS[summary["score_kind"]]
         rows = [
             (
                 "last, the result", f"{last['mean']:.1f}", f"{last['ci95'][0]:.1f} to {last['ci95'][1]:.1f}",
                 listed(last["per_seed"]), str(last["episodes"]),
             ),
-            (f"best, at {best['update']:,}", f"{best['mean']:.1f}", "", listed(best["per_seed"]), ""),
+            (f"best, at {best[clock[:-1]]:,}", f"{best['mean']:.1f}", "", listed(best["per_seed"]), ""),
         ]  # fmt: skip
+        if offline := summary.get("offline"):
+            interval = f"{offline['ci95'][0]:.1f} to {offline['ci95'][1]:.1f}"
+            count = str(offline["episodes"])
+            rows.append(("before fine-tuning", f"{offline['mean']:.1f}", interval, listed(offline["per_seed"]), count))
         if summary["dataset_score"] is not None:
             rows.append(("the data's average episode", f"{summary['dataset_score']:.1f}", "", "", ""))
-        title = f"{summary['agent']} on {summary['dataset']}: {unit}"
+        title = f"{summary['agent']} on {summary['dataset'] or summary['env']}: {unit}"
         table(self.console, title, ("policy", "mean", "95% interval", "per seed", "episodes"), rows)
         self.say(
-            f"{summary['updates']:,} updates at {summary['updates_per_second']:,.0f}/s,"
+            f"{summary[clock]:,} {clock} at {summary[f'{clock}_per_second']:,.0f}/s,"
             f" {summary['seconds'] / 60:.1f} minutes in all; curves in {folder / 'curves.png'}, the policy in"
             f" {folder / 'last.ckpt'}"
         )

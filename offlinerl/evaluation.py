@@ -18,8 +18,8 @@ from offlinerl.data import registry
 from offlinerl.data.record import write_whole
 from offlinerl.device import pick_device
 from offlinerl.display import Display
-from offlinerl.envs.make import Pool, make
-from offlinerl.types import UserError
+from offlinerl.envs.make import Pool, make, native_action
+from offlinerl.types import Spec, UserError
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,16 @@ def make_pool(task: Task, seeds: int, episodes: int) -> Pool:
 
 def check_spec(agent: Agent, pool: Pool) -> None:
     have, want = pool.spec, agent.spec
-    if (have.obs_dim, have.action_dim) != (want.obs_dim, want.action_dim):
+    if (have.obs_dim, have.action_dim, have.num_actions) != (want.obs_dim, want.action_dim, want.num_actions):
+        name = pool.envs[0].spec.id
         raise UserError(
-            f"the environment has {have.obs_dim} observations and {have.action_dim} actions, the policy"
-            f" {want.obs_dim} and {want.action_dim}; evaluate it in the environment it was trained for"
+            f"{name} has {have.obs_dim} observations and {_actions(have)}, the policy {want.obs_dim} and"
+            f" {_actions(want)}; evaluate it in the environment it was trained for"
         )
+
+
+def _actions(spec: Spec) -> str:
+    return f"{spec.num_actions} discrete actions" if spec.num_actions else f"{spec.action_dim} actions"
 
 
 def _rollouts(
@@ -285,7 +290,7 @@ def record_videos(agent: Agent, task: Task, seed: int, folder: Path) -> None:
                 batch = torch.from_numpy(np.asarray(obs, np.float32)).expand(len(agent.seeds), 1, -1)
                 with torch.no_grad():
                     action = agent.act(batch.to(agent.device))[s, 0].cpu().numpy()
-                obs, _, terminated, truncated, _ = env.step(action)
+                obs, _, terminated, truncated, _ = env.step(native_action(agent.spec, action))
                 over = terminated or truncated
                 frames.append(env.render())
         except Exception as error:  # every simulator has its own way to say that it cannot draw

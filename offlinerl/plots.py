@@ -13,7 +13,7 @@ from offlinerl.data.record import aside
 from offlinerl.display import UNITS
 from offlinerl.types import UserError
 
-LOSSES = ("value_loss", "critic_loss", "actor_loss")
+LOSSES = ("value_loss", "critic_loss", "q_loss", "actor_loss")
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
@@ -30,20 +30,25 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} cannot be read as a run's table; is its folder a run?") from error
 
 
-def by_update(columns: dict[str, np.ndarray], value: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Updates ``[U]``, seeds ``[S]`` and the mean of a column over the rows of each, ``[S, U]``."""
-    updates, seeds = np.unique(columns["update"]), np.unique(columns["seed"])
-    table = np.full((len(seeds), len(updates)), np.nan)
+def by_time(columns: dict[str, np.ndarray], clock: str, value: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times ``[U]``, in updates or steps, seeds ``[S]`` and the mean of a column over the rows of each, ``[S, U]``."""
+    times, seeds = np.unique(columns[clock]), np.unique(columns["seed"])
+    table = np.full((len(seeds), len(times)), np.nan)
     for s, seed in enumerate(seeds):
-        for u, update in enumerate(updates):
-            chosen = (columns["seed"] == seed) & (columns["update"] == update)
+        for u, time in enumerate(times):
+            chosen = (columns["seed"] == seed) & (columns[clock] == time)
             if chosen.any():
                 table[s, u] = columns[value][chosen].mean()
-    return updates, seeds, table
+    return times, seeds, table
+
+
+def clock_of(summary: dict) -> str:
+    """What a run counts: "updates" or "steps"."""
+    return summary.get("clock", "updates")
 
 
 def curves(runs: Sequence[Path], path: Path) -> Path:
-    """Draw the scores of one or several runs of a dataset over their updates and, for one run, its losses.
+    """Draw the scores of one or several runs of a task over their updates or steps and, for one run, its losses.
 
     The line is the mean over seeds, the band their range, thin lines the seeds themselves; a diamond is the
     last policy with its 95% interval.
@@ -53,7 +58,7 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
 
     summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
     agents = [summary["agent"] for summary in summaries]
-    alone = len(runs) == 1
+    alone, clock = len(runs) == 1, clock_of(summaries[0])
     metrics = read_columns(runs[0] / "metrics.csv") if alone and (runs[0] / "metrics.csv").exists() else {}
     losses = [name for name in LOSSES if name in metrics]
     figure = Figure(figsize=(7 + 3.4 * len(losses), 4.6), layout="constrained")
@@ -61,17 +66,17 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
     axes = figure.subplots(1, 1 + len(losses), width_ratios=[2.2] + [1] * len(losses), squeeze=False)[0]
     score_axis = axes[0]
     for number, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
-        updates, seeds, scores = by_update(read_columns(run / "evaluations.csv"), "score")
+        times, seeds, scores = by_time(read_columns(run / "evaluations.csv"), clock[:-1], "score")
         colour = f"C{number}"
-        score_axis.plot(updates, np.nanmean(scores, 0), color=colour, marker="o", markersize=3.5, linewidth=2)
-        score_axis.fill_between(updates, np.nanmin(scores, 0), np.nanmax(scores, 0), color=colour, alpha=0.15)
+        score_axis.plot(times, np.nanmean(scores, 0), color=colour, marker="o", markersize=3.5, linewidth=2)
+        score_axis.fill_between(times, np.nanmin(scores, 0), np.nanmax(scores, 0), color=colour, alpha=0.15)
         for row in scores if alone else []:
-            score_axis.plot(updates, row, color=colour, linewidth=0.6, alpha=0.6)
+            score_axis.plot(times, row, color=colour, linewidth=0.6, alpha=0.6)
         (low, high), centre = summary["last"]["ci95"], summary["last"]["mean"]
         name = agents[number] if agents.count(agents[number]) == 1 else run.resolve().name
         count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
         score_axis.errorbar(
-            updates[-1], centre, [[max(centre - low, 0)], [max(high - centre, 0)]], color=colour, capsize=5,
+            times[-1], centre, [[max(centre - low, 0)], [max(high - centre, 0)]], color=colour, capsize=5,
             marker="D", markersize=6, label=f"{name}, {count}: last {centre:.1f} [{low:.1f}, {high:.1f}]",
         )  # fmt: skip
     first = summaries[0]
@@ -79,17 +84,17 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
         score_axis.axhline(
             first["dataset_score"], color="0.4", linestyle="--", linewidth=1, label="average episode of the dataset"
         )
-    score_axis.set(title=first["dataset"], xlabel="updates", ylabel=UNITS[first["score_kind"]])
+    score_axis.set(title=first["dataset"] or first["env"], xlabel=clock, ylabel=UNITS[first["score_kind"]])
     if first["score_kind"] != "return":
         score_axis.set_ylim(bottom=min(0, score_axis.get_ylim()[0]))
     for axis, name in zip(axes[1:], losses, strict=True):
-        updates, seeds, values = by_update(metrics, name)
-        marker = "o" if len(updates) < 10 else None
+        times, seeds, values = by_time(metrics, clock[:-1], name)
+        marker = "o" if len(times) < 10 else None
         if len(seeds) > 1:
-            axis.plot(updates, values.T, linewidth=0.7, alpha=0.5, color="C0")
-        axis.plot(updates, np.nanmean(values, 0), linewidth=1.8, color="C0", marker=marker, markersize=3.5)
-        axis.set(title=name.replace("_", " "), xlabel="updates")
-    longest = max(summary["updates"] for summary in summaries)
+            axis.plot(times, values.T, linewidth=0.7, alpha=0.5, color="C0")
+        axis.plot(times, np.nanmean(values, 0), linewidth=1.8, color="C0", marker=marker, markersize=3.5)
+        axis.set(title=name.replace("_", " "), xlabel=clock)
+    longest = max(summary[clock] for summary in summaries)
     for axis in axes:
         axis.set_xlim(0, 1.03 * longest)
         axis.grid(alpha=0.3)

@@ -17,7 +17,7 @@ from offlinerl.display import UNITS, console, listed, table
 from offlinerl.evaluation import bootstrap
 from offlinerl.types import UserError
 
-COLUMNS = ("run", "agent", "seeds", "updates", "mean", "95% interval", "per seed", "best evaluation")
+COLUMNS = ("run", "agent", "seeds", "length", "mean", "95% interval", "per seed", "best evaluation")
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class Finished:
         """What stands under ``COLUMNS``. The mean is the last policy's; the best evaluation is the luckiest
         of many and only shown."""
         low, high = bootstrap(self.scores)
-        best = self.summary["best"]
+        best, clock = self.summary["best"], plots.clock_of(self.summary)
         return (
             self.folder.resolve().name,
             self.summary["agent"],
             str(len(self.scores)),
-            f"{self.summary['updates']:,}",
+            f"{self.summary[clock]:,} {clock}",
             f"{self.scores.mean():.1f}",
             f"{low:.1f} to {high:.1f}",
             listed(self.scores.mean(-1)),
-            f"{best['mean']:.1f} at {best['update']:,}",
+            f"{best['mean']:.1f} at {best[clock[:-1]]:,}",
         )
 
 
@@ -60,14 +60,16 @@ def read(folder: Path) -> Finished:
     """
     try:
         summary = json.loads((folder / "summary.json").read_text())
-        needed = {key: summary[key] for key in ("agent", "dataset", "seeds", "updates", "score_kind", "best")}
+        needed = {key: summary[key] for key in ("agent", "dataset", "seeds", "score_kind", "best")}
+        clock = plots.clock_of(summary)
+        needed[clock] = summary[clock]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} holds no finished run, for want of a sound summary.json; finish it with: offlinerl fit"
             f" --resume {folder}"
         ) from error
     columns = plots.read_columns(folder / "evaluations.csv")
-    last = columns.get("update", np.empty(0)) == needed["updates"]
+    last = columns.get(clock[:-1], np.empty(0)) == needed[clock]
     scores = [columns["score"][last & (columns["seed"] == seed)] for seed in needed["seeds"]] if last.any() else []
     if not scores or len({len(of_seed) for of_seed in scores}) > 1:
         raise UserError(f"{folder / 'evaluations.csv'} lacks evaluations of the last policy; run the training again")
@@ -100,11 +102,12 @@ def report(runs: Sequence[Path], out: Path | None = None) -> str:
     Raises:
         UserError: a folder holds no finished run.
     """
-    groups: dict[tuple[str, str], list[Finished]] = {}
+    groups: dict[tuple[str, str, str], list[Finished]] = {}
     for run in map(read, map(Path, runs)):
-        groups.setdefault((run.summary["dataset"], run.summary["score_kind"]), []).append(run)
+        about = run.summary["dataset"] or run.summary["env"], run.summary["score_kind"], plots.clock_of(run.summary)
+        groups.setdefault(about, []).append(run)
     to, text = console(), ["# Runs compared", "", EXPLANATION]
-    for number, ((dataset, kind), group) in enumerate(groups.items()):
+    for number, ((dataset, kind, clock), group) in enumerate(groups.items()):
         rows, notes = [run.row for run in group], _notes(group)
         if number:
             to.print()
@@ -113,7 +116,8 @@ def report(runs: Sequence[Path], out: Path | None = None) -> str:
             to.print(note, markup=False)
         text += ["", f"## {dataset}: {UNITS[kind]}", "", *_markdown(COLUMNS, rows), *(f"\n{note}" for note in notes)]
         if out is not None:
-            name = "curves.png" if len(groups) == 1 else f"curves-{dataset.replace('/', '-')}-{kind}.png"
+            task = f"{dataset.replace('/', '-')}-{kind}" + "-steps" * (clock == "steps")
+            name = "curves.png" if len(groups) == 1 else f"curves-{task}.png"
             plots.curves([run.folder for run in group], Path(out) / name)
             text += ["", f"![Score over updates]({name})"]
     markdown = "\n".join(text) + "\n"

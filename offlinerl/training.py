@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
+import pickle
 import platform
 import signal
 import threading
@@ -13,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,14 @@ import offlinerl
 from offlinerl import agents, checkpoint, config, plots
 from offlinerl.agent import Agent
 from offlinerl.data import load, registry
+from offlinerl.data.interaction import Interaction
 from offlinerl.data.record import aside, write_whole
-from offlinerl.data.sources import OfflineData
+from offlinerl.data.replay import Replay
+from offlinerl.data.sources import FineTuningData, OfflineData, ReplayData
+from offlinerl.data.workers import Crew, OnRay
 from offlinerl.device import pick_device
 from offlinerl.display import Display
+from offlinerl.envs.make import Pool
 from offlinerl.evaluation import Evaluation, Task, evaluate, make_pool
 from offlinerl.types import UserError
 
@@ -59,19 +66,20 @@ def fit(
     out: Path | None = None,
     resume: Path | None = None,
 ) -> dict[str, Any]:
-    """Train an agent on a fixed dataset and evaluate it as it learns.
+    """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
 
     Args:
         agent_name: one of ``offlinerl.agents.names()``.
-        dataset: a name, a Minari id or a file; see ``offlinerl.data.registry.resolve``.
-        env: the environment to evaluate in, where it is not the dataset's own.
+        dataset: a name, a Minari id or a file; see ``offlinerl.data.registry.resolve``. None if the agent learns
+            online.
+        env: the environment to act in; with a dataset, to evaluate in where it is not the dataset's own.
         seeds: S integers, trained side by side; by default just 0.
         file: a YAML file of settings, or another run's ``config.yaml``, which tells the agent, the dataset and
             the seeds too.
         over: settings that win over all files, ``{"agent": {...}, "train": {...}}``.
         device: "auto", "cpu" or "cuda".
         out: the run's folder, which may not hold anything yet; by default a new one below ``runs/``.
-        resume: the folder of a run to go on with, by its own settings; only the number of updates may change.
+        resume: the folder of a run to go on with, by its own settings; only its length may change.
 
     Returns:
         What ``summary.json`` holds.
@@ -82,98 +90,179 @@ def fit(
     """
     if resume:
         settings = settings_of(Path(resume), agent_name, dataset, over or {})
-        run = Run(settings, pick_device(device), Path(resume))
+        run = run_of(settings, pick_device(device), Path(resume))
         run.restore()
         write_config(run.folder, settings)  # it may be longer now
         return run.train()
-    about = dict(agent=agent_name, dataset=dataset and str(dataset), env=env, seeds=seeds and list(seeds))
-    again = config.read(file).get("fit", {}) if file else {}
-    about = dict(seeds=[0], env=None) | again | {key: value for key, value in about.items() if value is not None}
-    if "agent" not in about or "dataset" not in about:
-        raise UserError("fit needs an agent and a dataset, as in: offlinerl fit xql --dataset kitchen")
-    agent_name, seeds = about["agent"], about["seeds"]
-    entry = registry.resolve(about["dataset"], about["env"])
-    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
-    if not whole or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds must be a list of different whole numbers from 0 on, not {seeds}")
-    settings = dict(fit=about, **config.resolve(agent_name, agents.get(agent_name), entry, file, over))
-    folder = Path(out) if out else next_free(Path("runs") / f"{agent_name}-{entry.name.replace('/', '-')}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"the output folder {folder} exists; go on with --resume {folder} or name another --out")
-    run = Run(settings, pick_device(device), folder)
+    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over)
+    about = settings["fit"]
+    folder = Path(out) if out else next_free(Path("runs") / f"{about['agent']}-{entry.name.replace('/', '-')}")
+    require_free(folder)
+    run = run_of(settings, pick_device(device), folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, settings)
     return run.train()
 
 
+def settings_for(
+    agent_name: str | None,
+    dataset: str | None,
+    env: str | None,
+    seeds: Sequence[int] | None,
+    file: Path | None,
+    over: Mapping[str, Any] | None,
+) -> tuple[dict[str, Any], registry.Entry]:
+    """All settings of a new run, and the task it is about; for the arguments see ``fit``.
+
+    Raises:
+        UserError: one is missing, unknown or out of range.
+    """
+    about = dict(agent=agent_name, dataset=dataset and str(dataset), env=env, seeds=seeds and list(seeds))
+    again = config.read(file).get("fit", {}) if file else {}
+    about = dict(dataset=None, env=None, seeds=[0]) | again | {k: v for k, v in about.items() if v is not None}
+    if "agent" not in about:
+        raise UserError("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
+    agent_class = agents.get(about["agent"])
+    if agent_class.online:
+        if about["dataset"] is not None:
+            raise UserError(
+                f"{about['agent']} learns by acting and not from a dataset: give --env instead of --dataset"
+            )
+        if about["env"] is None:
+            raise UserError(f"{about['agent']} learns by acting: give --env, as in: --env Pendulum-v1")
+        entry = registry.task(about["env"])
+    else:
+        if about["dataset"] is None:
+            raise UserError(f"{about['agent']} learns from a dataset: give --dataset, as in: --dataset kitchen")
+        entry = registry.resolve(about["dataset"], about["env"])
+    seeds = about["seeds"]
+    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds must be a list of different whole numbers from 0 on, not {seeds}")
+    return dict(fit=about, **config.resolve(about["agent"], agent_class, entry, file, over)), entry
+
+
+def require_free(folder: Path) -> None:
+    """Raises a UserError unless a run can begin in that folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"the output folder {folder} exists; go on with --resume {folder} or name another --out")
+
+
+def run_of(settings: dict[str, Any], device: torch.device, folder: Path) -> Run:
+    """The run that those settings describe."""
+    if agents.get(settings["fit"]["agent"]).online:
+        return OnlineRun(settings, device, folder)
+    return (FineTuning if settings["train"].get("online_steps") else OfflineRun)(settings, device, folder)
+
+
 class Run(L.Callback):
     """One training: its agent, its source of blocks and its folder, and what happens between blocks.
 
-    A Lightning epoch is the stretch of updates to the next evaluation, and a batch is a block of K updates.
+    A Lightning epoch is the stretch to the next evaluation, and a batch is a block of K updates.
 
     Args:
         settings: ``{"fit": {...}, "agent": {...}, "train": {...}}``, what ``config.yaml`` holds.
         device: where to train.
         folder: where results go.
+
+    Attributes:
+        agent: what is trained.
+        source: what it learns from.
+        task: what it is evaluated in.
+        pool: environments for that.
+        dataset_score: of the dataset's average episode, if there is one.
     """
+
+    clock = "update"
+    """What the run counts: the column by that name in its tables, and its length as ``<clock>s`` in the settings."""
+
+    agent: Agent
+    source: OfflineData | ReplayData | FineTuningData
+    task: Task
+    pool: Pool
+    dataset_score: float | None = None
 
     def __init__(self, settings: dict[str, Any], device: torch.device, folder: Path):
         self.settings, self.folder, self.display = settings, folder, Display()
-        about, self.train_settings = settings["fit"], settings["train"]
-        seeds = about["seeds"]
-        self.entry = registry.resolve(about["dataset"], about["env"])
-        agent_class = agents.get(about["agent"])
-        raw = load.load(self.entry, reward="none")
-        self.dataset_score = dataset_score(self.entry, raw)
-        data = load.with_reward(raw, self.entry.reward)
-        self.display.say(
-            f"{self.entry.name}: {len(data):,} transitions in {len(data.episode_starts):,} episodes,"
-            f" {data.obs.shape[1]} observations, {data.action.shape[1]} actions"
-        )
-        self.task = task_of(self.entry, data)
-        self.pool = make_pool(self.task, len(seeds), self.train_settings["final_episodes"])
-        self.agent: Agent = agent_class(self.pool.spec, seeds, **config.of_agent(settings))
-        self.agent.task = json.loads(json.dumps(asdict(self.task)))
-        self.agent.to(device)
-        self.agent.configure_optimizers()
-        self.agent.compile = wants_compile(self.train_settings["compile"], self.train_settings["updates"])
-        self.source = OfflineData(
-            data.transitions(self.agent.gamma, self.agent.n_step), self.pool.spec, seeds,
-            self.train_settings["batch"], self.train_settings["block"], device,
-        )  # fmt: skip
-        self.evaluated = 0  # the update of the latest evaluation
+        self.about, self.train_settings = settings["fit"], settings["train"]
+        self.evaluated = 0  # what the clock showed at the latest evaluation
         self.best: dict[str, Any] | None = None
+        self.score: float | None = None  # of the latest evaluation
         self.seconds = dict(total=0.0, training=0.0)  # of earlier sessions, then of this one too
         self.stop = threading.Event()
         self.logged = 0
         self.logger: TensorBoardLogger | None = None
+        self.build(device)
+
+    def build(self, device: torch.device) -> None:
+        """Make the agent, its source, its task and the environments to evaluate it in."""
+        raise NotImplementedError
+
+    def build_agent(self, device: torch.device, updates: int) -> None:
+        """Make the agent for the pool's task; ``updates`` are the most it can take."""
+        agent_class = agents.get(self.about["agent"])
+        try:
+            self.agent = agent_class(self.pool.spec, self.about["seeds"], **config.of_agent(self.settings))
+        except UserError as error:
+            raise UserError(f"{self.task.env_id}: {error}") from error
+        self.agent.task = json.loads(json.dumps(asdict(self.task)))
+        self.agent.to(device)
+        self.agent.configure_optimizers()
+        self.agent.compile = wants_compile(self.train_settings["compile"], updates)
+
+    @property
+    def now(self) -> int:
+        """What the clock shows."""
+        return self.agent.updates
+
+    @property
+    def end(self) -> int:
+        """What the clock shows at the end."""
+        return self.train_settings[f"{self.clock}s"]
+
+    @property
+    def eval_episodes(self) -> int:
+        """Episodes of each policy for an evaluation on the way."""
+        return self.train_settings["eval_episodes"]
+
+    def due(self) -> bool:
+        """Whether an evaluation belongs here."""
+        return self.now % self.train_settings["eval_every"] == 0
+
+    def look_ahead(self) -> None:
+        """Let the source's next epoch end where the next evaluation is due."""
+        every = self.train_settings["eval_every"]
+        ahead = min(self.now // every * every + every, self.end) - self.now
+        setattr(self.source, f"{self.clock}s_ahead", ahead)
 
     # The course of a run
 
     def train(self) -> dict[str, Any]:
         """Train to the end, evaluate the last policy and write the results."""
-        agent, updates = self.agent, self.train_settings["updates"]
-        seeds = ", ".join(map(str, agent.seeds))
+        seeds = ", ".join(map(str, self.agent.seeds))
         self.display.say(
-            f"{self.settings['fit']['agent']} on {agent.device.type}, seeds {seeds}: updates {agent.updates:,} to"
-            f" {updates:,}, into {self.folder}"
+            f"{self.about['agent']} on {self.agent.device.type}, seeds {seeds}: {self.clock}s {self.now:,} to"
+            f" {self.end:,}, into {self.folder}"
         )
         self.began = time.perf_counter()
         try:
-            with self.signals(), self.display.bar("training", updates, agent.updates):
-                if agent.updates < updates:
+            with self.signals(), self.display.bar("training", self.end, self.now, f"{self.clock}s"):
+                if self.now < self.end:
                     self.run_trainer()
                 if self.stop.is_set():
                     raise self.interrupted()
                 summary = self.finish()
         finally:
-            self.pool.close()
+            self.close()
         self.display.summary(summary, self.folder)
         return summary
 
+    def close(self) -> None:
+        self.pool.close()
+
     def run_trainer(self) -> None:
         self.logger = TensorBoardLogger(str(self.folder), name="", version="")
-        self.source.updates_ahead = self.next_evaluation() - self.agent.updates
+        self.look_ahead()
         with hushed_lightning():
             trainer = L.Trainer(
                 accelerator="gpu" if self.agent.device.type == "cuda" else "cpu",
@@ -194,44 +283,38 @@ class Run(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Make up for an evaluation that was interrupted."""
-        updates = self.agent.updates
-        if updates and updates % self.train_settings["eval_every"] == 0 and self.evaluated < updates:
+        if self.now and self.due() and self.evaluated < self.now:
             self.evaluate(trainer)
-
-    def next_evaluation(self) -> int:
-        every = self.train_settings["eval_every"]
-        return min(self.agent.updates // every * every + every, self.train_settings["updates"])
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         now = time.perf_counter()
         self.seconds["training"] += now - self.block_began
         self.block_began = now
-        updates = self.agent.updates
-        if updates - self.logged >= LOG_EVERY or updates == self.train_settings["updates"]:
+        if self.now - self.logged >= LOG_EVERY or self.now == self.end:
             self.log_metrics()
-        self.display.advance(updates)
+        self.display.advance(self.now, self.note())
         trainer.should_stop = self.stop.is_set()
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self.stop.is_set():
             return
         self.save(trainer, "last.ckpt")  # before the evaluation, which might be interrupted
-        if self.agent.updates < self.train_settings["updates"]:
+        if self.now < self.end:
             self.evaluate(trainer)
         else:
             trainer.should_stop = True
-        self.source.updates_ahead = self.next_evaluation() - self.agent.updates
+        self.look_ahead()
         self.block_began = time.perf_counter()
 
     def evaluate(self, trainer: L.Trainer) -> None:
         """Evaluate the policies as they are, and keep them if they are the best so far."""
-        result = self.rollouts(self.train_settings["eval_episodes"])
+        result = self.rollouts(self.eval_episodes)
         if result is None:
             trainer.should_stop = True
             return
         self.record(result)
         if self.best is None or result.mean > self.best["mean"]:
-            self.best = dict(mean=result.mean, per_seed=result.per_seed.tolist(), update=self.agent.updates)
+            self.best = {"mean": result.mean, "per_seed": result.per_seed.tolist(), self.clock: self.now}
             self.save(trainer, "best.ckpt")
         self.save(trainer, "last.ckpt")
 
@@ -253,56 +336,83 @@ class Run(L.Callback):
         if result is None:
             raise self.interrupted()
         self.record(result)
-        last = dict(mean=result.mean, ci95=list(result.interval()), per_seed=result.per_seed.tolist())
+        last = dict(
+            mean=result.mean, ci95=list(result.interval()), per_seed=result.per_seed.tolist(),
+            mean_return=float(result.returns.mean()),
+        )  # fmt: skip
         better = self.best is None or result.mean > self.best["mean"]
         if better:
-            self.best = dict(mean=result.mean, per_seed=last["per_seed"], update=self.agent.updates)
+            self.best = {"mean": result.mean, "per_seed": last["per_seed"], self.clock: self.now}
         checkpoint.amend(self.folder / "last.ckpt", self.state_key, self.state_dict())
         if better:
             copy_whole(self.folder / "last.ckpt", self.folder / "best.ckpt")
         seconds = self.seconds["total"] + time.perf_counter() - self.began
         summary = dict(
-            agent=self.settings["fit"]["agent"],
-            dataset=self.entry.name,
+            agent=self.about["agent"],
+            dataset=self.entry.name if self.about["dataset"] else None,
             env=self.task.env_id,
             seeds=list(self.agent.seeds),
             updates=self.agent.updates,
-            steps=0,
+            steps=self.agent.steps,
+            clock=f"{self.clock}s",
             score_kind=self.task.score_kind,
             last=dict(last, episodes=self.train_settings["final_episodes"]),
             best=self.best,
             dataset_score=self.dataset_score,
-            updates_per_second=self.agent.updates / max(self.seconds["training"], 1e-9),
+            updates_per_second=self.rate(self.agent.updates),
+            steps_per_second=self.rate(self.agent.steps),
             seconds=seconds,
             versions=versions(),
+            **self.results(),
         )
         write_whole(self.folder / "summary.json", json.dumps(summary, indent=1))
         plots.curves([self.folder], self.folder / "curves.png")
         return summary
 
+    def results(self) -> dict[str, Any]:
+        """Further entries of the summary."""
+        return {}
+
     # What is kept
 
     def log_metrics(self) -> None:
-        """Sync the metrics of the last block and append a row a seed to ``metrics.csv``."""
-        self.logged = self.agent.updates
-        values = {name: tensor.tolist() for name, tensor in self.agent.metrics.items()}
-        rate = self.agent.updates / max(self.seconds["training"], 1e-9)
+        """Sync the latest metrics and append a row a seed to ``metrics.csv``."""
+        self.logged = self.now
+        values = self.values()
+        if not values:
+            return
         rows = [
-            dict(update=self.agent.updates, seed=seed, **{name: value[s] for name, value in values.items()},
-                 updates_per_second=rate)
+            dict(self.counters(), seed=seed, **{name: value[s] for name, value in values.items()},
+                 updates_per_second=self.rate(self.agent.updates))
             for s, seed in enumerate(self.agent.seeds)
         ]  # fmt: skip
         append(self.folder / "metrics.csv", rows)
         means = {f"train/{name}": sum(value) / len(value) for name, value in values.items()}
-        self.logger.log_metrics(means, self.agent.updates)
+        self.logger.log_metrics(means, self.now)
+
+    def values(self) -> dict[str, list[float]]:
+        """What to log, a number a seed under every name; always the same names, once there is anything."""
+        return {name: tensor.tolist() for name, tensor in self.agent.metrics.items()}
+
+    def counters(self) -> dict[str, int]:
+        """The first columns of the run's tables."""
+        return dict(update=self.agent.updates)
+
+    def note(self) -> str:
+        """What the progress bar says beside the count."""
+        return f"score {self.score:.1f}" if self.score is not None else ""
+
+    def rate(self, count: int) -> float:
+        """A count over the seconds of training."""
+        return count / max(self.seconds["training"], 1e-9)
 
     def record(self, result: Evaluation) -> None:
-        """Append a row an episode to ``evaluations.csv``, in place of an earlier evaluation of this update."""
-        self.evaluated = self.agent.updates
-        trim(self.folder / "evaluations.csv", self.agent.updates - 1)
+        """Append a row an episode to ``evaluations.csv``, in place of an earlier evaluation at this time."""
+        self.evaluated, self.score = self.now, result.mean
+        trim(self.folder / "evaluations.csv", self.clock, self.now - 1)
         rows = [
             {
-                "update": self.agent.updates, "seed": seed, "episode": i, "return": float(result.returns[s, i]),
+                **self.counters(), "seed": seed, "episode": i, "return": float(result.returns[s, i]),
                 "score": float(result.scores[s, i]), "length": int(result.lengths[s, i]),
                 "success": int(result.success[s, i]),
             }
@@ -311,8 +421,8 @@ class Run(L.Callback):
         ]  # fmt: skip
         append(self.folder / "evaluations.csv", rows)
         if self.logger is not None:
-            self.logger.log_metrics({"evaluation/score": result.mean}, self.agent.updates)
-        self.display.evaluated(self.agent.updates, result, self.task.score_kind)
+            self.logger.log_metrics({"evaluation/score": result.mean}, self.now)
+        self.display.evaluated(self.clock, self.now, result, self.task.score_kind)
 
     def state_dict(self) -> dict[str, Any]:
         total = self.seconds["total"] + time.perf_counter() - self.began
@@ -328,20 +438,23 @@ class Run(L.Callback):
         """Continue from ``last.ckpt``: weights, targets, optimisers, generators, sampler and counters."""
         saved = checkpoint.read(self.folder / "last.ckpt")
         checkpoint.load_into(self.agent, saved, self.folder / "last.ckpt")
-        state = saved["callbacks"]["Run"]
-        self.source.load_state_dict(state["source"])
+        self.restore_state(saved["callbacks"]["Run"])
+        if self.now > self.end:
+            raise UserError(
+                f"the run in {self.folder} has {self.now:,} {self.clock}s already; give --{self.clock}s a larger number"
+            )
+        trim(self.folder / "metrics.csv", self.clock, self.logged)
+        trim(self.folder / "evaluations.csv", self.clock, self.evaluated)
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        if self.source.load_state_dict(state["source"]) is False:
+            self.display.say("the simulator does not repeat itself here: the episodes under way begin again")
         self.evaluated, self.best, self.logged = state["evaluated"], state["best"], state["logged"]
         self.seconds = state["seconds"]
-        if self.agent.updates > self.train_settings["updates"]:
-            raise UserError(
-                f"the run in {self.folder} has {self.agent.updates:,} updates already; give --updates a larger number"
-            )
-        trim(self.folder / "metrics.csv", self.logged)
-        trim(self.folder / "evaluations.csv", self.evaluated)
 
     @property
     def state_key(self) -> str:
-        return "Run"
+        return "Run"  # whichever kind it is
 
     # Interruptions
 
@@ -366,15 +479,210 @@ class Run(L.Callback):
 
     def interrupted(self) -> Interrupted:
         return Interrupted(
-            f"interrupted after {self.agent.updates:,} of {self.train_settings['updates']:,} updates, which are saved;"
-            f" go on with: offlinerl fit --resume {self.folder}"
+            f"interrupted after {self.now:,} of {self.end:,} {self.clock}s, which are saved; go on with: {self.go_on}"
         )
 
     def interrupted_at_once(self) -> Interrupted:
         lost = "interrupted at once, and what was trained since the last save is lost"
         if not (self.folder / "last.ckpt").is_file():
             return Interrupted(f"{lost}, which is everything; delete {self.folder} and start again")
-        return Interrupted(f"{lost}; go on with: offlinerl fit --resume {self.folder}")
+        return Interrupted(f"{lost}; go on with: {self.go_on}")
+
+    @property
+    def go_on(self) -> str:
+        """The command that goes on with this run."""
+        return f"offlinerl fit --resume {self.folder}"
+
+
+class OfflineRun(Run):
+    """A training on a fixed dataset, which counts updates."""
+
+    def build(self, device: torch.device) -> None:
+        self.entry = registry.resolve(self.about["dataset"], self.about["env"])
+        self.raw = load.load(self.entry, reward="none")
+        self.dataset_score = dataset_score(self.entry, self.raw)
+        data = load.with_reward(self.raw, self.entry.reward)
+        self.display.say(
+            f"{self.entry.name}: {len(data):,} transitions in {len(data.episode_starts):,} episodes,"
+            f" {data.obs.shape[1]} observations, {data.action.shape[1]} actions"
+        )
+        seeds = self.about["seeds"]
+        self.task = task_of(self.entry, data)
+        self.pool = make_pool(self.task, len(seeds), self.train_settings["final_episodes"])
+        self.build_agent(device, self.train_settings["updates"])
+        self.source = OfflineData(
+            data.transitions(self.agent.gamma, self.agent.n_step), self.pool.spec, seeds,
+            self.train_settings["batch"], self.train_settings["block"], device,
+        )  # fmt: skip
+
+
+class ReplayRun(Run):
+    """A run with a replay, which is saved beside the checkpoint, for it is large.
+
+    Attributes:
+        ray_address: of the cluster that its workers run on; None is this machine.
+    """
+
+    interaction: Interaction | Crew
+    ray_address: str | None = None
+    replay: Replay
+
+    def build_replay(self, device: torch.device, longest: int) -> None:
+        """Make the environments to act in, and the replay for so many steps at the most."""
+        settings, seeds, agent = self.train_settings, self.about["seeds"], self.agent
+        envs = settings["envs"]
+        self.interaction = self.make_interaction(seeds, range(envs))
+        priorities = (settings["priority_alpha"], settings["priority_beta"]) if settings.get("prioritized") else None
+        capacity = min(settings["capacity"], longest + envs)
+        self.replay = Replay(self.pool.spec, seeds, capacity, envs, agent.gamma, agent.n_step, priorities, device)
+
+    def make_interaction(self, seeds: Sequence[int], lanes: Sequence[int]) -> Interaction | Crew:
+        """The environments, here or in as many workers as the settings say."""
+        env, obs_keys, workers = self.task.env, self.task.obs_keys, self.train_settings.get("workers", 0)
+        if not workers:
+            return Interaction(env, seeds, lanes, obs_keys)
+        agent = partial(type(self.agent), self.pool.spec, seeds, **config.of_agent(self.settings))
+        place = OnRay(workers, self.ray_address)
+        return Crew(env, seeds, lanes, obs_keys, agent, workers, place, self.display.say)
+
+    def require_whole(self, source: ReplayData, *names: str) -> None:
+        """Raises a UserError unless these settings are whole numbers of strides."""
+        for name in names:
+            if self.train_settings[name] % source.stride:
+                raise UserError(
+                    f"{name} must be a multiple of {source.stride}, for {source.envs} environments and"
+                    f" {source.steps_per_update} steps per update, not {self.train_settings[name]}"
+                )
+
+    def counters(self) -> dict[str, int]:
+        return dict(update=self.agent.updates, step=self.agent.steps)
+
+    def values(self) -> dict[str, list[float]]:
+        if self.agent.updates < self.agent.period:
+            return {}  # some of the metrics are still to come
+        recent = dict(episode_return=self.interaction.returns, episode_length=self.interaction.lengths)
+        means = {name: [sum(of) / len(of) if of else math.nan for of in seeds] for name, seeds in recent.items()}
+        rate = dict(steps_per_second=[self.rate(self.agent.steps)] * len(self.agent.seeds))
+        return super().values() | means | rate
+
+    def note(self) -> str:
+        recent = [value for of_seed in self.interaction.returns for value in of_seed]
+        return f"return {sum(recent) / len(recent):.1f}" if recent else super().note()
+
+    def save(self, trainer: L.Trainer, name: str) -> None:
+        if name != "last.ckpt":
+            super().save(trainer, name)
+            return
+        # First the replay under a name of its own, then the checkpoint that means it: at any moment there is a pair.
+        replay = self.replay_file(self.agent.steps)
+        with aside(replay, overwrite=True) as temporary:
+            torch.save(self.replay.state_dict(), temporary)
+        super().save(trainer, name)
+        for other in self.folder.glob("replay-*.pt"):
+            if other != replay:
+                other.unlink()
+
+    def replay_file(self, steps: int) -> Path:
+        return self.folder / f"replay-{steps}.pt"
+
+    def restore(self) -> None:
+        super().restore()
+        path = self.replay_file(self.agent.steps)
+        try:
+            saved = torch.load(path, map_location=self.replay.packed.device, weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(f"{path} is missing or damaged, without which this run cannot go on") from error
+        self.replay.load_state_dict(saved)
+
+    def close(self) -> None:
+        super().close()
+        self.interaction.close()
+
+
+class OnlineRun(ReplayRun):
+    """A training by acting in an environment, which counts its steps."""
+
+    clock = "step"
+
+    def build(self, device: torch.device) -> None:
+        settings = self.train_settings
+        self.entry = registry.task(self.about["env"])
+        self.task = Task.of(self.entry)
+        self.pool = make_pool(self.task, len(self.about["seeds"]), settings["final_episodes"])
+        self.build_agent(device, self.end // settings["steps_per_update"])
+        self.build_replay(device, self.end)
+        self.source = ReplayData(
+            self.agent, self.interaction, self.replay, settings["batch"], settings["block"],
+            settings["steps_per_update"], settings["warm_up"],
+        )  # fmt: skip
+        self.require_whole(self.source, "steps", "eval_every")
+
+    @property
+    def now(self) -> int:
+        return self.source.steps
+
+
+class FineTuning(ReplayRun, OfflineRun):
+    """A training on a dataset that goes on in the environment, as in the paper's second table. It counts updates,
+    of which every ``steps_per_update`` steps bring one, and evaluates at the switch too.
+
+    Attributes:
+        offline: scores of the policies at the switch.
+    """
+
+    offline: dict[str, Any] | None = None
+
+    def build(self, device: torch.device) -> None:
+        super().build(device)
+        settings, offline = self.train_settings, self.source
+        self.build_replay(device, settings["online_steps"])
+        online = ReplayData(
+            self.agent, self.interaction, self.replay, settings["batch"], steps_per_update=settings["steps_per_update"],
+            warm_up=0, table=offline, reward=load.online_reward(self.entry, self.raw),
+        )  # fmt: skip
+        self.require_whole(online, "online_steps")
+        self.source = FineTuningData(offline, online, settings["updates"])
+
+    @property
+    def end(self) -> int:
+        settings = self.train_settings
+        return settings["updates"] + settings["online_steps"] // settings["steps_per_update"]
+
+    def look_ahead(self) -> None:
+        switch, every = self.source.switch, self.train_settings["eval_every"]
+        if self.now < switch:
+            ahead = min(self.now // every * every + every, switch)
+        else:
+            every = self.train_settings["online_eval_every"]
+            ahead = min(switch + (self.now - switch) // every * every + every, self.end)
+        self.source.updates_ahead = ahead - self.now
+
+    def due(self) -> bool:
+        online = self.now - self.source.switch
+        return super().due() if online < 0 else online % self.train_settings["online_eval_every"] == 0
+
+    @property
+    def eval_episodes(self) -> int:
+        """As many at the switch as at the end, for the two are compared."""
+        return self.train_settings["final_episodes"] if self.now == self.source.switch else super().eval_episodes
+
+    def record(self, result: Evaluation) -> None:
+        super().record(result)
+        if self.now == self.source.switch:
+            self.offline = dict(
+                mean=result.mean, ci95=list(result.interval()), per_seed=result.per_seed.tolist(),
+                episodes=self.eval_episodes,
+            )  # fmt: skip
+
+    def results(self) -> dict[str, Any]:
+        return dict(super().results(), offline=self.offline)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(super().state_dict(), offline=self.offline)
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        super().restore_state(state)
+        self.offline = state["offline"]
 
 
 class _Stopped(Exception):
@@ -423,17 +731,19 @@ def settings_of(folder: Path, agent_name: str | None, dataset: str | None, over:
         raise UserError(f"{folder} holds no run to resume: it lacks config.yaml or last.ckpt")
     settings = config.read(folder / "config.yaml")
     settings.pop("versions", None)
+    if "collect" in settings:
+        raise UserError(f"{folder} is a collection: go on with `offlinerl collect` as before, with --resume")
     if missing := {"fit", "agent", "train"} - set(settings):
         raise UserError(f"{folder / 'config.yaml'} lacks its section {missing.pop()!r}; start the run again")
     for flag, given, known in (("agent", agent_name, "agent"), ("--dataset", dataset, "dataset")):
         if given is not None and given != settings["fit"][known]:
             raise UserError(f"the run in {folder} has {flag} {settings['fit'][known]}, not {given}; leave it out")
+    length = "steps" if "steps" in settings["train"] else "updates"
     changed = dict(over.get("train", {}))
-    updates = changed.pop("updates", settings["train"]["updates"])
+    settings["train"][length] = int(changed.pop(length, settings["train"][length]))
     if changed or over.get("agent"):
         name = next(iter([*changed, *over.get("agent", {})]))
-        raise UserError(f"a resumed run keeps its settings, so {name} cannot be given; only --updates may grow")
-    settings["train"]["updates"] = int(updates)
+        raise UserError(f"a resumed run keeps its settings, so {name} cannot be given; only --{length} may grow")
     return settings
 
 
@@ -483,14 +793,14 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def trim(path: Path, update: int) -> None:
-    """Drop the rows of a CSV file that come after ``update``; a resumed run writes them again."""
+def trim(path: Path, clock: str, time: int) -> None:
+    """Drop the rows of a CSV file whose column ``clock`` is beyond ``time``; a resumed run writes them again."""
     if not path.exists():
         return
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)
-    column = header.index("update")
-    kept = [row for row in rows if len(row) == len(header) and int(row[column]) <= update]
+    column = header.index(clock)
+    kept = [row for row in rows if len(row) == len(header) and int(row[column]) <= time]
     write_whole(path, "".join(",".join(row) + "\r\n" for row in [header, *kept]))
 
 

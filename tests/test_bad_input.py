@@ -71,7 +71,7 @@ def says(line, *words):
         (("fit", "xlq", "--dataset", pendulum.ID), ("'xlq'", "did you mean", "xql")),
         ((*FIT, "--env", "Pendulun-v1"), ("'Pendulun-v1'", "Pendulum-v1")),
         ((*FIT, "--env", "Nowhere-v7"), ("Nowhere",)),
-        ((*FIT, "--env", "CartPole-v1"), ("CartPole-v1", "Discrete", "continuous")),
+        ((*FIT, "--env", "CartPole-v1"), ("CartPole-v1", "discrete", "dqn")),
         ((*FIT, "--agent.bta", "2"), ("bc has no setting 'bta'", "did you mean")),
         ((*FIT, "--agent.lr", "fast"), ("lr must be a number", "'fast'")),
         ((*FIT, "--agent.lr", "-1"), ("lr must be greater than 0", "-1")),
@@ -305,7 +305,7 @@ def test_a_checkpoint_runs_no_code(refused, tmp_path):
     "env, words",
     [
         ("MountainCarContinuous-v0", ("2 observations", "the policy 3", "trained for")),
-        ("CartPole-v1", ("CartPole-v1", "continuous")),
+        ("CartPole-v1", ("CartPole-v1", "2 discrete actions")),
         ("Nowhere-v0", ("Nowhere",)),
     ],
 )

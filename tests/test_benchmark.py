@@ -14,7 +14,7 @@ def test_the_matrix_products_of_an_xql_update_by_hand():
     trained = (3 * value - O * H) + (3 * actor - O * H) + 2 * (3 * critic - (O + A) * H)
     source = OfflineData(benchmark.synthetic_table(500), benchmark.KITCHEN, (0, 1), B)
     agent = benchmark.build("xql", (0, 1), torch.device("cpu"), compile=False)
-    assert benchmark.count_flops(agent, source.draw(1)) == 2 * 2 * B * (forward + trained)  # two seeds
+    assert benchmark.count_flops(agent, source) == 2 * 2 * B * (forward + trained)  # two seeds
 
 
 def test_lightnings_share_is_a_share():
@@ -22,3 +22,19 @@ def test_lightnings_share_is_a_share():
     agent = benchmark.build("bc", (0,), torch.device("cpu"), compile=False)
     assert 0 <= benchmark.lightning_share(agent, source, blocks=3) < 1
     assert agent.updates == 15
+
+
+def test_a_delayed_actor_counts_in_the_average():
+    source = OfflineData(benchmark.synthetic_table(500), benchmark.KITCHEN, (0,), 8)
+    each = []
+    for period in (1, 2, 4):
+        agent = benchmark.build("td3", (0,), torch.device("cpu"), compile=False)
+        agent.period = period
+        each.append(benchmark.count_flops(agent, source))
+    actor = each[0] - each[1]  # half of the actor's share, by going from every update to every other
+    assert actor > 0 and each[1] - each[2] == actor / 2
+
+
+def test_steps_per_second_counts_steps():
+    over = dict(agent=dict(hidden=(8, 8)), train=dict(batch=8, steps_per_update=4, block=1))
+    assert benchmark.steps_per_second("dqn", torch.device("cpu"), over, seconds=0.2) > 10

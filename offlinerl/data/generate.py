@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
@@ -14,7 +15,8 @@ import yaml
 
 from offlinerl.data.record import Episode
 from offlinerl.envs import kitchen
-from offlinerl.envs.scripted import KitchenDemonstrator
+from offlinerl.envs.make import make
+from offlinerl.envs.scripted import KITCHEN, KitchenDemonstrator
 from offlinerl.paths import share
 from offlinerl.types import UserError
 
@@ -55,17 +57,44 @@ def generate(
         UserError: if there is no such recipe.
     """
     ingredients = recipe(name)
-    make = partial(_episode, ingredients)
+    make_episode = partial(_episode, ingredients)
     numbers = range(ingredients["episodes"]) if episodes is None else episodes
-    return _counted(_mapped(make, numbers, processes), progress)
+    return _counted(_mapped(make_episode, numbers, processes), progress)
 
 
-def _mapped(make: Callable[[int], Episode], numbers: Iterable[int], processes: int) -> Iterator[Episode]:
+def demonstration(env: Mapping[str, Any], seed: int, number: int, noise: float) -> Episode:
+    """The ``number``-th episode of a script that does what the environment asks.
+
+    Args:
+        env: what to make; see ``offlinerl.envs.make``.
+        seed: with the number, decides the episode.
+        noise: deviation of Gaussian noise on the actions.
+
+    Raises:
+        UserError: there is no script for that environment or one of its tasks.
+    """
+    made = _made_as(json.dumps(env, sort_keys=True))
+    tasks = getattr(made.unwrapped, "tasks", ()) if isinstance(made.unwrapped, kitchen.Kitchen) else ()
+    if not tasks or not set(tasks) <= set(KITCHEN):
+        unknown = f"task {min(set(tasks) - set(KITCHEN))!r}" if tasks else f"environment {made.spec.id}"
+        raise UserError(f"there is no script for the {unknown}; scripted knows {kitchen.ENV_ID}: {', '.join(KITCHEN)}")
+    rng = np.random.default_rng(np.random.SeedSequence([seed, number]))
+    reset_seed = int(rng.integers(2**31))
+    observation, _ = made.reset(seed=reset_seed)
+    return _play(made, observation, KitchenDemonstrator(made, tasks, noise, rng))._replace(seed=reset_seed)
+
+
+@cache
+def _made_as(env: str) -> gym.Env:
+    return make(json.loads(env))
+
+
+def _mapped(make_episode: Callable[[int], Episode], numbers: Iterable[int], processes: int) -> Iterator[Episode]:
     if processes == 1:
-        yield from map(make, numbers)
+        yield from map(make_episode, numbers)
         return
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        yield from pool.map(make, numbers)
+        yield from pool.map(make_episode, numbers)
 
 
 def _counted(episodes: Iterable[Episode], progress: Callable[[int], None] | None) -> Iterator[Episode]:
@@ -86,7 +115,10 @@ def _kitchen(recipe: Recipe, rng: np.random.Generator) -> Episode:
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
     skill = _draw(recipe["demonstrators"], rng)
     plan = _kitchen_plan(recipe, rng, skill["digress"], skill["give_up"])
-    demonstrator = KitchenDemonstrator(env, plan, skill["noise"], rng)
+    return _play(env, observation, KitchenDemonstrator(env, plan, skill["noise"], rng))
+
+
+def _play(env: gym.Env, observation: np.ndarray, demonstrator: KitchenDemonstrator) -> Episode:
     observations, actions, rewards = [observation], [], []
     terminated = truncated = False
     while not (terminated or truncated):

@@ -93,7 +93,7 @@ def main() -> None:
             done += 5
         return done / elapsed
 
-    flops = benchmark.count_flops(benchmark.build("xql", seeds, device, False), source.draw(1)) / args.seeds
+    flops = benchmark.count_flops(benchmark.build("xql", seeds, device, False), source) / args.seeds
     plain_rate()
     rates = benchmark.interleaved(
         args.repeats,

@@ -1,0 +1,107 @@
+"""Ours beside stable-baselines3, same networks, batch, rates and update ratio, one seed and one environment:
+``pip install -e '.[benchmark]' && python tests/benchmarks/against_sb3.py``.
+
+Speed is steps a second of both in turn, so that a busy moment favours neither; ours includes Lightning, theirs their
+monitor. ``--returns`` trains both to the end on a small task and compares their last policies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import stable_baselines3 as sb3
+import torch
+
+from offlinerl import benchmark
+from offlinerl.evaluation import bootstrap
+from offlinerl.training import fit
+
+warnings.filterwarnings("ignore")
+
+TD3 = dict(agent=dict(hidden=[256, 256], actor_lr=1e-3, critic_lr=1e-3, gamma=0.99, sigma=0.1), train=dict(batch=256))
+DQN = dict(
+    agent=dict(hidden=[64, 64], lr=1e-4, target_every=2500, epsilon_steps=10_000, final_epsilon=0.05),
+    train=dict(batch=32, steps_per_update=4, block=1),
+)
+"""TD3 with the networks of its authors' code and DQN as stable-baselines3 has it by default."""
+
+
+def theirs(name: str, env: str, seed: int = 0, small: bool = False) -> sb3.common.base_class.BaseAlgorithm:
+    if name == "td3":
+        made = gym.make(env)
+        noise = sb3.common.noise.NormalActionNoise(np.zeros(made.action_space.shape), 0.1 * made.action_space.high)
+        return sb3.TD3(
+            "MlpPolicy", env, 1e-3, batch_size=256, learning_starts=1000 if small else 512, train_freq=1,
+            gradient_steps=1, gamma=0.98 if small else 0.99, action_noise=noise, seed=seed, buffer_size=100_000,
+            policy_kwargs=dict(net_arch=[256, 256]),
+        )  # fmt: skip
+    if small:  # the small task: CartPole with the settings of offlinerl's configs
+        return sb3.DQN(
+            "MlpPolicy", env, 2.3e-3, batch_size=64, learning_starts=1000, train_freq=256, gradient_steps=128,
+            target_update_interval=10, exploration_fraction=8000 / 51200, exploration_final_eps=0.04,
+            policy_kwargs=dict(net_arch=[256, 256]), seed=seed, buffer_size=100_000,
+        )  # fmt: skip
+    return sb3.DQN(
+        "MlpPolicy", env, 1e-4, batch_size=32, learning_starts=100, train_freq=4, gradient_steps=1, seed=seed,
+        buffer_size=100_000,
+    )  # fmt: skip
+
+
+def their_rate(model: sb3.common.base_class.BaseAlgorithm, steps: int) -> float:
+    began = time.perf_counter()
+    model.learn(steps, reset_num_timesteps=False)
+    return steps / (time.perf_counter() - began)
+
+
+def speed(repeats: int, seconds: float) -> None:
+    for name, env, settings, chunk in (("td3", "HalfCheetah-v5", TD3, 500), ("dqn", "CartPole-v1", DQN, 8000)):
+        model = theirs(name, env)
+        model.learn(1000)
+        ours, other = [], []
+        for _ in range(repeats):
+            ours.append(benchmark.steps_per_second(name, torch.device("cpu"), settings, seconds))
+            other.append(their_rate(model, chunk))
+        a, b = statistics.median(ours), statistics.median(other)
+        print(f"{name} on {env}: ours {a:,.0f} steps/s, stable-baselines3 {b:,.0f}, ratio {a / b:.2f}", flush=True)
+
+
+def their_returns(name: str, env: str, seed: int, steps: int, episodes: int) -> list[float]:
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    model = theirs(name, env, seed, small=True).learn(steps)
+    returns, _ = evaluate_policy(model, gym.make(env), episodes, return_episode_rewards=True)
+    return returns
+
+
+def returns(seeds: int, episodes: int = 20) -> None:
+    for name, env, steps in (("td3", "Pendulum-v1", 20_000), ("dqn", "CartPole-v1", 51_200)):
+        other = np.array([their_returns(name, env, seed, steps, episodes) for seed in range(seeds)])
+        with tempfile.TemporaryDirectory() as folder:
+            over = dict(train=dict(final_episodes=episodes, steps=steps, eval_every=steps))
+            last = fit(name, env=env, seeds=range(seeds), over=over, out=Path(folder) / "run")["last"]
+        low, high = bootstrap(other)
+        print(
+            f"{name} on {env}, {seeds} seeds, {episodes} episodes: ours {last['mean']:.1f} [{last['ci95'][0]:.1f},"
+            f" {last['ci95'][1]:.1f}], stable-baselines3 {other.mean():.1f} [{low:.1f}, {high:.1f}]",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--returns", type=int, metavar="SEEDS", help="compare last policies of so many seeds too")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    speed(args.repeats, args.seconds)
+    if args.returns:
+        returns(args.returns)

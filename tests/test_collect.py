@@ -1,0 +1,207 @@
+"""``offlinerl collect``: from every kind of source, through SIGKILL, to a dataset that trains."""
+
+import json
+import random
+import signal
+import time
+
+import gymnasium as gym
+import minari
+import numpy as np
+import pendulum
+import pytest
+
+from offlinerl.cli import main
+from offlinerl.data.journal import EPISODES, Journal
+from offlinerl.data.load import load
+
+AGENT = ("--env", "Pendulum-v1", "--compile", "false", "--batch", 16, "--agent.hidden", "[16,16]")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setenv("OFFLINERL_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def collect(*argv):
+    return main(["collect", *map(str, argv)])
+
+
+def learner(name, steps, *more):
+    return ("td3", *AGENT, "--agent.sigma", 0.3, "--dataset", name, "--steps", steps, "--eval-every", 400, *more)
+
+
+def episodes(name):
+    """Observations, actions and rewards of every episode, in order."""
+    return [(e.observations, e.actions, e.rewards) for e in minari.load_dataset(name)]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(
+        np.array_equal(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True)
+    )
+
+
+def leftovers(folder):
+    return [path.name for path in folder.rglob(".*")]
+
+
+def test_a_learning_agent_leaves_a_dataset_and_a_policy(here):
+    assert collect(*learner("pendulum/td3-v0", 2000, "--envs", 2)) == 0
+    dataset = minari.load_dataset("pendulum/td3-v0")
+    assert dataset.total_episodes == 10 and dataset.total_steps == 2000
+    env = dataset.recover_environment()
+    assert env.spec.id == "Pendulum-v1"
+    for episode in dataset:
+        assert episode.observations.shape == (201, 3) and episode.actions.dtype == np.float32
+        assert not episode.terminations.any() and episode.truncations.tolist() == [False] * 199 + [True]
+    seeds = [int(facts["seed"]) for facts in dataset.storage.get_episode_metadata(range(10))]
+    assert len(set(seeds)) == 10
+    for seed, episode in zip(seeds, dataset, strict=True):
+        obs, _ = env.reset(seed=seed)
+        assert np.array_equal(obs, episode.observations[0])
+        for t, action in enumerate(episode.actions[:50]):
+            obs, reward, *_ = env.step(action)
+            assert np.array_equal(obs, episode.observations[t + 1]) and reward == pytest.approx(episode.rewards[t])
+    provenance = json.loads((here / "minari/pendulum/td3-v0/data/metadata.json").read_text())["provenance"]
+    assert (
+        provenance["agent"] == "td3"
+        and provenance["seed"] == 0
+        and provenance["versions"]["gymnasium"] == gym.__version__
+    )
+    assert provenance["config"]["agent"]["sigma"] == 0.3
+    folder = here / "runs/pendulum-td3-v0"
+    assert {"last.ckpt", "evaluations.csv", "metrics.csv", "summary.json", "curves.png"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert not list(folder.glob("replay-*")) and not (folder / EPISODES).exists() and not leftovers(here)
+
+
+def test_what_was_collected_can_be_trained_on(here):
+    assert collect("random", "--env", "Pendulum-v1", "--dataset", "pendulum/random-v0", "--episodes", 3) == 0
+    fit = ("fit", "bc", "--dataset", "pendulum/random-v0", "--updates", 10, "--eval-episodes", 1, "--final-episodes", 1)
+    assert main([*map(str, fit), "--compile", "false"]) == 0
+    assert load("pendulum/random-v0").episode_lengths.tolist() == [200] * 3
+    assert not (here / "runs/pendulum-random-v0").exists(), "nothing is left of a collection without a policy"
+
+
+def test_a_checkpoint_collects_with_noise(here):
+    assert collect(*learner("pendulum/td3-v0", 400)) == 0
+    policy = here / "runs/pendulum-td3-v0/last.ckpt"
+    for name, noise in (("still", 0), ("noisy", 0.5)):
+        argv = ("--env", "Pendulum-v1", "--dataset", f"pendulum/{name}-v0", "--episodes", 2, "--noise", noise)
+        assert collect(policy, *argv) == 0
+    still, noisy = load("pendulum/still-v0"), load("pendulum/noisy-v0")
+    assert np.array_equal(still.obs[0], noisy.obs[0]), "the same seed starts alike"
+    import torch
+
+    from offlinerl.checkpoint import load_agent
+
+    with torch.no_grad():
+        greedy = load_agent(policy).act(torch.from_numpy(noisy.obs[None]))[0].numpy()
+        assert np.allclose(
+            load_agent(policy).act(torch.from_numpy(still.obs[None]))[0].numpy(), still.action, atol=1e-5
+        )
+    inside = np.abs(noisy.action) < 2
+    assert (noisy.action - greedy)[inside].std() == pytest.approx(1.0, rel=0.25), "0.5 of half the range of 4"
+
+
+def test_a_discrete_agent_collects_numbers(here):
+    argv = ("dqn", "--env", "CartPole-v1", "--steps", 512, "--compile", "false", "--dataset", "cartpole/dqn-v0")
+    assert collect(*argv, "--eval-every", 256) == 0
+    dataset = minari.load_dataset("cartpole/dqn-v0")
+    for episode in dataset:
+        assert episode.actions.dtype == np.int64 and set(episode.actions) <= {0, 1}
+        assert episode.terminations[-1] or episode.truncations[-1]
+
+
+def test_environments_side_by_side_change_no_episode(here):
+    """With nothing that learns, an episode is the same whatever runs beside it."""
+    for name, envs in (("one", 1), ("three", 3)):
+        argv = ("--env", "Pendulum-v1", "--dataset", f"pendulum/{name}-v0", "--episodes", 3, "--envs", envs)
+        assert collect("random", *argv) == 0
+    one, three = episodes("pendulum/one-v0"), episodes("pendulum/three-v0")
+    assert same(one[:1], three[:1]) and not same(one[1:2], three[1:2]), "lane 0 begins alike, others differ"
+
+
+def test_it_appends_to_its_own_alone(here, capsys):
+    argv = ("random", "--env", "Pendulum-v1", "--dataset", "pendulum/random-v0", "--episodes", 2)
+    assert collect(*argv) == 0
+    first = episodes("pendulum/random-v0")
+    assert collect(*argv, "--seed", 1) == 1 and "--append" in capsys.readouterr().err
+    assert collect(*argv, "--seed", 1, "--append") == 0
+    both = episodes("pendulum/random-v0")
+    assert len(both) == 4 and same(both[:2], first) and not same(both[2:], first)
+    pendulum.install(here / "minari", "pendulum/other-v0", 1)
+    before = episodes("pendulum/other-v0")
+    assert collect("random", "--env", "Pendulum-v1", "--dataset", "pendulum/other-v0", "--episodes", 1, "--append") == 1
+    assert same(episodes("pendulum/other-v0"), before)
+
+
+SOURCES = {
+    "random": ("random", "--env", "Pendulum-v1", "--dataset", "pendulum/killed-v0", "--episodes", 400, "--envs", 2),
+    "learning": learner("pendulum/killed-v0", 2400, "--envs", 2, "--eval-every", 100, "--config", "quick.yaml"),
+}
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("source", SOURCES)
+def test_sigkill_loses_no_finished_episode(here, source, kills):
+    """Killed at random moments and resumed each time, a collection ends like one that never was."""
+    (here / "quick.yaml").write_text("train: {eval_episodes: 1, final_episodes: 1, warm_up: 200}\n")
+    rng, argv, journal = random.Random(kills), SOURCES[source], here / "runs/pendulum-killed-v0" / EPISODES
+    known: list[int] = []
+    for _ in range(kills):
+        process = pendulum.start("collect", *argv, "--resume", cwd=here)
+        began, size = time.monotonic(), journal.stat().st_size if journal.exists() else 0
+        while process.poll() is None and time.monotonic() - began < 60:
+            if journal.exists() and journal.stat().st_size > size:
+                break
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with Journal(journal, write=False) as kept:
+            now = [kept.crc(i) for i in range(len(kept))]
+        assert len(now) >= len(known) and now[: len(known)] == known, "an episode that was there is lost"
+        known = now
+    assert 0 < len(known) < 400
+    assert collect(*argv, "--resume") == 0
+    assert not leftovers(here)
+    killed = episodes("pendulum/killed-v0")
+    assert collect(*(str(word).replace("killed", "whole") for word in argv)) == 0
+    whole = episodes("pendulum/whole-v0")
+    if source == "random":  # a lane that was ahead when it was killed stays ahead
+        assert len(killed) == len(whole) == 400
+        a, b = ({episode[0][0].tobytes() for episode in each} for each in (killed, whole))
+        assert len(a) == len(b) == 400 and len(a & b) >= 400 - kills
+    else:
+        assert same(killed, whole)
+
+
+def test_wrong_commands_say_what_to_do(here, capsys):
+    env = ("--env", "Pendulum-v1")
+    for argv, status, says in (
+        (("randm", *env, "--dataset", "a/b-v0", "--steps", 5), 1, "random"),
+        (("random", *env, "--dataset", "noversion", "--steps", 5), 1, "version"),
+        (("random", *env, "--dataset", "ab/c-v0"), 1, "--steps or --episodes"),
+        (("xql", *env, "--dataset", "ab/c-v0", "--steps", 5), 1, "learns from a dataset"),
+        (("td3", *env, "--dataset", "ab/c-v0", "--episodes", 5), 1, "--steps"),
+        (("scripted", *env, "--dataset", "ab/c-v0", "--episodes", 1), 1, "offlinerl/Kitchen-v0"),
+        (("td3", "--env", "CartPole-v1", "--dataset", "ab/c-v0", "--steps", 5), 1, "dqn"),
+        (("random", "--env", "Pendulum-v2", "--dataset", "ab/c-v0", "--steps", 5), 1, "Pendulum-v1"),
+    ):
+        assert collect(*argv) == status, argv
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1, error
+    assert not (here / "minari/ab").exists()
+
+
+def test_scripted_kitchen(here):
+    argv = ("--env", "offlinerl/Kitchen-v0", "--dataset", "kitchen/scripted-v0", "--episodes", 1)
+    assert collect("scripted", *argv) == 0
+    dataset = load("kitchen/scripted-v0")
+    assert dataset.obs.shape[1] == 60 and dataset.episode_returns[0] >= 2

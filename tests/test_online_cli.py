@@ -1,0 +1,192 @@
+"""``offlinerl fit`` of agents that learn by acting, and fine-tuning, as a user meets them."""
+
+import csv
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pendulum
+import pytest
+import torch
+
+from offlinerl.checkpoint import read
+from offlinerl.cli import main
+from offlinerl.data import load, registry
+
+TINY = ("--compile", "false", "--batch", 16, "--eval-every", 250, "--eval-episodes", 1, "--final-episodes", 2,
+        "--agent.hidden", "[16,16]")  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here(tmp_path_factory):
+    with pendulum.workplace(tmp_path_factory.mktemp("online")) as folder:
+        (folder / "warm.yaml").write_text("train: {warm_up: 100, envs: 2}\n")
+        yield folder
+
+
+def fit(*argv):
+    return main(["fit", *map(str, argv)])
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def weights(folder):
+    return read(folder / "last.ckpt")["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def run(here):
+    folder = here / "run"
+    argv = ("td3", "--env", "Pendulum-v1", "--seeds", "0,1", "--steps", 750, "--config", here / "warm.yaml", *TINY)
+    assert fit(*argv, "--agent.exploration", "ou", "--out", folder) == 0
+    return folder
+
+
+def test_an_online_run_counts_steps(run):
+    found = summary(run)
+    assert (found["steps"], found["updates"], found["dataset"], found["env"]) == (750, 650, None, "Pendulum-v1")
+    assert found["steps_per_second"] > 0 and found["score_kind"] == "return"
+    table = rows(run / "evaluations.csv")
+    assert [sum(row["step"] == step for row in table) for step in ("250", "500", "750")] == [2, 2, 4]
+    last = rows(run / "metrics.csv")[-1]
+    assert (
+        last["step"] == "750"
+        and last["update"] == "650"
+        and {"critic_loss", "actor_loss", "episode_return"} <= set(last)
+    )
+    assert -2000 < float(last["episode_return"]) < 0 and float(last["episode_length"]) == 200
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_resumed_run_is_the_one_that_never_stopped(run, here):
+    """In the middle of an episode of both environments of both seeds: 500 steps are 250 of each."""
+    folder = here / "half"
+    assert fit("--config", run / "config.yaml", "--steps", 500, "--out", folder) == 0
+    assert len(list(folder.glob("replay-*.pt"))) == 1
+    assert fit("--resume", folder, "--steps", 750) == 0
+    for name, tensor in weights(run).items():
+        assert torch.equal(tensor, weights(folder)[name]), name
+    assert summary(folder)["last"] == summary(run)["last"]
+
+
+def test_a_killed_run_goes_on_from_its_last_save(run, here):
+    folder = here / "killed"
+    process = pendulum.start("fit", "--config", run / "config.yaml", "--out", folder, cwd=here)
+    began = time.monotonic()
+    while not (folder / "last.ckpt").exists() and process.poll() is None and time.monotonic() - began < 120:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert fit("--resume", folder) == 0
+    assert all(torch.equal(tensor, weights(folder)[name]) for name, tensor in weights(run).items())
+
+
+def test_a_lost_replay_is_named(run, here, capsys):
+    folder = here / "lost"
+    shutil.copytree(run, folder)
+    (replay,) = folder.glob("replay-*.pt")
+    replay.write_bytes(replay.read_bytes()[:1000])
+    assert fit("--resume", folder, "--steps", 1000) == 1
+    error = capsys.readouterr().err
+    assert replay.name in error and error.count("\n") == 1
+
+
+def test_the_policy_needs_its_checkpoint_alone(run, here):
+    found = here / "evaluation.json"
+    assert main(["evaluate", str(run / "last.ckpt"), "--episodes", "2", "--json", str(found)]) == 0
+    assert json.loads(found.read_text())["env"] == "Pendulum-v1"
+
+
+def test_runs_of_one_environment_are_compared(run, here, capsys):
+    other = here / "sac"
+    argv = ("sac", "--env", "Pendulum-v1", "--steps", 500, "--config", here / "warm.yaml", *TINY, "--out", other)
+    assert fit(*argv) == 0
+    capsys.readouterr()
+    assert main(["report", str(run), str(other), "--out", str(here / "report")]) == 0
+    text = (here / "report/report.md").read_text()
+    assert "Pendulum-v1" in text and "750 steps" in text and "500 steps" in text
+    assert (here / "report/curves.png").exists()
+
+
+def test_wrong_commands_say_what_to_do(here, capsys):
+    for argv, says in (
+        (("td3", "--dataset", pendulum.ID), "--env"),
+        (("xql", "--env", "Pendulum-v1"), "--dataset"),
+        (("td3", "--env", "Pendulum-v2"), "Pendulum-v1"),
+        (("td3", "--env", "CartPole-v1"), "dqn"),
+        (("td3", "--env", "Pendulum-v1", "--updates", 5), "steps"),
+        (("td3", "--env", "Pendulum-v1", "--agent.exploration", "white"), "gaussian"),
+        (("td3", "--env", "Pendulum-v1", "--steps", 501, "--config", here / "warm.yaml"), "multiple of 2"),
+    ):
+        assert fit(*argv, "--out", here / "wrong") == 1, argv
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1, error
+    assert not (here / "wrong").exists()
+
+
+# Fine-tuning
+
+
+@pytest.fixture(scope="module")
+def tuned(here):
+    folder = here / "tuned"
+    argv = ("xql", "--dataset", pendulum.ID, "--updates", 60, "--online-steps", 90, *TINY)
+    assert fit(*argv, "--eval-every", 40, "--out", folder) == 0
+    return folder
+
+
+def test_fine_tuning_goes_on_in_the_environment(tuned):
+    found = summary(tuned)
+    assert (found["updates"], found["steps"]) == (150, 90)
+    table = rows(tuned / "evaluations.csv")
+    assert [(row["update"], row["step"]) for row in table] == [("40", "0"), *[("60", "0")] * 2, *[("150", "90")] * 2]
+    at_switch = [float(row["score"]) for row in table if row["update"] == "60"]
+    assert found["offline"]["mean"] == pytest.approx(np.mean(at_switch))
+
+
+def test_fine_tuning_resumes_to_the_bit(tuned, here):
+    folder = here / "tuned-again"
+    process = pendulum.start("fit", "--config", tuned / "config.yaml", "--out", folder, cwd=here)
+    began = time.monotonic()
+    while not (folder / "last.ckpt").exists() and process.poll() is None and time.monotonic() - began < 120:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert fit("--resume", folder) == 0
+    assert all(torch.equal(tensor, weights(folder)[name]) for name, tensor in weights(tuned).items())
+    assert summary(folder)["offline"] == summary(tuned)["offline"]
+
+
+def test_the_offline_part_is_a_training_on_the_dataset(tuned, here):
+    folder = here / "offline"
+    argv = ("xql", "--dataset", pendulum.ID, "--updates", 60, "--agent.decay_steps", "null", *TINY)
+    assert fit(*argv, "--eval-every", 40, "--out", folder) == 0
+    assert summary(folder)["last"]["per_seed"] == summary(tuned)["offline"]["per_seed"]
+
+
+def test_online_rewards_follow_the_datasets_rule():
+    paid, total = np.float32([1, 0, 2]), np.float32([3, 2, 5])
+    raw = load.load(pendulum.ID, reward="none")
+    entry = registry.resolve(pendulum.ID)
+    from dataclasses import replace
+
+    def online(**fields):
+        return load.online_reward(replace(entry, **fields), raw)(paid, total).tolist()
+
+    assert online(reward="none") == [1, 0, 2]
+    assert online(reward="minus_one") == [0, -1, 1]
+    assert online(reward="count") == [3, 2, 5]
+    assert online(reward="none", score=dict(min=0, max=4, data="counts")) == [3, 2, 5]
+    factor = 1000 / np.ptp(raw.episode_returns)
+    assert online(reward="scale_by_return_range") == pytest.approx([factor, 0, 2 * factor])
+    scaled = load.with_reward(raw, "scale_by_return_range")
+    assert scaled.reward[0] == pytest.approx(raw.reward[0] * factor)
