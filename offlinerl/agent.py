@@ -182,11 +182,10 @@ class Agent(L.LightningModule, ABC):
     def before_update(self) -> None:
         """Called before every update, outside any compiled graph; schedules go here."""
 
-    def cosine(self, name: str, steps: int | None, start: int = 0) -> None:
-        """Anneal a group's learning rate to zero over ``steps`` updates from ``start`` on; None leaves it."""
+    def cosine(self, name: str, steps: int | None) -> None:
+        """Anneal a group's learning rate to zero over ``steps`` updates; None leaves it."""
         if steps:
-            done = min(max(self.updates - start, 0) / steps, 1.0)
-            self.optim[name].anneal(0.5 * (1 + math.cos(math.pi * done)))
+            self.optim[name].anneal(0.5 * (1 + math.cos(math.pi * min(self.updates / steps, 1.0))))
 
     def learn(self, block: Batch) -> Metrics:
         """Take one update for every slice of a block ``[K, S, B, ...]``.

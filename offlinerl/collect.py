@@ -7,7 +7,6 @@ becomes a Minari dataset.
 from __future__ import annotations
 
 import difflib
-import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -220,7 +219,7 @@ class Collection:
             return taken if steps is not None else len(self.journal)
 
         try:
-            with self.interruptible(), self.display.bar("collecting", total, done(), unit):
+            with training.on_interrupt(self.stop.set), self.display.bar("collecting", total, done(), unit):
                 while done() < total and not self.stop.is_set():
                     interaction.step(policy)
                     taken += interaction.began.size
@@ -244,7 +243,7 @@ class Collection:
         def done() -> int:
             return self.journal.steps if steps is not None else len(self.journal)
 
-        with self.interruptible(), self.display.bar("collecting", total, done(), unit):
+        with training.on_interrupt(self.stop.set), self.display.bar("collecting", total, done(), unit):
             while done() < total and not self.stop.is_set():
                 self.journal.append(demonstration(self.task.env, self.metadata["seed"], len(self.journal), noise))
                 self.display.advance(min(done(), total), f"{len(self.journal)} episodes")
@@ -256,18 +255,6 @@ class Collection:
         recent = [value for of_seed in returns for value in of_seed]
         mean = f", return {np.mean(recent):.1f}" if recent else ""
         return f"{len(self.journal):,} episodes{mean}"
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C finish the step."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGINT, lambda *_: self.stop.set())
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     def interrupted(self) -> Interrupted:
         return Interrupted(

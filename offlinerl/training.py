@@ -12,8 +12,8 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -458,24 +458,16 @@ class Run(L.Callback):
 
     # Interruptions
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
+    def signals(self) -> AbstractContextManager[None]:
         """Let the first Ctrl-C finish the block, so that what is saved is a whole number of updates."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
-        def on_interrupt(*_: Any) -> None:
+        def stop() -> None:
             if self.stop.is_set():
                 raise self.interrupted_at_once()  # at a KeyboardInterrupt, Lightning leaves without a word
             self.stop.set()
             self.display.say("stopping after this block; press Ctrl-C again to stop at once")
 
-        before = signal.signal(signal.SIGINT, on_interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+        return on_interrupt(stop)
 
     def interrupted(self) -> Interrupted:
         return Interrupted(
@@ -690,6 +682,19 @@ class _Stopped(Exception):
 
 
 # Helpers
+
+
+@contextmanager
+def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Let Ctrl-C call ``stop`` instead of raising; outside the main thread, which alone hears of it, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def task_of(entry: registry.Entry, data: load.Dataset) -> Task:

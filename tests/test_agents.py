@@ -241,13 +241,3 @@ def test_a_metric_is_averaged_over_the_updates_that_have_it(spec, source_of):
 
     agent, numbers = Delayed(spec, (0,), **SMALL), iter(range(4))
     assert agent.learn(source_of((0,)).draw(4)) == dict(one=1.5, two=12.0)
-
-
-def test_the_decay_may_start_late(spec, source_of):
-    agent, source = XQL(spec, (0,), decay_steps=10, decay_start=5, **SMALL), source_of((0,))
-    rates = []
-    for _ in range(4):
-        agent.learn(source.draw())
-        agent.before_update()
-        rates.append(agent.optim["actor"].param_groups[0]["lr"].item())
-    assert rates == pytest.approx([3e-4, 1.5e-4, 0, 0], abs=1e-10)

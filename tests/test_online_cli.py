@@ -43,6 +43,16 @@ def weights(folder):
     return read(folder / "last.ckpt")["state_dict"]
 
 
+def kill_once_saved(like, folder):
+    """Begin a run by the configuration of another, and kill it when it has saved for the first time."""
+    process = pendulum.start("fit", "--config", like / "config.yaml", "--out", folder, cwd=folder.parent)
+    began = time.monotonic()
+    while not (folder / "last.ckpt").exists() and process.poll() is None and time.monotonic() - began < 120:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
 @pytest.fixture(scope="module")
 def run(here):
     folder = here / "run"
@@ -80,12 +90,7 @@ def test_a_resumed_run_is_the_one_that_never_stopped(run, here):
 
 def test_a_killed_run_goes_on_from_its_last_save(run, here):
     folder = here / "killed"
-    process = pendulum.start("fit", "--config", run / "config.yaml", "--out", folder, cwd=here)
-    began = time.monotonic()
-    while not (folder / "last.ckpt").exists() and process.poll() is None and time.monotonic() - began < 120:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_once_saved(run, folder)
     assert fit("--resume", folder) == 0
     assert all(torch.equal(tensor, weights(folder)[name]) for name, tensor in weights(run).items())
 
@@ -155,12 +160,7 @@ def test_fine_tuning_goes_on_in_the_environment(tuned):
 
 def test_fine_tuning_resumes_to_the_bit(tuned, here):
     folder = here / "tuned-again"
-    process = pendulum.start("fit", "--config", tuned / "config.yaml", "--out", folder, cwd=here)
-    began = time.monotonic()
-    while not (folder / "last.ckpt").exists() and process.poll() is None and time.monotonic() - began < 120:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_once_saved(tuned, folder)
     assert fit("--resume", folder) == 0
     assert all(torch.equal(tensor, weights(folder)[name]) for name, tensor in weights(tuned).items())
     assert summary(folder)["offline"] == summary(tuned)["offline"]

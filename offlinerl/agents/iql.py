@@ -34,11 +34,10 @@ class IQL(XQL):
         hidden: Sequence[int] = (256, 256),
         dropout: float = 0.0,
         decay_steps: int | None = None,
-        decay_start: int = 0,
     ):
         super().__init__(
             spec, seeds, temperature=temperature, gamma=gamma, n_step=n_step, tau=tau, lr=lr, hidden=hidden,
-            dropout=dropout, decay_steps=decay_steps, decay_start=decay_start, value_layer_norm=False,
+            dropout=dropout, decay_steps=decay_steps, value_layer_norm=False,
         )  # fmt: skip
         self.expectile = expectile
 

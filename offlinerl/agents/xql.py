@@ -30,7 +30,6 @@ class XQL(Agent):
         hidden: sizes of the hidden layers of every network.
         dropout: rate of dropout in the actor.
         decay_steps: updates over which a cosine takes the actor's learning rate to zero; None: constant.
-        decay_start: updates before that, at the full rate.
         value_layer_norm: LayerNorm in the value network.
         huber: where the critics' loss turns linear, in units of reward.
         value_updates: steps of V for every step of the rest.
@@ -54,7 +53,6 @@ class XQL(Agent):
         hidden: Sequence[int] = (256, 256),
         dropout: float = 0.0,
         decay_steps: int | None = None,
-        decay_start: int = 0,
         value_layer_norm: bool = True,
         huber: float = 20.0,
         value_updates: int = 1,
@@ -64,8 +62,7 @@ class XQL(Agent):
         super().__init__(spec, seeds, gamma, n_step)
         self.save_hyperparameters()
         self.beta, self.clip, self.temperature = beta, clip, temperature
-        self.tau, self.lr, self.huber = tau, lr, huber
-        self.decay_steps, self.decay_start = decay_steps, decay_start
+        self.tau, self.lr, self.decay_steps, self.huber = tau, lr, decay_steps, huber
         self.hidden, self.dropout = tuple(hidden), dropout
         self.value_updates, self.random_actions, self.action_noise = value_updates, random_actions, action_noise
         O, A = spec.obs_dim, spec.action_dim
@@ -125,7 +122,7 @@ class XQL(Agent):
         return noise
 
     def before_update(self) -> None:
-        self.cosine("actor", self.decay_steps, self.decay_start)
+        self.cosine("actor", self.decay_steps)
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
         return self.to_env(self.actor.act(obs, self.exploring(obs) if explore else None))
