@@ -790,7 +790,7 @@ def versions() -> dict[str, str]:
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Append rows to a CSV file, with a header if it is new."""
-    new = not path.exists()
+    new = not path.exists() or not path.stat().st_size
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         if new:
@@ -800,7 +800,7 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def trim(path: Path, clock: str, time: int) -> None:
     """Drop the rows of a CSV file whose column ``clock`` is beyond ``time``; a resumed run writes them again."""
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:  # killed between making the file and writing to it
         return
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)

@@ -95,6 +95,15 @@ def test_a_killed_run_goes_on_from_its_last_save(run, here):
     assert all(torch.equal(tensor, weights(folder)[name]) for name, tensor in weights(run).items())
 
 
+def test_a_table_that_was_never_written_is_begun_again(run, here):
+    """As a run leaves it that is killed between making the file and writing to it."""
+    folder = here / "empty"
+    shutil.copytree(run, folder)
+    (folder / "evaluations.csv").write_text("")
+    assert fit("--resume", folder) == 0
+    assert [row["step"] for row in rows(folder / "evaluations.csv")] == ["750"] * 4
+
+
 def test_a_lost_replay_is_named(run, here, capsys):
     folder = here / "lost"
     shutil.copytree(run, folder)
