@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from offlinerl.capture import Step, capture, signature
 from offlinerl.optim import Adam
@@ -201,23 +201,25 @@ class Agent(L.LightningModule, ABC):
         found: dict[str, list[Tensor]] = {}
         for k in range(updates):
             self.before_update()
-            inputs = tree_map(lambda x, k=k: x[k], block), self.draw(batch_size)
-            for name, value in self._step(*inputs, self.updates % self.period).items():
+            batch = block._make(x[k] for x in block)
+            for name, value in self._step(batch, self.draw(batch_size), self.updates % self.period).items():
                 found.setdefault(name, []).append(value)
             self.updates += 1
         self.priorities = torch.stack(found.pop("priority")) if "priority" in found else None
-        return {name: sum(values) / len(values) for name, values in found.items()}
+        return {name: torch.stack(values).mean(0) if updates > 1 else values[0] for name, values in found.items()}
 
     def _step(self, batch: Batch, noise: Noise, k: int) -> Metrics:
-        pieces = [tree_map(lambda x, part=part: x[part.stack], (batch, noise)) for part in self._parts]
-        key = (self.compile, k, signature(tree_flatten(pieces[0])[0]))
+        inputs, tree = tree_flatten((batch, noise))
+        whole = len(self._parts) == 1
+        pieces = [inputs] if whole else [[x[part.stack] for x in inputs] for part in self._parts]
+        key = (self.compile, k, signature(pieces[0]))
         if key not in self._steps:
-            steps = [partial(part.update, k=k) for part in self._parts]
+            steps = [_of_leaves(partial(part.update, k=k), tree) for part in self._parts]
             if self.compile:
                 steps = capture(steps, pieces[0], [part.trained_tensors() for part in self._parts])
             self._steps[key] = steps
         done = [step(*piece) for step, piece in zip(self._steps[key], pieces, strict=True)]
-        return {name: torch.cat([metrics[name] for metrics in done]) for name in done[0]}
+        return done[0] if whole else {name: torch.cat([metrics[name] for metrics in done]) for name in done[0]}
 
     def division(self, batch_size: int) -> list[slice]:
         """The seeds that take their update together, in turn after turn.
@@ -254,8 +256,10 @@ class Agent(L.LightningModule, ABC):
             tensors += [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         return list({id(t): t for t in tensors}.values())
 
-    def training_step(self, block: Batch, _: int) -> None:
-        self.metrics |= self.learn(block)
+    def training_step(self, blocks: Batch | Iterator[Batch], _: int) -> None:
+        """Learn from a block, or from one after another as they come."""
+        for block in [blocks] if isinstance(blocks, tuple) else blocks:
+            self.metrics |= self.learn(block)
         # Optimisers stepped behind Lightning's back leave its global_step at zero, and whatever waits for
         # it would never save: count the updates there too.
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
@@ -299,3 +303,8 @@ class Agent(L.LightningModule, ABC):
         if places != [t.data_ptr() for t in (*self.parameters(), *self.buffers())]:
             self._forget_parts()  # they lie where the parameters were
         return self
+
+
+def _of_leaves(update: Callable[..., Metrics], tree: TreeSpec) -> Step:
+    """An update that takes the leaves of its arguments."""
+    return lambda *leaves: update(*tree_unflatten(leaves, tree))

@@ -13,13 +13,18 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 Step = Callable[..., Any]
 
+OPTIONS = {
+    "size_asserts": False,  # callers look at `signature` themselves; checks cost a twentieth of a small update
+    "cpp.min_chunk_size": 4096,  # elements from which another thread is worth its waking
+}
+
 
 def signature(tensors: Sequence[Tensor]) -> tuple:
     """What a compiled graph takes for granted of its inputs."""
     return tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
 
 
-def capture(steps: Sequence[Step], example: tuple, states: Sequence[Sequence[Tensor]]) -> list[Step]:
+def capture(steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[Sequence[Tensor]]) -> list[Step]:
     """Compile ``steps``: one function of tensors that trains in place, closed over several sets of tensors.
 
     Unlike ``torch.compile`` of a function that calls backward, which stops at every backward pass, the trace
@@ -27,7 +32,7 @@ def capture(steps: Sequence[Step], example: tuple, states: Sequence[Sequence[Ten
     is made of the first step and serves them all.
 
     Args:
-        steps: each reads trees of tensors, changes tensors it closes over in place, returns a tree of
+        steps: each reads tensors, changes others that it closes over in place, returns a tree of
             tensors. They may not look at values on the host.
         example: arguments of the shapes, strides and types they will be called with.
         states: for each step every tensor it changes in place, in the same order. Tracing runs the first
@@ -37,20 +42,18 @@ def capture(steps: Sequence[Step], example: tuple, states: Sequence[Sequence[Ten
         Functions to call as ``steps``; ``steps`` themselves, with a warning, where compiling fails (no C++
         compiler, say).
     """
-    leaves, tree = tree_flatten(example)
     shape_of_result = None
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         nonlocal shape_of_result
-        result, shape_of_result = tree_flatten(steps[0](*tree_unflatten(list(tensors), tree)))
+        result, shape_of_result = tree_flatten(steps[0](*tensors))
         return result
 
     before = [t.detach().clone() for t in states[0]]
     try:
-        graph, closed_over = _lift_constants(make_fx(flat)(*leaves))
+        graph, closed_over = _lift_constants(make_fx(flat)(*example))
         with torch.no_grad():
-            # Callers look at `signature` themselves; to check every tensor again costs a twentieth of a small update.
-            compiled = torch._inductor.compile(graph, [*leaves, *closed_over], options={"size_asserts": False})
+            compiled = torch._inductor.compile(graph, [*example, *closed_over], options=OPTIONS)
     except Exception as error:
         warnings.warn(
             f"training runs uncompiled, since torch.compile failed here: {type(error).__name__}: "
@@ -64,9 +67,9 @@ def capture(steps: Sequence[Step], example: tuple, states: Sequence[Sequence[Ten
                 tensor.copy_(saved)
 
     def bind(tensors: Sequence[Tensor]) -> Step:
-        def run(*args: Any) -> Any:
+        def run(*args: Tensor) -> Any:
             with torch.no_grad():
-                return tree_unflatten(list(compiled(*tree_flatten(args)[0], *tensors)), shape_of_result)
+                return tree_unflatten(compiled(*args, *tensors), shape_of_result)
 
         return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -89,11 +90,10 @@ class Lanes:
         self.generators[s][e] = generator(self.seeds[s], f"{self.purpose} {self.lanes[e]} {episode}")
 
     def _fill(self, method: str, args: tuple, shape: Sequence[int]) -> Tensor:
-        out = torch.empty(len(self.seeds), len(self.lanes), *shape)
-        for of_seed, rngs in zip(out, self.generators, strict=True):
-            for row, rng in zip(of_seed, rngs, strict=True):
-                getattr(row, method)(*args, generator=rng)
-        return out
+        out = torch.empty(len(self.seeds) * len(self.lanes), *shape)
+        for row, rng in zip(out.unbind(), chain(*self.generators), strict=True):
+            getattr(row, method)(*args, generator=rng)
+        return out.view(len(self.seeds), len(self.lanes), *shape)
 
     def uniform(self, low: float, high: float, shape: Sequence[int]) -> Tensor:
         """Uniform float32 in [low, high), ``[S, E, *shape]``."""

@@ -1,6 +1,7 @@
 """Agents that learn by acting: the loop between environments, replay and updates."""
 
 import copy
+from itertools import chain
 
 import counting
 import numpy as np
@@ -58,7 +59,7 @@ class Loop:
 
     def run(self, steps):
         self.source.steps_ahead = steps
-        for block in self.source:
+        for block in chain.from_iterable(self.source):
             if self.double:
                 block = type(block)(*(x.double() for x in block))
             self.agent.metrics |= self.agent.learn(block)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,6 +83,9 @@ class DQN(Agent):
         if not explore:
             return greedy
         epsilon = linear(self.epsilon, self.final_epsilon, self.epsilon_steps, self.steps)
-        luck, choice = self.exploring(obs).uniform(0, 1, (2,)).to(obs.device).chunk(2, -1)  # [S, E, 1]
-        anything = (choice * self.spec.num_actions).floor().clamp(max=self.spec.num_actions - 1)
-        return torch.where(luck < epsilon, anything, greedy)
+        luck = self.exploring(obs).uniform(0, 1, (2,)).numpy()  # [S, E, 2], whether and which
+        random = luck[..., :1] < epsilon
+        if random.any():
+            anything = np.minimum(np.floor(luck[..., 1:] * self.spec.num_actions), self.spec.num_actions - 1)
+            greedy[torch.from_numpy(random)] = torch.from_numpy(anything[random]).to(greedy)
+        return greedy

@@ -19,6 +19,9 @@ from offlinerl.types import Batch, Spec, UserError, WeightedBatch
 ACTION_MARGIN = 1e-5
 """Actions are clipped this far inside their bounds, as in the reference IQL and XQL."""
 
+STRETCH = 16
+"""Updates from a replay to a batch of Lightning's, whose hooks cost as much as a small update."""
+
 
 class OfflineData:
     """Uniform minibatches of a fixed table that lies on the training device, packed so that a block is one
@@ -105,7 +108,7 @@ class ReplayData:
             rewards themselves by default.
 
     Attributes:
-        steps_ahead: steps an epoch; its last block may be shorter than the others.
+        steps_ahead: steps an epoch; its last stretch and block may be shorter than the others.
         stride: the fewest steps of a seed that make whole updates of whole steps of its environments; all others
             are multiples of it.
     """
@@ -128,7 +131,8 @@ class ReplayData:
         self.envs = len(interaction.lanes)
         self.stride = math.lcm(self.envs, steps_per_update)
         self.block_steps = -(-updates * steps_per_update // self.stride) * self.stride
-        self.steps_ahead = self.block_steps
+        self.stretch_steps = self.block_steps * -(-STRETCH * steps_per_update // self.block_steps)
+        self.steps_ahead = self.stretch_steps
         agent.explore_in(interaction.lanes)
 
     def draw(self, steps: int | None = None) -> Batch | WeightedBatch:
@@ -163,14 +167,17 @@ class ReplayData:
         )  # fmt: skip
 
     def __len__(self) -> int:
-        return -(-self.steps_ahead // self.block_steps)
+        return -(-self.steps_ahead // self.stretch_steps)
 
-    def __iter__(self) -> Iterator[Batch | WeightedBatch]:
-        ahead = self.steps_ahead
-        while ahead > 0:
-            block = min(self.block_steps, ahead)
-            yield self.draw(block)
-            ahead -= block
+    def __iter__(self) -> Iterator[Iterator[Batch | WeightedBatch]]:
+        """Stretches of blocks; a block is lived through when the one before it has been learnt from."""
+        for first in range(0, self.steps_ahead, self.stretch_steps):
+            yield self.stretch(min(self.stretch_steps, self.steps_ahead - first))
+
+    def stretch(self, steps: int) -> Iterator[Batch | WeightedBatch]:
+        """Blocks of so many steps together."""
+        for first in range(0, steps, self.block_steps):
+            yield self.draw(min(self.block_steps, steps - first))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the environments stand; what the replay holds is kept apart, for it is large."""
@@ -207,7 +214,7 @@ class FineTuningData:
     def __len__(self) -> int:
         return len(self._part())
 
-    def __iter__(self) -> Iterator[Batch | WeightedBatch]:
+    def __iter__(self) -> Iterator[Batch | Iterator[Batch]]:
         return iter(self._part())
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ warnings.filterwarnings("ignore")
 
 TD3 = dict(agent=dict(hidden=[256, 256], actor_lr=1e-3, critic_lr=1e-3, gamma=0.99, sigma=0.1), train=dict(batch=256))
 DQN = dict(
-    agent=dict(hidden=[64, 64], lr=1e-4, target_every=2500, epsilon_steps=10_000, final_epsilon=0.05),
+    agent=dict(hidden=[64, 64], lr=1e-4, target_every=2500, epsilon_steps=800, final_epsilon=0.05),
     train=dict(batch=32, steps_per_update=4, block=1),
 )
 """TD3 with the networks of its authors' code and DQN as stable-baselines3 has it by default."""
