@@ -80,9 +80,8 @@ class Agent(L.LightningModule, ABC):
         self.explore_rng = Lanes(self.seeds, (0,), "explore")
         self._parts: list[Agent] = []
         self._steps: dict[tuple, list[Step]] = {}
-        low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
-        self.register_buffer("action_mid", (high + low) / 2, persistent=False)
-        self.register_buffer("action_half", (high - low) / 2, persistent=False)
+        self.register_buffer("action_mid", torch.from_numpy(spec.action_mid), persistent=False)
+        self.register_buffer("action_half", torch.from_numpy(spec.action_half), persistent=False)
 
     # What an algorithm writes
 
@@ -168,8 +167,7 @@ class Agent(L.LightningModule, ABC):
             began: ``[S, E]`` bool.
             episodes: ``[S, E]`` their numbers, from 0 in every environment.
         """
-        for s, e in zip(*began.nonzero(), strict=True):
-            self.explore_rng.begin(s, e, int(episodes[s, e]))
+        self.explore_rng.begin(began, episodes)
 
     def exploring(self, obs: Tensor) -> Lanes:
         """The random numbers to explore with, given ``[S, E, O]``."""

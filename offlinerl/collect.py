@@ -22,7 +22,7 @@ from offlinerl.agent import Agent
 from offlinerl.config import read
 from offlinerl.data import journal as journals
 from offlinerl.data import registry
-from offlinerl.data.interaction import Interaction
+from offlinerl.data.interaction import Interaction, mean_of
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.record import Episode, sweep
 from offlinerl.device import pick_device
@@ -252,9 +252,8 @@ class Collection:
 
     def note(self, returns: Sequence[Iterable[float]]) -> str:
         """What the progress bar says beside the count."""
-        recent = [value for of_seed in returns for value in of_seed]
-        mean = f", return {np.mean(recent):.1f}" if recent else ""
-        return f"{len(self.journal):,} episodes{mean}"
+        mean, count = mean_of(returns), f"{len(self.journal):,} episodes"
+        return count if mean is None else f"{count}, return {mean:.1f}"
 
     def interrupted(self) -> Interrupted:
         return Interrupted(
@@ -391,8 +390,7 @@ class Frozen:
         self.rng = Lanes(self.seeds, lanes, "noise")
 
     def begin(self, began: np.ndarray, episodes: np.ndarray) -> None:
-        for s, e in zip(*began.nonzero(), strict=True):
-            self.rng.begin(s, e, int(episodes[s, e]))
+        self.rng.begin(began, episodes)
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
         """Noisy actions in the environment's units, ``[S, E, O] -> [S, E, A]``."""
@@ -400,9 +398,9 @@ class Frozen:
         if spec.num_actions:
             luck, choice = self.rng.uniform(0, 1, (2,)).to(action.device).chunk(2, -1)
             return torch.where(luck < self.sigma, (choice * spec.num_actions).floor(), action)
-        low, high = (torch.tensor(side, device=action.device) for side in (spec.action_low, spec.action_high))
-        noise = self.sigma * (high - low) / 2 * self.rng.normal((spec.action_dim,)).to(action.device)
-        return torch.minimum(torch.maximum(action + noise, low), high)
+        mid, half = self.agent.action_mid, self.agent.action_half
+        noise = self.sigma * half * self.rng.normal((spec.action_dim,)).to(action.device)
+        return torch.clamp(action + noise, mid - half, mid + half)
 
 
 def policy_of(source: str, task: Task, sigma: float, seed: int, device: torch.device) -> Frozen | None:

@@ -85,9 +85,15 @@ class Lanes:
         self.seeds, self.lanes, self.purpose = tuple(seeds), tuple(lanes), purpose
         self.generators = [[generator(seed, f"{purpose} {lane}") for lane in self.lanes] for seed in self.seeds]
 
-    def begin(self, s: int, e: int, episode: int) -> None:
-        """Start the stream of an episode, the ``episode``-th of lane ``lanes[e]``."""
-        self.generators[s][e] = generator(self.seeds[s], f"{self.purpose} {self.lanes[e]} {episode}")
+    def begin(self, began: np.ndarray, episodes: np.ndarray) -> None:
+        """Start the streams of new episodes.
+
+        Args:
+            began: ``[S, E]`` bool, where.
+            episodes: ``[S, E]`` their numbers.
+        """
+        for s, e in zip(*began.nonzero(), strict=True):
+            self.generators[s][e] = generator(self.seeds[s], f"{self.purpose} {self.lanes[e]} {episodes[s, e]}")
 
     def _fill(self, method: str, args: tuple, shape: Sequence[int]) -> Tensor:
         out = torch.empty(len(self.seeds) * len(self.lanes), *shape)

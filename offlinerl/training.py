@@ -29,7 +29,7 @@ import offlinerl
 from offlinerl import agents, checkpoint, config, plots
 from offlinerl.agent import Agent
 from offlinerl.data import load, registry
-from offlinerl.data.interaction import Interaction
+from offlinerl.data.interaction import Interaction, mean_of
 from offlinerl.data.record import aside, write_whole
 from offlinerl.data.replay import Replay
 from offlinerl.data.sources import FineTuningData, OfflineData, ReplayData
@@ -558,8 +558,8 @@ class ReplayRun(Run):
         return super().values() | means | rate
 
     def note(self) -> str:
-        recent = [value for of_seed in self.interaction.returns for value in of_seed]
-        return f"return {sum(recent) / len(recent):.1f}" if recent else super().note()
+        mean = mean_of(self.interaction.returns)
+        return super().note() if mean is None else f"return {mean:.1f}"
 
     def save(self, trainer: L.Trainer, name: str) -> None:
         if name != "last.ckpt":

@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,6 +74,16 @@ class Spec:
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     num_actions: int = 0
+
+    @property
+    def action_mid(self) -> np.ndarray:
+        """Middle of the actions' bounds, ``[A]`` float32."""
+        return (np.float32(self.action_high) + np.float32(self.action_low)) / 2
+
+    @property
+    def action_half(self) -> np.ndarray:
+        """Half the width of the actions' bounds, ``[A]`` float32: the environment's units of one of ours."""
+        return (np.float32(self.action_high) - np.float32(self.action_low)) / 2
 
 
 torch.serialization.add_safe_globals([Spec])  # checkpoints hold one and are read with weights_only=True

@@ -115,11 +115,13 @@ def test_a_saved_exploration_goes_on_as_if_never_stopped(name):
 def test_an_episodes_numbers_depend_on_nothing_beside_it():
     many, one = Lanes((5, 7), (0, 1, 2), "explore"), Lanes((7,), (2,), "explore")
     many.normal((100,))  # whatever was drawn before
-    for lanes, s, e in ((many, 1, 2), (one, 0, 0)):
-        lanes.begin(s, e, 4)
+    began = np.zeros((2, 3), bool)
+    began[1, 2] = True
+    many.begin(began, np.full((2, 3), 4))
+    one.begin(np.ones((1, 1), bool), np.array([[4]]))
     assert torch.equal(many.normal((3,))[1, 2], one.normal((3,))[0, 0])
-    one.begin(0, 0, 5)
-    many.begin(1, 2, 4)
+    many.begin(began, np.full((2, 3), 4))
+    one.begin(np.ones((1, 1), bool), np.array([[5]]))
     assert not torch.equal(many.normal((3,))[1, 2], one.normal((3,))[0, 0])
 
 

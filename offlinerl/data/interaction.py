@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,7 @@ class Interaction:
         self.obs = np.zeros((S, E, self.spec.obs_dim), np.float32)
         self.tracks = [_Track() for _ in range(S * E)]
         self.returns, self.lengths = ([deque(maxlen=RECENT) for _ in range(S)] for _ in range(2))
-        low, high = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
-        self.middle, self.half = (high + low) / 2, (high - low) / 2
+        self.action_mid, self.action_half = self.spec.action_mid, self.spec.action_half
 
     def rollout(self, agent: Agent, count: int, random: int = 0) -> Iterator[Transition]:
         """Take ``count`` steps in every environment, the first ``random`` of them at random, and count them on the
@@ -92,7 +91,7 @@ class Interaction:
             if last[s, e]:
                 self._finish(s, e)
         self.began = last
-        unit = action if self.spec.num_actions else (action - self.middle) / self.half
+        unit = action if self.spec.num_actions else (action - self.action_mid) / self.action_half
         return Transition(obs, unit, reward, terminated, self.obs, last)
 
     def _begin(self, agent: Agent | None) -> None:
@@ -103,7 +102,7 @@ class Interaction:
             self.episodes[s, e] += 1
             while self.done and self.reset_seed(s, e) in self.done:
                 self.episodes[s, e] += 1
-            self.warm_up.begin(s, e, int(self.episodes[s, e]))
+        self.warm_up.begin(self.began, self.episodes)
         if agent is not None:
             agent.begin(self.began, self.episodes)
         self.obs = self.obs.copy()  # the replay may still hold the last transition
@@ -128,7 +127,7 @@ class Interaction:
         uniform = self.warm_up.uniform(0, 1, (self.spec.action_dim,)).numpy()
         if self.spec.num_actions:
             return np.minimum(np.floor(uniform * self.spec.num_actions), self.spec.num_actions - 1)
-        return self.middle + self.half * (2 * uniform - 1)
+        return self.action_mid + self.action_half * (2 * uniform - 1)
 
     def _finish(self, s: int, e: int) -> None:
         track = self.tracks[s * len(self.lanes) + e]
@@ -188,6 +187,12 @@ class Interaction:
 
     def close(self) -> None:
         self.pool.close()
+
+
+def mean_of(recent: Iterable[Iterable[float]]) -> float | None:
+    """Mean over seeds and their latest episodes; None before there are any."""
+    values = [value for of_seed in recent for value in of_seed]
+    return sum(values) / len(values) if values else None
 
 
 class _Track:

@@ -227,8 +227,7 @@ class FineTuningData:
 
 def in_unit(action: np.ndarray, spec: Spec) -> np.ndarray:
     """Actions of the environment in units of [-1, 1], clipped a little inside."""
-    low, high = np.asarray(spec.action_low, np.float32), np.asarray(spec.action_high, np.float32)
-    unit = (action - (high + low) / 2) / ((high - low) / 2)
+    unit = (action - spec.action_mid) / spec.action_half
     return np.clip(unit, -1 + ACTION_MARGIN, 1 - ACTION_MARGIN)
 
 
