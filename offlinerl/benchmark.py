@@ -188,10 +188,7 @@ def steps_per_second(
     agent = agent_class(interaction.spec, (0,), **settings["agent"]).to(device)
     agent.configure_optimizers()
     agent.compile = True
-    priorities = (train["priority_alpha"], train["priority_beta"]) if train["prioritized"] else None
-    replay = Replay(
-        interaction.spec, (0,), 100_000, train["envs"], agent.gamma, agent.n_step, priorities, device
-    )  # fmt: skip
+    replay = Replay.of(agent, train, 100_000)
     warm_up = 2 * train["batch"]
     source = ReplayData(agent, interaction, replay, train["batch"], train["block"], train["steps_per_update"], warm_up)
     while agent.updates < 2 * agent.period:

@@ -519,14 +519,11 @@ class ReplayRun(Run):
     ray_address: str | None = None
     replay: Replay
 
-    def build_replay(self, device: torch.device, longest: int) -> None:
+    def build_replay(self, longest: int) -> None:
         """Make the environments to act in, and the replay for so many steps at the most."""
-        settings, seeds, agent = self.train_settings, self.about["seeds"], self.agent
-        envs = settings["envs"]
-        self.interaction = self.make_interaction(seeds, range(envs))
-        priorities = (settings["priority_alpha"], settings["priority_beta"]) if settings.get("prioritized") else None
-        capacity = min(settings["capacity"], longest + envs)
-        self.replay = Replay(self.pool.spec, seeds, capacity, envs, agent.gamma, agent.n_step, priorities, device)
+        settings, envs = self.train_settings, self.train_settings["envs"]
+        self.interaction = self.make_interaction(self.about["seeds"], range(envs))
+        self.replay = Replay.of(self.agent, settings, min(settings["capacity"], longest + envs))
 
     def make_interaction(self, seeds: Sequence[int], lanes: Sequence[int]) -> Interaction | Crew:
         """The environments, here or in as many workers as the settings say."""
@@ -602,7 +599,7 @@ class OnlineRun(ReplayRun):
         self.task = Task.of(self.entry)
         self.pool = make_pool(self.task, len(self.about["seeds"]), settings["final_episodes"])
         self.build_agent(device, self.end // settings["steps_per_update"])
-        self.build_replay(device, self.end)
+        self.build_replay(self.end)
         self.source = ReplayData(
             self.agent, self.interaction, self.replay, settings["batch"], settings["block"],
             settings["steps_per_update"], settings["warm_up"],
@@ -627,7 +624,7 @@ class FineTuning(ReplayRun, OfflineRun):
     def build(self, device: torch.device) -> None:
         super().build(device)
         settings, offline = self.train_settings, self.source
-        self.build_replay(device, settings["online_steps"])
+        self.build_replay(settings["online_steps"])
         online = ReplayData(
             self.agent, self.interaction, self.replay, settings["batch"], steps_per_update=settings["steps_per_update"],
             warm_up=0, table=offline, reward=load.online_reward(self.entry, self.raw),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from offlinerl.agent import Agent
 from offlinerl.rng import Streams
 from offlinerl.types import Batch, Spec, WeightedBatch
 
@@ -66,6 +67,13 @@ class Replay:
         self.streams = Streams(seeds, "rows", device)
         self.offsets = torch.arange(S, device=device).view(1, S, 1) * (self.places * envs)
         self.priorities = Priorities(S, self.places * envs, *priorities, device) if priorities else None
+
+    @classmethod
+    def of(cls, agent: Agent, train: Mapping[str, Any], capacity: int) -> Replay:
+        """The replay that an agent's training settings ask for, but for its size."""
+        priorities = (train["priority_alpha"], train["priority_beta"]) if train.get("prioritized") else None
+        spec, seeds, gamma, n_step = agent.spec, agent.seeds, agent.gamma, agent.n_step
+        return cls(spec, seeds, capacity, train["envs"], gamma, n_step, priorities, agent.device)
 
     def __len__(self) -> int:
         """Transitions of a seed that can be drawn."""
