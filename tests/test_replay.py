@@ -94,18 +94,20 @@ def test_a_seed_draws_the_same_alone_or_stacked():
     assert torch.equal(a.obs[:, 1] - 10_000, b.obs[:, 0])
 
 
-def test_a_saved_ring_goes_on_as_if_never_stopped():
-    for priorities in (None, (0.6, 0.4)):
-        ring = filled(steps=7, capacity=5, priorities=priorities)
-        if priorities:
-            ring.sample(1, 4)
-            ring.prioritize(torch.rand(1, 1, 4))
-        other = Replay(SPEC, (0,), 5, gamma=GAMMA, priorities=priorities)
-        other.load_state_dict(ring.state_dict())
-        for replay in (ring, other):
-            replay.add(step(7))
-        assert everything(ring) == everything(other)
-        assert all(torch.equal(a, b) for a, b in zip(ring.sample(3, 9), other.sample(3, 9), strict=True))
+@pytest.mark.parametrize("priorities", [None, (0.6, 0.4)])
+@pytest.mark.parametrize(("steps", "before", "after"), [(7, 5, 5), (7, 9, 40), (7, 40, 9)])
+def test_a_saved_ring_goes_on_as_if_never_stopped(steps, before, after, priorities):
+    """In a ring of another size too, if it is not full yet: the run is to be longer or shorter than it was."""
+    ring = filled(steps, before, priorities=priorities)
+    if priorities:
+        ring.sample(1, 4)
+        ring.prioritize(torch.rand(1, 1, 4))
+    other = Replay(SPEC, (0,), after, gamma=GAMMA, priorities=priorities)
+    other.load_state_dict(ring.state_dict())
+    for replay in (ring, other):
+        replay.add(step(steps))
+    assert everything(ring) == everything(other)
+    assert all(torch.equal(a, b) for a, b in zip(ring.sample(3, 9), other.sample(3, 9), strict=True))
 
 
 def test_priorities_draw_in_proportion_and_weigh_against_it():

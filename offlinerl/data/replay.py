@@ -211,8 +211,11 @@ class Priorities:
         return rows, (weight / weight.amax(-1, keepdim=True)).float()
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(tree=self.tree.clone(), largest=self.largest.clone())
+        return dict(values=self.tree[:, self.leaves :].clone(), largest=self.largest.clone())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.tree.copy_(state["tree"])
+        """Continue; the ring of a run that is to be longer than it was may have more rows than the saved one."""
+        rows = torch.arange(min(self.leaves, state["values"].shape[1]), device=self.tree.device)
+        self.tree.zero_()
+        self._set(rows.expand(len(self.tree), -1), state["values"].to(self.tree)[:, : len(rows)])
         self.largest.copy_(state["largest"])
