@@ -142,7 +142,8 @@ def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "decay_steps" in arguments and train.get("online_steps"):
         arguments["decay_steps"] = None
     elif arguments.get("decay_steps") == "updates":
-        arguments["decay_steps"] = train["updates"]
+        online = "steps" in train
+        arguments["decay_steps"] = train["steps"] // train["steps_per_update"] if online else train["updates"]
     return arguments
 
 

@@ -104,6 +104,13 @@ def test_a_table_that_was_never_written_is_begun_again(run, here):
     assert [row["step"] for row in rows(folder / "evaluations.csv")] == ["750"] * 4
 
 
+def test_a_schedule_over_the_whole_run_counts_updates(here):
+    folder = here / "decay"
+    argv = ("dqn", "--env", "CartPole-v1", "--steps", 500, "--config", here / "warm.yaml", *TINY)
+    assert fit(*argv, "--agent.decay_steps", "updates", "--out", folder) == 0
+    assert read(folder / "last.ckpt")["hyper_parameters"]["decay_steps"] == 250  # CartPole's schedule: one in 2 steps
+
+
 def test_a_lost_replay_is_named(run, here, capsys):
     folder = here / "lost"
     shutil.copytree(run, folder)

@@ -27,6 +27,8 @@ class DQN(Agent):
         double_q: choose the next action by the network and value it by the target.
         lr: Adam's learning rate.
         hidden: sizes of the hidden layers.
+        decay_steps: updates over which a cosine takes the learning rate to zero; None: constant. A constant one
+            keeps some tasks, CartPole among them, from ever settling.
         target_every: updates between two copies of the network to the target.
         epsilon: share of random actions at the start.
         final_epsilon: and from ``epsilon_steps`` on.
@@ -46,6 +48,7 @@ class DQN(Agent):
         double_q: bool = False,
         lr: float = 1e-3,
         hidden: Sequence[int] = (256, 256),
+        decay_steps: int | None = None,
         target_every: int = 250,
         epsilon: float = 1.0,
         final_epsilon: float = 0.05,
@@ -53,7 +56,7 @@ class DQN(Agent):
     ):
         super().__init__(spec, seeds, gamma, n_step)
         self.save_hyperparameters()
-        self.double_q, self.lr, self.target_every = double_q, lr, target_every
+        self.double_q, self.lr, self.decay_steps, self.target_every = double_q, lr, decay_steps, target_every
         self.epsilon, self.final_epsilon, self.epsilon_steps = epsilon, final_epsilon, epsilon_steps
         sizes = [spec.obs_dim, *hidden, spec.num_actions]
         self.q = MLP(sizes, (len(self.seeds),), self.init_rng("q"), init=uniform)
@@ -75,6 +78,7 @@ class DQN(Agent):
         return metrics
 
     def before_update(self) -> None:
+        self.cosine("q", self.decay_steps)
         if self.updates % self.target_every == 0:
             soft_update(self.target, self.q, 1.0)
 
