@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from offlinerl import agents, training
+from offlinerl import agents, config, training
 from offlinerl.checkpoint import read
 from offlinerl.cli import main
 from offlinerl.data.interaction import Interaction
@@ -248,7 +248,7 @@ def test_environments_are_divided_evenly():
         Life("sac", workers=3)
 
 
-def test_settings_for_workers():
+def test_settings_for_workers(monkeypatch):
     def settings(agent="td3", env="Pendulum-v1", **train):
         found = training.settings_for(agent, None, env, [0], None, dict(train=train))[0]["train"]
         return found["envs"], found["block"]
@@ -260,7 +260,8 @@ def test_settings_for_workers():
     assert settings(workers=3, envs=1) == (1, 96 // 3), "what was asked for stays, and is refused later"
     assert settings("d4pg", workers=3) == (6, 192), "of the four environments that d4pg has by itself"
     assert settings("dqn", "Acrobot-v1", workers=2) == (2, 16), "an update for every fourth step"
-    assert settings("dqn", "CartPole-v1", workers=1) == (1, 128), "it has longer blocks anyway"
+    monkeypatch.setitem(config.ONLINE, "block", 128)
+    assert settings("td3", workers=1) == (1, 128), "blocks are longer anyway"
     with pytest.raises(UserError, match="workers must be at least 0"):
         settings(workers=-1)
 

@@ -8,6 +8,7 @@ monitor. ``--returns`` trains both to the end on a small task and compares their
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -42,11 +43,12 @@ def theirs(name: str, env: str, seed: int = 0, small: bool = False) -> sb3.commo
             gradient_steps=1, gamma=0.98 if small else 0.99, action_noise=noise, seed=seed, buffer_size=100_000,
             policy_kwargs=dict(net_arch=[256, 256]),
         )  # fmt: skip
-    if small:  # the small task: CartPole with the settings of offlinerl's configs
+    if small:  # the settings of offlinerl's configs, with its target's 250 updates as the steps they take
         return sb3.DQN(
-            "MlpPolicy", env, 2.3e-3, batch_size=64, learning_starts=1000, train_freq=256, gradient_steps=128,
-            target_update_interval=10, exploration_fraction=8000 / 51200, exploration_final_eps=0.04,
-            policy_kwargs=dict(net_arch=[256, 256]), seed=seed, buffer_size=100_000,
+            "MlpPolicy", env, lambda left: 1e-3 * (1 + math.cos(math.pi * (1 - left))) / 2, gamma=0.98, batch_size=64,
+            learning_starts=1000, train_freq=2, gradient_steps=1, target_update_interval=500,
+            exploration_fraction=0.1, exploration_final_eps=0.05, policy_kwargs=dict(net_arch=[256, 256]), seed=seed,
+            buffer_size=100_000,
         )  # fmt: skip
     return sb3.DQN(
         "MlpPolicy", env, 1e-4, batch_size=32, learning_starts=100, train_freq=4, gradient_steps=1, seed=seed,
@@ -81,10 +83,12 @@ def their_returns(name: str, env: str, seed: int, steps: int, episodes: int) -> 
 
 
 def returns(seeds: int, episodes: int = 20) -> None:
-    for name, env, steps in (("td3", "Pendulum-v1", 20_000), ("dqn", "CartPole-v1", 51_200)):
+    # Theirs is not Double DQN.
+    tasks = (("td3", "Pendulum-v1", 10_000, {}), ("dqn", "CartPole-v1", 100_000, dict(double_q=False)))
+    for name, env, steps, agent in tasks:
         other = np.array([their_returns(name, env, seed, steps, episodes) for seed in range(seeds)])
         with tempfile.TemporaryDirectory() as folder:
-            over = dict(train=dict(final_episodes=episodes, steps=steps, eval_every=steps))
+            over = dict(agent=agent, train=dict(final_episodes=episodes, steps=steps, eval_every=steps))
             last = fit(name, env=env, seeds=range(seeds), over=over, out=Path(folder) / "run")["last"]
         low, high = bootstrap(other)
         print(
