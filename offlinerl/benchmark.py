@@ -185,7 +185,7 @@ def steps_per_second(
     settings = config.resolve(agent_name, agent_class, entry, over=over)
     train = settings["train"]
     interaction = Interaction(entry.env, (0,), range(train["envs"]))
-    agent = agent_class(interaction.spec, (0,), **settings["agent"]).to(device)
+    agent = agent_class(interaction.spec, (0,), **config.of_agent(settings)).to(device)
     agent.configure_optimizers()
     agent.compile = True
     replay = Replay.of(agent, train, 100_000)
