@@ -29,6 +29,7 @@ from offlinerl.device import pick_device
 from offlinerl.display import Display
 from offlinerl.envs.make import make, specification
 from offlinerl.evaluation import Task, evaluate
+from offlinerl.noise import epsilon_greedy
 from offlinerl.rng import Lanes
 from offlinerl.training import Interrupted, OnlineRun
 from offlinerl.types import UserError
@@ -396,11 +397,10 @@ class Frozen:
         """Noisy actions in the environment's units, ``[S, E, O] -> [S, E, A]``."""
         action, spec = self.agent.act(obs), self.agent.spec
         if spec.num_actions:
-            luck, choice = self.rng.uniform(0, 1, (2,)).to(action.device).chunk(2, -1)
-            return torch.where(luck < self.sigma, (choice * spec.num_actions).floor(), action)
-        mid, half = self.agent.action_mid, self.agent.action_half
-        noise = self.sigma * half * self.rng.normal((spec.action_dim,)).to(action.device)
-        return torch.clamp(action + noise, mid - half, mid + half)
+            return epsilon_greedy(action, self.sigma, spec.num_actions, self.rng)
+        low, high = (torch.tensor(side, device=action.device) for side in (spec.action_low, spec.action_high))
+        noise = self.sigma * self.agent.action_half * self.rng.normal((spec.action_dim,)).to(action.device)
+        return (action + noise).clamp(low, high)
 
 
 def policy_of(source: str, task: Task, sigma: float, seed: int, device: torch.device) -> Frozen | None:

@@ -144,6 +144,17 @@ def exploration(name: str, sigma: float) -> Exploration:
     return {"gaussian": Gaussian, "ou": OrnsteinUhlenbeck, "parameter": ParameterNoise}[name](sigma)
 
 
+def epsilon_greedy(greedy: Tensor, epsilon: float, num_actions: int, rng: Lanes) -> Tensor:
+    """Numbers of actions ``[S, E, 1]``, each replaced by a uniformly random one with probability ``epsilon``."""
+    luck = rng.uniform(0, 1, (2,)).numpy()  # [S, E, 2], whether and which
+    random = luck[..., :1] < epsilon
+    if not random.any():
+        return greedy
+    anything = np.minimum(np.floor(luck[..., 1:] * num_actions), num_actions - 1)
+    random, anything = (torch.from_numpy(x).to(greedy.device) for x in (random, anything))
+    return torch.where(random, anything, greedy)
+
+
 def linear(start: float, end: float, duration: int, step: int) -> float:
     """A value that goes from ``start`` to ``end`` in ``duration`` steps and stays there."""
     return start + (end - start) * min(step / duration, 1.0)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from offlinerl import losses
 from offlinerl.agent import Agent, Noise
 from offlinerl.nets import MLP, soft_update, uniform
-from offlinerl.noise import linear
+from offlinerl.noise import epsilon_greedy, linear
 from offlinerl.types import Batch, Metrics, Spec, WeightedBatch
 
 
@@ -87,9 +86,4 @@ class DQN(Agent):
         if not explore:
             return greedy
         epsilon = linear(self.epsilon, self.final_epsilon, self.epsilon_steps, self.steps)
-        luck = self.exploring(obs).uniform(0, 1, (2,)).numpy()  # [S, E, 2], whether and which
-        random = luck[..., :1] < epsilon
-        if random.any():
-            anything = np.minimum(np.floor(luck[..., 1:] * self.spec.num_actions), self.spec.num_actions - 1)
-            greedy[torch.from_numpy(random)] = torch.from_numpy(anything[random]).to(greedy)
-        return greedy
+        return epsilon_greedy(greedy, epsilon, self.spec.num_actions, self.exploring(obs))
