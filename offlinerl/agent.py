@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from offlinerl.capture import Step, capture, signature
-from offlinerl.optim import Adam
+from offlinerl.optim import Adam, clip_norm
 from offlinerl.rng import Lanes, Streams, generator
 from offlinerl.types import Batch, Metrics, Spec, UserError, WeightedBatch
 
@@ -59,12 +59,16 @@ class Agent(L.LightningModule, ABC):
     """Updates until the pattern of what ``update`` does repeats (for TD3, its actor delay)."""
     online = False
     """Whether it learns by acting in an environment, rather than from a fixed dataset."""
-    discrete = False
-    """Whether its actions are numbers of a finite set, rather than vectors."""
+    whole_episodes = False
+    """Whether a row of its batches is an episode, ``[S, B, T, ...]``, rather than a step of one."""
+    on_policy = False
+    """Whether it learns from what its policy has just done and nothing else."""
+    discrete: bool | None = False
+    """Whether its actions are numbers of a finite set, rather than vectors; None: either."""
 
     def __init__(self, spec: Spec, seeds: Sequence[int], gamma: float = 0.99, n_step: int = 1):
         super().__init__()
-        if self.discrete != bool(spec.num_actions):
+        if self.discrete not in (None, bool(spec.num_actions)):
             name, others = type(self).__name__, "discrete" if spec.num_actions else "continuous"
             raise UserError(f"{name} takes no {others} actions; an agent that does is {OF_KIND[others]}")
         self.automatic_optimization = False
@@ -96,7 +100,7 @@ class Agent(L.LightningModule, ABC):
         Args:
             batch: ``[S, B, ...]``, actions in units of [-1, 1].
             noise: what ``draw`` returned for this update.
-            k: index of the update within ``period``.
+            k: what ``phase`` returned for this update.
 
         Returns:
             Metrics, ``[S]`` each, and "priority", ``[S, B]``, if the replay may draw by it.
@@ -105,6 +109,10 @@ class Agent(L.LightningModule, ABC):
     def draw(self, batch_size: int) -> Noise:
         """The random numbers of one update; none by default."""
         return {}
+
+    def phase(self) -> int:
+        """Which of the kinds of update is next; its index within ``period`` by default."""
+        return self.updates % self.period
 
     # What it is given
 
@@ -125,7 +133,7 @@ class Agent(L.LightningModule, ABC):
             self.optim = {name: Adam(module.parameters(), rates[name]) for name, module in modules.items()}
         return list(self.optim.values())
 
-    def descend(self, name: str, loss: Tensor) -> Tensor:
+    def descend(self, name: str, loss: Tensor, max_norm: float | None = None) -> Tensor:
         """One step of a group down its loss.
 
         The loss is averaged over B and summed over critics and over seeds: a mean over seeds would make
@@ -134,6 +142,7 @@ class Agent(L.LightningModule, ABC):
         Args:
             name: the group, as named in ``adam``.
             loss: per-sample loss, ``[S, B]`` or ``[S, N, B]``.
+            max_norm: of each seed's gradient; longer ones are shortened. None: no limit.
 
         Returns:
             The loss of every seed, ``[S]``, without gradient.
@@ -141,7 +150,8 @@ class Agent(L.LightningModule, ABC):
         per_seed = loss.mean(-1).flatten(1).sum(-1) if loss.ndim > 2 else loss.mean(-1)  # [S]
         optimizer = self.optim[name]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        optimizer.descend(torch.autograd.grad(per_seed.sum(), parameters))
+        gradients = torch.autograd.grad(per_seed.sum(), parameters)
+        optimizer.descend(gradients if max_norm is None else clip_norm(gradients, max_norm))
         return per_seed.detach()
 
     def weighted(self, batch: Batch, loss: Tensor) -> Tensor:
@@ -185,6 +195,12 @@ class Agent(L.LightningModule, ABC):
         if steps:
             self.optim[name].anneal(0.5 * (1 + math.cos(math.pi * min(self.updates / steps, 1.0))))
 
+    def linear(self, steps: int | None) -> None:
+        """Anneal the learning rates of all groups to zero over ``steps`` environment steps; None leaves them."""
+        if steps:
+            for optimizer in self.optim.values():
+                optimizer.anneal(max(0.0, 1 - self.steps / steps))
+
     def learn(self, block: Batch) -> Metrics:
         """Take one update for every slice of a block ``[K, S, B, ...]``.
 
@@ -193,14 +209,14 @@ class Agent(L.LightningModule, ABC):
         """
         if not self.optim:
             self.configure_optimizers()
-        updates, _, batch_size = block.reward.shape[:3]
+        updates, _, batch_size = block.obs.shape[:3]
         if updates and not self._parts:
             self._parts = [self.part(seeds) for seeds in self.division(batch_size)]
         found: dict[str, list[Tensor]] = {}
         for k in range(updates):
             self.before_update()
             batch = block._make(x[k] for x in block)
-            for name, value in self._step(batch, self.draw(batch_size), self.updates % self.period).items():
+            for name, value in self._step(batch, self.draw(batch_size), self.phase()).items():
                 found.setdefault(name, []).append(value)
             self.updates += 1
         self.priorities = torch.stack(found.pop("priority")) if "priority" in found else None

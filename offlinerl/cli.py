@@ -222,7 +222,11 @@ def parser() -> argparse.ArgumentParser:
         "train an agent on a dataset or in an environment",
         epilog="--agent.KEY VALUE sets any setting of the agent.",
     )
-    p.add_argument("agent", nargs="?", help="xql, iql, bc; dqn, ddpg, td3, d4pg, sac, xtd3, xsac")
+    p.add_argument(
+        "agent",
+        nargs="?",
+        help="xql, iql, bc, is_reinforce; dqn, ddpg, td3, d4pg, sac, xtd3, xsac; reinforce, a2c, npg, trpo, ppo",
+    )
     p.add_argument("--dataset", metavar="NAME", help="a name of `offlinerl datasets list`, a Minari id or a D4RL file")
     p.add_argument("--env", metavar="ID", help="where to act, or a file's task: a Gymnasium id or a dataset's name")
     p.add_argument("--seeds", type=seed_list, metavar="N,N", help="seeds to train at once, as in 0,1,2 (default: 0)")
@@ -230,7 +234,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=count, metavar="N", help="environment steps, of an agent that learns by acting")
     p.add_argument("--online-steps", type=count, metavar="N", help="then fine-tune in the environment for N steps")
     p.add_argument("--config", type=Path, metavar="FILE", help="settings over the built-in ones; a run has such a file")
-    p.add_argument("--batch", type=count, metavar="N", help="transitions a gradient step")
+    p.add_argument(
+        "--batch", type=count, metavar="N", help="transitions a gradient step; a rollout, of an on-policy agent"
+    )
     p.add_argument("--eval-every", type=count, metavar="N", help="updates or steps between evaluations")
     p.add_argument("--eval-episodes", type=count, metavar="N", help="episodes of an evaluation while training")
     p.add_argument("--final-episodes", type=count, metavar="N", help="episodes of the evaluation of the last policy")
@@ -257,7 +263,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--append", action="store_true", help="add to a dataset that the same source collected")
     p.add_argument("--resume", action="store_true", help="go on with this collection where it was stopped")
     p.add_argument("--config", type=Path, metavar="FILE", help="settings of the agent over the built-in ones")
-    p.add_argument("--batch", type=count, metavar="N", help="transitions a gradient step")
+    p.add_argument(
+        "--batch", type=count, metavar="N", help="transitions a gradient step; a rollout, of an on-policy agent"
+    )
     p.add_argument("--eval-every", type=count, metavar="N", help="steps between evaluations of the agent")
     p.add_argument("--compile", type=on_off, metavar="WHEN", help="compile the update: auto (default), true or false")
     p.add_argument("--device", **device)

@@ -23,6 +23,9 @@ OFFLINE = dict(
 )  # fmt: skip
 """Settings of a training on a dataset and of fine-tuning after it, and their defaults."""
 
+EPISODES = OFFLINE | dict(batch=32, block=5)
+"""Of a training on a dataset's whole episodes, of which ``batch`` make a batch."""
+
 ONLINE = dict(
     steps=100_000, batch=256, eval_every=5_000, eval_episodes=10, final_episodes=20, block=1, compile="auto", envs=1,
     steps_per_update=1, warm_up=1_000, capacity=1_000_000, prioritized=False, priority_alpha=0.6, priority_beta=0.4,
@@ -31,12 +34,18 @@ ONLINE = dict(
 """Settings of a training by acting; see ``offlinerl.data.sources.ReplayData`` and ``offlinerl.data.replay.Replay``.
 ``workers`` are processes that act, see ``offlinerl.data.workers``; 0 is this one alone."""
 
+ON_POLICY = dict(
+    steps=1_000_000, batch=2_048, eval_every=20_000, eval_episodes=10, final_episodes=20, compile="auto", envs=1,
+)  # fmt: skip
+"""Settings of a training on the policy's own rollouts, of ``batch`` steps each in ``envs`` environments."""
+
 ROLLOUT = 32
 """Steps that a worker takes between two deliveries, unless ``block`` says otherwise, for a way costs milliseconds."""
 
 LIMITS = {
     **dict.fromkeys(
-        ("lr", "actor_lr", "critic_lr", "beta", "clip", "huber", "alpha"), ("greater than 0", lambda x: x > 0)
+        ("lr", "actor_lr", "critic_lr", "value_lr", "beta", "clip", "huber", "alpha", "max_kl", "max_grad_norm"),
+        ("greater than 0", lambda x: x > 0),
     ),
     **dict.fromkeys(
         (
@@ -47,25 +56,46 @@ LIMITS = {
             "target_noise",
             "target_noise_clip",
             "epsilon_steps",
+            "entropy",
+            "cg_damping",
         ),
         ("at least 0", lambda x: x >= 0),
     ),
     **dict.fromkeys(
-        ("n_step", "value_updates", "critics", "policy_delay", "target_every"), ("at least 1", lambda x: x >= 1)
+        (
+            "n_step",
+            "value_updates",
+            "critics",
+            "policy_delay",
+            "target_every",
+            "epochs",
+            "value_epochs",
+            "minibatch",
+            "cg_iterations",
+            "backtracks",
+        ),
+        ("at least 1", lambda x: x >= 1),
+    ),  # fmt: skip
+    **dict.fromkeys(
+        (OFFLINE | ONLINE | ON_POLICY).keys() - {"compile", "prioritized"}, ("at least 1", lambda x: x >= 1)
     ),
-    **dict.fromkeys((OFFLINE.keys() | ONLINE.keys()) - {"compile", "prioritized"}, ("at least 1", lambda x: x >= 1)),
     **dict.fromkeys(("warm_up", "online_steps", "workers"), ("at least 0", lambda x: x >= 0)),
     **dict.fromkeys(
-        ("priority_alpha", "priority_beta", "epsilon", "final_epsilon"), ("from 0 to 1", lambda x: 0 <= x <= 1)
+        ("priority_alpha", "priority_beta", "epsilon", "final_epsilon", "lam"), ("from 0 to 1", lambda x: 0 <= x <= 1)
     ),
     "num_atoms": ("at least 2", lambda x: x >= 2),
     "exploration": ("gaussian, ou or parameter", lambda x: x in ("gaussian", "ou", "parameter")),
-    "tau": ("greater than 0 and at most 1", lambda x: 0 < x <= 1),
-    "expectile": ("between 0 and 1", lambda x: 0 < x < 1),
+    "baseline": ("none, average or value", lambda x: x in ("none", "average", "value")),
+    "target_kl": ("greater than 0 or null", lambda x: x is None or x > 0),
+    **dict.fromkeys(("tau", "baseline_rate"), ("greater than 0 and at most 1", lambda x: 0 < x <= 1)),
+    **dict.fromkeys(("expectile", "shrink"), ("between 0 and 1", lambda x: 0 < x < 1)),
     "gamma": ("from 0 to 1", lambda x: 0 <= x <= 1),
     "dropout": ("at least 0 and less than 1", lambda x: 0 <= x < 1),
 }
 """What a setting must be, by name; a name means the same in every algorithm."""
+
+NULLABLE = {"target_entropy", "target_kl"}
+"""Numbers that may be null."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +136,10 @@ def resolve(
     Raises:
         UserError: a setting is unknown or of the wrong type; the message names the nearest ones.
     """
-    defaults = ONLINE if agent.online else OFFLINE
+    if agent.online:
+        defaults = ON_POLICY if agent.on_policy else ONLINE
+    else:
+        defaults = EPISODES if agent.whole_episodes else OFFLINE
     family = paths.share("configs", agent_name, f"{'online' if agent.online else entry.family}.yaml")
     asked = merge(_read_for(Path(file), entry) if file else {}, over or {})
     settings = merge(dict(agent={}, train=defaults), _read_for(family, entry) if family.is_file() else {})
@@ -143,7 +176,7 @@ def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
         arguments["decay_steps"] = None
     elif arguments.get("decay_steps") == "updates":
         online = "steps" in train
-        arguments["decay_steps"] = train["steps"] // train["steps_per_update"] if online else train["updates"]
+        arguments["decay_steps"] = train["steps"] // train.get("steps_per_update", 1) if online else train["updates"]
     return arguments
 
 
@@ -182,8 +215,8 @@ def _value(key: str, value: Any, default: Any) -> Any:
         fits, wanted = isinstance(value, bool), "true or false"
     elif isinstance(default, int):
         fits, wanted = whole, "a whole number"
-    elif isinstance(default, float) or key == "target_entropy":
-        number = number or (key == "target_entropy" and value is None)
+    elif isinstance(default, float) or key in NULLABLE:
+        number = number or (key in NULLABLE and value is None)
         fits, wanted = number, "a number"
     elif isinstance(default, str):
         fits, wanted = isinstance(value, str), "a word"

@@ -6,6 +6,8 @@ mixes two entries of any other axis, so that stacked seeds cannot leak into each
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -106,3 +108,116 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         ``[..., B]``.
     """
     return -(target.detach() * logits.log_softmax(-1)).sum(-1)
+
+
+def policy_gradient(log_prob: Tensor, advantage: Tensor) -> Tensor:
+    """``-log pi(a|s) A``, whose gradient is minus a sample of the policy gradient.
+
+    Williams, REINFORCE, 1992, theorem 1; Sutton et al., 2000, theorem 1. Both arguments ``[..., B]``; no gradient
+    flows through ``advantage``.
+    """
+    return -log_prob * advantage.detach()
+
+
+def surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> Tensor:
+    """``-(pi / pi_old) A``: what a policy near the old one gains over it, estimated on the old one's samples.
+
+    TRPO (Schulman et al., ICML 2015), equation 14. Its gradient at the old policy is ``policy_gradient``'s. All
+    arguments ``[..., B]``; no gradient flows through the last two.
+    """
+    return -torch.exp(log_prob - old_log_prob.detach()) * advantage.detach()
+
+
+def ppo_clip(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """The surrogate, without what is to be gained by leaving ``[1 - clip, 1 + clip]`` times the old probability.
+
+    PPO (Schulman et al., 2017, arXiv 1707.06347), equation 7. All arguments ``[..., B]``; no gradient flows through
+    the last two.
+    """
+    ratio, advantage = torch.exp(log_prob - old_log_prob.detach()), advantage.detach()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+def trajectory_weights(log_ratio: Tensor, limit: float = math.inf, normalized: bool = False) -> Tensor:
+    """``prod_{t' <= t} pi(a_t'|s_t') / mu(a_t'|s_t')``: how much likelier the first t steps are under pi than they
+    were under the behaviour mu that took them.
+
+    Precup, Sutton & Singh, ICML 2000, section 3: per-decision importance sampling.
+
+    Args:
+        log_ratio: ``log pi - log mu`` of every step and 0 after the end of an episode, ``[..., B, T]``.
+        limit: upper bound of a weight; weights above it have no gradient.
+        normalized: then divide the weights of a step by their mean over B, the weighted importance sampling.
+
+    Returns:
+        ``[..., B, T]``.
+    """
+    log_weight = log_ratio.cumsum(-1).clamp(max=math.log(limit))
+    if normalized:  # before the exponential, which may make all of them vanish
+        log_weight = log_weight - log_weight.logsumexp(-2, keepdim=True) + math.log(log_weight.shape[-2])
+    return log_weight.exp()
+
+
+def effective_sample_size(log_weight: Tensor) -> Tensor:
+    """``(sum w)^2 / sum w^2``: as many samples without weights would tell as much, from 1 to B.
+
+    Kong, 1992; Owen, Monte Carlo theory, methods and examples, equation 9.13.
+
+    Args:
+        log_weight: ``[..., B]``.
+
+    Returns:
+        ``[...]``.
+    """
+    return torch.exp(2 * log_weight.logsumexp(-1) - (2 * log_weight).logsumexp(-1))
+
+
+def sampled_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
+    """``r - 1 - log r`` with ``r = pi / pi_old``: at least 0, and under the old policy its mean is KL(old || new).
+
+    Schulman, Approximating KL divergence, 2020. Both arguments ``[..., B]``.
+    """
+    log_ratio = log_prob - old_log_prob.detach()
+    return torch.expm1(log_ratio) - log_ratio
+
+
+def standardized(x: Tensor) -> Tensor:
+    """With mean 0 and deviation 1 over the last axis, each of the others by itself; ``[..., B]``."""
+    return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-8)
+
+
+def accumulate(x: Tensor, factor: Tensor) -> Tensor:
+    """``y_t = x_t + factor_t * y_{t+1}`` along the last axis T, with y zero after its end; ``[..., T]``.
+
+    The steps are joined in pairs, pairs of pairs and so on (Blelloch, Prefix sums, 1990), log2 T operations instead
+    of T.
+    """
+    y, factor, reach, T = x.clone(), factor.clone(), 1, x.shape[-1]
+    while reach < T:
+        # y_t covers `reach` steps from t on, and factor_t leads past them
+        y[..., :-reach] = y[..., :-reach] + factor[..., :-reach] * y[..., reach:]
+        factor[..., :-reach] = factor[..., :-reach] * factor[..., reach:]
+        factor[..., -reach:] = 0
+        reach *= 2
+    return y
+
+
+def gae(reward: Tensor, discount: Tensor, last: Tensor, value: Tensor, next_value: Tensor, lam: float) -> Tensor:
+    """Generalised advantage estimation: ``A_t = delta_t + gamma lam A_{t+1}``, the sum ending where an episode does.
+
+    Schulman et al., ICLR 2016, equation 16. With ``lam`` 0 it is the error of one step, with 1 the Monte-Carlo return
+    less the value; what is cut off, by a truncation or the end of the rollout, is made up for by ``next_value``.
+
+    Args:
+        reward: ``[..., T]``.
+        discount: ``gamma (1 - terminated)``, ``[..., T]``.
+        last: 1 where an episode ends, by termination or truncation, ``[..., T]``.
+        value: V of the observations, ``[..., T]``.
+        next_value: V of their true successors, ``[..., T]``.
+        lam: share of the next step's advantage.
+
+    Returns:
+        ``[..., T]``.
+    """
+    delta = reward + discount * next_value - value
+    return accumulate(delta, lam * discount * (1 - last))

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Categorical, Independent, Normal
 from torch.func import functional_call
 
 from offlinerl.rng import Lanes, Streams
+from offlinerl.types import Spec
 
 Init = Callable[[Tensor, Tensor, Generator], None]
 """Fills a weight ``[I, out]`` and a bias ``[1, out]`` in place."""
 
 
-def orthogonal(weight: Tensor, bias: Tensor, rng: Generator) -> None:
+def orthogonal(weight: Tensor, bias: Tensor, rng: Generator, gain: float = math.sqrt(2)) -> None:
     """Orthogonal weights (Saxe et al., 2014) with gain sqrt(2), as in the reference IQL and XQL; zero biases."""
-    nn.init.orthogonal_(weight, math.sqrt(2), generator=rng)
+    nn.init.orthogonal_(weight, gain, generator=rng)
     bias.zero_()
 
 
@@ -92,16 +94,17 @@ def drop(x: Tensor, kept: Tensor, rate: float) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them: ``[*lead, B, sizes[0]] -> [*lead, B, sizes[-1]]``.
+    """Linear layers with an activation between them: ``[*lead, B, sizes[0]] -> [*lead, B, sizes[-1]]``.
 
     Args:
         sizes: features of the input, of every hidden layer and of the output.
         lead: the leading axes of every parameter.
         rng: S generators for the initial weights.
-        layer_norm: normalise before every ReLU.
-        dropout: rate of dropout after every ReLU, applied only where ``forward`` is given masks.
+        layer_norm: normalise before every activation.
+        dropout: rate of dropout after every activation, applied only where ``forward`` is given masks.
         init: how the layers start.
         last_init: how the last one does, if not like the others.
+        activation: between the layers.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         init: Init = orthogonal,
         last_init: Init | None = None,
+        activation: Callable[[Tensor], Tensor] = torch.relu,
     ):
         super().__init__()
         inits = [init] * (len(sizes) - 2) + [last_init or init]
@@ -120,7 +124,7 @@ class MLP(nn.Module):
             Linear(i, o, lead, rng, start) for i, o, start in zip(sizes[:-1], sizes[1:], inits, strict=True)
         )
         self.norms = nn.ModuleList(LayerNorm(size, lead) for size in sizes[1:-1] if layer_norm)
-        self.dropout = dropout
+        self.dropout, self.activation = dropout, activation
 
     def forward(self, x: Tensor, kept: Sequence[Tensor] | None = None) -> Tensor:
         *hidden, last = self.layers
@@ -128,7 +132,7 @@ class MLP(nn.Module):
             x = layer(x)
             if self.norms:
                 x = self.norms[i](x)
-            x = torch.relu(x)
+            x = self.activation(x)
             if kept is not None:
                 x = drop(x, kept[i], self.dropout)
         return last(x)
@@ -144,9 +148,14 @@ class Value(nn.Module):
         rng: Sequence[Generator],
         layer_norm: bool = False,
         init: Init = orthogonal,
+        last_init: Init | None = None,
+        activation: Callable[[Tensor], Tensor] = torch.relu,
     ):
         super().__init__()
-        self.net = MLP([obs_dim, *hidden, 1], (len(rng),), rng, layer_norm=layer_norm, init=init)
+        self.net = MLP(
+            [obs_dim, *hidden, 1], (len(rng),), rng, layer_norm=layer_norm, init=init, last_init=last_init,
+            activation=activation,
+        )  # fmt: skip
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.net(obs).squeeze(-1)
@@ -270,6 +279,105 @@ class GaussianActor(nn.Module):
         if explore is None:
             return mean
         return (mean + self.std() * explore.normal(mean.shape[2:]).to(mean.device)).clamp(-1, 1)
+
+
+class Policy(nn.Module):
+    """A stochastic policy of the policy-gradient papers: ``[S, B, O]`` -> a distribution over actions ``[S, B, A]``.
+
+    Its network has tanh between its layers, as in TRPO (Schulman et al., 2015, appendix D) and PPO (2017, section
+    6.1), and nearly the same output for every observation at the start (Andrychowicz et al., 2021, section 3.2).
+    """
+
+    def __init__(self, obs_dim: int, outputs: int, hidden: Sequence[int], rng: Sequence[Generator]):
+        super().__init__()
+        last = partial(orthogonal, gain=0.01)
+        self.net = MLP([obs_dim, *hidden, outputs], (len(rng),), rng, last_init=last, activation=torch.tanh)
+
+    def forward(self, obs: Tensor) -> Independent:
+        raise NotImplementedError
+
+    def act(self, obs: Tensor, explore: Lanes | None = None) -> Tensor:
+        """The likeliest action, or a sample drawn from ``explore``: ``[S, E, O] -> [S, E, A]``."""
+        raise NotImplementedError
+
+
+class GaussianPolicy(Policy):
+    """A Normal in units of [-1, 1], though without bounds; its log-deviation does not see the state."""
+
+    LOG_STD_RANGE = (-5.0, 2.0)
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int], rng: Sequence[Generator]):
+        super().__init__(obs_dim, action_dim, hidden, rng)
+        self.log_std = nn.Parameter(torch.zeros(len(rng), 1, action_dim))
+
+    def std(self) -> Tensor:
+        return self.log_std.clamp(*self.LOG_STD_RANGE).exp()  # [S, 1, A]
+
+    def forward(self, obs: Tensor) -> Independent:
+        mean = self.net(obs)
+        normal = Normal(mean, self.std().expand_as(mean), validate_args=False)
+        return Independent(normal, 1, validate_args=False)
+
+    def act(self, obs: Tensor, explore: Lanes | None = None) -> Tensor:
+        mean = self.net(obs)
+        if explore is None:
+            return mean
+        return mean + self.std() * explore.normal(mean.shape[2:]).to(mean.device)
+
+
+class CategoricalPolicy(Policy):
+    """Discrete actions, given by their number: ``outputs`` of them, A = 1."""
+
+    def forward(self, obs: Tensor) -> Independent:
+        categorical = Categorical(logits=self.net(obs).unsqueeze(-2), validate_args=False)
+        return Independent(categorical, 1, validate_args=False)
+
+    def act(self, obs: Tensor, explore: Lanes | None = None) -> Tensor:
+        logits = self.net(obs)  # [S, E, actions]
+        if explore is not None:  # the largest of logits with Gumbel noise is a sample (Gumbel, 1954)
+            uniform = explore.uniform(torch.finfo(torch.float32).tiny, 1, logits.shape[2:])
+            logits = logits - torch.log(-torch.log(uniform.to(logits.device)))
+        return logits.argmax(-1, keepdim=True).float()
+
+
+class RunningNorm(nn.Module):
+    """The mean and the variance of every dimension of all that was seen, a seed: what is to be normalised by them
+    is ``[S, B, D]``. Before anything was seen it changes nothing.
+
+    Chan, Golub & LeVeque, 1979, for the merging of two sets' moments.
+    """
+
+    def __init__(self, seeds: int, size: int, limit: float = 10.0):
+        super().__init__()
+        self.limit = limit
+        self.register_buffer("mean", torch.zeros(seeds, 1, size))
+        self.register_buffer("var", torch.ones(seeds, 1, size))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def see(self, x: Tensor) -> None:
+        """Take ``[S, B, D]`` into account."""
+        count, total = x.shape[1], self.count + x.shape[1]
+        share = (count / total).to(x.dtype)
+        mean = x.mean(1, keepdim=True)
+        apart = (mean - self.mean).square()
+        self.var += share * (x.var(1, correction=0, keepdim=True) - self.var + (1 - share) * apart)
+        self.mean += share * (mean - self.mean)
+        self.count.copy_(total)
+
+    def scale(self, x: Tensor) -> Tensor:
+        """In units of the deviation, and within the limit."""
+        return (x * (self.var + 1e-8).rsqrt()).clamp(-self.limit, self.limit)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Likewise, from the mean on."""
+        return self.scale(x - self.mean)
+
+
+def stochastic_policy(spec: Spec, hidden: Sequence[int], rng: Sequence[Generator]) -> Policy:
+    """The policy for a task's kind of actions."""
+    if spec.num_actions:
+        return CategoricalPolicy(spec.obs_dim, spec.num_actions, hidden, rng)
+    return GaussianPolicy(spec.obs_dim, spec.action_dim, hidden, rng)
 
 
 @torch.no_grad()

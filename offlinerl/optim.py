@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -64,3 +64,48 @@ class Adam(torch.optim.Optimizer):
                 m.lerp_(grad, 1 - beta1)
                 v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
                 p.addcdiv_(m * -rate, v.sqrt() * correction + group["eps"])
+
+
+def clip_norm(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:
+    """Gradients ``[S, ...]``, those of a seed shortened together where their norm is above ``limit``.
+
+    Pascanu et al., ICML 2013, algorithm 1.
+    """
+    norm = torch.stack([g.flatten(1).square().sum(-1) for g in gradients]).sum(0).sqrt()  # [S]
+    share = (limit / (norm + 1e-6)).clamp(max=1.0)
+    return [g * share.view(-1, *[1] * (g.ndim - 1)) for g in gradients]
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Parameters ``[S, ...]`` of a network as one vector a seed, ``[S, P]``."""
+    return torch.cat([t.flatten(1) for t in tensors], 1)
+
+
+def unflatten(vectors: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """What ``flatten`` made of tensors with the shapes of ``like``."""
+    sizes = [t[0].numel() for t in like]
+    return [v.view_as(t) for v, t in zip(vectors.split(sizes, 1), like, strict=True)]
+
+
+def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float) -> Tensor:
+    """Solve ``A x = b`` for every seed, given A only as ``product(v) = A v``; A is symmetric and positive definite.
+
+    Hestenes & Stiefel, 1952, as TRPO (Schulman et al., 2015, appendix C) uses it.
+
+    Args:
+        product: ``[S, P] -> [S, P]``.
+        b: ``[S, P]``.
+        iterations: the most to take, each one product.
+        tolerance: of the squared residual; a seed that has come so far rests.
+    """
+    x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
+    squared = residual.square().sum(-1, keepdim=True)  # [S, 1]
+    for _ in range(iterations):
+        moving = squared > tolerance
+        curved = product(direction)
+        length = torch.where(moving, squared / (direction * curved).sum(-1, keepdim=True), 0.0)
+        x = x + torch.where(moving, length * direction, 0.0)
+        residual = residual - torch.where(moving, length * curved, 0.0)
+        before, squared = squared, residual.square().sum(-1, keepdim=True)
+        direction = torch.where(moving, residual + squared / before * direction, direction)
+    return x

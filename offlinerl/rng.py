@@ -47,6 +47,10 @@ class Streams:
         """Uniform int64 in [0, high), ``[S, *shape]``."""
         return self._fill("random_", (0, high), shape, torch.int64)
 
+    def permutation(self, count: int) -> Tensor:
+        """The numbers from 0 to ``count - 1`` in random order, ``[S, count]``."""
+        return torch.stack([torch.randperm(count, generator=rng, device=self.device) for rng in self.generators])
+
     def uniform(self, low: float, high: float, shape: Sequence[int]) -> Tensor:
         """Uniform float32 in [low, high), ``[S, *shape]``."""
         return self._fill("uniform_", (low, high), shape, torch.float32)

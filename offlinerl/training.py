@@ -32,7 +32,7 @@ from offlinerl.data import load, registry
 from offlinerl.data.interaction import Interaction, mean_of
 from offlinerl.data.record import aside, write_whole
 from offlinerl.data.replay import Replay
-from offlinerl.data.sources import FineTuningData, OfflineData, ReplayData
+from offlinerl.data.sources import EpisodeData, FineTuningData, OfflineData, ReplayData, RolloutData
 from offlinerl.data.workers import Crew, OnRay
 from offlinerl.device import pick_device
 from offlinerl.display import Display
@@ -177,7 +177,7 @@ class Run(L.Callback):
     """What the run counts: the column by that name in its tables, and its length as ``<clock>s`` in the settings."""
 
     agent: Agent
-    source: OfflineData | ReplayData | FineTuningData
+    source: OfflineData | ReplayData | RolloutData | FineTuningData
     task: Task
     pool: Pool
     dataset_score: float | None = None
@@ -198,8 +198,8 @@ class Run(L.Callback):
         """Make the agent, its source, its task and the environments to evaluate it in."""
         raise NotImplementedError
 
-    def build_agent(self, device: torch.device, updates: int) -> None:
-        """Make the agent for the pool's task; ``updates`` are the most it can take."""
+    def build_agent(self, device: torch.device) -> None:
+        """Make the agent for the pool's task."""
         agent_class = agents.get(self.about["agent"])
         try:
             self.agent = agent_class(self.pool.spec, self.about["seeds"], **config.of_agent(self.settings))
@@ -208,7 +208,12 @@ class Run(L.Callback):
         self.agent.task = json.loads(json.dumps(asdict(self.task)))
         self.agent.to(device)
         self.agent.configure_optimizers()
-        self.agent.compile = wants_compile(self.train_settings["compile"], updates)
+        self.agent.compile = wants_compile(self.train_settings["compile"], self.updates)
+
+    @property
+    def updates(self) -> int:
+        """About how many updates the whole run takes."""
+        return self.train_settings["updates"]
 
     @property
     def now(self) -> int:
@@ -225,14 +230,18 @@ class Run(L.Callback):
         """Episodes of each policy for an evaluation on the way."""
         return self.train_settings["eval_episodes"]
 
+    @property
+    def every(self) -> int:
+        """What the clock shows between two evaluations."""
+        return self.train_settings["eval_every"]
+
     def due(self) -> bool:
         """Whether an evaluation belongs here."""
-        return self.now % self.train_settings["eval_every"] == 0
+        return self.now % self.every == 0
 
     def look_ahead(self) -> None:
         """Let the source's next epoch end where the next evaluation is due."""
-        every = self.train_settings["eval_every"]
-        ahead = min(self.now // every * every + every, self.end) - self.now
+        ahead = min(self.now // self.every * self.every + self.every, self.end) - self.now
         setattr(self.source, f"{self.clock}s_ahead", ahead)
 
     # The course of a run
@@ -501,15 +510,16 @@ class OfflineRun(Run):
         seeds = self.about["seeds"]
         self.task = task_of(self.entry, data)
         self.pool = make_pool(self.task, len(seeds), self.train_settings["final_episodes"])
-        self.build_agent(device, self.train_settings["updates"])
-        self.source = OfflineData(
+        self.build_agent(device)
+        self.source = (EpisodeData if self.agent.whole_episodes else OfflineData)(
             data.transitions(self.agent.gamma, self.agent.n_step), self.pool.spec, seeds,
             self.train_settings["batch"], self.train_settings["block"], device,
         )  # fmt: skip
 
 
-class ReplayRun(Run):
-    """A run with a replay, which is saved beside the checkpoint, for it is large.
+class ActingRun(Run):
+    """A run whose agent acts. What it has lived through, if it is kept, is saved beside the checkpoint, for it is
+    large.
 
     Attributes:
         ray_address: of the cluster that its workers run on; None is this machine.
@@ -517,22 +527,22 @@ class ReplayRun(Run):
 
     interaction: Interaction | Crew
     ray_address: str | None = None
-    replay: Replay
+    replay: Replay | None = None
 
-    def build_replay(self, longest: int) -> None:
-        """Make the environments to act in, and the replay for so many steps at the most."""
-        settings, envs = self.train_settings, self.train_settings["envs"]
-        self.interaction = self.make_interaction(self.about["seeds"], range(envs))
-        self.replay = Replay.of(self.agent, settings, min(settings["capacity"], longest + envs))
-
-    def make_interaction(self, seeds: Sequence[int], lanes: Sequence[int]) -> Interaction | Crew:
-        """The environments, here or in as many workers as the settings say."""
-        env, obs_keys, workers = self.task.env, self.task.obs_keys, self.train_settings.get("workers", 0)
+    def make_interaction(self) -> Interaction | Crew:
+        """The environments to act in, here or in as many workers as the settings say."""
+        settings, seeds, lanes = self.train_settings, self.about["seeds"], range(self.train_settings["envs"])
+        env, obs_keys, workers = self.task.env, self.task.obs_keys, settings.get("workers", 0)
         if not workers:
             return Interaction(env, seeds, lanes, obs_keys)
         agent = partial(type(self.agent), self.pool.spec, seeds, **config.of_agent(self.settings))
         place = OnRay(workers, self.ray_address)
         return Crew(env, seeds, lanes, obs_keys, agent, workers, place, self.display.say)
+
+    def make_replay(self, longest: int) -> Replay:
+        """A replay for so many steps at the most."""
+        settings = self.train_settings
+        return Replay.of(self.agent, settings, min(settings["capacity"], longest + settings["envs"]))
 
     def require_whole(self, source: ReplayData, *names: str) -> None:
         """Raises a UserError unless these settings are whole numbers of strides."""
@@ -559,7 +569,7 @@ class ReplayRun(Run):
         return super().note() if mean is None else f"return {mean:.1f}"
 
     def save(self, trainer: L.Trainer, name: str) -> None:
-        if name != "last.ckpt":
+        if self.replay is None or name != "last.ckpt":
             super().save(trainer, name)
             return
         # First the replay under a name of its own, then the checkpoint that means it: at any moment there is a pair.
@@ -576,6 +586,8 @@ class ReplayRun(Run):
 
     def restore(self) -> None:
         super().restore()
+        if self.replay is None:
+            return
         path = self.replay_file(self.agent.steps)
         try:
             saved = torch.load(path, map_location=self.replay.packed.device, weights_only=True)
@@ -588,18 +600,24 @@ class ReplayRun(Run):
         self.interaction.close()
 
 
-class OnlineRun(ReplayRun):
-    """A training by acting in an environment, which counts its steps."""
+class OnlineRun(ActingRun):
+    """A training by acting in an environment, which counts its steps. On-policy, both its length and the steps
+    between evaluations are rounded up to whole rollouts."""
 
     clock = "step"
 
     def build(self, device: torch.device) -> None:
         settings = self.train_settings
+        self.on_policy = agents.get(self.about["agent"]).on_policy
         self.entry = registry.task(self.about["env"])
         self.task = Task.of(self.entry)
         self.pool = make_pool(self.task, len(self.about["seeds"]), settings["final_episodes"])
-        self.build_agent(device, self.end // settings["steps_per_update"])
-        self.build_replay(self.end)
+        self.build_agent(device)
+        self.interaction = self.make_interaction()
+        if self.on_policy:
+            self.source = RolloutData(self.agent, self.interaction, settings["batch"])
+            return
+        self.replay = self.make_replay(self.end)
         self.source = ReplayData(
             self.agent, self.interaction, self.replay, settings["batch"], settings["block"],
             settings["steps_per_update"], settings["warm_up"],
@@ -607,11 +625,30 @@ class OnlineRun(ReplayRun):
         self.require_whole(self.source, "steps", "eval_every")
 
     @property
+    def updates(self) -> int:
+        settings = self.train_settings
+        if self.on_policy:
+            return self.end // settings["batch"] * self.agent.updates_in(settings["batch"])
+        return self.end // settings["steps_per_update"]
+
+    @property
     def now(self) -> int:
         return self.source.steps
 
+    @property
+    def end(self) -> int:
+        return self._in_rollouts(super().end)
 
-class FineTuning(ReplayRun, OfflineRun):
+    @property
+    def every(self) -> int:
+        return self._in_rollouts(super().every)
+
+    def _in_rollouts(self, steps: int) -> int:
+        batch = self.train_settings["batch"]
+        return -(-steps // batch) * batch if self.on_policy else steps
+
+
+class FineTuning(ActingRun, OfflineRun):
     """A training on a dataset that goes on in the environment, as in the paper's second table. It counts updates,
     of which every ``steps_per_update`` steps bring one, and evaluates at the switch too.
 
@@ -624,7 +661,7 @@ class FineTuning(ReplayRun, OfflineRun):
     def build(self, device: torch.device) -> None:
         super().build(device)
         settings, offline = self.train_settings, self.source
-        self.build_replay(settings["online_steps"])
+        self.interaction, self.replay = self.make_interaction(), self.make_replay(settings["online_steps"])
         online = ReplayData(
             self.agent, self.interaction, self.replay, settings["batch"], steps_per_update=settings["steps_per_update"],
             warm_up=0, table=offline, reward=load.online_reward(self.entry, self.raw),
@@ -638,7 +675,7 @@ class FineTuning(ReplayRun, OfflineRun):
         return settings["updates"] + settings["online_steps"] // settings["steps_per_update"]
 
     def look_ahead(self) -> None:
-        switch, every = self.source.switch, self.train_settings["eval_every"]
+        switch, every = self.source.switch, self.every
         if self.now < switch:
             ahead = min(self.now // every * every + every, switch)
         else:

@@ -137,3 +137,108 @@ def test_cross_entropy_by_hand():
     assert loss.item() == pytest.approx(-0.5 * math.log(0.25) - 0.5 * math.log(0.75))
     loss.sum().backward()
     assert target.grad is None and logits.grad[0].tolist() == pytest.approx([-0.25, 0.25])
+
+
+def test_policy_gradient_and_surrogate_by_hand():
+    log_prob, advantage = torch.tensor([-1.0, -2.0]), torch.tensor([3.0, -4.0])
+    assert losses.policy_gradient(log_prob, advantage).tolist() == [3.0, -8.0]
+    gain = losses.surrogate(log_prob, torch.tensor([-1.0, -3.0]), advantage)
+    assert gain.tolist() == pytest.approx([-3.0, 4 * math.e])
+
+
+def test_the_surrogates_gradient_at_the_old_policy_is_the_policy_gradient():
+    log_prob = torch.randn(2, 50, dtype=torch.float64).requires_grad_()
+    advantage = torch.randn(2, 50, dtype=torch.float64)
+    (ours,) = torch.autograd.grad(losses.policy_gradient(log_prob, advantage).sum(), log_prob)
+    (theirs,) = torch.autograd.grad(losses.surrogate(log_prob, log_prob, advantage).sum(), log_prob)
+    assert torch.allclose(ours, theirs)
+
+
+def test_ppo_clip_by_hand():
+    # ratios 1.5, 1.5, 0.5, 0.5; only what would gain by going further is held back
+    old = torch.zeros(4)
+    new = torch.tensor([1.5, 1.5, 0.5, 0.5]).log().requires_grad_()
+    loss = losses.ppo_clip(new, old, torch.tensor([2.0, -2.0, 2.0, -2.0]), clip=0.2)
+    assert loss.tolist() == pytest.approx([-2.4, 3.0, -1.0, 1.6])
+    loss.sum().backward()
+    assert new.grad.tolist() == pytest.approx([0.0, 3.0, -1.0, 0.0])
+
+
+def test_ppo_without_a_clip_is_the_surrogate():
+    new, old, advantage = torch.randn(3, 4, 64)
+    new.requires_grad_()
+    (clipped,) = torch.autograd.grad(losses.ppo_clip(new, old, advantage, math.inf).sum(), new)
+    (plain,) = torch.autograd.grad(losses.surrogate(new, old, advantage).sum(), new)
+    assert torch.equal(clipped, plain)
+
+
+def test_sampled_kl_by_hand_and_on_average():
+    ratio = torch.tensor([2.0, 0.5])
+    got = losses.sampled_kl(ratio.log(), torch.zeros(2))
+    assert got.tolist() == pytest.approx([1 - math.log(2), -0.5 + math.log(2)])
+    old, new = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(0.3, 0.8)
+    torch.manual_seed(0)
+    x = old.sample((200_000,))
+    sampled = losses.sampled_kl(new.log_prob(x), old.log_prob(x))
+    error = sampled.std() / len(x) ** 0.5
+    assert abs(sampled.mean() - torch.distributions.kl_divergence(old, new)) < 4 * error
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 8, 100])
+def test_accumulate_is_the_recursion(T):
+    generator = torch.Generator().manual_seed(T)
+    x, factor = torch.randn(2, 3, T, generator=generator, dtype=torch.float64), torch.rand(2, 3, T, generator=generator)
+    expected, after = torch.empty_like(x), torch.zeros(2, 3, dtype=torch.float64)
+    for t in reversed(range(T)):
+        after = expected[..., t] = x[..., t] + factor[..., t] * after
+    assert torch.allclose(losses.accumulate(x, factor.double()), expected)
+
+
+def test_gae_by_hand():
+    # an episode that terminates after two steps, then one that the rollout cuts after one; gamma 0.5, lambda 0.5
+    reward, discount = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 0.0, 0.5])
+    last, value, next_value = (
+        torch.tensor([0.0, 1.0, 0.0]),
+        torch.tensor([4.0, 6.0, 8.0]),
+        torch.tensor([6.0, 99.0, 10]),
+    )
+    # deltas: 1 + 3 - 4 = 0; 2 - 6 = -4; 3 + 5 - 8 = 0
+    got = losses.gae(reward, discount, last, value, next_value, 0.5)
+    assert got.tolist() == pytest.approx([0 + 0.25 * -4, -4.0, 0.0])
+
+
+def test_gae_bootstraps_a_truncation_and_goes_no_further():
+    reward, discount = torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.5])
+    got = losses.gae(reward, discount, torch.tensor([1.0, 1.0]), torch.zeros(2), torch.tensor([10.0, 20.0]), 1.0)
+    assert got.tolist() == [6.0, 11.0]
+
+
+def test_gae_at_its_ends_is_td_and_monte_carlo():
+    generator = torch.Generator().manual_seed(0)
+    reward, value = torch.randn(2, 4, 30, generator=generator, dtype=torch.float64).unbind()
+    next_value = torch.cat([value[:, 1:], torch.zeros(4, 1, dtype=torch.float64)], 1)
+    last, discount = torch.zeros(4, 30), torch.full((4, 30), 0.9, dtype=torch.float64)
+    last[:, -1], discount[:, -1] = 1, 0
+    td = losses.gae(reward, discount, last, value, next_value, 0.0)
+    assert torch.allclose(td, reward + discount * next_value - value)
+    powers = 0.9 ** torch.arange(30, dtype=torch.float64)
+    returns = torch.stack([(reward[:, t:] * powers[: 30 - t]).sum(-1) for t in range(30)], -1)
+    assert torch.allclose(losses.gae(reward, discount, last, value, next_value, 1.0), returns - value)
+
+
+def test_trajectory_weights_and_their_effective_number_by_hand():
+    log_ratio = torch.tensor([[2.0, 0.5, 4.0], [1.0, 1.0, 1.0]]).log().requires_grad_()
+    weights = losses.trajectory_weights(log_ratio, limit=3.0)
+    assert weights.tolist() == [pytest.approx([2.0, 1.0, 3.0]), [1.0, 1.0, 1.0]]
+    weights.sum().backward()
+    assert log_ratio.grad[0].tolist() == pytest.approx([3.0, 1.0, 0.0])  # the weight at the limit has no gradient
+    assert losses.effective_sample_size(torch.zeros(7)).item() == pytest.approx(7)
+    assert losses.effective_sample_size(torch.tensor([0.0, -800.0, -900.0])).item() == pytest.approx(1)
+    assert losses.effective_sample_size(torch.tensor([3.0, 1.0]).log()).item() == pytest.approx(16 / 10)
+
+
+def test_standardized_keeps_seeds_apart():
+    x = torch.tensor([[1.0, 2.0, 3.0], [100.0, 300.0, 500.0]])
+    expected = [-1.0, 0.0, 1.0]
+    for row in losses.standardized(x).tolist():
+        assert row == pytest.approx(expected)

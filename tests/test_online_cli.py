@@ -23,6 +23,8 @@ TINY = ("--compile", "false", "--batch", 16, "--eval-every", 250, "--eval-episod
 def here(tmp_path_factory):
     with pendulum.workplace(tmp_path_factory.mktemp("online")) as folder:
         (folder / "warm.yaml").write_text("train: {warm_up: 100, envs: 2}\n")
+        (folder / "few.yaml").write_text("train: {eval_episodes: 1, final_episodes: 2}\n")
+        (folder / "envs.yaml").write_text("train: {envs: 2}\n")
         yield folder
 
 
@@ -147,11 +149,66 @@ def test_wrong_commands_say_what_to_do(here, capsys):
         (("td3", "--env", "Pendulum-v1", "--updates", 5), "steps"),
         (("td3", "--env", "Pendulum-v1", "--agent.exploration", "white"), "gaussian"),
         (("td3", "--env", "Pendulum-v1", "--steps", 501, "--config", here / "warm.yaml"), "multiple of 2"),
+        (("ppo", "--dataset", pendulum.ID), "--env"),
+        (("ppo", "--env", "Pendulum-v1", "--batch", 25, "--config", here / "envs.yaml"), "multiple of envs"),
+        (("reinforce", "--env", "CartPole-v1", "--agent.baseline", "mean"), "average"),
+        (("trpo", "--env", "CartPole-v1", "--config", here / "warm.yaml"), "warm_up"),
     ):
         assert fit(*argv, "--out", here / "wrong") == 1, argv
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1, error
     assert not (here / "wrong").exists()
+
+
+# On-policy
+
+
+@pytest.fixture(scope="module")
+def rolled(here):
+    folder = here / "rolled"
+    argv = ("ppo", "--env", "Pendulum-v1", "--seeds", "0,1", "--steps", 700, *TINY, "--batch", 150)
+    normalized = ("--agent.normalize_obs", "true", "--agent.normalize_reward", "true")
+    assert fit(*argv, *normalized, "--config", here / "envs.yaml", "--out", folder) == 0
+    return folder
+
+
+def test_an_on_policy_run_counts_steps_in_whole_rollouts(rolled):
+    found = summary(rolled)
+    assert (found["steps"], found["clock"]) == (750, "steps")
+    assert found["updates"] == 5 * 10 * 2, "ten passes in two minibatches of 64 for each rollout"
+    table = rows(rolled / "evaluations.csv")
+    assert [sum(row["step"] == step for row in table) for step in ("300", "600", "750")] == [2, 2, 4]
+    assert {"policy_loss", "value_loss", "kl", "entropy", "explained_variance"} <= set(rows(rolled / "metrics.csv")[-1])
+    assert not list(rolled.glob("replay-*.pt"))
+
+
+def test_a_resumed_on_policy_run_is_the_one_that_never_stopped(rolled, here):
+    """In the middle of an episode of both environments of both seeds, running moments and returns included."""
+    folder = here / "rolled-half"
+    assert fit("--config", rolled / "config.yaml", "--steps", 450, "--out", folder) == 0
+    assert fit("--resume", folder, "--steps", 700) == 0
+    for name, tensor in weights(rolled).items():
+        assert torch.equal(tensor, weights(folder)[name]), name
+    assert summary(folder)["last"] == summary(rolled)["last"]
+
+
+def test_a_killed_on_policy_run_goes_on_from_its_last_save(rolled, here):
+    folder = here / "rolled-killed"
+    kill_once_saved(rolled, folder)
+    assert fit("--resume", folder) == 0
+    assert all(torch.equal(tensor, weights(folder)[name]) for name, tensor in weights(rolled).items())
+
+
+def test_an_on_policy_agent_collects(here):
+    argv = ("collect", "a2c", "--env", "CartPole-v1", "--dataset", "cartpole/a2c-v0", "--steps", 400, "--batch", 40)
+    few = ("--eval-every", 200, "--compile", "false", "--config", here / "few.yaml")
+    assert main([*map(str, (*argv, *few)), "--out", str(here / "collecting")]) == 0
+    data = load.load("cartpole/a2c-v0")
+    assert len(data) == 400 and set(np.unique(data.action)) == {0.0, 1.0}
+    argv = ("is_reinforce", "--dataset", "cartpole/a2c-v0", "--updates", 20, *TINY, "--agent.behavior_updates", 10)
+    assert fit(*argv, "--eval-every", 20, "--out", here / "off-policy") == 0
+    last = rows(here / "off-policy/metrics.csv")[-1]
+    assert 1 <= float(last["effective_episodes"]) <= 16
 
 
 # Fine-tuning

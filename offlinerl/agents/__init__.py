@@ -9,10 +9,13 @@ import pkgutil
 from offlinerl.agent import Agent
 from offlinerl.types import UserError
 
+BASES = {"policy_gradient"}
+"""Files with what several algorithms share."""
+
 
 def names() -> list[str]:
     """The algorithms, by file name."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - BASES)
 
 
 def get(name: str) -> type[Agent]:

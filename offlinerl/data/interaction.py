@@ -58,6 +58,7 @@ class Interaction:
         self.tracks = [_Track() for _ in range(S * E)]
         self.returns, self.lengths = ([deque(maxlen=RECENT) for _ in range(S)] for _ in range(2))
         self.action_mid, self.action_half = self.spec.action_mid, self.spec.action_half
+        self.bounds = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
 
     def rollout(self, agent: Agent, count: int, random: int = 0) -> Iterator[Transition]:
         """Take ``count`` steps in every environment, the first ``random`` of them at random, and count them on the
@@ -81,13 +82,15 @@ class Interaction:
         else:
             with torch.no_grad():
                 action = agent.act(torch.from_numpy(obs).to(agent.device), explore=True).cpu().numpy()  # [S, E, A]
-        stepped = self.pool.step({i: action[i // E, i % E] for i in range(S * E)})
+        # What is out of bounds is learnt from as it was chosen, but the environment and the data get what is in them.
+        applied = action if self.spec.num_actions else np.clip(action, *self.bounds)
+        stepped = self.pool.step({i: applied[i // E, i % E] for i in range(S * E)})
         self.obs = np.empty_like(obs)
         reward, terminated, last = np.empty((S, E), np.float32), np.empty((S, E), bool), np.empty((S, E), bool)
         for i, (seen, paid, over, cut, _) in stepped.items():
             s, e = i // E, i % E
             self.obs[s, e], reward[s, e], terminated[s, e], last[s, e] = seen, paid, over, over or cut
-            self.tracks[i].append(action[s, e], seen, paid, over, cut)
+            self.tracks[i].append(applied[s, e], seen, paid, over, cut)
             if last[s, e]:
                 self._finish(s, e)
         self.began = last

@@ -69,7 +69,7 @@ class OfflineData:
         return self.transitions(rows)
 
     def transitions(self, rows: Tensor) -> Batch:
-        """The rows of those numbers, ``[K, S, B]``."""
+        """The rows of those numbers, ``[K, S, B]`` or ``[K, S, B, T]``."""
         packed = self.packed.index_select(0, rows.reshape(-1)).view(*rows.shape, self.packed.shape[-1])
         obs, action, reward, discount, next_obs, last = packed.split(self.widths, -1)
         return Batch(obs, action, reward.squeeze(-1), discount.squeeze(-1), next_obs, last.squeeze(-1))
@@ -89,6 +89,25 @@ class OfflineData:
 
     def load_state_dict(self, state: dict) -> None:
         self.streams.load_state_dict(state)
+
+
+class EpisodeData(OfflineData):
+    """Minibatches of whole episodes, ``[K, S, B, T, ...]``; T is the longest one's length, and shorter ones repeat
+    their last row, in which ``last`` is 1.
+
+    The arguments are those of ``OfflineData``, with B episodes.
+    """
+
+    def __init__(self, table: Batch, *args: Any, **kwargs: Any):
+        super().__init__(table, *args, **kwargs)
+        ends = np.flatnonzero(table.last)
+        starts = np.r_[0, ends[:-1] + 1]
+        rows = starts[:, None] + np.arange((ends - starts).max() + 1)
+        self.rows = torch.from_numpy(np.minimum(rows, ends[:, None])).to(self.packed.device)  # [episodes, T]
+
+    def draw(self, updates: int | None = None) -> Batch:
+        episodes = self.streams.integers(len(self.rows), (updates or self.updates, self.batch_size))
+        return self.transitions(self.rows[episodes].transpose(0, 1))
 
 
 class ReplayData:
@@ -181,6 +200,72 @@ class ReplayData:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the environments stand; what the replay holds is kept apart, for it is large."""
+        return dict(interaction=self.interaction.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Go on from a saved state; whether the environments came back to where they stood."""
+        return self.interaction.load_state_dict(state["interaction"])
+
+
+class RolloutData:
+    """Rollouts of the policy as it is, each learnt from once and forgotten.
+
+    Args:
+        agent: acts, and learns from the rollouts.
+        interaction: its environments.
+        batch_size: steps of a seed in a rollout, those of all its environments together.
+
+    Attributes:
+        steps_ahead: steps an epoch, a multiple of ``stride``.
+        stride: steps of a rollout.
+
+    Raises:
+        UserError: the environments cannot share the steps evenly.
+    """
+
+    STRETCH = 256
+    """Steps of a seed, at least, to a batch of Lightning's."""
+
+    def __init__(self, agent: Agent, interaction: Interaction, batch_size: int):
+        self.agent, self.interaction = agent, interaction
+        self.envs, self.stride = len(interaction.lanes), batch_size
+        if batch_size % self.envs:
+            raise UserError(f"batch must be a multiple of envs, which is {self.envs}, and not {batch_size}")
+        self.steps_ahead = batch_size
+        agent.explore_in(interaction.lanes)
+
+    def draw(self) -> Batch:
+        """The next rollout, ``[1, S, E, T, ...]``."""
+        rollout = list(self.interaction.rollout(self.agent, self.stride // self.envs))
+        obs, action, reward, terminated, next_obs, last = (
+            torch.from_numpy(np.stack(column, 2, dtype=np.float32)).unsqueeze(0).to(self.agent.device)
+            for column in zip(*rollout, strict=True)
+        )
+        return Batch(obs, action, reward, self.agent.gamma * (1 - terminated), next_obs, last)
+
+    @property
+    def steps(self) -> int:
+        """Environment steps of every seed so far."""
+        return self.agent.steps
+
+    @property
+    def _rollouts(self) -> int:
+        """Rollouts to a batch of Lightning's."""
+        return -(-self.STRETCH // self.stride)
+
+    def __len__(self) -> int:
+        return -(-self.steps_ahead // (self._rollouts * self.stride))
+
+    def __iter__(self) -> Iterator[Iterator[Batch]]:
+        """Stretches of rollouts; one is lived through when the one before it has been learnt from."""
+        ahead = self.steps_ahead // self.stride
+        while ahead > 0:
+            count = min(self._rollouts, ahead)
+            yield (self.draw() for _ in range(count))
+            ahead -= count
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the environments stand."""
         return dict(interaction=self.interaction.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:

@@ -1,0 +1,59 @@
+"""A2C: advantage actor-critic, the synchronous form of A3C (Mnih et al., ICML 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from offlinerl import losses
+from offlinerl.agent import Noise
+from offlinerl.agents.policy_gradient import PolicyGradient, Sample
+from offlinerl.types import Metrics, Spec
+
+
+class A2C(PolicyGradient):
+    """One step of the policy and one of the value for every short rollout (paper, algorithm S3), with Adam where
+    the paper has RMSProp.
+
+    Args:
+        spec: shapes and bounds of the task.
+        seeds: S integers.
+        lam: 1 is the paper's n-step return.
+        lr: Adam's learning rate of the policy.
+        value_lr: and of the value.
+        entropy: coefficient of the policy's entropy, in units of reward.
+
+    The others are ``PolicyGradient``'s.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        seeds: Sequence[int] = (0,),
+        *,
+        gamma: float = 0.99,
+        lam: float = 1.0,
+        lr: float = 7e-4,
+        value_lr: float = 7e-4,
+        entropy: float = 0.0,
+        hidden: Sequence[int] = (64, 64),
+        normalize_obs: bool = False,
+        normalize_reward: bool = False,
+        normalize_advantage: bool = False,
+        max_grad_norm: float = 0.5,
+        decay_steps: int | None = None,
+    ):
+        super().__init__(
+            spec, seeds, gamma=gamma, lam=lam, lr=dict(policy=lr, value=value_lr), hidden=hidden,
+            normalize_obs=normalize_obs, normalize_reward=normalize_reward, normalize_advantage=normalize_advantage,
+            value_epochs=1, minibatch=None, max_grad_norm=max_grad_norm, decay_steps=decay_steps,
+        )  # fmt: skip
+        self.entropy = entropy
+
+    def improve(self, sample: Sample) -> Metrics:
+        return self.passes(sample)
+
+    def update(self, batch: Sample, noise: Noise, k: int) -> Metrics:
+        policy = self.policy(batch.obs)
+        loss = losses.policy_gradient(policy.log_prob(batch.action), self.advantage_of(batch))
+        policy_loss = self.descend("policy", loss - self.entropy * policy.entropy(), self.max_grad_norm)
+        return dict(policy_loss=policy_loss) | super().update(batch, noise, k)

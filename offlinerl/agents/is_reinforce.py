@@ -1,0 +1,105 @@
+"""Off-policy REINFORCE: the policy gradient from another policy's episodes, by importance sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from offlinerl import losses
+from offlinerl.agent import Agent, Noise
+from offlinerl.nets import soft_update, stochastic_policy
+from offlinerl.types import Batch, Metrics, Spec
+
+
+class ISREINFORCE(Agent):
+    """Ascends ``sum_t gamma^t w_t r_t``, the return that the dataset's episodes let one expect of another policy, where
+    ``w_t`` weighs the first t steps by how much likelier they are under it (Precup, Sutton & Singh, ICML 2000).
+
+    The behaviour's probabilities are those of a clone (Hanna, Niekum & Stone, ICML 2019), from which the policy sets
+    out. As it leaves the data, the weights explode or vanish: watch ``effective_episodes``, of B, and
+    ``largest_weight``.
+
+    Args:
+        spec: shapes and bounds of the task.
+        seeds: S integers.
+        gamma: discount factor.
+        lr: Adam's learning rate of the policy.
+        behavior_lr: and of the clone.
+        behavior_updates: updates that the clone is trained for, before the policy sets out.
+        self_normalized: divide the weights of a step by their mean over the batch (weighted importance sampling: less
+            variance for some bias).
+        max_weight: upper bound of a weight; infinite: none.
+        entropy: coefficient of the policy's entropy, in units of reward.
+        hidden: sizes of the hidden layers.
+        max_grad_norm: of a step's gradient, a seed.
+    """
+
+    whole_episodes = True
+    discrete = None
+
+    def __init__(
+        self,
+        spec: Spec,
+        seeds: Sequence[int] = (0,),
+        *,
+        gamma: float = 0.99,
+        lr: float = 3e-4,
+        behavior_lr: float = 1e-3,
+        behavior_updates: int = 2_000,
+        self_normalized: bool = True,
+        max_weight: float = 100.0,
+        entropy: float = 0.0,
+        hidden: Sequence[int] = (64, 64),
+        max_grad_norm: float = 10.0,
+    ):
+        super().__init__(spec, seeds, gamma)
+        self.save_hyperparameters()
+        self.lr, self.behavior_lr, self.behavior_updates = lr, behavior_lr, behavior_updates
+        self.self_normalized, self.max_weight, self.entropy = self_normalized, max_weight, entropy
+        self.max_grad_norm = max_grad_norm
+        self.policy = stochastic_policy(spec, hidden, self.init_rng("policy"))
+        self.behavior = stochastic_policy(spec, hidden, self.init_rng("behavior"))
+
+    def configure_optimizers(self):
+        return self.adam(dict(policy=self.lr, behavior=self.behavior_lr), policy=self.policy, behavior=self.behavior)
+
+    def phase(self) -> int:
+        """0 while the behaviour is cloned, then 1."""
+        return int(self.updates >= self.behavior_updates)
+
+    def before_update(self) -> None:
+        if self.updates == self.behavior_updates:
+            soft_update(self.policy, self.behavior, 1.0)
+
+    def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
+        B, T = batch.reward.shape[1:]
+        obs, action = batch.obs.flatten(1, 2), batch.action.flatten(1, 2)  # [S, B T, ...]
+        there = torch.ones_like(batch.last)  # [S, B, T]  0 behind the end of an episode
+        there[..., 1:] = 1 - batch.last[..., :-1]
+        behavior = self.behavior(obs).log_prob(action).unflatten(1, (B, T))
+        if k == 0:
+            likelihood = (there * behavior).sum(-1) / there.sum((1, 2)).unsqueeze(-1) * B  # [S, B], of a step
+            return dict(behavior_loss=self.descend("behavior", -likelihood))
+        policy = self.policy(obs)
+        log_ratio = there * (policy.log_prob(action).unflatten(1, (B, T)) - behavior.detach())
+        expected, weight = self.expected_return(log_ratio, there * batch.reward)  # [S, B], [S, B, T]
+        entropy = (there * policy.entropy().unflatten(1, (B, T))).sum(-1)
+        loss = self.descend("policy", -expected - self.entropy * entropy, self.max_grad_norm)
+        whole = log_ratio.detach().sum(-1)  # [S, B], of an episode
+        return dict(
+            policy_loss=loss, effective_episodes=losses.effective_sample_size(whole),
+            largest_weight=whole.amax(-1).exp(), mean_weight=weight.detach().mean((1, 2)),
+        )  # fmt: skip
+
+    def expected_return(self, log_ratio: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
+        """What the episodes let one expect of the policy, ``[S, B]``, whose mean is the estimate, and the weights it
+        takes, ``[S, B, T]``, as both arguments are."""
+        weight = losses.trajectory_weights(log_ratio, self.max_weight, self.self_normalized)
+        discount = self.gamma ** torch.arange(reward.shape[-1], device=reward.device)
+        return (discount * weight * reward).sum(-1), weight
+
+    def act(self, obs: Tensor, explore: bool = False) -> Tensor:
+        action = self.policy.act(obs, self.exploring(obs) if explore else None)
+        return action if self.spec.num_actions else self.to_env(action.clamp(-1, 1))

@@ -1,0 +1,119 @@
+"""NPG: the natural policy gradient (Kakade, NeurIPS 2001), in its truncated form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+
+from offlinerl import losses
+from offlinerl.agents.policy_gradient import PolicyGradient, Sample
+from offlinerl.optim import conjugate_gradients, flatten, unflatten
+from offlinerl.types import Metrics, Spec
+
+
+class NPG(PolicyGradient):
+    """The step that gains most, to first order, of all whose KL divergence is ``max_kl``, to second order:
+    ``sqrt(2 max_kl / g' F^-1 g) F^-1 g`` for every rollout, where ``F^-1 g`` is solved for by conjugate gradients.
+
+    Args:
+        spec: shapes and bounds of the task.
+        seeds: S integers.
+        max_kl: delta, the mean KL divergence of the new policy from the old one, in nats.
+        cg_iterations: of the conjugate gradients, each one product with the Fisher matrix F.
+        cg_damping: added to F's diagonal.
+        value_lr: Adam's learning rate of the value.
+
+    The others are ``PolicyGradient``'s.
+    """
+
+    CG_TOLERANCE = 1e-10
+    """Squared residual at which a seed has its direction."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        seeds: Sequence[int] = (0,),
+        *,
+        gamma: float = 0.99,
+        lam: float = 0.95,
+        max_kl: float = 0.01,
+        cg_iterations: int = 15,
+        cg_damping: float = 0.1,
+        value_lr: float = 1e-3,
+        hidden: Sequence[int] = (64, 64),
+        normalize_obs: bool = False,
+        normalize_reward: bool = False,
+        normalize_advantage: bool = True,
+        value_epochs: int = 10,
+        minibatch: int = 128,
+        decay_steps: int | None = None,
+    ):
+        super().__init__(
+            spec, seeds, gamma=gamma, lam=lam, lr=value_lr, hidden=hidden, normalize_obs=normalize_obs,
+            normalize_reward=normalize_reward, normalize_advantage=normalize_advantage, value_epochs=value_epochs,
+            minibatch=minibatch, decay_steps=decay_steps,
+        )  # fmt: skip
+        self.max_kl, self.cg_iterations, self.cg_damping = max_kl, cg_iterations, cg_damping
+
+    def configure_optimizers(self):
+        return self.adam(self.lr, value=self.value)
+
+    def improve(self, sample: Sample) -> Metrics:
+        parameters, advantage = list(self.policy.parameters()), self.advantage_of(sample)
+
+        def surrogate(policy: Distribution) -> Tensor:  # [S], what a policy gains
+            return -losses.surrogate(policy.log_prob(sample.action), sample.old_log_prob, advantage).mean(-1)
+
+        policy = self.policy(sample.obs)
+        gain = surrogate(policy)
+        gradient = flatten(torch.autograd.grad(gain.sum(), parameters, retain_graph=True))  # [S, P]
+        fisher = fisher_product(policy, parameters, self.cg_damping)
+        direction = conjugate_gradients(fisher, gradient, self.cg_iterations, self.CG_TOLERANCE)
+        slope = (gradient * direction).sum(-1, keepdim=True)  # [S, 1], g' F^-1 g
+        step = (2 * self.max_kl / slope).sqrt() * direction
+        before, old = flatten([p.detach() for p in parameters]), detached(policy)
+
+        def at(share: Tensor) -> tuple[Tensor, Tensor]:
+            """Gain and divergence, ``[S]`` each, after these shares ``[S]`` of the step."""
+            moved = torch.where(share.unsqueeze(-1) > 0, before + share.unsqueeze(-1) * step, before)
+            for p, value in zip(parameters, unflatten(moved, parameters), strict=True):
+                p.copy_(value)
+            policy = self.policy(sample.obs)
+            return surrogate(policy) - gain, kl_divergence(old, policy).mean(-1)
+
+        with torch.no_grad():
+            metrics = self.search(at, gain.shape)
+        self.updates += 1
+        return metrics | self.passes(sample)
+
+    def search(self, at: Callable[[Tensor], tuple[Tensor, Tensor]], seeds: torch.Size) -> Metrics:
+        """Choose how much of the step to take, and take it; here the whole."""
+        gain, kl = at(torch.ones(seeds, device=self.device))
+        return dict(gain=gain, kl=kl)
+
+
+def detached(policy: Distribution) -> Distribution:
+    """The same distribution, through which no gradient flows."""
+    inner = policy.base_dist
+    if isinstance(inner, torch.distributions.Normal):
+        inner = torch.distributions.Normal(inner.loc.detach(), inner.scale.detach(), validate_args=False)
+    else:
+        inner = torch.distributions.Categorical(logits=inner.logits.detach(), validate_args=False)
+    return torch.distributions.Independent(inner, 1, validate_args=False)
+
+
+def fisher_product(
+    policy: Distribution, parameters: Sequence[Tensor], damping: float = 0.0
+) -> Callable[[Tensor], Tensor]:
+    """``v -> (F + damping) v`` for every seed, ``[S, P] -> [S, P]``, F being the mean over B of the Fisher
+    information: the Hessian of the divergence from the policy as it is (TRPO, appendix C.1)."""
+    kl = kl_divergence(detached(policy), policy).mean(-1).sum()
+    slope = flatten(torch.autograd.grad(kl, parameters, create_graph=True))  # [S, P]
+
+    def product(v: Tensor) -> Tensor:
+        return flatten(torch.autograd.grad((slope * v).sum(), parameters, retain_graph=True)) + damping * v
+
+    return product

@@ -1,0 +1,190 @@
+"""What the policy-gradient family shares: rollouts become advantages, and a value is fitted to their returns."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from offlinerl import losses
+from offlinerl.agent import Agent, Noise
+from offlinerl.nets import RunningNorm, Value, orthogonal, stochastic_policy
+from offlinerl.types import Batch, Metrics, Spec
+
+
+class Sample(NamedTuple):
+    """The steps of a rollout, B = E T of them, as an agent improves on them."""
+
+    obs: Tensor  # [S, B, O]  normalised, if the agent does
+    action: Tensor  # [S, B, A]  as the policy chose them, out of bounds or not
+    old_log_prob: Tensor  # [S, B]  under the policy that did
+    advantage: Tensor  # [S, B]
+    target: Tensor  # [S, B]  what the value is to be
+
+
+class PolicyGradient(Agent):
+    """An algorithm writes ``improve``, and ``update`` if its policy takes gradient steps on minibatches.
+
+    Observations are normalised by what was seen up to the rollout before, so that a rollout and what is learnt from
+    it see the same policy; rewards by the deviation of the discounted return, as Engstrom et al. (ICLR 2020) found
+    PPO's code to do.
+
+    Args:
+        spec: shapes and bounds of the task.
+        seeds: S integers.
+        gamma: discount factor.
+        lam: lambda of the generalised advantage estimation; 1: Monte-Carlo returns.
+        hidden: sizes of the hidden layers of the policy and of the value, each of which has its own.
+        normalize_obs: by their running mean and deviation.
+        normalize_reward: by the running deviation of the discounted return.
+        normalize_advantage: to mean 0 and deviation 1 of every seed's rollout, or minibatch.
+        value_epochs: passes over a rollout when the value is fitted to it.
+        minibatch: rows of a step of such a pass; None: all of them.
+        max_grad_norm: of a step's gradient, a seed.
+        decay_steps: environment steps over which the learning rates fall to zero, linearly; None: constant.
+    """
+
+    online = True
+    on_policy = True
+    discrete = None
+
+    def __init__(
+        self,
+        spec: Spec,
+        seeds: Sequence[int],
+        *,
+        gamma: float,
+        lam: float,
+        lr: float | Mapping[str, float],
+        hidden: Sequence[int],
+        normalize_obs: bool,
+        normalize_reward: bool,
+        normalize_advantage: bool,
+        value_epochs: int,
+        minibatch: int | None,
+        max_grad_norm: float | None = None,
+        decay_steps: int | None = None,
+    ):
+        super().__init__(spec, seeds, gamma)
+        self.save_hyperparameters()
+        self.lam, self.lr, self.max_grad_norm, self.decay_steps = lam, lr, max_grad_norm, decay_steps
+        self.normalize_obs, self.normalize_reward = normalize_obs, normalize_reward
+        self.normalize_advantage = normalize_advantage
+        self.value_epochs, self.minibatch = value_epochs, minibatch
+        self.policy = stochastic_policy(spec, hidden, self.init_rng("policy"))
+        self.value = Value(
+            spec.obs_dim, hidden, self.init_rng("value"), last_init=partial(orthogonal, gain=1.0), activation=torch.tanh
+        )
+        self.obs_norm = RunningNorm(len(self.seeds), spec.obs_dim)
+        self.return_norm = RunningNorm(len(self.seeds), 1)
+        self.running = torch.zeros(len(self.seeds), 1)  # [S, E] discounted return of the episode under way
+
+    def configure_optimizers(self):
+        return self.adam(self.lr, policy=self.policy, value=self.value)
+
+    # What an algorithm writes
+
+    @abstractmethod
+    def improve(self, sample: Sample) -> Metrics:
+        """Change policy and value by what a rollout shows."""
+
+    def update(self, batch: Sample, noise: Noise, k: int) -> Metrics:
+        """One step of the value on a minibatch."""
+        error = batch.target - self.value(batch.obs)  # [S, B]
+        return dict(value_loss=self.descend("value", losses.squared(error), self.max_grad_norm))
+
+    # What it is given
+
+    def learn(self, block: Batch) -> Metrics:
+        """Improve on a rollout, ``[1, S, E, T, ...]``."""
+        if not self.optim:
+            self.configure_optimizers()
+        rollout = block._make(x[0] for x in block)
+        self.linear(self.decay_steps)
+        with torch.no_grad():
+            sample = self.examine(rollout)
+        metrics = self.improve(sample)
+        with torch.no_grad():
+            if self.normalize_obs:
+                self.obs_norm.see(rollout.obs.flatten(1, 2))
+            metrics["entropy"] = self.policy(sample.obs).entropy().mean(-1)
+        if "value_loss" in metrics:
+            metrics["explained_variance"] = explained_variance(sample)
+        return metrics
+
+    def examine(self, rollout: Batch) -> Sample:
+        """Advantages and the value's targets of a rollout ``[S, E, T, ...]``."""
+        obs, next_obs = (self.seen(x.flatten(1, 2)) for x in (rollout.obs, rollout.next_obs))  # [S, E T, O]
+        action = rollout.action.flatten(1, 2)
+        value, next_value = (self.baseline(x).view_as(rollout.reward) for x in (obs, next_obs))  # [S, E, T]
+        reward = self.scaled(rollout) if self.normalize_reward else rollout.reward
+        advantage = losses.gae(reward, rollout.discount, rollout.last, value, next_value, self.lam)
+        target = advantage + value
+        log_prob = self.policy(obs).log_prob(action)
+        return Sample(obs, action, log_prob, *(x.flatten(1, 2) for x in (advantage, target)))
+
+    def baseline(self, obs: Tensor) -> Tensor:
+        """What the advantage is measured against, and what goes on where a rollout is cut: ``[S, B, O] -> [S, B]``."""
+        return self.value(obs)
+
+    def seen(self, obs: Tensor) -> Tensor:
+        """Observations as the networks see them, ``[S, B, O]``."""
+        return self.obs_norm(obs) if self.normalize_obs else obs
+
+    def scaled(self, rollout: Batch) -> Tensor:
+        """Rewards over the deviation of the discounted return, ``[S, E, T]``."""
+        goes_on = self.gamma * (1 - rollout.last)  # [S, E, T]
+        before = torch.zeros_like(goes_on)  # what is left of the return so far
+        before[..., 1:] = goes_on[..., :-1]
+        paid = rollout.reward.clone()
+        paid[..., 0] += self.running.to(paid.device)
+        returns = losses.accumulate(paid.flip(-1), before.flip(-1)).flip(-1)
+        self.running = returns[..., -1] * goes_on[..., -1]
+        self.return_norm.see(returns.flatten(1).unsqueeze(-1))
+        return self.return_norm.scale(rollout.reward)
+
+    def passes(self, sample: Sample) -> Metrics:
+        """Update on every row once an epoch, in minibatches of rows drawn anew; the last few rows may stay out."""
+        rows = sample.obs.shape[1]
+        size = min(self.minibatch or rows, rows)
+        rng, used = self.rng.to(self.device), rows // size * size
+        order = torch.cat([rng.permutation(rows)[:, :used] for _ in range(self.value_epochs)], 1)  # [S, K B]
+        block = Sample(*(_rows(x, order).unflatten(1, (-1, size)).transpose(0, 1) for x in sample))  # [K, S, B, ...]
+        return super().learn(block)
+
+    def advantage_of(self, sample: Sample) -> Tensor:
+        """The advantage, normalised where it is to be: ``[S, B]``."""
+        return losses.standardized(sample.advantage) if self.normalize_advantage else sample.advantage
+
+    def updates_in(self, rows: int) -> int:
+        """Gradient steps taken on a rollout of so many steps."""
+        return self.value_epochs * (rows // min(self.minibatch or rows, rows))
+
+    def act(self, obs: Tensor, explore: bool = False) -> Tensor:
+        action = self.policy.act(self.seen(obs), self.exploring(obs) if explore else None)
+        if self.spec.num_actions:
+            return action
+        # A sample stays as it is, for its probability counts; the environment takes the nearest it can.
+        return self.to_env(action if explore else action.clamp(-1, 1))
+
+    def explore_state(self) -> dict[str, Any]:
+        return dict(super().explore_state(), running=self.running)
+
+    def load_explore_state(self, state: dict[str, Any]) -> None:
+        super().load_explore_state(state)
+        self.running = state["running"]
+
+
+def explained_variance(sample: Sample) -> Tensor:
+    """Share of the targets' variance that the value had foreseen, ``[S]``; 1 is all of it."""
+    spread = sample.target.var(-1)
+    return 1 - sample.advantage.var(-1) / spread.clamp(min=1e-8)
+
+
+def _rows(x: Tensor, order: Tensor) -> Tensor:
+    """The rows ``order`` ``[S, K]`` of ``[S, B, ...]``."""
+    return torch.stack([of_seed[rows] for of_seed, rows in zip(x, order, strict=True)])

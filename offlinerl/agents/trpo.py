@@ -1,0 +1,63 @@
+"""TRPO: Trust Region Policy Optimisation (Schulman et al., ICML 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from offlinerl.agents.npg import NPG
+from offlinerl.types import Metrics, Spec
+
+
+class TRPO(NPG):
+    """The natural gradient's step, shortened until the surrogate gains and the KL divergence is at most ``max_kl``
+    (paper, appendix C): each seed by itself, and not at all where nothing of it will do.
+
+    Args:
+        backtracks: lengths to try.
+        shrink: each is so much of the one before.
+
+    The others are NPG's.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        seeds: Sequence[int] = (0,),
+        *,
+        gamma: float = 0.99,
+        lam: float = 0.95,
+        max_kl: float = 0.01,
+        cg_iterations: int = 15,
+        cg_damping: float = 0.1,
+        backtracks: int = 10,
+        shrink: float = 0.8,
+        value_lr: float = 1e-3,
+        hidden: Sequence[int] = (64, 64),
+        normalize_obs: bool = False,
+        normalize_reward: bool = False,
+        normalize_advantage: bool = True,
+        value_epochs: int = 10,
+        minibatch: int = 128,
+        decay_steps: int | None = None,
+    ):
+        super().__init__(
+            spec, seeds, gamma=gamma, lam=lam, max_kl=max_kl, cg_iterations=cg_iterations, cg_damping=cg_damping,
+            value_lr=value_lr, hidden=hidden, normalize_obs=normalize_obs, normalize_reward=normalize_reward,
+            normalize_advantage=normalize_advantage, value_epochs=value_epochs, minibatch=minibatch,
+            decay_steps=decay_steps,
+        )  # fmt: skip
+        self.backtracks, self.shrink = backtracks, shrink
+
+    def search(self, at: Callable[[Tensor], tuple[Tensor, Tensor]], seeds: torch.Size) -> Metrics:
+        share = torch.zeros(seeds, device=self.device)  # [S]
+        for i in range(self.backtracks):
+            tried = torch.where(share > 0, share, self.shrink**i)
+            gain, kl = at(tried)
+            share = torch.where((gain > 0) & (kl <= self.max_kl), tried, 0.0)
+            if (share > 0).all():
+                break
+        gain, kl = at(share)
+        return dict(gain=gain, kl=kl, step_share=share)

@@ -1,0 +1,492 @@
+"""The policy-gradient family: exact where a problem can be solved, and the loop of rollouts and improvements."""
+
+import copy
+import math
+from itertools import chain
+
+import counting
+import numpy as np
+import pytest
+import torch
+from torch.distributions import kl_divergence
+
+from offlinerl import agents, losses, tabular
+from offlinerl.agents import npg
+from offlinerl.agents.is_reinforce import ISREINFORCE
+from offlinerl.agents.npg import NPG, fisher_product
+from offlinerl.agents.policy_gradient import Sample
+from offlinerl.agents.ppo import PPO
+from offlinerl.agents.reinforce import REINFORCE
+from offlinerl.agents.trpo import TRPO
+from offlinerl.data.interaction import Interaction
+from offlinerl.data.sources import EpisodeData, RolloutData
+from offlinerl.envs.finite import FINITE_ID, kwargs_of
+from offlinerl.nets import CategoricalPolicy, GaussianPolicy, RunningNorm
+from offlinerl.optim import Adam, clip_norm, conjugate_gradients, flatten, unflatten
+from offlinerl.rng import generator
+from offlinerl.types import Batch, Spec, UserError
+
+SMALL = dict(hidden=(16, 16), normalize_obs=True, normalize_reward=True)
+VARIANTS = {
+    "reinforce": dict(),
+    "reinforce-average": dict(baseline="average"),
+    "reinforce-none": dict(baseline="none"),
+    "a2c": dict(entropy=0.01),
+    "npg": dict(minibatch=16),
+    "trpo": dict(minibatch=16),
+    "ppo": dict(minibatch=16, decay_steps=1000),
+    "ppo-penalty": dict(minibatch=16, target_kl=0.01),
+}
+MEMBERS = [name for name in VARIANTS if "penalty" not in name]
+
+
+@pytest.fixture(autouse=True)
+def environments():
+    counting.register()
+
+
+class Loop:
+    """An agent with its environments and rollouts."""
+
+    def __init__(self, variant, seeds=(0, 1), envs=2, batch=64, double=False, env="Pendulum-v1", **more):
+        self.interaction = Interaction(env if isinstance(env, dict) else {"id": env}, seeds, range(envs))
+        settings = {**SMALL, **VARIANTS[variant], **more}
+        self.agent = agents.get(variant.partition("-")[0])(self.interaction.spec, seeds, **settings)
+        if double:
+            self.agent.double()
+            act = self.agent.act
+            self.agent.act = lambda obs, explore=False: act(obs.double(), explore).float()
+        self.double = double
+        self.source = RolloutData(self.agent, self.interaction, batch)
+
+    def rollout(self):
+        block = self.source.draw()
+        return type(block)(*(x.double() for x in block)) if self.double else block
+
+    def run(self, rollouts):
+        for _ in range(rollouts):
+            self.agent.metrics |= self.agent.learn(self.rollout())
+        return self
+
+
+# Exactness: sampled gradients against those of a finite MDP that is known
+
+
+@pytest.fixture(scope="module")
+def mdp():
+    return tabular.random_mdp(5, 3, 0.7, np.random.default_rng(3))
+
+
+@pytest.fixture(scope="module")
+def logits(mdp):
+    return np.random.default_rng(4).normal(size=mdp.reward.shape)
+
+
+def put(network, table):
+    """Let a linear network be a table of the states, which are one-hot."""
+    with torch.no_grad():
+        network.layers[0].weight[:] = torch.from_numpy(table)
+        network.layers[0].bias.zero_()
+
+
+def recorded(agent, mdp, monkeypatch):
+    """The gradients of a policy's weights, ``[S, states, actions]`` each, seeds that are trained in parts one after
+    another; no step is taken by them."""
+    found, descend = [], Adam.descend
+
+    def record(optimizer, gradients):
+        if gradients[0].shape[1:] == mdp.reward.shape:
+            found.append(-gradients[0])
+        else:
+            descend(optimizer, gradients)
+
+    def solve(product, b, *_):
+        found.append(unflatten(b, list(agent.policy.parameters()))[0])
+        return conjugate_gradients(product, b, 15, 1e-10)
+
+    monkeypatch.setattr(Adam, "descend", record)
+    monkeypatch.setattr(npg, "conjugate_gradients", solve)
+    return found
+
+
+def require_equal_within_error(sampled, exact):
+    """Independent estimates ``[S, ...]`` against what they estimate."""
+    error = sampled.std(0) / math.sqrt(len(sampled))
+    z = (sampled.mean(0) - exact) / error
+    assert error.max() < 0.1 * np.abs(exact).max(), "the error must be small for this to say anything"
+    assert np.abs(z).max() < 4.5 and np.square(z).mean() < 2.5, z
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_sampled_policy_gradient_is_the_exact_one(member, mdp, logits, monkeypatch):
+    """Of many seeds with the same policy, in episodes that end at random so that nothing need be discounted."""
+    S, T = 100, 400
+    more = dict(hidden=(), normalize_obs=False, normalize_reward=False, normalize_advantage=False, gamma=1.0)
+    more |= {} if member in ("npg", "trpo") else dict(max_grad_norm=1e9, entropy=0.0)
+    more |= dict(epochs=1, minibatch=T) if member == "ppo" else {}
+    env = {"id": FINITE_ID, "kwargs": kwargs_of(mdp, random_horizon=True)}
+    loop = Loop(member, tuple(range(S)), envs=1, batch=T, env=env, **more)
+    agent = loop.agent
+    put(agent.policy.net, logits)
+    V, _ = tabular.evaluate(mdp, tabular.softmax_policy(logits))
+    put(agent.value.net, V[:, None])
+    found = recorded(agent, mdp, monkeypatch)
+    loop.rollout()  # episodes all begin together; from now on they are at any of their steps
+    agent.learn(loop.rollout())
+    sampled = torch.cat(found).numpy().astype(float) / (1 - mdp.gamma)  # a step's share of an episode's gradient
+    assert len(sampled) == S
+    require_equal_within_error(sampled, tabular.policy_gradient(mdp, logits))
+
+
+def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, monkeypatch):
+    """By importance sampling from uniformly random actions, of a policy not too far from them."""
+    S, B, logits = 100, 200, 0.3 * logits
+    env = {"id": FINITE_ID, "kwargs": kwargs_of(mdp, random_horizon=True)}
+    interaction, episodes = Interaction(env, (0,), range(8)), []
+    interaction.on_episode = lambda s, e, episode: episodes.append(episode)
+    while len(episodes) < S * B:
+        interaction.step(None)
+    table = Batch(*(np.concatenate(column) for column in zip(*(
+        (e.observations[:-1], e.actions[:, None].astype(np.float32), e.rewards.astype(np.float32),
+         1.0 - e.terminations, e.observations[1:], (e.terminations | e.truncations).astype(np.float32))
+        for e in episodes[: S * B]), strict=True)))  # fmt: skip
+    source = EpisodeData(table, interaction.spec, (0,), 1)
+    batch = source.transitions(source.rows.unflatten(0, (S, B)).unsqueeze(0))
+    agent = ISREINFORCE(interaction.spec, range(S), gamma=1.0, hidden=(), behavior_updates=0, self_normalized=False,
+                        max_weight=math.inf, max_grad_norm=1e9)  # fmt: skip
+    put(agent.policy.net, logits)
+    put(agent.behavior.net, np.zeros_like(logits))
+    agent.configure_optimizers()
+    found = recorded(agent, mdp, monkeypatch)
+    agent.update(Batch(*(x[0] for x in batch)), {}, 1)
+    require_equal_within_error(found[0].numpy().astype(float), tabular.policy_gradient(mdp, logits))
+
+
+# Natural gradients
+
+
+def sample_of(policy, seeds=2, rows=40, actions=None):
+    rng = torch.Generator().manual_seed(0)
+    obs = torch.randn(seeds, rows, policy.net.layers[0].weight.shape[-2], generator=rng, dtype=torch.float64)
+    with torch.no_grad():
+        action = policy(obs).sample()
+        log_prob = policy(obs).log_prob(action)
+    advantage, target = torch.randn(2, seeds, rows, generator=rng, dtype=torch.float64)
+    return Sample(obs, action, log_prob, advantage, target)
+
+
+KINDS = {"gaussian": Spec(3, 2, (-1.0,) * 2, (1.0,) * 2), "categorical": Spec(3, 1, (0.0,), (3.0,), 4)}
+
+
+@pytest.fixture(params=KINDS)
+def task(request):
+    return KINDS[request.param]
+
+
+def dense_fisher(policy, obs, s):
+    """Of one seed, ``E[grad log pi grad log pi']`` over its observations and all of its actions."""
+    parameters = list(policy.parameters())
+    P = sum(p[0].numel() for p in parameters)
+    F = torch.zeros(P, P, dtype=torch.float64)
+
+    def score(log_prob):
+        found = torch.autograd.grad(log_prob, parameters, retain_graph=True, materialize_grads=True)
+        return flatten(found)[s]
+
+    for b in range(obs.shape[1]):
+        here = policy(obs[:, b : b + 1])
+        if isinstance(policy, CategoricalPolicy):
+            probability = here.base_dist.probs[s, 0, 0]
+            for a, p in enumerate(probability.detach()):
+                g = score(here.base_dist.logits[s, 0, 0].log_softmax(-1)[a])
+                F += p * torch.outer(g, g) / obs.shape[1]
+        else:
+            mean, std = here.base_dist.loc[s, 0], here.base_dist.scale[s, 0]
+            for m, d in zip(mean, std, strict=True):  # the information of a Normal about its mean and deviation
+                g, h = score(m), score(d)
+                F += (torch.outer(g, g) + 2 * torch.outer(h, h)) / d.detach() ** 2 / obs.shape[1]
+    return F
+
+
+def test_natural_gradients_step_is_the_dense_one(task):
+    agent = NPG(task, (0, 1), hidden=(4,), cg_iterations=200, cg_damping=1e-3, max_kl=1e-4).double()
+    agent.CG_TOLERANCE = 1e-26
+    with torch.no_grad():
+        for p in agent.policy.parameters():
+            p.add_(0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    sample = sample_of(agent.policy)
+    parameters = list(agent.policy.parameters())
+    product = fisher_product(agent.policy(sample.obs), parameters)
+    log_prob, advantage = agent.policy(sample.obs).log_prob(sample.action), losses.standardized(sample.advantage)
+    loss = losses.policy_gradient(log_prob, advantage)
+    g = -flatten(torch.autograd.grad(loss.mean(-1).sum(), parameters))
+    before = flatten([p.detach().clone() for p in parameters])
+    wanted = []
+    for s in range(2):
+        F = dense_fisher(agent.policy, sample.obs, s)
+        v = torch.randn(2, len(F), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        torch.testing.assert_close(product(v)[s], F @ v[s])
+        direction = torch.linalg.solve(F + 1e-3 * torch.eye(len(F), dtype=torch.float64), g[s])
+        wanted.append((2e-4 / (g[s] @ direction)).sqrt() * direction)
+    metrics = agent.improve(sample)
+    torch.testing.assert_close(flatten(parameters) - before, torch.stack(wanted), rtol=1e-4, atol=1e-7)
+    assert metrics["kl"].tolist() == pytest.approx([1e-4] * 2, rel=0.2), "max_kl to second order, less the damping"
+
+
+def test_conjugate_gradients_solve_every_seed_apart():
+    rng = torch.Generator().manual_seed(0)
+    root = torch.randn(3, 8, 8, generator=rng, dtype=torch.float64)
+    A, b = root @ root.mT + torch.eye(8), torch.randn(3, 8, generator=rng, dtype=torch.float64)
+    b[1] = 0  # solved at the start, and must not become 0 / 0
+    A[2] = float("nan")
+    x = conjugate_gradients(lambda v: (A @ v.unsqueeze(-1)).squeeze(-1), b, 20, 1e-20)
+    torch.testing.assert_close(x[0], torch.linalg.solve(A[0], b[0]))
+    assert (x[1] == 0).all() and x[2].isnan().any()
+
+
+def test_trpo_stays_within_its_bound(task):
+    """Where the natural gradient's whole step goes beyond it."""
+    for cls, within in ((NPG, False), (TRPO, True)):
+        agent = cls(task, (0, 1, 2), hidden=(16,), max_kl=0.5, cg_damping=1e-4, value_epochs=1)
+        with torch.no_grad():
+            for p in agent.policy.parameters():
+                p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+        agent.double()
+        sample = sample_of(agent.policy, seeds=3)
+        old = copy.deepcopy(agent.policy)
+        metrics = agent.improve(sample)
+        with torch.no_grad():
+            kl = kl_divergence(old(sample.obs), agent.policy(sample.obs)).mean(-1)
+            gained = losses.surrogate(
+                agent.policy(sample.obs).log_prob(sample.action), sample.old_log_prob,
+                losses.standardized(sample.advantage),
+            )  # fmt: skip
+        torch.testing.assert_close(kl, metrics["kl"])
+        assert (kl <= 0.5).all() == within, kl
+        if within:
+            assert (-gained.mean(-1) > 0).all() and (kl > 0.05).all()
+            assert (metrics["step_share"] < 1).any(), "the line search must have had something to do"
+
+
+def test_trpo_stays_where_it_is_if_no_step_will_do():
+    agent = TRPO(KINDS["gaussian"], (0, 1), hidden=(4,), backtracks=1, max_kl=1e-12)
+    agent.double()
+    sample = sample_of(agent.policy)
+    before = copy.deepcopy(agent.policy.state_dict())
+    agent.search = lambda at, seeds: TRPO.search(agent, lambda share: (at(share)[0] * 0 - 1, at(share)[1]), seeds)
+    assert agent.improve(sample)["step_share"].tolist() == [0, 0]
+    assert all(torch.equal(p, before[name]) for name, p in agent.policy.state_dict().items())
+
+
+# The loop
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rollouts_move_policy_and_value_by_finite_steps(variant, env):
+    loop = Loop(variant, env=env, batch=256 if env == "CartPole-v1" else 448)
+    before = copy.deepcopy(dict(loop.agent.named_parameters()))
+    loop.run(2)
+    assert loop.agent.steps == 2 * loop.source.stride and loop.agent.updates > 0
+    for name, value in loop.agent.metrics.items():
+        assert value.shape == (2,) and value.isfinite().all(), name
+    for name, p in loop.agent.named_parameters():
+        frozen = name.startswith("value") and variant in ("reinforce-average", "reinforce-none")
+        assert p.isfinite().all() and torch.equal(p, before[name]) == frozen, name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_stacked_seeds_equal_seeds_alone_with_environments_in_the_loop(variant):
+    seeds = (3, 1)
+    stack = Loop(variant, seeds, double=True).run(3)
+    for s, seed in enumerate(seeds):
+        alone = Loop(variant, (seed,), double=True).run(3)
+        for (name, p), q in zip(stack.agent.state_dict().items(), alone.agent.state_dict().values(), strict=True):
+            if p.ndim:
+                torch.testing.assert_close(p[s], q[0], rtol=1e-5, atol=1e-6, msg=f"{name} of seed {seed}")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_diverged_seed_leaves_the_others_alone(variant):
+    healthy, ill = Loop(variant, (0, 1, 2)).run(1), Loop(variant, (0, 1, 2)).run(1)
+    block = healthy.rollout()
+    ill.agent.steps = healthy.agent.steps  # a learning rate may depend on it
+    with torch.no_grad():
+        for p in ill.agent.parameters():
+            p[1] = float("nan")
+    healthy.agent.learn(block)
+    ill.agent.learn(block)
+    for (name, p), q in zip(healthy.agent.named_parameters(), ill.agent.parameters(), strict=True):
+        assert torch.equal(p[0], q[0]) and torch.equal(p[2], q[2]), f"{name} differs by a bit"
+
+
+def test_no_reset_is_ever_a_successor_and_endings_are_told_apart():
+    loop = Loop("ppo", seeds=(0, 1), envs=3, batch=150, env=counting.ID)
+    obs, action, reward, discount, next_obs, last = (x[0].flatten(0, 2) if x.ndim == 5 else x[0].flatten()
+                                                     for x in loop.rollout())  # fmt: skip
+    assert torch.equal(next_obs[:, 0], obs[:, 0]), "a successor belongs to another episode"
+    assert torch.equal(next_obs[:, 1], obs[:, 1] + 1), "a step is missing or false"
+    torch.testing.assert_close(next_obs[:, 2], obs[:, 2] + 2 * action[:, 0].clamp(-1, 1), rtol=0, atol=1e-5)
+    assert torch.equal(reward, next_obs[:, 1])
+    ends = last == 1
+    assert discount[~ends].tolist() == pytest.approx([0.99] * int((~ends).sum()))
+    assert {round(d, 2) for d in discount[ends].tolist()} == {0.0, 0.99}, "both kinds of ending must occur"
+
+
+def test_an_action_out_of_bounds_is_learnt_from_as_it_was_chosen():
+    loop = Loop("ppo", (0,), envs=1)
+    with torch.no_grad():
+        loop.agent.policy.net.layers[-1].bias.fill_(3.0)
+    kept = []
+    loop.interaction.on_episode = lambda s, e, episode: kept.append(episode)
+    rollout = loop.rollout()
+    loop.interaction.cut()
+    assert rollout.action.max() > 2
+    assert np.abs(kept[0].actions).max() <= 2.0, "Pendulum's bounds, in its units"
+    applied = 2 * rollout.action[0, 0, 0, :, 0].clamp(-1, 1).numpy()
+    np.testing.assert_allclose(kept[0].actions[:, 0], applied, rtol=1e-6)
+
+
+def test_a_policy_is_evaluated_at_its_likeliest_action_within_bounds():
+    spec = Spec(3, 1, (-2.0,), (2.0,))
+    agent = PPO(spec, (0,), hidden=(8,))
+    with torch.no_grad():
+        agent.policy.net.layers[-1].bias.fill_(3.0)
+    assert (agent.act(torch.randn(1, 5, 3)) == 2).all()
+
+
+def test_the_source_goes_as_far_as_it_is_asked_to():
+    loop = Loop("a2c", (0,), envs=2, batch=10)
+    loop.source.steps_ahead = 330
+    rollouts = [stretch for stretch in loop.source]
+    assert len(rollouts) == len(loop.source) == 2
+    assert sum(1 for _ in chain.from_iterable(rollouts)) == 33 and loop.agent.steps == 330
+    with pytest.raises(UserError, match="multiple of envs"):
+        Loop("a2c", (0,), envs=3, batch=10)
+
+
+def test_reinforce_leaves_out_what_it_cannot_know():
+    """Without a learnt value, the steps of an episode that the rollout cuts have no return."""
+    agent = REINFORCE(KINDS["gaussian"], (0,), baseline="average", baseline_rate=0.5, gamma=0.5, hidden=(4,))
+    last = torch.tensor([[[0.0, 1, 0, 0], [0, 0, 0, 0]]])
+    reward = torch.tensor([[[1.0, 2, 4, 8], [1, 1, 1, 1]]])
+    obs, action = torch.zeros(1, 2, 4, 3), torch.zeros(1, 2, 4, 2)
+    rollout = Batch(obs, action, reward, 0.5 * (1 - last), obs, last)
+    got = agent.examine(rollout).advantage
+    # returns 1 + 0.5 * 2 and 2, of two steps in eight
+    assert got.tolist() == [pytest.approx([8.0, 8.0, 0, 0, 0, 0, 0, 0])]
+    assert agent.average.item() == pytest.approx(1.0)
+    assert agent.examine(rollout).advantage.tolist() == [pytest.approx([4.0, 4.0, 0, 0, 0, 0, 0, 0])]
+    with pytest.raises(UserError, match="baseline: value"):
+        REINFORCE(KINDS["gaussian"], (0,), baseline="none", normalize_advantage=True)
+
+
+def test_rewards_are_scaled_by_the_discounted_return_across_rollouts():
+    agent = PPO(KINDS["gaussian"], (0,), gamma=0.5, hidden=(4,), normalize_reward=True)
+    rng, seen, running = np.random.default_rng(0), [], np.zeros(2)
+    for _ in range(3):
+        reward, last = rng.normal(size=(2, 5)), rng.random((2, 5)) < 0.3
+        for t in range(5):
+            running = reward[:, t] + running
+            seen.append(running)
+            running = 0.5 * running * ~last[:, t]
+        zeros = torch.zeros(1, 2, 5, 3)
+        rollout = Batch(zeros, zeros, *(torch.tensor(x, dtype=torch.float32)[None] for x in (reward, last)), zeros,
+                        torch.tensor(last, dtype=torch.float32)[None])  # fmt: skip
+        scaled = agent.scaled(rollout)
+    np.testing.assert_allclose(scaled[0], reward / np.std(seen), rtol=1e-4)
+
+
+def test_running_moments_are_those_of_all_that_was_seen():
+    norm, rng = RunningNorm(2, 3), torch.Generator().manual_seed(0)
+    parts = [2 + 5 * torch.randn(2, size, 3, generator=rng) for size in (7, 100, 1)]
+    assert torch.equal(norm(parts[0]), parts[0].clamp(-10, 10)), "nothing was seen yet"
+    for part in parts:
+        norm.see(part)
+    whole = torch.cat(parts, 1)
+    torch.testing.assert_close(norm.mean, whole.mean(1, keepdim=True))
+    torch.testing.assert_close(norm.var, whole.var(1, correction=0, keepdim=True))
+
+
+def test_gradients_are_clipped_by_seed():
+    gradients = [torch.tensor([[3.0, 0.0], [0.3, 0.0]]), torch.tensor([[[4.0]], [[0.4]]])]
+    first, second = clip_norm(gradients, 1.0)
+    assert first.tolist() == [pytest.approx([0.6, 0.0], abs=1e-5), pytest.approx([0.3, 0.0])]
+    assert second.flatten().tolist() == pytest.approx([0.8, 0.4], abs=1e-5)
+
+
+def test_the_penalty_follows_the_divergence():
+    for lr, penalty in ((1e-9, 0.5), (0.3, 2.0)):
+        agent = PPO(KINDS["gaussian"], (0, 1), hidden=(4,), target_kl=0.01, epochs=1, minibatch=40, lr=lr).double()
+        agent.improve(sample_of(agent.policy))
+        assert agent.penalty.flatten().tolist() == [penalty] * 2
+
+
+def test_policies_sample_what_they_say():
+    rng = [generator(0, "policy")]
+    from offlinerl.rng import Lanes
+
+    lanes, obs = Lanes((0,), range(1), "explore"), torch.ones(1, 1, 2)
+    discrete = CategoricalPolicy(2, 3, (), rng)
+    with torch.no_grad():
+        discrete.net.layers[0].bias[:] = torch.tensor([0.0, 1.0, 2.0])
+    drawn = torch.cat([discrete.act(obs, lanes) for _ in range(4000)]).flatten()
+    share = torch.bincount(drawn.long(), minlength=3) / len(drawn)
+    wanted = discrete(obs).base_dist.probs.flatten()
+    assert (share - wanted).abs().max() < 0.03 and discrete.act(obs).item() == 2
+    normal = GaussianPolicy(2, 1, (), rng)
+    with torch.no_grad():
+        normal.log_std.fill_(math.log(0.5))
+        drawn = torch.cat([normal.act(obs, lanes) for _ in range(4000)]).flatten()
+    assert drawn.std().item() == pytest.approx(0.5, rel=0.05)
+    assert drawn.mean().item() == pytest.approx(normal.act(obs).item(), abs=0.03)
+
+
+# Off-policy
+
+
+def test_off_policy_clones_first_and_then_sets_out_from_the_clone(spec, source_of):
+    table = source_of((0,)).transitions(torch.arange(400).view(1, 1, -1))
+    columns = Batch(*(x[0, 0].numpy() for x in table))
+    source = EpisodeData(columns, spec, (0, 1), batch_size=6, updates=4)
+    assert source.rows.shape == (20, 20)
+    agent = ISREINFORCE(spec, (0, 1), hidden=(8,), behavior_updates=8)
+    agent.learn(source.draw())
+    policy = copy.deepcopy(agent.policy.state_dict())
+    cloned = agent.learn(source.draw())
+    assert set(cloned) == {"behavior_loss"}
+    assert all(torch.equal(p, policy[name]) for name, p in agent.policy.state_dict().items())
+    behavior = copy.deepcopy(agent.behavior.state_dict())
+    metrics = agent.learn(source.draw(1))
+    assert metrics["effective_episodes"].tolist() == pytest.approx([6.0, 6.0]), "the policy is the clone still"
+    metrics = agent.learn(source.draw())
+    assert all(torch.equal(p, behavior[name]) for name, p in agent.behavior.state_dict().items())
+    assert (metrics["effective_episodes"] < 6).all()
+
+
+def test_the_expected_return_by_hand():
+    agent = ISREINFORCE(KINDS["gaussian"], (0,), gamma=0.5, hidden=(4,), self_normalized=False, max_weight=3.0)
+    log_ratio = torch.tensor([[[2.0, 2.0], [0.5, 1.0]]]).log()
+    reward = torch.tensor([[[1.0, 2.0], [4.0, 8.0]]])
+    expected, weight = agent.expected_return(log_ratio, reward)
+    assert weight.tolist() == [[pytest.approx([2.0, 3.0]), [0.5, 0.5]]]  # 4 is cut to 3
+    assert expected.tolist() == [pytest.approx([2 * 1 + 0.5 * 3 * 2, 0.5 * 4 + 0.5 * 0.5 * 8])]
+    agent.self_normalized = True
+    _, weight = agent.expected_return(log_ratio, reward)
+    assert weight[0].mean(0).tolist() == pytest.approx([1.0, 1.0])
+    assert weight[0, 0].tolist() == pytest.approx([2 / 1.25, 3 / 1.75])
+
+
+@pytest.mark.parametrize("self_normalized", [True, False])
+def test_weights_that_vanish_or_explode_keep_the_gradient_finite(spec, source_of, self_normalized):
+    table = source_of((0,)).transitions(torch.arange(400).view(1, 1, -1))
+    source = EpisodeData(Batch(*(x[0, 0].numpy() for x in table)), spec, (0,), batch_size=6, updates=3)
+    for network in ("policy", "behavior"):
+        agent = ISREINFORCE(spec, (0,), hidden=(8,), behavior_updates=1, self_normalized=self_normalized)
+        agent.learn(source.draw(1))
+        agent.updates = 2  # one of them is far from the data
+        with torch.no_grad():
+            getattr(agent, network).net.layers[-1].bias += 30
+        metrics = agent.learn(source.draw())
+        assert (metrics["largest_weight"].log().abs() > 80).all()
+        assert all(p.isfinite().all() for p in agent.parameters())
