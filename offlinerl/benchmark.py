@@ -26,7 +26,7 @@ from offlinerl.data import registry
 from offlinerl.data.interaction import Interaction
 from offlinerl.data.record import Episode, write_minari, write_whole
 from offlinerl.data.replay import Replay
-from offlinerl.data.sources import OfflineData, ReplayData
+from offlinerl.data.sources import EpisodeData, OfflineData, ReplayData, RolloutData
 from offlinerl.device import pick_device
 from offlinerl.display import Display
 from offlinerl.training import hushed_lightning
@@ -50,7 +50,7 @@ def benchmark(
 
     Args:
         agent_name: one of ``offlinerl.agents.names()``.
-        batch: transitions a seed's update.
+        batch: transitions a seed's update, or episodes where the agent learns from whole ones.
         seeds: seeds trained side by side; a figure "a second" counts every seed's updates.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads.
@@ -61,9 +61,9 @@ def benchmark(
     display, where = Display(), pick_device(device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name()
     display.say(f"{agent_name}, batch {batch}, {len(seeds)} seed(s), on {name}, {torch.get_num_threads()} CPU threads")
-    eager, compiled = (build(agent_name, seeds, where, compile) for compile in (False, True))
-    source = OfflineData(synthetic_table(spec=eager.spec), eager.spec, seeds, batch, updates=48, device=where)
-    flops = count_flops(build(agent_name, seeds, where, False), source)
+    eager, compiled = (build(agent_name, seeds, where, compile, batch) for compile in (False, True))
+    source = source_of(eager, batch)
+    flops = count_flops(build(agent_name, seeds, where, False, batch), source)
     began = time.perf_counter()
     compiled.learn(source.draw(compiled.period))
     compile_seconds = time.perf_counter() - began
@@ -114,16 +114,42 @@ def benchmark(
     return results
 
 
-def build(agent_name: str, seeds: Sequence[int], device: torch.device, compile: bool) -> Agent:
-    """The agent as ``fit`` would build it for Kitchen, dropout and decay included where it has them."""
+def build(agent_name: str, seeds: Sequence[int], device: torch.device, compile: bool, batch: int = 256) -> Agent:
+    """The agent as ``fit`` would build it for Kitchen, dropout and decay included where it has them, at its usual
+    kind of update."""
     agent_class = agents.get(agent_name)
-    usual = dict(dropout=0.1, decay_steps=1_000_000)
+    usual = dict(dropout=0.1, decay_steps=1_000_000, minibatch=batch, behavior_updates=0)
     spec = KITCHEN_DISCRETE if agent_class.discrete else KITCHEN
     agent = agent_class(spec, seeds, **{k: v for k, v in usual.items() if k in parameters(agent_class)})
     agent.to(device)
     agent.configure_optimizers()
     agent.compile = compile
     return agent
+
+
+def source_of(agent: Agent, batch: int) -> OfflineData | SyntheticRollouts:
+    """Random blocks of the kind the agent learns from, of 48 updates; of fewer where their rows are episodes."""
+    if agent.on_policy:
+        return SyntheticRollouts(agent, batch)
+    kind, updates = (EpisodeData, 2) if agent.whole_episodes else (OfflineData, 48)
+    return kind(synthetic_table(spec=agent.spec), agent.spec, agent.seeds, batch, updates, agent.device)
+
+
+class SyntheticRollouts:
+    """The same random rollout again and again, of eight minibatches if the agent takes it in such.
+
+    Args:
+        agent: to learn from it.
+        batch: rows of an update.
+    """
+
+    def __init__(self, agent: Agent, batch: int):
+        table = synthetic_table(8 * batch if agent.minibatch else batch, agent.spec)
+        one = [torch.from_numpy(column.astype(np.float32)).to(agent.device) for column in table]
+        self.rollout = Batch(*(x.expand(1, len(agent.seeds), 1, *x.shape) for x in one))  # [1, S, 1, T, ...]
+
+    def draw(self, _: int | None = None) -> Batch:
+        return self.rollout
 
 
 def synthetic_table(rows: int = 20_000, spec: Spec = KITCHEN) -> Batch:
@@ -147,22 +173,21 @@ def interleaved(repeats: int = 5, **measures: Any) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def updates_rate(agent: Agent, source: OfflineData, seconds: float = 1.0) -> float:
-    """Updates a second, sampling included."""
+def updates_rate(agent: Agent, source: OfflineData | SyntheticRollouts, seconds: float = 1.0) -> float:
+    """Updates a second, sampling included; of an on-policy agent, the advantages too."""
     agent.learn(source.draw())
-    done, began = 0, time.perf_counter()
+    first, began = agent.updates, time.perf_counter()
     while (elapsed := time.perf_counter() - began) < seconds:
         agent.learn(source.draw())
         synchronize(agent.device)
-        done += source.updates
-    return done / elapsed
+    return (agent.updates - first) / elapsed
 
 
-def count_flops(agent: Agent, source: OfflineData) -> float:
+def count_flops(agent: Agent, source: OfflineData | SyntheticRollouts) -> float:
     """Floating-point operations of the matrix products of one update of all seeds, on average."""
     with FlopCounterMode(display=False) as counter:
         agent.learn(source.draw(agent.period))
-    return counter.get_total_flops() / agent.period
+    return counter.get_total_flops() / agent.updates
 
 
 def speed_task(agent: Agent | type[Agent]) -> str:
@@ -173,8 +198,8 @@ def speed_task(agent: Agent | type[Agent]) -> str:
 def steps_per_second(
     agent_name: str, device: torch.device, over: Mapping[str, Any] | None = None, seconds: float = 8.0
 ) -> float:
-    """Steps a second of environment, replay, updates and Lightning together: one environment, one seed, by the
-    schedule of the agent's settings.
+    """Steps a second of environment, replay or rollout, updates and Lightning together: one environment, one seed, by
+    the schedule of the agent's settings.
 
     Args:
         over: settings that win over the built-in ones, ``{"agent": {...}, "train": {...}}``.
@@ -188,12 +213,16 @@ def steps_per_second(
     agent = agent_class(interaction.spec, (0,), **config.of_agent(settings)).to(device)
     agent.configure_optimizers()
     agent.compile = True
-    replay = Replay.of(agent, train, 100_000)
-    warm_up = 2 * train["batch"]
-    source = ReplayData(agent, interaction, replay, train["batch"], train["block"], train["steps_per_update"], warm_up)
+    if agent.on_policy:
+        source = RolloutData(agent, interaction, train["batch"])
+    else:
+        source = ReplayData(
+            agent, interaction, Replay.of(agent, train, 100_000), train["batch"], train["block"],
+            train["steps_per_update"], warm_up=2 * train["batch"],
+        )  # fmt: skip
     while agent.updates < 2 * agent.period:
         agent.learn(source.draw())
-    source.steps_ahead = 10**9
+    source.steps_ahead = 10**6 * source.stride
 
     class Clock(L.Callback):
         def on_train_start(self, *_: Any) -> None:
@@ -236,7 +265,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def lightning_share(agent: Agent, source: OfflineData, blocks: int = 20) -> float:
+def lightning_share(agent: Agent, source: OfflineData | SyntheticRollouts, blocks: int = 20) -> float:
     """The part of a training that is neither drawing a block nor learning from it."""
     inner = 0.0
 

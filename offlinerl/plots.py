@@ -13,7 +13,8 @@ from offlinerl.data.record import aside
 from offlinerl.display import UNITS
 from offlinerl.types import UserError
 
-LOSSES = ("value_loss", "critic_loss", "q_loss", "actor_loss")
+DRAWN = ("value_loss", "critic_loss", "q_loss", "actor_loss", "effective_episodes")
+"""Metrics of a run that are drawn beside its score."""
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
@@ -48,7 +49,7 @@ def clock_of(summary: dict) -> str:
 
 
 def curves(runs: Sequence[Path], path: Path) -> Path:
-    """Draw the scores of one or several runs of a task over their updates or steps and, for one run, its losses.
+    """Draw the scores of one or several runs of a task over their updates or steps and, for one run, ``DRAWN``.
 
     The line is the mean over seeds, the band their range, thin lines the seeds themselves; a diamond is the
     last policy with its 95% interval.
@@ -60,10 +61,10 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
     agents = [summary["agent"] for summary in summaries]
     alone, clock = len(runs) == 1, clock_of(summaries[0])
     metrics = read_columns(runs[0] / "metrics.csv") if alone and (runs[0] / "metrics.csv").exists() else {}
-    losses = [name for name in LOSSES if name in metrics]
-    figure = Figure(figsize=(7 + 3.4 * len(losses), 4.6), layout="constrained")
+    drawn = [name for name in DRAWN if name in metrics]
+    figure = Figure(figsize=(7 + 3.4 * len(drawn), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 1 + len(losses), width_ratios=[2.2] + [1] * len(losses), squeeze=False)[0]
+    axes = figure.subplots(1, 1 + len(drawn), width_ratios=[2.2] + [1] * len(drawn), squeeze=False)[0]
     score_axis = axes[0]
     for number, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
         times, seeds, scores = by_time(read_columns(run / "evaluations.csv"), clock[:-1], "score")
@@ -87,8 +88,10 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
     score_axis.set(title=first["dataset"] or first["env"], xlabel=clock, ylabel=UNITS[first["score_kind"]])
     if first["score_kind"] != "return":
         score_axis.set_ylim(bottom=min(0, score_axis.get_ylim()[0]))
-    for axis, name in zip(axes[1:], losses, strict=True):
+    for axis, name in zip(axes[1:], drawn, strict=True):
         times, seeds, values = by_time(metrics, clock[:-1], name)
+        there = ~np.isnan(values).all(0)
+        times, values = times[there], values[:, there]
         marker = "o" if len(times) < 10 else None
         if len(seeds) > 1:
             axis.plot(times, values.T, linewidth=0.7, alpha=0.5, color="C0")

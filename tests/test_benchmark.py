@@ -38,3 +38,15 @@ def test_a_delayed_actor_counts_in_the_average():
 def test_steps_per_second_counts_steps():
     over = dict(agent=dict(hidden=(8, 8)), train=dict(batch=8, steps_per_update=4, block=1))
     assert benchmark.steps_per_second("dqn", torch.device("cpu"), over, seconds=0.2) > 10
+
+
+def test_steps_per_second_counts_those_of_rollouts():
+    over = dict(agent=dict(hidden=(8, 8), epochs=1), train=dict(batch=128))
+    assert benchmark.steps_per_second("ppo", torch.device("cpu"), over, seconds=0.2) > 10
+
+
+def test_every_agent_has_a_source_to_be_measured_on():
+    for name, updates in (("ppo", 80), ("trpo", 81), ("a2c", 1), ("is_reinforce", 2), ("dqn", 48)):
+        agent = benchmark.build(name, (0, 1), torch.device("cpu"), compile=False, batch=4)
+        agent.learn(benchmark.source_of(agent, 4).draw())
+        assert agent.updates == updates, name

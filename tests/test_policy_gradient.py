@@ -454,7 +454,8 @@ def test_off_policy_clones_first_and_then_sets_out_from_the_clone(spec, source_o
     agent.learn(source.draw())
     policy = copy.deepcopy(agent.policy.state_dict())
     cloned = agent.learn(source.draw())
-    assert set(cloned) == {"behavior_loss"}
+    assert cloned["behavior_loss"].isfinite().all()
+    assert set(cloned) == {"behavior_loss", *ISREINFORCE.LATER}, "a table has the same columns from the start"
     assert all(torch.equal(p, policy[name]) for name, p in agent.policy.state_dict().items())
     behavior = copy.deepcopy(agent.behavior.state_dict())
     metrics = agent.learn(source.draw(1))

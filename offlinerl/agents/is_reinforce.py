@@ -39,6 +39,9 @@ class ISREINFORCE(Agent):
     whole_episodes = True
     discrete = None
 
+    LATER = ("policy_loss", "effective_episodes", "largest_weight", "mean_weight")
+    """Metrics of the updates after the behaviour is cloned."""
+
     def __init__(
         self,
         spec: Spec,
@@ -81,17 +84,16 @@ class ISREINFORCE(Agent):
         behavior = self.behavior(obs).log_prob(action).unflatten(1, (B, T))
         if k == 0:
             likelihood = (there * behavior).sum(-1) / there.sum((1, 2)).unsqueeze(-1) * B  # [S, B], of a step
-            return dict(behavior_loss=self.descend("behavior", -likelihood))
+            loss = self.descend("behavior", -likelihood)
+            return dict(behavior_loss=loss) | dict.fromkeys(self.LATER, torch.full_like(loss, torch.nan))
         policy = self.policy(obs)
         log_ratio = there * (policy.log_prob(action).unflatten(1, (B, T)) - behavior.detach())
         expected, weight = self.expected_return(log_ratio, there * batch.reward)  # [S, B], [S, B, T]
         entropy = (there * policy.entropy().unflatten(1, (B, T))).sum(-1)
         loss = self.descend("policy", -expected - self.entropy * entropy, self.max_grad_norm)
         whole = log_ratio.detach().sum(-1)  # [S, B], of an episode
-        return dict(
-            policy_loss=loss, effective_episodes=losses.effective_sample_size(whole),
-            largest_weight=whole.amax(-1).exp(), mean_weight=weight.detach().mean((1, 2)),
-        )  # fmt: skip
+        found = loss, losses.effective_sample_size(whole), whole.amax(-1).exp(), weight.detach().mean((1, 2))
+        return dict(zip(self.LATER, found, strict=True))
 
     def expected_return(self, log_ratio: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
         """What the episodes let one expect of the policy, ``[S, B]``, whose mean is the estimate, and the weights it

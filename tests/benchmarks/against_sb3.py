@@ -2,23 +2,29 @@
 ``pip install -e '.[benchmark]' && python tests/benchmarks/against_sb3.py``.
 
 Speed is steps a second of both in turn, so that a busy moment favours neither; ours includes Lightning, theirs their
-monitor. ``--returns`` trains both to the end on a small task and compares their last policies.
+monitor. ``--returns SEEDS`` trains both to the end and compares their last policies instead: TD3 and DQN on small tasks
+in minutes, PPO and TRPO on a robot, observations and rewards normalised, in an hour; ``--agents`` chooses.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
-import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import sb3_contrib
 import stable_baselines3 as sb3
 import torch
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
 
 from offlinerl import benchmark
 from offlinerl.evaluation import bootstrap
@@ -31,7 +37,11 @@ DQN = dict(
     agent=dict(hidden=[64, 64], lr=1e-4, target_every=2500, epsilon_steps=800, final_epsilon=0.05),
     train=dict(batch=32, steps_per_update=4, block=1),
 )
-"""TD3 with the networks of its authors' code and DQN as stable-baselines3 has it by default."""
+"""TD3 with the networks of its authors' code; DQN, PPO and TRPO as stable-baselines3 and sb3-contrib have them by
+default, which are our defaults too. Gradients are clipped for policy and value apart here, and together there."""
+
+PLAIN = dict(agent=dict(normalize_obs=False, normalize_reward=False))
+ON_POLICY = dict(ppo=sb3.PPO, trpo=sb3_contrib.TRPO)
 
 
 def theirs(name: str, env: str, seed: int = 0, small: bool = False) -> sb3.common.base_class.BaseAlgorithm:
@@ -43,6 +53,8 @@ def theirs(name: str, env: str, seed: int = 0, small: bool = False) -> sb3.commo
             gradient_steps=1, gamma=0.98 if small else 0.99, action_noise=noise, seed=seed, buffer_size=100_000,
             policy_kwargs=dict(net_arch=[256, 256]),
         )  # fmt: skip
+    if name in ON_POLICY:
+        return ON_POLICY[name]("MlpPolicy", env, seed=seed)
     if small:  # the settings of offlinerl's configs, with its target's 250 updates as the steps they take
         return sb3.DQN(
             "MlpPolicy", env, lambda left: 1e-3 * (1 + math.cos(math.pi * (1 - left))) / 2, gamma=0.98, batch_size=64,
@@ -62,8 +74,14 @@ def their_rate(model: sb3.common.base_class.BaseAlgorithm, steps: int) -> float:
     return steps / (time.perf_counter() - began)
 
 
-def speed(repeats: int, seconds: float) -> None:
-    for name, env, settings, chunk in (("td3", "HalfCheetah-v5", TD3, 500), ("dqn", "CartPole-v1", DQN, 8000)):
+def speed(agents: Sequence[str], repeats: int, seconds: float) -> None:
+    tasks = (
+        ("td3", "HalfCheetah-v5", TD3, 500), ("dqn", "CartPole-v1", DQN, 8000), ("ppo", "HalfCheetah-v5", PLAIN, 4096),
+        ("trpo", "HalfCheetah-v5", PLAIN, 4096),
+    )  # fmt: skip
+    for name, env, settings, chunk in tasks:
+        if name not in agents:
+            continue
         model = theirs(name, env)
         model.learn(1000)
         ours, other = [], []
@@ -75,37 +93,60 @@ def speed(repeats: int, seconds: float) -> None:
 
 
 def their_returns(name: str, env: str, seed: int, steps: int, episodes: int) -> list[float]:
-    from stable_baselines3.common.evaluation import evaluate_policy
+    """Returns of their last policy."""
+    if name not in ON_POLICY:
+        return evaluate_policy(theirs(name, env, seed, small=True).learn(steps), gym.make(env), episodes,
+                               return_episode_rewards=True)[0]  # fmt: skip
+    seen = VecNormalize(make_vec_env(env, seed=seed))
+    model = ON_POLICY[name]("MlpPolicy", seen, seed=seed).learn(steps)
+    seen.training = seen.norm_reward = False
+    return evaluate_policy(model, seen, episodes, return_episode_rewards=True)[0]
 
-    model = theirs(name, env, seed, small=True).learn(steps)
-    returns, _ = evaluate_policy(model, gym.make(env), episodes, return_episode_rewards=True)
-    return returns
 
-
-def returns(seeds: int, episodes: int = 20) -> None:
-    # Theirs is not Double DQN.
-    tasks = (("td3", "Pendulum-v1", 10_000, {}), ("dqn", "CartPole-v1", 100_000, dict(double_q=False)))
+def returns(agents: Sequence[str], seeds: int, keep: Path, episodes: int = 20) -> None:
+    """Compare last policies; what is finished is kept and not done again."""
+    tasks = (
+        ("td3", "Pendulum-v1", 10_000, {}),
+        ("dqn", "CartPole-v1", 100_000, dict(double_q=False)),  # theirs is not Double DQN
+        ("ppo", "HalfCheetah-v5", 1_000_000, {}),
+        ("trpo", "HalfCheetah-v5", 1_000_000, {}),
+    )
+    keep.mkdir(parents=True, exist_ok=True)
     for name, env, steps, agent in tasks:
-        other = np.array([their_returns(name, env, seed, steps, episodes) for seed in range(seeds)])
-        with tempfile.TemporaryDirectory() as folder:
-            over = dict(agent=agent, train=dict(final_episodes=episodes, steps=steps, eval_every=steps))
-            last = fit(name, env=env, seeds=range(seeds), over=over, out=Path(folder) / "run")["last"]
-        low, high = bootstrap(other)
+        if name not in agents:
+            continue
+        over = dict(agent=agent, train=dict(final_episodes=episodes, steps=steps, eval_every=max(steps // 20, 10_000)))
+        run = keep / f"{name}-{env}"
+        if not (run / "summary.json").exists():
+            again = dict(resume=run) if (run / "last.ckpt").exists() else dict(out=run, env=env, seeds=range(seeds))
+            fit(name, over={} if "resume" in again else over, **again)
+        last = json.loads((run / "summary.json").read_text())["last"]
+        other = []
+        for seed in range(seeds):
+            file = keep / f"sb3-{name}-{env}-{seed}.json"
+            if not file.exists():
+                file.write_text(json.dumps(list(map(float, their_returns(name, env, seed, steps, episodes)))))
+            other.append(json.loads(file.read_text()))
+        low, high = bootstrap(np.array(other))
         print(
-            f"{name} on {env}, {seeds} seeds, {episodes} episodes: ours {last['mean']:.1f} [{last['ci95'][0]:.1f},"
-            f" {last['ci95'][1]:.1f}], stable-baselines3 {other.mean():.1f} [{low:.1f}, {high:.1f}]",
+            f"{name} on {env}, {seeds} seeds, {steps:,} steps, {episodes} episodes: ours {last['mean']:.1f}"
+            f" [{last['ci95'][0]:.1f}, {last['ci95'][1]:.1f}], stable-baselines3 {np.mean(other):.1f} [{low:.1f},"
+            f" {high:.1f}], by seed {np.mean(other, 1).round(1)}",
             flush=True,
         )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--agents", nargs="+", default=["td3", "dqn", "ppo", "trpo"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument("--returns", type=int, metavar="SEEDS", help="compare last policies of so many seeds too")
+    parser.add_argument("--returns", type=int, metavar="SEEDS", help="compare last policies of so many seeds instead")
+    parser.add_argument("--keep", type=Path, default=Path("runs/against-sb3"), help="where finished trainings stay")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    speed(args.repeats, args.seconds)
     if args.returns:
-        returns(args.returns)
+        returns(args.agents, args.returns, args.keep)
+    else:
+        speed(args.agents, args.repeats, args.seconds)
