@@ -16,8 +16,10 @@ def gumbel(error: Tensor, beta: float, clip: float | None = None) -> Tensor:
     """Gumbel regression of a soft value: its minimiser over V is ``beta * log E[exp(Q / beta)]``.
 
     Extreme Q-Learning (Garg et al., ICLR 2023), equation 8 and appendix D.3. The loss is divided by
-    ``exp(m)``, with m the largest z of the batch and at least -1, so that no exponential overflows; the
-    minimiser is unchanged, for m is a constant to the gradient.
+    ``exp(m)``, with m the largest z of the batch and at least -1, so that no exponential overflows; the batch's
+    minimiser is unchanged, for m is a constant to the gradient. Over many batches those with the best samples then
+    weigh less, and V settles below the soft maximum of them all where ``beta`` is small beside the spread of Q; see
+    ``notebooks/gumbel_regression.ipynb``.
 
     Args:
         error: ``Q - V``, shape ``[..., B]``.
