@@ -293,7 +293,7 @@ class Learning(OnlineRun):
         settings, device, folder: as of any run.
         target: the dataset's folder.
         append: whether it may be there.
-        ray_address: see ``ReplayRun``.
+        ray_address: see ``ActingRun``.
     """
 
     def __init__(
