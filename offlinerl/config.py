@@ -145,7 +145,7 @@ def resolve(
     settings = merge(dict(agent={}, train=defaults), _read_for(family, entry) if family.is_file() else {})
     settings = merge(settings, asked)
     settings["agent"] = _checked(settings["agent"], parameters(agent), f"{agent_name} has no setting")
-    settings["train"] = _checked(settings["train"], defaults, "training has no setting")
+    settings["train"] = _checked(settings["train"], defaults, f"training {agent_name} has no setting")
     if settings["train"].get("workers"):
         settings["train"] |= _for_workers(settings["train"], asked.get("train", {}))
     return {section: settings[section] for section in ("agent", "train")}
@@ -192,8 +192,9 @@ def parameters(agent: type[Agent]) -> dict[str, Any]:
 def _checked(given: Mapping[str, Any], defaults: Mapping[str, Any], complaint: str) -> dict[str, Any]:
     for key in given:
         if key not in defaults:
-            near = difflib.get_close_matches(key, defaults, n=3, cutoff=0.5) or list(defaults)
-            raise UserError(f"{complaint} {key!r}; did you mean {' or '.join(near)}?")
+            near = difflib.get_close_matches(key, defaults, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(defaults)}"
+            raise UserError(f"{complaint} {key!r}; {hint}")
     return merge(defaults, {key: _value(key, value, defaults[key]) for key, value in given.items()})
 
 

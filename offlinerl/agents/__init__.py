@@ -25,8 +25,9 @@ def get(name: str) -> type[Agent]:
         UserError: there is none; the message names the nearest ones.
     """
     if name not in names():
-        near = difflib.get_close_matches(name, names(), n=2, cutoff=0.5) or names()
-        raise UserError(f"there is no agent {name!r}; did you mean {' or '.join(near)}?")
+        near = difflib.get_close_matches(name, names(), n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}"
+        raise UserError(f"there is no agent {name!r}; {hint}")
     module = importlib.import_module(f"{__name__}.{name}")
     return next(
         thing
