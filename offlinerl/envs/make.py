@@ -92,8 +92,8 @@ def native_action(spec: Spec, action: np.ndarray) -> np.ndarray | int:
     return int(action[0]) if spec.num_actions else action
 
 
-WORTHWHILE = 3e-4
-"""Seconds of work from which handing it to threads pays."""
+WORTHWHILE = 1e-3
+"""Seconds of work from which handing it to threads pays; torch's own threads may still be spinning on their cores."""
 
 
 class Pool:
