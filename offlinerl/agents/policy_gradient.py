@@ -153,8 +153,8 @@ class PolicyGradient(Agent):
         size = min(self.minibatch or rows, rows)
         rng, used = self.rng.to(self.device), rows // size * size
         order = torch.cat([rng.permutation(rows)[:, :used] for _ in range(self.value_epochs)], 1)  # [S, K B]
-        block = Sample(*(_rows(x, order).unflatten(1, (-1, size)).transpose(0, 1) for x in sample))  # [K, S, B, ...]
-        return super().learn(block)
+        seeds = torch.arange(len(order), device=order.device).unsqueeze(1)  # [S, 1]
+        return super().learn(Sample(*(x[seeds, order].unflatten(1, (-1, size)).transpose(0, 1) for x in sample)))
 
     def advantage_of(self, sample: Sample) -> Tensor:
         """The advantage, normalised where it is to be: ``[S, B]``."""
@@ -183,8 +183,3 @@ def explained_variance(sample: Sample) -> Tensor:
     """Share of the targets' variance that the value had foreseen, ``[S]``; 1 is all of it."""
     spread = sample.target.var(-1)
     return 1 - sample.advantage.var(-1) / spread.clamp(min=1e-8)
-
-
-def _rows(x: Tensor, order: Tensor) -> Tensor:
-    """The rows ``order`` ``[S, K]`` of ``[S, B, ...]``."""
-    return torch.stack([of_seed[rows] for of_seed, rows in zip(x, order, strict=True)])
