@@ -167,8 +167,8 @@ def test_wrong_commands_say_what_to_do(here, capsys):
 def rolled(here):
     folder = here / "rolled"
     argv = ("ppo", "--env", "Pendulum-v1", "--seeds", "0,1", "--steps", 700, *TINY, "--batch", 150)
-    normalized = ("--agent.normalize_obs", "true", "--agent.normalize_reward", "true")
-    assert fit(*argv, *normalized, "--config", here / "envs.yaml", "--out", folder) == 0
+    more = ("--agent.normalize_obs", "true", "--agent.normalize_reward", "true", "--agent.decay_steps", "null")
+    assert fit(*argv, *more, "--config", here / "envs.yaml", "--out", folder) == 0
     return folder
 
 
