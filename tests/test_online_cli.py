@@ -200,7 +200,7 @@ def test_a_killed_on_policy_run_goes_on_from_its_last_save(rolled, here):
 
 
 def test_an_on_policy_agent_collects(here):
-    argv = ("collect", "a2c", "--env", "CartPole-v1", "--dataset", "cartpole/a2c-v0", "--steps", 400, "--batch", 40)
+    argv = ("collect", "a2c", "--env", "CartPole-v1", "--dataset", "cartpole/a2c-v0", "--steps", 400, "--batch", 80)
     few = ("--eval-every", 200, "--compile", "false", "--config", here / "few.yaml")
     assert main([*map(str, (*argv, *few)), "--out", str(here / "collecting")]) == 0
     data = load.load("cartpole/a2c-v0")
