@@ -44,7 +44,7 @@ ROLLOUT = 32
 
 LIMITS = {
     **dict.fromkeys(
-        ("lr", "actor_lr", "critic_lr", "value_lr", "beta", "clip", "huber", "alpha", "max_kl", "max_grad_norm"),
+        ("lr", "actor_lr", "critic_lr", "value_lr", "beta", "clip", "huber", "alpha", "max_kl"),
         ("greater than 0", lambda x: x > 0),
     ),
     **dict.fromkeys(
@@ -86,7 +86,7 @@ LIMITS = {
     "num_atoms": ("at least 2", lambda x: x >= 2),
     "exploration": ("gaussian, ou or parameter", lambda x: x in ("gaussian", "ou", "parameter")),
     "baseline": ("none, average or value", lambda x: x in ("none", "average", "value")),
-    "target_kl": ("greater than 0 or null", lambda x: x is None or x > 0),
+    **dict.fromkeys(("target_kl", "max_grad_norm"), ("greater than 0 or null", lambda x: x is None or x > 0)),
     **dict.fromkeys(("tau", "baseline_rate"), ("greater than 0 and at most 1", lambda x: 0 < x <= 1)),
     **dict.fromkeys(("expectile", "shrink"), ("between 0 and 1", lambda x: 0 < x < 1)),
     "gamma": ("from 0 to 1", lambda x: 0 <= x <= 1),
@@ -94,7 +94,7 @@ LIMITS = {
 }
 """What a setting must be, by name; a name means the same in every algorithm."""
 
-NULLABLE = {"target_entropy", "target_kl"}
+NULLABLE = {"target_entropy", "target_kl", "max_grad_norm"}
 """Numbers that may be null."""
 
 

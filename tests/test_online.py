@@ -31,7 +31,11 @@ VARIANTS = {
     "xtd3": ("Pendulum-v1", {}, None),
     "xsac": ("Pendulum-v1", {}, None),
     "dqn": ("CartPole-v1", dict(target_every=4), None),
-    "dqn-double-weighted": ("CartPole-v1", dict(double_q=True, target_every=4, decay_steps=60), (0.6, 0.4)),
+    "dqn-double-weighted": (
+        "CartPole-v1",
+        dict(double_q=True, target_every=4, decay_steps=60, max_grad_norm=1.0),
+        (0.6, 0.4),
+    ),
 }
 
 

@@ -28,6 +28,7 @@ class DQN(Agent):
         hidden: sizes of the hidden layers.
         decay_steps: updates over which a cosine takes the learning rate to zero; None: constant. A constant one
             keeps some tasks, CartPole among them, from ever settling.
+        max_grad_norm: of a step's gradient, a seed; None: no limit.
         target_every: updates between two copies of the network to the target.
         epsilon: share of random actions at the start.
         final_epsilon: and from ``epsilon_steps`` on.
@@ -48,6 +49,7 @@ class DQN(Agent):
         lr: float = 1e-3,
         hidden: Sequence[int] = (256, 256),
         decay_steps: int | None = None,
+        max_grad_norm: float | None = None,
         target_every: int = 250,
         epsilon: float = 1.0,
         final_epsilon: float = 0.05,
@@ -56,6 +58,7 @@ class DQN(Agent):
         super().__init__(spec, seeds, gamma, n_step)
         self.save_hyperparameters()
         self.double_q, self.lr, self.decay_steps, self.target_every = double_q, lr, decay_steps, target_every
+        self.max_grad_norm = max_grad_norm
         self.epsilon, self.final_epsilon, self.epsilon_steps = epsilon, final_epsilon, epsilon_steps
         sizes = [spec.obs_dim, *hidden, spec.num_actions]
         self.q = MLP(sizes, (len(self.seeds),), self.init_rng("q"), init=uniform)
@@ -71,7 +74,7 @@ class DQN(Agent):
             target = batch.reward + batch.discount * next_q.gather(-1, best).squeeze(-1)  # [S, B]
         q = self.q(batch.obs).gather(-1, batch.action.long()).squeeze(-1)  # [S, B]
         loss = self.weighted(batch, losses.huber(target - q, 1.0))
-        metrics = dict(q_loss=self.descend("q", loss), q=q.detach().mean(-1))
+        metrics = dict(q_loss=self.descend("q", loss, self.max_grad_norm), q=q.detach().mean(-1))
         if isinstance(batch, WeightedBatch):
             metrics["priority"] = (target - q.detach()).abs()
         return metrics
