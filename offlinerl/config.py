@@ -23,8 +23,10 @@ OFFLINE = dict(
 )  # fmt: skip
 """Settings of a training on a dataset and of fine-tuning after it, and their defaults."""
 
-EPISODES = OFFLINE | dict(batch=32, block=5)
-"""Of a training on a dataset's whole episodes, of which ``batch`` make a batch."""
+EPISODES = dict(
+    updates=100_000, batch=32, eval_every=10_000, eval_episodes=10, final_episodes=50, block=5, compile="auto",
+)  # fmt: skip
+"""Of a training on a dataset's whole episodes, of which ``batch`` make a batch; what it makes is not fine-tuned."""
 
 ONLINE = dict(
     steps=100_000, batch=256, eval_every=5_000, eval_episodes=10, final_episodes=20, block=1, compile="auto", envs=1,
@@ -75,7 +77,7 @@ LIMITS = {
             "backtracks",
         ),
         ("at least 1", lambda x: x >= 1),
-    ),  # fmt: skip
+    ),
     **dict.fromkeys(
         (OFFLINE | ONLINE | ON_POLICY).keys() - {"compile", "prioritized"}, ("at least 1", lambda x: x >= 1)
     ),

@@ -150,6 +150,7 @@ def test_wrong_commands_say_what_to_do(here, capsys):
         (("td3", "--env", "Pendulum-v1", "--agent.exploration", "white"), "gaussian"),
         (("td3", "--env", "Pendulum-v1", "--steps", 501, "--config", here / "warm.yaml"), "multiple of 2"),
         (("ppo", "--dataset", pendulum.ID), "--env"),
+        (("is_reinforce", "--dataset", pendulum.ID, "--online-steps", 5), "no setting 'online_steps'"),
         (("ppo", "--env", "Pendulum-v1", "--batch", 25, "--config", here / "envs.yaml"), "multiple of envs"),
         (("reinforce", "--env", "CartPole-v1", "--agent.baseline", "mean"), "average"),
         (("trpo", "--env", "CartPole-v1", "--config", here / "warm.yaml"), "warm_up"),
