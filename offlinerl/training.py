@@ -608,13 +608,12 @@ class OnlineRun(ActingRun):
 
     def build(self, device: torch.device) -> None:
         settings = self.train_settings
-        self.on_policy = agents.get(self.about["agent"]).on_policy
         self.entry = registry.task(self.about["env"])
         self.task = Task.of(self.entry)
         self.pool = make_pool(self.task, len(self.about["seeds"]), settings["final_episodes"])
         self.build_agent(device)
         self.interaction = self.make_interaction()
-        if self.on_policy:
+        if self.agent.on_policy:
             self.source = RolloutData(self.agent, self.interaction, settings["batch"])
             return
         self.replay = self.make_replay(self.end)
@@ -627,7 +626,7 @@ class OnlineRun(ActingRun):
     @property
     def updates(self) -> int:
         settings = self.train_settings
-        if self.on_policy:
+        if self.agent.on_policy:
             return self.end // settings["batch"] * self.agent.updates_in(settings["batch"])
         return self.end // settings["steps_per_update"]
 
@@ -645,7 +644,7 @@ class OnlineRun(ActingRun):
 
     def _in_rollouts(self, steps: int) -> int:
         batch = self.train_settings["batch"]
-        return -(-steps // batch) * batch if self.on_policy else steps
+        return -(-steps // batch) * batch if self.agent.on_policy else steps
 
 
 class FineTuning(ActingRun, OfflineRun):

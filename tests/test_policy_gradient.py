@@ -217,7 +217,9 @@ def test_natural_gradients_step_is_the_dense_one(task):
             p.add_(0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
     sample = sample_of(agent.policy)
     parameters = list(agent.policy.parameters())
-    product = fisher_product(agent.policy(sample.obs), parameters)
+    with torch.no_grad():
+        old = agent.policy(sample.obs)
+    product = fisher_product(old, agent.policy(sample.obs), parameters)
     log_prob, advantage = agent.policy(sample.obs).log_prob(sample.action), losses.standardized(sample.advantage)
     loss = losses.policy_gradient(log_prob, advantage)
     g = -flatten(torch.autograd.grad(loss.mean(-1).sum(), parameters))

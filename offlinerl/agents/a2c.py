@@ -20,7 +20,6 @@ class A2C(PolicyGradient):
         lam: 1 is the paper's n-step return.
         lr: Adam's learning rate of the policy.
         value_lr: and of the value.
-        entropy: coefficient of the policy's entropy, in units of reward.
 
     The others are ``PolicyGradient``'s.
     """
@@ -45,9 +44,8 @@ class A2C(PolicyGradient):
         super().__init__(
             spec, seeds, gamma=gamma, lam=lam, lr=dict(policy=lr, value=value_lr), hidden=hidden,
             normalize_obs=normalize_obs, normalize_reward=normalize_reward, normalize_advantage=normalize_advantage,
-            value_epochs=1, minibatch=None, max_grad_norm=max_grad_norm, decay_steps=decay_steps,
+            value_epochs=1, minibatch=None, entropy=entropy, max_grad_norm=max_grad_norm, decay_steps=decay_steps,
         )  # fmt: skip
-        self.entropy = entropy
 
     def improve(self, sample: Sample) -> Metrics:
         return self.passes(sample)
@@ -55,5 +53,4 @@ class A2C(PolicyGradient):
     def update(self, batch: Sample, noise: Noise, k: int) -> Metrics:
         policy = self.policy(batch.obs)
         loss = losses.policy_gradient(policy.log_prob(batch.action), self.advantage_of(batch))
-        policy_loss = self.descend("policy", loss - self.entropy * policy.entropy(), self.max_grad_norm)
-        return dict(policy_loss=policy_loss) | super().update(batch, noise, k)
+        return self.descend_policy(policy, loss) | super().update(batch, noise, k)

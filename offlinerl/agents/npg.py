@@ -67,14 +67,16 @@ class NPG(PolicyGradient):
         def surrogate(policy: Distribution) -> Tensor:  # [S], what a policy gains
             return -losses.surrogate(policy.log_prob(sample.action), sample.old_log_prob, advantage).mean(-1)
 
+        with torch.no_grad():
+            old = self.policy(sample.obs)
         policy = self.policy(sample.obs)
         gain = surrogate(policy)
         gradient = flatten(torch.autograd.grad(gain.sum(), parameters, retain_graph=True))  # [S, P]
-        fisher = fisher_product(policy, parameters, self.cg_damping)
+        fisher = fisher_product(old, policy, parameters, self.cg_damping)
         direction = conjugate_gradients(fisher, gradient, self.cg_iterations, self.CG_TOLERANCE)
         slope = (gradient * direction).sum(-1, keepdim=True)  # [S, 1], g' F^-1 g
         step = (2 * self.max_kl / slope).sqrt() * direction
-        before, old = flatten([p.detach() for p in parameters]), detached(policy)
+        before = flatten([p.detach() for p in parameters])
 
         def at(share: Tensor) -> tuple[Tensor, Tensor]:
             """Gain and divergence, ``[S]`` each, after these shares ``[S]`` of the step."""
@@ -95,22 +97,12 @@ class NPG(PolicyGradient):
         return dict(gain=gain, kl=kl)
 
 
-def detached(policy: Distribution) -> Distribution:
-    """The same distribution, through which no gradient flows."""
-    inner = policy.base_dist
-    if isinstance(inner, torch.distributions.Normal):
-        inner = torch.distributions.Normal(inner.loc.detach(), inner.scale.detach(), validate_args=False)
-    else:
-        inner = torch.distributions.Categorical(logits=inner.logits.detach(), validate_args=False)
-    return torch.distributions.Independent(inner, 1, validate_args=False)
-
-
 def fisher_product(
-    policy: Distribution, parameters: Sequence[Tensor], damping: float = 0.0
+    old: Distribution, policy: Distribution, parameters: Sequence[Tensor], damping: float = 0.0
 ) -> Callable[[Tensor], Tensor]:
     """``v -> (F + damping) v`` for every seed, ``[S, P] -> [S, P]``, F being the mean over B of the Fisher
-    information: the Hessian of the divergence from the policy as it is (TRPO, appendix C.1)."""
-    kl = kl_divergence(detached(policy), policy).mean(-1).sum()
+    information: the Hessian of the divergence from ``old``, the same policy without gradient (TRPO, appendix C.1)."""
+    kl = kl_divergence(old, policy).mean(-1).sum()
     slope = flatten(torch.autograd.grad(kl, parameters, create_graph=True))  # [S, P]
 
     def product(v: Tensor) -> Tensor:

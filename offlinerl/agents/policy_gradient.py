@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from offlinerl import losses
 from offlinerl.agent import Agent, Noise
@@ -44,6 +45,7 @@ class PolicyGradient(Agent):
         normalize_advantage: to mean 0 and deviation 1 of every seed's rollout, or minibatch.
         value_epochs: passes over a rollout when the value is fitted to it.
         minibatch: rows of a step of such a pass; None: all of them.
+        entropy: coefficient of the policy's entropy, in units of reward.
         max_grad_norm: of a step's gradient, a seed.
         decay_steps: environment steps over which the learning rates fall to zero, linearly; None: constant.
     """
@@ -66,6 +68,7 @@ class PolicyGradient(Agent):
         normalize_advantage: bool,
         value_epochs: int,
         minibatch: int | None,
+        entropy: float = 0.0,
         max_grad_norm: float | None = None,
         decay_steps: int | None = None,
     ):
@@ -74,7 +77,7 @@ class PolicyGradient(Agent):
         self.lam, self.lr, self.max_grad_norm, self.decay_steps = lam, lr, max_grad_norm, decay_steps
         self.normalize_obs, self.normalize_reward = normalize_obs, normalize_reward
         self.normalize_advantage = normalize_advantage
-        self.value_epochs, self.minibatch = value_epochs, minibatch
+        self.value_epochs, self.minibatch, self.entropy = value_epochs, minibatch, entropy
         self.policy = stochastic_policy(spec, hidden, self.init_rng("policy"))
         self.value = Value(
             spec.obs_dim, hidden, self.init_rng("value"), last_init=partial(orthogonal, gain=1.0), activation=torch.tanh
@@ -98,6 +101,11 @@ class PolicyGradient(Agent):
         return dict(value_loss=self.descend("value", losses.squared(error), self.max_grad_norm))
 
     # What it is given
+
+    def descend_policy(self, policy: Distribution, loss: Tensor) -> Metrics:
+        """One step of the policy down a loss ``[S, B]``, less what its entropy is worth."""
+        loss = loss - self.entropy * policy.entropy()
+        return dict(policy_loss=self.descend("policy", loss, self.max_grad_norm))
 
     def learn(self, block: Batch) -> Metrics:
         """Improve on a rollout, ``[1, S, E, T, ...]``."""

@@ -24,7 +24,6 @@ class PPO(PolicyGradient):
         clip: how far the ratio of probabilities may leave 1 with gain (paper, equation 7).
         target_kl: if given, a penalty on the KL divergence whose coefficient, one a seed, doubles or halves so as to
             keep it near this, in nats a rollout (paper, section 4), besides the clip.
-        entropy: coefficient of the policy's entropy, in units of reward.
 
     The others are ``PolicyGradient``'s.
     """
@@ -52,9 +51,9 @@ class PPO(PolicyGradient):
         super().__init__(
             spec, seeds, gamma=gamma, lam=lam, lr=lr, hidden=hidden, normalize_obs=normalize_obs,
             normalize_reward=normalize_reward, normalize_advantage=normalize_advantage, value_epochs=epochs,
-            minibatch=minibatch, max_grad_norm=max_grad_norm, decay_steps=decay_steps,
+            minibatch=minibatch, entropy=entropy, max_grad_norm=max_grad_norm, decay_steps=decay_steps,
         )  # fmt: skip
-        self.clip, self.target_kl, self.entropy = clip, target_kl, entropy
+        self.clip, self.target_kl = clip, target_kl
         self.register_buffer("penalty", torch.ones(len(self.seeds), 1))  # [S, 1] coefficient of the divergence
 
     def improve(self, sample: Sample) -> Metrics:
@@ -76,5 +75,4 @@ class PPO(PolicyGradient):
         loss = losses.ppo_clip(log_prob, batch.old_log_prob, self.advantage_of(batch), self.clip)
         if "penalty" in noise:
             loss = loss + noise["penalty"] * losses.sampled_kl(log_prob, batch.old_log_prob)
-        policy_loss = self.descend("policy", loss - self.entropy * policy.entropy(), self.max_grad_norm)
-        return dict(policy_loss=policy_loss) | super().update(batch, noise, k)
+        return self.descend_policy(policy, loss) | super().update(batch, noise, k)

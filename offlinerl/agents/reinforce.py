@@ -26,7 +26,6 @@ class REINFORCE(PolicyGradient):
         baseline_rate: of that average, a rollout.
         lr: Adam's learning rate of the policy.
         value_lr: and of the value.
-        entropy: coefficient of the policy's entropy, in units of reward.
 
     The others are ``PolicyGradient``'s.
     """
@@ -54,17 +53,18 @@ class REINFORCE(PolicyGradient):
         super().__init__(
             spec, seeds, gamma=gamma, lam=1.0, lr=dict(policy=lr, value=value_lr), hidden=hidden,
             normalize_obs=normalize_obs, normalize_reward=normalize_reward, normalize_advantage=normalize_advantage,
-            value_epochs=value_epochs, minibatch=minibatch, max_grad_norm=max_grad_norm, decay_steps=decay_steps,
+            value_epochs=value_epochs, minibatch=minibatch, entropy=entropy, max_grad_norm=max_grad_norm,
+            decay_steps=decay_steps,
         )  # fmt: skip
         if normalize_advantage and baseline != "value":
             raise UserError("normalize_advantage takes a mean away, as a baseline does: it needs baseline: value")
-        self.kind, self.baseline_rate, self.entropy = baseline, baseline_rate, entropy
+        self.kind, self.baseline_rate = baseline, baseline_rate
         self.register_buffer("average", torch.zeros(len(self.seeds), 1))  # [S, 1] of the returns so far
 
     def improve(self, sample: Sample) -> Metrics:
         policy = self.policy(sample.obs)
         loss = losses.policy_gradient(policy.log_prob(sample.action), self.advantage_of(sample))
-        metrics = dict(policy_loss=self.descend("policy", loss - self.entropy * policy.entropy(), self.max_grad_norm))
+        metrics = self.descend_policy(policy, loss)
         self.updates += 1
         return metrics | (self.passes(sample) if self.kind == "value" else {})
 

@@ -59,5 +59,6 @@ class TRPO(NPG):
             share = torch.where((gain > 0) & (kl <= self.max_kl), tried, 0.0)
             if (share > 0).all():
                 break
-        gain, kl = at(share)
+        else:
+            gain, kl = at(share)
         return dict(gain=gain, kl=kl, step_share=share)

@@ -82,8 +82,9 @@ class Interaction:
         else:
             with torch.no_grad():
                 action = agent.act(torch.from_numpy(obs).to(agent.device), explore=True).cpu().numpy()  # [S, E, A]
+        low, high = self.bounds
         # What is out of bounds is learnt from as it was chosen, but the environment and the data get what is in them.
-        applied = action if self.spec.num_actions else np.clip(action, *self.bounds)
+        applied = action if self.spec.num_actions else np.minimum(np.maximum(action, low), high)
         stepped = self.pool.step({i: applied[i // E, i % E] for i in range(S * E)})
         self.obs = np.empty_like(obs)
         reward, terminated, last = np.empty((S, E), np.float32), np.empty((S, E), bool), np.empty((S, E), bool)

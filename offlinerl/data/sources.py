@@ -110,7 +110,59 @@ class EpisodeData(OfflineData):
         return self.transitions(self.rows[episodes].transpose(0, 1))
 
 
-class ReplayData:
+class ActingData:
+    """What the sources share whose agent acts: blocks are lived through one after another, each when the one before
+    it has been learnt from.
+
+    Args:
+        agent: acts, and learns from the blocks.
+        interaction: its environments.
+        block_steps: steps of a seed to a block.
+        least: to a batch of Lightning's, rounded up to whole blocks.
+
+    Attributes:
+        steps_ahead: steps an epoch; its last stretch and block may be shorter than the others.
+    """
+
+    def __init__(self, agent: Agent, interaction: Interaction, block_steps: int, least: int):
+        self.agent, self.interaction, self.envs = agent, interaction, len(interaction.lanes)
+        self.block_steps = block_steps
+        self.stretch_steps = block_steps * -(-least // block_steps)
+        self.steps_ahead = self.stretch_steps
+        agent.explore_in(interaction.lanes)
+
+    def draw(self, steps: int | None = None) -> Batch | WeightedBatch:
+        """The next block, of so many steps."""
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> int:
+        """Environment steps of every seed so far."""
+        return self.agent.steps
+
+    def __len__(self) -> int:
+        return -(-self.steps_ahead // self.stretch_steps)
+
+    def __iter__(self) -> Iterator[Iterator[Batch | WeightedBatch]]:
+        """Stretches of blocks."""
+        for first in range(0, self.steps_ahead, self.stretch_steps):
+            yield self.stretch(min(self.stretch_steps, self.steps_ahead - first))
+
+    def stretch(self, steps: int) -> Iterator[Batch | WeightedBatch]:
+        """Blocks of so many steps together."""
+        for first in range(0, steps, self.block_steps):
+            yield self.draw(min(self.block_steps, steps - first))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the environments stand; what a replay holds is kept apart, for it is large."""
+        return dict(interaction=self.interaction.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Go on from a saved state; whether the environments came back to where they stood."""
+        return self.interaction.load_state_dict(state["interaction"])
+
+
+class ReplayData(ActingData):
     """Minibatches of what the agent has just lived through: every block steps the environments, adds to the
     replay and draws from it.
 
@@ -127,7 +179,6 @@ class ReplayData:
             rewards themselves by default.
 
     Attributes:
-        steps_ahead: steps an epoch; its last stretch and block may be shorter than the others.
         stride: the fewest steps of a seed that make whole updates of whole steps of its environments; all others
             are multiples of it.
     """
@@ -144,15 +195,11 @@ class ReplayData:
         table: OfflineData | None = None,
         reward: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     ):
-        self.agent, self.interaction, self.replay = agent, interaction, replay
-        self.table, self.reward = table, reward
+        self.stride = math.lcm(len(interaction.lanes), steps_per_update)
+        block_steps = -(-updates * steps_per_update // self.stride) * self.stride
+        super().__init__(agent, interaction, block_steps, least=STRETCH * steps_per_update)
+        self.replay, self.table, self.reward = replay, table, reward
         self.batch_size, self.steps_per_update, self.warm_up = batch_size, steps_per_update, warm_up
-        self.envs = len(interaction.lanes)
-        self.stride = math.lcm(self.envs, steps_per_update)
-        self.block_steps = -(-updates * steps_per_update // self.stride) * self.stride
-        self.stretch_steps = self.block_steps * -(-STRETCH * steps_per_update // self.block_steps)
-        self.steps_ahead = self.stretch_steps
-        agent.explore_in(interaction.lanes)
 
     def draw(self, steps: int | None = None) -> Batch | WeightedBatch:
         """The next block, ``[K, S, B, ...]``; while warming up, one of no updates at all."""
@@ -165,11 +212,6 @@ class ReplayData:
                 transition = transition._replace(reward=self.reward(transition.reward, self.interaction.paid()))
             self.replay.add(transition)
         return self.sample(steps // self.steps_per_update * (self.steps > self.warm_up))
-
-    @property
-    def steps(self) -> int:
-        """Environment steps of every seed so far."""
-        return self.agent.steps
 
     def sample(self, updates: int) -> Batch | WeightedBatch:
         """K minibatches of the replay, and of the table if there is one."""
@@ -185,29 +227,8 @@ class ReplayData:
               for x, y in zip(given, lived, strict=True))
         )  # fmt: skip
 
-    def __len__(self) -> int:
-        return -(-self.steps_ahead // self.stretch_steps)
 
-    def __iter__(self) -> Iterator[Iterator[Batch | WeightedBatch]]:
-        """Stretches of blocks; a block is lived through when the one before it has been learnt from."""
-        for first in range(0, self.steps_ahead, self.stretch_steps):
-            yield self.stretch(min(self.stretch_steps, self.steps_ahead - first))
-
-    def stretch(self, steps: int) -> Iterator[Batch | WeightedBatch]:
-        """Blocks of so many steps together."""
-        for first in range(0, steps, self.block_steps):
-            yield self.draw(min(self.block_steps, steps - first))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the environments stand; what the replay holds is kept apart, for it is large."""
-        return dict(interaction=self.interaction.state_dict())
-
-    def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Go on from a saved state; whether the environments came back to where they stood."""
-        return self.interaction.load_state_dict(state["interaction"])
-
-
-class RolloutData:
+class RolloutData(ActingData):
     """Rollouts of the policy as it is, each learnt from once and forgotten.
 
     Args:
@@ -216,8 +237,7 @@ class RolloutData:
         batch_size: steps of a seed in a rollout, those of all its environments together.
 
     Attributes:
-        steps_ahead: steps an epoch, a multiple of ``stride``.
-        stride: steps of a rollout.
+        stride: steps of a rollout; an epoch has whole ones.
 
     Raises:
         UserError: the environments cannot share the steps evenly.
@@ -227,50 +247,19 @@ class RolloutData:
     """Steps of a seed, at least, to a batch of Lightning's."""
 
     def __init__(self, agent: Agent, interaction: Interaction, batch_size: int):
-        self.agent, self.interaction = agent, interaction
-        self.envs, self.stride = len(interaction.lanes), batch_size
+        super().__init__(agent, interaction, batch_size, least=self.STRETCH)
+        self.stride = batch_size
         if batch_size % self.envs:
             raise UserError(f"batch must be a multiple of envs, which is {self.envs}, and not {batch_size}")
-        self.steps_ahead = batch_size
-        agent.explore_in(interaction.lanes)
 
-    def draw(self) -> Batch:
+    def draw(self, steps: int | None = None) -> Batch:
         """The next rollout, ``[1, S, E, T, ...]``."""
-        rollout = list(self.interaction.rollout(self.agent, self.stride // self.envs))
+        rollout = list(self.interaction.rollout(self.agent, (steps or self.stride) // self.envs))
         obs, action, reward, terminated, next_obs, last = (
             torch.from_numpy(np.stack(column, 2, dtype=np.float32)).unsqueeze(0).to(self.agent.device)
             for column in zip(*rollout, strict=True)
         )
         return Batch(obs, action, reward, self.agent.gamma * (1 - terminated), next_obs, last)
-
-    @property
-    def steps(self) -> int:
-        """Environment steps of every seed so far."""
-        return self.agent.steps
-
-    @property
-    def _rollouts(self) -> int:
-        """Rollouts to a batch of Lightning's."""
-        return -(-self.STRETCH // self.stride)
-
-    def __len__(self) -> int:
-        return -(-self.steps_ahead // (self._rollouts * self.stride))
-
-    def __iter__(self) -> Iterator[Iterator[Batch]]:
-        """Stretches of rollouts; one is lived through when the one before it has been learnt from."""
-        ahead = self.steps_ahead // self.stride
-        while ahead > 0:
-            count = min(self._rollouts, ahead)
-            yield (self.draw() for _ in range(count))
-            ahead -= count
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the environments stand."""
-        return dict(interaction=self.interaction.state_dict())
-
-    def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Go on from a saved state; whether the environments came back to where they stood."""
-        return self.interaction.load_state_dict(state["interaction"])
 
 
 class FineTuningData:
