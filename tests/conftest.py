@@ -1,4 +1,9 @@
+import os
 import warnings
+
+CORES = os.cpu_count() or 1
+THREADS = max(1, min(2, CORES // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # before torch; commands that tests start get it too
 
 import numpy as np
 import pytest
@@ -7,7 +12,7 @@ import torch
 from offlinerl.data.sources import OfflineData
 from offlinerl.types import Batch, Spec
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(THREADS)
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 SPEC = Spec(5, 2, (-1.0, -1.0), (1.0, 1.0))
