@@ -138,21 +138,27 @@ def test_a_sampled_policy_gradient_is_the_exact_one(member, mdp, logits, monkeyp
     require_equal_within_error(sampled, tabular.policy_gradient(mdp, logits))
 
 
-def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, monkeypatch):
-    """By importance sampling from uniformly random actions, of a policy not too far from them."""
-    S, B, logits = 100, 200, 0.3 * logits
+def episodes_at_random(mdp, count):
+    """Spec and rows of the episodes that uniformly random actions give, which end at random too."""
     env = {"id": FINITE_ID, "kwargs": kwargs_of(mdp, random_horizon=True)}
     interaction, episodes = Interaction(env, (0,), range(8)), []
     interaction.on_episode = lambda s, e, episode: episodes.append(episode)
-    while len(episodes) < S * B:
+    while len(episodes) < count:
         interaction.step(None)
     table = Batch(*(np.concatenate(column) for column in zip(*(
         (e.observations[:-1], e.actions[:, None].astype(np.float32), e.rewards.astype(np.float32),
          1.0 - e.terminations, e.observations[1:], (e.terminations | e.truncations).astype(np.float32))
-        for e in episodes[: S * B]), strict=True)))  # fmt: skip
-    source = EpisodeData(table, interaction.spec, (0,), 1)
+        for e in episodes[:count]), strict=True)))  # fmt: skip
+    return interaction.spec, table
+
+
+def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, monkeypatch):
+    """By importance sampling from uniformly random actions, of a policy not too far from them."""
+    S, B, logits = 100, 200, 0.3 * logits
+    spec, table = episodes_at_random(mdp, S * B)
+    source = EpisodeData(table, spec, (0,), 1)
     batch = source.transitions(source.rows.unflatten(0, (S, B)).unsqueeze(0))
-    agent = ISREINFORCE(interaction.spec, range(S), gamma=1.0, hidden=(), behavior_updates=0, self_normalized=False,
+    agent = ISREINFORCE(spec, range(S), gamma=1.0, hidden=(), behavior_updates=0, self_normalized=False,
                         max_weight=math.inf, max_grad_norm=1e9)  # fmt: skip
     put(agent.policy.net, logits)
     put(agent.behavior.net, np.zeros_like(logits))
@@ -160,6 +166,28 @@ def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, 
     found = recorded(agent, mdp, monkeypatch)
     agent.update(Batch(*(x[0] for x in batch)), {}, 1)
     require_equal_within_error(found[0].numpy().astype(float), tabular.policy_gradient(mdp, logits))
+
+
+@pytest.mark.parametrize("self_normalized", [True, False])
+def test_off_policy_learns_a_better_policy_than_the_datas(mdp, self_normalized):
+    """Whose value is known exactly, from episodes of chance alone."""
+    spec, table = episodes_at_random(mdp, 2000)
+    agent = ISREINFORCE(spec, (0, 1), gamma=1.0, hidden=(), lr=0.03, behavior_lr=0.03, behavior_updates=100,
+                        self_normalized=self_normalized)  # fmt: skip
+    source = EpisodeData(table, spec, (0, 1), batch_size=500, updates=100)
+    chance = tabular.performance(mdp, np.full_like(mdp.reward, 1 / 3))
+    best = mdp.start @ tabular.value_iteration(mdp)[0]
+
+    def gained():
+        """Share of what the best policy has over chance."""
+        policies = agent.policy(torch.eye(5).expand(2, 5, 5)).base_dist.probs[:, :, 0].detach().numpy()
+        return [(tabular.performance(mdp, policy) - chance) / (best - chance) for policy in policies]
+
+    agent.learn(source.draw())
+    agent.learn(source.draw(1))
+    assert np.abs(gained()).max() < 0.1, "it sets out from the clone"
+    agent.learn(source.draw())
+    assert min(gained()) > 0.7
 
 
 # Natural gradients
