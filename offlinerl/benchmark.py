@@ -29,7 +29,7 @@ from offlinerl.data.replay import Replay
 from offlinerl.data.sources import EpisodeData, OfflineData, ReplayData, RolloutData
 from offlinerl.device import pick_device
 from offlinerl.display import Display
-from offlinerl.training import hushed_lightning
+from offlinerl.run import hushed_lightning
 from offlinerl.types import Batch, Spec
 
 KITCHEN = Spec(60, 9, (-1.0,) * 9, (1.0,) * 9)

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offlinerl import agents, checkpoint, evaluation, training
+from offlinerl import agents, checkpoint, evaluation
+from offlinerl.acting import OnlineRun
 from offlinerl.agent import Agent
 from offlinerl.config import read
 from offlinerl.data import journal as journals
@@ -29,9 +30,11 @@ from offlinerl.device import pick_device
 from offlinerl.display import Display
 from offlinerl.envs.make import make, specification
 from offlinerl.evaluation import Task, evaluate
+from offlinerl.folder import require_free, trim, versions, write_config
 from offlinerl.noise import epsilon_greedy
 from offlinerl.rng import Lanes
-from offlinerl.training import Interrupted, OnlineRun
+from offlinerl.run import Interrupted, on_interrupt
+from offlinerl.training import settings_for
 from offlinerl.types import UserError
 
 REFERENCE_EPISODES, REFERENCE_LANES = 20, 4
@@ -90,7 +93,7 @@ def collect(
     if unfinished and not resume:
         raise UserError(f"{folder} holds an unfinished collection: go on with --resume, or delete it to start again")
     if not unfinished:
-        training.require_free(folder)
+        require_free(folder)
     if source in agents.names():
         if not agents.get(source).online:
             raise UserError(f"{source} learns from a dataset and collects none; collect from its checkpoint instead")
@@ -99,7 +102,7 @@ def collect(
         over = dict(over or {})
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over["train"] = {**over.get("train", {}), **given}
-        settings, entry = training.settings_for(source, None, env, [seed], file, over)
+        settings, entry = settings_for(source, None, env, [seed], file, over)
         settings["collect"] = dict(dataset=dataset_id)
         task = Task.of(entry)
         target = target_of(dataset_id, unfinished, append, source, task)
@@ -163,7 +166,7 @@ class Collection:
             licence="MIT",
             requirements=["offlinerl"],
             seed=seed,
-            provenance=dict(agent=described(source), seed=seed, config=config, versions=training.versions()),
+            provenance=dict(agent=described(source), seed=seed, config=config, versions=versions()),
         )
         self.references: dict[str, float] = {}
         self.display, self.stop = Display(), threading.Event()
@@ -220,7 +223,7 @@ class Collection:
             return taken if steps is not None else len(self.journal)
 
         try:
-            with training.on_interrupt(self.stop.set), self.display.bar("collecting", total, done(), unit):
+            with on_interrupt(self.stop.set), self.display.bar("collecting", total, done(), unit):
                 while done() < total and not self.stop.is_set():
                     interaction.step(policy)
                     taken += interaction.began.size
@@ -244,7 +247,7 @@ class Collection:
         def done() -> int:
             return self.journal.steps if steps is not None else len(self.journal)
 
-        with training.on_interrupt(self.stop.set), self.display.bar("collecting", total, done(), unit):
+        with on_interrupt(self.stop.set), self.display.bar("collecting", total, done(), unit):
             while done() < total and not self.stop.is_set():
                 self.journal.append(demonstration(self.task.env, self.metadata["seed"], len(self.journal), noise))
                 self.display.advance(min(done(), total), f"{len(self.journal)} episodes")
@@ -329,8 +332,8 @@ class Learning(OnlineRun):
             if (self.folder / "last.ckpt").is_file():
                 self.restore()
             else:  # it was killed before it first saved
-                training.trim(self.folder / "metrics.csv", self.clock, 0)
-            training.write_config(self.folder, self.settings)
+                trim(self.folder / "metrics.csv", self.clock, 0)
+            write_config(self.folder, self.settings)
             summary = self.train()
             collection.references = score_range(self.task, summary["last"]["mean_return"])
         for replay in self.folder.glob("replay-*.pt"):

@@ -252,7 +252,7 @@ def test_a_second_ctrl_c_stops_at_once(here, capsys, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("offlinerl.training.Run.on_train_batch_end", press)
+    monkeypatch.setattr("offlinerl.run.Run.on_train_batch_end", press)
     assert offlinerl_(("fit", "bc", "--dataset", pendulum.ID, "--out", here / "twice", *TINY)) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "interrupted at once" in line and f"delete {here / 'twice'}" in line

@@ -1,0 +1,69 @@
+"""The files of a run's folder, other than its checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import offlinerl
+from offlinerl.data.record import aside, write_whole
+from offlinerl.types import UserError
+
+
+def require_free(folder: Path) -> None:
+    """Raises a UserError unless a run can begin in that folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"the output folder {folder} exists; go on with --resume {folder} or name another --out")
+
+
+def next_free(stem: Path) -> Path:
+    """The first of ``stem``, ``stem-2``, ``stem-3`` ... that does not exist."""
+    number, path = 1, stem
+    while path.exists():
+        number += 1
+        path = stem.with_name(f"{stem.name}-{number}")
+    return path
+
+
+def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
+    stated = yaml.safe_dump(dict(settings, versions=versions()), sort_keys=False)
+    about = "Everything needed to run this again, by: offlinerl fit --config config.yaml"
+    write_whole(folder / "config.yaml", f"# {about}\n{stated}")
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("torch", "lightning", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "numpy")
+    return dict(offlinerl=offlinerl.__version__, python=platform.python_version(), **{n: version(n) for n in names})
+
+
+def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows to a CSV file, with a header if it is new."""
+    new = not path.exists() or not path.stat().st_size
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def trim(path: Path, clock: str, time: int) -> None:
+    """Drop the rows of a CSV file whose column ``clock`` is beyond ``time``; a resumed run writes them again."""
+    if not path.exists() or not path.stat().st_size:  # killed between making the file and writing to it
+        return
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    column = header.index(clock)
+    kept = [row for row in rows if len(row) == len(header) and int(row[column]) <= time]
+    write_whole(path, "".join(",".join(row) + "\r\n" for row in [header, *kept]))
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    with aside(target, overwrite=True) as temporary:
+        temporary.write_bytes(source.read_bytes())
