@@ -183,12 +183,12 @@ def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parameters(agent: type[Agent]) -> dict[str, Any]:
-    """The settings of an algorithm and their defaults: its constructor's keyword arguments."""
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(agent.__init__).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    """The settings of an algorithm and their defaults: its constructor's keyword arguments, and where it passes
+    others on, those of the class it is made from."""
+    own = inspect.signature(agent.__init__).parameters.values()
+    passed_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own)
+    inherited = parameters(agent.__base__) if passed_on else {}
+    return {p.name: p.default for p in own if p.kind is p.KEYWORD_ONLY} | inherited
 
 
 def _checked(given: Mapping[str, Any], defaults: Mapping[str, Any], complaint: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,28 +28,11 @@ class TRPO(NPG):
         spec: Spec,
         seeds: Sequence[int] = (0,),
         *,
-        gamma: float = 0.99,
-        lam: float = 0.95,
-        max_kl: float = 0.01,
-        cg_iterations: int = 15,
-        cg_damping: float = 0.1,
         backtracks: int = 10,
         shrink: float = 0.8,
-        value_lr: float = 1e-3,
-        hidden: Sequence[int] = (64, 64),
-        normalize_obs: bool = False,
-        normalize_reward: bool = False,
-        normalize_advantage: bool = True,
-        value_epochs: int = 10,
-        minibatch: int = 128,
-        decay_steps: int | None = None,
+        **settings: Any,
     ):
-        super().__init__(
-            spec, seeds, gamma=gamma, lam=lam, max_kl=max_kl, cg_iterations=cg_iterations, cg_damping=cg_damping,
-            value_lr=value_lr, hidden=hidden, normalize_obs=normalize_obs, normalize_reward=normalize_reward,
-            normalize_advantage=normalize_advantage, value_epochs=value_epochs, minibatch=minibatch,
-            decay_steps=decay_steps,
-        )  # fmt: skip
+        super().__init__(spec, seeds, **settings)
         self.backtracks, self.shrink = backtracks, shrink
 
     def search(self, at: Callable[[Tensor], tuple[Tensor, Tensor]], seeds: torch.Size) -> Metrics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,20 +33,10 @@ class XSAC(SAC):
         *,
         beta: float = 2.0,
         clip: float = 8.0,
-        gamma: float = 0.99,
-        n_step: int = 1,
-        tau: float = 0.005,
-        lr: float = 3e-4,
         hidden: Sequence[int] = (256, 256),
-        critics: int = 2,
-        alpha: float = 1.0,
-        learn_alpha: bool = True,
-        target_entropy: float | None = None,
+        **settings: Any,
     ):
-        super().__init__(
-            spec, seeds, gamma=gamma, n_step=n_step, tau=tau, lr=lr, hidden=hidden, critics=critics, alpha=alpha,
-            learn_alpha=learn_alpha, target_entropy=target_entropy,
-        )  # fmt: skip
+        super().__init__(spec, seeds, hidden=hidden, **settings)
         self.beta, self.clip = beta, clip
         self.value = Value(spec.obs_dim, hidden, self.init_rng("value"), init=uniform)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -29,25 +30,9 @@ class XTD3(TD3):
         *,
         beta: float = 5.0,
         clip: float = 8.0,
-        gamma: float = 0.99,
-        n_step: int = 1,
-        tau: float = 0.005,
-        actor_lr: float = 3e-4,
-        critic_lr: float = 3e-4,
-        hidden: Sequence[int] = (256, 256),
-        critics: int = 2,
-        policy_delay: int = 2,
-        target_noise: float = 0.2,
-        target_noise_clip: float = 0.5,
-        exploration: str = "gaussian",
-        sigma: float = 0.1,
-        layer_norm: bool = False,
+        **settings: Any,
     ):
-        super().__init__(
-            spec, seeds, gamma=gamma, n_step=n_step, tau=tau, actor_lr=actor_lr, critic_lr=critic_lr, hidden=hidden,
-            critics=critics, policy_delay=policy_delay, target_noise=target_noise,
-            target_noise_clip=target_noise_clip, exploration=exploration, sigma=sigma, layer_norm=layer_norm,
-        )  # fmt: skip
+        super().__init__(spec, seeds, **settings)
         self.beta, self.clip = beta, clip
 
     def critic_loss(self, error: Tensor) -> Tensor:
