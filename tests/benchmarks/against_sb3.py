@@ -2,8 +2,8 @@
 ``pip install -e '.[benchmark]' && python tests/benchmarks/against_sb3.py``.
 
 Speed is steps a second of both in turn, so that a busy moment favours neither; ours includes Lightning, theirs their
-monitor. ``--returns SEEDS`` trains both to the end and compares their last policies instead: TD3 and DQN on small tasks
-in minutes, PPO and TRPO on a robot, observations and rewards normalised, in an hour; ``--agents`` chooses.
+monitor. ``--returns SEEDS`` trains both to the end and compares their curves and last policies instead: TD3 and DQN on
+small tasks in minutes, PPO and TRPO on a robot, observations and rewards normalised, in hours; ``--agents`` chooses.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import argparse
 import json
 import math
 import statistics
+import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gymnasium as gym
@@ -22,12 +23,15 @@ import numpy as np
 import sb3_contrib
 import stable_baselines3 as sb3
 import torch
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from offlinerl import benchmark
 from offlinerl.evaluation import bootstrap
+from offlinerl.folder import append
+from offlinerl.report import report
 from offlinerl.training import fit
 
 warnings.filterwarnings("ignore")
@@ -92,48 +96,69 @@ def speed(agents: Sequence[str], repeats: int, seconds: float) -> None:
         print(f"{name} on {env}: ours {a:,.0f} steps/s, stable-baselines3 {b:,.0f}, ratio {a / b:.2f}", flush=True)
 
 
-def their_returns(name: str, env: str, seed: int, steps: int, episodes: int) -> list[float]:
-    """Returns of their last policy."""
-    if name not in ON_POLICY:
-        return evaluate_policy(theirs(name, env, seed, small=True).learn(steps), gym.make(env), episodes,
-                               return_episode_rewards=True)[0]  # fmt: skip
-    seen = VecNormalize(make_vec_env(env, seed=seed))
-    model = ON_POLICY[name]("MlpPolicy", seen, seed=seed).learn(steps)
-    seen.training = seen.norm_reward = False
-    return evaluate_policy(model, seen, episodes, return_episode_rewards=True)[0]
+def their_returns(name: str, env: str, seed: int, steps: int, every: int, episodes: int) -> dict[int, list[float]]:
+    """Returns of their policies by the steps they had learnt for; of the last one ``episodes`` episodes."""
+    if name in ON_POLICY:
+        model = ON_POLICY[name]("MlpPolicy", VecNormalize(make_vec_env(env, seed=seed)), seed=seed)
+        there = VecNormalize(make_vec_env(env, seed=1_000_000 + seed), training=False, norm_reward=False)
+    else:
+        model = theirs(name, env, seed, small=True)
+        there = make_vec_env(env, seed=1_000_000 + seed)
+    with tempfile.TemporaryDirectory() as log:  # without one, the results of the evaluations are not kept
+        watch = EvalCallback(there, n_eval_episodes=10, eval_freq=every, log_path=log, verbose=0, warn=False)
+        model.learn(steps, watch)
+    found = dict(zip(map(int, watch.evaluations_timesteps), np.array(watch.evaluations_results).tolist(), strict=True))
+    sync_envs_normalization(model.get_env(), there)
+    last, _ = evaluate_policy(model, there, episodes, return_episode_rewards=True, warn=False)
+    return found | {model.num_timesteps: list(map(float, last))}
+
+
+def as_run(folder: Path, name: str, env: str, found: Sequence[Mapping[str, Sequence[float]]]) -> Path:
+    """Write their returns, of each seed by steps, as the files of a run that ``offlinerl report`` reads."""
+    times = list(found[0])
+    rows = [
+        dict(step=time, seed=seed, score=score)
+        for seed, of_seed in enumerate(found) for time in times for score in of_seed[time]
+    ]  # fmt: skip
+    (folder / "evaluations.csv").unlink(missing_ok=True)
+    append(folder / "evaluations.csv", rows)
+    means = {time: np.array([of_seed[time] for of_seed in found]).mean(-1) for time in times}  # [S] each
+    best = max(times, key=lambda time: means[time].mean())
+    last = np.array([of_seed[times[-1]] for of_seed in found])
+    summary = dict(
+        agent=f"stable-baselines3's {name}", dataset=None, env=env, seeds=list(range(len(found))), clock="steps",
+        steps=int(times[-1]), score_kind="return", dataset_score=None,
+        last=dict(mean=last.mean(), ci95=bootstrap(last)),
+        best=dict(mean=means[best].mean(), per_seed=means[best].tolist(), step=int(best)),
+    )  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    return folder
 
 
 def returns(agents: Sequence[str], seeds: int, keep: Path, episodes: int = 20) -> None:
-    """Compare last policies; what is finished is kept and not done again."""
+    """Compare curves and last policies; what is finished is kept and not done again."""
     tasks = (
         ("td3", "Pendulum-v1", 10_000, {}),
         ("dqn", "CartPole-v1", 100_000, dict(double_q=False, max_grad_norm=10.0)),  # as theirs
         ("ppo", "HalfCheetah-v5", 1_000_000, {}),
         ("trpo", "HalfCheetah-v5", 1_000_000, {}),
     )
-    keep.mkdir(parents=True, exist_ok=True)
     for name, env, steps, agent in tasks:
         if name not in agents:
             continue
-        over = dict(agent=agent, train=dict(final_episodes=episodes, steps=steps, eval_every=max(steps // 20, 10_000)))
-        run = keep / f"{name}-{env}"
+        every = max(steps // 20, 1000)
+        over = dict(agent=agent, train=dict(final_episodes=episodes, steps=steps, eval_every=every))
+        run, other = keep / f"{name}-{env}", keep / f"sb3-{name}-{env}"
         if not (run / "summary.json").exists():
             again = dict(resume=run) if (run / "last.ckpt").exists() else dict(out=run, env=env, seeds=range(seeds))
             fit(name, over={} if "resume" in again else over, **again)
-        last = json.loads((run / "summary.json").read_text())["last"]
-        other = []
+        other.mkdir(parents=True, exist_ok=True)
         for seed in range(seeds):
-            file = keep / f"sb3-{name}-{env}-{seed}.json"
+            file = other / f"{seed}.json"
             if not file.exists():
-                file.write_text(json.dumps(list(map(float, their_returns(name, env, seed, steps, episodes)))))
-            other.append(json.loads(file.read_text()))
-        low, high = bootstrap(np.array(other))
-        print(
-            f"{name} on {env}, {seeds} seeds, {steps:,} steps, {episodes} episodes: ours {last['mean']:.1f}"
-            f" [{last['ci95'][0]:.1f}, {last['ci95'][1]:.1f}], stable-baselines3 {np.mean(other):.1f} [{low:.1f},"
-            f" {high:.1f}], by seed {np.mean(other, 1).round(1)}",
-            flush=True,
-        )
+                file.write_text(json.dumps(their_returns(name, env, seed, steps, every, episodes)))
+        found = [json.loads((other / f"{seed}.json").read_text()) for seed in range(seeds)]
+        report([run, as_run(other, name, env, found)], keep / f"report-{name}-{env}")
 
 
 if __name__ == "__main__":
@@ -142,7 +167,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument("--returns", type=int, metavar="SEEDS", help="compare last policies of so many seeds instead")
+    parser.add_argument("--returns", type=int, metavar="SEEDS", help="compare curves and last policies instead")
     parser.add_argument("--keep", type=Path, default=Path("runs/against-sb3"), help="where finished trainings stay")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
