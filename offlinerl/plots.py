@@ -48,6 +48,14 @@ def clock_of(summary: dict) -> str:
     return summary.get("clock", "updates")
 
 
+def shortened(count: float) -> str:
+    """A number as in 500, 20k or 1M."""
+    for unit, sign in ((1_000_000, "M"), (1000, "k")):
+        if count >= unit:
+            return f"{count / unit:g}{sign}"
+    return f"{count:g}"
+
+
 def curves(runs: Sequence[Path], path: Path) -> Path:
     """Draw the scores of one or several runs of a task over their updates or steps and, for one run, ``DRAWN``.
 
@@ -102,7 +110,7 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
         axis.set_xlim(0, 1.03 * longest)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
+        axis.xaxis.set_major_formatter(lambda x, _: shortened(x))
         axis.locator_params(axis="x", nbins=6)
     handles, labels = score_axis.get_legend_handles_labels()
     columns = 2 if alone else 1

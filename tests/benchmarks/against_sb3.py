@@ -143,6 +143,7 @@ def returns(agents: Sequence[str], seeds: int, keep: Path, episodes: int = 20) -
         ("ppo", "HalfCheetah-v5", 1_000_000, {}),
         ("trpo", "HalfCheetah-v5", 1_000_000, {}),
     )
+    runs: list[Path] = []
     for name, env, steps, agent in tasks:
         if name not in agents:
             continue
@@ -158,7 +159,8 @@ def returns(agents: Sequence[str], seeds: int, keep: Path, episodes: int = 20) -
             if not file.exists():
                 file.write_text(json.dumps(their_returns(name, env, seed, steps, every, episodes)))
         found = [json.loads((other / f"{seed}.json").read_text()) for seed in range(seeds)]
-        report([run, as_run(other, name, env, found)], keep / f"report-{name}-{env}")
+        runs += [run, as_run(other, name, env, found)]
+    report(runs, keep / "report")
 
 
 if __name__ == "__main__":
@@ -168,7 +170,7 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--returns", type=int, metavar="SEEDS", help="compare curves and last policies instead")
-    parser.add_argument("--keep", type=Path, default=Path("runs/against-sb3"), help="where finished trainings stay")
+    parser.add_argument("--keep", type=Path, default=Path("runs/against-sb3"), help="where what is finished stays")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.returns:
