@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import pickle
 import warnings
@@ -15,6 +14,7 @@ import torch
 
 from offlinerl import agents
 from offlinerl.agent import Agent
+from offlinerl.config import parameters
 from offlinerl.data.record import aside
 from offlinerl.types import UserError
 
@@ -89,7 +89,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu") -> Agent:
     """
     saved = read(path, device)
     agent_class = agents.get(saved["offlinerl"]["agent"])
-    known = inspect.signature(agent_class.__init__).parameters
+    known = {"spec", "seeds", *parameters(agent_class)}  # an older version's may have had others
     agent = agent_class(**{key: value for key, value in saved["hyper_parameters"].items() if key in known})
     agent.to(device)
     load_into(agent, saved, path)

@@ -8,12 +8,13 @@ import torch
 from conftest import SPEC, random_table
 
 from offlinerl import agent as agent_module
-from offlinerl import checkpoint
+from offlinerl import agents, checkpoint
 from offlinerl.agents.iql import IQL
 from offlinerl.agents.xql import XQL
 from offlinerl.capture import capture
+from offlinerl.config import parameters
 from offlinerl.data.sources import OfflineData
-from offlinerl.types import UserError
+from offlinerl.types import Spec, UserError
 
 SETTINGS = dict(hidden=(16, 16), dropout=0.1, decay_steps=40)
 
@@ -124,6 +125,34 @@ def test_a_checkpoint_needs_nothing_else(tmp_path):
     assert loaded.task == agent.task and loaded.updates == 10
     obs = torch.randn(2, 7, SPEC.obs_dim)
     assert torch.equal(loaded.act(obs), agent.act(obs))
+
+
+def other(default):
+    """Another value of a setting's kind."""
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, (int, float)):
+        return default + 1 if isinstance(default, int) else default / 2
+    return (7,) if isinstance(default, tuple) else default
+
+
+@pytest.mark.parametrize("name", agents.names())
+def test_every_setting_comes_back(name, tmp_path):
+    agent_class = agents.get(name)
+    settings = {key: other(default) for key, default in parameters(agent_class).items()}
+    agent = agent_class(SPEC if not agent_class.discrete else Spec(5, 1, (0.0,), (2.0,), 3), (4,), **settings)
+    optimizers = [optimizer.state_dict() for optimizer in agent.configure_optimizers()]
+    content = dict(state_dict=agent.state_dict(), optimizer_states=optimizers, hyper_parameters=dict(agent.hparams))
+    agent.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "a.ckpt")
+    loaded = checkpoint.load_agent(tmp_path / "a.ckpt")
+    assert loaded.seeds == (4,)
+    for key, value in settings.items():
+        if key in agent.hparams:  # one that a base class fixes is not
+            assert loaded.hparams[key] == value, key
+    assert {k: v for k, v in vars(loaded).items() if isinstance(v, (int, float, str))} == {
+        k: v for k, v in vars(agent).items() if isinstance(v, (int, float, str)) and k != "training"
+    } | {"training": False}
 
 
 def test_lightnings_loader_works_with_weights_only(tmp_path):
