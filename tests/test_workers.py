@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from offlinerl import agents, config, training
+from offlinerl import acting, agents, config, training
 from offlinerl.checkpoint import read
 from offlinerl.cli import main
 from offlinerl.data.interaction import Interaction
@@ -339,7 +339,7 @@ def test_a_worker_that_cannot_begin_says_why(cluster):
 def test_collect_with_workers(cluster, here, monkeypatch, capsys):
     words = ("--workers", 2, "--steps", 800)
     assert main(argv("ray", *words)) == 0
-    monkeypatch.setattr(training, "OnRay", lambda workers, address: InProcess())
+    monkeypatch.setattr(acting, "OnRay", lambda workers, address: InProcess())
     assert main(argv("one", *words)) == 0
     assert len(episodes("ray")) == 4 and same(episodes("ray"), episodes("one"))
     one, two = (read(here / f"runs/pendulum-{name}-v0/last.ckpt") for name in ("ray", "one"))
@@ -384,6 +384,6 @@ def test_stopped_and_resumed_on_ray(here, monkeypatch, how):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "differently" not in out
-    monkeypatch.setattr(training, "OnRay", lambda workers, address: InProcess())
+    monkeypatch.setattr(acting, "OnRay", lambda workers, address: InProcess())
     assert main(argv("one", *words)) == 0
     assert same(episodes("ray"), episodes("one"))
