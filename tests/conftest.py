@@ -12,7 +12,7 @@ import torch
 from offlinerl.data.sources import OfflineData
 from offlinerl.types import Batch, Spec
 
-torch.set_num_threads(THREADS)
+torch.set_num_threads(min(THREADS, torch.get_num_threads()))
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 SPEC = Spec(5, 2, (-1.0, -1.0), (1.0, 1.0))

@@ -295,7 +295,7 @@ def test_trpo_stays_within_its_bound(task):
         torch.testing.assert_close(kl, metrics["kl"])
         assert (kl <= 0.5).all() == within, kl
         if within:
-            assert (-gained.mean(-1) > 0).all() and (kl > 0).all()
+            assert (-gained.mean(-1) > 0).all() and (kl > 0.05).all()
             assert (metrics["step_share"] < 1).any(), "the line search must have had something to do"
 
 

@@ -48,7 +48,9 @@ PLAIN = dict(agent=dict(normalize_obs=False, normalize_reward=False))
 ON_POLICY = dict(ppo=sb3.PPO, trpo=sb3_contrib.TRPO)
 
 
-def theirs(name: str, env: str, seed: int = 0, small: bool = False) -> sb3.common.base_class.BaseAlgorithm:
+def theirs(
+    name: str, env: str | VecNormalize, seed: int = 0, small: bool = False
+) -> sb3.common.base_class.BaseAlgorithm:
     if name == "td3":
         made = gym.make(env)
         noise = sb3.common.noise.NormalActionNoise(np.zeros(made.action_space.shape), 0.1 * made.action_space.high)
@@ -99,7 +101,7 @@ def speed(agents: Sequence[str], repeats: int, seconds: float) -> None:
 def their_returns(name: str, env: str, seed: int, steps: int, every: int, episodes: int) -> dict[int, list[float]]:
     """Returns of their policies by the steps they had learnt for; of the last one ``episodes`` episodes."""
     if name in ON_POLICY:
-        model = ON_POLICY[name]("MlpPolicy", VecNormalize(make_vec_env(env, seed=seed)), seed=seed)
+        model = theirs(name, VecNormalize(make_vec_env(env, seed=seed)), seed)
         there = VecNormalize(make_vec_env(env, seed=1_000_000 + seed), training=False, norm_reward=False)
     else:
         model = theirs(name, env, seed, small=True)
