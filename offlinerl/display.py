@@ -116,7 +116,8 @@ class Display:
         rows.append(("all", f"{results['mean']:.1f}", interval, str(results["episodes"] * len(results["seeds"]))))
         title = f"{results['env']}: {UNITS[results['score_kind']]}"
         table(self.console, title, ("seed", "mean", "95% interval", "episodes"), rows)
+        success = results["success"]
         self.say(
-            f"mean return {results['mean_return']:.2f}, mean length {results['mean_length']:.0f} steps,"
-            f" success in {results['success']:.0%} of episodes"
+            f"mean return {results['mean_return']:.2f}, mean length {results['mean_length']:.0f} steps"
+            + (f", success in {success:.0%} of episodes" if success is not None else "")
         )

@@ -58,11 +58,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Episodes of every seed's policy, each array ``[S, episodes]``."""
+    """Episodes of every seed's policy, each array ``[S, episodes]``; ``success`` is None if no step told of it."""
 
     returns: np.ndarray
     lengths: np.ndarray
-    success: np.ndarray
+    success: np.ndarray | None
     scores: np.ndarray
 
     @property
@@ -158,6 +158,7 @@ def _rollouts(
 ) -> Evaluation:
     S, E = len(agent.seeds), len(pool.envs) // len(agent.seeds)
     returns, lengths, success = (np.zeros((S, episodes)) for _ in range(3))
+    told = False  # whether the environment knows what success is
     obs = np.zeros((S, E, agent.spec.obs_dim), np.float32)
     waiting = [list(range(episodes))[::-1] for _ in range(S)]  # episodes still to be played, by seed
     playing: dict[int, int] = {}  # lane -> episode; lane = s * E + e
@@ -183,13 +184,16 @@ def _rollouts(
             obs[s, lane % E] = observation
             returns[s, i] += float(reward)
             lengths[s, i] += 1
-            success[s, i] = max(success[s, i], float(info.get("success", info.get("is_success", 0))))
+            reached = info.get("success", info.get("is_success"))
+            if reached is not None:
+                told, success[s, i] = True, max(success[s, i], float(reached))
             if terminated or truncated:
                 ended.append(lane)
         if ended:
             progress(len(ended))
             start(ended)
-    return Evaluation(returns, lengths.astype(int), success > 0, task.scores(returns, success > 0))
+    scores = task.scores(returns, success > 0)
+    return Evaluation(returns, lengths.astype(int), success > 0 if told else None, scores)
 
 
 def _require_finite(agent: Agent, actions: np.ndarray, playing: Mapping[int, int], E: int) -> None:
@@ -254,7 +258,7 @@ def evaluate_checkpoint(
         per_seed=result.per_seed.tolist(),
         mean_return=float(result.returns.mean()),
         mean_length=float(result.lengths.mean()),
-        success=float(result.success.mean()),
+        success=None if result.success is None else float(result.success.mean()),
     )
     display.evaluation(results)
     if json_file is not None:

@@ -312,7 +312,7 @@ class Run(L.Callback):
             {
                 **self.counters(), "seed": seed, "episode": i, "return": float(result.returns[s, i]),
                 "score": float(result.scores[s, i]), "length": int(result.lengths[s, i]),
-                "success": int(result.success[s, i]),
+                "success": "nan" if result.success is None else int(result.success[s, i]),
             }
             for s, seed in enumerate(self.agent.seeds)
             for i in range(result.scores.shape[1])

@@ -182,6 +182,13 @@ def test_a_checkpoint_is_evaluated_by_itself(run, tmp_path, monkeypatch):
     assert a["mean_length"] == pendulum.STEPS
 
 
+def test_nothing_is_said_of_success_where_the_task_knows_none(run, tmp_path, capsys):
+    assert offlinerl_(("evaluate", run / "last.ckpt", "--episodes", 2, "--json", tmp_path / "a.json")) == 0
+    assert "mean return" in (said := capsys.readouterr().out) and "success" not in said
+    assert json.loads((tmp_path / "a.json").read_text())["success"] is None
+    assert {row["success"] for row in rows(run / "evaluations.csv")} == {"nan"}
+
+
 def test_the_last_evaluation_of_a_run_can_be_repeated(run, tmp_path):
     evaluate = ("evaluate", run / "last.ckpt", "--episodes", 3, "--seed", 1_000_000, "--json", tmp_path / "a.json")
     assert offlinerl_(evaluate) == 0
