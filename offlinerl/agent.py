@@ -147,12 +147,21 @@ class Agent(L.LightningModule, ABC):
         Returns:
             The loss of every seed, ``[S]``, without gradient.
         """
-        per_seed = loss.mean(-1).flatten(1).sum(-1) if loss.ndim > 2 else loss.mean(-1)  # [S]
-        optimizer = self.optim[name]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = torch.autograd.grad(per_seed.sum(), parameters)
-        optimizer.descend(gradients if max_norm is None else clip_norm(gradients, max_norm))
-        return per_seed.detach()
+        return self.descend_together({name: loss}, max_norm)[name]
+
+    def descend_together(self, losses: Mapping[str, Tensor], max_norm: float | None = None) -> dict[str, Tensor]:
+        """One step of several groups, each down its own loss; ``max_norm`` is of each seed's gradients together."""
+        found, gradients = {}, {}
+        for name, loss in losses.items():
+            found[name] = loss.mean(-1).flatten(1).sum(-1) if loss.ndim > 2 else loss.mean(-1)  # [S]
+            parameters = [p for group in self.optim[name].param_groups for p in group["params"]]
+            gradients[name] = torch.autograd.grad(found[name].sum(), parameters)
+        if max_norm is not None:
+            shortened = iter(clip_norm([g for of_group in gradients.values() for g in of_group], max_norm))
+            gradients = {name: [next(shortened) for _ in of_group] for name, of_group in gradients.items()}
+        for name, of_group in gradients.items():
+            self.optim[name].descend(of_group)
+        return {name: loss.detach() for name, loss in found.items()}
 
     def weighted(self, batch: Batch, loss: Tensor) -> Tensor:
         """A loss ``[S, B]`` or ``[S, N, B]`` times the weights of a batch that was drawn by priority."""

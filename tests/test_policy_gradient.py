@@ -446,6 +446,29 @@ def test_gradients_are_clipped_by_seed():
     assert second.flatten().tolist() == pytest.approx([0.8, 0.4], abs=1e-5)
 
 
+@pytest.mark.parametrize("member", ["a2c", "ppo"])
+def test_policy_and_value_are_clipped_as_one_gradient(member, monkeypatch):
+    found = []
+    monkeypatch.setattr(Adam, "descend", lambda optimizer, gradients: found.append(flatten(gradients)))
+    agent = agents.get(member)(KINDS["gaussian"], (0, 1), hidden=(4,), normalize_advantage=False, max_grad_norm=0.01)
+    agent.double().configure_optimizers()
+    batch = sample_of(agent.policy)
+    agent.update(batch, {}, 0)
+
+    log_prob = agent.policy(batch.obs).log_prob(batch.action)  # [S, B]; the old one, so that PPO's ratio is 1
+    whole = [
+        flatten(torch.autograd.grad(loss.mean(-1).sum(), network.parameters()))
+        for network, loss in (
+            (agent.policy, -batch.advantage * log_prob),
+            (agent.value, (batch.target - agent.value(batch.obs)).square() / 2),
+        )
+    ]
+    norm = torch.cat(whole, 1).norm(dim=1, keepdim=True)  # [S, 1]
+    assert (norm > 0.02).all()
+    for shortened, part in zip(found, whole, strict=True):
+        torch.testing.assert_close(shortened, part * 0.01 / norm, rtol=1e-3, atol=0)
+
+
 def test_the_penalty_follows_the_divergence():
     for lr, penalty in ((1e-9, 0.5), (0.3, 2.0)):
         agent = PPO(KINDS["gaussian"], (0, 1), hidden=(4,), target_kl=0.01, epochs=1, minibatch=40, lr=lr).double()

@@ -53,4 +53,4 @@ class A2C(PolicyGradient):
     def update(self, batch: Sample, noise: Noise, k: int) -> Metrics:
         policy = self.policy(batch.obs)
         loss = losses.policy_gradient(policy.log_prob(batch.action), self.advantage_of(batch))
-        return self.descend_policy(policy, loss) | super().update(batch, noise, k)
+        return self.descend_both(policy, loss, batch)

@@ -46,7 +46,7 @@ class PolicyGradient(Agent):
         value_epochs: passes over a rollout when the value is fitted to it.
         minibatch: rows of a step of such a pass; None: all of them.
         entropy: coefficient of the policy's entropy, in units of reward.
-        max_grad_norm: of a step's gradient, a seed.
+        max_grad_norm: of a step's gradient, a seed; where policy and value step together, of both as one.
         decay_steps: environment steps over which the learning rates fall to zero, linearly; None: constant.
     """
 
@@ -97,15 +97,24 @@ class PolicyGradient(Agent):
 
     def update(self, batch: Sample, noise: Noise, k: int) -> Metrics:
         """One step of the value on a minibatch."""
-        error = batch.target - self.value(batch.obs)  # [S, B]
-        return dict(value_loss=self.descend("value", losses.squared(error), self.max_grad_norm))
+        return dict(value_loss=self.descend("value", self.value_loss(batch), self.max_grad_norm))
 
     # What it is given
 
-    def descend_policy(self, policy: Distribution, loss: Tensor) -> Metrics:
-        """One step of the policy down a loss ``[S, B]``, less what its entropy is worth."""
-        loss = loss - self.entropy * policy.entropy()
-        return dict(policy_loss=self.descend("policy", loss, self.max_grad_norm))
+    def value_loss(self, batch: Sample) -> Tensor:
+        """How far the value is from what it is to be, ``[S, B]``."""
+        return losses.squared(batch.target - self.value(batch.obs))
+
+    def policy_loss(self, policy: Distribution, loss: Tensor) -> Tensor:
+        """A loss ``[S, B]`` of the policy, less what its entropy is worth."""
+        return loss - self.entropy * policy.entropy()
+
+    def descend_both(self, policy: Distribution, loss: Tensor, batch: Sample) -> Metrics:
+        """One step of the policy down a loss ``[S, B]``, and one of the value, as down one loss in which the value's
+        counts half (PPO, equation 9, with the coefficient of Mnih et al., 2016, and of PPO's own code)."""
+        both = dict(policy=self.policy_loss(policy, loss), value=0.5 * self.value_loss(batch))
+        found = self.descend_together(both, self.max_grad_norm)
+        return dict(policy_loss=found["policy"], value_loss=2 * found["value"])
 
     def learn(self, block: Batch) -> Metrics:
         """Improve on a rollout, ``[1, S, E, T, ...]``."""

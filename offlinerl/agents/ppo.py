@@ -75,4 +75,4 @@ class PPO(PolicyGradient):
         loss = losses.ppo_clip(log_prob, batch.old_log_prob, self.advantage_of(batch), self.clip)
         if "penalty" in noise:
             loss = loss + noise["penalty"] * losses.sampled_kl(log_prob, batch.old_log_prob)
-        return self.descend_policy(policy, loss) | super().update(batch, noise, k)
+        return self.descend_both(policy, loss, batch)

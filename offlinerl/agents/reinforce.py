@@ -64,7 +64,7 @@ class REINFORCE(PolicyGradient):
     def improve(self, sample: Sample) -> Metrics:
         policy = self.policy(sample.obs)
         loss = losses.policy_gradient(policy.log_prob(sample.action), self.advantage_of(sample))
-        metrics = self.descend_policy(policy, loss)
+        metrics = dict(policy_loss=self.descend("policy", self.policy_loss(policy, loss), self.max_grad_norm))
         self.updates += 1
         return metrics | (self.passes(sample) if self.kind == "value" else {})
 
