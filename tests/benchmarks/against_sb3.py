@@ -42,7 +42,7 @@ DQN = dict(
     train=dict(batch=32, steps_per_update=4, block=1),
 )
 """TD3 with the networks of its authors' code; DQN, PPO and TRPO as stable-baselines3 and sb3-contrib have them by
-default, which are our defaults too. Gradients are clipped for policy and value apart here, and together there."""
+default, which are our defaults too."""
 
 PLAIN = dict(agent=dict(normalize_obs=False, normalize_reward=False))
 ON_POLICY = dict(ppo=sb3.PPO, trpo=sb3_contrib.TRPO)
