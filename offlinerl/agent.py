@@ -120,17 +120,18 @@ class Agent(L.LightningModule, ABC):
         """S generators for the initial weights of one network."""
         return [generator(seed, f"init {network}") for seed in self.seeds]
 
-    def adam(self, lr: float | Mapping[str, float], **modules: nn.Module) -> list[Adam]:
+    def adam(self, lr: float | Mapping[str, float], eps: float = 1e-8, **modules: nn.Module) -> list[Adam]:
         """One optimiser a named group of parameters, for ``configure_optimizers`` to return.
 
         A trainer asks again before it fits; the optimisers that are there, perhaps restored, are kept.
 
         Args:
             lr: learning rate, of all or by name.
+            eps: see ``Adam``.
         """
         if not self.optim:
             rates = lr if isinstance(lr, Mapping) else dict.fromkeys(modules, lr)
-            self.optim = {name: Adam(module.parameters(), rates[name]) for name, module in modules.items()}
+            self.optim = {name: Adam(module.parameters(), rates[name], eps=eps) for name, module in modules.items()}
         return list(self.optim.values())
 
     def descend(self, name: str, loss: Tensor, max_norm: float | None = None) -> Tensor:

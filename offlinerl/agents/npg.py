@@ -59,7 +59,7 @@ class NPG(PolicyGradient):
         self.max_kl, self.cg_iterations, self.cg_damping = max_kl, cg_iterations, cg_damping
 
     def configure_optimizers(self):
-        return self.adam(self.lr, value=self.value)
+        return self.adam(self.lr, self.EPS, value=self.value)
 
     def improve(self, sample: Sample) -> Metrics:
         parameters, advantage = list(self.policy.parameters()), self.advantage_of(sample)

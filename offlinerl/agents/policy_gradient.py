@@ -50,6 +50,10 @@ class PolicyGradient(Agent):
         decay_steps: environment steps over which the learning rates fall to zero, linearly; None: constant.
     """
 
+    EPS = 1e-5
+    """Adam's, as in PPO's own code. Scaled rewards make the value's gradients small, more so where they are shortened
+    with the policy's; divided by no more than their own size, they would move its hidden layers by noise alone."""
+
     online = True
     on_policy = True
     discrete = None
@@ -87,7 +91,7 @@ class PolicyGradient(Agent):
         self.running = torch.zeros(len(self.seeds), 1)  # [S, E] discounted return of the episode under way
 
     def configure_optimizers(self):
-        return self.adam(self.lr, policy=self.policy, value=self.value)
+        return self.adam(self.lr, self.EPS, policy=self.policy, value=self.value)
 
     # What an algorithm writes
 
