@@ -115,7 +115,7 @@ class PolicyGradient(Agent):
 
     def descend_both(self, policy: Distribution, loss: Tensor, batch: Sample) -> Metrics:
         """One step of the policy down a loss ``[S, B]``, and one of the value, as down one loss in which the value's
-        counts half (PPO, equation 9, with the coefficient of Mnih et al., 2016, and of PPO's own code)."""
+        squared error counts half (PPO, equation 9, with the coefficient of stable-baselines3)."""
         both = dict(policy=self.policy_loss(policy, loss), value=0.5 * self.value_loss(batch))
         found = self.descend_together(both, self.max_grad_norm)
         return dict(policy_loss=found["policy"], value_loss=2 * found["value"])
