@@ -192,8 +192,8 @@ def _rollouts(
         if ended:
             progress(len(ended))
             start(ended)
-    scores = task.scores(returns, success > 0)
-    return Evaluation(returns, lengths.astype(int), success > 0 if told else None, scores)
+    succeeded = success > 0
+    return Evaluation(returns, lengths.astype(int), succeeded if told else None, task.scores(returns, succeeded))
 
 
 def _require_finite(agent: Agent, actions: np.ndarray, playing: Mapping[int, int], E: int) -> None:

@@ -52,7 +52,7 @@ class PolicyGradient(Agent):
 
     EPS = 1e-5
     """Adam's, as in PPO's own code. Scaled rewards make the value's gradients small, more so where they are shortened
-    with the policy's; divided by no more than their own size, they would move its hidden layers by noise alone."""
+    with the policy's: those of its hidden layers come near this, which slows their steps."""
 
     online = True
     on_policy = True
