@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+NEGLIGIBLE = 1e-30
+"""What Adam keeps is zero below this, which beside 1 and eps changes no step. The powers of beta and the moments of units
+that have died would else fade into subnormal numbers and stay there, and a CPU takes many times as long for these."""
+
 
 class Adam(torch.optim.Optimizer):
     """Adam (Kingma & Ba, 2015, algorithm 1) whose step reads and writes nothing but tensors.
@@ -54,16 +58,21 @@ class Adam(torch.optim.Optimizer):
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             power1, power2 = group["beta_powers"].unbind(-1)  # [S]
-            power1.mul_(beta1)
-            power2.mul_(beta2)
+            shrink_(power1.mul_(beta1))
+            shrink_(power2.mul_(beta2))
             rates = group["lr"] / (1 - power1)
             corrections = (1 - power2).rsqrt()
             for p in group["params"]:
                 m, v, grad = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"], next(remaining)
                 rate, correction = (x.view(-1, *[1] * (p.ndim - 1)) for x in (rates, corrections))  # [S, 1, ...]
-                m.lerp_(grad, 1 - beta1)
-                v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+                shrink_(m.lerp_(grad, 1 - beta1))
+                shrink_(v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2))
                 p.addcdiv_(m * -rate, v.sqrt() * correction + group["eps"])
+
+
+def shrink_(x: Tensor) -> None:
+    """Make what is negligible zero, in place; NaN stays."""
+    x.copy_(nn.functional.hardshrink(x, NEGLIGIBLE))
 
 
 def clip_norm(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:
