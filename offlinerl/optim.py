@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 NEGLIGIBLE = 1e-30
-"""What Adam keeps is zero below this, which beside 1 and eps changes no step. The powers of beta and the moments of units
-that have died would else fade into subnormal numbers and stay there, and a CPU takes many times as long for these."""
+"""What Adam keeps is zero below this, which beside 1 and eps makes no difference. The powers of beta and the moments of
+dead units would else fade into subnormal numbers and stay there, and a CPU takes many times as long for these."""
 
 
 class Adam(torch.optim.Optimizer):

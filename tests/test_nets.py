@@ -104,6 +104,20 @@ def test_adam_equals_torch():
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_adam_forgets_a_dead_unit_instead_of_keeping_subnormal_numbers():
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4)) for _ in range(2))
+    a, b = Adam([ours], 1e-2), torch.optim.Adam([theirs], 1e-2)
+    for step in range(2_500):
+        ours.grad = theirs.grad = torch.full((3, 4), 1e-13 if step == 0 else 0.0)
+        a.step()
+        b.step()
+    state, powers = a.state[ours], a.param_groups[0]["beta_powers"]
+    assert not state["exp_avg"].any() and not state["exp_avg_sq"].any() and not powers[:, 0].any()
+    assert (powers[:, 1] - 0.999**2_500).abs().max() < 1e-5
+    assert b.state[theirs]["exp_avg"].all()  # what is kept otherwise
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=0)
+
+
 def test_adam_continues_from_its_state_to_the_bit():
     def run(optimizer, p, seed, steps):
         draws = torch.Generator().manual_seed(seed)
