@@ -35,6 +35,8 @@ class TD3(Agent):
         exploration: "gaussian", "ou" (Ornstein-Uhlenbeck) or "parameter".
         sigma: of the exploration, in units of half the action's range.
         layer_norm: LayerNorm in the actor, which parameter noise wants.
+        decay_steps: updates over which a cosine takes both learning rates to zero; None: constant, as the paper has
+            them. At constant ones the policy of some tasks, Hopper among them, never settles.
     """
 
     online = True
@@ -61,10 +63,11 @@ class TD3(Agent):
         exploration: str = "gaussian",
         sigma: float = 0.1,
         layer_norm: bool = False,
+        decay_steps: int | None = None,
     ):
         super().__init__(spec, seeds, gamma, n_step)
         self.save_hyperparameters()
-        self.tau, self.actor_lr, self.critic_lr = tau, actor_lr, critic_lr
+        self.tau, self.actor_lr, self.critic_lr, self.decay_steps = tau, actor_lr, critic_lr, decay_steps
         self.period = policy_delay
         self.target_noise, self.target_noise_clip = target_noise, target_noise_clip
         self.exploration = noise.exploration(exploration, sigma)
@@ -77,6 +80,10 @@ class TD3(Agent):
     def configure_optimizers(self):
         rates = dict(critic=self.critic_lr, actor=self.actor_lr)
         return self.adam(rates, critic=self.critic, actor=self.actor)
+
+    def before_update(self) -> None:
+        for name in ("critic", "actor"):
+            self.cosine(name, self.decay_steps)
 
     def critic_loss(self, error: Tensor) -> Tensor:
         return losses.squared(error)
