@@ -200,10 +200,12 @@ class Agent(L.LightningModule, ABC):
     def before_update(self) -> None:
         """Called before every update, outside any compiled graph; schedules go here."""
 
-    def cosine(self, name: str, steps: int | None) -> None:
-        """Anneal a group's learning rate to zero over ``steps`` updates; None leaves it."""
+    def cosine(self, name: str, steps: int | None, hold: float = 0.0) -> None:
+        """Anneal a group's learning rate to zero over ``steps`` updates; None leaves it. For the share ``hold`` of
+        them, below 1, it stays as it is."""
         if steps:
-            self.optim[name].anneal(0.5 * (1 + math.cos(math.pi * min(self.updates / steps, 1.0))))
+            gone = (min(self.updates / steps, 1.0) - hold) / (1 - hold)
+            self.optim[name].anneal(0.5 * (1 + math.cos(math.pi * max(gone, 0.0))))
 
     def linear(self, steps: int | None) -> None:
         """Anneal the learning rates of all groups to zero over ``steps`` environment steps; None leaves them."""

@@ -92,7 +92,7 @@ LIMITS = {
     **dict.fromkeys(("tau", "baseline_rate"), ("greater than 0 and at most 1", lambda x: 0 < x <= 1)),
     **dict.fromkeys(("expectile", "shrink"), ("between 0 and 1", lambda x: 0 < x < 1)),
     "gamma": ("from 0 to 1", lambda x: 0 <= x <= 1),
-    "dropout": ("at least 0 and less than 1", lambda x: 0 <= x < 1),
+    **dict.fromkeys(("dropout", "hold"), ("at least 0 and less than 1", lambda x: 0 <= x < 1)),
 }
 """What a setting must be, by name; a name means the same in every algorithm."""
 

@@ -80,6 +80,7 @@ def says(line, *words):
         ((*FIT, "--agent.dropout", "1.5"), ("dropout must be", "1.5")),
         ((*FIT, "--agent.hidden", "wide"), ("hidden must be a list", "'wide'")),
         ((*FIT, "--agent.decay_steps", "soon"), ("decay_steps must be", "'soon'")),
+        (("fit", "td3", "--env", "Pendulum-v1", "--agent.hold", "1"), ("hold must be at least 0 and less than 1",)),
         (("fit", "xql", "--dataset", pendulum.ID, "--agent.n_step", "1.5"), ("n_step must be a whole number", "1.5")),
         (("fit", "xql", "--dataset", pendulum.ID, "--agent.value_layer_norm", "5"), ("value_layer_norm must be true",)),
         ((*FIT, "--config", "absent.yaml"), ("absent.yaml", "No such file")),

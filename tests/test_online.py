@@ -22,7 +22,7 @@ from offlinerl.types import Batch, Spec, UserError
 SMALL = dict(hidden=(16, 16))
 VARIANTS = {
     "td3": ("Pendulum-v1", {}, None),
-    "td3-ou-weighted": ("Pendulum-v1", dict(exploration="ou", n_step=3, decay_steps=60), (0.6, 0.4)),
+    "td3-ou-weighted": ("Pendulum-v1", dict(exploration="ou", n_step=3, decay_steps=60, hold=0.5), (0.6, 0.4)),
     "ddpg": ("Pendulum-v1", {}, None),
     "ddpg-parameter": ("Pendulum-v1", dict(exploration="parameter", layer_norm=True), None),
     "d4pg": ("Pendulum-v1", dict(num_atoms=11), (0.6, 0.4)),
@@ -199,9 +199,9 @@ def test_td3_delays_its_actor_and_targets():
     assert moved == [[True] * 3, [False] * 3] * 2, "one update was taken in the loop before"
 
 
-def test_td3_takes_both_rates_to_zero():
-    loop = Loop("td3-ou-weighted").run(50)
-    for updates, rate in ((30, 1.5e-4), (60, 0.0)):
+def test_td3_holds_both_rates_and_takes_them_to_zero():
+    loop = Loop("td3-ou-weighted").run(40)
+    for updates, rate in ((30, 3e-4), (45, 1.5e-4), (60, 0.0)):
         loop.run(updates + 20 - loop.agent.steps)
         assert loop.agent.updates == updates
         loop.agent.before_update()

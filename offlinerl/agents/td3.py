@@ -35,8 +35,9 @@ class TD3(Agent):
         exploration: "gaussian", "ou" (Ornstein-Uhlenbeck) or "parameter".
         sigma: of the exploration, in units of half the action's range.
         layer_norm: LayerNorm in the actor, which parameter noise wants.
-        decay_steps: updates over which a cosine takes both learning rates to zero; None: constant, as the paper has
-            them. At constant ones the policy of some tasks, Hopper among them, never settles.
+        decay_steps: updates after which both learning rates are zero; None: constant, as the paper has them. At
+            constant ones the policy of some tasks, Hopper among them, never settles.
+        hold: share of these, in [0, 1), for which the rates stay as they are before a cosine takes them down.
     """
 
     online = True
@@ -64,10 +65,12 @@ class TD3(Agent):
         sigma: float = 0.1,
         layer_norm: bool = False,
         decay_steps: int | None = None,
+        hold: float = 0.0,
     ):
         super().__init__(spec, seeds, gamma, n_step)
         self.save_hyperparameters()
-        self.tau, self.actor_lr, self.critic_lr, self.decay_steps = tau, actor_lr, critic_lr, decay_steps
+        self.tau, self.actor_lr, self.critic_lr = tau, actor_lr, critic_lr
+        self.decay_steps, self.hold = decay_steps, hold
         self.period = policy_delay
         self.target_noise, self.target_noise_clip = target_noise, target_noise_clip
         self.exploration = noise.exploration(exploration, sigma)
@@ -83,7 +86,7 @@ class TD3(Agent):
 
     def before_update(self) -> None:
         for name in ("critic", "actor"):
-            self.cosine(name, self.decay_steps)
+            self.cosine(name, self.decay_steps, self.hold)
 
     def critic_loss(self, error: Tensor) -> Tensor:
         return losses.squared(error)
