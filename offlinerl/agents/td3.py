@@ -85,7 +85,7 @@ class TD3(Agent):
         return self.adam(rates, critic=self.critic, actor=self.actor)
 
     def before_update(self) -> None:
-        for name in ("critic", "actor"):
+        for name in self.optim:
             self.cosine(name, self.decay_steps, self.hold)
 
     def critic_loss(self, error: Tensor) -> Tensor:
