@@ -5,6 +5,7 @@ import math
 from itertools import chain
 
 import counting
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -21,9 +22,10 @@ from offlinerl.agents.trpo import TRPO
 from offlinerl.data.interaction import Interaction
 from offlinerl.data.sources import EpisodeData, RolloutData
 from offlinerl.envs.finite import FINITE_ID, kwargs_of
+from offlinerl.envs.make import spec_of
 from offlinerl.nets import CategoricalPolicy, GaussianPolicy, RunningNorm
 from offlinerl.optim import Adam, clip_norm, conjugate_gradients, flatten, unflatten
-from offlinerl.rng import generator
+from offlinerl.rng import Streams, generator
 from offlinerl.types import Batch, Spec, UserError
 
 SMALL = dict(hidden=(16, 16), normalize_obs=True, normalize_reward=True)
@@ -467,6 +469,59 @@ def test_policy_and_value_are_clipped_as_one_gradient(member, monkeypatch):
     assert (norm > 0.02).all()
     for shortened, part in zip(found, whole, strict=True):
         torch.testing.assert_close(shortened, part * 0.01 / norm, rtol=1e-3, atol=0)
+
+
+def test_ppo_learns_what_stable_baselines3_does_from_the_same_rollouts(monkeypatch):
+    sb3 = pytest.importorskip("stable_baselines3")
+
+    class Steps(sb3.common.callbacks.BaseCallback):
+        """What the environment showed; in their buffer the rewards of truncated episodes hold a value besides."""
+
+        taken = []
+
+        def _on_step(self):
+            seen, (paid,), (last,), (info,) = (self.locals[name] for name in ("new_obs", "rewards", "dones", "infos"))
+            successor = info["terminal_observation"] if last else seen[0].copy()
+            terminated = last and not info["TimeLimit.truncated"]
+            self.taken.append((float(paid), 0.99 * (1 - terminated), successor, float(last)))
+            return True
+
+    env = sb3.common.env_util.make_vec_env("Hopper-v5", seed=0, env_kwargs=dict(max_episode_steps=25))
+    rest = dict(n_steps=512, batch_size=64, n_epochs=2, seed=0, device="cpu")
+    theirs, steps = sb3.PPO("MlpPolicy", sb3.common.vec_env.VecNormalize(env), **rest), Steps()
+    agent = PPO(spec_of(gym.make("Hopper-v5")), (0,), epochs=2)
+    order = Streams((0,), "update")  # as the agent draws it
+    monkeypatch.setattr(np.random, "permutation", lambda rows: order.permutation(rows)[0].numpy())
+
+    def weights():
+        """Theirs, in the order and the shapes of ours."""
+        nets = theirs.policy.mlp_extractor
+        policy, value = (
+            (*nets.policy_net[::2], theirs.policy.action_net),
+            (*nets.value_net[::2], theirs.policy.value_net),
+        )
+        return [theirs.policy.log_std, *(x for layer in (*policy, *value) for x in (layer.weight.T, layer.bias))]
+
+    with torch.no_grad():
+        for ours, start in zip(agent.parameters(), weights(), strict=True):
+            ours.copy_(start.view_as(ours))
+    for _ in range(3):
+        steps.taken.clear()
+        theirs.learn(512, steps, reset_num_timesteps=False)
+        buffer = theirs.rollout_buffer  # [T, ...], flat by now
+        reward, discount, successor, last = (
+            torch.tensor(np.array(column)) for column in zip(*steps.taken, strict=True)
+        )
+        assert discount.unique().tolist() == [0, pytest.approx(0.99)] and last.sum() > (discount == 0).sum()
+        obs, action = (torch.from_numpy(x) for x in (buffer.observations, buffer.actions))
+        rollout = Batch(*(x.float()[None, None] for x in (obs, action, reward, discount, successor, last)))
+
+        sample = agent.examine(rollout)
+        for ours, other in ((sample.advantage, buffer.advantages), (sample.target, buffer.returns)):
+            torch.testing.assert_close(ours[0], torch.from_numpy(other).view(-1), rtol=1e-4, atol=1e-4)
+        agent.learn(Batch(*(x[None] for x in rollout)))
+        for ours, other in zip(agent.parameters(), weights(), strict=True):
+            torch.testing.assert_close(ours, other.view_as(ours), rtol=1e-4, atol=1e-5)
 
 
 def test_the_penalty_follows_the_divergence():
