@@ -119,7 +119,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> str:
             task = f"{dataset.replace('/', '-')}-{kind}" + "-steps" * (clock == "steps")
             name = "curves.png" if len(groups) == 1 else f"curves-{task}.png"
             plots.curves([run.folder for run in group], Path(out) / name)
-            text += ["", f"![Score over updates]({name})"]
+            text += ["", f"![{UNITS[kind]} over {clock}]({name})"]
     markdown = "\n".join(text) + "\n"
     if out is not None:
         write_whole(Path(out) / "report.md", markdown)

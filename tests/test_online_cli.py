@@ -137,7 +137,7 @@ def test_runs_of_one_environment_are_compared(run, here, capsys):
     assert main(["report", str(run), str(other), "--out", str(here / "report")]) == 0
     text = (here / "report/report.md").read_text()
     assert "Pendulum-v1" in text and "750 steps" in text and "500 steps" in text
-    assert (here / "report/curves.png").exists()
+    assert "![return over steps](curves.png)" in text and (here / "report/curves.png").exists()
 
 
 def test_wrong_commands_say_what_to_do(here, capsys):
