@@ -35,8 +35,7 @@ class TD3(Agent):
         exploration: "gaussian", "ou" (Ornstein-Uhlenbeck) or "parameter".
         sigma: of the exploration, in units of half the action's range.
         layer_norm: LayerNorm in the actor, which parameter noise wants.
-        decay_steps: updates after which both learning rates are zero; None: constant, as the paper has them. At
-            constant ones the policy of some tasks, Hopper among them, never settles.
+        decay_steps: updates after which both learning rates are zero; None: constant, as the paper has them.
         hold: share of these, in [0, 1), for which the rates stay as they are before a cosine takes them down.
     """
 
