@@ -496,11 +496,8 @@ def test_ppo_learns_what_stable_baselines3_does_from_the_same_rollouts(monkeypat
     def weights():
         """Theirs, in the order and the shapes of ours."""
         nets = theirs.policy.mlp_extractor
-        policy, value = (
-            (*nets.policy_net[::2], theirs.policy.action_net),
-            (*nets.value_net[::2], theirs.policy.value_net),
-        )
-        return [theirs.policy.log_std, *(x for layer in (*policy, *value) for x in (layer.weight.T, layer.bias))]
+        layers = (*nets.policy_net[::2], theirs.policy.action_net, *nets.value_net[::2], theirs.policy.value_net)
+        return [theirs.policy.log_std, *(x for layer in layers for x in (layer.weight.T, layer.bias))]
 
     with torch.no_grad():
         for ours, start in zip(agent.parameters(), weights(), strict=True):
