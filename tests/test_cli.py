@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -260,10 +261,12 @@ def test_a_second_ctrl_c_stops_at_once(here, capsys, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("offlinerl.run.Run.on_train_batch_end", press)
+    level = logging.getLogger("lightning.pytorch").level
     assert offlinerl_(("fit", "bc", "--dataset", pendulum.ID, "--out", here / "twice", *TINY)) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "interrupted at once" in line and f"delete {here / 'twice'}" in line
     assert not (here / "twice" / "last.ckpt").exists()
+    assert logging.getLogger("lightning.pytorch").level == level  # it speaks again, in a notebook say
 
 
 def test_help_is_instant():
