@@ -16,6 +16,9 @@ from offlinerl.types import UserError
 DRAWN = ("value_loss", "critic_loss", "q_loss", "actor_loss", "effective_episodes")
 """Metrics of a run that are drawn beside its score."""
 
+INTERVAL_SPACING = 7
+"""Points between the intervals of several runs, which mostly end at the same time and would hide each other."""
+
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
     """The columns of a CSV file of numbers.
@@ -60,10 +63,11 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
     """Draw the scores of one or several runs of a task over their updates or steps and, for one run, ``DRAWN``.
 
     The line is the mean over seeds, the band their range, thin lines the seeds themselves; a diamond is the
-    last policy with its 95% interval.
+    last policy with its 95% interval, for all runs but the first a little to the right of where it belongs.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.transforms import offset_copy
 
     summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
     agents = [summary["agent"] for summary in summaries]
@@ -84,9 +88,11 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
         (low, high), centre = summary["last"]["ci95"], summary["last"]["mean"]
         name = agents[number] if agents.count(agents[number]) == 1 else run.resolve().name
         count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
+        beside = offset_copy(score_axis.transData, figure, x=INTERVAL_SPACING * number, units="points")
         score_axis.errorbar(
-            times[-1], centre, [[max(centre - low, 0)], [max(high - centre, 0)]], color=colour, capsize=5,
+            times[-1], centre, [[max(centre - low, 0)], [max(high - centre, 0)]], color=colour, capsize=3,
             marker="D", markersize=6, label=f"{name}, {count}: last {centre:.1f} [{low:.1f}, {high:.1f}]",
+            transform=beside, clip_on=False,
         )  # fmt: skip
     first = summaries[0]
     if first["dataset_score"] is not None:

@@ -4,6 +4,7 @@ import csv
 import json
 import zlib
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 
@@ -121,3 +122,11 @@ def test_an_interrupted_last_evaluation_is_refused(tmp_path, capsys):
 def test_curves_of_one_run(case, tmp_path):
     image = plots.curves([finished(tmp_path / "run", **case)], tmp_path / "curves.png")
     assert image.read_bytes().startswith(b"\x89PNG")
+
+
+def test_intervals_of_runs_do_not_hide_each_other(tmp_path):
+    runs = [finished(tmp_path / "first" / "run"), finished(tmp_path / "second" / "run")]  # the same to the last digit
+    image = imageio.imread(plots.curves(runs, tmp_path / "curves.png"))
+    axes = image[: len(image) * 7 // 10, :, :3]  # above the legend
+    first = np.array([31, 119, 180])  # matplotlib's C0, whose curve lies wholly below the second one's
+    assert (axes == first).all(-1).sum() > 50
