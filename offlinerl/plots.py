@@ -94,6 +94,8 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
             marker="D", markersize=6, label=f"{name}, {count}: last {centre:.1f} [{low:.1f}, {high:.1f}]",
             transform=beside, clip_on=False,
         )  # fmt: skip
+        score_axis.update_datalim([(times[-1], low), (times[-1], high)])  # what is drawn beside does not count
+        score_axis.autoscale_view()
     first = summaries[0]
     if first["dataset_score"] is not None:
         score_axis.axhline(
