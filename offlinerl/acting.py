@@ -92,7 +92,7 @@ class ActingRun(Run):
 
     def restore(self) -> None:
         super().restore()
-        if self.replay is None:
+        if self.replay is None or not (self.folder / "last.ckpt").is_file():
             return
         path = self.replay_file(self.agent.steps)
         try:
@@ -179,6 +179,10 @@ class FineTuning(ActingRun, OfflineRun):
         settings = self.train_settings
         return settings["updates"] + settings["online_steps"] // settings["steps_per_update"]
 
+    @property
+    def length_flag(self) -> str:
+        return "--online-steps"
+
     def look_ahead(self) -> None:
         switch, every = self.source.switch, self.every
         if self.now < switch:
@@ -209,8 +213,15 @@ class FineTuning(ActingRun, OfflineRun):
         return dict(super().results(), offline=self.offline)
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(super().state_dict(), offline=self.offline)
+        return dict(super().state_dict(), offline=self.offline, switch=self.source.switch)
 
     def restore_state(self, state: dict[str, Any]) -> None:
         super().restore_state(state)
         self.offline = state["offline"]
+        switch = state.get("switch", self.source.switch)
+        if self.agent.steps and switch != self.source.switch:
+            raise UserError(
+                f"the run in {self.folder} is past its {switch:,} updates on the dataset and has taken"
+                f" {self.agent.steps:,} environment steps, so --updates cannot change any more; give --online-steps a"
+                " larger number"
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ from offlinerl.agent import Agent
 from offlinerl.config import parameters
 from offlinerl.data import registry
 from offlinerl.data.interaction import Interaction
-from offlinerl.data.record import Episode, write_minari, write_whole
+from offlinerl.data.record import Episode, write_json, write_minari
 from offlinerl.data.replay import Replay
 from offlinerl.data.sources import EpisodeData, OfflineData, ReplayData, RolloutData
 from offlinerl.device import pick_device
@@ -110,7 +109,7 @@ def benchmark(
     for label, value in lines:
         display.say(f"{label:<44} {value}")
     if json_file is not None:
-        write_whole(json_file, json.dumps(results, indent=1))
+        write_json(json_file, results)
     return results
 
 

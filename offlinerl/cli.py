@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 
 from offlinerl import __version__
 from offlinerl.errors import UserError
+from offlinerl.interrupt import TERMINATED, AtOnce, leave, on_interrupt
 
 
 class WrongUsage(Exception):
@@ -31,7 +33,7 @@ def fit(args: argparse.Namespace) -> int:
     train = {
         "updates": args.updates, "steps": args.steps, "online_steps": args.online_steps, "batch": args.batch,
         "eval_every": args.eval_every, "eval_episodes": args.eval_episodes, "final_episodes": args.final_episodes,
-        "compile": args.compile,
+        "save_every": args.save_every, "compile": args.compile,
     }  # fmt: skip
     if args.resume is None and args.config is None:
         if args.agent is None:
@@ -53,6 +55,7 @@ def fit(args: argparse.Namespace) -> int:
         device=args.device,
         out=args.out,
         resume=args.resume,
+        threads=args.threads,
     )
     return 0
 
@@ -60,7 +63,9 @@ def fit(args: argparse.Namespace) -> int:
 def collect(args: argparse.Namespace) -> int:
     from offlinerl import collect
 
-    train = {"batch": args.batch, "eval_every": args.eval_every, "compile": args.compile}
+    train = {
+        "batch": args.batch, "eval_every": args.eval_every, "save_every": args.save_every, "compile": args.compile,
+    }  # fmt: skip
     collect.collect(
         args.source,
         args.env,
@@ -78,6 +83,7 @@ def collect(args: argparse.Namespace) -> int:
         append=args.append,
         workers=args.workers,
         ray_address=args.ray_address,
+        threads=args.threads,
     )
     return 0
 
@@ -240,6 +246,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--eval-every", type=count, metavar="N", help="updates or steps between evaluations")
     p.add_argument("--eval-episodes", type=count, metavar="N", help="episodes of an evaluation while training")
     p.add_argument("--final-episodes", type=count, metavar="N", help="episodes of the evaluation of the last policy")
+    p.add_argument("--save-every", type=share, metavar="MINUTES", help="save at least this often (default: 5)")
+    p.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: as many as cores)")
     p.add_argument("--compile", type=on_off, metavar="WHEN", help="compile the update: auto (default), true or false")
     p.add_argument("--device", **device)
     p.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one below runs/)")
@@ -267,6 +275,8 @@ def parser() -> argparse.ArgumentParser:
         "--batch", type=count, metavar="N", help="transitions a gradient step; a rollout, of an on-policy agent"
     )
     p.add_argument("--eval-every", type=count, metavar="N", help="steps between evaluations of the agent")
+    p.add_argument("--save-every", type=share, metavar="MINUTES", help="save it at least this often (default: 5)")
+    p.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: as many as cores)")
     p.add_argument("--compile", type=on_off, metavar="WHEN", help="compile the update: auto (default), true or false")
     p.add_argument("--device", **device)
     p.add_argument("--out", type=Path, metavar="DIR", help="where to work (default: below runs/)")
@@ -347,13 +357,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.settings = settings
         if settings and args.function not in (fit, collect):
             raise WrongUsage(f"{args.command} takes no --agent settings")
-        return args.function(args)
+        with on_interrupt(leave, [signal.SIGTERM]):
+            return args.function(args)
     except WrongUsage as error:
         return fail(args, error, 2)
     except UserError as error:
-        return fail(args, error, 1)
+        return fail(args, error, error.status)
     except KeyboardInterrupt:
         return fail(args, UserError("interrupted"), 1)
+    except AtOnce:
+        return fail(args, UserError("stopped by SIGTERM"), TERMINATED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, `head` say, has left
         return 0

@@ -7,7 +7,6 @@ becomes a Minari dataset.
 from __future__ import annotations
 
 import difflib
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -26,14 +25,14 @@ from offlinerl.data import registry
 from offlinerl.data.interaction import Interaction, mean_of
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.record import Episode, sweep
-from offlinerl.device import pick_device
+from offlinerl.device import pick_device, set_threads
 from offlinerl.display import Display
 from offlinerl.envs.make import make, specification
 from offlinerl.evaluation import Task, evaluate
-from offlinerl.folder import require_free, trim, versions, write_config
+from offlinerl.folder import require_free, versions, write_config
+from offlinerl.interrupt import Interrupted, Stop, on_interrupt
 from offlinerl.noise import epsilon_greedy
 from offlinerl.rng import Lanes
-from offlinerl.run import Interrupted, on_interrupt
 from offlinerl.training import settings_for
 from offlinerl.types import UserError
 
@@ -59,6 +58,7 @@ def collect(
     append: bool = False,
     workers: int | None = None,
     ray_address: str | None = None,
+    threads: int | None = None,
 ) -> Path:
     """Collect episodes and write them as a Minari dataset.
 
@@ -80,6 +80,7 @@ def collect(
         append: add to a dataset that the same source collected.
         workers: processes, run by Ray, that act for an agent that learns; by default this one does.
         ray_address: of a Ray cluster to run them on; by default this machine.
+        threads: CPU threads to compute with; by default as many as cores.
 
     Returns:
         The dataset's folder.
@@ -88,6 +89,7 @@ def collect(
         UserError: anything the user can put right.
         Interrupted: Ctrl-C; every finished episode is kept.
     """
+    set_threads(threads)
     folder = Path(out) if out else Path("runs") / dataset_id.replace("/", "-")
     unfinished = (folder / EPISODES).is_file()
     if unfinished and not resume:
@@ -169,7 +171,7 @@ class Collection:
             provenance=dict(agent=described(source), seed=seed, config=config, versions=versions()),
         )
         self.references: dict[str, float] = {}
-        self.display, self.stop = Display(), threading.Event()
+        self.display, self.stop = Display(), Stop()
 
     @contextmanager
     def opened(self) -> Iterator[Collection]:
@@ -262,7 +264,8 @@ class Collection:
     def interrupted(self) -> Interrupted:
         return Interrupted(
             f"interrupted after {len(self.journal):,} episodes, which are kept in {self.folder}; go on with: the same"
-            " command with --resume"
+            " command with --resume",
+            self.stop.status,
         )
 
     def seal(self) -> Path:
@@ -329,10 +332,7 @@ class Learning(OnlineRun):
         with closing(self.interaction), self.collection.opened() as collection:
             if (self.folder / "config.yaml").is_file():
                 self.require_same(read(self.folder / "config.yaml"))
-            if (self.folder / "last.ckpt").is_file():
-                self.restore()
-            else:  # it was killed before it first saved
-                trim(self.folder / "metrics.csv", self.clock, 0)
+            self.restore()
             write_config(self.folder, self.settings)
             summary = self.train()
             collection.references = score_range(self.task, summary["last"]["mean_return"])
@@ -349,7 +349,7 @@ class Learning(OnlineRun):
         """Raises a UserError if a setting is not what it was, other than the number of steps."""
         for section in ("fit", "agent", "train"):
             for key, value in self.settings[section].items():
-                if key != "steps" and before[section].get(key) != value:
+                if key not in ("steps", "save_every") and before[section].get(key) != value:
                     raise UserError(
                         f"{self.folder} was begun with {key} {before[section].get(key)}, not {value}; give the same"
                         " command as before, or another --out"

@@ -17,27 +17,32 @@ from offlinerl.data.registry import Entry
 from offlinerl.types import UserError
 
 SECTIONS = {"fit", "agent", "train", "datasets", "environments", "collect", "versions"}
+SAVE_EVERY = 5.0
+"""Minutes of training after which it is saved, also between evaluations."""
+
 OFFLINE = dict(
     updates=100_000, batch=256, eval_every=10_000, eval_episodes=10, final_episodes=50, block=50, compile="auto",
-    online_steps=0, online_eval_every=1_000, envs=1, steps_per_update=1, capacity=1_000_000,
+    online_steps=0, online_eval_every=1_000, envs=1, steps_per_update=1, capacity=1_000_000, save_every=SAVE_EVERY,
 )  # fmt: skip
 """Settings of a training on a dataset and of fine-tuning after it, and their defaults."""
 
 EPISODES = dict(
     updates=100_000, batch=32, eval_every=10_000, eval_episodes=10, final_episodes=50, block=5, compile="auto",
+    save_every=SAVE_EVERY,
 )  # fmt: skip
 """Of a training on a dataset's whole episodes, of which ``batch`` make a batch; what it makes is not fine-tuned."""
 
 ONLINE = dict(
     steps=100_000, batch=256, eval_every=5_000, eval_episodes=10, final_episodes=20, block=1, compile="auto", envs=1,
     steps_per_update=1, warm_up=1_000, capacity=1_000_000, prioritized=False, priority_alpha=0.6, priority_beta=0.4,
-    workers=0,
+    workers=0, save_every=SAVE_EVERY,
 )  # fmt: skip
 """Settings of a training by acting; see ``offlinerl.data.sources.ReplayData`` and ``offlinerl.data.replay.Replay``.
 ``workers`` are processes that act, see ``offlinerl.data.workers``; 0 is this one alone."""
 
 ON_POLICY = dict(
     steps=1_000_000, batch=2_048, eval_every=20_000, eval_episodes=10, final_episodes=20, compile="auto", envs=1,
+    save_every=SAVE_EVERY,
 )  # fmt: skip
 """Settings of a training on the policy's own rollouts, of ``batch`` steps each in ``envs`` environments."""
 
@@ -46,7 +51,7 @@ ROLLOUT = 32
 
 LIMITS = {
     **dict.fromkeys(
-        ("lr", "actor_lr", "critic_lr", "value_lr", "beta", "clip", "huber", "alpha", "max_kl"),
+        ("lr", "actor_lr", "critic_lr", "value_lr", "beta", "clip", "huber", "alpha", "max_kl", "save_every"),
         ("greater than 0", lambda x: x > 0),
     ),
     **dict.fromkeys(
@@ -79,7 +84,8 @@ LIMITS = {
         ("at least 1", lambda x: x >= 1),
     ),
     **dict.fromkeys(
-        (OFFLINE | ONLINE | ON_POLICY).keys() - {"compile", "prioritized"}, ("at least 1", lambda x: x >= 1)
+        (OFFLINE | ONLINE | ON_POLICY).keys() - {"compile", "prioritized", "save_every"},
+        ("at least 1", lambda x: x >= 1),
     ),
     **dict.fromkeys(("warm_up", "online_steps", "workers"), ("at least 0", lambda x: x >= 0)),
     **dict.fromkeys(
@@ -197,7 +203,16 @@ def _checked(given: Mapping[str, Any], defaults: Mapping[str, Any], complaint: s
             near = difflib.get_close_matches(key, defaults, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(defaults)}"
             raise UserError(f"{complaint} {key!r}; {hint}")
-    return merge(defaults, {key: _value(key, value, defaults[key]) for key, value in given.items()})
+    return merge(defaults, checked(given, defaults))
+
+
+def checked(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Known settings in the types of their defaults.
+
+    Raises:
+        UserError: one has another type or lies out of range.
+    """
+    return {key: _value(key, value, defaults[key]) for key, value in given.items()}
 
 
 def _value(key: str, value: Any, default: Any) -> Any:

@@ -3,4 +3,6 @@
 
 class UserError(Exception):
     """Something the user can put right; its message is one sentence that says how. The command line prints
-    it alone and exits with status 1."""
+    it alone and exits with its status."""
+
+    status = 1

@@ -15,7 +15,7 @@ import torch
 from offlinerl import checkpoint
 from offlinerl.agent import Agent
 from offlinerl.data import registry
-from offlinerl.data.record import write_whole
+from offlinerl.data.record import write_json
 from offlinerl.device import pick_device
 from offlinerl.display import Display
 from offlinerl.envs.make import Pool, make, native_action
@@ -262,7 +262,7 @@ def evaluate_checkpoint(
     )
     display.evaluation(results)
     if json_file is not None:
-        write_whole(json_file, json.dumps(results, indent=1))
+        write_json(json_file, results)
     if video is not None:
         record_videos(agent, task, seed, video)
         display.say(f"videos in {video}")

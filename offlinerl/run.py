@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,12 +23,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from offlinerl import agents, checkpoint, config, plots
 from offlinerl.agent import Agent
 from offlinerl.data import load, registry
-from offlinerl.data.record import write_whole
+from offlinerl.data.record import sweep, write_json
 from offlinerl.data.sources import EpisodeData, FineTuningData, OfflineData, ReplayData, RolloutData
 from offlinerl.display import Display
 from offlinerl.envs.make import Pool
 from offlinerl.evaluation import Evaluation, Task, evaluate, make_pool
 from offlinerl.folder import append, copy_whole, trim, versions
+from offlinerl.interrupt import AtOnce, Interrupted, Stop, on_interrupt
 from offlinerl.types import UserError
 
 EVALUATION_SEED = 1_000_000
@@ -38,10 +40,6 @@ COMPILE_WORTHWHILE = 3_000
 
 LOG_EVERY = 500
 """Updates between two rows of metrics, the only times when the device is waited for."""
-
-
-class Interrupted(UserError):
-    """The user pressed Ctrl-C; what was trained is saved."""
 
 
 class Run(L.Callback):
@@ -78,7 +76,7 @@ class Run(L.Callback):
         self.best: dict[str, Any] | None = None
         self.score: float | None = None  # of the latest evaluation
         self.seconds = dict(total=0.0, training=0.0)  # of earlier sessions, then of this one too
-        self.stop = threading.Event()
+        self.stop = Stop()
         self.logged = 0
         self.logger: TensorBoardLogger | None = None
         self.build(device)
@@ -115,6 +113,11 @@ class Run(L.Callback):
         return self.train_settings[f"{self.clock}s"]
 
     @property
+    def length_flag(self) -> str:
+        """What makes the run longer."""
+        return f"--{self.clock}s"
+
+    @property
     def eval_episodes(self) -> int:
         """Episodes of each policy for an evaluation on the way."""
         return self.train_settings["eval_episodes"]
@@ -142,7 +145,8 @@ class Run(L.Callback):
             f"{self.about['agent']} on {self.agent.device.type}, seeds {seeds}: {self.clock}s {self.now:,} to"
             f" {self.end:,}, into {self.folder}"
         )
-        self.began = time.perf_counter()
+        self.began = self.saved = time.perf_counter()
+        self.first = self.now
         try:
             with self.signals(), self.display.bar("training", self.end, self.now, f"{self.clock}s"):
                 if self.now < self.end:
@@ -150,6 +154,8 @@ class Run(L.Callback):
                 if self.stop.is_set():
                     raise self.interrupted()
                 summary = self.finish()
+        except AtOnce:
+            raise self.interrupted() from None
         finally:
             self.close()
         self.display.summary(summary, self.folder)
@@ -181,6 +187,10 @@ class Run(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Make up for an evaluation that was interrupted."""
+        if self.stop.is_set():
+            raise AtOnce
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda number, _: self.heard(number))  # Lightning's own leaves without a word
         if self.now and self.due() and self.evaluated < self.now:
             self.evaluate(trainer)
 
@@ -192,6 +202,8 @@ class Run(L.Callback):
             self.log_metrics()
         self.display.advance(self.now, self.note())
         trainer.should_stop = self.stop.is_set()
+        if not trainer.should_stop and now - self.saved >= 60 * self.train_settings["save_every"]:
+            self.save(trainer, "last.ckpt")
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self.stop.is_set():
@@ -211,10 +223,14 @@ class Run(L.Callback):
             trainer.should_stop = True
             return
         self.record(result)
-        if self.best is None or result.mean > self.best["mean"]:
+        if self.is_best(result):
             self.best = {"mean": result.mean, "per_seed": result.per_seed.tolist(), self.clock: self.now}
             self.save(trainer, "best.ckpt")
         self.save(trainer, "last.ckpt")
+
+    def is_best(self, result: Evaluation) -> bool:
+        """Whether no evaluation so far was as good; a score that is not a number is the worst."""
+        return self.best is None or _comparable(result.mean) > _comparable(self.best["mean"])
 
     def rollouts(self, episodes: int) -> Evaluation | None:
         """An evaluation, or None if the user interrupts it."""
@@ -238,7 +254,7 @@ class Run(L.Callback):
             mean=result.mean, ci95=list(result.interval()), per_seed=result.per_seed.tolist(),
             mean_return=float(result.returns.mean()),
         )  # fmt: skip
-        better = self.best is None or result.mean > self.best["mean"]
+        better = self.is_best(result)
         if better:
             self.best = {"mean": result.mean, "per_seed": last["per_seed"], self.clock: self.now}
         checkpoint.amend(self.folder / "last.ckpt", self.state_key, self.state_dict())
@@ -263,7 +279,7 @@ class Run(L.Callback):
             versions=versions(),
             **self.results(),
         )
-        write_whole(self.folder / "summary.json", json.dumps(summary, indent=1))
+        write_json(self.folder / "summary.json", summary)
         plots.curves([self.folder], self.folder / "curves.png")
         return summary
 
@@ -331,15 +347,24 @@ class Run(L.Callback):
 
     def save(self, trainer: L.Trainer, name: str) -> None:
         checkpoint.save(trainer, self.folder / name)
+        if name == "last.ckpt":
+            self.saved = time.perf_counter()
 
     def restore(self) -> None:
-        """Continue from ``last.ckpt``: weights, targets, optimisers, generators, sampler and counters."""
+        """Continue from ``last.ckpt``: weights, targets, optimisers, generators, sampler and counters. A run that was
+        stopped before it first saved begins again."""
+        sweep(self.folder)  # a process that was killed may have been writing
+        if not (self.folder / "last.ckpt").is_file():
+            for name in ("metrics.csv", "evaluations.csv"):
+                trim(self.folder / name, self.clock, 0)
+            return
         saved = checkpoint.read(self.folder / "last.ckpt")
         checkpoint.load_into(self.agent, saved, self.folder / "last.ckpt")
         self.restore_state(saved["callbacks"]["Run"])
         if self.now > self.end:
             raise UserError(
-                f"the run in {self.folder} has {self.now:,} {self.clock}s already; give --{self.clock}s a larger number"
+                f"the run in {self.folder} has {self.now:,} {self.clock}s already; give"
+                f" {self.length_flag} a larger number"
             )
         trim(self.folder / "metrics.csv", self.clock, self.logged)
         trim(self.folder / "evaluations.csv", self.clock, self.evaluated)
@@ -357,20 +382,28 @@ class Run(L.Callback):
     # Interruptions
 
     def signals(self) -> AbstractContextManager[None]:
-        """Let the first Ctrl-C finish the block, so that what is saved is a whole number of updates."""
+        """Let the first Ctrl-C, or SIGTERM, finish the block, so that what is saved is a whole number of updates."""
+        return on_interrupt(self.heard)
 
-        def stop() -> None:
-            if self.stop.is_set():
-                raise self.interrupted_at_once()  # at a KeyboardInterrupt, Lightning leaves without a word
-            self.stop.set()
-            self.display.say("stopping after this block; press Ctrl-C again to stop at once")
-
-        return on_interrupt(stop)
+    def heard(self, number: int) -> None:
+        """What a signal does."""
+        if self.stop.is_set():
+            if number == signal.SIGTERM:
+                return  # it was heard the first time
+            raise self.interrupted_at_once()  # at a KeyboardInterrupt, Lightning leaves without a word
+        self.stop.set(number)
+        if self.now == self.first:
+            raise AtOnce
+        again = "" if number == signal.SIGTERM else "; press Ctrl-C again to stop at once"
+        self.display.say(f"stopping after this block{again}")
 
     def interrupted(self) -> Interrupted:
-        return Interrupted(
-            f"interrupted after {self.now:,} of {self.end:,} {self.clock}s, which are saved; go on with: {self.go_on}"
-        )
+        """To be raised once everything is saved."""
+        if not (self.folder / "last.ckpt").is_file():
+            done = f"interrupted before the first {self.clock}"
+        else:
+            done = f"interrupted after {self.now:,} of {self.end:,} {self.clock}s, which are saved"
+        return Interrupted(f"{done}; go on with: {self.go_on}", self.stop.status)
 
     def interrupted_at_once(self) -> Interrupted:
         lost = "interrupted at once, and what was trained since the last save is lost"
@@ -410,17 +443,8 @@ class _Stopped(Exception):
     """Raised out of an evaluation by Ctrl-C."""
 
 
-@contextmanager
-def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Let Ctrl-C call ``stop`` instead of raising; outside the main thread, which alone hears of it, do nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: stop())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _comparable(score: float) -> float:
+    return -math.inf if math.isnan(score) else score
 
 
 def task_of(entry: registry.Entry, data: load.Dataset) -> Task:

@@ -10,8 +10,8 @@ import torch
 
 from offlinerl import agents, config
 from offlinerl.acting import FineTuning, OnlineRun
-from offlinerl.data import registry
-from offlinerl.device import pick_device
+from offlinerl.data import load, registry
+from offlinerl.device import pick_device, set_threads
 from offlinerl.folder import next_free, require_free, write_config
 from offlinerl.run import OfflineRun, Run
 from offlinerl.types import UserError
@@ -28,6 +28,7 @@ def fit(
     device: str = "auto",
     out: Path | None = None,
     resume: Path | None = None,
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
 
@@ -42,7 +43,10 @@ def fit(
         over: settings that win over all files, ``{"agent": {...}, "train": {...}}``.
         device: "auto", "cpu" or "cuda".
         out: the run's folder, which may not hold anything yet; by default a new one below ``runs/``.
-        resume: the folder of a run to go on with, by its own settings; only its length may change.
+        resume: the folder of a run to go on with, by its own settings. What may change is its length, each phase's by
+            its own setting; ``save_every``; ``decay_steps``, to stretch a schedule over the longer run; and the place
+            of its dataset.
+        threads: CPU threads to compute with; by default as many as cores.
 
     Returns:
         What ``summary.json`` holds.
@@ -51,11 +55,15 @@ def fit(
         UserError: anything the user can put right.
         Interrupted: Ctrl-C; the run is saved and can be resumed.
     """
+    set_threads(threads)
     if resume:
-        settings = settings_of(Path(resume), agent_name, dataset, over or {})
+        settings, changes = settings_of(Path(resume), agent_name, dataset, over or {})
         run = run_of(settings, pick_device(device), Path(resume))
         run.restore()
-        write_config(run.folder, settings)  # it may be longer now
+        if changes:
+            settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
+            _say_of_schedule(run, changes)
+        write_config(run.folder, settings)
         return run.train()
     settings, entry = settings_for(agent_name, dataset, env, seeds, file, over)
     about = settings["fit"]
@@ -63,6 +71,8 @@ def fit(
     require_free(folder)
     run = run_of(settings, pick_device(device), folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if about["dataset"] is not None:
+        about["fingerprint"] = load.fingerprint(load.locate(entry))
     write_config(folder, settings)
     return run.train()
 
@@ -82,6 +92,7 @@ def settings_for(
     """
     about = dict(agent=agent_name, dataset=dataset and str(dataset), env=env, seeds=seeds and list(seeds))
     again = config.read(file).get("fit", {}) if file else {}
+    again = {key: value for key, value in again.items() if key not in HISTORY}
     about = dict(dataset=None, env=None, seeds=[0]) | again | {k: v for k, v in about.items() if v is not None}
     if "agent" not in about:
         raise UserError("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
@@ -98,6 +109,8 @@ def settings_for(
         if about["dataset"] is None:
             raise UserError(f"{about['agent']} learns from a dataset: give --dataset, as in: --dataset kitchen")
         entry = registry.resolve(about["dataset"], about["env"])
+        if entry.kind == "file":
+            about["dataset"] = str(entry.path.resolve())  # to be found from another folder too
     seeds = about["seeds"]
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
@@ -105,30 +118,83 @@ def settings_for(
     return dict(fit=about, **config.resolve(about["agent"], agent_class, entry, file, over)), entry
 
 
-def settings_of(folder: Path, agent_name: str | None, dataset: str | None, over: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run to resume, of which only the number of updates may be changed.
+HISTORY = ("extended", "fingerprint")
+"""What ``config.yaml`` says of the run itself, and not of one that begins by it."""
+
+
+def settings_of(
+    folder: Path, agent_name: str | None, dataset: str | None, over: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a run to resume, and what changes its length or its schedule.
 
     Raises:
-        UserError: the folder holds no run, or something else is to be changed.
+        UserError: the folder holds no run, its dataset is gone or another one, or something else is to be changed.
     """
-    if not (folder / "config.yaml").is_file() or not (folder / "last.ckpt").is_file():
-        raise UserError(f"{folder} holds no run to resume: it lacks config.yaml or last.ckpt")
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} holds no run to resume: it lacks config.yaml")
+    if not (folder / "last.ckpt").is_file() and any((folder / name).exists() for name in ("best.ckpt", "summary.json")):
+        raise UserError(f"{folder} holds no run to resume: its last.ckpt is gone")
     settings = config.read(folder / "config.yaml")
     settings.pop("versions", None)
     if "collect" in settings:
         raise UserError(f"{folder} is a collection: go on with `offlinerl collect` as before, with --resume")
     if missing := {"fit", "agent", "train"} - set(settings):
         raise UserError(f"{folder / 'config.yaml'} lacks its section {missing.pop()!r}; start the run again")
-    for flag, given, known in (("agent", agent_name, "agent"), ("--dataset", dataset, "dataset")):
-        if given is not None and given != settings["fit"][known]:
-            raise UserError(f"the run in {folder} has {flag} {settings['fit'][known]}, not {given}; leave it out")
-    length = "steps" if "steps" in settings["train"] else "updates"
-    changed = dict(over.get("train", {}))
-    settings["train"][length] = int(changed.pop(length, settings["train"][length]))
-    if changed or over.get("agent"):
-        name = next(iter([*changed, *over.get("agent", {})]))
-        raise UserError(f"a resumed run keeps its settings, so {name} cannot be given; only --{length} may grow")
-    return settings
+    about, agent, train = (settings[section] for section in ("fit", "agent", "train"))
+    if agent_name not in (None, about["agent"]):
+        raise UserError(f"the run in {folder} has agent {about['agent']}, not {agent_name}; leave it out")
+    _place_of_dataset(folder, about, dataset)
+    given, asked = dict(over.get("train", {})), dict(over.get("agent", {}))
+    train["save_every"] = given.pop("save_every", train.get("save_every", config.SAVE_EVERY))
+    lengths = [name for name in ("steps", "updates", "online_steps") if train.get(name)]
+    longer = {name: given.pop(name) for name in lengths if given.get(name, train[name]) != train[name]}
+    given = {name: value for name, value in given.items() if value != train.get(name)}
+    decay = config.of_agent(settings).get("decay_steps")
+    changes = dict(longer)
+    if "decay_steps" in agent and "decay_steps" in asked:
+        changes["decay_steps"] = asked.pop("decay_steps")
+    elif longer and decay is not None:
+        agent["decay_steps"] = decay  # its schedule stays what it was
+    if given or asked:
+        name = next(iter([*given, *asked]))
+        flags = " or ".join(f"--{name.replace('_', '-')}" for name in lengths)
+        raise UserError(f"a resumed run keeps its settings, so {name} cannot be given; only {flags} may grow")
+    train |= longer
+    if "decay_steps" in changes:
+        known = config.parameters(agents.get(about["agent"]))
+        agent |= config.checked({"decay_steps": changes["decay_steps"]}, known)
+    return settings, changes
+
+
+def _place_of_dataset(folder: Path, about: dict[str, Any], given: str | None) -> None:
+    """Put the dataset's new place, if it is given, into a run's settings, and check that its content is the old one."""
+    known, fingerprint = about["dataset"], about.get("fingerprint")
+    if known is None or (given in (None, known) and fingerprint is None):
+        if given is not None and known is None:
+            raise UserError(f"the run in {folder} has no dataset; leave --dataset out")
+        return
+    if fingerprint is None:
+        raise UserError(f"the run in {folder} has --dataset {known}, not {given}; leave it out")
+    if given is None and Path(known).is_absolute() and not Path(known).exists():
+        raise UserError(f"the dataset {known} of the run in {folder} is gone; say with --dataset where it is now")
+    entry = registry.resolve(given or known, about["env"])
+    if load.fingerprint(load.locate(entry)) != fingerprint:
+        raise UserError(
+            f"the dataset {given or known} is not what the run in {folder} was trained on: its contents differ; give"
+            " --dataset a copy of that one, or start a new run"
+        )
+    if given is not None:
+        about["dataset"] = str(entry.path.resolve()) if entry.kind == "file" else given
+
+
+def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
+    """Tell a user who made a run longer what becomes of a schedule that was to end with it."""
+    decay = run.settings["agent"].get("decay_steps")
+    if decay is not None and "decay_steps" not in changes:
+        run.display.say(
+            f"the learning rate falls over {decay:,} updates as before and stays at its end; --agent.decay_steps"
+            " updates stretches it over the longer run"
+        )
 
 
 def run_of(settings: dict[str, Any], device: torch.device, folder: Path) -> Run:

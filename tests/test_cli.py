@@ -114,15 +114,6 @@ def test_a_finished_run_goes_on(run, here):
     assert read(folder / "best.ckpt")["offlinerl"]["updates"] == best
 
 
-def test_a_schedule_over_the_whole_run_grows_with_it(here):
-    folder = here / "decay"
-    fit = ("fit", "bc", "--dataset", pendulum.ID, "--agent.decay_steps", "updates", *TINY, "--final-episodes", 1)
-    assert offlinerl_((*fit, "--updates", 10, "--out", folder)) == 0
-    assert read(folder / "last.ckpt")["hyper_parameters"]["decay_steps"] == 10
-    assert offlinerl_(("fit", "--resume", folder, "--updates", 20)) == 0
-    assert read(folder / "last.ckpt")["hyper_parameters"]["decay_steps"] == 20
-
-
 @pytest.mark.parametrize(
     "flags, expected",
     [

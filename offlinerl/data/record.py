@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import re
 import secrets
@@ -117,6 +118,19 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file so that a crash leaves the old one or the new one."""
     with aside(path, overwrite=True) as temporary:
         temporary.write_text(text, newline="")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole. Numbers that JSON does not know, NaN and infinities, become null."""
+    write_whole(path, json.dumps(_with_null(content), indent=1, allow_nan=False))
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_null(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_null(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_minari(

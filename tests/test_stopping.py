@@ -1,0 +1,247 @@
+"""Stopped by Ctrl-C, a scheduler or a crash: little is lost, and what goes on is the run that never stopped."""
+
+import json
+import math
+import random
+import signal
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pendulum
+import pytest
+import torch
+import yaml
+from torch.utils._pytree import tree_leaves
+
+from offlinerl import checkpoint
+from offlinerl.agent import Agent
+from offlinerl.cli import main
+from offlinerl.data.record import write_json
+from offlinerl.envs.make import Pool
+from offlinerl.run import Run
+
+FEW = ("--compile", "false", "--batch", 8, "--agent.hidden", "[8]", "--eval-episodes", 1, "--final-episodes", 2)
+KINDS = {
+    "offline": ("bc", "--dataset", pendulum.ID, "--agent.decay_steps", "updates", *FEW),
+    "online": ("td3", "--env", "Pendulum-v1", "--config", "warm.yaml", *FEW),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here(tmp_path_factory):
+    with pendulum.workplace(tmp_path_factory.mktemp("stopping")) as folder:
+        (folder / "warm.yaml").write_text("train: {warm_up: 100}\n")
+        yield folder
+
+
+def fit(*argv):
+    return main(["fit", *map(str, argv)])
+
+
+def length(kind, count):
+    return ("--updates" if kind == "offline" else "--steps", count, "--eval-every", count // 4)
+
+
+def same(a, b):
+    """Whether two runs ended with the same weights, moments and random numbers, and were evaluated the same."""
+    first, second = (checkpoint.read(folder / "last.ckpt") for folder in (a, b))
+    for section in ("state_dict", "optimizer_states"):
+        pairs = zip(tree_leaves(first[section]), tree_leaves(second[section]), strict=True)
+        assert all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs), section
+    states = (tree_leaves(found["offlinerl"]["rng"]["states"]) for found in (first, second))
+    assert all(torch.equal(x, y) for x, y in zip(*states, strict=True))
+    assert (a / "evaluations.csv").read_text() == (b / "evaluations.csv").read_text()
+    return True
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_at_any_moment(kind, number, kills, here):
+    """Short of a save every second, nothing is lost; ``whole`` is the same run, never stopped."""
+    folder, whole = here / f"{kind}-{number}-{kills}", here / f"{kind}-{kills}"
+    argv = (*KINDS[kind], *length(kind, (8_000 if kind == "offline" else 1_200) * (kills + 1)))
+    if not whole.exists():
+        assert fit(*argv, "--out", whole) == 0
+    rng, command = random.Random(kills), ("fit", *argv, "--save-every", 1 / 60, "--out", folder)
+    for _ in range(kills):
+        process = pendulum.start(*command, cwd=here)
+        while "into" not in process.stdout.readline():
+            assert process.poll() is None, process.stderr.read()
+        time.sleep(rng.uniform(0, 2))
+        assert process.poll() is None, "it ended too early to be stopped"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+        if number == signal.SIGTERM:
+            (line,) = err.splitlines()
+            assert process.returncode == 143 and f"offlinerl fit --resume {folder}" in line
+        command = ("fit", "--resume", folder)
+    assert fit("--resume", folder) == 0
+    assert same(folder, whole)
+
+
+@pytest.mark.parametrize("minutes, expected", [(5, [200]), (1e-6, [50, 100, 150, 200])])
+def test_a_run_is_saved_between_evaluations(minutes, expected, here, monkeypatch):
+    saved, save = [], checkpoint.save
+
+    def noted(trainer, path):
+        saved.append(trainer.lightning_module.updates)
+        save(trainer, path)
+
+    monkeypatch.setattr(checkpoint, "save", noted)
+    argv = ("bc", "--dataset", pendulum.ID, *FEW, "--updates", 200, "--eval-every", 200, "--save-every", minutes)
+    assert fit(*argv, "--out", here / f"saved-{minutes}") == 0
+    assert sorted(set(saved)) == expected
+
+
+def once(monkeypatch, owner, name, when=lambda: True):
+    """Let a method of a class receive SIGTERM the first time it is called."""
+    method, sent = getattr(owner, name), []
+
+    def called(self, *args, **kwargs):
+        if not sent and when():
+            sent.append(True)
+            signal.raise_signal(signal.SIGTERM)
+        return method(self, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, called)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("moment", ["before the first update", "in an evaluation", "in the last evaluation"])
+def test_sigterm_at_delicate_moments(kind, moment, here, capsys, monkeypatch):
+    folder, whole = here / f"{kind}-{moment}", here / f"{kind}-whole"
+    argv = (*KINDS[kind], *length(kind, 400))
+    if not whole.exists():
+        assert fit(*argv, "--out", whole) == 0
+    end = checkpoint.read(whole / "last.ckpt")["offlinerl"]["updates"]
+
+    def evaluating():
+        saved = folder / "last.ckpt"
+        done = checkpoint.read(saved)["offlinerl"]["updates"] if saved.is_file() else 0
+        return done == end if "last" in moment else done > 0
+
+    with monkeypatch.context() as patch:
+        if moment == "before the first update":
+            once(patch, Agent, "learn")
+        else:
+            once(patch, Pool, "reset", evaluating)
+        capsys.readouterr()
+        assert fit(*argv, "--out", folder) == 143
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "interrupted" in line and f"offlinerl fit --resume {folder}" in line
+    assert fit("--resume", folder) == 0
+    assert same(folder, whole)
+
+
+def test_sigterm_ends_a_collection_that_goes_on(here, capsys, monkeypatch):
+    argv = ("collect", "random", "--env", "Pendulum-v1", "--dataset", "pendulum/term-v0", "--episodes", "3")
+    with monkeypatch.context() as patch:
+        once(patch, Pool, "step")
+        assert main(argv) == 143
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--resume" in line
+    assert main([*argv, "--resume"]) == 0
+
+
+def test_sigterm_elsewhere_is_one_sentence_too(here, capsys, monkeypatch):
+    once(monkeypatch, Pool, "step")
+    assert main(["evaluate", str(here / "offline-whole/last.ckpt"), "--episodes", "1"]) == 143
+    assert capsys.readouterr().err.splitlines() == ["offlinerl evaluate: stopped by SIGTERM"]
+
+
+# Runs that are made longer
+
+
+def config(folder):
+    return yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def test_a_schedule_stays_unless_it_is_to_be_stretched(here, capsys):
+    folder = here / "decay"
+    argv = ("bc", "--dataset", pendulum.ID, "--agent.decay_steps", "updates", *FEW, "--eval-every", 10)
+    assert fit(*argv, "--updates", 10, "--out", folder) == 0
+    before = checkpoint.read(folder / "last.ckpt")["state_dict"]
+
+    assert fit("--resume", folder, "--updates", 20) == 0
+    assert "the learning rate falls over 10 updates as before" in capsys.readouterr().out
+    after = checkpoint.read(folder / "last.ckpt")
+    assert after["hyper_parameters"]["decay_steps"] == config(folder)["agent"]["decay_steps"] == 10
+    assert all(torch.equal(before[name], after["state_dict"][name]) for name in before), "the rate was at its end"
+
+    assert fit("--resume", folder, "--updates", 30, "--agent.decay_steps", "updates") == 0
+    found = checkpoint.read(folder / "last.ckpt")
+    assert found["hyper_parameters"]["decay_steps"] == 30
+    assert not all(torch.equal(before[name], found["state_dict"][name]) for name in before)
+    assert config(folder)["fit"]["extended"] == [
+        {"update": 10, "updates": 20}, {"update": 20, "updates": 30, "decay_steps": "updates"},
+    ]  # fmt: skip
+    assert fit("--config", folder / "config.yaml", "--out", here / "decay again") == 0
+    assert "extended" not in config(here / "decay again")["fit"]
+
+
+def test_each_phase_is_extended_by_its_own_flag(here, capsys):
+    folder = here / "phases"
+    argv = ("iql", "--dataset", pendulum.ID, *FEW, "--updates", 40, "--eval-every", 20, "--online-steps", 40)
+    assert fit(*argv, "--out", folder) == 0
+    capsys.readouterr()
+    before = (folder / "last.ckpt").read_bytes()
+    assert fit("--resume", folder, "--updates", 60) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "past its 40 updates" in line and "--online-steps" in line
+    assert (folder / "last.ckpt").read_bytes() == before and config(folder)["train"]["updates"] == 40
+
+    assert fit("--resume", folder, "--online-steps", 60) == 0
+    found = json.loads((folder / "summary.json").read_text())
+    assert (found["updates"], found["steps"]) == (100, 60)
+    assert config(folder)["fit"]["extended"] == [{"update": 80, "online_steps": 60}]
+    assert fit("--resume", folder, "--online-steps", 20) == 1
+    assert "--online-steps a larger number" in capsys.readouterr().err
+    assert fit("--resume", folder, "--steps", 500) == 1
+    assert "--updates or --online-steps may grow" in capsys.readouterr().err
+
+
+# Runs that are resumed elsewhere
+
+
+def test_a_run_finds_its_file_from_any_folder_and_follows_it(here, capsys, monkeypatch):
+    file, folder = here / "mine.hdf5", here / "moved"
+    assert main(["datasets", "export", pendulum.ID, str(file)]) == 0
+    argv = ("bc", "--env", "Pendulum-v1", *FEW, "--updates", 20, "--eval-every", 20)
+    assert fit(*argv, "--dataset", "mine.hdf5", "--out", folder) == 0
+    elsewhere = here / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert fit("--resume", folder, "--updates", 30) == 0
+
+    file.rename(elsewhere / "renamed.hdf5")
+    capsys.readouterr()
+    assert fit("--resume", folder, "--updates", 40) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(file) in line and "--dataset" in line
+    assert fit("--resume", folder, "--updates", 40, "--dataset", "renamed.hdf5") == 0
+    assert config(folder)["fit"]["dataset"] == str(elsewhere / "renamed.hdf5")
+    assert fit("--resume", folder, "--updates", 50) == 0
+
+    assert fit("--resume", folder, "--updates", 60, "--dataset", pendulum.ID) == 1
+    assert "contents differ" in capsys.readouterr().err
+
+
+# Scores that are no numbers
+
+
+@pytest.mark.parametrize(
+    "best, mean, better",
+    [(None, math.nan, True), (math.nan, -5.0, True), (-5.0, math.nan, False), (math.nan, math.nan, False),
+     (1.0, 2.0, True), (2.0, 1.0, False)],
+)  # fmt: skip
+def test_what_is_no_number_is_the_worst_score(best, mean, better):
+    run = SimpleNamespace(best=None if best is None else {"mean": best})
+    assert Run.is_best(run, SimpleNamespace(mean=mean)) is better
+
+
+def test_json_has_null_for_what_it_cannot_say(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [math.nan, 1.5, (-math.inf,)], "b": {"c": np.float64("nan")}, "d": "nan"})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": [None, 1.5, [None]], "b": {"c": None}, "d": "nan"}
