@@ -678,3 +678,7 @@ def nonfinite_rows(column: np.ndarray) -> np.ndarray:
     blocks = (column[at : at + BLOCK] for at in range(0, len(column), BLOCK))
     finite = [np.isfinite(block).reshape(len(block), -1).all(axis=1) for block in blocks]
     return np.flatnonzero(~np.concatenate(finite))
+
+
+def fingerprint(path: Path) -> str:
+    return registry.sha256(path if path.is_file() else next(p for p in sorted(path.rglob("*.hdf5"))))
