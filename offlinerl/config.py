@@ -203,10 +203,10 @@ def _checked(given: Mapping[str, Any], defaults: Mapping[str, Any], complaint: s
             near = difflib.get_close_matches(key, defaults, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(defaults)}"
             raise UserError(f"{complaint} {key!r}; {hint}")
-    return merge(defaults, checked(given, defaults))
+    return merge(defaults, typed(given, defaults))
 
 
-def checked(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def typed(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Known settings in the types of their defaults.
 
     Raises:

@@ -162,7 +162,7 @@ def settings_of(
     train |= longer
     if "decay_steps" in changes:
         known = config.parameters(agents.get(about["agent"]))
-        agent |= config.checked({"decay_steps": changes["decay_steps"]}, known)
+        agent |= config.typed({"decay_steps": changes["decay_steps"]}, known)
     return settings, changes
 
 

@@ -28,7 +28,7 @@ def child(compiled: bool, threads: int) -> None:
     torch.set_num_threads(threads)
     agent = XQL(benchmark.KITCHEN, (0,), dropout=0.1)
     agent.compile = compiled
-    source = OfflineData(benchmark.random_table(benchmark.KITCHEN), benchmark.KITCHEN, (0,), 256, 10)
+    source = OfflineData(benchmark.synthetic_table(), benchmark.KITCHEN, (0,), 256, 10)
     agent.learn(source.draw())
     print("ready", flush=True)
     for line in sys.stdin:
