@@ -249,7 +249,7 @@ def parser() -> argparse.ArgumentParser:
         "collect", collect, "collect a dataset with an agent, a checkpoint, random or scripted",
         epilog="--agent.KEY VALUE sets any setting of an agent that learns.",
     )  # fmt: skip
-    p.add_argument("source", help="an online agent, which learns meanwhile; a checkpoint; random; or scripted")
+    p.add_argument("source", help="an online agent, which learns meanwhile; a checkpoint or a run; random; or scripted")
     p.add_argument("--env", required=True, metavar="ID", help="where to act: a Gymnasium id or a dataset's name")
     p.add_argument("--dataset", required=True, metavar="ID", help="what to call it, (namespace/)name-vN")
     length = p.add_mutually_exclusive_group()
@@ -272,7 +272,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="DIR", help="where to work (default: below runs/)")
 
     p = command("evaluate", evaluate, "evaluate the policies in a checkpoint")
-    p.add_argument("checkpoint", type=Path, help="such as runs/xql-kitchen/last.ckpt; it needs nothing else")
+    p.add_argument("checkpoint", type=Path, help="such as runs/xql-kitchen/last.ckpt, or a run's folder")
     p.add_argument("--env", metavar="ID", help="another environment than the checkpoint's own")
     p.add_argument("--episodes", type=count, default=50, metavar="N", help="episodes of every policy (default: 50)")
     p.add_argument("--seed", type=whole, default=0, metavar="N", help="reset seed of the first episode (default: 0)")

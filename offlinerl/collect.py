@@ -63,7 +63,8 @@ def collect(
     """Collect episodes and write them as a Minari dataset.
 
     Args:
-        source: an online agent, which learns while it collects; a checkpoint; "random"; or "scripted".
+        source: an online agent, which learns while it collects; a checkpoint, or a run's folder, whose last one is
+            meant; "random"; or "scripted".
         env: a Gymnasium id, or a name in the registry.
         dataset_id: ``(namespace/)name-vN``.
         steps: environment steps to take; episodes under way at the end are truncated there.
@@ -414,7 +415,7 @@ def policy_of(source: str, task: Task, sigma: float, seed: int, device: torch.de
     """
     if source == "random":
         return None
-    if not Path(source).is_file():
+    if not Path(source).exists():
         near = difflib.get_close_matches(source, [*agents.names(), "random", "scripted"], n=2, cutoff=0.5)
         hint = (
             f"did you mean {' or '.join(near)}?" if near else "name an online agent, a checkpoint, random or scripted"
@@ -441,7 +442,7 @@ def score_range(task: Task, expert: float) -> dict[str, float]:
 def described(source: str) -> str:
     """What a dataset's provenance calls a source."""
     named = source in ("random", "scripted") or source in agents.names()
-    return source if named else f"checkpoint {Path(source).resolve()}"
+    return source if named or not Path(source).exists() else f"checkpoint {checkpoint.find(source).resolve()}"
 
 
 def target_of(dataset_id: str, unfinished: bool, append: bool, source: str, task: Task) -> Path:

@@ -218,7 +218,7 @@ def evaluate_checkpoint(
     """What ``offlinerl evaluate`` does: needs the checkpoint and nothing else.
 
     Args:
-        path: a checkpoint of a run.
+        path: a checkpoint of a run, or its folder, whose last one is meant.
         env: another task than the checkpoint's own: a registry name, or a Gymnasium id, whose score is the
             return.
         episodes: episodes of each seed's policy.
@@ -230,8 +230,10 @@ def evaluate_checkpoint(
     Raises:
         UserError: the checkpoint cannot be read or does not fit the environment.
     """
-    display = Display()
+    display, path = Display(), checkpoint.find(path)
     agent = checkpoint.load_agent(path, pick_device(device))
+    if env is None and not agent.task:
+        raise UserError(f"the checkpoint {path} does not say what it was trained for; name an environment with --env")
     task = Task(**agent.task) if env is None else task_named(env)
     pool = make_pool(task, len(agent.seeds), episodes)
     try:

@@ -336,6 +336,8 @@ class Run(L.Callback):
         """Continue from ``last.ckpt``: weights, targets, optimisers, generators, sampler and counters."""
         saved = checkpoint.read(self.folder / "last.ckpt")
         checkpoint.load_into(self.agent, saved, self.folder / "last.ckpt")
+        if "Run" not in saved.get("callbacks", {}):
+            raise UserError(f"{self.folder / 'last.ckpt'} was not saved by `offlinerl fit`, which goes on with its own")
         self.restore_state(saved["callbacks"]["Run"])
         if self.now > self.end:
             raise UserError(
