@@ -30,7 +30,7 @@ from offlinerl.device import pick_device
 from offlinerl.display import Display
 from offlinerl.envs.make import make, specification
 from offlinerl.evaluation import Task, evaluate
-from offlinerl.folder import require_free, trim, versions, write_config
+from offlinerl.folder import numbered, require_free, trim, versions, write_config
 from offlinerl.noise import epsilon_greedy
 from offlinerl.rng import Lanes
 from offlinerl.run import Interrupted, on_interrupt
@@ -89,12 +89,12 @@ def collect(
         UserError: anything the user can put right.
         Interrupted: Ctrl-C; every finished episode is kept.
     """
-    folder = Path(out) if out else Path("runs") / dataset_id.replace("/", "-")
+    folder = Path(out) if out else folder_for(dataset_id, append)
     unfinished = (folder / EPISODES).is_file()
     if unfinished and not resume:
         raise UserError(f"{folder} holds an unfinished collection: go on with --resume, or delete it to start again")
     if not unfinished:
-        require_free(folder)
+        require_free(folder, "give --append to add to its dataset, or name another --out")
     if source in agents.names():
         if not agents.get(source).online:
             raise UserError(f"{source} learns from a dataset and collects none; collect from its checkpoint instead")
@@ -104,9 +104,9 @@ def collect(
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over["train"] = {**over.get("train", {}), **given}
         settings, entry = settings_for(source, None, env, [seed], file, over)
-        settings["collect"] = dict(dataset=dataset_id)
         task = Task.of(entry)
         target = target_of(dataset_id, unfinished, append, source, task)
+        settings["collect"] = dict(dataset=dataset_id, first=first_episode(folder, target))
         if ray_address and not settings["train"]["workers"]:
             raise UserError("--ray-address is where workers run: say how many with --workers")
         return Learning(settings, pick_device(device), folder, target, append, ray_address).collect()
@@ -126,6 +126,17 @@ def collect(
     return collection.seal()
 
 
+def folder_for(dataset_id: str, append: bool) -> Path:
+    """Where to work by default: where a collection of the dataset was stopped, else in a folder named after it; to
+    append, in the first one that is free."""
+    stem = Path("runs") / dataset_id.replace("/", "-")
+    for folder in numbered(stem):
+        if (folder / EPISODES).is_file():
+            return folder
+        if not folder.exists():
+            return folder if append else stem
+
+
 class Collection:
     """A folder with a journal in it, until it is sealed as a dataset.
 
@@ -138,6 +149,9 @@ class Collection:
         source: what acts, as on the command line.
         seed: of the collection.
         config: how it acts: the settings of an agent that learns, or the noise.
+
+    Attributes:
+        first: number of the first episode of every environment, so that none is collected twice.
     """
 
     def __init__(
@@ -160,6 +174,7 @@ class Collection:
             observation_space=env.observation_space,
             action_space=env.action_space,
         )
+        self.first = first_episode(folder, target)
         self.metadata = dict(
             author="offlinerl",
             description=f"{described(source)} in {task.env_id}, seed {seed}",
@@ -167,7 +182,7 @@ class Collection:
             licence="MIT",
             requirements=["offlinerl"],
             seed=seed,
-            provenance=dict(agent=described(source), seed=seed, config=config, versions=versions()),
+            provenance=dict(agent=described(source), seed=seed, config=config, first=self.first, versions=versions()),
         )
         self.references: dict[str, float] = {}
         self.display, self.stop = Display(), threading.Event()
@@ -206,7 +221,7 @@ class Collection:
     def act(self, policy: Frozen | None, envs: int, steps: int | None, episodes: int | None) -> None:
         """Let a policy that does not learn, or chance, act until there are so many steps or episodes."""
         seeds = policy.seeds if policy else (self.metadata["seed"],)
-        interaction = Interaction(self.task.env, seeds, range(envs), self.task.obs_keys)
+        interaction = Interaction(self.task.env, seeds, range(envs), self.task.obs_keys, self.first)
         if policy:
             policy.explore_in(interaction.lanes)
             evaluation.check_spec(policy.agent, interaction.pool)
@@ -250,7 +265,8 @@ class Collection:
 
         with on_interrupt(self.stop.set), self.display.bar("collecting", total, done(), unit):
             while done() < total and not self.stop.is_set():
-                self.journal.append(demonstration(self.task.env, self.metadata["seed"], len(self.journal), noise))
+                number = self.first + len(self.journal)
+                self.journal.append(demonstration(self.task.env, self.metadata["seed"], number, noise))
                 self.display.advance(min(done(), total), f"{len(self.journal)} episodes")
         if self.stop.is_set():
             raise self.interrupted()
@@ -454,6 +470,14 @@ def target_of(dataset_id: str, unfinished: bool, append: bool, source: str, task
     if unfinished and (registry.minari_root() / dataset_id).exists():
         return registry.minari_root() / dataset_id  # sealing it again changes nothing, or says what is wrong
     return journals.check_target(dataset_id, append, described(source), env_spec(task))
+
+
+def first_episode(folder: Path, target: Path) -> int:
+    """The number of the first episode to collect: as many as the dataset had when the collection in the folder was
+    begun, for no environment has come further."""
+    if (folder / journals.COLLECTION).is_file():
+        return registry.minari_metadata(folder).get("provenance", {}).get("first", 0)
+    return int(registry.minari_metadata(target / "data")["total_episodes"]) if target.exists() else 0
 
 
 def env_spec(task: Task) -> str:

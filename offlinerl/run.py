@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import signal
@@ -60,6 +61,7 @@ class Run(L.Callback):
         task: what it is evaluated in.
         pool: environments for that.
         dataset_score: of the dataset's average episode, if there is one.
+        data: what tells the dataset from others, if there is one: its rows, episodes and checksum.
     """
 
     clock = "update"
@@ -70,6 +72,7 @@ class Run(L.Callback):
     task: Task
     pool: Pool
     dataset_score: float | None = None
+    data: dict[str, Any] | None = None
 
     def __init__(self, settings: dict[str, Any], device: torch.device, folder: Path):
         self.settings, self.folder, self.display = settings, folder, Display()
@@ -249,6 +252,8 @@ class Run(L.Callback):
             agent=self.about["agent"],
             dataset=self.entry.name if self.about["dataset"] else None,
             env=self.task.env_id,
+            task=self.task.facts,
+            data=self.data,
             seeds=list(self.agent.seeds),
             updates=self.agent.updates,
             steps=self.agent.steps,
@@ -393,6 +398,7 @@ class OfflineRun(Run):
         self.entry = registry.resolve(self.about["dataset"], self.about["env"])
         self.raw = load.load(self.entry, reward="none")
         self.dataset_score = dataset_score(self.entry, self.raw)
+        self.data = contents_of(self.raw)
         data = load.with_reward(self.raw, self.entry.reward)
         self.display.say(
             f"{self.entry.name}: {len(data):,} transitions in {len(data.episode_starts):,} episodes,"
@@ -440,6 +446,15 @@ def task_of(entry: registry.Entry, data: load.Dataset) -> Task:
             " or a registry name such as kitchen-complete-v0"
         )
     return replace(Task.of(entry), env=env)
+
+
+def contents_of(raw: load.Dataset) -> dict[str, Any]:
+    """How much a dataset holds, and a checksum of it, whatever its file is called."""
+    digest = hashlib.sha256()
+    for column in (raw.obs, raw.action, raw.reward, raw.terminated, raw.last):
+        digest.update(f"{column.dtype} {column.shape}".encode())
+        digest.update(np.ascontiguousarray(column))
+    return dict(rows=len(raw), episodes=len(raw.episode_starts), sha256=digest.hexdigest())
 
 
 def dataset_score(entry: registry.Entry, raw: load.Dataset) -> float | None:
