@@ -18,6 +18,7 @@ from offlinerl.data.record import aside
 from offlinerl.data.replay import Replay
 from offlinerl.data.sources import FineTuningData, ReplayData, RolloutData
 from offlinerl.data.workers import Crew, OnRay
+from offlinerl.display import shown
 from offlinerl.evaluation import Evaluation, Task, make_pool
 from offlinerl.run import OfflineRun, Run
 from offlinerl.types import UserError
@@ -73,7 +74,7 @@ class ActingRun(Run):
 
     def note(self) -> str:
         mean = mean_of(self.interaction.returns)
-        return super().note() if mean is None else f"return {mean:.1f}"
+        return super().note() if mean is None else f"return {shown(mean)}"
 
     def save(self, trainer: L.Trainer, name: str) -> None:
         if self.replay is None or name != "last.ckpt":

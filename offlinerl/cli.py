@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -341,6 +342,9 @@ def agent_settings(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 for what the user can put right and 2 for wrong usage."""
     args = argparse.Namespace(command="fit")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may hold what a terminal cannot show
     try:
         rest, settings = agent_settings(sys.argv[1:] if argv is None else argv)
         args = parser().parse_args(rest)

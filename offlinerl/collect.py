@@ -27,7 +27,7 @@ from offlinerl.data.interaction import Interaction, mean_of
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.record import Episode, sweep
 from offlinerl.device import pick_device
-from offlinerl.display import Display
+from offlinerl.display import Display, shown
 from offlinerl.envs.make import make, specification
 from offlinerl.evaluation import Task, evaluate
 from offlinerl.folder import numbered, require_free, trim, versions, write_config
@@ -274,7 +274,7 @@ class Collection:
     def note(self, returns: Sequence[Iterable[float]]) -> str:
         """What the progress bar says beside the count."""
         mean, count = mean_of(returns), f"{len(self.journal):,} episodes"
-        return count if mean is None else f"{count}, return {mean:.1f}"
+        return count if mean is None else f"{count}, return {shown(mean)}"
 
     def interrupted(self) -> Interrupted:
         return Interrupted(

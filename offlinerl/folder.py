@@ -18,6 +18,12 @@ from offlinerl.types import UserError
 
 def require_free(folder: Path, instead: str) -> None:
     """Raises a UserError, which says what to do instead, unless a run can begin in that folder."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:  # TensorBoard could not open it
+        raise UserError(
+            f"the name of the output folder {folder} is not UTF-8; name another --out, or set LC_ALL=C.UTF-8"
+        ) from error
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"the output folder {folder} exists; {instead}")
 

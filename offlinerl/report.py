@@ -13,7 +13,7 @@ import numpy as np
 
 from offlinerl import plots
 from offlinerl.data.record import write_whole
-from offlinerl.display import UNITS, console, listed, table
+from offlinerl.display import UNITS, between, console, listed, places, shown, table
 from offlinerl.evaluation import bootstrap
 from offlinerl.folder import numbered
 from offlinerl.types import UserError
@@ -49,17 +49,18 @@ class Finished:
     def row(self) -> tuple[str, ...]:
         """What stands under ``COLUMNS``. The mean is the last policy's; the best evaluation is the luckiest
         of many and only shown."""
-        low, high = bootstrap(self.scores)
+        interval = bootstrap(self.scores)
+        decimals = places(*interval)
         best, clock = self.summary["best"], plots.clock_of(self.summary)
         return (
             self.folder.resolve().name,
             self.summary["agent"],
             str(len(self.scores)),
             f"{self.summary[clock]:,} {clock}",
-            f"{self.scores.mean():.1f}",
-            f"{low:.1f} to {high:.1f}",
-            listed(self.scores.mean(-1)),
-            f"{best['mean']:.1f} at {best[clock[:-1]]:,}",
+            shown(self.scores.mean(), decimals),
+            between(interval, decimals),
+            listed(self.scores.mean(-1), decimals),
+            f"{shown(best['mean'], decimals)} at {best[clock[:-1]]:,}",
         )
 
 
@@ -137,7 +138,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> str:
     markdown = "\n".join(text) + "\n"
     if out is not None:
         write_whole(Path(out) / "report.md", markdown)
-        to.print(f"written to {out}", markup=False)
+        to.print(f"written to {out}")
     return markdown
 
 
@@ -195,7 +196,8 @@ def _notes(group: Sequence[Finished]) -> list[str]:
     notes = []
     scores = {run.summary["dataset_score"] for run in group} - {None}
     if scores:
-        notes.append(f"The average episode of the dataset scores {scores.pop():.1f}.")
+        decimals = max(places(*bootstrap(run.scores)) for run in group)
+        notes.append(f"The average episode of the dataset scores {shown(scores.pop(), decimals)}.")
     names = [run.row[0] if _shared(run, group) else run.summary["agent"] for run in group]
     for (x, a), (y, b) in itertools.combinations(zip(group, names, strict=True), 2):
         if len(x.scores) == len(y.scores) == 1:

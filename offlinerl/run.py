@@ -25,7 +25,7 @@ from offlinerl.agent import Agent
 from offlinerl.data import load, registry
 from offlinerl.data.record import write_whole
 from offlinerl.data.sources import EpisodeData, FineTuningData, OfflineData, ReplayData, RolloutData
-from offlinerl.display import Display
+from offlinerl.display import Display, shown
 from offlinerl.envs.make import Pool
 from offlinerl.evaluation import Evaluation, Task, evaluate, make_pool
 from offlinerl.folder import append, copy_whole, trim, versions
@@ -303,7 +303,7 @@ class Run(L.Callback):
 
     def note(self) -> str:
         """What the progress bar says beside the count."""
-        return f"score {self.score:.1f}" if self.score is not None else ""
+        return f"score {shown(self.score)}" if self.score is not None else ""
 
     def rate(self, count: int) -> float:
         """A count over the seconds of training."""
