@@ -18,6 +18,7 @@ from offlinerl.data.record import aside
 from offlinerl.data.replay import Replay
 from offlinerl.data.sources import FineTuningData, ReplayData, RolloutData
 from offlinerl.data.workers import Crew, OnRay
+from offlinerl.display import shown
 from offlinerl.evaluation import Evaluation, Task, make_pool
 from offlinerl.run import OfflineRun, Run
 from offlinerl.types import UserError
@@ -39,11 +40,12 @@ class ActingRun(Run):
         """The environments to act in, here or in as many workers as the settings say."""
         settings, seeds, lanes = self.train_settings, self.about["seeds"], range(self.train_settings["envs"])
         env, obs_keys, workers = self.task.env, self.task.obs_keys, settings.get("workers", 0)
+        first = self.settings.get("collect", {}).get("first", 0)
         if not workers:
-            return Interaction(env, seeds, lanes, obs_keys)
+            return Interaction(env, seeds, lanes, obs_keys, first)
         agent = partial(type(self.agent), self.pool.spec, seeds, **config.of_agent(self.settings))
         place = OnRay(workers, self.ray_address)
-        return Crew(env, seeds, lanes, obs_keys, agent, workers, place, self.display.say)
+        return Crew(env, seeds, lanes, obs_keys, agent, workers, place, self.display.say, first)
 
     def make_replay(self, longest: int) -> Replay:
         """A replay for so many steps at the most."""
@@ -72,7 +74,7 @@ class ActingRun(Run):
 
     def note(self) -> str:
         mean = mean_of(self.interaction.returns)
-        return super().note() if mean is None else f"return {mean:.1f}"
+        return super().note() if mean is None else f"return {shown(mean)}"
 
     def save(self, trainer: L.Trainer, name: str) -> None:
         if self.replay is None or name != "last.ckpt":

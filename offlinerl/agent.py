@@ -295,7 +295,7 @@ class Agent(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["offlinerl"] = dict(
-            agent=type(self).__module__.rpartition(".")[2],
+            agent=f"{type(self).__module__}:{type(self).__name__}",
             updates=self.updates,
             steps=self.steps,
             rng=self.rng.state_dict(),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import io
-import pickle
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 
 from offlinerl import agents
 from offlinerl.agent import Agent
-from offlinerl.config import parameters
 from offlinerl.data.record import aside
 from offlinerl.types import UserError
 
@@ -35,20 +33,39 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     Raises:
         UserError: there is none, it is damaged, or it is not one of ours.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
+    path = find(path)
     try:
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch wonders about the pickles of others
-            content = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            content = torch.load(file, map_location=device, weights_only=True)
+    except OSError as error:
+        raise UserError(f"the checkpoint {path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    except Exception as error:  # whatever unpickling the bytes of another kind of file raises
         raise UserError(
             f"the checkpoint {path} is damaged or not a checkpoint; use another one of the run, such as best.ckpt"
         ) from error
-    if not isinstance(content, dict) or "offlinerl" not in content:
+    ours = content.get("offlinerl") if isinstance(content, dict) else None
+    if not isinstance(ours, dict) or not isinstance(ours.get("agent"), str):
         raise UserError(f"{path} is not a checkpoint of offlinerl")
+    if lacking := ({"state_dict", "optimizer_states"} - set(content)) | ({"updates", "rng"} - set(ours)):
+        raise UserError(f"the checkpoint {path} is damaged: it lacks {min(lacking)}; use another one of the run")
     return content
+
+
+def find(path: Path) -> Path:
+    """The checkpoint a user means: a file, or the latest one in a run's folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "last.ckpt").is_file():
+            raise UserError(f"the folder {path} holds no checkpoint last.ckpt; name a checkpoint or a run's folder")
+        return path / "last.ckpt"
+    if not path.exists():
+        raise UserError(f"there is no checkpoint {path}")
+    return path
 
 
 def amend(path: Path, callback: str, state: dict[str, Any]) -> None:
@@ -69,28 +86,78 @@ def load_into(agent: Agent, saved: dict[str, Any], path: Path) -> None:
     """Put a checkpoint's weights, optimisers, generators and counters into an agent.
 
     Raises:
-        UserError: they do not fit it.
+        UserError: they do not fit it, or are another class's.
     """
+    require_class(type(agent), saved, path)
     try:
         agent.load_state_dict(saved["state_dict"])
-    except RuntimeError as error:
+        agent.configure_optimizers()
+        for optimizer, state in zip(agent.optim.values(), saved["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state)
+        agent.on_load_checkpoint(saved)
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"the checkpoint {path} does not fit this agent: other networks or seeds") from error
-    agent.configure_optimizers()
-    for optimizer, state in zip(agent.optim.values(), saved["optimizer_states"], strict=True):
-        optimizer.load_state_dict(state)
-    agent.on_load_checkpoint(saved)
 
 
-def load_agent(path: Path, device: torch.device | str = "cpu") -> Agent:
+def load_agent(path: Path, device: torch.device | str = "cpu", *, agent_class: type[Agent] | None = None) -> Agent:
     """The agent in a checkpoint, ready to act.
 
+    Args:
+        path: a checkpoint, or the folder of a run, whose last one is read.
+        device: where the agent will be.
+        agent_class: its class, if that is not one of ours: a checkpoint names it, but nothing is imported because a
+            file says so.
+
     Raises:
-        UserError: see ``read``.
+        UserError: see ``read``; or the class is neither given nor one of ours, or another one than the checkpoint's.
     """
+    path = find(path)
     saved = read(path, device)
-    agent_class = agents.get(saved["offlinerl"]["agent"])
-    known = {"spec", "seeds", *parameters(agent_class)}  # an older version's may have had others
-    agent = agent_class(**{key: value for key, value in saved["hyper_parameters"].items() if key in known})
+    if agent_class is None:
+        agent_class = class_of(saved["offlinerl"]["agent"], path)
+    require_class(agent_class, saved, path)
+    settings = saved.get("hyper_parameters")
+    if not isinstance(settings, dict):
+        raise UserError(f"the checkpoint {path} lacks its agent's settings; call save_hyperparameters() in __init__")
+    known = accepted(agent_class)  # a base class may have saved others, and so may an older version
+    settings = {key: value for key, value in settings.items() if key in known}
+    try:
+        agent = agent_class(**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the settings in the checkpoint {path} are not {agent_class.__name__}'s: {error}") from error
     agent.to(device)
     load_into(agent, saved, path)
     return agent.eval()
+
+
+def require_class(agent_class: type[Agent], saved: dict[str, Any], path: Path) -> None:
+    """Raises a UserError if a checkpoint holds an agent of a class of another name."""
+    stated = saved["offlinerl"]["agent"]
+    known = agent_class.__name__ if ":" in stated else agent_class.__module__.rpartition(".")[2]
+    if known != stated.rpartition(":")[2]:
+        raise UserError(f"the checkpoint {path} holds an agent of the class {stated}, not of {agent_class.__name__}")
+
+
+def accepted(agent_class: type) -> set[str]:
+    """What a class can be made with, by name."""
+    named = inspect.signature(agent_class.__init__).parameters.values()
+    others = any(parameter.kind is parameter.VAR_KEYWORD for parameter in named)
+    return {parameter.name for parameter in named} | (accepted(agent_class.__base__) if others else set())
+
+
+def class_of(stated: str, path: Path) -> type[Agent]:
+    """Our class of the name ``module:Class``; an older checkpoint has but the module's last part.
+
+    Raises:
+        UserError: it is not ours.
+    """
+    module, _, name = stated.rpartition(":")
+    package, _, file = module.rpartition(".") if module else (agents.__name__, "", stated)
+    if package == agents.__name__ and file in agents.names():
+        found = agents.get(file)
+        if name in (found.__name__, stated):
+            return found
+    raise UserError(
+        f"the checkpoint {path} holds an agent of the class {stated}, which is not one of offlinerl's; load it in"
+        f" Python, with offlinerl.checkpoint.load_agent(path, agent_class={name})"
+    )

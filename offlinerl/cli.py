@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import signal
 import sys
@@ -257,7 +258,7 @@ def parser() -> argparse.ArgumentParser:
         "collect", collect, "collect a dataset with an agent, a checkpoint, random or scripted",
         epilog="--agent.KEY VALUE sets any setting of an agent that learns.",
     )  # fmt: skip
-    p.add_argument("source", help="an online agent, which learns meanwhile; a checkpoint; random; or scripted")
+    p.add_argument("source", help="an online agent, which learns meanwhile; a checkpoint or a run; random; or scripted")
     p.add_argument("--env", required=True, metavar="ID", help="where to act: a Gymnasium id or a dataset's name")
     p.add_argument("--dataset", required=True, metavar="ID", help="what to call it, (namespace/)name-vN")
     length = p.add_mutually_exclusive_group()
@@ -282,7 +283,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="DIR", help="where to work (default: below runs/)")
 
     p = command("evaluate", evaluate, "evaluate the policies in a checkpoint")
-    p.add_argument("checkpoint", type=Path, help="such as runs/xql-kitchen/last.ckpt; it needs nothing else")
+    p.add_argument("checkpoint", type=Path, help="such as runs/xql-kitchen/last.ckpt, or a run's folder")
     p.add_argument("--env", metavar="ID", help="another environment than the checkpoint's own")
     p.add_argument("--episodes", type=count, default=50, metavar="N", help="episodes of every policy (default: 50)")
     p.add_argument("--seed", type=whole, default=0, metavar="N", help="reset seed of the first episode (default: 0)")
@@ -351,6 +352,9 @@ def agent_settings(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 for what the user can put right and 2 for wrong usage."""
     args = argparse.Namespace(command="fit")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may hold what a terminal cannot show
     try:
         rest, settings = agent_settings(sys.argv[1:] if argv is None else argv)
         args = parser().parse_args(rest)

@@ -26,10 +26,10 @@ from offlinerl.data.interaction import Interaction, mean_of
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.record import Episode, sweep
 from offlinerl.device import pick_device, set_threads
-from offlinerl.display import Display
+from offlinerl.display import Display, shown
 from offlinerl.envs.make import make, specification
 from offlinerl.evaluation import Task, evaluate
-from offlinerl.folder import require_free, versions, write_config
+from offlinerl.folder import numbered, require_free, versions, write_config
 from offlinerl.interrupt import Interrupted, Stop, on_interrupt
 from offlinerl.noise import epsilon_greedy
 from offlinerl.rng import Lanes
@@ -63,7 +63,8 @@ def collect(
     """Collect episodes and write them as a Minari dataset.
 
     Args:
-        source: an online agent, which learns while it collects; a checkpoint; "random"; or "scripted".
+        source: an online agent, which learns while it collects; a checkpoint, or a run's folder, whose last one is
+            meant; "random"; or "scripted".
         env: a Gymnasium id, or a name in the registry.
         dataset_id: ``(namespace/)name-vN``.
         steps: environment steps to take; episodes under way at the end are truncated there.
@@ -90,12 +91,12 @@ def collect(
         Interrupted: Ctrl-C; every finished episode is kept.
     """
     set_threads(threads)
-    folder = Path(out) if out else Path("runs") / dataset_id.replace("/", "-")
+    folder = Path(out) if out else folder_for(dataset_id, append)
     unfinished = (folder / EPISODES).is_file()
     if unfinished and not resume:
         raise UserError(f"{folder} holds an unfinished collection: go on with --resume, or delete it to start again")
     if not unfinished:
-        require_free(folder)
+        require_free(folder, "give --append to add to its dataset, or name another --out")
     if source in agents.names():
         if not agents.get(source).online:
             raise UserError(f"{source} learns from a dataset and collects none; collect from its checkpoint instead")
@@ -105,9 +106,9 @@ def collect(
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over["train"] = {**over.get("train", {}), **given}
         settings, entry = settings_for(source, None, env, [seed], file, over)
-        settings["collect"] = dict(dataset=dataset_id)
         task = Task.of(entry)
         target = target_of(dataset_id, unfinished, append, source, task)
+        settings["collect"] = dict(dataset=dataset_id, first=first_episode(folder, target))
         if ray_address and not settings["train"]["workers"]:
             raise UserError("--ray-address is where workers run: say how many with --workers")
         return Learning(settings, pick_device(device), folder, target, append, ray_address).collect()
@@ -127,6 +128,17 @@ def collect(
     return collection.seal()
 
 
+def folder_for(dataset_id: str, append: bool) -> Path:
+    """Where to work by default: where a collection of the dataset was stopped, else in a folder named after it; to
+    append, in the first one that is free."""
+    stem = Path("runs") / dataset_id.replace("/", "-")
+    for folder in numbered(stem):
+        if (folder / EPISODES).is_file():
+            return folder
+        if not folder.exists():
+            return folder if append else stem
+
+
 class Collection:
     """A folder with a journal in it, until it is sealed as a dataset.
 
@@ -139,6 +151,9 @@ class Collection:
         source: what acts, as on the command line.
         seed: of the collection.
         config: how it acts: the settings of an agent that learns, or the noise.
+
+    Attributes:
+        first: number of the first episode of every environment, so that none is collected twice.
     """
 
     def __init__(
@@ -161,6 +176,7 @@ class Collection:
             observation_space=env.observation_space,
             action_space=env.action_space,
         )
+        self.first = first_episode(folder, target)
         self.metadata = dict(
             author="offlinerl",
             description=f"{described(source)} in {task.env_id}, seed {seed}",
@@ -168,7 +184,7 @@ class Collection:
             licence="MIT",
             requirements=["offlinerl"],
             seed=seed,
-            provenance=dict(agent=described(source), seed=seed, config=config, versions=versions()),
+            provenance=dict(agent=described(source), seed=seed, config=config, first=self.first, versions=versions()),
         )
         self.references: dict[str, float] = {}
         self.display, self.stop = Display(), Stop()
@@ -207,7 +223,7 @@ class Collection:
     def act(self, policy: Frozen | None, envs: int, steps: int | None, episodes: int | None) -> None:
         """Let a policy that does not learn, or chance, act until there are so many steps or episodes."""
         seeds = policy.seeds if policy else (self.metadata["seed"],)
-        interaction = Interaction(self.task.env, seeds, range(envs), self.task.obs_keys)
+        interaction = Interaction(self.task.env, seeds, range(envs), self.task.obs_keys, self.first)
         if policy:
             policy.explore_in(interaction.lanes)
             evaluation.check_spec(policy.agent, interaction.pool)
@@ -251,7 +267,8 @@ class Collection:
 
         with on_interrupt(self.stop.set), self.display.bar("collecting", total, done(), unit):
             while done() < total and not self.stop.is_set():
-                self.journal.append(demonstration(self.task.env, self.metadata["seed"], len(self.journal), noise))
+                number = self.first + len(self.journal)
+                self.journal.append(demonstration(self.task.env, self.metadata["seed"], number, noise))
                 self.display.advance(min(done(), total), f"{len(self.journal)} episodes")
         if self.stop.is_set():
             raise self.interrupted()
@@ -259,7 +276,7 @@ class Collection:
     def note(self, returns: Sequence[Iterable[float]]) -> str:
         """What the progress bar says beside the count."""
         mean, count = mean_of(returns), f"{len(self.journal):,} episodes"
-        return count if mean is None else f"{count}, return {mean:.1f}"
+        return count if mean is None else f"{count}, return {shown(mean)}"
 
     def interrupted(self) -> Interrupted:
         return Interrupted(
@@ -414,7 +431,7 @@ def policy_of(source: str, task: Task, sigma: float, seed: int, device: torch.de
     """
     if source == "random":
         return None
-    if not Path(source).is_file():
+    if not Path(source).exists():
         near = difflib.get_close_matches(source, [*agents.names(), "random", "scripted"], n=2, cutoff=0.5)
         hint = (
             f"did you mean {' or '.join(near)}?" if near else "name an online agent, a checkpoint, random or scripted"
@@ -441,7 +458,7 @@ def score_range(task: Task, expert: float) -> dict[str, float]:
 def described(source: str) -> str:
     """What a dataset's provenance calls a source."""
     named = source in ("random", "scripted") or source in agents.names()
-    return source if named else f"checkpoint {Path(source).resolve()}"
+    return source if named or not Path(source).exists() else f"checkpoint {checkpoint.find(source).resolve()}"
 
 
 def target_of(dataset_id: str, unfinished: bool, append: bool, source: str, task: Task) -> Path:
@@ -453,6 +470,14 @@ def target_of(dataset_id: str, unfinished: bool, append: bool, source: str, task
     if unfinished and (registry.minari_root() / dataset_id).exists():
         return registry.minari_root() / dataset_id  # sealing it again changes nothing, or says what is wrong
     return journals.check_target(dataset_id, append, described(source), env_spec(task))
+
+
+def first_episode(folder: Path, target: Path) -> int:
+    """The number of the first episode to collect: as many as the dataset had when the collection in the folder was
+    begun, for no environment has come further."""
+    if (folder / journals.COLLECTION).is_file():
+        return registry.minari_metadata(folder).get("provenance", {}).get("first", 0)
+    return int(registry.minari_metadata(target / "data")["total_episodes"]) if target.exists() else 0
 
 
 def env_spec(task: Task) -> str:

@@ -122,7 +122,7 @@ def read(path: Path) -> dict[str, Any]:
         UserError: it is missing or something else.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text("utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not YAML"
         raise UserError(f"the configuration {path} cannot be read: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +22,39 @@ UNITS = {"normalized": "normalised score", "minari": "score by Minari's referenc
 def console(error: bool = False) -> Console:
     """Standard output or error; where that is no terminal, lines are neither coloured nor wrapped."""
     file = sys.stderr if error else sys.stdout
-    return Console(file=file, highlight=False, soft_wrap=not file.isatty())
+    return Console(file=file, soft_wrap=not file.isatty(), **PLAIN)
 
 
-def listed(scores: Iterable[float]) -> str:
-    return " ".join(f"{score:.1f}" for score in scores)
+PLAIN = dict(highlight=False, markup=False, emoji=False)
+"""For rich to print names of files as they are, with their brackets and colons."""
+
+MOST_PLACES = 9
+"""Decimal places that are ever shown."""
+
+
+def places(low: float | None, high: float | None = None) -> int:
+    """Decimal places with which to show scores: two digits of the width of their interval, or of a number alone, and
+    always one place."""
+    width = abs(high - low) if None not in (low, high) else 0
+    size = width or abs(low or 0)
+    if not size or not math.isfinite(size):
+        return 1
+    return min(max(1, 1 - math.floor(math.log10(size))), MOST_PLACES)
+
+
+def shown(value: float | None, decimals: int | None = None) -> str:
+    """A number with so many decimal places, by default as many as it needs by itself; "nan" for None."""
+    if value is None:
+        return "nan"
+    return f"{value:.{places(value) if decimals is None else decimals}f}"
+
+
+def listed(scores: Iterable[float | None], decimals: int) -> str:
+    return " ".join(shown(score, decimals) for score in scores)
+
+
+def between(interval: Sequence[float | None], decimals: int) -> str:
+    return " to ".join(shown(bound, decimals) for bound in interval)
 
 
 def table(to: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -39,10 +68,10 @@ def table(to: Console, title: str, columns: Sequence[str], rows: Sequence[Sequen
         to.print(framed)
         return
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    to.print(title, markup=False)
+    to.print(title)
     for row in (columns, *rows):
         first, *others = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        to.print("  ".join([first.strip().ljust(widths[0]), *others]).rstrip(), markup=False)
+        to.print("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
 
 
 class Display:
@@ -53,7 +82,7 @@ class Display:
         self.progress: Progress | None = None
 
     def say(self, message: str) -> None:
-        self.console.print(message, markup=False)
+        self.console.print(message)
 
     @contextmanager
     def bar(self, what: str, total: int, done: int = 0, unit: str = "updates") -> Iterator[None]:
@@ -78,26 +107,26 @@ class Display:
         self.progress.update(self.bar_id, completed=done, rate=speed, note=note)
 
     def evaluated(self, clock: str, time: int, result: Evaluation, score_kind: str) -> None:
-        seeds = "" if len(result.per_seed) == 1 else "  seeds " + listed(result.per_seed)
-        self.say(f"{clock} {time:>9,}  {UNITS[score_kind]} {result.mean:.1f}{seeds}")
+        decimals = places(*result.interval())
+        seeds = "" if len(result.per_seed) == 1 else "  seeds " + listed(result.per_seed, decimals)
+        self.say(f"{clock} {time:>9,}  {UNITS[score_kind]} {shown(result.mean, decimals)}{seeds}")
 
     def summary(self, summary: dict[str, Any], folder: Path) -> None:
         """The final table of a run."""
         last, best, clock = summary["last"], summary["best"], summary["clock"]
         unit = UNITS[summary["score_kind"]]
-        rows = [
-            (
-                "last, the result", f"{last['mean']:.1f}", f"{last['ci95'][0]:.1f} to {last['ci95'][1]:.1f}",
-                listed(last["per_seed"]), str(last["episodes"]),
-            ),
-            (f"best, at {best[clock[:-1]]:,}", f"{best['mean']:.1f}", "", listed(best["per_seed"]), ""),
-        ]  # fmt: skip
+        decimals = places(*last["ci95"])
+
+        def row(name: str, result: dict[str, Any]) -> tuple[str, ...]:
+            interval = between(result["ci95"], decimals) if "ci95" in result else ""
+            per_seed = listed(result["per_seed"], decimals)
+            return name, shown(result["mean"], decimals), interval, per_seed, str(result.get("episodes", ""))
+
+        rows = [row("last, the result", last), row(f"best, at {best[clock[:-1]]:,}", best)]
         if offline := summary.get("offline"):
-            interval = f"{offline['ci95'][0]:.1f} to {offline['ci95'][1]:.1f}"
-            count = str(offline["episodes"])
-            rows.append(("before fine-tuning", f"{offline['mean']:.1f}", interval, listed(offline["per_seed"]), count))
+            rows.append(row("before fine-tuning", offline))
         if summary["dataset_score"] is not None:
-            rows.append(("the data's average episode", f"{summary['dataset_score']:.1f}", "", "", ""))
+            rows.append(("the data's average episode", shown(summary["dataset_score"], decimals), "", "", ""))
         title = f"{summary['agent']} on {summary['dataset'] or summary['env']}: {unit}"
         table(self.console, title, ("policy", "mean", "95% interval", "per seed", "episodes"), rows)
         self.say(
@@ -108,16 +137,17 @@ class Display:
 
     def evaluation(self, results: dict[str, Any]) -> None:
         """The table of ``offlinerl evaluate``."""
+        decimals = places(*results["ci95"])
         rows = [
-            (str(seed), f"{score:.1f}", "", str(results["episodes"]))
+            (str(seed), shown(score, decimals), "", str(results["episodes"]))
             for seed, score in zip(results["seeds"], results["per_seed"], strict=True)
         ]
-        interval = f"{results['ci95'][0]:.1f} to {results['ci95'][1]:.1f}"
-        rows.append(("all", f"{results['mean']:.1f}", interval, str(results["episodes"] * len(results["seeds"]))))
+        interval, count = between(results["ci95"], decimals), str(results["episodes"] * len(results["seeds"]))
+        rows.append(("all", shown(results["mean"], decimals), interval, count))
         title = f"{results['env']}: {UNITS[results['score_kind']]}"
         table(self.console, title, ("seed", "mean", "95% interval", "episodes"), rows)
-        success = results["success"]
+        success, mean_return = results["success"], shown(results["mean_return"], max(2, decimals))
         self.say(
-            f"mean return {results['mean_return']:.2f}, mean length {results['mean_length']:.0f} steps"
+            f"mean return {mean_return}, mean length {results['mean_length']:.0f} steps"
             + (f", success in {success:.0%} of episodes" if success is not None else "")
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -47,6 +48,22 @@ class Task:
     def env_id(self) -> str:
         """The Gymnasium id of the environment."""
         return self.env["id"] if "id" in self.env else json.loads(self.env["spec"])["id"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells the task from others, as plain data that is the same by whichever name the task was given."""
+        if "spec" in self.env:
+            known = json.loads(self.env["spec"])
+        else:
+            spec = gymnasium.registry.get(self.env["id"])
+            known = {} if spec is None else dict(kwargs=spec.kwargs, max_episode_steps=spec.max_episode_steps)
+        kwargs = {**known.get("kwargs", {}), **self.env.get("kwargs", {})}
+        given = {key: value for key, value in self.env.items() if key not in ("id", "spec", "kwargs")}
+        limit = kwargs.pop("max_episode_steps", known.get("max_episode_steps"))
+        wrappers = list(known.get("additional_wrappers", ()))
+        env = dict(id=self.env_id, kwargs=kwargs, max_episode_steps=limit, wrappers=wrappers) | given
+        facts = dict(env=env, obs_keys=self.obs_keys, score=self.score)
+        return json.loads(json.dumps(facts, default=lambda value: type(value).__name__))
 
     def scores(self, returns: np.ndarray, success: np.ndarray) -> np.ndarray:
         """Normalised scores, ``100 (R - min) / (max - min)``, of raw returns or of successes."""
@@ -218,7 +235,7 @@ def evaluate_checkpoint(
     """What ``offlinerl evaluate`` does: needs the checkpoint and nothing else.
 
     Args:
-        path: a checkpoint of a run.
+        path: a checkpoint of a run, or its folder, whose last one is meant.
         env: another task than the checkpoint's own: a registry name, or a Gymnasium id, whose score is the
             return.
         episodes: episodes of each seed's policy.
@@ -230,8 +247,10 @@ def evaluate_checkpoint(
     Raises:
         UserError: the checkpoint cannot be read or does not fit the environment.
     """
-    display = Display()
+    display, path = Display(), checkpoint.find(path)
     agent = checkpoint.load_agent(path, pick_device(device))
+    if env is None and not agent.task:
+        raise UserError(f"the checkpoint {path} does not say what it was trained for; name an environment with --env")
     task = Task(**agent.task) if env is None else task_named(env)
     pool = make_pool(task, len(agent.seeds), episodes)
     try:

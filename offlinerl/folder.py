@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,28 @@ from offlinerl.data.record import aside, write_whole
 from offlinerl.types import UserError
 
 
-def require_free(folder: Path) -> None:
-    """Raises a UserError unless a run can begin in that folder."""
+def require_free(folder: Path, instead: str) -> None:
+    """Raises a UserError, which says what to do instead, unless a run can begin in that folder."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:  # TensorBoard could not open it
+        raise UserError(
+            f"the name of the output folder {folder} is not UTF-8; name another --out, or set LC_ALL=C.UTF-8"
+        ) from error
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"the output folder {folder} exists; go on with --resume {folder} or name another --out")
+        raise UserError(f"the output folder {folder} exists; {instead}")
 
 
 def next_free(stem: Path) -> Path:
     """The first of ``stem``, ``stem-2``, ``stem-3`` ... that does not exist."""
-    number, path = 1, stem
-    while path.exists():
-        number += 1
-        path = stem.with_name(f"{stem.name}-{number}")
-    return path
+    return next(path for path in numbered(stem) if not path.exists())
+
+
+def numbered(stem: Path) -> Iterator[Path]:
+    """``stem``, ``stem-2``, ``stem-3`` ..."""
+    yield stem
+    for number in itertools.count(2):
+        yield stem.with_name(f"{stem.name}-{number}")
 
 
 def write_config(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from offlinerl.errors import UserError
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -16,5 +18,17 @@ def share(*parts: str) -> Path:
 
 def cache(*parts: str) -> Path:
     """A path below the cache of downloaded and generated datasets: ``$OFFLINERL_HOME``, or ``~/.cache/offlinerl``."""
-    home = os.environ.get("OFFLINERL_HOME") or Path.home() / ".cache" / "offlinerl"
-    return Path(home).joinpath(*parts)
+    given = os.environ.get("OFFLINERL_HOME")
+    return (Path(given) if given else home("OFFLINERL_HOME") / ".cache" / "offlinerl").joinpath(*parts)
+
+
+def home(instead: str) -> Path:
+    """The user's home folder.
+
+    Raises:
+        UserError: there is none, as in some containers; it names the variable to set ``instead``.
+    """
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise UserError(f"there is no home folder to keep datasets in: set HOME, or {instead} to a folder") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from offlinerl.data.record import aside
-from offlinerl.display import UNITS
+from offlinerl.display import UNITS, places, shown
 from offlinerl.types import UserError
 
 DRAWN = ("value_loss", "critic_loss", "q_loss", "actor_loss", "effective_episodes")
@@ -59,6 +59,13 @@ def shortened(count: float) -> str:
     return f"{count:g}"
 
 
+def literal(text: str) -> str:
+    """A text for matplotlib to draw as it is: with its dollars, which would begin a formula, with a question mark for
+    what is no character, and not hidden because it begins with an underscore."""
+    text = text.encode("utf-8", "replace").decode().replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def curves(runs: Sequence[Path], path: Path) -> Path:
     """Draw the scores of one or several runs of a task over their updates or steps and, for one run, ``DRAWN``.
 
@@ -86,12 +93,14 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
         for row in scores if alone else []:
             score_axis.plot(times, row, color=colour, linewidth=0.6, alpha=0.6)
         (low, high), centre = summary["last"]["ci95"], summary["last"]["mean"]
+        decimals = places(low, high)
+        last = f"{shown(centre, decimals)} [{shown(low, decimals)}, {shown(high, decimals)}]"
         name = agents[number] if agents.count(agents[number]) == 1 else run.resolve().name
         count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
         beside = offset_copy(score_axis.transData, figure, x=INTERVAL_SPACING * number, units="points")
         score_axis.errorbar(
             times[-1], centre, [[max(centre - low, 0)], [max(high - centre, 0)]], color=colour, capsize=3,
-            marker="D", markersize=6, label=f"{name}, {count}: last {centre:.1f} [{low:.1f}, {high:.1f}]",
+            marker="D", markersize=6, label=literal(f"{name}, {count}: last {last}"),
             transform=beside, clip_on=False,
         )  # fmt: skip
         score_axis.update_datalim([(times[-1], low), (times[-1], high)])  # what is drawn beside does not count
@@ -101,7 +110,7 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
         score_axis.axhline(
             first["dataset_score"], color="0.4", linestyle="--", linewidth=1, label="average episode of the dataset"
         )
-    score_axis.set(title=first["dataset"] or first["env"], xlabel=clock, ylabel=UNITS[first["score_kind"]])
+    score_axis.set(title=literal(first["dataset"] or first["env"]), xlabel=clock, ylabel=UNITS[first["score_kind"]])
     if first["score_kind"] != "return":
         score_axis.set_ylim(bottom=min(0, score_axis.get_ylim()[0]))
     for axis, name in zip(axes[1:], drawn, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import numpy as np
 
 from offlinerl import plots
 from offlinerl.data.record import write_whole
-from offlinerl.display import UNITS, console, listed, table
+from offlinerl.display import UNITS, between, console, listed, places, shown, table
 from offlinerl.evaluation import bootstrap
+from offlinerl.folder import numbered
 from offlinerl.types import UserError
 
 COLUMNS = ("run", "agent", "seeds", "length", "mean", "95% interval", "per seed", "best evaluation")
@@ -35,20 +36,31 @@ class Finished:
     scores: np.ndarray
 
     @property
+    def about(self) -> dict[str, Any]:
+        """What it shares with the runs that it may be compared with: the data by their checksum or, as older versions
+        did not write one down, by their name and score."""
+        of = self.summary
+        data = of.get("data") or dict(name=of["dataset"] or of["env"], score=of.get("dataset_score"))
+        return dict( env=of.get("env"), task=of.get("task"), data=data, kind=of["score_kind"],
+            clock=plots.clock_of(of),
+        )  # fmt: skip
+
+    @property
     def row(self) -> tuple[str, ...]:
         """What stands under ``COLUMNS``. The mean is the last policy's; the best evaluation is the luckiest
         of many and only shown."""
-        low, high = bootstrap(self.scores)
+        interval = bootstrap(self.scores)
+        decimals = places(*interval)
         best, clock = self.summary["best"], plots.clock_of(self.summary)
         return (
             self.folder.resolve().name,
             self.summary["agent"],
             str(len(self.scores)),
             f"{self.summary[clock]:,} {clock}",
-            f"{self.scores.mean():.1f}",
-            f"{low:.1f} to {high:.1f}",
-            listed(self.scores.mean(-1)),
-            f"{best['mean']:.1f} at {best[clock[:-1]]:,}",
+            shown(self.scores.mean(), decimals),
+            between(interval, decimals),
+            listed(self.scores.mean(-1), decimals),
+            f"{shown(best['mean'], decimals)} at {best[clock[:-1]]:,}",
         )
 
 
@@ -90,7 +102,8 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def report(runs: Sequence[Path], out: Path | None = None) -> str:
-    """Print a table of runs a dataset and, with ``out``, write ``report.md`` and pictures of the curves.
+    """Print a table of the runs of every task and dataset, which are told apart by what they are and not by their
+    names alone, and, with ``out``, write ``report.md`` and pictures of the curves.
 
     Args:
         runs: folders of finished runs.
@@ -102,28 +115,30 @@ def report(runs: Sequence[Path], out: Path | None = None) -> str:
     Raises:
         UserError: a folder holds no finished run.
     """
-    groups: dict[tuple[str, str, str], list[Finished]] = {}
+    groups: dict[str, list[Finished]] = {}
     for run in map(read, map(Path, runs)):
-        about = run.summary["dataset"] or run.summary["env"], run.summary["score_kind"], plots.clock_of(run.summary)
-        groups.setdefault(about, []).append(run)
-    to, text = console(), ["# Runs compared", "", EXPLANATION]
-    for number, ((dataset, kind, clock), group) in enumerate(groups.items()):
-        rows, notes = [run.row for run in group], _notes(group)
+        groups.setdefault(json.dumps(run.about, sort_keys=True), []).append(run)
+    to, text, pictures = console(), ["# Runs compared", "", EXPLANATION], set()
+    for number, (title, group) in enumerate(zip(_titles(list(groups.values())), groups.values(), strict=True)):
+        rows, notes, summary = [run.row for run in group], _notes(group), group[0].summary
+        kind, clock = summary["score_kind"], plots.clock_of(summary)
         if number:
             to.print()
-        table(to, f"{dataset}: {UNITS[kind]}", COLUMNS, rows)
+        table(to, f"{title}: {UNITS[kind]}", COLUMNS, rows)
         for note in notes:
-            to.print(note, markup=False)
-        text += ["", f"## {dataset}: {UNITS[kind]}", "", *_markdown(COLUMNS, rows), *(f"\n{note}" for note in notes)]
+            to.print(note)
+        text += ["", f"## {title}: {UNITS[kind]}", "", *_markdown(COLUMNS, rows), *(f"\n{note}" for note in notes)]
         if out is not None:
-            task = f"{dataset.replace('/', '-')}-{kind}" + "-steps" * (clock == "steps")
-            name = "curves.png" if len(groups) == 1 else f"curves-{task}.png"
+            task = f"{_name(group[0]).replace('/', '-')}-{kind}" + "-steps" * (clock == "steps")
+            stem = Path("curves" if len(groups) == 1 else f"curves-{task}")
+            name = next(f"{path}.png" for path in numbered(stem) if path not in pictures)
+            pictures.add(Path(name.removesuffix(".png")))
             plots.curves([run.folder for run in group], Path(out) / name)
             text += ["", f"![{UNITS[kind]} over {clock}]({name})"]
     markdown = "\n".join(text) + "\n"
     if out is not None:
         write_whole(Path(out) / "report.md", markdown)
-        to.print(f"written to {out}", markup=False)
+        to.print(f"written to {out}")
     return markdown
 
 
@@ -133,13 +148,60 @@ EXPLANATION = (
 )
 
 
+def _name(run: Finished) -> str:
+    return run.summary["dataset"] or run.summary["env"]
+
+
+def _titles(groups: Sequence[Sequence[Finished]]) -> list[str]:
+    """The dataset of every group of runs, and where several have one of that name, what else tells them apart."""
+    abouts = [dict(group[0].about, name=_name(group[0])) for group in groups]
+    titles = []
+    for about in abouts:
+        alike = [other for other in abouts if all(other[key] == about[key] for key in ("name", "kind", "clock"))]
+        differs = {key for key in ("env", "task", "data") if any(other[key] != about[key] for other in alike)}
+        title = about["name"]
+        if "env" in differs or "task" in differs:
+            title += f", in {about['env']}{_task_facts(about, alike)}"
+        if "data" in differs:
+            title += f", {_data_facts(about['data'])}"
+        titles.append(title)
+    return titles
+
+
+def _data_facts(data: Mapping[str, Any]) -> str:
+    if "sha256" in data:
+        return f"{data['rows']:,} rows of checksum {data['sha256'][:8]}"
+    return "data without a checksum" if data["score"] is None else f"data that scores {data['score']:.6g}"
+
+
+def _task_facts(about: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """What is particular about a task among others in the environment of that name."""
+    if about["task"] is None:
+        return ""
+    mine = _flat(about["task"])
+    theirs = [_flat(other["task"] or {}) for other in others if other["env"] == about["env"]]
+    own = {key: value for key, value in mine.items() if any(other.get(key) != value for other in theirs)}
+    return "".join(f", {key} {json.dumps(value)}" for key, value in own.items())
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The values in nested mappings, by their own names."""
+    flat: dict[str, Any] = {}
+    for key, value in facts.items():
+        flat |= _flat(value) if isinstance(value, Mapping) else {key: value}
+    return flat
+
+
 def _notes(group: Sequence[Finished]) -> list[str]:
     notes = []
     scores = {run.summary["dataset_score"] for run in group} - {None}
     if scores:
-        notes.append(f"The average episode of the dataset scores {scores.pop():.1f}.")
+        decimals = max(places(*bootstrap(run.scores)) for run in group)
+        notes.append(f"The average episode of the dataset scores {shown(scores.pop(), decimals)}.")
     names = [run.row[0] if _shared(run, group) else run.summary["agent"] for run in group]
     for (x, a), (y, b) in itertools.combinations(zip(group, names, strict=True), 2):
+        if len(x.scores) == len(y.scores) == 1:
+            continue  # one pair tells nothing
         chance = probability_of_improvement(x.scores.mean(-1), y.scores.mean(-1))
         notes.append(f"{a} scores higher than {b} in {chance:.0%} of the pairs of their seeds.")
     return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -25,7 +26,7 @@ from offlinerl.agent import Agent
 from offlinerl.data import load, registry
 from offlinerl.data.record import sweep, write_json
 from offlinerl.data.sources import EpisodeData, FineTuningData, OfflineData, ReplayData, RolloutData
-from offlinerl.display import Display
+from offlinerl.display import Display, shown
 from offlinerl.envs.make import Pool
 from offlinerl.evaluation import Evaluation, Task, evaluate, make_pool
 from offlinerl.folder import append, copy_whole, trim, versions
@@ -58,6 +59,7 @@ class Run(L.Callback):
         task: what it is evaluated in.
         pool: environments for that.
         dataset_score: of the dataset's average episode, if there is one.
+        data: what tells the dataset from others, if there is one: its rows, episodes and checksum.
     """
 
     clock = "update"
@@ -68,6 +70,7 @@ class Run(L.Callback):
     task: Task
     pool: Pool
     dataset_score: float | None = None
+    data: dict[str, Any] | None = None
 
     def __init__(self, settings: dict[str, Any], device: torch.device, folder: Path):
         self.settings, self.folder, self.display = settings, folder, Display()
@@ -265,6 +268,8 @@ class Run(L.Callback):
             agent=self.about["agent"],
             dataset=self.entry.name if self.about["dataset"] else None,
             env=self.task.env_id,
+            task=self.task.facts,
+            data=self.data,
             seeds=list(self.agent.seeds),
             updates=self.agent.updates,
             steps=self.agent.steps,
@@ -314,7 +319,7 @@ class Run(L.Callback):
 
     def note(self) -> str:
         """What the progress bar says beside the count."""
-        return f"score {self.score:.1f}" if self.score is not None else ""
+        return f"score {shown(self.score)}" if self.score is not None else ""
 
     def rate(self, count: int) -> float:
         """A count over the seconds of training."""
@@ -360,6 +365,8 @@ class Run(L.Callback):
             return
         saved = checkpoint.read(self.folder / "last.ckpt")
         checkpoint.load_into(self.agent, saved, self.folder / "last.ckpt")
+        if "Run" not in saved.get("callbacks", {}):
+            raise UserError(f"{self.folder / 'last.ckpt'} was not saved by `offlinerl fit`, which goes on with its own")
         self.restore_state(saved["callbacks"]["Run"])
         if self.now > self.end:
             raise UserError(
@@ -424,6 +431,7 @@ class OfflineRun(Run):
         self.entry = registry.resolve(self.about["dataset"], self.about["env"])
         self.raw = load.load(self.entry, reward="none")
         self.dataset_score = dataset_score(self.entry, self.raw)
+        self.data = contents_of(self.raw)
         data = load.with_reward(self.raw, self.entry.reward)
         self.display.say(
             f"{self.entry.name}: {len(data):,} transitions in {len(data.episode_starts):,} episodes,"
@@ -462,6 +470,15 @@ def task_of(entry: registry.Entry, data: load.Dataset) -> Task:
             " or a registry name such as kitchen-complete-v0"
         )
     return replace(Task.of(entry), env=env)
+
+
+def contents_of(raw: load.Dataset) -> dict[str, Any]:
+    """How much a dataset holds, and a checksum of it, whatever its file is called."""
+    digest = hashlib.sha256()
+    for column in (raw.obs, raw.action, raw.reward, raw.terminated, raw.last):
+        digest.update(f"{column.dtype} {column.shape}".encode())
+        digest.update(np.ascontiguousarray(column))
+    return dict(rows=len(raw), episodes=len(raw.episode_starts), sha256=digest.hexdigest())
 
 
 def dataset_score(entry: registry.Entry, raw: load.Dataset) -> float | None:

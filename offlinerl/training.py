@@ -68,7 +68,8 @@ def fit(
     settings, entry = settings_for(agent_name, dataset, env, seeds, file, over)
     about = settings["fit"]
     folder = Path(out) if out else next_free(Path("runs") / f"{about['agent']}-{entry.name.replace('/', '-')}")
-    require_free(folder)
+    resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
+    require_free(folder, f"{f'go on with --resume {folder} or ' if resumable else ''}name another --out")
     run = run_of(settings, pick_device(device), folder)
     folder.mkdir(parents=True, exist_ok=True)
     if about["dataset"] is not None:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import errno
+import json
 import pickle
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -291,6 +293,49 @@ def test_damaged_checkpoints(damage, refused, run, tmp_path):
     shutil.copytree(run, broken)
     shutil.copy(path, broken / "last.ckpt")
     says(refused("fit", "--resume", broken, "--updates", 20), broken / "last.ckpt", "not a checkpoint")
+
+
+NO_CHECKPOINTS = dict(
+    text=lambda path: path.write_text("junk\n"),
+    empty=lambda path: path.write_text(""),
+    json=lambda path: path.write_text('{"offlinerl": 1}'),
+    zip=lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "a"),
+    numpy=lambda path: np.savez(path.open("wb"), a=np.arange(3)),
+    bytes=lambda path: path.write_bytes(bytes(range(256)) * 40),
+    pickle=lambda path: path.write_bytes(pickle.dumps([1, 2])),
+    tensor=lambda path: torch.save(torch.ones(3), path),
+    weights=lambda path: torch.save(dict(state_dict=dict(w=torch.ones(3)), epoch=1), path),
+    ours_in_name=lambda path: torch.save(dict(offlinerl=3), path),
+    agent_in_name=lambda path: torch.save(dict(offlinerl=dict(agent="bc")), path),
+    folder=lambda path: path.mkdir(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_CHECKPOINTS)
+@pytest.mark.parametrize("command", ["evaluate", "collect"])
+def test_other_files_are_no_checkpoints(command, kind, refused, tmp_path):
+    path = tmp_path / "junk.ckpt"
+    NO_CHECKPOINTS[kind](path)
+    more = ("--env", "Pendulum-v1", "--dataset", "a/b-v0", "--steps", 5) if command == "collect" else ()
+    says(refused(command, path, *more), path, "checkpoint")
+
+
+def test_a_runs_folder_means_its_last_checkpoint(run, here, capsys):
+    for given in (run, run / "last.ckpt"):
+        assert main(["evaluate", str(given), "--episodes", "1", "--json", str(here / "a.json")]) == 0
+        assert json.loads((here / "a.json").read_text())["checkpoint"] == str(run / "last.ckpt")
+
+
+def test_a_checkpoint_of_another_run_is_refused(refused, run, tmp_path):
+    """One of another algorithm, and one that Lightning saved by itself."""
+    shutil.copytree(run, tmp_path / "run")
+    content = torch.load(tmp_path / "run" / "last.ckpt")
+    for changes, word in (
+        (dict(offlinerl=content["offlinerl"] | dict(agent="offlinerl.agents.iql:IQL")), "IQL"),
+        (dict(callbacks={}), "was not saved by"),
+    ):
+        torch.save(content | changes, tmp_path / "run" / "last.ckpt")
+        says(refused("fit", "--resume", tmp_path / "run", "--updates", 20), tmp_path / "run" / "last.ckpt", word)
 
 
 def test_a_checkpoint_runs_no_code(refused, tmp_path):

@@ -9,6 +9,7 @@ from conftest import SPEC, random_table
 
 from offlinerl import agent as agent_module
 from offlinerl import agents, checkpoint
+from offlinerl.agents.bc import BC
 from offlinerl.agents.iql import IQL
 from offlinerl.agents.xql import XQL
 from offlinerl.capture import capture
@@ -161,7 +162,7 @@ def test_lightnings_loader_works_with_weights_only(tmp_path):
     run.fit(agent, source((0,), 10))
     checkpoint.save(run, tmp_path / "a.ckpt")
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
-    assert content["offlinerl"]["agent"] == "xql"
+    assert content["offlinerl"]["agent"] == "offlinerl.agents.xql:XQL"
     loaded = XQL.load_from_checkpoint(tmp_path / "a.ckpt")
     assert torch.equal(loaded.actor.log_std, agent.actor.log_std)
 
@@ -173,6 +174,79 @@ def test_a_checkpoint_of_other_networks_is_refused(tmp_path):
     other = XQL(SPEC, (0,), hidden=(8, 8))
     with pytest.raises(UserError, match="does not fit"):
         checkpoint.load_into(other, checkpoint.read(tmp_path / "a.ckpt"), tmp_path / "a.ckpt")
+
+
+# Whose class it is
+
+
+def of_class(agent_class, path, module=None, stated=None, **settings):
+    """A checkpoint of a class, which claims to be defined in some module."""
+    if module:
+        agent_class.__module__ = module
+    agent = agent_class(SPEC, (0,), **settings)
+    content = dict(optimizer_states=[o.state_dict() for o in agent.configure_optimizers()])
+    content |= dict(state_dict=agent.state_dict(), hyper_parameters=dict(agent.hparams))
+    agent.on_save_checkpoint(content)
+    if stated:
+        content["offlinerl"]["agent"] = stated
+    torch.save(content, path)
+    return path
+
+
+def mine():
+    class Mine(BC):
+        def __init__(self, spec, seeds=(0,), width=8):
+            super().__init__(spec, seeds, hidden=(width, width))
+            self.save_hyperparameters()
+
+        def act(self, obs, explore=False):
+            return -super().act(obs)
+
+    return Mine
+
+
+@pytest.mark.parametrize("module", ["bc", "__main__", "my.agents.bc", "offlinerl.agents.mine", "offlinerl.agents.bc"])
+def test_a_class_of_others_is_never_read_as_ours(module, tmp_path):
+    """Its networks are BC's, so that nothing but the name tells it apart."""
+    path = of_class(mine(), tmp_path / "a.ckpt", module)
+    with pytest.raises(UserError, match=f"{module}:Mine.*agent_class"):
+        checkpoint.load_agent(path)
+    with pytest.raises(UserError, match="not of BC"):
+        checkpoint.load_agent(path, agent_class=BC)
+
+
+@pytest.mark.parametrize("module", ["bc", None])
+def test_a_class_of_others_is_read_as_what_it_is(module, tmp_path):
+    path, Mine, obs = of_class(mine(), tmp_path / "a.ckpt", module, width=4), mine(), torch.randn(1, 3, SPEC.obs_dim)
+    loaded = checkpoint.load_agent(path, agent_class=Mine)
+    assert type(loaded) is Mine and loaded.hparams["width"] == 4
+    assert torch.equal(loaded.act(obs), -BC.act(loaded, obs)) and not torch.equal(loaded.act(obs), BC.act(loaded, obs))
+
+
+@pytest.mark.parametrize("name", ["bc", "iql"])
+def test_older_checkpoints_name_our_files(name, tmp_path):
+    path = of_class(agents.get(name), tmp_path / "a.ckpt", stated=name, hidden=(8, 8))
+    assert type(checkpoint.load_agent(path)) is agents.get(name)
+
+
+@pytest.mark.parametrize("stated", ["mine", "os:system", "offlinerl.agents.bc:nothing", ":", ""])
+def test_no_class_is_imported_because_a_file_says_so(stated, tmp_path):
+    path = of_class(BC, tmp_path / "a.ckpt", hidden=(8, 8))
+    content = torch.load(path)
+    content["offlinerl"]["agent"] = stated
+    torch.save(content, path)
+    with pytest.raises(UserError, match="not one of offlinerl's"):
+        checkpoint.load_agent(path)
+
+
+@pytest.mark.parametrize("gone", ["state_dict", "optimizer_states", "hyper_parameters"])
+def test_a_checkpoint_that_lacks_something_is_named(gone, tmp_path):
+    path = of_class(BC, tmp_path / "a.ckpt", hidden=(8, 8))
+    content = torch.load(path)
+    del content[gone]
+    torch.save(content, path)
+    with pytest.raises(UserError, match="a.ckpt lacks|a.ckpt is damaged: it lacks"):
+        checkpoint.load_agent(path)
 
 
 # Capturing

@@ -23,6 +23,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setenv("OFFLINERL_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick.yaml").write_text("train: {eval_episodes: 1, final_episodes: 1, warm_up: 200}\n")
     return tmp_path
 
 
@@ -141,16 +142,97 @@ def test_it_appends_to_its_own_alone(here, capsys):
     assert same(episodes("pendulum/other-v0"), before)
 
 
+QUICK = ("--config", "quick.yaml")
+
+APPENDED = dict(
+    random=("random", "--episodes", 3),
+    random_steps=("random", "--steps", 450),
+    lanes=("random", "--episodes", 3, "--envs", 3),
+    checkpoint=("policy/last.ckpt", "--episodes", 3, "--noise", 0.3),
+    learning=("td3", *AGENT[2:], "--steps", 400, "--eval-every", 400, "--envs", 2, *QUICK),
+    script=("scripted", "--episodes", 1),
+)
+
+
+def distinct(name):
+    """How many different first observations and actions the episodes of a dataset have."""
+    found = episodes(name)
+    firsts = {(obs[0].tobytes(), actions[: len(actions) // 2].tobytes()) for obs, actions, _ in found}
+    return len(found), len(firsts)
+
+
+@pytest.mark.parametrize("kind", APPENDED)
+def test_appending_goes_on_where_the_dataset_ends(here, kind):
+    """Three times the same command, and once more with other environments side by side."""
+    source, *more = APPENDED[kind]
+    if kind == "checkpoint":
+        assert collect(*learner("pendulum/policy-v0", 400, *QUICK), "--out", "policy") == 0
+    env = "offlinerl/Kitchen-v0" if kind == "script" else "Pendulum-v1"
+    argv = (source, "--env", env, "--dataset", "some/appended-v0", *more)
+    assert collect(*argv) == 0
+    sizes, first = [len(episodes("some/appended-v0"))], episodes("some/appended-v0")
+    times = ((), ()) if kind in ("script", "learning") else ((), (), ("--envs", 2))
+    for changed in times:
+        assert collect(*argv, "--append", *changed) == 0
+        sizes.append(len(episodes("some/appended-v0")))
+    assert np.diff(sizes).min() >= (1 if kind == "script" else 2)
+    count, different = distinct("some/appended-v0")
+    assert count == sizes[-1] and different == count, "an episode was collected twice"
+    assert same(episodes("some/appended-v0")[: sizes[0]], first)
+    facts = minari.load_dataset("some/appended-v0").storage.get_episode_metadata(range(count))
+    assert len({int(one["seed"]) for one in facts}) == count
+
+
+@pytest.mark.parametrize("kind", ["random", "learning"])
+def test_an_appending_that_was_stopped_goes_on(here, kind, monkeypatch):
+    """Stopped half way and resumed, with an equal dataset left alone for comparison."""
+    argv = {
+        name: (
+            learner(name, 800, "--envs", 2, "--eval-every", 400, *QUICK)
+            if kind == "learning"
+            else ("random", "--env", "Pendulum-v1", "--dataset", name, "--episodes", 6)
+        )
+        for name in ("pendulum/whole-v0", "pendulum/stopped-v0")
+    }
+    for each in argv.values():
+        assert collect(*each) == 0
+    assert collect(*argv["pendulum/whole-v0"], "--append") == 0
+    append, kept = Journal.append, []
+
+    def stopping(self, *arguments):
+        if len(kept) == 3:
+            raise RuntimeError("stopped")
+        kept.append(append(self, *arguments))
+        return kept[-1]
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped"):
+        patch.setattr(Journal, "append", stopping)
+        collect(*argv["pendulum/stopped-v0"], "--append")
+    assert collect(*argv["pendulum/stopped-v0"], "--append") == 1, "it must say that there is something to go on with"
+    assert collect(*argv["pendulum/stopped-v0"], "--append", "--resume") == 0
+    assert same(episodes("pendulum/stopped-v0"), episodes("pendulum/whole-v0"))
+    count, different = distinct("pendulum/stopped-v0")
+    assert count == different
+
+
+def test_resuming_what_is_finished_says_what_there_is_to_do(here, capsys):
+    argv = learner("pendulum/td3-v0", 400, *QUICK)
+    assert collect(*argv) == 0
+    capsys.readouterr()
+    for more in ((), ("--resume",)):
+        assert collect(*argv, *more) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--append" in line and "--out" in line and "--resume" not in line
+    assert collect(*argv, "--append") == 0
+
+
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("source", ["random", "learning"])
 def test_sigkill_loses_no_finished_episode(here, source, kills):
     """Killed at random moments and resumed each time, a collection ends like one that never was."""
-    (here / "quick.yaml").write_text("train: {eval_episodes: 1, final_episodes: 1, warm_up: 200}\n")
     argv = ("random", "--env", "Pendulum-v1", "--dataset", "pendulum/killed-v0", "--episodes", 400, "--envs", 2)
     if source == "learning":  # long enough not to end before the last kill
-        argv = learner(
-            "pendulum/killed-v0", 800 + 800 * kills, "--envs", 2, "--eval-every", 100, "--config", "quick.yaml"
-        )
+        argv = learner("pendulum/killed-v0", 800 + 800 * kills, "--envs", 2, "--eval-every", 100, *QUICK)
     rng, journal = random.Random(kills), here / "runs/pendulum-killed-v0" / EPISODES
     known: list[int] = []
     for _ in range(kills):

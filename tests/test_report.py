@@ -13,7 +13,9 @@ from offlinerl.cli import main
 from offlinerl.report import probability_of_improvement, read
 
 
-def finished(folder, agent="xql", dataset="kitchen", level=70.0, seeds=3, evaluations=6, losses=6, kind="normalized"):
+def finished(
+    folder, agent="xql", dataset="kitchen", level=70.0, seeds=3, evaluations=6, losses=6, kind="normalized", **more
+):
     """A run's folder as a training leaves it, with scores that rise to a level."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(zlib.crc32(f"{agent} {level}".encode()))
@@ -38,10 +40,11 @@ def finished(folder, agent="xql", dataset="kitchen", level=70.0, seeds=3, evalua
     )  # fmt: skip
     mean = float(last.mean())
     summary = dict(
-        agent=agent, dataset=dataset, env="Kitchen", seeds=list(range(seeds)), updates=2500 * evaluations,
-        score_kind=kind, dataset_score=51.9 if kind == "normalized" else None,
+        agent=agent, dataset=dataset, env=more.pop("env", "Kitchen"), seeds=list(range(seeds)),
+        updates=2500 * evaluations,
+        score_kind=kind, dataset_score=more.pop("dataset_score", 51.9 if kind == "normalized" else None),
         last=dict(mean=mean, ci95=[mean - 4, mean + 4], per_seed=last.mean(-1).tolist(), episodes=50),
-        best=dict(mean=mean + 3, per_seed=last.mean(-1).tolist(), update=2500),
+        best=dict(mean=mean + 3, per_seed=last.mean(-1).tolist(), update=2500), **more,
     )  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
@@ -92,6 +95,57 @@ def test_runs_are_grouped_by_dataset(tmp_path, capsys):
     assert all(f"]({name})" in text for name in pictures)
     (row,) = [line for line in text.splitlines() if line.startswith("| bc-kitchen")]
     assert row.count("|") == 9 and f"| {read(runs[1]).scores.mean():.1f} |" in row
+
+
+def task(env="Kitchen", limit=280, **kwargs):
+    return dict(env=dict(id=env, kwargs=kwargs, max_episode_steps=limit, wrappers=[]), obs_keys=None, score=None)
+
+
+def data(sha256="ab" * 32, rows=400):
+    return dict(rows=rows, episodes=2, sha256=sha256)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        (dict(env="Pendulum-v1"), dict(env="Hopper-v4"), "in Hopper-v4"),
+        (dict(task=task()), dict(task=task(tasks=["kettle"])), 'tasks ["kettle"]'),
+        (dict(task=task()), dict(task=task(limit=50)), "max_episode_steps 50"),
+        (dict(data=data()), dict(data=data("cd" * 32)), "checksum cdcdcdcd"),
+        (dict(data=data()), dict(data=data("cd" * 32, rows=800)), "800 rows"),
+        (dict(data=data()), {}, "data that scores 51.9"),
+        (dict(data=data()), dict(dataset_score=None), "data without a checksum"),
+        (dict(dataset_score=3.0), dict(dataset_score=4.0), "data that scores 4"),
+    ],
+)
+def test_runs_on_one_name_are_told_apart_by_what_it_stands_for(one, other, says, tmp_path, capsys):
+    """Of two files called kitchen.hdf5, or one in two environments, the scores are not comparable."""
+    runs = [finished(tmp_path / "a", **one), finished(tmp_path / "b", "bc", **other)]
+    runs += [finished(tmp_path / "c", "iql", **one)]
+    assert main(["report", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    titles = [line for line in out.splitlines() if line.endswith("normalised score")]
+    assert len(titles) == len(set(titles)) == 2 and says in titles[1]
+    assert "xql scores higher than iql" in out and "bc in" not in out and "than bc" not in out
+    pictures = {path.name for path in (tmp_path / "out").iterdir()} - {"report.md"}
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert len(pictures) == 2 and all(f"]({name})" in text for name in pictures)
+
+
+def test_the_same_data_by_another_name_share_a_table(tmp_path, capsys):
+    runs = [finished(tmp_path / name, dataset=name, data=data(), task=task()) for name in ("moved", "copied")]
+    assert main(["report", *map(str, runs)]) == 0
+    assert capsys.readouterr().out.count("normalised score") == 1
+
+
+@pytest.mark.parametrize("seeds", [(1, 1), (1, 3), (2, 2)])
+def test_nothing_is_said_of_one_pair(seeds, tmp_path, capsys):
+    runs = [
+        finished(tmp_path / str(i), agent, seeds=s)
+        for i, (agent, s) in enumerate(zip(("xql", "bc"), seeds, strict=True))
+    ]
+    assert main(["report", *map(str, runs)]) == 0
+    assert ("pairs" in capsys.readouterr().out) == (seeds != (1, 1))
 
 
 def test_one_dataset_has_one_picture(tmp_path):

@@ -19,9 +19,10 @@ import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl.data import inspect, load, registry
 from offlinerl.data.record import Episode, Sink, aside, write_minari
 from offlinerl.data.registry import Entry
+from offlinerl.display import PLAIN
 from offlinerl.types import UserError
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(soft_wrap=True, **PLAIN)
 
 
 def list_datasets() -> None:

@@ -33,7 +33,7 @@ def recipe(name: str) -> Recipe:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise UserError(f"there is no recipe {name}; there are: {known}")
-    return yaml.safe_load(path.read_text())
+    return yaml.safe_load(path.read_text("utf-8"))
 
 
 def generate(

@@ -13,6 +13,7 @@ import numpy as np
 from offlinerl.data import load, registry
 from offlinerl.data.load import Dataset
 from offlinerl.data.registry import Entry
+from offlinerl.plots import literal
 from offlinerl.types import UserError
 
 QUANTILES = (0, 25, 50, 75, 100)
@@ -72,7 +73,7 @@ def plot(dataset: Dataset, path: Path) -> Path:
         path: the image to write.
     """
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
-    figure.suptitle(f"{dataset.name}: {len(dataset.episode_starts):,} episodes, {len(dataset):,} transitions")
+    figure.suptitle(f"{literal(dataset.name)}: {len(dataset.episode_starts):,} episodes, {len(dataset):,} transitions")
     panels = (
         ("Returns", "undiscounted return of an episode (sum of rewards)", dataset.episode_returns),
         ("Lengths", "length of an episode (steps)", dataset.episode_lengths),

@@ -30,6 +30,7 @@ class Interaction:
         seeds: S integers.
         lanes: E integers, which of a seed's environments to run here.
         obs_keys: parts of a ``Dict`` observation.
+        first: number of every environment's first episode, where those before it were collected earlier.
 
     Attributes:
         on_episode: called with s, e and every finished episode, as the environment showed it.
@@ -44,6 +45,7 @@ class Interaction:
         seeds: Sequence[int],
         lanes: Sequence[int] = (0,),
         obs_keys: Sequence[str] | None = None,
+        first: int = 0,
     ):
         S, E = len(seeds), len(lanes)
         self.seeds, self.lanes = tuple(seeds), tuple(lanes)
@@ -51,7 +53,7 @@ class Interaction:
         self.spec = self.pool.spec
         self.on_episode: Callable[[int, int, Episode], None] | None = None
         self.warm_up = Lanes(seeds, lanes, "warm-up")
-        self.episodes = np.full((S, E), -1)
+        self.episodes = np.full((S, E), first - 1)
         self.began = np.ones((S, E), bool)
         self.done: Set[int] = frozenset()
         self.obs = np.zeros((S, E, self.spec.obs_dim), np.float32)

@@ -117,7 +117,7 @@ def aside(path: Path, overwrite: bool = False) -> Iterator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a crash leaves the old one or the new one."""
     with aside(path, overwrite=True) as temporary:
-        temporary.write_text(text, newline="")
+        temporary.write_text(text, "utf-8", "surrogateescape", newline="")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -243,7 +243,7 @@ def minari_metadata(folder: Path) -> dict[str, Any]:
     collection = (folder / "collection.json").is_file()
     path = folder / ("collection.json" if collection else "metadata.json")
     try:
-        metadata = json.loads(path.read_text())
+        metadata = json.loads(path.read_text("utf-8"))
         if collection:
             from offlinerl.data.journal import EPISODES, Journal  # here, because it imports this module
 
@@ -256,7 +256,8 @@ def minari_metadata(folder: Path) -> dict[str, Any]:
 
 def minari_root() -> Path:
     """Where Minari keeps its datasets: ``$MINARI_DATASETS_PATH``, or ``~/.minari/datasets``."""
-    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+    given = os.environ.get("MINARI_DATASETS_PATH")
+    return Path(given) if given else paths.home("MINARI_DATASETS_PATH") / ".minari" / "datasets"
 
 
 def download(entry: Entry, progress: Callable[[int, int], None] | None = None) -> Path:
@@ -314,7 +315,7 @@ def _or(words: list[str]) -> str:
 @cache
 def _load() -> dict[str, Entry]:
     path = paths.share("datasets", "registry.yaml")
-    entries = [entry for section in yaml.safe_load(path.read_text())["datasets"] for entry in _expand(section)]
+    entries = [entry for section in yaml.safe_load(path.read_text("utf-8"))["datasets"] for entry in _expand(section)]
     return {entry.name: entry for entry in entries}
 
 

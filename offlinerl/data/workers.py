@@ -63,6 +63,7 @@ class Worker:
         obs_keys: parts of a ``Dict`` observation.
         agent: makes the agent.
         envs: environments of a seed in all workers together.
+        first: see ``Interaction``.
         state: of the worker that this one replaces.
     """
 
@@ -74,9 +75,10 @@ class Worker:
         obs_keys: Sequence[str] | None,
         agent: Callable[[], Agent],
         envs: int,
+        first: int = 0,
         state: Mapping[str, Any] | None = None,
     ):
-        self.interaction = Interaction(env, seeds, lanes, obs_keys)
+        self.interaction = Interaction(env, seeds, lanes, obs_keys, first)
         self.interaction.on_episode = lambda s, e, episode: self.ended.append(Ended(self.t, s, e, episode))
         self.agent, self.envs, self.same = agent(), envs, True
         self.agent.explore_in(self.interaction.lanes)
@@ -271,6 +273,7 @@ class Crew:
         workers: N.
         place: where they live.
         say: told of deaths.
+        first: see ``Interaction``.
 
     Attributes:
         on_episode: called with s, e and every finished episode, by time, then by s and e.
@@ -291,6 +294,7 @@ class Crew:
         workers: int,
         place: Place,
         say: Callable[[str], None] = print,
+        first: int = 0,
     ):
         self.seeds, self.lanes = tuple(seeds), tuple(lanes)
         if len(self.lanes) % workers:
@@ -300,10 +304,10 @@ class Crew:
         one.close()
         self.share = len(self.lanes) // workers  # environments of a seed for each
         self.about = [
-            (env, self.seeds, self.lanes[e : e + self.share], obs_keys, agent, len(self.lanes))
+            (env, self.seeds, self.lanes[e : e + self.share], obs_keys, agent, len(self.lanes), first)
             for e in range(0, len(self.lanes), self.share)
         ]
-        self.place, self.say = place, say
+        self.place, self.say, self.first = place, say, first
         self.workers: list[Any] = []  # none until there is something to do
         self.states: list[dict[str, Any] | None] = [None] * workers  # as delivered last
         self.on_episode: Callable[[int, int, Episode], None] | None = None
@@ -377,7 +381,7 @@ class Crew:
     @property
     def episodes(self) -> np.ndarray:
         """``[S, E]`` the number of the latest episode in every environment."""
-        return self._known("episodes", -1)
+        return self._known("episodes", self.first - 1)
 
     @property
     def began(self) -> np.ndarray:
