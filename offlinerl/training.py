@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from offlinerl import agents, config
-from offlinerl.acting import FineTuning, OnlineRun
 from offlinerl.data import registry
-from offlinerl.device import pick_device
-from offlinerl.folder import next_free, require_free, write_config
-from offlinerl.run import OfflineRun, Run
+from offlinerl.folder import find_checkpoint, next_free, require_free, write_config
 from offlinerl.types import UserError
+
+if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
+    import torch
+
+    from offlinerl.run import Run
 
 
 def fit(
@@ -53,6 +54,8 @@ def fit(
     """
     if resume:
         settings = settings_of(Path(resume), agent_name, dataset, over or {})
+        from offlinerl.device import pick_device
+
         run = run_of(settings, pick_device(device), Path(resume))
         run.restore()
         write_config(run.folder, settings)  # it may be longer now
@@ -62,6 +65,8 @@ def fit(
     folder = Path(out) if out else next_free(Path("runs") / f"{about['agent']}-{entry.name.replace('/', '-')}")
     resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
     require_free(folder, f"{f'go on with --resume {folder} or ' if resumable else ''}name another --out")
+    from offlinerl.device import pick_device
+
     run = run_of(settings, pick_device(device), folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, settings)
@@ -86,8 +91,8 @@ def settings_for(
     about = dict(dataset=None, env=None, seeds=[0]) | again | {k: v for k, v in about.items() if v is not None}
     if "agent" not in about:
         raise UserError("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
-    agent_class = agents.get(about["agent"])
-    if agent_class.online:
+    agent = agents.outline(about["agent"])
+    if agent.online:
         if about["dataset"] is not None:
             raise UserError(
                 f"{about['agent']} learns by acting and not from a dataset: give --env instead of --dataset"
@@ -103,7 +108,30 @@ def settings_for(
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"seeds must be a list of different whole numbers from 0 on, not {seeds}")
-    return dict(fit=about, **config.resolve(about["agent"], agent_class, entry, file, over)), entry
+    return dict(fit=about, **config.resolve(about["agent"], agent, entry, file, over)), entry
+
+
+def require_source(source: str, env: str, file: Path | None, over: Mapping[str, Any] | None) -> None:
+    """Checks what is to collect and where, for the arguments see ``offlinerl.collect.collect``.
+
+    Raises:
+        UserError: there is no such source or environment, or a setting is wrong.
+    """
+    if source in agents.names():
+        if not agents.outline(source).online:
+            raise UserError(f"{source} learns from a dataset and collects none; collect from its checkpoint instead")
+        settings_for(source, None, env, None, file, over)
+    elif source not in ("random", "scripted"):
+        if not Path(source).exists():
+            near = difflib.get_close_matches(source, [*agents.names(), "random", "scripted"], n=2, cutoff=0.5)
+            hint = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else "name an online agent, a checkpoint, random or scripted"
+            )
+            raise UserError(f"there is no agent or checkpoint {source!r}; {hint}")
+        find_checkpoint(source)
+    registry.task(env)
 
 
 def settings_of(folder: Path, agent_name: str | None, dataset: str | None, over: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,6 +162,9 @@ def settings_of(folder: Path, agent_name: str | None, dataset: str | None, over:
 
 def run_of(settings: dict[str, Any], device: torch.device, folder: Path) -> Run:
     """The run that those settings describe."""
-    if agents.get(settings["fit"]["agent"]).online:
+    from offlinerl.acting import FineTuning, OnlineRun
+    from offlinerl.run import OfflineRun
+
+    if agents.outline(settings["fit"]["agent"]).online:
         return OnlineRun(settings, device, folder)
     return (FineTuning if settings["train"].get("online_steps") else OfflineRun)(settings, device, folder)
