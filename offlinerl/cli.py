@@ -63,15 +63,15 @@ def collect(args: argparse.Namespace) -> int:
 
     train = {"batch": args.batch, "eval_every": args.eval_every, "compile": args.compile}
     over = dict(train={key: value for key, value in train.items() if value is not None}, agent=args.settings)
-    training.require_source(args.source, args.env, args.config, over)
+    length = dict(steps=args.steps, episodes=args.episodes, workers=args.workers, ray_address=args.ray_address)
+    training.require_source(args.source, args.env, args.config, over, **length)
     from offlinerl import collect
 
     collect.collect(
         args.source,
         args.env,
         args.dataset,
-        steps=args.steps,
-        episodes=args.episodes,
+        **length,
         noise=args.noise,
         seed=args.seed,
         envs=args.envs,
@@ -81,8 +81,6 @@ def collect(args: argparse.Namespace) -> int:
         out=args.out,
         resume=args.resume,
         append=args.append,
-        workers=args.workers,
-        ray_address=args.ray_address,
     )
     return 0
 
@@ -159,6 +157,9 @@ def report(args: argparse.Namespace) -> int:
 
 
 def benchmark(args: argparse.Namespace) -> int:
+    from offlinerl import agents
+
+    agents.require(args.agent)
     from offlinerl import benchmark
 
     benchmark.benchmark(

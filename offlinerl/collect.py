@@ -88,7 +88,8 @@ def collect(
         UserError: anything the user can put right.
         Interrupted: Ctrl-C; every finished episode is kept.
     """
-    require_source(source, env, file, over)
+    length = dict(steps=steps, episodes=episodes, workers=workers, ray_address=ray_address)
+    require_source(source, env, file, over, **length)
     folder = Path(out) if out else folder_for(dataset_id, append)
     unfinished = (folder / EPISODES).is_file()
     if unfinished and not resume:
@@ -96,8 +97,6 @@ def collect(
     if not unfinished:
         require_free(folder, "give --append to add to its dataset, or name another --out")
     if source in agents.names():
-        if episodes is not None:
-            raise UserError(f"{source} learns while it collects, which is counted in --steps, not in --episodes")
         over = dict(over or {})
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over["train"] = {**over.get("train", {}), **given}
@@ -108,10 +107,6 @@ def collect(
         if ray_address and not settings["train"]["workers"]:
             raise UserError("--ray-address is where workers run: say how many with --workers")
         return Learning(settings, pick_device(device), folder, target, append, ray_address).collect()
-    if workers or ray_address:
-        raise UserError("workers act for an agent that learns, and this one does not: give --envs instead of --workers")
-    if steps is None and episodes is None:
-        raise UserError("collect needs --steps or --episodes")
     task = Task.of(registry.task(env))
     policy = None if source == "scripted" else policy_of(source, task, noise, seed, pick_device(device))
     target = target_of(dataset_id, unfinished, append, source, task)

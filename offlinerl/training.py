@@ -111,8 +111,18 @@ def settings_for(
     return dict(fit=about, **config.resolve(about["agent"], agent, entry, file, over)), entry
 
 
-def require_source(source: str, env: str, file: Path | None, over: Mapping[str, Any] | None) -> None:
-    """Checks what is to collect and where, for the arguments see ``offlinerl.collect.collect``.
+def require_source(
+    source: str,
+    env: str,
+    file: Path | None,
+    over: Mapping[str, Any] | None,
+    *,
+    steps: int | None,
+    episodes: int | None,
+    workers: int | None,
+    ray_address: str | None,
+) -> None:
+    """Checks what is to collect, where and for how long, for the arguments see ``offlinerl.collect.collect``.
 
     Raises:
         UserError: there is no such source or environment, or a setting is wrong.
@@ -120,8 +130,11 @@ def require_source(source: str, env: str, file: Path | None, over: Mapping[str, 
     if source in agents.names():
         if not agents.outline(source).online:
             raise UserError(f"{source} learns from a dataset and collects none; collect from its checkpoint instead")
+        if episodes is not None:
+            raise UserError(f"{source} learns while it collects, which is counted in --steps, not in --episodes")
         settings_for(source, None, env, None, file, over)
-    elif source not in ("random", "scripted"):
+        return
+    if source not in ("random", "scripted"):
         if not Path(source).exists():
             near = difflib.get_close_matches(source, [*agents.names(), "random", "scripted"], n=2, cutoff=0.5)
             hint = (
@@ -131,6 +144,10 @@ def require_source(source: str, env: str, file: Path | None, over: Mapping[str, 
             )
             raise UserError(f"there is no agent or checkpoint {source!r}; {hint}")
         find_checkpoint(source)
+    if workers or ray_address:
+        raise UserError("workers act for an agent that learns, and this one does not: give --envs instead of --workers")
+    if steps is None and episodes is None:
+        raise UserError("collect needs --steps or --episodes")
     registry.task(env)
 
 
