@@ -62,34 +62,42 @@ def fit(args: argparse.Namespace) -> int:
 
 
 def collect(args: argparse.Namespace) -> int:
-    from offlinerl import collect
+    from offlinerl import training
 
     train = {
         "batch": args.batch, "eval_every": args.eval_every, "save_every": args.save_every, "compile": args.compile,
     }  # fmt: skip
+    over = dict(train={key: value for key, value in train.items() if value is not None}, agent=args.settings)
+    length = dict(steps=args.steps, episodes=args.episodes, workers=args.workers, ray_address=args.ray_address)
+    training.require_source(args.source, args.env, args.config, over, **length)
+    from offlinerl import collect
+
     collect.collect(
         args.source,
         args.env,
         args.dataset,
-        steps=args.steps,
-        episodes=args.episodes,
+        **length,
         noise=args.noise,
         seed=args.seed,
         envs=args.envs,
         file=args.config,
-        over=dict(train={key: value for key, value in train.items() if value is not None}, agent=args.settings),
+        over=over,
         device=args.device,
         out=args.out,
         resume=args.resume,
         append=args.append,
-        workers=args.workers,
-        ray_address=args.ray_address,
         threads=args.threads,
     )
     return 0
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    from offlinerl.data import registry
+    from offlinerl.folder import find_checkpoint
+
+    find_checkpoint(args.checkpoint)
+    if args.env is not None:
+        registry.task(args.env)
     from offlinerl import evaluation
 
     evaluation.evaluate_checkpoint(
@@ -100,13 +108,16 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def datasets_list(args: argparse.Namespace) -> int:
-    from offlinerl.data import commands
+    from offlinerl.data import listing
 
-    commands.list_datasets()
+    listing.list_datasets()
     return 0
 
 
 def datasets_show(args: argparse.Namespace) -> int:
+    from offlinerl.data import registry
+
+    registry.resolve(args.name)  # a wrong name is known before what reads the right one is loaded, as below
     from offlinerl.data import commands
 
     commands.show(args.name, args.png or Path(f"{Path(args.name).stem}.png"))
@@ -135,6 +146,9 @@ def datasets_import(args: argparse.Namespace) -> int:
 
 
 def datasets_export(args: argparse.Namespace) -> int:
+    from offlinerl.data import registry
+
+    registry.resolve(args.name)
     from offlinerl.data import commands
 
     commands.export(args.name, args.file)
@@ -149,6 +163,9 @@ def report(args: argparse.Namespace) -> int:
 
 
 def benchmark(args: argparse.Namespace) -> int:
+    from offlinerl import agents
+
+    agents.require(args.agent)
     from offlinerl import benchmark
 
     benchmark.benchmark(
@@ -355,6 +372,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may hold what a terminal cannot show
+    if argv is None:
+        sys.path.append(os.getcwd())  # for `--env module:Id` to find a module here, as it is with python -m
     try:
         rest, settings = agent_settings(sys.argv[1:] if argv is None else argv)
         args = parser().parse_args(rest)

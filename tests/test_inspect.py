@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from offlinerl.data import commands, registry
+from offlinerl.data import commands, listing, registry
 from offlinerl.data.inspect import describe, plot, validate
 from offlinerl.data.load import load
 from offlinerl.data.registry import Entry
@@ -151,7 +151,7 @@ def test_commands(file, tmp_path, capsys):
         hdf5["actions"][4, 0] = 2
     assert commands.validate(str(file)) == 1
     assert "(1 rows: 4)" in capsys.readouterr().out
-    commands.list_datasets()
+    listing.list_datasets()
     assert "kitchen-complete-v0\td4rl" in capsys.readouterr().out
 
 

@@ -11,37 +11,14 @@ from typing import Any
 import gymnasium
 import h5py
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl.data import inspect, load, registry
+from offlinerl.data.listing import console, print_table
 from offlinerl.data.record import Episode, Sink, aside, write_minari
 from offlinerl.data.registry import Entry
-from offlinerl.display import PLAIN
 from offlinerl.types import UserError
-
-console = Console(soft_wrap=True, **PLAIN)
-
-
-def list_datasets() -> None:
-    """Prints every name in the registry, and the Minari datasets installed on this machine."""
-    named = {name: registry.entry(name) for name in registry.names()}
-    root = registry.minari_root()
-    installed = (folder.parent.relative_to(root).as_posix() for folder in sorted(root.glob("**/data")))
-    others = {name: Entry(name, {"minari": name}) for name in installed if name not in named}
-    rows = []
-    for name, entry in (named | others).items():
-        here = "yes" if _is_here(entry) else ""
-        rows.append((name, entry.kind, here, entry.env_id or "", entry.licence))
-    _print_table(("name", "source", "here", "environment", "licence"), rows)
-
-
-def _is_here(entry: Entry) -> bool:
-    if entry.kind == "minari":
-        return (registry.minari_root() / entry.where / "data").is_dir()
-    return entry.path.exists()
 
 
 def show(name: str, png: Path | None = None) -> None:
@@ -54,7 +31,7 @@ def show(name: str, png: Path | None = None) -> None:
     entry = registry.resolve(name)
     dataset = load.load(entry, reward="none")
     rows = [(key, _plain(value)) for key, value in _lines(inspect.describe(dataset, entry))]
-    _print_table(("what", "value"), rows)
+    print_table(("what", "value"), rows)
     if png is not None:
         console.print(f"histograms: {inspect.plot(dataset, Path(png))}")
 
@@ -215,18 +192,6 @@ def _lines(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _plain(value: Any) -> str:
     return f"{value:,.6g}" if isinstance(value, float) else "" if value is None else str(value)
-
-
-def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """A table on a terminal, tab-separated lines elsewhere."""
-    if not console.is_terminal:
-        for row in rows:
-            print(*row, sep="\t")
-        return
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 def _progress() -> Progress:

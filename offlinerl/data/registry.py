@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import yaml
 
@@ -189,6 +188,8 @@ def task(env: str) -> Entry:
 def _require_environment(env: str) -> None:
     """Raises a UserError that names the nearest ones where Gymnasium knows none by that id; one that is like no
     other may still be known to a simulator that is not loaded yet."""
+    import gymnasium  # here, because a list of datasets needs none
+
     near = difflib.get_close_matches(env, [*names(), *gymnasium.registry], n=3, cutoff=0.8)
     if env not in gymnasium.registry and near:
         raise UserError(f"there is no environment {env!r}; did you mean {_or(near)}?")
