@@ -59,6 +59,7 @@ def collect(
     append: bool = False,
     workers: int | None = None,
     ray_address: str | None = None,
+    obs_keys: Sequence[str] | None = None,
 ) -> Path:
     """Collect episodes and write them as a Minari dataset.
 
@@ -80,6 +81,7 @@ def collect(
         append: add to a dataset that the same source collected.
         workers: processes, run by Ray, that act for an agent that learns; by default this one does.
         ray_address: of a Ray cluster to run them on; by default this machine.
+        obs_keys: the parts of the observations to see and store, in this order; by default all.
 
     Returns:
         The dataset's folder.
@@ -102,7 +104,7 @@ def collect(
         over = dict(over or {})
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over["train"] = {**over.get("train", {}), **given}
-        settings, entry = settings_for(source, None, env, [seed], file, over)
+        settings, entry = settings_for(source, None, env, [seed], file, over, obs_keys)
         settings["collect"] = dict(dataset=dataset_id)
         task = Task.of(entry)
         target = target_of(dataset_id, unfinished, append, source, task)
@@ -113,7 +115,7 @@ def collect(
         raise UserError("workers act for an agent that learns, and this one does not: give --envs instead of --workers")
     if steps is None and episodes is None:
         raise UserError("collect needs --steps or --episodes")
-    task = Task.of(registry.task(env))
+    task = Task.of(registry.task(env, obs_keys))
     policy = None if source == "scripted" else policy_of(source, task, noise, seed, pick_device(device))
     target = target_of(dataset_id, unfinished, append, source, task)
     collection = Collection(folder, task, dataset_id, target, append, source, seed, dict(noise=noise))
@@ -168,6 +170,8 @@ class Collection:
             seed=seed,
             provenance=dict(agent=described(source), seed=seed, config=config, versions=versions()),
         )
+        if task.obs_keys:
+            self.metadata["obs_keys"] = list(task.obs_keys)
         self.references: dict[str, float] = {}
         self.display, self.stop = Display(), threading.Event()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +233,7 @@ def evaluate_checkpoint(
     display = Display()
     agent = checkpoint.load_agent(path, pick_device(device))
     task = Task(**agent.task) if env is None else task_named(env)
+    task = replace(task, obs_keys=task.obs_keys or (agent.task or {}).get("obs_keys"))
     pool = make_pool(task, len(agent.seeds), episodes)
     try:
         with display.bar("evaluating", episodes * len(agent.seeds), unit="episodes"):

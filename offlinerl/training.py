@@ -28,6 +28,7 @@ def fit(
     device: str = "auto",
     out: Path | None = None,
     resume: Path | None = None,
+    obs_keys: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
 
@@ -43,6 +44,7 @@ def fit(
         device: "auto", "cpu" or "cuda".
         out: the run's folder, which may not hold anything yet; by default a new one below ``runs/``.
         resume: the folder of a run to go on with, by its own settings; only its length may change.
+        obs_keys: the parts of the observations to learn from, in this order; by default all.
 
     Returns:
         What ``summary.json`` holds.
@@ -57,7 +59,7 @@ def fit(
         run.restore()
         write_config(run.folder, settings)  # it may be longer now
         return run.train()
-    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over)
+    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over, obs_keys)
     about = settings["fit"]
     folder = Path(out) if out else next_free(Path("runs") / f"{about['agent']}-{entry.name.replace('/', '-')}")
     require_free(folder)
@@ -74,17 +76,24 @@ def settings_for(
     seeds: Sequence[int] | None,
     file: Path | None,
     over: Mapping[str, Any] | None,
+    obs_keys: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], registry.Entry]:
     """All settings of a new run, and the task it is about; for the arguments see ``fit``.
 
     Raises:
         UserError: one is missing, unknown or out of range.
     """
-    about = dict(agent=agent_name, dataset=dataset and str(dataset), env=env, seeds=seeds and list(seeds))
+    about = dict(
+        agent=agent_name, dataset=dataset and str(dataset), env=env, seeds=seeds and list(seeds),
+        obs_keys=obs_keys and list(obs_keys),
+    )  # fmt: skip
     again = config.read(file).get("fit", {}) if file else {}
     about = dict(dataset=None, env=None, seeds=[0]) | again | {k: v for k, v in about.items() if v is not None}
     if "agent" not in about:
         raise UserError("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
+    keys = about.get("obs_keys")
+    if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        raise UserError(f"obs_keys must be a list of words, such as [state, goal], not {keys!r}")
     agent_class = agents.get(about["agent"])
     if agent_class.online:
         if about["dataset"] is not None:
@@ -93,11 +102,11 @@ def settings_for(
             )
         if about["env"] is None:
             raise UserError(f"{about['agent']} learns by acting: give --env, as in: --env Pendulum-v1")
-        entry = registry.task(about["env"])
+        entry = registry.task(about["env"], keys)
     else:
         if about["dataset"] is None:
             raise UserError(f"{about['agent']} learns from a dataset: give --dataset, as in: --dataset kitchen")
-        entry = registry.resolve(about["dataset"], about["env"])
+        entry = registry.resolve(about["dataset"], about["env"], keys)
     seeds = about["seeds"]
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
