@@ -265,7 +265,7 @@ def _outside(columns: _Columns, space: gymnasium.Space | None, low: float | None
         return Finding("action range", "", np.empty(0, int))  # another shape, which is told
     outside = (action < sides[0]) | (action > sides[1])
     message = f"{outside.mean():.1%} of the actions' entries lie outside [{np.min(sides[0]):g}, {np.max(sides[1]):g}]"
-    fault = known or outside.mean() < USUAL
+    fault = known or bool(outside.mean() < USUAL)
     if not fault:
         message += ", and their bounds are not known: name the environment with --env"
     return Finding("action range", message, np.flatnonzero(outside.any(axis=1)), fault)
