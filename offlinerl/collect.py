@@ -58,6 +58,7 @@ def collect(
     workers: int | None = None,
     ray_address: str | None = None,
     threads: int | None = None,
+    obs_keys: Sequence[str] | None = None,
 ) -> Path:
     """Collect episodes and write them as a Minari dataset.
 
@@ -81,6 +82,7 @@ def collect(
         workers: processes, run by Ray, that act for an agent that learns; by default this one does.
         ray_address: of a Ray cluster to run them on; by default this machine.
         threads: CPU threads to compute with; by default as many as cores.
+        obs_keys: the parts of the observations to see and store, in this order; by default all.
 
     Returns:
         The dataset's folder.
@@ -102,14 +104,14 @@ def collect(
         over = dict(over or {})
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over["train"] = {**over.get("train", {}), **given}
-        settings, entry = settings_for(source, None, env, [seed], file, over)
+        settings, entry = settings_for(source, None, env, [seed], file, over, obs_keys)
         task = Task.of(entry)
         target = target_of(dataset_id, unfinished, append, source, task)
         settings["collect"] = dict(dataset=dataset_id, first=first_episode(folder, target))
         if ray_address and not settings["train"]["workers"]:
             raise UserError("--ray-address is where workers run: say how many with --workers")
         return Learning(settings, pick_device(device), folder, target, append, ray_address).collect()
-    task = Task.of(registry.task(env))
+    task = Task.of(registry.task(env, obs_keys))
     policy = None if source == "scripted" else policy_of(source, task, noise, seed, pick_device(device))
     target = target_of(dataset_id, unfinished, append, source, task)
     collection = Collection(folder, task, dataset_id, target, append, source, seed, dict(noise=noise))
@@ -179,6 +181,8 @@ class Collection:
             seed=seed,
             provenance=dict(agent=described(source), seed=seed, config=config, first=self.first, versions=versions()),
         )
+        if task.obs_keys:
+            self.metadata["obs_keys"] = list(task.obs_keys)
         self.references: dict[str, float] = {}
         self.display, self.stop = Display(), Stop()
 

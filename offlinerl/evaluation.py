@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +253,7 @@ def evaluate_checkpoint(
     if env is None and not agent.task:
         raise UserError(f"the checkpoint {path} does not say what it was trained for; name an environment with --env")
     task = Task(**agent.task) if env is None else task_named(env)
+    task = replace(task, obs_keys=task.obs_keys or (agent.task or {}).get("obs_keys"))
     pool = make_pool(task, len(agent.seeds), episodes)
     try:
         with display.bar("evaluating", episodes * len(agent.seeds), unit="episodes"):

@@ -30,6 +30,7 @@ def fit(
     out: Path | None = None,
     resume: Path | None = None,
     threads: int | None = None,
+    obs_keys: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
 
@@ -48,6 +49,7 @@ def fit(
             its own setting; ``save_every``; ``decay_steps``, to stretch a schedule over the longer run; and the place
             of its dataset.
         threads: CPU threads to compute with; by default as many as cores.
+        obs_keys: the parts of the observations to learn from, in this order; by default all.
 
     Returns:
         What ``summary.json`` holds.
@@ -68,19 +70,18 @@ def fit(
             _say_of_schedule(run, changes)
         write_config(run.folder, settings)
         return run.train()
-    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over)
+    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over, obs_keys)
     about = settings["fit"]
     folder = Path(out) if out else next_free(Path("runs") / f"{about['agent']}-{entry.name.replace('/', '-')}")
     resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
     require_free(folder, f"{f'go on with --resume {folder} or ' if resumable else ''}name another --out")
-    from offlinerl.data import load
     from offlinerl.device import pick_device, set_threads
 
     set_threads(threads)
     run = run_of(settings, pick_device(device), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if about["dataset"] is not None:
-        about["fingerprint"] = load.fingerprint(load.locate(entry))
+    if run.data is not None:
+        about["fingerprint"] = run.data["sha256"]
     write_config(folder, settings)
     return run.train()
 
@@ -92,18 +93,25 @@ def settings_for(
     seeds: Sequence[int] | None,
     file: Path | None,
     over: Mapping[str, Any] | None,
+    obs_keys: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], registry.Entry]:
     """All settings of a new run, and the task it is about; for the arguments see ``fit``.
 
     Raises:
         UserError: one is missing, unknown or out of range.
     """
-    about = dict(agent=agent_name, dataset=dataset and str(dataset), env=env, seeds=seeds and list(seeds))
+    about = dict(
+        agent=agent_name, dataset=dataset and str(dataset), env=env, seeds=seeds and list(seeds),
+        obs_keys=obs_keys and list(obs_keys),
+    )  # fmt: skip
     again = config.read(file).get("fit", {}) if file else {}
     again = {key: value for key, value in again.items() if key not in HISTORY}
     about = dict(dataset=None, env=None, seeds=[0]) | again | {k: v for k, v in about.items() if v is not None}
     if "agent" not in about:
         raise UserError("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
+    keys = about.get("obs_keys")
+    if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        raise UserError(f"obs_keys must be a list of words, such as [state, goal], not {keys!r}")
     agent = agents.outline(about["agent"])
     if agent.online:
         if about["dataset"] is not None:
@@ -112,11 +120,11 @@ def settings_for(
             )
         if about["env"] is None:
             raise UserError(f"{about['agent']} learns by acting: give --env, as in: --env Pendulum-v1")
-        entry = registry.task(about["env"])
+        entry = registry.task(about["env"], keys)
     else:
         if about["dataset"] is None:
             raise UserError(f"{about['agent']} learns from a dataset: give --dataset, as in: --dataset kitchen")
-        entry = registry.resolve(about["dataset"], about["env"])
+        entry = registry.resolve(about["dataset"], about["env"], keys)
         if entry.kind == "file":
             about["dataset"] = str(entry.path.resolve())  # to be found from another folder too
     seeds = about["seeds"]
@@ -215,26 +223,17 @@ def settings_of(
 
 
 def _place_of_dataset(folder: Path, about: dict[str, Any], given: str | None) -> None:
-    """Put the dataset's new place, if it is given, into a run's settings, and check that its content is the old one."""
-    known, fingerprint = about["dataset"], about.get("fingerprint")
-    if known is None or (given in (None, known) and fingerprint is None):
-        if given is not None and known is None:
-            raise UserError(f"the run in {folder} has no dataset; leave --dataset out")
+    """Put the dataset's new place, if it is given, into a run's settings; whether it holds the same is seen when it is
+    read."""
+    known = about["dataset"]
+    if given is None or given == known:
+        if known is not None and Path(known).is_absolute() and not Path(known).exists():
+            raise UserError(f"the dataset {known} of the run in {folder} is gone; say with --dataset where it is now")
         return
-    if fingerprint is None:
+    if known is None or "fingerprint" not in about:
         raise UserError(f"the run in {folder} has --dataset {known}, not {given}; leave it out")
-    if given is None and Path(known).is_absolute() and not Path(known).exists():
-        raise UserError(f"the dataset {known} of the run in {folder} is gone; say with --dataset where it is now")
-    from offlinerl.data import load
-
-    entry = registry.resolve(given or known, about["env"])
-    if load.fingerprint(load.locate(entry)) != fingerprint:
-        raise UserError(
-            f"the dataset {given or known} is not what the run in {folder} was trained on: its contents differ; give"
-            " --dataset a copy of that one, or start a new run"
-        )
-    if given is not None:
-        about["dataset"] = str(entry.path.resolve()) if entry.kind == "file" else given
+    entry = registry.resolve(given, about["env"])
+    about["dataset"] = str(entry.path.resolve()) if entry.kind == "file" else given
 
 
 def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:

@@ -168,6 +168,10 @@ def test_import_and_export_lose_nothing(file, tmp_path):
 
 def test_an_imported_file_brings_the_environment_it_is_given(file):
     minari = pytest.importorskip("minari")
+    with h5py.File(file, "a") as hdf5:
+        narrow = hdf5["actions"][:, :1]
+        del hdf5["actions"]
+        hdf5["actions"] = narrow
     commands.import_file(file, "mine/swing-v0", "Pendulum-v1")
     spec = minari.load_dataset("mine/swing-v0").env_spec
     assert spec.id == "Pendulum-v1" and registry.resolve("mine/swing-v0").env["spec"] == spec.to_json()

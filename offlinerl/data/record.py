@@ -102,7 +102,7 @@ def aside(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise UserError(f"{path} already exists; delete it, choose another name or overwrite it")
+        raise UserError(f"{path} already exists; delete it, choose another name or add --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
