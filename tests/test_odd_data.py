@@ -2,7 +2,6 @@
 
 import builtins
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 from offlinerl.cli import main
 from offlinerl.data import inspect, registry
-from offlinerl.data.load import fingerprint, load, load_hdf5, load_minari
+from offlinerl.data.load import load, load_hdf5, load_minari
 from offlinerl.data.record import Episode, write_minari
 from offlinerl.types import UserError
 
@@ -577,21 +576,3 @@ def test_arrow_datasets_without_pyarrow_say_what_to_install(here, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match="pip install pyarrow"):
         load_minari(path)
-
-
-# --------------------------------------------------------------------------------------------------- fingerprints
-
-
-def test_a_fingerprint_is_of_the_contents(here):
-    write(pendulum())
-    shutil.copy("some.hdf5", "other.hdf5")
-    assert fingerprint("some.hdf5") == fingerprint("other.hdf5")
-    write(pendulum(rewards=np.ones(ROWS)), "other.hdf5")
-    assert fingerprint("some.hdf5") != fingerprint("other.hdf5")
-    folder = minari(here)
-    shutil.copytree(folder, here / "moved")
-    assert fingerprint(folder) == fingerprint(here / "moved") == fingerprint(here / "moved" / "data")
-    (here / "moved/data/metadata.json").write_text("{}")
-    assert fingerprint(folder) != fingerprint(here / "moved")
-    with pytest.raises(UserError, match="does not exist"):
-        fingerprint("nowhere.hdf5")
