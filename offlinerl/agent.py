@@ -20,6 +20,8 @@ from offlinerl.optim import Adam, clip_norm
 from offlinerl.rng import Lanes, Streams, generator
 from offlinerl.types import Batch, Metrics, Spec, UserError, WeightedBatch
 
+torch.serialization.add_safe_globals([Spec])  # checkpoints hold one and are read with weights_only=True
+
 Noise = dict[str, Any]
 """Random numbers of one update: trees of tensors ``[S, ...]``."""
 

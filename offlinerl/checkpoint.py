@@ -14,6 +14,7 @@ import torch
 from offlinerl import agents
 from offlinerl.agent import Agent
 from offlinerl.data.record import aside
+from offlinerl.folder import find_checkpoint
 from offlinerl.types import UserError
 
 
@@ -33,7 +34,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     Raises:
         UserError: there is none, it is damaged, or it is not one of ours.
     """
-    path = find(path)
+    path = find_checkpoint(path)
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch wonders about the pickles of others
@@ -50,22 +51,6 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if lacking := ({"state_dict", "optimizer_states"} - set(content)) | ({"updates", "rng"} - set(ours)):
         raise UserError(f"the checkpoint {path} is damaged: it lacks {min(lacking)}; use another one of the run")
     return content
-
-
-def find(path: Path) -> Path:
-    """The checkpoint a user means: a file, or the latest one in a run's folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = Path(path)
-    if path.is_dir():
-        if not (path / "last.ckpt").is_file():
-            raise UserError(f"the folder {path} holds no checkpoint last.ckpt; name a checkpoint or a run's folder")
-        return path / "last.ckpt"
-    if not path.exists():
-        raise UserError(f"there is no checkpoint {path}")
-    return path
 
 
 def amend(path: Path, callback: str, state: dict[str, Any]) -> None:
@@ -111,7 +96,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu", *, agent_class: t
     Raises:
         UserError: see ``read``; or the class is neither given nor one of ours, or another one than the checkpoint's.
     """
-    path = find(path)
+    path = find_checkpoint(path)
     saved = read(path, device)
     if agent_class is None:
         agent_class = class_of(saved["offlinerl"]["agent"], path)

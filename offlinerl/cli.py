@@ -44,8 +44,10 @@ def fit(args: argparse.Namespace) -> int:
                 "fit needs --dataset, a name or a file, or --env for an agent that learns by acting; `offlinerl"
                 " datasets list` shows the names"
             )
-    if args.resume is not None and (args.out or args.seeds or args.config or args.env):
-        raise WrongUsage("--resume goes on with a run's own settings: leave out --out, --seeds, --config and --env")
+    if args.resume is not None and (args.out or args.seeds or args.config or args.env or args.obs_keys):
+        raise WrongUsage(
+            "--resume goes on with a run's own settings: leave out --out, --seeds, --config, --env and --obs-keys"
+        )
     training.fit(
         args.agent,
         args.dataset,
@@ -57,39 +59,49 @@ def fit(args: argparse.Namespace) -> int:
         out=args.out,
         resume=args.resume,
         threads=args.threads,
+        obs_keys=args.obs_keys,
     )
     return 0
 
 
 def collect(args: argparse.Namespace) -> int:
-    from offlinerl import collect
+    from offlinerl import training
 
     train = {
         "batch": args.batch, "eval_every": args.eval_every, "save_every": args.save_every, "compile": args.compile,
     }  # fmt: skip
+    over = dict(train={key: value for key, value in train.items() if value is not None}, agent=args.settings)
+    length = dict(steps=args.steps, episodes=args.episodes, workers=args.workers, ray_address=args.ray_address)
+    training.require_source(args.source, args.env, args.config, over, **length)
+    from offlinerl import collect
+
     collect.collect(
         args.source,
         args.env,
         args.dataset,
-        steps=args.steps,
-        episodes=args.episodes,
+        **length,
         noise=args.noise,
         seed=args.seed,
         envs=args.envs,
         file=args.config,
-        over=dict(train={key: value for key, value in train.items() if value is not None}, agent=args.settings),
+        over=over,
         device=args.device,
         out=args.out,
         resume=args.resume,
         append=args.append,
-        workers=args.workers,
-        ray_address=args.ray_address,
         threads=args.threads,
+        obs_keys=args.obs_keys,
     )
     return 0
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    from offlinerl.data import registry
+    from offlinerl.folder import find_checkpoint
+
+    find_checkpoint(args.checkpoint)
+    if args.env is not None:
+        registry.task(args.env)
     from offlinerl import evaluation
 
     evaluation.evaluate_checkpoint(
@@ -100,44 +112,50 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def datasets_list(args: argparse.Namespace) -> int:
-    from offlinerl.data import commands
+    from offlinerl.data import listing
 
-    commands.list_datasets()
+    listing.list_datasets()
     return 0
 
 
 def datasets_show(args: argparse.Namespace) -> int:
+    from offlinerl.data import registry
+
+    registry.resolve(args.name)  # a wrong name is known before what reads the right one is loaded, as below
     from offlinerl.data import commands
 
-    commands.show(args.name, args.png or Path(f"{Path(args.name).stem}.png"))
+    commands.show(args.name, args.png or Path(f"{Path(args.name).stem}.png"), args.obs_keys)
     return 0
 
 
 def datasets_validate(args: argparse.Namespace) -> int:
     from offlinerl.data import commands
 
-    return commands.validate(args.name)
+    return commands.validate(args.name, args.env, args.obs_keys)
 
 
 def datasets_generate(args: argparse.Namespace) -> int:
     from offlinerl.data import commands
 
     episodes = None if args.episodes is None else range(args.episodes)
-    commands.generate(args.name, args.out, episodes=episodes, processes=args.processes)
+    commands.generate(args.name, args.out, episodes=episodes, processes=args.processes, overwrite=args.overwrite)
     return 0
 
 
 def datasets_import(args: argparse.Namespace) -> int:
     from offlinerl.data import commands
 
-    commands.import_file(args.file, args.id, args.env)
+    commands.import_file(args.file, args.id, args.env, args.overwrite)
     return 0
 
 
 def datasets_export(args: argparse.Namespace) -> int:
+    from offlinerl.data import registry
+
+    registry.resolve(args.name)
     from offlinerl.data import commands
 
-    commands.export(args.name, args.file)
+    commands.export(args.name, args.file, args.overwrite)
     return 0
 
 
@@ -149,6 +167,9 @@ def report(args: argparse.Namespace) -> int:
 
 
 def benchmark(args: argparse.Namespace) -> int:
+    from offlinerl import agents
+
+    agents.require(args.agent)
     from offlinerl import benchmark
 
     benchmark.benchmark(
@@ -191,6 +212,14 @@ def seed_list(text: str) -> list[int]:
     return seeds
 
 
+def names(text: str) -> list[str]:
+    """``state,goal`` as names."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(found) or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of different names, such as state,goal")
+    return found
+
+
 def on_off(text: str) -> bool | str:
     known = {"auto": "auto", "true": True, "false": False}
     if text not in known:
@@ -222,6 +251,8 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     device = dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
+    obs_keys = dict(type=names, metavar="A,B", help="parts of the observations to use, as in state,goal (default: all)")
+    overwrite = dict(action="store_true", help="replace what is there already")
 
     p = command(
         "fit",
@@ -236,6 +267,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--dataset", metavar="NAME", help="a name of `offlinerl datasets list`, a Minari id or a D4RL file")
     p.add_argument("--env", metavar="ID", help="where to act, or a file's task: a Gymnasium id or a dataset's name")
+    p.add_argument("--obs-keys", **obs_keys)
     p.add_argument("--seeds", type=seed_list, metavar="N,N", help="seeds to train at once, as in 0,1,2 (default: 0)")
     p.add_argument("--updates", type=count, metavar="N", help="gradient steps, of an agent with a dataset")
     p.add_argument("--steps", type=count, metavar="N", help="environment steps, of an agent that learns by acting")
@@ -261,6 +293,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("source", help="an online agent, which learns meanwhile; a checkpoint or a run; random; or scripted")
     p.add_argument("--env", required=True, metavar="ID", help="where to act: a Gymnasium id or a dataset's name")
     p.add_argument("--dataset", required=True, metavar="ID", help="what to call it, (namespace/)name-vN")
+    p.add_argument("--obs-keys", **obs_keys)
     length = p.add_mutually_exclusive_group()
     length.add_argument("--steps", type=count, metavar="N", help="environment steps to take")
     length.add_argument("--episodes", type=count, metavar="N", help="episodes to finish, if nothing learns")
@@ -296,21 +329,27 @@ def parser() -> argparse.ArgumentParser:
     command("list", datasets_list, "list the datasets by name", within)
     p = command("show", datasets_show, "print a dataset in figures and draw its histograms", within)
     p.add_argument("name", help="a name, a Minari id or a D4RL file")
+    p.add_argument("--obs-keys", **obs_keys)
     p.add_argument("--png", type=Path, metavar="FILE", help="where to draw (default: NAME.png)")
-    p = command("validate", datasets_validate, "find what is wrong with a dataset; status 1 if anything", within)
+    p = command("validate", datasets_validate, "find what is wrong with a dataset; status 1 if it has a fault", within)
     p.add_argument("name", help="a name, a Minari id or a D4RL file")
+    p.add_argument("--env", metavar="ID", help="the environment it was collected in: a Gymnasium id or a name")
+    p.add_argument("--obs-keys", **obs_keys)
     p = command("generate", datasets_generate, "make a dataset from its recipe", within)
     p.add_argument("name", help="a recipe, such as kitchen")
     p.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the cache)")
     p.add_argument("--episodes", type=count, metavar="N", help="only the first ones (default: all)")
     p.add_argument("--processes", type=count, default=os.cpu_count() or 1, metavar="N", help="simulators side by side")
+    p.add_argument("--overwrite", **overwrite)
     p = command("import", datasets_import, "install a D4RL file as a Minari dataset", within)
     p.add_argument("file", type=Path, help="a D4RL file")
     p.add_argument("id", help="what to call it, (namespace/)name-vN")
     p.add_argument("--env", metavar="ID", help="the environment it was collected in: a Gymnasium id or a name")
+    p.add_argument("--overwrite", **overwrite)
     p = command("export", datasets_export, "write a dataset as a D4RL file", within)
     p.add_argument("name", help="a name, a Minari id or a D4RL file")
     p.add_argument("file", type=Path, help="the HDF5 file to write")
+    p.add_argument("--overwrite", **overwrite)
 
     p = command("report", report, "compare runs in a table and a picture")
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
@@ -355,6 +394,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may hold what a terminal cannot show
+    if argv is None:
+        sys.path.append(os.getcwd())  # for `--env module:Id` to find a module here, as it is with python -m
     try:
         rest, settings = agent_settings(sys.argv[1:] if argv is None else argv)
         args = parser().parse_args(rest)

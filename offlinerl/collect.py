@@ -6,7 +6,6 @@ becomes a Minari dataset.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -29,11 +28,11 @@ from offlinerl.device import pick_device, set_threads
 from offlinerl.display import Display, shown
 from offlinerl.envs.make import make, specification
 from offlinerl.evaluation import Task, evaluate
-from offlinerl.folder import numbered, require_free, versions, write_config
+from offlinerl.folder import find_checkpoint, numbered, require_free, versions, write_config
 from offlinerl.interrupt import Interrupted, Stop, on_interrupt
 from offlinerl.noise import epsilon_greedy
 from offlinerl.rng import Lanes
-from offlinerl.training import settings_for
+from offlinerl.training import require_source, settings_for
 from offlinerl.types import UserError
 
 REFERENCE_EPISODES, REFERENCE_LANES = 20, 4
@@ -59,6 +58,7 @@ def collect(
     workers: int | None = None,
     ray_address: str | None = None,
     threads: int | None = None,
+    obs_keys: Sequence[str] | None = None,
 ) -> Path:
     """Collect episodes and write them as a Minari dataset.
 
@@ -82,6 +82,7 @@ def collect(
         workers: processes, run by Ray, that act for an agent that learns; by default this one does.
         ray_address: of a Ray cluster to run them on; by default this machine.
         threads: CPU threads to compute with; by default as many as cores.
+        obs_keys: the parts of the observations to see and store, in this order; by default all.
 
     Returns:
         The dataset's folder.
@@ -91,6 +92,8 @@ def collect(
         Interrupted: Ctrl-C; every finished episode is kept.
     """
     set_threads(threads)
+    length = dict(steps=steps, episodes=episodes, workers=workers, ray_address=ray_address)
+    require_source(source, env, file, over, **length)
     folder = Path(out) if out else folder_for(dataset_id, append)
     unfinished = (folder / EPISODES).is_file()
     if unfinished and not resume:
@@ -98,25 +101,17 @@ def collect(
     if not unfinished:
         require_free(folder, "give --append to add to its dataset, or name another --out")
     if source in agents.names():
-        if not agents.get(source).online:
-            raise UserError(f"{source} learns from a dataset and collects none; collect from its checkpoint instead")
-        if episodes is not None:
-            raise UserError(f"{source} learns while it collects, which is counted in --steps, not in --episodes")
         over = dict(over or {})
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over["train"] = {**over.get("train", {}), **given}
-        settings, entry = settings_for(source, None, env, [seed], file, over)
+        settings, entry = settings_for(source, None, env, [seed], file, over, obs_keys)
         task = Task.of(entry)
         target = target_of(dataset_id, unfinished, append, source, task)
         settings["collect"] = dict(dataset=dataset_id, first=first_episode(folder, target))
         if ray_address and not settings["train"]["workers"]:
             raise UserError("--ray-address is where workers run: say how many with --workers")
         return Learning(settings, pick_device(device), folder, target, append, ray_address).collect()
-    if workers or ray_address:
-        raise UserError("workers act for an agent that learns, and this one does not: give --envs instead of --workers")
-    if steps is None and episodes is None:
-        raise UserError("collect needs --steps or --episodes")
-    task = Task.of(registry.task(env))
+    task = Task.of(registry.task(env, obs_keys))
     policy = None if source == "scripted" else policy_of(source, task, noise, seed, pick_device(device))
     target = target_of(dataset_id, unfinished, append, source, task)
     collection = Collection(folder, task, dataset_id, target, append, source, seed, dict(noise=noise))
@@ -186,6 +181,8 @@ class Collection:
             seed=seed,
             provenance=dict(agent=described(source), seed=seed, config=config, first=self.first, versions=versions()),
         )
+        if task.obs_keys:
+            self.metadata["obs_keys"] = list(task.obs_keys)
         self.references: dict[str, float] = {}
         self.display, self.stop = Display(), Stop()
 
@@ -427,16 +424,10 @@ def policy_of(source: str, task: Task, sigma: float, seed: int, device: torch.de
     """What acts for "random" (None) or for a checkpoint.
 
     Raises:
-        UserError: it is neither, or the checkpoint cannot be read.
+        UserError: the checkpoint cannot be read.
     """
     if source == "random":
         return None
-    if not Path(source).exists():
-        near = difflib.get_close_matches(source, [*agents.names(), "random", "scripted"], n=2, cutoff=0.5)
-        hint = (
-            f"did you mean {' or '.join(near)}?" if near else "name an online agent, a checkpoint, random or scripted"
-        )
-        raise UserError(f"there is no agent or checkpoint {source!r}; {hint}")
     return Frozen(checkpoint.load_agent(Path(source), device), sigma, seed)
 
 
@@ -458,7 +449,7 @@ def score_range(task: Task, expert: float) -> dict[str, float]:
 def described(source: str) -> str:
     """What a dataset's provenance calls a source."""
     named = source in ("random", "scripted") or source in agents.names()
-    return source if named or not Path(source).exists() else f"checkpoint {checkpoint.find(source).resolve()}"
+    return source if named or not Path(source).exists() else f"checkpoint {find_checkpoint(source).resolve()}"
 
 
 def target_of(dataset_id: str, unfinished: bool, append: bool, source: str, task: Task) -> Path:

@@ -7,14 +7,17 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from offlinerl import paths
-from offlinerl.agent import Agent
+from offlinerl.agents import Outline
 from offlinerl.data.registry import Entry
 from offlinerl.types import UserError
+
+if TYPE_CHECKING:
+    from offlinerl.agent import Agent
 
 SECTIONS = {"fit", "agent", "train", "datasets", "environments", "collect", "versions"}
 SAVE_EVERY = 5.0
@@ -134,7 +137,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def resolve(
-    agent_name: str, agent: type[Agent], entry: Entry, file: Path | None = None, over: Mapping[str, Any] | None = None
+    agent_name: str,
+    agent: type[Agent] | Outline,
+    entry: Entry,
+    file: Path | None = None,
+    over: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The settings of a run: ``{"agent": {...}, "train": {...}}``.
 
@@ -188,9 +195,11 @@ def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def parameters(agent: type[Agent]) -> dict[str, Any]:
+def parameters(agent: type[Agent] | Outline) -> dict[str, Any]:
     """The settings of an algorithm and their defaults: its constructor's keyword arguments, and where it passes
     others on, those of the class it is made from."""
+    if isinstance(agent, Outline):
+        return dict(agent.settings)
     own = inspect.signature(agent.__init__).parameters.values()
     passed_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own)
     inherited = parameters(agent.__base__) if passed_on else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from offlinerl.data.record import write_json
 from offlinerl.device import pick_device
 from offlinerl.display import Display
 from offlinerl.envs.make import Pool, make, native_action
+from offlinerl.folder import find_checkpoint
 from offlinerl.types import Spec, UserError
 
 
@@ -247,11 +248,12 @@ def evaluate_checkpoint(
     Raises:
         UserError: the checkpoint cannot be read or does not fit the environment.
     """
-    display, path = Display(), checkpoint.find(path)
+    display, path = Display(), find_checkpoint(path)
     agent = checkpoint.load_agent(path, pick_device(device))
     if env is None and not agent.task:
         raise UserError(f"the checkpoint {path} does not say what it was trained for; name an environment with --env")
     task = Task(**agent.task) if env is None else task_named(env)
+    task = replace(task, obs_keys=task.obs_keys or (agent.task or {}).get("obs_keys"))
     pool = make_pool(task, len(agent.seeds), episodes)
     try:
         with display.bar("evaluating", episodes * len(agent.seeds), unit="episodes"):

@@ -40,6 +40,22 @@ def numbered(stem: Path) -> Iterator[Path]:
         yield stem.with_name(f"{stem.name}-{number}")
 
 
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint a user means: a file, or the latest one in a run's folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "last.ckpt").is_file():
+            raise UserError(f"the folder {path} holds no checkpoint last.ckpt; name a checkpoint or a run's folder")
+        return path / "last.ckpt"
+    if not path.exists():
+        raise UserError(f"there is no checkpoint {path}")
+    return path
+
+
 def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
     stated = yaml.safe_dump(dict(settings, versions=versions()), sort_keys=False)
     about = "Everything needed to run this again, by: offlinerl fit --config config.yaml"

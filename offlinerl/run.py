@@ -25,7 +25,7 @@ from offlinerl import agents, checkpoint, config, plots
 from offlinerl.agent import Agent
 from offlinerl.data import load, registry
 from offlinerl.data.record import sweep, write_json
-from offlinerl.data.sources import EpisodeData, FineTuningData, OfflineData, ReplayData, RolloutData
+from offlinerl.data.sources import EpisodeData, FineTuningData, OfflineData, ReplayData, RolloutData, entries_outside
 from offlinerl.display import Display, shown
 from offlinerl.envs.make import Pool
 from offlinerl.evaluation import Evaluation, Task, evaluate, make_pool
@@ -91,6 +91,8 @@ class Run(L.Callback):
     def build_agent(self, device: torch.device) -> None:
         """Make the agent for the pool's task."""
         agent_class = agents.get(self.about["agent"])
+        if self.about.get("obs_keys") and not self.pool.envs[0].has_wrapper_attr("leaves"):
+            raise UserError(f"{self.task.env_id} observes one vector without parts; leave out --obs-keys")
         try:
             self.agent = agent_class(self.pool.spec, self.about["seeds"], **config.of_agent(self.settings))
         except UserError as error:
@@ -428,10 +430,16 @@ class OfflineRun(Run):
     """A training on a fixed dataset, which counts updates."""
 
     def build(self, device: torch.device) -> None:
-        self.entry = registry.resolve(self.about["dataset"], self.about["env"])
+        self.entry = registry.resolve(self.about["dataset"], self.about["env"], self.about.get("obs_keys"))
+        load.require_vectors(self.entry)
         self.raw = load.load(self.entry, reward="none")
         self.dataset_score = dataset_score(self.entry, self.raw)
         self.data = contents_of(self.raw)
+        if self.about.get("fingerprint", self.data["sha256"]) != self.data["sha256"]:
+            raise UserError(
+                f"the dataset {self.about['dataset']} is not what the run in {self.folder} was trained on: its contents"
+                " differ; give --dataset a copy of that one, or start a new run"
+            )
         data = load.with_reward(self.raw, self.entry.reward)
         self.display.say(
             f"{self.entry.name}: {len(data):,} transitions in {len(data.episode_starts):,} episodes,"
@@ -440,11 +448,30 @@ class OfflineRun(Run):
         seeds = self.about["seeds"]
         self.task = task_of(self.entry, data)
         self.pool = make_pool(self.task, len(seeds), self.train_settings["final_episodes"])
+        self.require_own_units(data)
         self.build_agent(device)
         self.source = (EpisodeData if self.agent.whole_episodes else OfflineData)(
             data.transitions(self.agent.gamma, self.agent.n_step), self.pool.spec, seeds,
             self.train_settings["batch"], self.train_settings["block"], device,
         )  # fmt: skip
+
+    def require_own_units(self, data: load.Dataset) -> None:
+        """Says how many entries of the actions will be clipped, and raises a UserError if most would be."""
+        spec = self.pool.spec
+        if spec.num_actions or data.action.shape[1] != spec.action_dim:  # another shape is refused later
+            return
+        outside, entries = entries_outside(data.action, spec), data.action.size
+        if not outside:
+            return
+        count = f"{outside:,} of {entries:,} entries of the actions ({outside / entries:.1%})"
+        what = f"{self.entry.name}: {count} lie outside the bounds of {self.task.env_id}"
+        if 2 * outside > entries:
+            bounds = f"{min(spec.action_low):g} to {max(spec.action_high):g}"
+            raise UserError(
+                f"{what}, {bounds}: they are in other units; rescale them, or name the environment they were collected"
+                " in with --env"
+            )
+        self.display.say(f"{what} and are clipped to them")
 
 
 class _Stopped(Exception):
@@ -469,7 +496,7 @@ def task_of(entry: registry.Entry, data: load.Dataset) -> Task:
             f"nothing says which environment {entry.name} was collected in; name it with --env, by a Gymnasium id"
             " or a registry name such as kitchen-complete-v0"
         )
-    return replace(Task.of(entry), env=env)
+    return replace(Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"))
 
 
 def contents_of(raw: load.Dataset) -> dict[str, Any]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from offlinerl import agents, config
-from offlinerl.acting import FineTuning, OnlineRun
-from offlinerl.data import load, registry
-from offlinerl.device import pick_device, set_threads
-from offlinerl.folder import next_free, require_free, write_config
-from offlinerl.run import OfflineRun, Run
+from offlinerl.data import registry
+from offlinerl.folder import find_checkpoint, next_free, require_free, write_config
 from offlinerl.types import UserError
+
+if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
+    import torch
+
+    from offlinerl.run import Run
 
 
 def fit(
@@ -29,6 +30,7 @@ def fit(
     out: Path | None = None,
     resume: Path | None = None,
     threads: int | None = None,
+    obs_keys: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
 
@@ -47,6 +49,7 @@ def fit(
             its own setting; ``save_every``; ``decay_steps``, to stretch a schedule over the longer run; and the place
             of its dataset.
         threads: CPU threads to compute with; by default as many as cores.
+        obs_keys: the parts of the observations to learn from, in this order; by default all.
 
     Returns:
         What ``summary.json`` holds.
@@ -55,9 +58,11 @@ def fit(
         UserError: anything the user can put right.
         Interrupted: Ctrl-C; the run is saved and can be resumed.
     """
-    set_threads(threads)
     if resume:
         settings, changes = settings_of(Path(resume), agent_name, dataset, over or {})
+        from offlinerl.device import pick_device, set_threads
+
+        set_threads(threads)
         run = run_of(settings, pick_device(device), Path(resume))
         run.restore()
         if changes:
@@ -65,15 +70,18 @@ def fit(
             _say_of_schedule(run, changes)
         write_config(run.folder, settings)
         return run.train()
-    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over)
+    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over, obs_keys)
     about = settings["fit"]
     folder = Path(out) if out else next_free(Path("runs") / f"{about['agent']}-{entry.name.replace('/', '-')}")
     resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
     require_free(folder, f"{f'go on with --resume {folder} or ' if resumable else ''}name another --out")
+    from offlinerl.device import pick_device, set_threads
+
+    set_threads(threads)
     run = run_of(settings, pick_device(device), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if about["dataset"] is not None:
-        about["fingerprint"] = load.fingerprint(load.locate(entry))
+    if run.data is not None:
+        about["fingerprint"] = run.data["sha256"]
     write_config(folder, settings)
     return run.train()
 
@@ -85,38 +93,85 @@ def settings_for(
     seeds: Sequence[int] | None,
     file: Path | None,
     over: Mapping[str, Any] | None,
+    obs_keys: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], registry.Entry]:
     """All settings of a new run, and the task it is about; for the arguments see ``fit``.
 
     Raises:
         UserError: one is missing, unknown or out of range.
     """
-    about = dict(agent=agent_name, dataset=dataset and str(dataset), env=env, seeds=seeds and list(seeds))
+    about = dict(
+        agent=agent_name, dataset=dataset and str(dataset), env=env, seeds=seeds and list(seeds),
+        obs_keys=obs_keys and list(obs_keys),
+    )  # fmt: skip
     again = config.read(file).get("fit", {}) if file else {}
     again = {key: value for key, value in again.items() if key not in HISTORY}
     about = dict(dataset=None, env=None, seeds=[0]) | again | {k: v for k, v in about.items() if v is not None}
     if "agent" not in about:
         raise UserError("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
-    agent_class = agents.get(about["agent"])
-    if agent_class.online:
+    keys = about.get("obs_keys")
+    if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        raise UserError(f"obs_keys must be a list of words, such as [state, goal], not {keys!r}")
+    agent = agents.outline(about["agent"])
+    if agent.online:
         if about["dataset"] is not None:
             raise UserError(
                 f"{about['agent']} learns by acting and not from a dataset: give --env instead of --dataset"
             )
         if about["env"] is None:
             raise UserError(f"{about['agent']} learns by acting: give --env, as in: --env Pendulum-v1")
-        entry = registry.task(about["env"])
+        entry = registry.task(about["env"], keys)
     else:
         if about["dataset"] is None:
             raise UserError(f"{about['agent']} learns from a dataset: give --dataset, as in: --dataset kitchen")
-        entry = registry.resolve(about["dataset"], about["env"])
+        entry = registry.resolve(about["dataset"], about["env"], keys)
         if entry.kind == "file":
             about["dataset"] = str(entry.path.resolve())  # to be found from another folder too
     seeds = about["seeds"]
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"seeds must be a list of different whole numbers from 0 on, not {seeds}")
-    return dict(fit=about, **config.resolve(about["agent"], agent_class, entry, file, over)), entry
+    return dict(fit=about, **config.resolve(about["agent"], agent, entry, file, over)), entry
+
+
+def require_source(
+    source: str,
+    env: str,
+    file: Path | None,
+    over: Mapping[str, Any] | None,
+    *,
+    steps: int | None,
+    episodes: int | None,
+    workers: int | None,
+    ray_address: str | None,
+) -> None:
+    """Checks what is to collect, where and for how long, for the arguments see ``offlinerl.collect.collect``.
+
+    Raises:
+        UserError: there is no such source or environment, or a setting is wrong.
+    """
+    if source in agents.names():
+        if not agents.outline(source).online:
+            raise UserError(f"{source} learns from a dataset and collects none; collect from its checkpoint instead")
+        if episodes is not None:
+            raise UserError(f"{source} learns while it collects, which is counted in --steps, not in --episodes")
+        settings_for(source, None, env, None, file, over)
+        return
+    if source not in ("random", "scripted"):
+        if not Path(source).exists():
+            near = difflib.get_close_matches(source, [*agents.names(), "random", "scripted"], n=2, cutoff=0.5)
+            hint = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else "name an online agent, a checkpoint, random or scripted"
+            )
+            raise UserError(f"there is no agent or checkpoint {source!r}; {hint}")
+        find_checkpoint(source)
+    if workers or ray_address:
+        raise UserError("workers act for an agent that learns, and this one does not: give --envs instead of --workers")
+    if steps is None and episodes is None:
+        raise UserError("collect needs --steps or --episodes")
+    registry.task(env)
 
 
 HISTORY = ("extended", "fingerprint")
@@ -162,30 +217,23 @@ def settings_of(
         raise UserError(f"a resumed run keeps its settings, so {name} cannot be given; only {flags} may grow")
     train |= longer
     if "decay_steps" in changes:
-        known = config.parameters(agents.get(about["agent"]))
+        known = config.parameters(agents.outline(about["agent"]))
         agent |= config.typed({"decay_steps": changes["decay_steps"]}, known)
     return settings, changes
 
 
 def _place_of_dataset(folder: Path, about: dict[str, Any], given: str | None) -> None:
-    """Put the dataset's new place, if it is given, into a run's settings, and check that its content is the old one."""
-    known, fingerprint = about["dataset"], about.get("fingerprint")
-    if known is None or (given in (None, known) and fingerprint is None):
-        if given is not None and known is None:
-            raise UserError(f"the run in {folder} has no dataset; leave --dataset out")
+    """Put the dataset's new place, if it is given, into a run's settings; whether it holds the same is seen when it is
+    read."""
+    known = about["dataset"]
+    if given is None or given == known:
+        if known is not None and Path(known).is_absolute() and not Path(known).exists():
+            raise UserError(f"the dataset {known} of the run in {folder} is gone; say with --dataset where it is now")
         return
-    if fingerprint is None:
+    if known is None or "fingerprint" not in about:
         raise UserError(f"the run in {folder} has --dataset {known}, not {given}; leave it out")
-    if given is None and Path(known).is_absolute() and not Path(known).exists():
-        raise UserError(f"the dataset {known} of the run in {folder} is gone; say with --dataset where it is now")
-    entry = registry.resolve(given or known, about["env"])
-    if load.fingerprint(load.locate(entry)) != fingerprint:
-        raise UserError(
-            f"the dataset {given or known} is not what the run in {folder} was trained on: its contents differ; give"
-            " --dataset a copy of that one, or start a new run"
-        )
-    if given is not None:
-        about["dataset"] = str(entry.path.resolve()) if entry.kind == "file" else given
+    entry = registry.resolve(given, about["env"])
+    about["dataset"] = str(entry.path.resolve()) if entry.kind == "file" else given
 
 
 def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
@@ -200,6 +248,9 @@ def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
 
 def run_of(settings: dict[str, Any], device: torch.device, folder: Path) -> Run:
     """The run that those settings describe."""
-    if agents.get(settings["fit"]["agent"]).online:
+    from offlinerl.acting import FineTuning, OnlineRun
+    from offlinerl.run import OfflineRun
+
+    if agents.outline(settings["fit"]["agent"]).online:
         return OnlineRun(settings, device, folder)
     return (FineTuning if settings["train"].get("online_steps") else OfflineRun)(settings, device, folder)

@@ -19,15 +19,16 @@ The batch axis is the last one of a scalar: a reward is ``[S, B]``, an observati
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from offlinerl.errors import UserError as UserError
 
-Metrics = dict[str, Tensor]
+if TYPE_CHECKING:  # it takes seconds to load, and much can be said to a user before
+    from torch import Tensor
+
+Metrics = dict[str, "Tensor"]
 """Named tensors of shape ``[S]``: one value a seed, left on the device until they are logged."""
 
 
@@ -84,6 +85,3 @@ class Spec:
     def action_half(self) -> np.ndarray:
         """Half the width of the actions' bounds, ``[A]`` float32: the environment's units of one of ours."""
         return (np.float32(self.action_high) - np.float32(self.action_low)) / 2
-
-
-torch.serialization.add_safe_globals([Spec])  # checkpoints hold one and are read with weights_only=True

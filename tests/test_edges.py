@@ -10,8 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from offlinerl import plots
+from offlinerl import agents, plots
 from offlinerl.cli import main
+from offlinerl.config import parameters
 from offlinerl.display import Display, between, listed, places, shown
 
 FEW = ("--updates", 20, "--eval-every", 20, "--eval-episodes", 1, "--final-episodes", 1, "--compile", "false")
@@ -182,3 +183,100 @@ def test_small_scores_everywhere(here, capsys, monkeypatch):
     monkeypatch.setattr("matplotlib.figure.Figure.legend", lambda self, handles, names, **more: labels.extend(names))
     plots.curves([here / "small"], here / "curves.png")
     assert any(f"last {mean:.3f} [{mean - 0.03:.3f}, {mean + 0.03:.3f}]" in label for label in labels)
+
+
+# Before anything heavy is loaded
+
+
+WITHOUT_TORCH = """
+import sys, time
+class Never:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("torch", "lightning", "matplotlib"):
+            raise RuntimeError(f"{name} was imported")
+sys.meta_path.insert(0, Never())
+from offlinerl.cli import main
+for argv in sys.argv[1:]:
+    try:
+        print(main(argv.split()))
+    except SystemExit as leaving:
+        print(leaving.code)
+"""
+
+
+def without_torch(*lines):
+    """The statuses of command lines that must end before torch is imported, and what they say."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *lines], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def test_what_is_wrong_is_said_before_torch_is_imported(here):
+    dataset(here / "a.hdf5")
+    (here / "junk").mkdir()
+    (here / "bad.yaml").write_text("agent: {learning_rate: 1}")
+    wrong = {
+        "fit": 2,
+        "fit xql": 2,
+        "fit xql --dataset kitchen --updates 0": 2,
+        "fit xql --dataset kitchen --updates many": 2,
+        "fit xql --dataset kitchen --epochs 3": 2,
+        "fit xqll --dataset kitchen": 1,
+        "fit xql --dataset ktchen": 1,
+        "fit xql --dataset absent.hdf5": 1,
+        "fit xql --dataset a.hdf5 --env Pendulum-v9": 1,
+        "fit xql --dataset kitchen --agent.lrr 1": 1,
+        "fit xql --dataset kitchen --agent.lr -1": 1,
+        "fit xql --dataset kitchen --agent.hidden big": 1,
+        "fit xql --dataset kitchen --config bad.yaml": 1,
+        "fit xql --dataset kitchen --config absent.yaml": 1,
+        "fit xql --env Pendulum-v1": 1,
+        "fit td3 --dataset kitchen": 1,
+        "fit td3 --env Pendulum-v9": 1,
+        "fit ppo --env Pendulum-v1 --agent.clipp 0.1": 1,
+        "fit ddpg --env Pendulum-v1 --agent.policy_delay 2": 1,
+        "fit xql --dataset kitchen --out junk/../a.hdf5": 1,
+        "fit --resume junk": 1,
+        "collect random --env Pendulum-v1 --dataset a/b-v0": 1,
+        "collect randm --env Pendulum-v1 --dataset a/b-v0 --steps 1": 1,
+        "collect td3 --env Pendulum-v1 --dataset a/b-v0 --episodes 1": 1,
+        "collect td3 --env Pendulum-v1 --dataset a/b-v0 --steps 1 --agent.lrr 1": 1,
+        "collect random --env Pendulum-v9 --dataset a/b-v0 --steps 1": 1,
+        "collect junk --env Pendulum-v1 --dataset a/b-v0 --steps 1": 1,
+        "evaluate absent.ckpt": 1,
+        "evaluate junk": 1,
+        "evaluate a.hdf5 --env Pendulum-v9": 1,
+        "datasets show ktchen": 1,
+        "datasets export ktchen a.hdf5": 1,
+        "benchmark xqll": 1,
+    }
+    statuses, said = without_torch(*wrong)
+    assert dict(zip(wrong, map(int, statuses), strict=True)) == wrong
+    assert len(said) == len(wrong), "each is one sentence"
+
+
+def test_the_list_of_datasets_loads_next_to_nothing():
+    statuses, said = without_torch("datasets list", "--version")
+    assert statuses[-1] == "0" and not said and any(line.startswith("kitchen\t") for line in statuses)
+
+
+@pytest.mark.parametrize("name", agents.names())
+def test_the_outline_of_an_agent_is_what_its_class_says(name):
+    stated, found = agents.outline(name), agents.get(name)
+    assert dict(stated.settings) == parameters(found) and list(stated.settings) == list(parameters(found))
+    for attribute in ("online", "on_policy", "whole_episodes"):
+        assert getattr(stated, attribute) is getattr(found, attribute)
+
+
+def test_the_script_finds_a_module_in_the_current_folder(here):
+    """As ``python -m offlinerl`` does; the script of an installation has another first folder on its path."""
+    (here / "mine.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=5)\n"
+    )
+    script = here / "bin" / "offlinerl"
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom offlinerl.cli import main\nsys.exit(main())\n")
+    argv = ("collect", "random", "--env", "mine:Mine-v0", "--dataset", "mine/random-v0", "--episodes", "2")
+    done = subprocess.run([sys.executable, str(script), *argv], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -145,7 +145,6 @@ def test_dict_observations_keep_the_order_of_the_keys():
 @pytest.mark.parametrize(
     "env, message",
     [
-        ({"id": "FrozenLake-v1"}, "need vectors"),
         ({"id": "NoSuchThing-v0"}, "cannot be made"),
         ({"id": "Pendulum-v1", "kwargs": {"gravity": 1, "no_such": 2}}, "cannot be made"),
     ],

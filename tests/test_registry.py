@@ -230,7 +230,7 @@ def test_a_wrong_download_leaves_nothing(server, page, known, message):
         ),
         (dict(observations=np.full((4, 2), np.nan)), "observations has NaN or infinite values in 4 rows"),
         (dict(actions=np.full((4, 1), 1e300)), "actions has NaN or infinite values in 4 rows"),
-        (dict(rewards=np.zeros((4, 1))), r"rewards must have 1 axes, but it is \(4, 1\)"),
+        (dict(rewards=np.zeros((4, 2))), r"rewards must have 1 axes, but it is \(4, 2\)"),
         (dict(observations=np.zeros((4, 2, 2))), "observations must have 2 axes"),
         (
             {

@@ -1,16 +1,43 @@
-"""The algorithms, one file each. A file that defines an ``Agent`` here is an algorithm; there is no list."""
+"""The algorithms, one file each. A file that defines an ``Agent`` here is an algorithm; there is no list.
+
+What a user asks for is checked against their source, for to import one loads torch, which takes seconds.
+"""
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from inspect import Parameter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from offlinerl.agent import Agent
 from offlinerl.types import UserError
+
+if TYPE_CHECKING:
+    from offlinerl.agent import Agent
 
 BASES = {"policy_gradient"}
 """Files with what several algorithms share."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What the source of an algorithm says of it.
+
+    Attributes:
+        online, on_policy, whole_episodes: as of its ``Agent``.
+        settings: and their defaults, see ``offlinerl.config.parameters``.
+    """
+
+    online: bool
+    on_policy: bool
+    whole_episodes: bool
+    settings: Mapping[str, Any]
 
 
 def names() -> list[str]:
@@ -24,13 +51,69 @@ def get(name: str) -> type[Agent]:
     Raises:
         UserError: there is none; the message names the nearest ones.
     """
-    if name not in names():
-        near = difflib.get_close_matches(name, names(), n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}"
-        raise UserError(f"there is no agent {name!r}; {hint}")
+    from offlinerl.agent import Agent
+
+    require(name)
     module = importlib.import_module(f"{__name__}.{name}")
     return next(
         thing
         for thing in vars(module).values()
         if isinstance(thing, type) and issubclass(thing, Agent) and thing.__module__ == module.__name__
     )
+
+
+def outline(name: str) -> Outline:
+    """What the file of that name says of its agent, without importing it.
+
+    Raises:
+        UserError: there is none; the message names the nearest ones.
+    """
+    require(name)
+    module = f"{__name__}.{name}"
+    found = next(facts for defined in _source(module)[0] if (facts := _facts(module, defined)) is not None)
+    return Outline(**{field: found[field] for field in Outline.__dataclass_fields__})
+
+
+def require(name: str) -> None:
+    """Raises a UserError if there is no algorithm of that name."""
+    if name not in names():
+        near = difflib.get_close_matches(str(name), names(), n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}"
+        raise UserError(f"there is no agent {name!r}; {hint}")
+
+
+@cache
+def _source(module: str) -> tuple[dict[str, ast.ClassDef], dict[str, str]]:
+    """The classes that a module of this package defines, and where it imports names from."""
+    path = Path(__file__).parent.parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    body = ast.parse(path.read_text("utf-8")).body
+    imported = {
+        alias.name: node.module for node in body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }  # fmt: skip
+    return {node.name: node for node in body if isinstance(node, ast.ClassDef)}, imported
+
+
+def _facts(module: str, name: str) -> dict[str, Any] | None:
+    """The plain class attributes and the settings of an agent class, inherited ones too; None of another class."""
+    classes, imported = _source(module)
+    base = next((base.id for base in classes[name].bases if isinstance(base, ast.Name)), None)
+    if (module, name) == ("offlinerl.agent", "Agent"):
+        facts: dict[str, Any] | None = {}
+    elif base in classes:
+        facts = _facts(module, base)
+    elif imported.get(base, "").startswith("offlinerl.agent"):
+        facts = _facts(imported[base], base)
+    else:
+        facts = None
+    if facts is None:
+        return None
+    facts = dict(facts)
+    for node in classes[name].body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            facts |= {target.id: node.value.value for target in targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            own = {key.arg: ast.literal_eval(value) if value else Parameter.empty for key, value in pairs}
+            facts["settings"] = own | (facts["settings"] if node.args.kwarg else {})
+    return facts

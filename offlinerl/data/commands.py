@@ -2,75 +2,70 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import h5py
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
+from offlinerl import spaces
 from offlinerl.data import inspect, load, registry
+from offlinerl.data.listing import console, print_table
 from offlinerl.data.record import Episode, Sink, aside, write_minari
 from offlinerl.data.registry import Entry
-from offlinerl.display import PLAIN
+from offlinerl.envs.make import make, specification
 from offlinerl.types import UserError
 
-console = Console(soft_wrap=True, **PLAIN)
 
-
-def list_datasets() -> None:
-    """Prints every name in the registry, and the Minari datasets installed on this machine."""
-    named = {name: registry.entry(name) for name in registry.names()}
-    root = registry.minari_root()
-    installed = (folder.parent.relative_to(root).as_posix() for folder in sorted(root.glob("**/data")))
-    others = {name: Entry(name, {"minari": name}) for name in installed if name not in named}
-    rows = []
-    for name, entry in (named | others).items():
-        here = "yes" if _is_here(entry) else ""
-        rows.append((name, entry.kind, here, entry.env_id or "", entry.licence))
-    _print_table(("name", "source", "here", "environment", "licence"), rows)
-
-
-def _is_here(entry: Entry) -> bool:
-    if entry.kind == "minari":
-        return (registry.minari_root() / entry.where / "data").is_dir()
-    return entry.path.exists()
-
-
-def show(name: str, png: Path | None = None) -> None:
+def show(name: str, png: Path | None = None, obs_keys: Sequence[str] | None = None) -> None:
     """Prints a dataset in figures, rewards and returns as they are stored, and draws its histograms.
 
     Args:
         name: a dataset's name, Minari id or file.
         png: where to draw; nothing is drawn by default.
+        obs_keys: the parts of the observations to use; by default the dataset's own.
     """
-    entry = registry.resolve(name)
+    entry = registry.resolve(name, obs_keys=obs_keys)
     dataset = load.load(entry, reward="none")
     rows = [(key, _plain(value)) for key, value in _lines(inspect.describe(dataset, entry))]
-    _print_table(("what", "value"), rows)
+    print_table(("what", "value"), rows)
     if png is not None:
         console.print(f"histograms: {inspect.plot(dataset, Path(png))}")
 
 
-def validate(name_or_file: str) -> int:
-    """Prints what is wrong with a dataset, and returns the exit status: 1 if there is anything, else 0."""
-    findings = inspect.validate(name_or_file)
-    for kind, message, rows in findings:
+def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] | None = None) -> int:
+    """Prints what is wrong with a dataset, and notes on what may be meant.
+
+    Args:
+        name_or_file: a dataset's name, Minari id or file.
+        env: the environment it was collected in, whose shapes and bounds it must have; by default its own.
+        obs_keys: the parts of the observations to use; by default the dataset's own.
+
+    Returns:
+        The exit status: 1 if there is a fault, else 0.
+    """
+    findings = inspect.validate(registry.resolve(name_or_file, env, obs_keys))
+    for kind, message, rows, fault in findings:
         first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        console.print(f"{kind}: {message} ({len(rows)} rows: {first})")
-    if not findings:
-        console.print(f"{name_or_file}: nothing wrong was found")
-    return 1 if findings else 0
+        console.print(f"{'fault' if fault else 'note'}: {kind}: {message} ({len(rows)} rows: {first})", markup=False)
+    faults = any(finding.fault for finding in findings)
+    if not faults:
+        console.print(f"{name_or_file}: nothing wrong was found", markup=False)
+    return 1 if faults else 0
 
 
-def generate(name: str, out: Path | None = None, episodes: Iterable[int] | None = None, processes: int = 1) -> Path:
+def generate(
+    name: str,
+    out: Path | None = None,
+    episodes: Iterable[int] | None = None,
+    processes: int = 1,
+    overwrite: bool = False,
+) -> Path:
     """Makes a dataset from its recipe and writes it as a Minari dataset.
 
     Args:
@@ -78,6 +73,7 @@ def generate(name: str, out: Path | None = None, episodes: Iterable[int] | None 
         out: the folder to write; in the cache by default.
         episodes: numbers of the episodes to make; all by default.
         processes: how many to make at a time.
+        overwrite: replace what is there already.
 
     Returns:
         The folder.
@@ -99,54 +95,68 @@ def generate(name: str, out: Path | None = None, episodes: Iterable[int] | None 
             action_space=env.action_space,
             metadata=_metadata(f"{name}, made from its recipe", "scripted", recipe=recipe, episodes=numbers)
             | {"seed": recipe["seed"]},
+            overwrite=overwrite,
         )
     console.print(f"{name}: {len(numbers)} episodes in {path}")
     return path
 
 
-def import_file(file: Path, dataset_id: str, env: str | None = None) -> Path:
-    """Installs a file in D4RL's format as a Minari dataset; its environment comes along if it is known.
+def import_file(file: Path, dataset_id: str, env: str | None = None, overwrite: bool = False) -> Path:
+    """Installs a file in D4RL's format as a Minari dataset; its environment comes along if it is known, with its
+    spaces.
 
     Args:
         file: in D4RL's format; one named after an entry of the registry is that dataset.
         dataset_id: the id to install it under, ``(namespace/)name-vN``.
         env: the environment it was collected in, where its name does not tell: a Gymnasium id, or a name in
             the registry.
+        overwrite: replace a dataset of that id.
 
     Returns:
         The dataset's folder.
 
     Raises:
-        UserError: the file cannot be read, or there is no such environment.
+        UserError: the file cannot be read, there is no such environment, or the file's rows do not fit it.
     """
     entry = registry.resolve(str(file), env)
     dataset = load.load(entry, reward="none")
-    spec = _spec(entry)
+    spec, observation_space, action_space = _home(entry, dataset, asked=env is not None)
     path = registry.minari_root() / dataset_id
-    write_minari(
-        path,
-        _episodes(dataset),
-        dataset_id=dataset_id,
-        env_spec=spec,
-        observation_space=_box(dataset.obs),
-        action_space=_box(dataset.action),
-        metadata=_metadata(f"{entry.name}, imported", "unknown", entry.licence, **dataset.provenance),
-    )
+    parts = dict(obs_keys=list(entry.obs_keys)) if entry.obs_keys else {}
+    try:
+        write_minari(
+            path,
+            _episodes(dataset, observation_space, action_space),
+            dataset_id=dataset_id,
+            env_spec=spec,
+            observation_space=observation_space,
+            action_space=action_space,
+            metadata=_metadata(f"{entry.name}, imported", "unknown", entry.licence, **dataset.provenance) | parts,
+            overwrite=overwrite,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{dataset_id} cannot be written ({error}); a dataset is called as in pendulum/mine-v0, with a version"
+        ) from error
     console.print(f"{dataset_id}: {len(dataset)} transitions in {path}")
     return path
 
 
-def export(name: str, file: Path) -> Path:
-    """Writes a dataset as a file in D4RL's format, with ``next_observations``, that loads back equal.
+def export(name: str, file: Path, overwrite: bool = False) -> Path:
+    """Writes a dataset as a file in D4RL's format, with ``next_observations``, that loads back equal and names its
+    environment.
 
     Args:
         name: a dataset's name, Minari id or file.
         file: the HDF5 file to write.
+        overwrite: replace what is there already.
 
     Returns:
         ``file``.
     """
-    dataset = load.load(name, reward="none")
+    entry = registry.resolve(name)
+    dataset = load.load(entry, reward="none")
+    env, keys = entry.env, entry.obs_keys or dataset.provenance.get("obs_keys")
     columns = dict(
         observations=dataset.obs,
         actions=dataset.action,
@@ -155,37 +165,67 @@ def export(name: str, file: Path) -> Path:
         timeouts=dataset.last & ~dataset.terminated,
         next_observations=dataset.next_obs,
     )
-    with aside(Path(file)) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
+    with aside(Path(file), overwrite) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
         for key, column in columns.items():
             hdf5.create_dataset(key, data=column, compression="gzip", shuffle=True)
         hdf5.attrs["provenance"] = json.dumps(dataset.provenance, default=str)
+        hdf5.attrs["task"] = json.dumps(dict(env=env, obs_keys=keys and list(keys)))
     console.print(f"{name}: {len(dataset)} transitions in {file}")
     return Path(file)
 
 
-def _episodes(dataset: load.Dataset) -> Iterator[Episode]:
+def _episodes(
+    dataset: load.Dataset, observation_space: gymnasium.Space, action_space: gymnasium.Space
+) -> Iterator[Episode]:
+    """The episodes of a table; choices are stored by their numbers, as their spaces have them."""
+    discrete = gymnasium.spaces.Discrete
     for start, length in zip(dataset.episode_starts, dataset.episode_lengths, strict=True):
         span = slice(start, start + length)
-        observations = np.concatenate([dataset.obs[span], dataset.next_obs[span][-1:]])
+        observations, actions = np.concatenate([dataset.obs[span], dataset.next_obs[span][-1:]]), dataset.action[span]
+        if isinstance(observation_space, discrete):
+            observations = observations.argmax(1) + observation_space.start
+        if isinstance(action_space, discrete):
+            actions = actions[:, 0].astype(np.int64)
         terminations = dataset.terminated[span]
         truncations = dataset.last[span] & ~terminations
-        yield Episode(observations, dataset.action[span], dataset.reward[span], terminations, truncations)
+        yield Episode(observations, actions, dataset.reward[span], terminations, truncations)
 
 
-def _spec(entry: Entry) -> Any:
-    """The specification of the task's environment, or None if there is none."""
+def _home(entry: Entry, dataset: load.Dataset, asked: bool) -> tuple[str | None, gymnasium.Space, gymnasium.Space]:
+    """The specification and the spaces of the environment a table belongs to; if none is known, no specification and
+    spaces without bounds.
+
+    Args:
+        asked: whether the user named the environment, which must then be there.
+
+    Raises:
+        UserError: it cannot be made though it was asked for, or the table does not fit it.
+    """
+    boxes = _box(dataset.obs), _box(dataset.action)
     if entry.env is None:
-        return None
-    if "spec" in entry.env:
-        return entry.env["spec"]
+        return None, *boxes
     try:
-        spec = copy.deepcopy(gymnasium.spec(entry.env["id"]))
-    except gymnasium.error.Error as error:
-        raise UserError(f"{entry.name}: there is no environment {entry.env['id']}; pass another one") from error
-    kwargs = dict(entry.env.get("kwargs", {}))
-    spec.max_episode_steps = kwargs.pop("max_episode_steps", spec.max_episode_steps)
-    spec.kwargs.update(kwargs)
-    return spec
+        env = make(entry.env, flat=False)
+    except UserError:
+        if asked:
+            raise
+        return None, *boxes
+    observation_space, action_space = env.observation_space, env.action_space
+    env.close()
+    as_is = isinstance(observation_space, gymnasium.spaces.Discrete) or spaces.is_vector(observation_space)
+    if dataset.obs.ndim == 2 and not as_is:
+        observation_space = spaces.vector(spaces.parts(observation_space, entry.obs_keys, entry.env_id))
+    shapes = [dataset.obs.shape[1:], dataset.action.shape[1:]]
+    obs_shape, action_shape = observation_space.shape, action_space.shape
+    if isinstance(observation_space, gymnasium.spaces.Discrete):
+        obs_shape = (int(observation_space.n),)
+    if shapes != [obs_shape, action_shape or (1,)]:
+        raise UserError(
+            f"{entry.name}: observations of shape {shapes[0]} and actions of shape {shapes[1]} do not fit"
+            f" {entry.env_id}, which has {obs_shape} and {action_shape or (1,)}; name the environment the data was"
+            " collected in with --env"
+        )
+    return specification(env), observation_space, action_space
 
 
 def _box(column: np.ndarray) -> gymnasium.spaces.Box:
@@ -215,18 +255,6 @@ def _lines(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _plain(value: Any) -> str:
     return f"{value:,.6g}" if isinstance(value, float) else "" if value is None else str(value)
-
-
-def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """A table on a terminal, tab-separated lines elsewhere."""
-    if not console.is_terminal:
-        for row in rows:
-            print(*row, sep="\t")
-        return
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 def _progress() -> Progress:

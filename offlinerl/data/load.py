@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import shutil
@@ -13,11 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import gymnasium
 import h5py
 import numpy as np
 
+from offlinerl import spaces
 from offlinerl.data import registry
 from offlinerl.data.registry import Entry, minari_metadata, minari_root
 from offlinerl.types import Batch, UserError
@@ -211,7 +212,12 @@ def with_reward(dataset: Dataset, rule: str) -> Dataset:
 
 
 def load(
-    source: str | Path | Entry, env: str | None = None, *, mode: Mode = "lossless", reward: str | None = None
+    source: str | Path | Entry,
+    env: str | None = None,
+    *,
+    mode: Mode = "lossless",
+    reward: str | None = None,
+    obs_keys: Sequence[str] | None = None,
 ) -> Dataset:
     """Loads a dataset by name, Minari id or file, downloading or unpacking what has to be.
 
@@ -221,18 +227,23 @@ def load(
         env: the environment of a file: a name in the registry or a Gymnasium id.
         mode: for files in D4RL's format; see ``load_hdf5``.
         reward: a rule among ``REWARDS`` instead of the dataset's own; "none" leaves them as they are stored.
+        obs_keys: the parts of the observations to use, where ``source`` is no ``Entry``; by default the dataset's own.
 
     Raises:
         UserError: the dataset is unknown, out of reach, or not sound.
     """
-    entry = source if isinstance(source, Entry) else registry.resolve(str(source), env)
+    entry = source if isinstance(source, Entry) else registry.resolve(str(source), env, obs_keys)
     path = locate(entry)
     if path.is_dir() and mode != "lossless":
         raise UserError(f"{entry.name} is not a file in D4RL's format; the mode {mode} is for those only")
     if path.is_dir():
         dataset = load_minari(path, name=entry.name, obs_keys=entry.obs_keys)
     else:
-        dataset = load_hdf5(path, mode, name=entry.name, max_episode_steps=entry.max_episode_steps, split=entry.split)
+        allowed = entry.steps_allowed
+        dataset = load_hdf5(
+            path, mode, name=entry.name, max_episode_steps=allowed, split=entry.split,
+            longest=None if entry.overlong else allowed, env=entry.env,
+        )  # fmt: skip
     dataset.provenance.update(dataset=entry.name, checksum=entry.checksum(path))
     return with_reward(dataset, entry.reward if reward is None else reward)
 
@@ -258,6 +269,21 @@ def locate(entry: Entry) -> Path:
     return path
 
 
+def require_vectors(entry: Entry) -> None:
+    """Raises a UserError if the observations of a dataset hold images, unless its ``obs_keys`` leave them out."""
+    path = locate(entry)
+    if path.is_dir():
+        metadata = minari_metadata(path / "data" if (path / "data").is_dir() else path)
+        spaces.refuse_images(_parts(metadata, entry.obs_keys), entry.name)
+        return
+    with open_d4rl(path) as file:
+        column = file["observations"]
+        if column.ndim > 2:
+            shape = column.shape[1:]
+            box = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+            spaces.refuse_images({"": box}, entry.name)
+
+
 # ---------------------------------------------------------------------------------------------- Minari
 
 
@@ -269,7 +295,8 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
             installed dataset.
         name: what to call it; its id by default.
         obs_keys: parts of a ``Dict`` observation to concatenate, in this order; a nested part is
-            ``outer/inner``. By default all of them, in the order of ``gymnasium.spaces.flatten``.
+            ``outer/inner``. By default all of them, in the order of ``gymnasium.spaces.flatten``, as which each is
+            encoded: what is not a ``Box`` becomes one-hot.
 
     Raises:
         UserError: it is not installed, or its content is not sound.
@@ -286,14 +313,16 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
     table, at = None, 0
     mismatch = UserError(f"{name}: metadata.json promises {rows} steps, its episodes have another number of them")
     episodes = itertools.islice(minari_episodes(folder, obs_keys), int(metadata["total_episodes"]))  # it may grow
+    action_space = spaces.from_json(json.loads(metadata.get("action_space", "{}")))
     for number, (observations, actions, rewards, terminations) in enumerate(episodes):
         steps = len(rewards)
         if not steps:
             continue
+        place = f"{name}, episode {number}"
         lengths = dict(observations=len(observations) - 1, actions=len(actions), terminations=len(terminations))
         if any(length != steps for length in lengths.values()):
             raise UserError(
-                f"{name}, episode {number}: {len(observations)} observations, {len(actions)} actions and"
+                f"{place}: {len(observations)} observations, {len(actions)} actions and"
                 f" {len(terminations)} terminations do not go with {steps} rewards; record it again"
             )
         if table is None:
@@ -302,8 +331,8 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
             raise mismatch
         span = slice(at, at + steps)
         table["obs"][span], table["next_obs"][span] = observations[:-1], observations[1:]
-        table["action"][span], table["reward"][span] = actions.reshape(steps, -1), rewards
-        table["terminated"][span] = terminations
+        table["action"][span] = _checked_actions(actions, action_space, place)
+        table["reward"][span], table["terminated"][span] = rewards, terminations
         at += steps
         table["last"][at - 1] = True
     if table is None or at < rows:
@@ -317,7 +346,7 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
         rows_in_source=rows,
         rows_dropped=0,
         episode_ends="episodes as stored",
-        obs_keys=list(obs_keys) if obs_keys else None,
+        obs_keys=[part for part in _parts(metadata, obs_keys) if part] or None,
         reward="none",
         **{key: metadata[key] for key in keep if key in metadata},
     )
@@ -359,21 +388,41 @@ def minari_episodes(folder: Path, obs_keys: Sequence[str] | None = None) -> Iter
     episode of a Minari dataset or of an unfinished collection, given by its folder.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or holds flags or choices that mean nothing.
     """
     folder = folder / "data" if (folder / "data").is_dir() else folder
     metadata = minari_metadata(folder)
     parts = _parts(metadata, obs_keys)
+    for space in parts.values():
+        if space is not None and not spaces.is_image(space):
+            spaces.size(space)
     if metadata.get("data_format", "hdf5") == "hdf5" and not _has_jpeg(metadata):
-        return _hdf5_episodes(folder / "main_data.hdf5", int(metadata["total_episodes"]), parts)
-    return _journal_episodes(folder, parts) if _is_journal(metadata) else _minari_episodes(folder, parts)
+        episodes = _hdf5_episodes(folder / "main_data.hdf5", int(metadata["total_episodes"]), parts)
+    else:
+        episodes = _journal_episodes(folder, parts) if _is_journal(metadata) else _minari_episodes(folder, parts)
+    return _encoded(episodes, parts, metadata["dataset_id"])
 
 
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+_Parts = Mapping[str, gymnasium.Space | None]
+_Raw = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
 
 
-def _hdf5_episodes(path: Path, count: int, parts: list[str]) -> Iterator[_Arrays]:
-    """Observations, actions, rewards and terminations of each episode. h5py's low level is what makes many
+def _encoded(episodes: Iterable[_Raw], parts: _Parts, source: str) -> Iterator[_Arrays]:
+    """Episodes with the parts of their observations joined, each encoded as its space asks."""
+    for number, (columns, actions, rewards, terminations) in enumerate(episodes):
+        place = f"{source}, episode {number}"
+        rewards = _single(rewards, f"{place}: rewards")
+        terminations = _as_flags(terminations, f"{place}: terminations")
+        try:
+            pixels = len(columns) == 1 and _is_pixels(columns[0])
+            yield columns[0] if pixels else spaces.join(parts, columns), actions, rewards, terminations
+        except spaces.Misfit as misfit:
+            raise UserError(f"{place}: observation {misfit.row} {misfit.what}; repair or remove it") from misfit
+
+
+def _hdf5_episodes(path: Path, count: int, parts: _Parts) -> Iterator[_Raw]:
+    """Observations by part, actions, rewards and terminations of each episode. h5py's low level is what makes many
     short episodes load in a second rather than in seven."""
     with open_hdf5(path) as file:
         _shrink_cache(file)
@@ -393,7 +442,7 @@ def _hdf5_episodes(path: Path, count: int, parts: list[str]) -> Iterator[_Arrays
                 raise UserError(f"{path}: actions made of several parts are not supported")
             for number in range(count):
                 group = h5py.h5g.open(file.id, f"episode_{number}".encode())
-                observations = _flatten([read(group, f"observations{part}") for part in parts])
+                observations = [read(group, f"observations/{part}".rstrip("/")) for part in parts]
                 yield observations, *(read(group, name) for name in ("actions", "rewards", "terminations"))
         except (KeyError, OSError) as error:
             raise UserError(f"{path}: an episode cannot be read ({error}); get the dataset again") from error
@@ -407,13 +456,17 @@ def _shrink_cache(file: h5py.File, size: int = 1 << 20) -> None:
     file.id.set_mdc_config(config)
 
 
-def _minari_episodes(folder: Path, parts: list[str]) -> Iterator[_Arrays]:
+def _minari_episodes(folder: Path, parts: _Parts) -> Iterator[_Raw]:
     import minari
 
-    return _columns(minari.MinariDataset(folder), parts)
+    try:
+        yield from _columns(minari.MinariDataset(folder), parts)
+    except ImportError as error:
+        needed = getattr(error, "name", None) or "pyarrow"
+        raise UserError(f"{folder} is stored in a format that needs {needed}: pip install {needed}") from error
 
 
-def _journal_episodes(folder: Path, parts: list[str]) -> Iterator[_Arrays]:
+def _journal_episodes(folder: Path, parts: _Parts) -> Iterator[_Raw]:
     from offlinerl.data.journal import EPISODES, Journal  # here, because it imports this module
 
     with Journal(folder / EPISODES, write=False) as journal:
@@ -424,48 +477,69 @@ def _is_journal(metadata: Mapping[str, Any]) -> bool:
     return metadata.get("data_format") == "journal"
 
 
-def _columns(episodes: Iterable[Any], parts: list[str]) -> Iterator[_Arrays]:
+def _columns(episodes: Iterable[Any], parts: _Parts) -> Iterator[_Raw]:
     for episode in episodes:
-        columns = (functools.reduce(_child, part.split("/")[1:], episode.observations) for part in parts)
-        observations = _flatten([np.asarray(column) for column in columns])
-        yield observations, np.asarray(episode.actions), episode.rewards, episode.terminations
+        columns = [np.asarray(spaces.child(episode.observations, part)) for part in parts]
+        yield columns, np.asarray(episode.actions), episode.rewards, episode.terminations
 
 
-def _child(node: Any, key: str) -> Any:
-    return node[int(key.removeprefix("_index_"))] if isinstance(node, tuple) else node[key]
-
-
-def _parts(metadata: Mapping[str, Any], obs_keys: Sequence[str] | None) -> list[str]:
-    """Paths of an observation's parts, each with a leading slash; just "" if it is a single array."""
-
-    def leaves(space: Mapping[str, Any], path: str = "") -> list[str]:
-        inner = space.get("subspaces")
-        if inner is None:
-            return [path]
-        named = inner.items() if isinstance(inner, Mapping) else ((f"_index_{i}", s) for i, s in enumerate(inner))
-        return [leaf for key, part in named for leaf in leaves(part, f"{path}/{key}")]
-
-    found = leaves(json.loads(metadata.get("observation_space", "{}")))
-    if not obs_keys or found == [""]:
-        return found
-    chosen = {key: [leaf for leaf in found if f"{leaf}/".startswith(f"/{key}/")] for key in obs_keys}
-    for key, parts in chosen.items():
-        if not parts:
-            source = metadata["dataset_id"]
-            raise UserError(f"{source}: observations have no part {key!r}; they have {', '.join(found)}")
-    return [leaf for parts in chosen.values() for leaf in parts]
-
-
-def _flatten(parts: list[np.ndarray]) -> np.ndarray:
-    """One array ``[T + 1, O]``, or the pixels as they are."""
-    if len(parts) == 1 and _is_pixels(parts[0]):
-        return parts[0]
-    flat = [part.reshape(len(part), -1) for part in parts]
-    return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+def _parts(metadata: Mapping[str, Any], obs_keys: Sequence[str] | None) -> dict[str, gymnasium.Space | None]:
+    """The parts of a dataset's observations and their spaces; see ``offlinerl.spaces.parts``."""
+    try:
+        space = spaces.from_json(json.loads(metadata.get("observation_space", "{}")))
+    except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        source = metadata["dataset_id"]
+        raise UserError(f"{source}: its metadata describe no observation space; write the dataset again") from error
+    return spaces.parts(space, obs_keys, metadata["dataset_id"])
 
 
 def _is_pixels(array: Any) -> bool:
     return array.dtype == np.uint8 and array.ndim >= 3
+
+
+def _single(column: np.ndarray, what: str) -> np.ndarray:
+    """A column ``[T]`` or ``[T, 1]`` as ``[T]``."""
+    column = np.asarray(column)
+    if column.ndim == 1:
+        return column
+    if column.ndim != 2 or column.shape[1] != 1:
+        raise UserError(f"{what} must have one number a row, but they are {column.shape}; write them again")
+    return column[:, 0]
+
+
+def _as_flags(column: np.ndarray, what: str) -> np.ndarray:
+    """A column ``[T]`` or ``[T, 1]`` of noughts and ones as bool.
+
+    Raises:
+        UserError: another value stands in it.
+    """
+    column = _single(column, what)
+    if column.dtype.kind == "b":
+        return column
+    if column.dtype.kind not in "iuf":
+        raise UserError(f"{what} must be 0 or 1, but they are of type {column.dtype}; write them again")
+    wrong = np.flatnonzero((column != 0) & (column != 1))
+    if len(wrong):
+        raise UserError(f"{what} must be 0 or 1, but row {wrong[0]} holds {column[wrong[0]]:g}; repair or remove it")
+    return column.astype(bool)
+
+
+def _checked_actions(
+    actions: np.ndarray, space: gymnasium.Space | None, what: str, rows: np.ndarray | None = None
+) -> np.ndarray:
+    """Actions as ``[T, A]``; ``rows`` are their rows in the source.
+
+    Raises:
+        UserError: an action is not one of the numbered ones there are.
+    """
+    actions = np.asarray(actions).reshape(len(actions), -1)
+    if isinstance(space, gymnasium.spaces.Discrete) and actions.shape[1] == 1:
+        try:
+            spaces.require_choices(actions, np.array([space.n]), np.array([space.start]))
+        except spaces.Misfit as misfit:
+            row = misfit.row if rows is None else rows[misfit.row]
+            raise UserError(f"{what}: the action in row {row} {misfit.what}; repair or remove it") from misfit
+    return actions
 
 
 def _allocate(rows: int, observations: np.ndarray, actions: np.ndarray) -> dict[str, np.ndarray]:
@@ -492,9 +566,12 @@ def load_hdf5(
     name: str = "",
     max_episode_steps: int | None = None,
     split: str | None = None,
+    longest: int | None = None,
+    env: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Reads a file in D4RL's format: ``observations [N, O]``, ``actions [N, A]``, ``rewards [N]``,
-    ``terminals [N]`` and, where the file has them, ``timeouts [N]`` and ``next_observations [N, O]``.
+    ``terminals [N]`` and, where the file has them, ``timeouts [N]`` and ``next_observations [N, O]``. The flags of
+    episodes' ends may have the other names in ``TERMINAL``, ``CUT`` and ``END``.
 
     The successor of a row is ``next_observations``, or else the next row of the same episode. The lossless
     mode keeps every row that has one, and those that end in a terminal state, where none is needed.
@@ -507,9 +584,13 @@ def load_hdf5(
         max_episode_steps: length at which an episode was cut off, for files without ``timeouts``.
         split: "jump" ends episodes where the position (columns 0 and 1) jumps or times out, never at
             ``terminals``; as AntMaze needs, where the ant walks on beyond the goal.
+        longest: steps that an episode may have at the most, unless they are split at jumps; None is no limit.
+        env: what the rows were collected in, see ``offlinerl.envs.make``; it is made where the rows may hold choices
+            of a finite number, for its spaces.
 
     Raises:
-        UserError: the file is missing, broken, empty, lacks a key, or has wrong shapes or non-finite values.
+        UserError: the file is missing, broken, empty, lacks a key, has wrong shapes or non-finite values, flags that
+            are neither 0 nor 1, choices that its environment does not have, or an episode that is too long.
 
     Source: Fu et al., D4RL, 2020, and ``d4rl/__init__.py`` of its repository.
     """
@@ -518,12 +599,16 @@ def load_hdf5(
         raise UserError(f"unknown mode {mode!r}; choose lossless or d4rl")
     with open_d4rl(path) as file:
         rows = len(file["rewards"])
-        terminals, cut, basis = episode_flags(file, max_episode_steps, split)
+        flags = episode_flags(file, max_episode_steps, split)
+        terminals, cut = flags.terminal, flags.cut
         has_next = "next_observations" in file and mode == "lossless"
-        end = cut if split == "jump" else cut | terminals
+        end = cut.copy() if split == "jump" else cut | terminals
         end[-1] = True
+        if longest is not None and split != "jump":
+            _require_short(path, end, longest)
+        observation_space, action_space = _spaces_of(file, env)
         if mode == "d4rl":
-            keep = ~_d4rl_timeouts(file, terminals, max_episode_steps or rows + 1)
+            keep = ~(cut if flags.told else _d4rl_timeouts(terminals, max_episode_steps or rows + 1))
             keep[-1] = False
         else:
             keep = np.ones(rows, bool) if has_next else ~end | terminals
@@ -531,6 +616,8 @@ def load_hdf5(
             raise UserError(f"{path}: no row has a successor, so that there is nothing to learn from")
         count = int(keep.sum())
         table = _allocate(count, file["observations"], file["actions"])
+        if table["obs"].ndim == 1:
+            table["obs"], table["next_obs"] = table["obs"][:, None], table["next_obs"][:, None]
         table["terminated"][:] = terminals[keep]
         table["last"][:] = (end | ~np.r_[keep[1:], False])[keep]  # it also ends where a row was left out
         _read(file["rewards"], keep, table["reward"])
@@ -543,13 +630,24 @@ def load_hdf5(
         table["next_obs"][final] = table["obs"][final]
     fields = dict(observations="obs", next_observations="next_obs", actions="action", rewards="reward")
     _check_finite(str(path), {key: table[column] for key, column in fields.items()}, keep)
+    kept = np.flatnonzero(keep)
+    _checked_actions(table["action"], action_space, str(path), kept)
+    if observation_space is not None:
+        for column in ("obs", "next_obs"):
+            try:
+                table[column] = spaces.encode(observation_space, table[column])
+            except spaces.Misfit as misfit:
+                raise UserError(
+                    f"{path}: the observation of row {kept[misfit.row]} or its successor {misfit.what}; repair or"
+                    " remove it"
+                ) from misfit
     provenance = dict(
         format="D4RL HDF5",
         file=str(path),
         mode=mode,
         rows_in_source=rows,
         rows_dropped=rows - count,
-        episode_ends=basis,
+        episode_ends=flags.basis,
         successors="next_observations" if has_next else "next row",
         reward="none",
     )
@@ -564,16 +662,23 @@ def open_d4rl(path: Path) -> Iterator[h5py.File]:
         UserError: it is missing, broken, empty, lacks a key or has wrong shapes.
     """
     with open_hdf5(path) as file:
-        missing = {"observations", "actions", "rewards", "terminals"} - set(file)
+        if any(isinstance(file.get(group), h5py.Group) for group in ("data", "episode_0")):
+            kind = "robomimic's format" if "data" in file else "Minari's format, without the metadata beside it"
+            raise UserError(f"{path} is in {kind}, and not in D4RL's; {REWRITE}")
+        missing = {"observations", "actions", "rewards"} - set(file)
         if missing:
             has = ", ".join(sorted(file)) or "nothing"
-            raise UserError(f"{path} lacks {', '.join(sorted(missing))}; it has {has}; D4RL's keys are needed")
+            raise UserError(f"{path} lacks {', '.join(sorted(missing))}; it has {has}; {REWRITE}")
         columns = {key: file[key] for key in D4RL_KEYS if key in file}
         for key, column in columns.items():
             wanted = D4RL_KEYS[key]
             if not isinstance(column, h5py.Dataset) or column.ndim not in wanted:
                 shape = getattr(column, "shape", "a group")
                 raise UserError(f"{path}: {key} must have {wanted[0]} axes, but it is {shape}")
+            if column.dtype.kind not in "biuf":
+                raise UserError(f"{path}: {key} must be numbers, but they are of type {column.dtype}")
+            if wanted == (1, 2) and column.ndim == 2 and column.shape[1] != 1:
+                raise UserError(f"{path}: {key} must have 1 axes, but it is {column.shape}")
         lengths = {key: len(column) for key, column in columns.items()}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
@@ -583,15 +688,43 @@ def open_d4rl(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
+TERMINAL = ("terminals", "terminal", "terminations", "termination", "terminated", "terminateds", "is_terminal")
+"""Names of flags that say where nothing follows."""
+
+CUT = ("timeouts", "timeout", "truncations", "truncation", "truncated", "truncateds", "episode_truncations")
+"""Names of flags that say where an episode was cut off."""
+
+END = (
+    "episode_terminals", "episode_terminal", "dones_float", "dones", "done", "episode_ends", "episode_end", "ends",
+    "is_last", "last",
+)  # fmt: skip
+"""Names of flags that say where an episode ended, whether it terminated or was cut off."""
+
 D4RL_KEYS = {
-    "observations": (2, 4),
+    "observations": (2, 1, 4),
     "actions": (2, 1),
-    "rewards": (1,),
-    "terminals": (1,),
-    "timeouts": (1,),
-    "next_observations": (2, 4),
+    "rewards": (1, 2),
+    **dict.fromkeys((*TERMINAL, *CUT, *END), (1, 2)),
+    "next_observations": (2, 1, 4),
 }
 """Columns of a D4RL file, and the numbers of axes each may have."""
+
+REWRITE = (
+    "write the rows, episode after episode, into an HDF5 file with the keys of D4RL: observations, actions, rewards,"
+    " terminals and timeouts"
+)
+"""What to do with data in another format."""
+
+OTHER_FORMATS = {
+    (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx", ".xls"): "a table or text",
+    (".parquet", ".feather", ".arrow"): "a table of columns",
+    (".npz", ".npy"): "an archive of numpy",
+    (".pkl", ".pickle", ".pt", ".pth", ".ckpt"): "a file of Python objects",
+    (".zip", ".tar", ".gz", ".tgz"): "an archive",
+    (".tfrecord", ".rlds"): "a file of TensorFlow's records",
+    (".zarr",): "a Zarr store",
+}
+"""What a file probably is that is not HDF5, by the end of its name."""
 
 
 @contextmanager
@@ -606,36 +739,112 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
+        for endings, kind in OTHER_FORMATS.items():
+            if path.suffix.lower() in endings:
+                raise UserError(f"{path} is {kind}, and not an HDF5 file in D4RL's format; {REWRITE}") from error
         raise UserError(f"{path} is not an HDF5 file, or only a part of one; download or write it again") from error
     with file:
         yield file
 
 
-def episode_flags(
-    file: h5py.File, max_episode_steps: int | None, split: str | None
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Which rows of a D4RL file are terminal ``[N]``, which are cut off ``[N]``, and in words what tells."""
-    terminals = file["terminals"][()].astype(bool)
-    index = np.arange(len(terminals))
+class Flags(NamedTuple):
+    """Where the episodes of a D4RL file end."""
+
+    terminal: np.ndarray  # [N] bool
+    cut: np.ndarray  # [N] bool
+    basis: str  # in words, what tells
+    told: bool  # whether the file itself says where episodes were cut off
+
+
+def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | None) -> Flags:
+    """Where the episodes end: by the flags in the file, of any of the usual names; where none says which were cut
+    off, also after every ``max_episode_steps`` steps.
+
+    Raises:
+        UserError: a flag is neither 0 nor 1, or there are none at all.
+    """
+
+    def flags(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
+        found = [name for name in names if name in file]
+        columns = [_as_flags(file[name][()], f"{file.filename}: {name}") for name in found]
+        return found, np.logical_or.reduce([np.zeros(rows, bool), *columns])
+
+    rows = len(file["rewards"])
+    (terminal_names, terminal), (cut_names, cut), (end_names, end) = map(flags, (TERMINAL, CUT, END))
+    if not (terminal_names or cut_names or end_names) and (max_episode_steps is None or rows % max_episode_steps):
+        has = ", ".join(sorted(file))
+        raise UserError(
+            f"{file.filename} lacks terminals; it has {has}; D4RL's keys are needed, of which terminals and timeouts"
+            " say where episodes end"
+        )
+    names = " and ".join([*terminal_names, *cut_names, *end_names])
     if split == "jump":
         place = file["observations"][:, :2].astype(np.float64)
         jump = np.r_[np.linalg.norm(np.diff(place, axis=0), axis=1) > JUMP, False]
-        timeouts = file["timeouts"][()].astype(bool) if "timeouts" in file else np.zeros_like(terminals)
-        return terminals, timeouts | jump, "timeouts and jumps of the position"
-    if "timeouts" in file:
-        return terminals, file["timeouts"][()].astype(bool), "terminals and timeouts"
+        return Flags(terminal, cut | jump, "timeouts and jumps of the position", bool(cut_names))
+    if not terminal_names:
+        terminal = end & ~cut
+        if max_episode_steps and not cut_names:  # an end after that many steps is the time limit's
+            terminal &= _steps_in_episode(end) != max_episode_steps
+    told = bool(cut_names or end_names)
+    if told:
+        return Flags(terminal, cut | end & ~terminal, names, told)
     if max_episode_steps is None:
-        return terminals, np.zeros_like(terminals), "terminals"
-    begins = np.maximum.accumulate(np.where(np.r_[False, terminals[:-1]], index, 0))
-    timeouts = (index - begins) % max_episode_steps == max_episode_steps - 1
-    return terminals, timeouts, f"terminals and every {max_episode_steps} steps"
+        return Flags(terminal, cut, names, told)
+    cut = _steps_in_episode(terminal) % max_episode_steps == 0
+    return Flags(terminal, cut, " and ".join([*terminal_names, f"every {max_episode_steps} steps"]), told)
 
 
-def _d4rl_timeouts(file: h5py.File, terminals: np.ndarray, max_episode_steps: int) -> np.ndarray:
-    """The rows ``[N]`` at which D4RL thinks that time is up. Without ``timeouts`` it counts steps, from one
-    after a terminal state and from zero elsewhere."""
-    if "timeouts" in file:
-        return file["timeouts"][()].astype(bool)
+def _steps_in_episode(end: np.ndarray) -> np.ndarray:
+    """The number of every row ``[N]`` in its episode, from 1 on."""
+    index = np.arange(len(end))
+    return index - np.maximum.accumulate(np.where(np.r_[False, end[:-1]], index, 0)) + 1
+
+
+def _require_short(path: Path, end: np.ndarray, longest: int) -> None:
+    """Raises a UserError if an episode is longer than its environment allows."""
+    steps = _steps_in_episode(end)
+    beyond = np.flatnonzero(steps > longest)
+    if len(beyond):
+        row = beyond[0]
+        raise UserError(
+            f"{path}: the episode that begins in row {row - longest} goes on in row {row}, after the {longest} steps"
+            " that its environment allows; mark where episodes end in timeouts, name another environment with --env,"
+            " or allow more steps with --max-episode-steps"
+        )
+
+
+def _spaces_of(file: h5py.File, env: Mapping[str, Any] | None) -> tuple[gymnasium.Space | None, gymnasium.Space | None]:
+    """The space in which a D4RL file's observations must be encoded, None if they need not, and the actions' space,
+    None if nothing has to be known of it."""
+
+    def may_be_choices(name: str) -> bool:
+        column = file[name]
+        start = column[: min(1000, len(column))]
+        return column.ndim <= 2 and (
+            start.reshape(len(start), -1).shape[1] == 1 or bool((start == np.floor(start)).all())
+        )
+
+    if env is None or not (may_be_choices("observations") or may_be_choices("actions")):
+        return None, None
+    from offlinerl.envs.make import make  # here, for most files need no environment
+
+    made = make(env, flat=False)
+    try:
+        observation_space, action_space = made.observation_space, made.action_space
+    finally:
+        made.close()
+    column = file["observations"]
+    width = int(np.prod(column.shape[1:]))
+    kinds = (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete)
+    raw = isinstance(observation_space, kinds) and column.ndim <= 2
+    raw = raw and width == int(np.prod(observation_space.shape))
+    return observation_space if raw else None, action_space
+
+
+def _d4rl_timeouts(terminals: np.ndarray, max_episode_steps: int) -> np.ndarray:
+    """The rows ``[N]`` at which D4RL thinks that time is up where a file has no ``timeouts``: it counts steps, from
+    one after a terminal state and from zero elsewhere."""
     timeouts, begin, count = np.zeros_like(terminals), 0, 0
     for end in [*np.flatnonzero(terminals), len(terminals) - 1]:
         timeouts[begin + max_episode_steps - 1 - count : end + 1 : max_episode_steps] = True
@@ -678,7 +887,3 @@ def nonfinite_rows(column: np.ndarray) -> np.ndarray:
     blocks = (column[at : at + BLOCK] for at in range(0, len(column), BLOCK))
     finite = [np.isfinite(block).reshape(len(block), -1).all(axis=1) for block in blocks]
     return np.flatnonzero(~np.concatenate(finite))
-
-
-def fingerprint(path: Path) -> str:
-    return registry.sha256(path if path.is_file() else next(p for p in sorted(path.rglob("*.hdf5"))))

@@ -13,14 +13,16 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import gymnasium
-import h5py
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 
 from offlinerl.types import UserError
+
+if TYPE_CHECKING:  # a list of datasets needs neither
+    import gymnasium
+    import h5py
+    from gymnasium.envs.registration import EnvSpec
 
 Arrays = np.ndarray | dict[str, Any]
 """An array, or a dictionary of them where the space is a ``Dict``."""
@@ -100,7 +102,7 @@ def aside(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise UserError(f"{path} already exists; delete it, choose another name or overwrite it")
+        raise UserError(f"{path} already exists; delete it, choose another name or add --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -168,6 +170,8 @@ def write_minari(
     Source: the layout of Minari 0.5.4, ``minari/dataset/_storages/hdf5_storage.py``.
     """
     # Here, because listing or inspecting D4RL files needs no Minari, which takes a second to import.
+    import h5py
+    from gymnasium.envs.registration import EnvSpec
     from minari import __version__ as minari_version
     from minari.dataset.minari_dataset import parse_dataset_id
     from minari.serialization import serialize_space
@@ -207,6 +211,8 @@ def write_minari(
 
 def _write_episode(file: h5py.File, number: int, episode: Episode) -> int:
     """Writes one episode and returns its number of steps T."""
+    import h5py
+
     steps = len(episode.rewards)
     expected = {"observations": steps + 1, "actions": steps, "terminations": steps, "truncations": steps}
     for field, length in expected.items():

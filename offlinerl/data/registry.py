@@ -11,13 +11,12 @@ import json
 import os
 import re
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import yaml
 
@@ -47,6 +46,7 @@ class Entry:
         max_episode_steps: length at which the data's episodes were cut off.
         obs_keys: parts of a ``Dict`` observation and their order.
         split: "jump" where the position tells episodes apart.
+        overlong: whether the data is known to have episodes longer than its environment allows.
         note: what one should know before comparing numbers.
     """
 
@@ -61,6 +61,7 @@ class Entry:
     max_episode_steps: int | None = None
     obs_keys: tuple[str, ...] | None = None
     split: str | None = None
+    overlong: bool = False
     note: str = ""
 
     @property
@@ -96,6 +97,14 @@ class Entry:
         if self.env is None:
             return None
         return self.env["id"] if "id" in self.env else json.loads(self.env["spec"])["id"]
+
+    @property
+    def steps_allowed(self) -> int | None:
+        """Steps of the longest episode that its environment allows; None if nothing says so."""
+        from offlinerl.envs.make import steps_allowed  # here, for listing datasets needs no environments
+
+        asked = (self.env or {}).get("max_episode_steps")
+        return asked or self.max_episode_steps or (steps_allowed(self.env) if self.env else None)
 
     def checksum(self, path: Path) -> str:
         """ "verified" if the file is the published one, "differs" if it is not, else "unknown"."""
@@ -138,18 +147,25 @@ def entry(name: str) -> Entry:
         raise UserError(f"there is no dataset {name!r}{_nearest(name, names())}") from None
 
 
-def resolve(name_or_file: str, env: str | None = None) -> Entry:
+def resolve(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] | None = None) -> Entry:
     """Finds the dataset a user means, and never one that only looks like it.
 
     Args:
         name_or_file: a name in the registry, the id of a Minari dataset, a Minari folder, the folder of an
             unfinished collection, or an HDF5 file in D4RL's format. A file named after an entry,
             ``kitchen-complete-v0.hdf5``, brings its task along.
-        env: another environment: a name in the registry, which brings its whole task, or a Gymnasium id.
+        env: another environment: a name in the registry, which brings its whole task, or a Gymnasium id, which may
+            begin with the module that registers it, ``module:Id``.
+        obs_keys: the parts of the observations to use; by default the dataset's own.
 
     Raises:
         UserError: there is no such dataset or environment.
     """
+    found = _resolve(name_or_file, env)
+    return dataclasses.replace(found, obs_keys=tuple(obs_keys)) if obs_keys else found
+
+
+def _resolve(name_or_file: str, env: str | None) -> Entry:
     found = _find(name_or_file)
     if env is None:
         return found
@@ -167,12 +183,13 @@ def resolve(name_or_file: str, env: str | None = None) -> Entry:
     return dataclasses.replace(found, env={"id": env}, score=None)
 
 
-def task(env: str) -> Entry:
+def task(env: str, obs_keys: Sequence[str] | None = None) -> Entry:
     """The task to act in that a user means, without a dataset.
 
     Args:
         env: a Gymnasium id, whose return is the score, or a name in the registry, which brings its environment and
             score range.
+        obs_keys: the parts of the observations to use; by default the task's own.
 
     Raises:
         UserError: there is no such environment.
@@ -181,14 +198,16 @@ def task(env: str) -> Entry:
         found = _load()[env]
         if found.env is None:
             raise UserError(f"{env} names no environment of its own until it is installed; give a Gymnasium id")
-        return found
+        return dataclasses.replace(found, obs_keys=tuple(obs_keys)) if obs_keys else found
     _require_environment(env)
-    return Entry(env, {}, {"id": env})
+    return Entry(env, {}, {"id": env}, obs_keys=tuple(obs_keys) if obs_keys else None)
 
 
 def _require_environment(env: str) -> None:
     """Raises a UserError that names the nearest ones where Gymnasium knows none by that id; one that is like no
     other may still be known to a simulator that is not loaded yet."""
+    import gymnasium  # here, because a list of datasets needs none
+
     near = difflib.get_close_matches(env, [*names(), *gymnasium.registry], n=3, cutoff=0.8)
     if env not in gymnasium.registry and near:
         raise UserError(f"there is no environment {env!r}; did you mean {_or(near)}?")
@@ -205,7 +224,7 @@ def _find(name_or_file: str) -> Entry:
     if path.is_file() or path.suffix in (".hdf5", ".h5"):
         if not path.is_file():
             raise UserError(f"{path} does not exist; check the path")
-        task = _load().get(path.stem, Entry(path.stem, {}))
+        task = _load().get(path.stem) or Entry(path.stem, {}, **_exported_from(path))
         return dataclasses.replace(task, source={"file": str(path)})
     if any((path / inner).is_file() for inner in ("metadata.json", "data/metadata.json", "collection.json")):
         return _of_minari(path, {"file": str(path)})
@@ -214,6 +233,20 @@ def _find(name_or_file: str) -> Entry:
     if re.fullmatch(r"[-\w][-\w/]*[-\w]/[-\w]+-v\d+", minari_id):  # with a namespace, it can be nothing else
         return Entry(minari_id, {"minari": minari_id})
     return entry(name_or_file)
+
+
+def _exported_from(path: Path) -> dict[str, Any]:
+    """The environment and the parts of its observations that an exported file says it is from; nothing where the file
+    says nothing, or cannot be opened, which is told when it is loaded."""
+    import h5py  # here, for listing datasets needs none
+
+    try:
+        with h5py.File(path, "r") as file:
+            task = json.loads(file.attrs.get("task", "{}"))
+    except (OSError, ValueError, TypeError):
+        return {}
+    keys = task.get("obs_keys")
+    return dict(env=task.get("env"), obs_keys=tuple(keys) if keys else None)
 
 
 def _of_minari(folder: Path, source: Mapping[str, Any]) -> Entry:
@@ -229,6 +262,7 @@ def _of_minari(folder: Path, source: Mapping[str, Any]) -> Entry:
         env={"spec": spec} if spec else None,
         score={"min": low, "max": high, "from": "return", "kind": "minari"} if known else None,
         licence=metadata.get("licence", metadata.get("license", "")),
+        obs_keys=tuple(metadata.get("obs_keys") or ()) or None,
         note=metadata.get("description", ""),
     )
 

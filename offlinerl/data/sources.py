@@ -305,7 +305,15 @@ def in_unit(action: np.ndarray, spec: Spec) -> np.ndarray:
     return np.clip(unit, -1 + ACTION_MARGIN, 1 - ACTION_MARGIN)
 
 
+def entries_outside(action: np.ndarray, spec: Spec) -> int:
+    """How many entries of continuous actions ``[rows, A]`` lie outside the bounds, beyond what rounding does."""
+    low, high = np.array(spec.action_low), np.array(spec.action_high)
+    slack = ACTION_MARGIN * np.maximum(high - low, np.maximum(abs(low), abs(high)))
+    return int(((action < low - slack) | (action > high + slack)).sum())
+
+
 def check_shapes(table: Batch, spec: Spec) -> None:
+    """Raises a UserError if rows do not have the task's shapes, or hold a discrete action that it does not have."""
     for name, have, want in (
         ("observations", table.obs.shape[1:], (spec.obs_dim,)),
         ("actions", table.action.shape[1:], (spec.action_dim,)),
@@ -314,4 +322,12 @@ def check_shapes(table: Batch, spec: Spec) -> None:
             raise UserError(
                 f"the dataset's {name} have shape {tuple(have)} and the environment's {want}; name the"
                 " environment the data was collected in with --env"
+            )
+    if spec.num_actions:
+        wrong = np.flatnonzero((table.action != np.floor(table.action)) | (table.action < 0)
+                               | (table.action >= spec.num_actions))  # fmt: skip
+        if len(wrong):
+            raise UserError(
+                f"the action in row {wrong[0]} of the dataset is {table.action[wrong[0], 0]:g}, and the environment"
+                f" has those from 0 to {spec.num_actions - 1}; repair or remove it"
             )

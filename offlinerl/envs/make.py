@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
+from offlinerl import spaces
 from offlinerl.envs import robotics
 from offlinerl.types import Spec, UserError
 
 
-def make(env: Mapping[str, Any], obs_keys: Sequence[str] | None = None, render_mode: str | None = None) -> gym.Env:
-    """Make an environment with a flat observation.
+def make(
+    env: Mapping[str, Any], obs_keys: Sequence[str] | None = None, render_mode: str | None = None, flat: bool = True
+) -> gym.Env:
+    """Make an environment whose observations are vectors; those of other spaces are encoded as
+    ``gymnasium.spaces.flatten`` does.
 
     Args:
         env: ``{"id": ..., "kwargs": {...}}``, or ``{"spec": ...}`` with Gymnasium's JSON of a specification.
         obs_keys: the parts of a ``Dict`` observation, in order; all of them by default.
         render_mode: passed on if given.
+        flat: False leaves its observations as they are, whatever they are.
 
     Raises:
-        UserError: the environment is unknown, lacks a dependency, or refuses its arguments.
+        UserError: the environment is unknown, lacks a dependency, refuses its arguments, or shows images.
     """
     extra = {"render_mode": render_mode} if render_mode else {}
     try:
@@ -38,33 +46,41 @@ def make(env: Mapping[str, Any], obs_keys: Sequence[str] | None = None, render_m
     except (gym.error.Error, ImportError, ValueError, TypeError) as error:
         name = env.get("id", "the dataset's environment")
         raise UserError(f"environment {name} cannot be made: {str(error).strip().splitlines()[0]}") from error
-    if isinstance(made.observation_space, gym.spaces.Dict):
-        keys = list(obs_keys or made.observation_space)
-        made = gym.wrappers.FlattenObservation(gym.wrappers.FilterObservation(made, keys))
-        made = _Ordered(made, keys)
-    return made
+    return spaces.Flat(made, obs_keys) if flat and not spaces.is_vector(made.observation_space) else made
 
 
 def specification(env: gym.Env) -> str:
-    """What it takes to make an environment of ``make`` again, as Gymnasium's JSON; its ``Dict`` observation is not
-    flattened then, for only ``make`` knows how."""
-    while isinstance(env, (_Ordered, gym.wrappers.FlattenObservation, gym.wrappers.FilterObservation)):
+    """What it takes to make an environment of ``make`` again, as Gymnasium's JSON; its observations are not made
+    into vectors then, for only ``make`` knows how."""
+    return unflattened(env).spec.to_json()
+
+
+def unflattened(env: gym.Env) -> gym.Env:
+    """An environment of ``make`` with its own observations."""
+    while isinstance(env, spaces.Flat):
         env = env.env
-    return env.spec.to_json()
+    return env
 
 
-class _Ordered(gym.ObservationWrapper):
-    """Puts the parts of a flattened ``Dict`` observation in the order the dataset has them."""
+def steps_allowed(env: Mapping[str, Any]) -> int | None:
+    """The longest episode of an environment, which need not be made for that; None if nothing limits it.
 
-    def __init__(self, env: gym.Env, keys: Sequence[str]):
-        super().__init__(env)
-        parts = env.env.observation_space.spaces  # FilterObservation's
-        sizes = {key: gym.spaces.flatdim(space) for key, space in parts.items()}
-        starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
-        self.order = np.concatenate([np.arange(starts[k], starts[k] + sizes[k]) for k in keys])
-
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        return observation[self.order]
+    Args:
+        env: see ``make``.
+    """
+    if "max_episode_steps" in env:
+        return env["max_episode_steps"]
+    if "spec" in env:
+        return json.loads(env["spec"]).get("max_episode_steps")
+    if "max_episode_steps" in env.get("kwargs", {}):
+        return env["kwargs"]["max_episode_steps"]
+    module, _, name = env["id"].rpartition(":")
+    if module:
+        with suppress(ImportError):  # ``make`` says so
+            importlib.import_module(module)
+    if name not in gym.registry:
+        gym.register_envs(robotics.load())
+    return gym.registry[name].max_episode_steps if name in gym.registry else None
 
 
 def spec_of(env: gym.Env) -> Spec:

@@ -1,0 +1,43 @@
+"""What ``offlinerl datasets list`` does, apart from the other commands, for it loads next to nothing."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from offlinerl.data import registry
+from offlinerl.data.registry import Entry
+from offlinerl.display import PLAIN
+
+console = Console(soft_wrap=True, **PLAIN)
+
+
+def list_datasets() -> None:
+    """Prints every name in the registry, and the Minari datasets installed on this machine."""
+    named = {name: registry.entry(name) for name in registry.names()}
+    root = registry.minari_root()
+    installed = (folder.parent.relative_to(root).as_posix() for folder in sorted(root.glob("**/data")))
+    others = {name: Entry(name, {"minari": name}) for name in installed if name not in named}
+    rows = []
+    for name, entry in (named | others).items():
+        here = "yes" if _is_here(entry) else ""
+        rows.append((name, entry.kind, here, entry.env_id or "", entry.licence))
+    print_table(("name", "source", "here", "environment", "licence"), rows)
+
+
+def _is_here(entry: Entry) -> bool:
+    if entry.kind == "minari":
+        return (registry.minari_root() / entry.where / "data").is_dir()
+    return entry.path.exists()
+
+
+def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A table on a terminal, tab-separated lines elsewhere."""
+    if not console.is_terminal:
+        for row in rows:
+            print(*row, sep="\t")
+        return
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

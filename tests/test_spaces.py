@@ -1,0 +1,193 @@
+"""Observations of every space become the vectors that Gymnasium makes of them, in files and environments alike."""
+
+import json
+from collections import OrderedDict
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text, Tuple
+from minari.serialization import serialize_space
+
+from offlinerl import spaces
+from offlinerl.cli import main
+from offlinerl.data.load import load
+from offlinerl.data.record import Episode, write_minari
+from offlinerl.envs.make import make
+from offlinerl.types import UserError
+
+ACTION = Box(-1, 1, (2,), np.float32)
+SPACES = {
+    "discrete": Discrete(5),
+    "started": Discrete(4, start=-2),
+    "binary": MultiBinary(3),
+    "binary matrix": MultiBinary([2, 2]),
+    "multi": MultiDiscrete([3, 2, 4]),
+    "multi started": MultiDiscrete([3, 2], start=[5, -1]),
+    "multi matrix": MultiDiscrete([[3, 2], [2, 2]]),
+    "matrix": Box(-1, 1, (2, 3), np.float64),
+    "whole": Box(-3, 3, (2,), np.int64),
+    "issue": Dict(d=Discrete(3), b=MultiBinary(2), m=MultiDiscrete([2, 3]), x=Box(-1, 1, (2,), np.float32)),
+    "odd order": Dict(OrderedDict([("z", Discrete(3)), ("a", Box(-1, 1, (2,))), ("m", Discrete(2, start=1))])),
+    "nested": Dict(outer=Dict(z=Discrete(2), a=Dict(q=MultiBinary(2), p=Box(-1, 1, (1,)))), b=Discrete(3)),
+    "tuple": Tuple([Discrete(3), Box(-1, 1, (2,)), Tuple([MultiBinary(2), Discrete(2)])]),
+    "dict of tuple": Dict(t=Tuple([Discrete(3), Dict(c=Discrete(2), a=Box(-1, 1, (1,)))]), s=Discrete(2, start=3)),
+}
+
+
+class Spaced(gym.Env):
+    """Shows random observations of a space for ten steps."""
+
+    action_space = ACTION
+
+    def __init__(self, space="issue"):
+        self.observation_space = SPACES[space]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+
+@pytest.fixture(autouse=True)
+def registered(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.chdir(tmp_path)
+    gym.register("Spaced-v0", "test_spaces:Spaced", max_episode_steps=10)
+    yield tmp_path
+    del gym.registry["Spaced-v0"]
+
+
+def stack(space, samples):
+    """Samples as Minari stores them."""
+    if isinstance(space, Dict):
+        return {key: stack(part, [sample[key] for sample in samples]) for key, part in space.spaces.items()}
+    if isinstance(space, Tuple):
+        parts = enumerate(space.spaces)
+        return {f"_index_{i}": stack(part, [sample[i] for sample in samples]) for i, part in parts}
+    return np.stack(samples)
+
+
+def record(root, space, episodes=3, name="test/spaced-v0", stored=None, env=None):
+    space.seed(0)
+    samples, items = [], []
+    for _ in range(episodes):
+        own = [space.sample() for _ in range(11)]
+        samples.append(own)
+        last = np.arange(10) == 9
+        actions = np.random.default_rng(0).uniform(-1, 1, (10, 2)).astype(np.float32)
+        items.append(Episode(stack(space, own), actions, np.ones(10), ~last & last, last))
+    spec = gym.make("Spaced-v0", space=env, disable_env_checker=True).spec if env else None
+    path = write_minari(
+        root / "minari" / name, items, dataset_id=name, env_spec=spec, observation_space=stored or space,
+        action_space=ACTION,
+    )  # fmt: skip
+    return path, samples
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_stored_observation_is_what_gymnasium_flattens_it_to(name, registered):
+    space = SPACES[name]
+    _, samples = record(registered, space)
+    data = load("test/spaced-v0")
+    wanted = np.stack([gym.spaces.flatten(space, sample) for own in samples for sample in own[:-1]])
+    np.testing.assert_array_equal(data.obs, wanted.astype(np.float32))
+    wanted = np.stack([gym.spaces.flatten(space, sample) for own in samples for sample in own[1:]])
+    np.testing.assert_array_equal(data.next_obs, wanted.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_an_environment_shows_what_gymnasium_flattens(name):
+    env, own = make({"id": "Spaced-v0", "kwargs": {"space": name}}), SPACES[name]
+    seen = [env.reset(seed=3)[0], *(env.step(np.zeros(2, np.float32))[0] for _ in range(4))]
+    own.seed(3)
+    for got in seen:
+        np.testing.assert_array_equal(got, gym.spaces.flatten(own, own.sample()))
+        assert env.observation_space.contains(got.astype(env.observation_space.dtype))
+    assert env.observation_space.shape == (gym.spaces.flatdim(own),)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_is_read_back_from_its_json_in_its_order(name):
+    again = spaces.from_json(json.loads(serialize_space(SPACES[name])))
+    assert again == SPACES[name]
+    assert list(spaces.parts(again)) == list(spaces.parts(SPACES[name]))
+
+
+@pytest.mark.parametrize("name", ["issue", "nested", "tuple", "odd order", "discrete", "started"])
+def test_a_dataset_fits_its_own_environment(name, registered):
+    record(registered, SPACES[name], env=name)
+    few = "--updates 4 --eval-every 4 --eval-episodes 1 --final-episodes 1 --compile false --batch 4 --out run"
+    assert main(["fit", "bc", "--dataset", "test/spaced-v0", *few.split()]) == 0
+    assert main(["evaluate", "run/last.ckpt", "--episodes", "1"]) == 0
+
+
+def test_a_collected_dataset_fits_its_environment_too(registered):
+    collect = ["collect", "random", "--env", "Spaced-v0", "--dataset", "test/c-v0", "--episodes", "2"]
+    assert main([*collect, "--obs-keys", "x,d"]) == 0
+    assert load("test/c-v0").obs.shape == (20, 5)
+    few = "--updates 4 --eval-every 4 --eval-episodes 1 --final-episodes 1 --compile false --batch 4 --out run"
+    assert main(["fit", "bc", "--dataset", "test/c-v0", *few.split()]) == 0
+
+
+def test_parts_stored_in_another_order_than_the_environments_are_told_apart_by_name(registered):
+    ordered = SPACES["odd order"]
+    stored = Dict(OrderedDict((key, ordered[key]) for key in ("m", "a", "z")))
+    record(registered, ordered, stored=stored, env="odd order")
+    few = "--updates 4 --eval-every 4 --eval-episodes 1 --final-episodes 1 --compile false --batch 4 --out run"
+    assert main(["fit", "bc", "--dataset", "test/spaced-v0", *few.split()]) == 0
+    from offlinerl.checkpoint import load_agent
+
+    assert list(load_agent("run/last.ckpt", "cpu").task["obs_keys"]) == ["m", "a", "z"]
+
+
+def test_chosen_parts_keep_their_order_and_may_be_nested():
+    space = SPACES["nested"]
+    assert list(spaces.parts(space, ["outer/a/p", "b"])) == ["outer/a/p", "b"]
+    assert list(spaces.parts(space, ["outer/a"])) == ["outer/a/p", "outer/a/q"] or list(
+        spaces.parts(space, ["outer/a"])
+    ) == ["outer/a/q", "outer/a/p"]
+    with pytest.raises(UserError, match="no part 'outer/no'; they have"):
+        spaces.parts(space, ["outer/no"], "some-v0")
+    env = make({"id": "Spaced-v0", "kwargs": {"space": "nested"}}, ["outer/a/p", "b"])
+    assert env.observation_space.shape == (4,)
+
+
+@pytest.mark.parametrize(
+    "space, value, words",
+    [
+        (Discrete(3), 3, "holds 3 where a whole number from 0 to 2 is due"),
+        (Discrete(3), -1, "holds -1"),
+        (Discrete(3, start=2), 1, "whole number from 2 to 4"),
+        (Discrete(3), 0.5, "holds 0.5"),
+        (Discrete(3), np.nan, "holds nan"),
+        (MultiDiscrete([2, 3]), [1, 3], "holds 3 where a whole number from 0 to 2"),
+        (MultiDiscrete([2, 3], start=[1, 0]), [0, 0], "from 1 to 2"),
+    ],
+)
+def test_choices_that_do_not_exist_are_refused(space, value, words):
+    good = np.stack([space.sample(), space.sample()]).astype(float)
+    with pytest.raises(UserError, match=f"row 2 .*{words}"):
+        spaces.encode(space, np.concatenate([good, [value]]))
+
+
+def test_what_cannot_be_a_vector_is_refused_by_its_name(registered):
+    space = Dict(x=Box(-1, 1, (1,), np.float32), words=Text(5))
+    with pytest.raises(UserError, match="cannot be made into a vector"):
+        spaces.vector(spaces.parts(space))
+
+
+def test_stored_choices_that_do_not_exist_are_refused_with_their_place(registered):
+    path, _ = record(registered, SPACES["issue"])
+    import h5py
+
+    with h5py.File(path / "data" / "main_data.hdf5", "a") as file:
+        file["episode_1/observations/d"][4] = 7
+    with pytest.raises(UserError, match="episode 1: observation 4 holds 7 where a whole number from 0 to 2"):
+        load("test/spaced-v0")
