@@ -9,11 +9,12 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from rich.console import Console
 
 from offlinerl import agents, plots
 from offlinerl.cli import main
 from offlinerl.config import parameters
-from offlinerl.display import Display, between, listed, places, shown
+from offlinerl.display import PLAIN, Display, between, listed, places, shown, table
 
 FEW = ("--updates", 20, "--eval-every", 20, "--eval-episodes", 1, "--final-episodes", 1, "--compile", "false")
 NAMES = [
@@ -119,6 +120,13 @@ def test_a_file_needs_no_home(here, capsys, monkeypatch):
     monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     file = dataset(here / "a.hdf5")
     assert run("fit", "bc", "--dataset", file, "--env", "Pendulum-v1", *FEW, "--out", "run") == 0
+
+
+def test_a_terminal_shows_names_in_tables_as_they_are(capsys):
+    framed = Console(file=sys.stdout, force_terminal=True, width=100, color_system=None, **PLAIN)
+    table(framed, "a[bold]b[red]", ("run", "agent"), [("[x] :smile:", "y[0]")])
+    out = capsys.readouterr().out
+    assert "a[bold]b[red]" in out and "[x] :smile:" in out and "y[0]" in out
 
 
 # Numbers

@@ -446,6 +446,18 @@ def test_validate_finds_choices_that_do_not_exist():
     assert kinds("some.hdf5", "FrozenLake-v1")["action range"]
 
 
+def test_validate_needs_no_environment_that_the_dataset_names(here, refused):
+    gym.register("Gone-v0", "test_odd_data:Camera")
+    spec = gym.spec("Gone-v0")
+    spec.entry_point = "no_such_module:Gone"
+    del gym.registry["Gone-v0"]
+    path = minari(here)
+    metadata = json.loads((path / "data/metadata.json").read_text())
+    (path / "data/metadata.json").write_text(json.dumps({**metadata, "env_spec": spec.to_json()}))
+    assert main(["datasets", "validate", "test/some-v0"]) == 0
+    assert "Gone" in refused("datasets", "validate", "test/some-v0", "--env", "Gone-v0")
+
+
 def test_import_keeps_the_environments_spaces(here):
     write(pendulum())
     assert main(["datasets", "import", "some.hdf5", "test/p-v0", "--env", "Pendulum-v1"]) == 0

@@ -42,7 +42,7 @@ class Life:
         said: what the crew said.
     """
 
-    def __init__(self, variant, place=None, workers=2):
+    def __init__(self, variant, place=None, workers=2, first=0):
         env, settings = VARIANTS[variant]
         one = make(env)
         of = partial(agents.get(variant.partition("-")[0]), spec_of(one), SEEDS, hidden=(32, 32), **settings)
@@ -53,9 +53,9 @@ class Life:
                 if name.endswith("layers.0.weight"):
                     p[..., 0, :] *= 1e-3  # of the number of the seed, which would be all that matters
         if workers:
-            self.crew = Crew(env, SEEDS, LANES, None, of, workers, place or InProcess(), self.said.append)
+            self.crew = Crew(env, SEEDS, LANES, None, of, workers, place or InProcess(), self.said.append, first)
         else:
-            self.crew = Interaction(env, SEEDS, LANES)
+            self.crew = Interaction(env, SEEDS, LANES, first=first)
             self.crew.pool._workers = 1  # threads have no order in which to tell of episodes that end together
             self.agent.explore_in(LANES)
         self.crew.on_episode = self.keep
@@ -143,6 +143,16 @@ def same(a, b):
 
 
 # In this process
+
+
+def test_workers_number_their_episodes_on():
+    """Where a dataset is appended to, no environment begins with what it has collected already."""
+    before = Life("dqn-epsilon", workers=2).live()
+    with one_thread():
+        alone, crew = (Life("dqn-epsilon", workers=n, first=5).live() for n in (0, 1))
+    assert alone == crew and crew.crew.episodes.min() >= 5
+    seeds = [one[2] for life in (before, crew) for one in life.ended]
+    assert len(crew.ended) > 2 and len(set(seeds)) == len(seeds)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

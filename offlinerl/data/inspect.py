@@ -193,7 +193,7 @@ def _environment(entry: Entry) -> _Environment | None:
     try:
         made = entry.env and make(entry.env, flat=False)
     except UserError:
-        if entry.kind in ("file", "minari") and entry.name not in registry.names():
+        if "id" in entry.env and entry.name not in registry.names():  # it was asked for
             raise
         return None
     if not made:
