@@ -116,7 +116,7 @@ class OnlineRun(ActingRun):
 
     def build(self, device: torch.device) -> None:
         settings = self.train_settings
-        self.entry = registry.task(self.about["env"], self.about.get("obs_keys"))
+        self.entry = registry.limited(registry.task(self.about["env"], self.about.get("obs_keys")), self.about)
         self.task = Task.of(self.entry)
         self.pool = make_pool(self.task, len(self.about["seeds"]), settings["final_episodes"])
         self.build_agent(device)

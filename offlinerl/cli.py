@@ -44,9 +44,10 @@ def fit(args: argparse.Namespace) -> int:
                 "fit needs --dataset, a name or a file, or --env for an agent that learns by acting; `offlinerl"
                 " datasets list` shows the names"
             )
-    if args.resume is not None and (args.out or args.seeds or args.config or args.env or args.obs_keys):
+    if args.resume is not None and any((args.out, args.seeds, args.config, args.env, args.obs_keys, limits_of(args))):
         raise WrongUsage(
-            "--resume goes on with a run's own settings: leave out --out, --seeds, --config, --env and --obs-keys"
+            "--resume goes on with a run's own settings: leave out --out, --seeds, --config, --env, --obs-keys,"
+            " --max-episode-steps and --action-range"
         )
     training.fit(
         args.agent,
@@ -60,6 +61,7 @@ def fit(args: argparse.Namespace) -> int:
         resume=args.resume,
         threads=args.threads,
         obs_keys=args.obs_keys,
+        limits=limits_of(args),
     )
     return 0
 
@@ -91,6 +93,7 @@ def collect(args: argparse.Namespace) -> int:
         append=args.append,
         threads=args.threads,
         obs_keys=args.obs_keys,
+        limits=limits_of(args),
     )
     return 0
 
@@ -106,9 +109,15 @@ def evaluate(args: argparse.Namespace) -> int:
 
     evaluation.evaluate_checkpoint(
         args.checkpoint, env=args.env, episodes=args.episodes, seed=args.seed, video=args.video, json_file=args.json,
-        device=args.device,
+        device=args.device, limits=limits_of(args),
     )  # fmt: skip
     return 0
+
+
+def limits_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What flags say of an environment's limits."""
+    given = dict(max_episode_steps=args.max_episode_steps, action_range=args.action_range)
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def datasets_list(args: argparse.Namespace) -> int:
@@ -220,6 +229,15 @@ def names(text: str) -> list[str]:
     return found
 
 
+def span(text: str) -> list[float]:
+    """``-1,1`` as two numbers, the lower one first."""
+    with suppress(ValueError):
+        low, high = map(float, text.split(","))
+        if float("-inf") < low < high < float("inf"):
+            return [low, high]
+    raise argparse.ArgumentTypeError(f"{text!r} is not two numbers, the lower one first, such as -1,1")
+
+
 def on_off(text: str) -> bool | str:
     known = {"auto": "auto", "true": True, "false": False}
     if text not in known:
@@ -252,6 +270,15 @@ def parser() -> argparse.ArgumentParser:
 
     device = dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
     obs_keys = dict(type=names, metavar="A,B", help="parts of the observations to use, as in state,goal (default: all)")
+    limits = {
+        "--max-episode-steps": dict(type=count, metavar="N", help="steps after which episodes are truncated"),
+        "--action-range": dict(type=span, metavar="LOW,HIGH", help="bounds for actions that have none, as in -1,1"),
+    }
+
+    def add_limits(p: argparse.ArgumentParser) -> None:
+        for flag, options in limits.items():
+            p.add_argument(flag, **options)
+
     overwrite = dict(action="store_true", help="replace what is there already")
 
     p = command(
@@ -267,6 +294,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--dataset", metavar="NAME", help="a name of `offlinerl datasets list`, a Minari id or a D4RL file")
     p.add_argument("--env", metavar="ID", help="where to act, or a file's task: a Gymnasium id or a dataset's name")
+    add_limits(p)
     p.add_argument("--obs-keys", **obs_keys)
     p.add_argument("--seeds", type=seed_list, metavar="N,N", help="seeds to train at once, as in 0,1,2 (default: 0)")
     p.add_argument("--updates", type=count, metavar="N", help="gradient steps, of an agent with a dataset")
@@ -292,6 +320,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("source", help="an online agent, which learns meanwhile; a checkpoint or a run; random; or scripted")
     p.add_argument("--env", required=True, metavar="ID", help="where to act: a Gymnasium id or a dataset's name")
+    add_limits(p)
     p.add_argument("--dataset", required=True, metavar="ID", help="what to call it, (namespace/)name-vN")
     p.add_argument("--obs-keys", **obs_keys)
     length = p.add_mutually_exclusive_group()
@@ -318,6 +347,7 @@ def parser() -> argparse.ArgumentParser:
     p = command("evaluate", evaluate, "evaluate the policies in a checkpoint")
     p.add_argument("checkpoint", type=Path, help="such as runs/xql-kitchen/last.ckpt, or a run's folder")
     p.add_argument("--env", metavar="ID", help="another environment than the checkpoint's own")
+    add_limits(p)
     p.add_argument("--episodes", type=count, default=50, metavar="N", help="episodes of every policy (default: 50)")
     p.add_argument("--seed", type=whole, default=0, metavar="N", help="reset seed of the first episode (default: 0)")
     p.add_argument("--video", type=Path, metavar="DIR", help="record one episode of every seed's policy as GIF")
@@ -374,6 +404,8 @@ def agent_settings(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     rest, settings, words = [], {}, list(words)
     while words:
         word = words.pop(0)
+        if word == "--action-range" and words:
+            word = f"{word}={words.pop(0)}"  # argparse would take -1,1 for a flag
         if not word.startswith("--agent."):
             rest.append(word)
             continue

@@ -59,6 +59,7 @@ def collect(
     ray_address: str | None = None,
     threads: int | None = None,
     obs_keys: Sequence[str] | None = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> Path:
     """Collect episodes and write them as a Minari dataset.
 
@@ -83,6 +84,7 @@ def collect(
         ray_address: of a Ray cluster to run them on; by default this machine.
         threads: CPU threads to compute with; by default as many as cores.
         obs_keys: the parts of the observations to see and store, in this order; by default all.
+        limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
 
     Returns:
         The dataset's folder.
@@ -104,14 +106,14 @@ def collect(
         over = dict(over or {})
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over["train"] = {**over.get("train", {}), **given}
-        settings, entry = settings_for(source, None, env, [seed], file, over, obs_keys)
-        task = Task.of(entry)
+        settings, entry = settings_for(source, None, env, [seed], file, over, obs_keys, limits)
+        task = Task.of(registry.limited(entry, limits or {}))
         target = target_of(dataset_id, unfinished, append, source, task)
         settings["collect"] = dict(dataset=dataset_id, first=first_episode(folder, target))
         if ray_address and not settings["train"]["workers"]:
             raise UserError("--ray-address is where workers run: say how many with --workers")
         return Learning(settings, pick_device(device), folder, target, append, ray_address).collect()
-    task = Task.of(registry.task(env, obs_keys))
+    task = Task.of(registry.limited(registry.task(env, obs_keys), limits or {}))
     policy = None if source == "scripted" else policy_of(source, task, noise, seed, pick_device(device))
     target = target_of(dataset_id, unfinished, append, source, task)
     collection = Collection(folder, task, dataset_id, target, append, source, seed, dict(noise=noise))
@@ -221,6 +223,7 @@ class Collection:
         """Let a policy that does not learn, or chance, act until there are so many steps or episodes."""
         seeds = policy.seeds if policy else (self.metadata["seed"],)
         interaction = Interaction(self.task.env, seeds, range(envs), self.task.obs_keys, self.first)
+        self.display.warn_of_endless(interaction.pool)
         if policy:
             policy.explore_in(interaction.lanes)
             evaluation.check_spec(policy.agent, interaction.pool)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from offlinerl.envs.make import Pool
     from offlinerl.evaluation import Evaluation
 
 UNITS = {"normalized": "normalised score", "minari": "score by Minari's references", "return": "return"}
@@ -80,6 +81,14 @@ class Display:
     def __init__(self) -> None:
         self.console = console()
         self.progress: Progress | None = None
+
+    def warn_of_endless(self, pool: Pool) -> None:
+        """Say that nothing may end an environment's episodes, if that is so."""
+        if pool.endless:
+            self.say(
+                f"{pool.name} has no time limit: an episode that does not end by itself goes on for ever; give"
+                " --max-episode-steps N to truncate it"
+            )
 
     def say(self, message: str) -> None:
         self.console.print(message)

@@ -19,7 +19,8 @@ from offlinerl.data import registry
 from offlinerl.data.record import write_json
 from offlinerl.device import pick_device
 from offlinerl.display import Display
-from offlinerl.envs.make import Pool, make, native_action
+from offlinerl.envs.checks import one
+from offlinerl.envs.make import Pool, make, native_action, with_limits
 from offlinerl.folder import find_checkpoint
 from offlinerl.types import Spec, UserError
 
@@ -135,7 +136,7 @@ def evaluate(
         episodes: episodes of each policy.
         seed: reset seed of the first episode.
         pool: environments to reuse, a multiple of S of them; made and closed here by default.
-        progress: called with 1 after every episode.
+        progress: called after every step with the number of episodes that it ended.
 
     Raises:
         UserError: the environment's shapes are not the policy's, or the policy's actions are not finite.
@@ -200,15 +201,15 @@ def _rollouts(
         for lane, (observation, reward, terminated, truncated, info) in stepped.items():
             s, i = lane // E, playing[lane]
             obs[s, lane % E] = observation
-            returns[s, i] += float(reward)
+            returns[s, i] += reward
             lengths[s, i] += 1
             reached = info.get("success", info.get("is_success"))
             if reached is not None:
-                told, success[s, i] = True, max(success[s, i], float(reached))
+                told, success[s, i] = True, max(success[s, i], one(pool.name, "success", reached))
             if terminated or truncated:
                 ended.append(lane)
+        progress(len(ended))
         if ended:
-            progress(len(ended))
             start(ended)
     succeeded = success > 0
     return Evaluation(returns, lengths.astype(int), succeeded if told else None, task.scores(returns, succeeded))
@@ -232,6 +233,7 @@ def evaluate_checkpoint(
     video: Path | None = None,
     json_file: Path | None = None,
     device: str = "auto",
+    limits: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What ``offlinerl evaluate`` does: needs the checkpoint and nothing else.
 
@@ -244,6 +246,7 @@ def evaluate_checkpoint(
         video: a folder for one GIF a seed.
         json_file: where to write what is returned.
         device: "auto", "cpu" or "cuda".
+        limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
 
     Raises:
         UserError: the checkpoint cannot be read or does not fit the environment.
@@ -253,8 +256,11 @@ def evaluate_checkpoint(
     if env is None and not agent.task:
         raise UserError(f"the checkpoint {path} does not say what it was trained for; name an environment with --env")
     task = Task(**agent.task) if env is None else task_named(env)
-    task = replace(task, obs_keys=task.obs_keys or (agent.task or {}).get("obs_keys"))
+    task = replace(
+        task, env=with_limits(task.env, limits or {}), obs_keys=task.obs_keys or (agent.task or {}).get("obs_keys")
+    )
     pool = make_pool(task, len(agent.seeds), episodes)
+    display.warn_of_endless(pool)
     try:
         with display.bar("evaluating", episodes * len(agent.seeds), unit="episodes"):
             done = 0
@@ -315,14 +321,16 @@ def record_videos(agent: Agent, task: Task, seed: int, folder: Path) -> None:
                 batch = torch.from_numpy(np.asarray(obs, np.float32)).expand(len(agent.seeds), 1, -1)
                 with torch.no_grad():
                     action = agent.act(batch.to(agent.device))[s, 0].cpu().numpy()
-                obs, _, terminated, truncated, _ = env.step(native_action(agent.spec, action))
+                obs, _, terminated, truncated, _ = env.step(native_action(env.action_space, action))
                 over = terminated or truncated
                 frames.append(env.render())
         except Exception as error:  # every simulator has its own way to say that it cannot draw
             raise UserError(f"the environment cannot be rendered here ({error}); {instead}") from error
         finally:
             env.close()
+        if any(np.ndim(frame) != 3 for frame in frames):
+            raise UserError(f"{task.env_id} renders no pictures: its render() returns none in the mode rgb_array")
         if not any(np.any(frame) for frame in frames):
             raise UserError(f"the environment renders black frames here; {instead}")
-        fps = env.metadata.get("render_fps", 30)
+        fps = env.metadata.get("render_fps") or 30
         imageio.mimsave(folder / f"seed-{number}.gif", frames, duration=1000 / fps, loop=0)

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from offlinerl.data import load, registry
 from offlinerl.data.record import sweep, write_json
 from offlinerl.data.sources import EpisodeData, FineTuningData, OfflineData, ReplayData, RolloutData, entries_outside
 from offlinerl.display import Display, shown
-from offlinerl.envs.make import Pool
+from offlinerl.envs.make import Pool, unbounded_actions, with_limits
 from offlinerl.evaluation import Evaluation, Task, evaluate, make_pool
 from offlinerl.folder import append, copy_whole, trim, versions
 from offlinerl.interrupt import AtOnce, Interrupted, Stop, on_interrupt
@@ -146,6 +146,7 @@ class Run(L.Callback):
     def train(self) -> dict[str, Any]:
         """Train to the end, evaluate the last policy and write the results."""
         seeds = ", ".join(map(str, self.agent.seeds))
+        self.display.warn_of_endless(self.pool)
         self.display.say(
             f"{self.about['agent']} on {self.agent.device.type}, seeds {seeds}: {self.clock}s {self.now:,} to"
             f" {self.end:,}, into {self.folder}"
@@ -431,6 +432,7 @@ class OfflineRun(Run):
 
     def build(self, device: torch.device) -> None:
         self.entry = registry.resolve(self.about["dataset"], self.about["env"], self.about.get("obs_keys"))
+        self.entry = registry.limited(self.entry, self.about)
         load.require_vectors(self.entry)
         self.raw = load.load(self.entry, reward="none")
         self.dataset_score = dataset_score(self.entry, self.raw)
@@ -446,7 +448,7 @@ class OfflineRun(Run):
             f" {data.obs.shape[1]} observations, {data.action.shape[1]} actions"
         )
         seeds = self.about["seeds"]
-        self.task = task_of(self.entry, data)
+        self.task = within_data(task_of(self.entry, data, self.about), data, self.display)
         self.pool = make_pool(self.task, len(seeds), self.train_settings["final_episodes"])
         self.require_own_units(data)
         self.build_agent(device)
@@ -482,8 +484,22 @@ def _comparable(score: float) -> float:
     return -math.inf if math.isnan(score) else score
 
 
-def task_of(entry: registry.Entry, data: load.Dataset) -> Task:
-    """What evaluation needs of a dataset's task.
+def within_data(task: Task, data: load.Dataset, display: Display) -> Task:
+    """The task with the data's range as the bounds of those actions that its environment leaves without."""
+    if "action_range" in task.env or data.action.shape[1] != len(open_ := unbounded_actions(task.env)):
+        return task
+    if not open_.any():
+        return task
+    low, high = data.action.min(0), data.action.max(0)
+    display.say(
+        f"{task.env_id} has actions without bounds, which take those of the data, {low.min():g} to {high.max():g};"
+        " --action-range LOW,HIGH gives others"
+    )
+    return replace(task, env={**task.env, "action_range": [low.tolist(), high.tolist()]})
+
+
+def task_of(entry: registry.Entry, data: load.Dataset, limits: Mapping[str, Any]) -> Task:
+    """What evaluation needs of a dataset's task; for the limits see ``offlinerl.envs.make.with_limits``.
 
     Raises:
         UserError: nothing tells which environment the data belongs to.
@@ -496,7 +512,9 @@ def task_of(entry: registry.Entry, data: load.Dataset) -> Task:
             f"nothing says which environment {entry.name} was collected in; name it with --env, by a Gymnasium id"
             " or a registry name such as kitchen-complete-v0"
         )
-    return replace(Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"))
+    return replace(
+        Task.of(entry), env=with_limits(env, limits), obs_keys=entry.obs_keys or data.provenance.get("obs_keys")
+    )
 
 
 def contents_of(raw: load.Dataset) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ def fit(
     resume: Path | None = None,
     threads: int | None = None,
     obs_keys: Sequence[str] | None = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
 
@@ -50,6 +52,7 @@ def fit(
             of its dataset.
         threads: CPU threads to compute with; by default as many as cores.
         obs_keys: the parts of the observations to learn from, in this order; by default all.
+        limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
 
     Returns:
         What ``summary.json`` holds.
@@ -70,7 +73,7 @@ def fit(
             _say_of_schedule(run, changes)
         write_config(run.folder, settings)
         return run.train()
-    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over, obs_keys)
+    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over, obs_keys, limits)
     about = settings["fit"]
     folder = Path(out) if out else next_free(Path("runs") / f"{about['agent']}-{entry.name.replace('/', '-')}")
     resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
@@ -94,6 +97,7 @@ def settings_for(
     file: Path | None,
     over: Mapping[str, Any] | None,
     obs_keys: Sequence[str] | None = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], registry.Entry]:
     """All settings of a new run, and the task it is about; for the arguments see ``fit``.
 
@@ -102,7 +106,7 @@ def settings_for(
     """
     about = dict(
         agent=agent_name, dataset=dataset and str(dataset), env=env, seeds=seeds and list(seeds),
-        obs_keys=obs_keys and list(obs_keys),
+        obs_keys=obs_keys and list(obs_keys), **(limits or {}),
     )  # fmt: skip
     again = config.read(file).get("fit", {}) if file else {}
     again = {key: value for key, value in again.items() if key not in HISTORY}
@@ -112,6 +116,7 @@ def settings_for(
     keys = about.get("obs_keys")
     if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
         raise UserError(f"obs_keys must be a list of words, such as [state, goal], not {keys!r}")
+    _require_limits(about)
     agent = agents.outline(about["agent"])
     if agent.online:
         if about["dataset"] is not None:
@@ -132,6 +137,16 @@ def settings_for(
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"seeds must be a list of different whole numbers from 0 on, not {seeds}")
     return dict(fit=about, **config.resolve(about["agent"], agent, entry, file, over)), entry
+
+
+def _require_limits(about: Mapping[str, Any]) -> None:
+    """Raises a UserError unless an environment's limits, where a configuration gives any, can be meant."""
+    steps, span = about.get("max_episode_steps"), about.get("action_range")
+    if steps is not None and not (type(steps) is int and steps > 0):
+        raise UserError(f"max_episode_steps must be a whole number from 1 on, not {steps!r}")
+    plain = isinstance(span, list) and len(span) == 2 and all(type(side) in (int, float) for side in span)
+    if span is not None and not (plain and -math.inf < span[0] < span[1] < math.inf):
+        raise UserError(f"action_range must be a list of two numbers, the lower one first, not {span!r}")
 
 
 def require_source(

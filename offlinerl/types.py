@@ -81,6 +81,11 @@ class Spec:
         """Middle of the actions' bounds, ``[A]`` float32."""
         return (np.float32(self.action_high) + np.float32(self.action_low)) / 2
 
+    def in_unit(self, action: np.ndarray) -> np.ndarray:
+        """Actions ``[..., A]`` of the environment in units of [-1, 1]; a dimension whose bounds are equal has zeros."""
+        half = self.action_half
+        return (action - self.action_mid) / np.where(half > 0, half, np.float32(1))
+
     @property
     def action_half(self) -> np.ndarray:
         """Half the width of the actions' bounds, ``[A]`` float32: the environment's units of one of ours."""

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -60,7 +61,6 @@ class Interaction:
         self.tracks = [_Track() for _ in range(S * E)]
         self.returns, self.lengths = ([deque(maxlen=RECENT) for _ in range(S)] for _ in range(2))
         self.action_mid, self.action_half = self.spec.action_mid, self.spec.action_half
-        self.bounds = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
 
     def rollout(self, agent: Agent, count: int, random: int = 0) -> Iterator[Transition]:
         """Take ``count`` steps in every environment, the first ``random`` of them at random, and count them on the
@@ -84,9 +84,8 @@ class Interaction:
         else:
             with torch.no_grad():
                 action = agent.act(torch.from_numpy(obs).to(agent.device), explore=True).cpu().numpy()  # [S, E, A]
-        low, high = self.bounds
         # What is out of bounds is learnt from as it was chosen, but the environment and the data get what is in them.
-        applied = action if self.spec.num_actions else np.minimum(np.maximum(action, low), high)
+        applied = self.pool.applied(action)
         stepped = self.pool.step({i: applied[i // E, i % E] for i in range(S * E)})
         self.obs = np.empty_like(obs)
         reward, terminated, last = np.empty((S, E), np.float32), np.empty((S, E), bool), np.empty((S, E), bool)
@@ -97,7 +96,7 @@ class Interaction:
             if last[s, e]:
                 self._finish(s, e)
         self.began = last
-        unit = action if self.spec.num_actions else (action - self.action_mid) / self.action_half
+        unit = action if self.spec.num_actions else self.spec.in_unit(action)
         return Transition(obs, unit, reward, terminated, self.obs, last)
 
     def _begin(self, agent: Agent | None) -> None:
@@ -140,7 +139,7 @@ class Interaction:
         self.returns[s].append(track.paid)
         self.lengths[s].append(len(track.rewards))
         if self.on_episode is not None:
-            self.on_episode(s, e, track.episode(self.spec.num_actions > 0, self.reset_seed(s, e)))
+            self.on_episode(s, e, track.episode(self.pool.action_space, self.reset_seed(s, e)))
 
     def paid(self) -> np.ndarray:
         """``[S, E]`` rewards of every episode up to the latest step, which may have ended it."""
@@ -220,11 +219,11 @@ class _Track:
         self.terminations.append(bool(over))
         self.truncations.append(bool(cut))
 
-    def episode(self, discrete: bool, seed: int) -> Episode:
-        actions = np.stack(self.actions)
+    def episode(self, space: gym.Space, seed: int) -> Episode:
+        actions = np.stack(self.actions).astype(space.dtype, copy=False)
         return Episode(
             np.stack(self.observations),
-            actions[:, 0].astype(np.int64) if discrete else actions,
+            actions[:, 0] if isinstance(space, gym.spaces.Discrete) else actions,
             np.array(self.rewards),
             np.array(self.terminations),
             np.array(self.truncations),

@@ -203,6 +203,13 @@ def task(env: str, obs_keys: Sequence[str] | None = None) -> Entry:
     return Entry(env, {}, {"id": env}, obs_keys=tuple(obs_keys) if obs_keys else None)
 
 
+def limited(entry: Entry, limits: Mapping[str, Any]) -> Entry:
+    """The entry whose environment has the ``max_episode_steps`` and ``action_range`` that ``limits`` has, if any."""
+    from offlinerl.envs.make import with_limits  # here, for listing datasets needs no environments
+
+    return entry if entry.env is None else dataclasses.replace(entry, env=with_limits(entry.env, limits))
+
+
 def _require_environment(env: str) -> None:
     """Raises a UserError that names the nearest ones where Gymnasium knows none by that id; one that is like no
     other may still be known to a simulator that is not loaded yet."""

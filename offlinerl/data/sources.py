@@ -301,8 +301,7 @@ class FineTuningData:
 
 def in_unit(action: np.ndarray, spec: Spec) -> np.ndarray:
     """Actions of the environment in units of [-1, 1], clipped a little inside."""
-    unit = (action - spec.action_mid) / spec.action_half
-    return np.clip(unit, -1 + ACTION_MARGIN, 1 - ACTION_MARGIN)
+    return np.clip(spec.in_unit(action), -1 + ACTION_MARGIN, 1 - ACTION_MARGIN)
 
 
 def entries_outside(action: np.ndarray, spec: Spec) -> int:

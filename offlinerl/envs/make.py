@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import os
@@ -9,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +18,7 @@ import numpy as np
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl import spaces
-from offlinerl.envs import robotics
+from offlinerl.envs import checks, robotics
 from offlinerl.types import Spec, UserError
 
 
@@ -27,7 +29,9 @@ def make(
     ``gymnasium.spaces.flatten`` does.
 
     Args:
-        env: ``{"id": ..., "kwargs": {...}}``, or ``{"spec": ...}`` with Gymnasium's JSON of a specification.
+        env: ``{"id": ..., "kwargs": {...}}``, or ``{"spec": ...}`` with Gymnasium's JSON of a specification. Besides it
+            may have ``max_episode_steps``, after which episodes are truncated, and ``action_range``, the lower and the
+            upper bounds that its actions shall have, a number or A of them each.
         obs_keys: the parts of a ``Dict`` observation, in order; all of them by default.
         render_mode: passed on if given.
         flat: False leaves its observations as they are, whatever they are.
@@ -36,6 +40,8 @@ def make(
         UserError: the environment is unknown, lacks a dependency, refuses its arguments, or shows images.
     """
     extra = {"render_mode": render_mode} if render_mode else {}
+    if "max_episode_steps" in env:
+        extra["max_episode_steps"] = env["max_episode_steps"]
     try:
         if "spec" in env:
             made = gym.make(gym.envs.registration.EnvSpec.from_json(env["spec"]), **extra)
@@ -46,13 +52,72 @@ def make(
     except (gym.error.Error, ImportError, ValueError, TypeError) as error:
         name = env.get("id", "the dataset's environment")
         raise UserError(f"environment {name} cannot be made: {str(error).strip().splitlines()[0]}") from error
+    if "action_range" in env:
+        made = Bounded(made, *env["action_range"])
     return spaces.Flat(made, obs_keys) if flat and not spaces.is_vector(made.observation_space) else made
 
 
-def specification(env: gym.Env) -> str:
+class Bounded(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """An environment with bounds for the dimensions of its actions that it leaves without; what an action does stays.
+
+    Args:
+        env: whose actions are vectors.
+        low: lower bounds, a number or A of them.
+        high: upper bounds, likewise.
+
+    Raises:
+        UserError: its actions have bounds or are no vectors, or these are no bounds of them.
+    """
+
+    def __init__(self, env: gym.Env, low: float | Sequence[float], high: float | Sequence[float]):
+        gym.utils.RecordConstructorArgs.__init__(self, low=low, high=high)
+        gym.Wrapper.__init__(self, env)
+        name, space = checks.name_of(env), env.action_space
+        open_ = checks.unbounded(space)
+        if not open_.any():
+            raise UserError(f"{name} takes {space}, which needs no other bounds: leave out --action-range")
+        try:
+            low = np.where(open_, np.asarray(low, space.dtype), space.low)
+            high = np.where(open_, np.asarray(high, space.dtype), space.high)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name}: the action range has other dimensions than its {space.shape} actions") from error
+        if not (low <= high).all():
+            raise UserError(f"{name}: the action range must go from a lower to a higher number, not {low} to {high}")
+        self.action_space = gym.spaces.Box(low, high, space.shape, space.dtype)
+
+
+def specification(env: gym.Env) -> str | None:
     """What it takes to make an environment of ``make`` again, as Gymnasium's JSON; its observations are not made
-    into vectors then, for only ``make`` knows how."""
-    return unflattened(env).spec.to_json()
+    into vectors then, for only ``make`` knows how. None if it was registered with something that no name leads to,
+    such as a function within another."""
+    spec = copy.deepcopy(unflattened(env).spec)
+    maker = spec.entry_point
+    if callable(maker):
+        spec.entry_point = f"{maker.__module__}:{maker.__qualname__}"
+        if maker.__module__ == "__main__" or not maker.__qualname__.isidentifier():
+            return None
+    try:
+        return spec.to_json()
+    except (TypeError, ValueError):  # its arguments are not plain data
+        return None
+
+
+@cache
+def _unbounded(env: str) -> tuple[bool, ...]:
+    made = make(json.loads(env), flat=False)
+    made.close()
+    return tuple(map(bool, checks.unbounded(made.action_space)))
+
+
+def unbounded_actions(env: Mapping[str, Any]) -> np.ndarray:
+    """``[A]`` bool, which dimensions of an environment's actions have no bounds; none of discrete ones."""
+    return np.array(_unbounded(json.dumps(env)), bool)
+
+
+def with_limits(env: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
+    """A description of an environment, with the ``max_episode_steps`` and ``action_range`` of ``limits`` if any."""
+    given = {key: limits[key] for key in ("max_episode_steps", "action_range") if limits.get(key) is not None}
+    return {**env, **given}
 
 
 def unflattened(env: gym.Env) -> gym.Env:
@@ -89,7 +154,7 @@ def spec_of(env: gym.Env) -> Spec:
     Raises:
         UserError: the observations are not vectors, or the actions neither bounded vectors nor numbers.
     """
-    name = env.spec.id if env.spec else type(env.unwrapped).__name__
+    name = checks.name_of(env)
     obs, action = env.observation_space, env.action_space
     if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
         raise UserError(f"{name} observes {obs}; agents here need vectors")
@@ -97,15 +162,33 @@ def spec_of(env: gym.Env) -> Spec:
         return Spec(obs.shape[0], 1, (0.0,), (float(action.n - 1),), int(action.n))
     if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1:
         raise UserError(f"{name} takes {action}; agents here need a vector or a number from 0 on")
-    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
-        raise UserError(f"{name} has unbounded actions; wrap it in RescaleAction")
+    if checks.unbounded(action).any():
+        raise UserError(f"{name} has actions without bounds; give them with --action-range LOW,HIGH")
+    if not (action.low <= action.high).all():
+        raise UserError(f"{name} has actions whose lower bounds lie above the upper ones; mend its action_space")
     bounds = (tuple(map(float, side)) for side in (action.low, action.high))
     return Spec(obs.shape[0], action.shape[0], *bounds)
 
 
-def native_action(spec: Spec, action: np.ndarray) -> np.ndarray | int:
-    """An action ``[A]`` of an agent as the environment takes it."""
-    return int(action[0]) if spec.num_actions else action
+def native_action(space: gym.Space, action: np.ndarray) -> np.ndarray | int:
+    """An action ``[A]`` of an agent as the environment takes it, in its own dtype."""
+    if isinstance(space, gym.spaces.Discrete):
+        return int(action[0])
+    if space.dtype.kind != "f":
+        action = np.rint(action)
+    return action.astype(space.dtype, copy=False)
+
+
+@cache
+def _require_sound(env: str, obs_keys: tuple[str, ...]) -> None:
+    """Try an environment once in a process, in an instance of its own, so that nothing of it stays."""
+    made = make(json.loads(env), obs_keys)
+    spec = spec_of(made)
+    middle = native_action(made.action_space, np.zeros(1) if spec.num_actions else spec.action_mid)
+    try:
+        checks.require_sound(unflattened(made), middle)
+    finally:
+        made.close()
 
 
 WORTHWHILE = 1e-3
@@ -125,20 +208,60 @@ class Pool:
     """
 
     def __init__(self, env: Mapping[str, Any], size: int, obs_keys: Sequence[str] | None = None):
+        _require_sound(json.dumps(env), tuple(obs_keys or ()))
         self.envs = [make(env, obs_keys) for _ in range(size)]
-        self.spec = spec_of(self.envs[0])
+        self.spec, self.action_space = spec_of(self.envs[0]), self.envs[0].action_space
+        self.name = checks.name_of(self.envs[0])
+        self._low, self._high = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
+        self._seeds: dict[int, int] = {}
+        self._taken = [0] * size
         self._workers = min(size, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(self._workers)
         self._seconds = 0.0  # a job's, on average
 
     def reset(self, seeds: Mapping[int, int]) -> dict[int, np.ndarray]:
-        """Reset the environments numbered by the keys with the seeds of the values; their observations."""
-        return self._each({i: (lambda i=i, s=s: self.envs[i].reset(seed=s)[0]) for i, s in seeds.items()})
+        """Reset the environments numbered by the keys with the seeds of the values; their observations.
+
+        Raises:
+            UserError: one is not finite.
+        """
+        self._seeds |= seeds
+        found = self._each({i: (lambda i=i, s=s: self.envs[i].reset(seed=s)[0]) for i, s in seeds.items()})
+        for i, obs in found.items():
+            self._taken[i] = 0
+            if not np.isfinite(obs).all():
+                raise UserError(
+                    f"{self.name} gives an observation that is not finite at its reset with seed {seeds[i]}; mend the"
+                    " environment"
+                )
+        return found
 
     def step(self, actions: Mapping[int, np.ndarray]) -> dict[int, tuple]:
-        """Step the environments numbered by the keys; what each ``step`` returned."""
-        spec = self.spec
-        return self._each({i: (lambda i=i, a=a: self.envs[i].step(native_action(spec, a))) for i, a in actions.items()})
+        """Step the environments numbered by the keys; what each ``step`` returned, its numbers as plain ones.
+
+        Raises:
+            UserError: an observation or a reward is not finite.
+        """
+        space = self.action_space
+        jobs = {i: (lambda i=i, a=a: self.envs[i].step(native_action(space, a))) for i, a in actions.items()}
+        found = self._each(jobs)
+        for i, answer in found.items():
+            self._taken[i] += 1
+            found[i] = checks.plain(self.name, answer, self._taken[i], self._seeds.get(i))
+        return found
+
+    @property
+    def endless(self) -> bool:
+        """Whether no limit truncates its episodes."""
+        spec = self.envs[0].spec
+        return spec is None or spec.max_episode_steps is None
+
+    def applied(self, action: np.ndarray) -> np.ndarray:
+        """What comes of an agent's actions ``[..., A]``: within their bounds, and whole where the environment's are."""
+        if self.spec.num_actions:
+            return action
+        inside = np.minimum(np.maximum(action, self._low), self._high)
+        return inside if self.action_space.dtype.kind == "f" else np.rint(inside)
 
     def _each(self, jobs: Mapping[int, Any]) -> dict[int, Any]:
         if self._workers == 1 or len(jobs) * self._seconds < WORTHWHILE:

@@ -1,0 +1,326 @@
+"""Environments that are not as agents expect them: taken as they mean it, or refused in one sentence."""
+
+import json
+import signal
+
+import gymnasium as gym
+import h5py
+import numpy as np
+import pendulum
+import pytest
+import yaml
+
+from offlinerl import checkpoint
+from offlinerl.cli import main
+from offlinerl.data.load import load
+from offlinerl.envs import checks
+from offlinerl.envs.make import Pool, make, spec_of
+from offlinerl.types import Spec
+
+FEW = ("--compile", "false", "--batch", 8, "--agent.hidden", "[8]", "--eval-episodes", 1, "--final-episodes", 1)
+FEW = (*FEW, "--eval-every", 20)
+
+
+class Reach(gym.Env):
+    """A point that an action moves; episodes of ``length`` steps."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": None}
+
+    def __init__(self, low=-1.0, high=1.0, dtype="float32", length=10, nan_at=None, render_mode=None, **how):
+        self.low, self.high = (np.broadcast_to(np.asarray(side, dtype), 2) for side in (low, high))
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = gym.spaces.Box(self.low, self.high, (2,), np.dtype(dtype))
+        self.length, self.nan_at, self.how, self.render_mode = length, nan_at, how, render_mode
+        self.taken = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.place = 0, self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return self.place.copy(), {}
+
+    def step(self, action):
+        assert action.dtype == self.action_space.dtype and self.action_space.contains(action)
+        self.steps += 1
+        self.place = (self.place + 0.01 * np.asarray(action, np.float32)).astype(np.float32)
+        reward, over = -float(abs(self.place).sum()), self.steps == self.length
+        if self.nan_at == ("reward", self.steps):
+            reward = float("nan")
+        if self.nan_at == ("observation", self.steps):
+            self.place[0] = np.nan
+        if self.how.get("arrays"):
+            return self.place, np.array([reward]), np.array([over]), np.bool_(False), {"success": np.array([over])}
+        return self.place, reward, over, False, {}
+
+    def render(self):
+        return np.full((8, 8, 3), 100, np.uint8) if self.how.get("draws") else None
+
+
+class Old(Reach):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0]
+
+
+class Pair(Old):
+    """Its observation of two numbers could be taken for the two things that reset returns."""
+
+
+class FourValues(Reach):
+    def step(self, action):
+        obs, reward, over, _, info = super().step(action)
+        return obs, reward, over, info
+
+
+class NoSeed(Reach):
+    def reset(self):
+        return super().reset()
+
+
+class WrongShape(Reach):
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return np.r_[obs, 0.0].astype(np.float32), *rest
+
+
+class Worded(Reach):
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, "much", *rest
+
+
+class Blind(Reach):
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        return obs * np.nan, info
+
+
+class Choices(Reach):
+    def __init__(self, **_):
+        super().__init__()
+        self.action_space = gym.spaces.MultiDiscrete([2, 3])
+
+
+def register(name, entry_point, limit=50, **kwargs):
+    if name not in gym.registry:
+        gym.register(name, entry_point, max_episode_steps=limit, kwargs=kwargs)
+    return name
+
+
+def made(name, maker, **kwargs):
+    return register(name, f"{__name__}:{maker.__name__}", **kwargs)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here(tmp_path_factory):
+    with pendulum.workplace(tmp_path_factory.mktemp("environments")) as folder:
+        (folder / "warm.yaml").write_text("train: {warm_up: 10}\n")
+        yield folder
+
+
+def run(*argv):
+    return main([str(word) for word in argv])
+
+
+@pytest.fixture
+def refused(capsys):
+    def check(*argv):
+        capsys.readouterr()
+        assert run(*argv) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "Traceback" not in line and "diverged" not in line
+        return line
+
+    return check
+
+
+def online(env, out, *more):
+    return ("fit", "td3", "--env", env, "--steps", 40, "--config", "warm.yaml", *FEW, "--out", out, *more)
+
+
+# What a reset and a step must return
+
+
+@pytest.mark.parametrize(
+    "maker, words",
+    [
+        (Old, ("reset must return", "one ndarray", "shimmy")), (Pair, ("reset must return",)),
+        (FourValues, ("step", "4")), (NoSeed, ("reset fails", "seed")), (WrongShape, ("shape (3,)", "(2,)")),
+        (Worded, ("reward is 'much'",)), (Blind, ("observation of reset", "not finite")),
+        (Choices, ("MultiDiscrete",)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["fit", "collect"])
+def test_other_interfaces_are_refused(maker, words, command, refused, here):
+    env = made(f"Odd{maker.__name__}-v0", maker)
+    collect = ("collect", "random", "--env", env, "--episodes", 1, "--dataset", "odd/other-v0")
+    line = refused(*(online(env, here / "other") if command == "fit" else collect))
+    assert all(word in line for word in (env, *words)), line
+    assert not (here / "other").exists()
+
+
+def test_the_trial_leaves_nothing_behind():
+    made("Counted-v0", Reach)
+    pool = Pool({"id": "Counted-v0"}, 2)
+    assert all(not hasattr(env.unwrapped, "steps") for env in pool.envs), "another instance was tried"
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_what_is_not_finite_is_named_by_its_step(what, refused, here):
+    env = made(f"Nan{what}-v0", Reach, nan_at=(what, 7))
+    line = refused("collect", "random", "--env", env, "--episodes", 3, "--dataset", f"odd/nan-{what}-v0")
+    assert f"{env} gives a {what} that is not finite in step 7" in line and "seed" in line
+    line = refused(*online(env, here / f"nan-{what}"))
+    assert f"{env} gives a {what} that is not finite in step 7" in line
+
+
+def test_an_error_in_an_evaluation_loses_no_training(refused, here):
+    sound, broken = made("Sound-v0", Reach), made("Broken-v0", Reach, nan_at=("reward", 7))
+    assert run("collect", "random", "--env", sound, "--episodes", 5, "--dataset", "odd/sound-v0") == 0
+    fit = ("fit", "bc", "--dataset", "odd/sound-v0", "--env", broken, *FEW, "--updates", 60)
+    assert broken in refused(*fit, "--out", here / "kept")
+    assert checkpoint.read(here / "kept/last.ckpt")["offlinerl"]["updates"] == 20
+
+
+def test_arrays_of_one_are_numbers(here):
+    env = made("Arrays-v0", Reach, arrays=True)
+    assert run("collect", "random", "--env", env, "--episodes", 4, "--dataset", "odd/arrays-v0") == 0
+    assert load("odd/arrays-v0").terminated.sum() == 4
+    assert run("fit", "bc", "--dataset", "odd/arrays-v0", *FEW, "--updates", 20, "--out", here / "arrays") == 0
+    assert run("evaluate", here / "arrays", "--episodes", 2, "--json", here / "a.json") == 0
+    assert json.loads((here / "a.json").read_text())["success"] == 1.0
+
+
+# Actions
+
+
+@pytest.mark.parametrize(
+    "low, high, dtype",
+    [(-3, 3, "int64"), (-3, 3, "int8"), (0, 255, "uint8"), (-1, 1, "float16"), (-1, 1, "float64"),
+     ([-1, 0.5], [1, 0.5], "float32"), ([2, 2], [2, 2], "int32")],
+)  # fmt: skip
+def test_an_environment_gets_its_own_dtype_and_fixed_dimensions_are_held(low, high, dtype, here, request):
+    number = request.node.callspec.indices["low"]
+    env = made(f"Typed{number}-v0", Reach, low=low, high=high, dtype=dtype)
+    dataset, out = f"odd/typed{number}-{dtype}-v0", here / f"typed-{number}-{dtype}"
+    assert run("collect", "random", "--env", env, "--episodes", 4, "--dataset", dataset) == 0
+    action = load(dataset).action
+    assert (action >= np.float32(low)).all() and (action <= np.float32(high)).all()
+    if "int" in dtype:
+        assert (action == np.rint(action)).all()
+    assert run("fit", "iql", "--dataset", dataset, *FEW, "--updates", 20, "--out", out) == 0
+    state = checkpoint.read(out / "last.ckpt")["state_dict"]
+    assert all(np.isfinite(value.numpy()).all() for value in state.values() if value.is_floating_point())
+    assert run(*online(env, here / f"online-{number}-{dtype}")) == 0
+
+
+def test_a_fixed_dimension_is_zero_in_units_of_one():
+    spec = Spec(1, 2, (-2.0, 3.0), (2.0, 3.0))
+    assert spec.in_unit(np.float32([[1.0, 3.0]])).tolist() == [[0.5, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "low, high, open_",
+    [((-1, -np.inf), (1, 1), (False, True)), ((-1, -1), (np.inf, 1), (True, False)),
+     ((np.finfo(np.float32).min,) * 2, (np.finfo(np.float32).max,) * 2, (True, True)),
+     ((-1, -5), (1, 5), (False,) * 2)],
+)  # fmt: skip
+def test_bounds_that_are_none(low, high, open_):
+    space = gym.spaces.Box(np.float32(low), np.float32(high))
+    assert checks.unbounded(space).tolist() == list(open_)
+
+
+def test_open_bounds_take_the_datas_range_or_are_asked_for(refused, here, capsys):
+    env = made("Open-v0", Reach, low=[-1, -np.inf], high=[1, np.inf])
+    assert "--action-range LOW,HIGH" in refused(*online(env, here / "open"))
+    collect = ("collect", "random", "--env", env, "--dataset", "odd/open-v0")
+    assert "--action-range LOW,HIGH" in refused(*collect, "--episodes", 4)
+    assert run(*collect, "--episodes", 4, "--action-range", "-2,2") == 0
+    assert (np.abs(load("odd/open-v0").action).max(0) > 1).tolist() == [False, True]
+    bounded = made("Bounded-v0", Reach)
+    assert "leave out --action-range" in refused(*online(bounded, here / "bounded", "--action-range", "-2,2"))
+
+    with h5py.File(here / "open.hdf5", "w") as file:
+        rng = np.random.default_rng(0)
+        file["observations"], file["rewards"] = rng.normal(size=(100, 2)), rng.normal(size=100)
+        file["actions"] = rng.uniform(-1, 1, (100, 2)) * [1, 30]
+        file["terminals"], file["timeouts"] = np.zeros(100, bool), np.arange(100) % 10 == 9
+    fit = ("fit", "bc", "--dataset", here / "open.hdf5", "--env", env, *FEW, "--updates", 20)
+    assert run(*fit, "--out", here / "range") == 0
+    assert f"{env} has actions without bounds, which take those of the data" in capsys.readouterr().out
+    spec = checkpoint.load_agent(here / "range").spec
+    assert spec.action_high == (1.0, pytest.approx(30, abs=2)) and spec.action_low[0] == -1
+    assert run("evaluate", here / "range", "--episodes", 1) == 0
+
+    assert run(*fit, "--action-range", "-40,40", "--out", here / "given") == 0
+    assert checkpoint.load_agent(here / "given").spec.action_high == (1.0, 40.0)
+    assert yaml.safe_load((here / "given/config.yaml").read_text())["fit"]["action_range"] == [-40.0, 40.0]
+    assert run("fit", "--resume", here / "given", "--updates", 40) == 0
+
+
+# Episodes that nothing ends
+
+
+def test_an_endless_environment_is_said_and_can_be_limited(here, capsys, monkeypatch):
+    env = made("Endless-v0", Reach, limit=None, length=-1)
+    out = here / "endless"
+    assert run(*online(env, out, "--max-episode-steps", 15)) == 0
+    assert "no time limit" not in capsys.readouterr().out
+    assert run("evaluate", out, "--episodes", 2, "--json", here / "b.json") == 0
+    assert json.loads((here / "b.json").read_text())["mean_length"] == 15
+    collect = ("collect", "random", "--env", env, "--episodes", 2, "--dataset", "odd/endless-v0")
+    assert run(*collect, "--max-episode-steps", 12) == 0
+    assert load("odd/endless-v0").episode_lengths.tolist() == [12, 12]
+
+    step, taken = Pool.step, []
+
+    def pressed(self, actions):
+        taken.append(True)
+        if len(taken) == 60:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, actions)
+
+    monkeypatch.setattr(Pool, "step", pressed)
+    capsys.readouterr()
+    assert run(*online(env, here / "for-ever")) == 1
+    said = capsys.readouterr()
+    assert "no time limit" in said.out and "--max-episode-steps N" in said.out
+    assert "interrupted" in said.err and len(taken) == 60, "the evaluation heard Ctrl-C at once"
+
+
+# Environments without a path
+
+
+def test_a_class_instead_of_a_path(here):
+    env = register("ByClass-v0", Reach)
+    assert run("collect", "random", "--env", env, "--episodes", 3, "--dataset", "odd/by-class-v0") == 0
+    assert run("fit", "bc", "--dataset", "odd/by-class-v0", *FEW, "--updates", 20, "--out", here / "by-class") == 0
+    assert run("evaluate", here / "by-class", "--episodes", 1) == 0
+
+
+def test_a_function_that_no_name_leads_to(here, refused):
+    env = register("ByLambda-v0", lambda **kwargs: Reach(**kwargs))
+    assert run("collect", "random", "--env", env, "--episodes", 3, "--dataset", "odd/by-lambda-v0") == 0
+    fit = ("fit", "bc", "--dataset", "odd/by-lambda-v0", *FEW, "--updates", 20, "--out", here / "by-lambda")
+    assert "name it with --env" in refused(*fit)
+    assert run(*fit, "--env", env) == 0
+    assert run("evaluate", here / "by-lambda", "--episodes", 1) == 0
+
+
+# Pictures
+
+
+def test_films_of_environments_that_say_little(here, refused):
+    env, blank = made("Drawn-v0", Reach, draws=True), made("Blank-v0", Reach)
+    assert run(*online(env, here / "drawn")) == 0
+    assert run("evaluate", here / "drawn", "--episodes", 1, "--video", here / "films") == 0
+    assert (here / "films/seed-0.gif").exists()
+    line = refused("evaluate", here / "drawn", "--env", blank, "--episodes", 1, "--video", here / "none")
+    assert blank in line and "renders no pictures" in line
+
+
+def test_bounds_come_from_the_range_that_is_asked_for():
+    made("Asked-v0", Reach, low=-np.inf, high=np.inf)
+    spec = spec_of(make({"id": "Asked-v0", "action_range": [[-1, -2], [1, 2]]}))
+    assert (spec.action_low, spec.action_high) == ((-1.0, -2.0), (1.0, 2.0))
