@@ -19,6 +19,7 @@ from offlinerl.data.replay import Replay
 from offlinerl.data.sources import FineTuningData, ReplayData, RolloutData
 from offlinerl.data.workers import Crew, OnRay
 from offlinerl.display import shown
+from offlinerl.errors import UNSOUND
 from offlinerl.evaluation import Evaluation, Task, make_pool
 from offlinerl.run import OfflineRun, Run
 from offlinerl.types import UserError
@@ -99,9 +100,9 @@ class ActingRun(Run):
         path = self.replay_file(self.agent.steps)
         try:
             saved = torch.load(path, map_location=self.replay.packed.device, weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            self.replay.load_state_dict(saved)
+        except (*UNSOUND, OSError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(f"{path} is missing or damaged, without which this run cannot go on") from error
-        self.replay.load_state_dict(saved)
 
     def close(self) -> None:
         super().close()

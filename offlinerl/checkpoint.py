@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from offlinerl import agents
 from offlinerl.agent import Agent
 from offlinerl.data.record import aside
+from offlinerl.errors import UNSOUND
 from offlinerl.folder import find_checkpoint
 from offlinerl.types import UserError
 
@@ -78,10 +80,39 @@ def load_into(agent: Agent, saved: dict[str, Any], path: Path) -> None:
         agent.load_state_dict(saved["state_dict"])
         agent.configure_optimizers()
         for optimizer, state in zip(agent.optim.values(), saved["optimizer_states"], strict=True):
+            require_like(state, optimizer.state_dict(), "optimizer_states")
             optimizer.load_state_dict(state)
+        fresh: dict[str, Any] = {}
+        agent.on_save_checkpoint(fresh)
+        ours = saved["offlinerl"]  # an older version's may lack what is newer
+        require_like(ours, {key: value for key, value in fresh["offlinerl"].items() if key in ours}, "offlinerl")
         agent.on_load_checkpoint(saved)
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+    except UNSOUND as error:
         raise UserError(f"the checkpoint {path} does not fit this agent: other networks or seeds") from error
+
+
+def require_like(saved: Any, fresh: Any, what: str) -> None:
+    """Raises a ValueError, which names the place, unless something saved is made as something fresh is: of mappings
+    with its keys, tensors of its shapes and types, and numbers and words where it has such. What is None there may be
+    anything, and a list that is empty there may be of any length."""
+    if isinstance(fresh, torch.Tensor):
+        fits = isinstance(saved, torch.Tensor) and (saved.shape, saved.dtype) == (fresh.shape, fresh.dtype)
+    elif isinstance(fresh, Mapping):
+        fits = isinstance(saved, Mapping) and set(fresh) <= set(saved)
+        for key in fresh if fits else ():
+            require_like(saved[key], fresh[key], f"{what}/{key}")
+    elif isinstance(fresh, (list, tuple)):
+        fits = isinstance(saved, (list, tuple)) and (not fresh or len(saved) == len(fresh))
+        for number, inner in enumerate(fresh) if fits else ():
+            require_like(saved[number], inner, f"{what}/{number}")
+    elif isinstance(fresh, (bool, str)):
+        fits = isinstance(saved, type(fresh))
+    elif isinstance(fresh, int):
+        fits = type(saved) is int
+    else:
+        fits = fresh is None or not isinstance(fresh, float) or type(saved) in (int, float)
+    if not fits:
+        raise ValueError(f"{what} is not as it should be")
 
 
 def load_agent(path: Path, device: torch.device | str = "cpu", *, agent_class: type[Agent] | None = None) -> Agent:

@@ -27,6 +27,7 @@ from offlinerl.data.record import Episode, sweep
 from offlinerl.device import pick_device, set_threads
 from offlinerl.display import Display, shown
 from offlinerl.envs.make import make, specification
+from offlinerl.errors import reading
 from offlinerl.evaluation import Task, evaluate
 from offlinerl.folder import find_checkpoint, numbered, require_free, versions, write_config
 from offlinerl.interrupt import Interrupted, Stop, on_interrupt
@@ -201,7 +202,8 @@ class Collection:
             fresh = dict(agent=self.metadata["provenance"]["agent"], seed=self.metadata["seed"], **self.about)
             if stated.is_file():
                 old = registry.minari_metadata(folder)
-                known = dict(old, agent=old["provenance"]["agent"])
+                with reading(f"{stated}", "give another --out"):
+                    known = dict(old, agent=old["provenance"]["agent"])
                 for key in ("agent", "seed", "dataset_id", "env_spec"):
                     if known.get(key) != fresh[key]:
                         raise UserError(

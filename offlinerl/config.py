@@ -151,10 +151,7 @@ def resolve(
     Raises:
         UserError: a setting is unknown or of the wrong type; the message names the nearest ones.
     """
-    if agent.online:
-        defaults = ON_POLICY if agent.on_policy else ONLINE
-    else:
-        defaults = EPISODES if agent.whole_episodes else OFFLINE
+    defaults = training_defaults(agent)
     family = paths.share("configs", agent_name, f"{'online' if agent.online else entry.family}.yaml")
     asked = merge(_read_for(Path(file), entry) if file else {}, over or {})
     settings = merge(dict(agent={}, train=defaults), _read_for(family, entry) if family.is_file() else {})
@@ -164,6 +161,27 @@ def resolve(
     if settings["train"].get("workers"):
         settings["train"] |= _for_workers(settings["train"], asked.get("train", {}))
     return {section: settings[section] for section in ("agent", "train")}
+
+
+def training_defaults(agent: type[Agent] | Outline) -> dict[str, Any]:
+    """The settings of a training of an agent, with their defaults."""
+    if agent.online:
+        return ON_POLICY if agent.on_policy else ONLINE
+    return EPISODES if agent.whole_episodes else OFFLINE
+
+
+def of_run(settings: Mapping[str, Any], agent: type[Agent] | Outline) -> dict[str, Any]:
+    """The settings that a run's ``config.yaml`` states, which may be an older version's: what it does not know is as by
+    default, and what it knows beyond stays.
+
+    Raises:
+        UserError: a setting has another type or lies out of range.
+    """
+    checked = dict(settings)
+    for section, defaults in dict(agent=parameters(agent), train=training_defaults(agent)).items():
+        known = {key: value for key, value in settings[section].items() if key in defaults}
+        checked[section] = {**defaults, **settings[section], **typed(known, defaults)}
+    return checked
 
 
 def _read_for(path: Path, entry: Entry) -> dict[str, Any]:

@@ -1,8 +1,50 @@
 """What a user can put right. Here, because the command line must know it before it loads anything heavy."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Something the user can put right; its message is one sentence that says how. The command line prints
     it alone and exits with its status."""
 
     status = 1
+
+
+UNSOUND = (
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    MemoryError,
+)
+"""What Python raises at content that is not as it should be."""
+
+
+@contextmanager
+def reading(what: str, advice: str) -> Iterator[None]:
+    """Turns what Python and the libraries raise at content of a file into one sentence.
+
+    Args:
+        what: is read, with its place.
+        advice: what to do about it.
+
+    Raises:
+        UserError: the content is not what it should be.
+    """
+    try:
+        yield
+    except (*UNSOUND, OSError) as error:
+        if isinstance(error, OSError) and error.strerror:  # the system's: of the path or the disk
+            raise
+        raise UserError(f"{what} is damaged or does not hold what it should ({_reason(error)}); {advice}") from error
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"it lacks {lines[0]}" if isinstance(error, KeyError) else lines[0].rstrip(".")

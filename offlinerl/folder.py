@@ -13,6 +13,7 @@ import yaml
 
 import offlinerl
 from offlinerl.data.record import aside, write_whole
+from offlinerl.errors import reading
 from offlinerl.types import UserError
 
 
@@ -83,10 +84,10 @@ def trim(path: Path, clock: str, time: int) -> None:
     """Drop the rows of a CSV file whose column ``clock`` is beyond ``time``; a resumed run writes them again."""
     if not path.exists() or not path.stat().st_size:  # killed between making the file and writing to it
         return
-    with path.open(newline="") as file:
+    with path.open(newline="") as file, reading(f"the table {path}", "delete it to go on without its rows"):
         header, *rows = csv.reader(file)
-    column = header.index(clock)
-    kept = [row for row in rows if len(row) == len(header) and int(row[column]) <= time]
+        column = header.index(clock)
+        kept = [row for row in rows if len(row) == len(header) and int(row[column]) <= time]
     write_whole(path, "".join(",".join(row) + "\r\n" for row in [header, *kept]))
 
 

@@ -28,6 +28,7 @@ from offlinerl.data.record import sweep, write_json
 from offlinerl.data.sources import EpisodeData, FineTuningData, OfflineData, ReplayData, RolloutData, entries_outside
 from offlinerl.display import Display, shown
 from offlinerl.envs.make import Pool, unbounded_actions, with_limits
+from offlinerl.errors import reading
 from offlinerl.evaluation import Evaluation, Task, evaluate, make_pool
 from offlinerl.folder import append, copy_whole, trim, versions
 from offlinerl.interrupt import AtOnce, Interrupted, Stop, on_interrupt
@@ -370,7 +371,12 @@ class Run(L.Callback):
         checkpoint.load_into(self.agent, saved, self.folder / "last.ckpt")
         if "Run" not in saved.get("callbacks", {}):
             raise UserError(f"{self.folder / 'last.ckpt'} was not saved by `offlinerl fit`, which goes on with its own")
-        self.restore_state(saved["callbacks"]["Run"])
+        state = saved["callbacks"]["Run"]
+        with reading(f"the checkpoint {self.folder / 'last.ckpt'}", "use another one of the run, such as best.ckpt"):
+            best = {"mean": 0.0, "per_seed": [0.0] * len(self.agent.seeds), self.clock: 0}
+            like = dict(evaluated=0, logged=0, seconds=dict(total=0.0, training=0.0), best=state["best"] and best)
+            checkpoint.require_like(state, like, "Run")
+            self.restore_state(state)
         if self.now > self.end:
             raise UserError(
                 f"the run in {self.folder} has {self.now:,} {self.clock}s already; give"

@@ -111,11 +111,8 @@ def settings_for(
     again = config.read(file).get("fit", {}) if file else {}
     again = {key: value for key, value in again.items() if key not in HISTORY}
     about = dict(dataset=None, env=None, seeds=[0]) | again | {k: v for k, v in about.items() if v is not None}
-    if "agent" not in about:
-        raise UserError("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
+    _checked_about(about)
     keys = about.get("obs_keys")
-    if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
-        raise UserError(f"obs_keys must be a list of words, such as [state, goal], not {keys!r}")
     _require_limits(about)
     agent = agents.outline(about["agent"])
     if agent.online:
@@ -132,11 +129,27 @@ def settings_for(
         entry = registry.resolve(about["dataset"], about["env"], keys)
         if entry.kind == "file":
             about["dataset"] = str(entry.path.resolve())  # to be found from another folder too
-    seeds = about["seeds"]
+    return dict(fit=about, **config.resolve(about["agent"], agent, entry, file, over)), entry
+
+
+def _checked_about(about: dict[str, Any]) -> dict[str, Any]:
+    """The section ``fit`` of a run's settings.
+
+    Raises:
+        UserError: an entry is missing, or is not of its kind.
+    """
+    if about.get("agent") is None:
+        raise UserError("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
+    for name in ("agent", "dataset", "env"):
+        if not isinstance(about[name], str | None):
+            raise UserError(f"{name} must be a name, not {about[name]!r}")
+    keys, seeds = about.get("obs_keys"), about["seeds"]
+    if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        raise UserError(f"obs_keys must be a list of words, such as [state, goal], not {keys!r}")
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"seeds must be a list of different whole numbers from 0 on, not {seeds}")
-    return dict(fit=about, **config.resolve(about["agent"], agent, entry, file, over)), entry
+    return about
 
 
 def _require_limits(about: Mapping[str, Any]) -> None:
@@ -211,6 +224,11 @@ def settings_of(
         raise UserError(f"{folder} is a collection: go on with `offlinerl collect` as before, with --resume")
     if missing := {"fit", "agent", "train"} - set(settings):
         raise UserError(f"{folder / 'config.yaml'} lacks its section {missing.pop()!r}; start the run again")
+    try:
+        settings["fit"] = _checked_about(dict(dataset=None, env=None, seeds=[0]) | settings["fit"])
+        settings = config.of_run(settings, agents.outline(settings["fit"]["agent"]))
+    except UserError as error:
+        raise UserError(f"{folder / 'config.yaml'}: {error}") from error
     about, agent, train = (settings[section] for section in ("fit", "agent", "train"))
     if agent_name not in (None, about["agent"]):
         raise UserError(f"the run in {folder} has agent {about['agent']}, not {agent_name}; leave it out")

@@ -15,6 +15,7 @@ from offlinerl import spaces
 from offlinerl.data import load, registry
 from offlinerl.data.load import Dataset
 from offlinerl.data.registry import Entry
+from offlinerl.errors import reading
 from offlinerl.plots import literal
 from offlinerl.types import UserError
 
@@ -132,11 +133,12 @@ def validate(entry: Entry | str, low: float | None = None, high: float | None = 
     """
     entry = registry.resolve(entry) if isinstance(entry, str) else entry
     path = load.locate(entry)
-    columns = _minari_columns(path, entry) if path.is_dir() else _d4rl_columns(path, entry)
+    with reading(f"the dataset {path}", "get or write it again"):
+        columns = _minari_columns(path, entry) if path.is_dir() else _d4rl_columns(path, entry)
+        env = _environment(entry)
+        space = _action_space(path, env)
     if isinstance(columns, Finding):
         return [columns]
-    env = _environment(entry)
-    space = _action_space(path, env)
     findings = [_not_finite(columns), *_unfit(columns, entry, env), _outside(columns, space, low, high)]
     findings += [_duplicates(columns), _late_terminals(columns)]
     sure = not (path.is_dir() or entry.overlong or entry.split == "jump")

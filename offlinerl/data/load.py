@@ -21,6 +21,7 @@ import numpy as np
 from offlinerl import spaces
 from offlinerl.data import registry
 from offlinerl.data.registry import Entry, minari_metadata, minari_root
+from offlinerl.errors import reading
 from offlinerl.types import Batch, UserError
 
 Mode = Literal["lossless", "d4rl"]
@@ -236,14 +237,15 @@ def load(
     path = locate(entry)
     if path.is_dir() and mode != "lossless":
         raise UserError(f"{entry.name} is not a file in D4RL's format; the mode {mode} is for those only")
-    if path.is_dir():
-        dataset = load_minari(path, name=entry.name, obs_keys=entry.obs_keys)
-    else:
-        allowed = entry.steps_allowed
-        dataset = load_hdf5(
-            path, mode, name=entry.name, max_episode_steps=allowed, split=entry.split,
-            longest=None if entry.overlong else allowed, env=entry.env,
-        )  # fmt: skip
+    with reading(f"the dataset {path}", "get or write it again"):
+        if path.is_dir():
+            dataset = load_minari(path, name=entry.name, obs_keys=entry.obs_keys)
+        else:
+            allowed = entry.steps_allowed
+            dataset = load_hdf5(
+                path, mode, name=entry.name, max_episode_steps=allowed, split=entry.split,
+                longest=None if entry.overlong else allowed, env=entry.env,
+            )  # fmt: skip
     dataset.provenance.update(dataset=entry.name, checksum=entry.checksum(path))
     return with_reward(dataset, entry.reward if reward is None else reward)
 

@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import itertools
 import json
+import operator
 import os
 import re
 import urllib.request
@@ -22,7 +23,7 @@ import yaml
 
 from offlinerl import paths
 from offlinerl.data.record import DISK_FULL, aside
-from offlinerl.types import UserError
+from offlinerl.errors import UserError, reading
 
 TIMEOUT = 10
 """Seconds a server has to answer."""
@@ -252,8 +253,28 @@ def _exported_from(path: Path) -> dict[str, Any]:
             task = json.loads(file.attrs.get("task", "{}"))
     except (OSError, ValueError, TypeError):
         return {}
-    keys = task.get("obs_keys")
-    return dict(env=task.get("env"), obs_keys=tuple(keys) if keys else None)
+    with reading(f"what {path} says of its task", "export it again"):
+        keys = _checked_keys(task.get("obs_keys"))
+        return dict(env=_checked_env(task.get("env")), obs_keys=tuple(keys) if keys else None)
+
+
+def _checked_env(env: Any) -> Mapping[str, Any] | None:
+    """A description of an environment, see ``offlinerl.envs.make``; raises a ValueError if it is none."""
+    if env is None:
+        return None
+    about = env if "id" in env else json.loads(env["spec"])
+    steps = about.get("max_episode_steps")
+    if not (isinstance(about["id"], str) and isinstance(about.get("kwargs", {}), dict)):
+        raise ValueError("its environment has no id or no arguments")
+    if not (steps is None or (type(steps) is int and steps > 0)):
+        raise ValueError(f"its environment has a limit of {steps!r} steps")
+    return env
+
+
+def _checked_keys(keys: Any) -> list[str] | None:
+    if not (keys is None or (isinstance(keys, list) and all(isinstance(key, str) for key in keys))):
+        raise ValueError("obs_keys are no list of words")
+    return keys
 
 
 def _of_minari(folder: Path, source: Mapping[str, Any]) -> Entry:
@@ -290,8 +311,16 @@ def minari_metadata(folder: Path) -> dict[str, Any]:
 
             with Journal(folder / EPISODES, write=False) as journal:
                 metadata |= dict(total_episodes=len(journal), total_steps=journal.steps)
-        return {key: metadata[key] for key in ("dataset_id", "total_episodes", "total_steps")} | metadata
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        for key in ("env_spec", "eval_env_spec"):
+            if metadata.get(key) is not None:
+                _checked_env({"spec": metadata[key]})
+        _checked_keys(metadata.get("obs_keys"))
+        for key, kind in dict(dataset_id=str, ref_min_score=float, ref_max_score=float).items():
+            if metadata.get(key) is not None and not isinstance(metadata[key], (kind, int) if kind is float else kind):
+                raise ValueError(f"{key} is {metadata[key]!r}")
+        counts = {key: operator.index(metadata[key]) for key in ("total_episodes", "total_steps")}
+        return {"dataset_id": metadata["dataset_id"]} | metadata | counts
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as Minari metadata; delete the dataset and get it again") from error
 
 
