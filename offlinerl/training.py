@@ -113,7 +113,6 @@ def settings_for(
     about = dict(dataset=None, env=None, seeds=[0]) | again | {k: v for k, v in about.items() if v is not None}
     _checked_about(about)
     keys = about.get("obs_keys")
-    _require_limits(about)
     agent = agents.outline(about["agent"])
     if agent.online:
         if about["dataset"] is not None:
@@ -146,20 +145,16 @@ def _checked_about(about: dict[str, Any]) -> dict[str, Any]:
     keys, seeds = about.get("obs_keys"), about["seeds"]
     if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
         raise UserError(f"obs_keys must be a list of words, such as [state, goal], not {keys!r}")
+    steps, span = about.get("max_episode_steps"), about.get("action_range")
+    if steps is not None and not (type(steps) is int and steps > 0):
+        raise UserError(f"max_episode_steps must be a whole number from 1 on, not {steps!r}")
+    pair = isinstance(span, list) and len(span) == 2 and all(type(side) in (int, float) for side in span)
+    if span is not None and not (pair and -math.inf < span[0] < span[1] < math.inf):
+        raise UserError(f"action_range must be a list of two numbers, the lower one first, not {span!r}")
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"seeds must be a list of different whole numbers from 0 on, not {seeds}")
     return about
-
-
-def _require_limits(about: Mapping[str, Any]) -> None:
-    """Raises a UserError unless an environment's limits, where a configuration gives any, can be meant."""
-    steps, span = about.get("max_episode_steps"), about.get("action_range")
-    if steps is not None and not (type(steps) is int and steps > 0):
-        raise UserError(f"max_episode_steps must be a whole number from 1 on, not {steps!r}")
-    plain = isinstance(span, list) and len(span) == 2 and all(type(side) in (int, float) for side in span)
-    if span is not None and not (plain and -math.inf < span[0] < span[1] < math.inf):
-        raise UserError(f"action_range must be a list of two numbers, the lower one first, not {span!r}")
 
 
 def require_source(
