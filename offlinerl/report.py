@@ -90,7 +90,8 @@ def read(folder: Path) -> Finished:
                 f"{folder / 'evaluations.csv'} lacks evaluations of the last policy; run the training again"
             )
         run = Finished(folder, summary, np.stack(scores))
-        _ = run.about, run.row, UNITS[summary["score_kind"]]  # what is lacking is seen before anything is printed
+        # What is lacking is seen before anything is printed.
+        _ = "".join(run.row), _titles([[run]]), _notes([run]), UNITS[summary["score_kind"]]
     return run
 
 
