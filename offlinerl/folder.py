@@ -80,15 +80,27 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def trim(path: Path, clock: str, time: int) -> None:
-    """Drop the rows of a CSV file whose column ``clock`` is beyond ``time``; a resumed run writes them again."""
+def trim(path: Path, clock: str, time: int, needed: Sequence[str] = ()) -> None:
+    """Drop the rows of a CSV file whose column ``clock`` is beyond ``time``; a resumed run writes them again.
+
+    Args:
+        path: a run's table, of numbers.
+        clock: a column.
+        time: the last one to keep.
+        needed: columns that it must have besides.
+
+    Raises:
+        UserError: it is another table.
+    """
     if not path.exists() or not path.stat().st_size:  # killed between making the file and writing to it
         return
     with path.open(newline="") as file, reading(f"the table {path}", "delete it to go on without its rows"):
         header, *rows = csv.reader(file)
-        column = header.index(clock)
-        kept = [row for row in rows if len(row) == len(header) and int(row[column]) <= time]
-    write_whole(path, "".join(",".join(row) + "\r\n" for row in [header, *kept]))
+        rows = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+        kept = [row for row in rows if int(row[clock]) <= time]
+        for row in kept:  # what is drawn at the end
+            _ = [float(row[column]) for column in {"seed", *needed, *row}]
+    write_whole(path, "".join(",".join(row) + "\r\n" for row in [header, *(row.values() for row in kept)]))
 
 
 def copy_whole(source: Path, target: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from offlinerl import plots
 from offlinerl.data.record import write_whole
 from offlinerl.display import UNITS, between, console, listed, places, shown, table
+from offlinerl.errors import reading
 from offlinerl.evaluation import bootstrap
 from offlinerl.folder import numbered
 from offlinerl.types import UserError
@@ -80,12 +81,18 @@ def read(folder: Path) -> Finished:
             f"{folder} holds no finished run, for want of a sound summary.json; finish it with: offlinerl fit"
             f" --resume {folder}"
         ) from error
-    columns = plots.read_columns(folder / "evaluations.csv")
-    last = columns.get(clock[:-1], np.empty(0)) == needed[clock]
-    scores = [columns["score"][last & (columns["seed"] == seed)] for seed in needed["seeds"]] if last.any() else []
-    if not scores or len({len(of_seed) for of_seed in scores}) > 1:
-        raise UserError(f"{folder / 'evaluations.csv'} lacks evaluations of the last policy; run the training again")
-    return Finished(folder, summary, np.stack(scores))
+    table = plots.read_columns(folder / "evaluations.csv")
+    with reading(f"the run in {folder}", "run the training again"):
+        last = table.get(clock[:-1], np.empty(0)) == needed[clock]
+        scores = [table["score"][last & (table["seed"] == seed)] for seed in needed["seeds"]] if last.any() else []
+        if not scores or len({len(of_seed) for of_seed in scores}) > 1 or not len(scores[0]):
+            raise UserError(
+                f"{folder / 'evaluations.csv'} lacks evaluations of the last policy; run the training again"
+            )
+        run = Finished(folder, summary, np.stack(scores))
+        # What is lacking is seen before anything is printed.
+        _ = "".join(run.row), _titles([[run]]), _notes([run]), UNITS[summary["score_kind"]]
+    return run
 
 
 def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> float:
@@ -133,7 +140,9 @@ def report(runs: Sequence[Path], out: Path | None = None) -> str:
             stem = Path("curves" if len(groups) == 1 else f"curves-{task}")
             name = next(f"{path}.png" for path in numbered(stem) if path not in pictures)
             pictures.add(Path(name.removesuffix(".png")))
-            plots.curves([run.folder for run in group], Path(out) / name)
+            folders = [run.folder for run in group]
+            with reading(f"the run in {' or '.join(map(str, folders))}", "leave it out or run the training again"):
+                plots.curves(folders, Path(out) / name)
             text += ["", f"![{UNITS[kind]} over {clock}]({name})"]
     markdown = "\n".join(text) + "\n"
     if out is not None:

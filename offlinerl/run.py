@@ -383,7 +383,7 @@ class Run(L.Callback):
                 f" {self.length_flag} a larger number"
             )
         trim(self.folder / "metrics.csv", self.clock, self.logged)
-        trim(self.folder / "evaluations.csv", self.clock, self.evaluated)
+        trim(self.folder / "evaluations.csv", self.clock, self.evaluated, ("score",))
 
     def restore_state(self, state: dict[str, Any]) -> None:
         if self.source.load_state_dict(state["source"]) is False:

@@ -128,6 +128,8 @@ def mutate_tree(rng, tree, odd=ODD):
         node = holder[key]
     if holder is None or rng.random() < 0.03:
         return pick(rng, odd)
+    if key == "max_episode_steps":  # without it, commands go on for ever, as they say
+        return tree
     way = pick(rng, ("drop", "rename", "replace", "replace", "replace"))
     if way == "drop" or (way == "rename" and isinstance(holder, list)):
         del holder[key]
@@ -270,15 +272,18 @@ def of_journal(rng):
     return going_on if rng.random() < 0.3 else reading(rng, "journal", env=False)
 
 
+def longer(run):
+    return ("--updates", 6) if run == "offline" else ("--steps", 50)
+
+
 def using(rng, run):
     """A command that reads a run's checkpoint."""
-    length = ("--updates", 6) if run == "offline" else ("--steps", 50)
     return pick(
         rng,
         (
             ("evaluate", f"{run}/last.ckpt", "--episodes", 1),
             ("evaluate", run, "--episodes", 1, "--env", "Pendulum-v1"),
-            ("fit", "--resume", run, *length),
+            ("fit", "--resume", run, *longer(run)),
             ("collect", f"{run}/last.ckpt", "--env", "Pendulum-v1", "--dataset", "test/new-v0", "--episodes", 1),
         ),
     )
@@ -306,7 +311,7 @@ def of_run(rng):
         known[path.suffix](rng, path)
     if rng.random() < 0.5:
         return ("report", *pick(rng, (("offline",), ("online", "offline"), ("online", "--out", "compared"))))
-    return ("fit", "--resume", run, *(("--updates", 6) if run == "offline" else ("--steps", 50)))
+    return ("fit", "--resume", run, *longer(run))
 
 
 def of_config(rng):
@@ -314,7 +319,7 @@ def of_config(rng):
     run, path = pick(rng, ("offline", "online")), Path("my.yaml")
     shutil.copy(Path(run) / "config.yaml", path)
     (mutate_bytes if rng.random() < 0.2 else mutate_yaml)(rng, path)
-    return ("fit", "--config", path, "--out", "new")
+    return ("fit", "--config", path, "--out", "new", *(("--updates", 4) if run == "offline" else ("--steps", 20)))
 
 
 EVERYWHERE = ("--env", "--device", "--obs-keys", "--max-episode-steps", "--action-range", "--out", "--nothing")

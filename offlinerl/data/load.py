@@ -745,7 +745,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             if path.suffix.lower() in endings:
                 raise UserError(f"{path} is {kind}, and not an HDF5 file in D4RL's format; {REWRITE}") from error
         raise UserError(f"{path} is not an HDF5 file, or only a part of one; download or write it again") from error
-    with file:
+    with file, reading(str(path), "download or write it again"):
         yield file
 
 
