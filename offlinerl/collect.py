@@ -6,10 +6,10 @@ becomes a Minari dataset.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -254,9 +254,24 @@ class Collection:
             interaction.close()
         if self.stop.is_set():
             raise self.interrupted()
-        if policy:
-            result = evaluate(policy.agent, self.task, REFERENCE_EPISODES)
-            self.references = score_range(self.task, float(result.returns.mean()))
+        if policy and not interaction.pool.endless:
+            self.measure(lambda: float(evaluate(policy.agent, self.task, REFERENCE_EPISODES).returns.mean()))
+
+    def measure(self, expert: Callable[[], float]) -> None:
+        """Find the score range, given how to find what the policy returns. What is collected can do without, where the
+        environment fails."""
+
+        def leave(number: int) -> NoReturn:
+            self.stop.set(number)
+            raise self.interrupted()
+
+        try:
+            with on_interrupt(leave):
+                self.references = score_range(self.task, expert())
+        except Interrupted:
+            raise
+        except UserError as error:
+            self.display.say(f"the dataset gets no reference scores, for {error}")
 
     def demonstrate(self, noise: float, steps: int | None, episodes: int | None) -> None:
         """Let the script that knows the task act until there are so many steps or episodes."""
@@ -354,7 +369,8 @@ class Learning(OnlineRun):
             self.restore()
             write_config(self.folder, self.settings)
             summary = self.train()
-            collection.references = score_range(self.task, summary["last"]["mean_return"])
+            if not self.pool.endless:
+                collection.measure(lambda: summary["last"]["mean_return"])
         for replay in self.folder.glob("replay-*.pt"):
             replay.unlink()  # large, and of use to nobody now
         return collection.seal()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +18,11 @@ import torch
 from offlinerl import checkpoint
 from offlinerl.agent import Agent
 from offlinerl.data import registry
+from offlinerl.data.interaction import require_finite
 from offlinerl.data.record import write_json
 from offlinerl.device import pick_device
 from offlinerl.display import Display
-from offlinerl.envs.checks import one
+from offlinerl.envs.checks import Unsound, described, one
 from offlinerl.envs.make import Pool, make, native_action, with_limits
 from offlinerl.folder import find_checkpoint
 from offlinerl.types import Spec, UserError
@@ -195,7 +198,7 @@ def _rollouts(
     while playing:
         with torch.no_grad():
             actions = agent.act(torch.from_numpy(obs).to(agent.device)).cpu().numpy()  # [S, E, A]
-        _require_finite(agent, actions, playing, E)
+        require_finite(agent, actions, {lane // E for lane in playing})
         stepped = pool.step({lane: actions[lane // E, lane % E] for lane in playing})
         ended = []
         for lane, (observation, reward, terminated, truncated, info) in stepped.items():
@@ -205,7 +208,7 @@ def _rollouts(
             lengths[s, i] += 1
             reached = info.get("success", info.get("is_success"))
             if reached is not None:
-                told, success[s, i] = True, max(success[s, i], one(pool.name, "success", reached))
+                told, success[s, i] = True, max(success[s, i], _success(pool, lane, reached))
             if terminated or truncated:
                 ended.append(lane)
         progress(len(ended))
@@ -215,13 +218,11 @@ def _rollouts(
     return Evaluation(returns, lengths.astype(int), succeeded if told else None, task.scores(returns, succeeded))
 
 
-def _require_finite(agent: Agent, actions: np.ndarray, playing: Mapping[int, int], E: int) -> None:
-    for s in {lane // E for lane in playing}:
-        if not np.isfinite(actions[s]).all():
-            raise UserError(
-                f"the policy of seed {agent.seeds[s]} returns actions that are not finite: its training"
-                " diverged; lower the learning rate or raise beta"
-            )
+def _success(pool: Pool, lane: int, told: Any) -> float:
+    try:
+        return one("success", told)
+    except Unsound as error:
+        raise pool.blamed(lane, error) from error
 
 
 def evaluate_checkpoint(
@@ -325,12 +326,20 @@ def record_videos(agent: Agent, task: Task, seed: int, folder: Path) -> None:
                 over = terminated or truncated
                 frames.append(env.render())
         except Exception as error:  # every simulator has its own way to say that it cannot draw
-            raise UserError(f"the environment cannot be rendered here ({error}); {instead}") from error
+            raise UserError(f"{task.env_id} cannot be rendered here ({described(error)}); {instead}") from error
         finally:
             env.close()
-        if any(np.ndim(frame) != 3 for frame in frames):
-            raise UserError(f"{task.env_id} renders no pictures: its render() returns none in the mode rgb_array")
+        if not all(isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 for frame in frames):
+            raise UserError(
+                f"{task.env_id} renders no pictures: in the mode rgb_array its render() must return arrays [height,"
+                f" width, 3] of uint8, not {type(frames[0]).__name__}"
+            )
         if not any(np.any(frame) for frame in frames):
-            raise UserError(f"the environment renders black frames here; {instead}")
-        fps = env.metadata.get("render_fps") or 30
-        imageio.mimsave(folder / f"seed-{number}.gif", frames, duration=1000 / fps, loop=0)
+            raise UserError(f"{task.env_id} renders black frames here; {instead}")
+        imageio.mimsave(folder / f"seed-{number}.gif", frames, duration=1000 / frames_per_second(env), loop=0)
+
+
+def frames_per_second(env: gymnasium.Env) -> float:
+    """How fast an environment's pictures are to be shown; 30 where it does not say."""
+    fps = (env.metadata or {}).get("render_fps")
+    return float(fps) if isinstance(fps, numbers.Real) and 0 < fps < math.inf else 30.0

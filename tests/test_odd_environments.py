@@ -2,12 +2,14 @@
 
 import json
 import signal
+from functools import partial
 
 import gymnasium as gym
 import h5py
 import numpy as np
 import pendulum
 import pytest
+import torch
 import yaml
 
 from offlinerl import checkpoint
@@ -15,7 +17,8 @@ from offlinerl.cli import main
 from offlinerl.data.load import load
 from offlinerl.envs import checks
 from offlinerl.envs.make import Pool, make, spec_of
-from offlinerl.types import Spec
+from offlinerl.evaluation import frames_per_second
+from offlinerl.types import Spec, UserError
 
 FEW = ("--compile", "false", "--batch", 8, "--agent.hidden", "[8]", "--eval-episodes", 1, "--final-episodes", 1)
 FEW = (*FEW, "--eval-every", 20)
@@ -93,6 +96,42 @@ class Blind(Reach):
         return obs * np.nan, info
 
 
+class Later(Reach):
+    """Goes wrong in the seventh step, as ``fault`` says."""
+
+    def step(self, action):
+        obs, reward, over, cut, info = super().step(action)
+        fault = self.how["fault"] if self.steps == 7 else None
+        if fault == "raises":
+            raise KeyError("joint")
+        if fault == "four values":
+            return obs, reward, over, info
+        if fault == "huge reward":
+            reward = 1e300
+        if fault == "huge observation":
+            obs = obs.astype(np.float64) * 1e200
+        if fault == "shape":
+            obs = obs[:1]
+        if fault == "no observation":
+            obs = None
+        if fault == "words":
+            reward = "3"
+        if fault == "flag":
+            over = float("nan")
+        if fault == "info":
+            info = None
+        if fault == "success":
+            info = {"success": "yes"}
+        return obs, reward, over, cut, info
+
+
+class Stubborn(Reach):
+    """Cannot be made."""
+
+    def __init__(self, **how):
+        raise {"assertion": AssertionError(), "key": KeyError("robot.xml"), "run": RuntimeError("no device")}[how["by"]]
+
+
 class Choices(Reach):
     def __init__(self, **_):
         super().__init__()
@@ -163,16 +202,27 @@ def test_the_trial_leaves_nothing_behind():
     assert all(not hasattr(env.unwrapped, "steps") for env in pool.envs), "another instance was tried"
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
+def test_numbers_of_every_dtype_are_looked_at(number, dtype):
+    with pytest.raises(checks.Unsound, match="not finite"):
+        checks.observation(np.array([0, number], dtype), (2,))
+    checks.observation(np.array([0, 5], dtype), (2,))
+    checks.observation([0, 5], (2,))
+    checks.observation(np.array([True, False]), (2,))
+
+
 # Numbers
 
 
-@pytest.mark.parametrize("what", ["reward", "observation"])
+@pytest.mark.parametrize("what", ["a reward", "an observation"])
 def test_what_is_not_finite_is_named_by_its_step(what, refused, here):
-    env = made(f"Nan{what}-v0", Reach, nan_at=(what, 7))
-    line = refused("collect", "random", "--env", env, "--episodes", 3, "--dataset", f"odd/nan-{what}-v0")
-    assert f"{env} gives a {what} that is not finite in step 7" in line and "seed" in line
-    line = refused(*online(env, here / f"nan-{what}"))
-    assert f"{env} gives a {what} that is not finite in step 7" in line
+    kind = what.split()[1]
+    env = made(f"Nan{kind}-v0", Reach, nan_at=(kind, 7))
+    line = refused("collect", "random", "--env", env, "--episodes", 3, "--dataset", f"odd/nan-{kind}-v0")
+    assert f"{env} gives {what} that is not finite in step 7" in line and "seed" in line
+    line = refused(*online(env, here / f"nan-{kind}"))
+    assert f"{env} gives {what} that is not finite in step 7" in line
 
 
 def test_an_error_in_an_evaluation_loses_no_training(refused, here):
@@ -192,13 +242,89 @@ def test_arrays_of_one_are_numbers(here):
     assert json.loads((here / "a.json").read_text())["success"] == 1.0
 
 
+FAULTS = {
+    "raises": "fails in step 7 of the episode that was reset with seed {seed} (KeyError: 'joint'); --debug shows where",
+    "four values": "fails in step 7", "huge reward": "a reward that is too large for 32 bits in step 7",
+    "huge observation": "an observation that is too large for 32 bits", "words": "its reward is '3'",
+    "shape": "an observation of shape (1,) instead of (2,)", "no observation": "an observation of shape ()",
+    "flag": "its terminated is nan", "info": "step must return", "success": "its success is 'yes'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_goes_wrong_later_is_named_by_its_step(fault, here, capsys):
+    """In an evaluation, after which everything that was trained is there."""
+    sound, broken = made("Sound-v0", Reach), made(f"Later-{fault.replace(' ', '-')}-v0", Later, fault=fault)
+    dataset, out = "odd/before-v0", here / fault
+    if not (here / "minari" / dataset).exists():
+        assert run("collect", "random", "--env", sound, "--episodes", 5, "--dataset", dataset) == 0
+    assert run("fit", "bc", "--dataset", dataset, "--env", broken, *FEW, "--updates", 20, "--out", out) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert broken in line and FAULTS[fault].format(seed=1_000_000) in line
+    assert checkpoint.read(out / "last.ckpt")["offlinerl"]["updates"] == 20
+
+
+@pytest.mark.parametrize("by, words", [("assertion", "AssertionError"), ("key", "robot.xml"), ("run", "no device")])
+def test_an_environment_that_cannot_be_made(by, words, refused, here):
+    env = made(f"Stubborn-{by}-v0", Stubborn, by=by)
+    line = refused(*online(env, here / by))
+    assert f"environment {env} cannot be made" in line and words in line
+    missing = register(f"Missing-{by}-v0", f"{__name__}:Nobody")
+    assert f"environment {missing} cannot be made" in refused(*online(missing, here / by))
+
+
+def test_what_was_collected_stays_where_an_environment_fails_later(here, refused):
+    env = made("Seventh-v0", Later, fault="raises")
+    broken = "--dataset", "odd/seventh-v0", "--env", env, "--max-episode-steps"
+    assert "step 7" in refused("collect", "random", *broken, 9, "--steps", 20)
+    sound = made("Collected-v0", Reach)
+    assert run(*online(sound, here / "collected")) == 0
+    collect = ("collect", here / "collected", "--env", env, "--dataset", "odd/kept-v0", "--max-episode-steps", 6)
+    assert run(*collect, "--episodes", 3) == 0
+    assert load("odd/kept-v0").episode_lengths.tolist() == [6, 6, 6]
+
+
+def test_reference_scores_that_cannot_be_measured_cost_no_data(here, monkeypatch, capsys):
+    env = made("Measured-v0", Reach)
+    assert run(*online(env, here / "measured")) == 0
+
+    def fails(*_):
+        raise UserError("Measured-v0 fails in step 3")
+
+    monkeypatch.setattr("offlinerl.collect.evaluate", fails)
+    capsys.readouterr()
+    assert run("collect", here / "measured", "--env", env, "--dataset", "odd/measured-v0", "--episodes", 3) == 0
+    assert "no reference scores, for Measured-v0 fails" in capsys.readouterr().out
+    assert len(load("odd/measured-v0").episode_starts) == 3
+
+
+@pytest.mark.parametrize("command", ["fit", "collect", "evaluate"])
+def test_a_policy_of_nan_is_not_blamed_on_the_environment(command, here, capsys):
+    env, out = made("Innocent-v0", Reach), here / f"diverged-{command}"
+    if command == "fit":
+        assert run(*online(env, out, "--agent.actor_lr", 1e38, "--agent.critic_lr", 1e38)) == 1
+    else:
+        assert run(*online(env, out)) == 0
+        saved = torch.load(out / "last.ckpt", weights_only=True)
+        for name, value in saved["state_dict"].items():
+            if name.startswith("actor"):
+                value.fill_(float("nan"))
+        torch.save(saved, out / "last.ckpt")
+        capsys.readouterr()
+        collect = (out, "--env", env, "--dataset", "odd/diverged-v0", "--episodes", 1)
+        assert run(command, *(collect if command == "collect" else (out,))) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the policy of seed 0 returns actions that are not finite: its training diverged" in line
+
+
 # Actions
 
 
 @pytest.mark.parametrize(
     "low, high, dtype",
     [(-3, 3, "int64"), (-3, 3, "int8"), (0, 255, "uint8"), (-1, 1, "float16"), (-1, 1, "float64"),
-     ([-1, 0.5], [1, 0.5], "float32"), ([2, 2], [2, 2], "int32")],
+     ([-1, 0.5], [1, 0.5], "float32"), ([2, 2], [2, 2], "int32"), (-0.1, 0.1, "float64"),
+     ([-0.4, 0.1], [0.1, 0.7], "float32"), (0, 16_777_219, "int32")],
 )  # fmt: skip
 def test_an_environment_gets_its_own_dtype_and_fixed_dimensions_are_held(low, high, dtype, here, request):
     number = request.node.callspec.indices["low"]
@@ -224,11 +350,44 @@ def test_a_fixed_dimension_is_zero_in_units_of_one():
     "low, high, open_",
     [((-1, -np.inf), (1, 1), (False, True)), ((-1, -1), (np.inf, 1), (True, False)),
      ((np.finfo(np.float32).min,) * 2, (np.finfo(np.float32).max,) * 2, (True, True)),
-     ((-1, -5), (1, 5), (False,) * 2)],
+     ((-1, -5), (1, 5), (False,) * 2), ((-1e4, -1e30), (1e4, 1), (False, True))],
 )  # fmt: skip
-def test_bounds_that_are_none(low, high, open_):
-    space = gym.spaces.Box(np.float32(low), np.float32(high))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bounds_that_are_none(low, high, open_, dtype):
+    space = gym.spaces.Box(np.array(low, dtype), np.array(high, dtype), dtype=dtype)
     assert checks.unbounded(space).tolist() == list(open_)
+
+
+@pytest.mark.parametrize("dtype, open_", [(np.int8, False), (np.uint16, False), (np.int32, True), (np.int64, True),
+                                          (np.float16, True)])  # fmt: skip
+def test_the_largest_numbers_of_a_dtype(dtype, open_):
+    about = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
+    assert checks.unbounded(gym.spaces.Box(about.min, about.max, (2,), dtype)).tolist() == [open_] * 2
+
+
+@pytest.mark.parametrize(
+    "low, high, dtype, given, want",
+    [(0.0, np.inf, "float32", (-1, 1), (0, 1)), (-np.inf, -3.0, "float32", (-5, 1), (-5, -3)),
+     (-(2**31), 2**31 - 1, "int32", (-1.5, 2.5), (-1, 2)), (0, 2**32 - 1, "uint32", (-1, 7), (0, 7))],
+)  # fmt: skip
+def test_a_range_keeps_to_the_bounds_there_are(low, high, dtype, given, want, request):
+    env = made(f"Half{request.node.callspec.indices['low']}-v0", Reach, low=low, high=high, dtype=dtype)
+    spec = spec_of(make({"id": env, "action_range": given}))
+    assert (spec.action_low, spec.action_high) == ((want[0],) * 2, (want[1],) * 2)
+
+
+def test_a_range_that_leaves_nothing(refused, here):
+    env = made("Negative-v0", Reach, low=-np.inf, high=-3.0)
+    line = refused(*online(env, here / "nothing", "--action-range", "1,2"))
+    assert env in line and "leaves nothing of its actions" in line
+
+
+def test_another_environment_under_the_same_name_is_tried_too(refused, here):
+    env = made("Again-v0", Reach)
+    Pool({"id": env}, 1).close()
+    del gym.registry[env]
+    with pytest.raises(UserError, match="reset must return"):
+        Pool({"id": made("Again-v0", Old)}, 1)
 
 
 def test_open_bounds_take_the_datas_range_or_are_asked_for(refused, here, capsys):
@@ -308,6 +467,21 @@ def test_a_function_that_no_name_leads_to(here, refused):
     assert run("evaluate", here / "by-lambda", "--episodes", 1) == 0
 
 
+def test_arguments_bound_to_a_class(here):
+    """A partial function has neither a name nor a module of its own."""
+    env = register("ByPartial-v0", partial(Reach, length=5))
+    assert run("collect", "random", "--env", env, "--episodes", 3, "--dataset", "odd/by-partial-v0") == 0
+    assert load("odd/by-partial-v0").episode_lengths.tolist() == [5, 5, 5]
+
+
+def test_a_collection_of_endless_episodes_ends(here):
+    """Reference scores, which are of whole episodes, would never be measured."""
+    env, out = made("Truly-endless-v0", Reach, limit=None, length=-1), here / "truly-endless"
+    assert run(*online(env, out, "--max-episode-steps", 15)) == 0
+    assert run("collect", out, "--env", env, "--dataset", "odd/truly-endless-v0", "--steps", 30) == 0
+    assert load("odd/truly-endless-v0").episode_lengths.tolist() == [30]
+
+
 # Pictures
 
 
@@ -318,6 +492,17 @@ def test_films_of_environments_that_say_little(here, refused):
     assert (here / "films/seed-0.gif").exists()
     line = refused("evaluate", here / "drawn", "--env", blank, "--episodes", 1, "--video", here / "none")
     assert blank in line and "renders no pictures" in line
+
+
+@pytest.mark.parametrize(
+    "metadata, fps",
+    [({"render_fps": 12}, 12), ({}, 30), (None, 30), ({"render_fps": 0}, 30), ({"render_fps": -4}, 30),
+     ({"render_fps": "fast"}, 30), ({"render_fps": np.float32(8)}, 8), ({"render_fps": float("nan")}, 30)],
+)  # fmt: skip
+def test_pictures_a_second(metadata, fps):
+    env = Reach()
+    env.metadata = metadata
+    assert frames_per_second(env) == fps
 
 
 def test_bounds_come_from_the_range_that_is_asked_for():

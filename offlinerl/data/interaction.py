@@ -13,8 +13,9 @@ import torch
 from offlinerl.agent import Agent
 from offlinerl.data.record import Episode
 from offlinerl.data.replay import Transition
-from offlinerl.envs.make import Pool
+from offlinerl.envs.make import Pool, native_action
 from offlinerl.rng import Lanes
+from offlinerl.types import UserError
 
 RECENT = 100
 """Finished episodes whose mean return is shown."""
@@ -84,6 +85,7 @@ class Interaction:
         else:
             with torch.no_grad():
                 action = agent.act(torch.from_numpy(obs).to(agent.device), explore=True).cpu().numpy()  # [S, E, A]
+            require_finite(agent, action, range(S))
         # What is out of bounds is learnt from as it was chosen, but the environment and the data get what is in them.
         applied = self.pool.applied(action)
         stepped = self.pool.step({i: applied[i // E, i % E] for i in range(S * E)})
@@ -194,6 +196,17 @@ class Interaction:
         self.pool.close()
 
 
+def require_finite(agent: Agent, action: np.ndarray, which: Iterable[int]) -> None:
+    """Raises a UserError if one of those policies takes actions, of ``[S, E, A]``, that are no numbers: an environment
+    would be blamed for what it makes of them."""
+    for s in which:
+        if not np.isfinite(action[s]).all():
+            raise UserError(
+                f"the policy of seed {agent.seeds[s]} returns actions that are not finite: its training"
+                " diverged; lower the learning rate or raise beta"
+            )
+
+
 def mean_of(recent: Iterable[Iterable[float]]) -> float | None:
     """Mean over seeds and their latest episodes; None before there are any."""
     values = [value for of_seed in recent for value in of_seed]
@@ -220,10 +233,11 @@ class _Track:
         self.truncations.append(bool(cut))
 
     def episode(self, space: gym.Space, seed: int) -> Episode:
-        actions = np.stack(self.actions).astype(space.dtype, copy=False)
+        actions = np.stack(self.actions)
+        discrete = isinstance(space, gym.spaces.Discrete)
         return Episode(
             np.stack(self.observations),
-            actions[:, 0] if isinstance(space, gym.spaces.Discrete) else actions,
+            actions[:, 0].astype(space.dtype) if discrete else native_action(space, actions),
             np.array(self.rewards),
             np.array(self.terminations),
             np.array(self.truncations),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +13,18 @@ from offlinerl.types import UserError
 
 Step = tuple[np.ndarray, float, bool, bool, Mapping[str, Any]]
 
+RESET = "reset must return the observation and a dictionary"
+STEP = "step must return the observation, the reward, terminated, truncated and a dictionary"
+
+NO_BOUND = 2**31 - 1
+"""What a bound of an action must be less than, in size; the largest numbers of 32 bits stand for no bound at all."""
+
+LARGEST = np.finfo(np.float32).max
+
+
+class Unsound(Exception):
+    """An environment gives what it must not; the message goes on after its name."""
+
 
 def name_of(env: gym.Env) -> str:
     """What an environment is called."""
@@ -20,13 +32,11 @@ def name_of(env: gym.Env) -> str:
 
 
 def unbounded(space: gym.Space) -> np.ndarray:
-    """``[A]`` bool, where the bounds of a vector's space are infinite, or the largest numbers that its dtype has."""
+    """``[A]`` bool, where the bounds of a vector's space are infinite, not numbers, or so large that they stand for
+    none."""
     if not isinstance(space, gym.spaces.Box):
         return np.zeros(0, bool)
-    if space.dtype.kind == "f":
-        largest = np.finfo(space.dtype).max / 2
-    else:
-        largest = np.iinfo(space.dtype).max if space.dtype.itemsize >= 4 else np.inf
+    largest = min(NO_BOUND, float(np.finfo(space.dtype).max) / 2) if space.dtype.kind == "f" else NO_BOUND
     low, high = (np.abs(side.astype(np.float64)) for side in (space.low, space.high))
     return ~((low < largest) & (high < largest))
 
@@ -42,32 +52,47 @@ def require_sound(env: gym.Env, action: Any) -> None:
         UserError: it does not answer as Gymnasium's environments do.
     """
     name, space = name_of(env), env.observation_space
-    answer = _call(name, "reset", lambda: env.reset(seed=0))
+    answer = _call(name, "reset", RESET, lambda: env.reset(seed=0))
     if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)):
         raise UserError(
-            f"{name}: reset must return the observation and a dictionary, not {_described(answer)}; it has the"
-            " interface of the old gym: update it, or wrap it in shimmy's GymV21CompatibilityV0"
+            f"{name}: {RESET}, not {_described(answer)}; it has the interface of the old gym: update it, or wrap it in"
+            " shimmy's GymV21CompatibilityV0"
         )
     _require_observation(name, "reset", space, answer[0])
-    answer = _call(name, "step", lambda: env.step(action))
-    if not (isinstance(answer, tuple) and len(answer) == 5 and isinstance(answer[4], Mapping)):
-        raise UserError(
-            f"{name}: step must return the observation, the reward, terminated, truncated and a dictionary, not"
-            f" {_described(answer)}; update it to Gymnasium's interface"
-        )
+    answer = _call(name, "step", STEP, lambda: env.step(action))
+    if not is_step(answer):
+        raise UserError(f"{name}: {STEP}, not {_described(answer)}; update it to Gymnasium's interface")
     _require_observation(name, "step", space, answer[0])
-    for what, value in zip(("reward", "terminated", "truncated"), answer[1:4], strict=True):
-        one(name, what, value)
+    try:
+        one("reward", answer[1])
+        flag("terminated", answer[2])
+        flag("truncated", answer[3])
+    except Unsound as error:
+        raise UserError(f"{name} {error}; mend the environment") from error
 
 
-def _call(name: str, method: str, call: Any) -> Any:
+def _call(name: str, method: str, duty: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except UserError:
         raise
     except Exception as error:  # it is a user's own code
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
-        raise UserError(f"{name}: its {method} fails when it is tried ({type(error).__name__}: {reason})") from error
+        raise UserError(f"{name}: its {method} fails when it is tried ({described(error)}); {duty}") from error
+
+
+def described(error: Exception) -> str:
+    """An error of somebody's code in one line."""
+    return f"{type(error).__name__}: {reason(error)}"
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's message, or its kind if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def is_step(answer: Any) -> bool:
+    """Whether this has the parts that a step returns."""
+    return isinstance(answer, tuple) and len(answer) == 5 and isinstance(answer[4], Mapping)
 
 
 def _described(answer: Any) -> str:
@@ -82,48 +107,76 @@ def _require_observation(name: str, method: str, space: gym.Space, observation: 
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(f"{where} is missing; its observation_space promises it") from error
         if value.dtype.kind not in "biuf":
-            raise UserError(f"{where} is no array of numbers but {_described(observation)}")
+            raise UserError(f"{where} is no array of numbers but has the dtype {value.dtype}; mend the environment")
         if leaf.shape is not None and value.shape != leaf.shape:
             raise UserError(f"{where} has the shape {value.shape}, and its observation_space {leaf.shape}; mend either")
         if not np.isfinite(value).all():
             raise UserError(f"{where} is not finite; mend the environment")
 
 
-def one(name: str, what: str, value: Any) -> float:
+def one(what: str, value: Any) -> float:
     """A number, which may come as an array of one.
 
     Raises:
-        UserError: it is none.
+        Unsound: it is none.
     """
     try:
-        return float(np.asarray(value).item())
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: its {what} is {value!r}, where one number is due; mend the environment") from error
+        array = np.asarray(value)
+        if array.dtype.kind not in "biufO":
+            raise TypeError
+        return float(array.item())
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Unsound(f"gives no single number: its {what} is {value!r}") from error
 
 
-def plain(name: str, answer: Step, steps: int, seed: int | None) -> Step:
+def flag(what: str, value: Any) -> bool:
+    """Whether something is so, which may come as an array of one.
+
+    Raises:
+        Unsound: it is neither true nor false.
+    """
+    number = one(what, value)
+    if number not in (0, 1):
+        raise Unsound(f"gives neither true nor false: its {what} is {value!r}")
+    return bool(number)
+
+
+def observation(value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """An observation of that shape.
+
+    Raises:
+        Unsound: it has another one, or numbers that are not finite, or not in 32 bits.
+    """
+    if np.shape(value) != shape:
+        raise Unsound(f"gives an observation of shape {np.shape(value)} instead of {shape}")
+    if not (np.abs(value) <= LARGEST).all():  # nor is a NaN
+        raise Unsound(f"gives an observation that is {_fault(value)}")
+    return value
+
+
+def plain(answer: Any, shape: tuple[int, ...]) -> Step:
     """What a step returned, its numbers as plain ones.
 
     Args:
-        name: of the environment.
-        answer: of its ``step``.
-        steps: of the episode, with this one.
-        seed: that the episode was reset with.
+        answer: of an environment's ``step``.
+        shape: of an observation.
 
     Raises:
-        UserError: the observation or the reward is not finite.
+        Unsound: something is missing, has another shape, or is not finite.
     """
+    if not is_step(answer):
+        raise Unsound(f"gives {_described(answer)} where {STEP}")
     obs, reward, terminated, truncated, info = answer
     if type(reward) is not float:
-        reward = one(name, "reward", reward)
-    if not (np.isfinite(reward) and np.isfinite(obs).all()):
-        what = "observation" if np.isfinite(reward) else "reward"
-        raise UserError(
-            f"{name} gives a {what} that is not finite in step {steps} of the episode that was reset with seed {seed};"
-            " mend the environment"
-        )
+        reward = one("reward", reward)
+    if not abs(reward) <= float(LARGEST):
+        raise Unsound(f"gives a reward that is {_fault(reward)}")
     if type(terminated) is not bool:
-        terminated = bool(one(name, "terminated", terminated))
+        terminated = flag("terminated", terminated)
     if type(truncated) is not bool:
-        truncated = bool(one(name, "truncated", truncated))
-    return obs, reward, terminated, truncated, info
+        truncated = flag("truncated", truncated)
+    return observation(obs, shape), reward, terminated, truncated, info
+
+
+def _fault(value: Any) -> str:
+    return "too large for 32 bits" if np.isfinite(value).all() else "not finite"

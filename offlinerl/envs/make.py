@@ -6,11 +6,12 @@ import copy
 import importlib
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -49,9 +50,11 @@ def make(
             if env["id"] not in gym.registry:
                 gym.register_envs(robotics.load())
             made = gym.make(env["id"], **{**env.get("kwargs", {}), **extra}, disable_env_checker=True)
-    except (gym.error.Error, ImportError, ValueError, TypeError) as error:
-        name = env.get("id", "the dataset's environment")
-        raise UserError(f"environment {name} cannot be made: {str(error).strip().splitlines()[0]}") from error
+    except UserError:
+        raise
+    except Exception as error:  # it is a user's own code
+        name = env.get("id", "of the dataset")
+        raise UserError(f"environment {name} cannot be made: {checks.reason(error)}") from error
     if "action_range" in env:
         made = Bounded(made, *env["action_range"])
     return spaces.Flat(made, obs_keys) if flat and not spaces.is_vector(made.observation_space) else made
@@ -77,13 +80,17 @@ class Bounded(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if not open_.any():
             raise UserError(f"{name} takes {space}, which needs no other bounds: leave out --action-range")
         try:
-            low = np.where(open_, np.asarray(low, space.dtype), space.low)
-            high = np.where(open_, np.asarray(high, space.dtype), space.high)
+            low, high = (np.broadcast_to(np.asarray(side, np.float64), space.shape) for side in (low, high))
         except (TypeError, ValueError) as error:
             raise UserError(f"{name}: the action range has other dimensions than its {space.shape} actions") from error
+        if space.dtype.kind != "f":
+            low, high = np.ceil(low), np.floor(high)
+        # A dimension without one of its bounds keeps the other, if that is the narrower one.
+        low = np.where(open_, np.fmax(low, space.low), space.low)
+        high = np.where(open_, np.fmin(high, space.high), space.high)
         if not (low <= high).all():
-            raise UserError(f"{name}: the action range must go from a lower to a higher number, not {low} to {high}")
-        self.action_space = gym.spaces.Box(low, high, space.shape, space.dtype)
+            raise UserError(f"{name}: the action range leaves nothing of its actions, {space}; give another one")
+        self.action_space = gym.spaces.Box(low.astype(space.dtype), high.astype(space.dtype), space.shape, space.dtype)
 
 
 def specification(env: gym.Env) -> str | None:
@@ -93,25 +100,21 @@ def specification(env: gym.Env) -> str | None:
     spec = copy.deepcopy(unflattened(env).spec)
     maker = spec.entry_point
     if callable(maker):
-        spec.entry_point = f"{maker.__module__}:{maker.__qualname__}"
-        if maker.__module__ == "__main__" or not maker.__qualname__.isidentifier():
+        module, name = (getattr(maker, attribute, None) for attribute in ("__module__", "__qualname__"))
+        if module in (None, "__main__") or getattr(sys.modules.get(module), str(name), None) is not maker:
             return None
+        spec.entry_point = f"{module}:{name}"
     try:
         return spec.to_json()
     except (TypeError, ValueError):  # its arguments are not plain data
         return None
 
 
-@cache
-def _unbounded(env: str) -> tuple[bool, ...]:
-    made = make(json.loads(env), flat=False)
-    made.close()
-    return tuple(map(bool, checks.unbounded(made.action_space)))
-
-
 def unbounded_actions(env: Mapping[str, Any]) -> np.ndarray:
     """``[A]`` bool, which dimensions of an environment's actions have no bounds; none of discrete ones."""
-    return np.array(_unbounded(json.dumps(env)), bool)
+    made = make(env, flat=False)
+    made.close()
+    return checks.unbounded(made.action_space)
 
 
 def with_limits(env: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def steps_allowed(env: Mapping[str, Any]) -> int | None:
         return env["kwargs"]["max_episode_steps"]
     module, _, name = env["id"].rpartition(":")
     if module:
-        with suppress(ImportError):  # ``make`` says so
+        with suppress(Exception):  # ``make`` says so
             importlib.import_module(module)
     if name not in gym.registry:
         gym.register_envs(robotics.load())
@@ -171,24 +174,32 @@ def spec_of(env: gym.Env) -> Spec:
 
 
 def native_action(space: gym.Space, action: np.ndarray) -> np.ndarray | int:
-    """An action ``[A]`` of an agent as the environment takes it, in its own dtype."""
+    """An action ``[A]`` of an agent as the environment takes it: in its own dtype, and within bounds that float32 may
+    have rounded. Those of vectors may be ``[..., A]``."""
     if isinstance(space, gym.spaces.Discrete):
         return int(action[0])
     if space.dtype.kind != "f":
         action = np.rint(action)
-    return action.astype(space.dtype, copy=False)
+    return np.minimum(np.maximum(action, space.low), space.high).astype(space.dtype, copy=False)
 
 
-@cache
-def _require_sound(env: str, obs_keys: tuple[str, ...]) -> None:
+_TRIED: dict[str, gym.envs.registration.EnvSpec | None] = {}
+"""What was registered when an environment was found to be sound."""
+
+
+def _require_sound(env: Mapping[str, Any], obs_keys: Sequence[str] | None) -> None:
     """Try an environment once in a process, in an instance of its own, so that nothing of it stays."""
-    made = make(json.loads(env), obs_keys)
-    spec = spec_of(made)
-    middle = native_action(made.action_space, np.zeros(1) if spec.num_actions else spec.action_mid)
+    key, registered = json.dumps([env, obs_keys]), gym.registry.get(env.get("id"))
+    if key in _TRIED and _TRIED[key] is registered:
+        return
+    made = make(env, obs_keys)
     try:
+        spec = spec_of(made)
+        middle = native_action(made.action_space, np.zeros(1) if spec.num_actions else spec.action_mid)
         checks.require_sound(unflattened(made), middle)
     finally:
         made.close()
+    _TRIED[key] = registered
 
 
 WORTHWHILE = 1e-3
@@ -208,10 +219,10 @@ class Pool:
     """
 
     def __init__(self, env: Mapping[str, Any], size: int, obs_keys: Sequence[str] | None = None):
-        _require_sound(json.dumps(env), tuple(obs_keys or ()))
+        _require_sound(env, obs_keys)
         self.envs = [make(env, obs_keys) for _ in range(size)]
         self.spec, self.action_space = spec_of(self.envs[0]), self.envs[0].action_space
-        self.name = checks.name_of(self.envs[0])
+        self.name, self._shape = checks.name_of(self.envs[0]), self.envs[0].observation_space.shape
         self._low, self._high = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
         self._seeds: dict[int, int] = {}
         self._taken = [0] * size
@@ -223,32 +234,44 @@ class Pool:
         """Reset the environments numbered by the keys with the seeds of the values; their observations.
 
         Raises:
-            UserError: one is not finite.
+            UserError: an environment fails, or one is not finite.
         """
-        self._seeds |= seeds
-        found = self._each({i: (lambda i=i, s=s: self.envs[i].reset(seed=s)[0]) for i, s in seeds.items()})
-        for i, obs in found.items():
-            self._taken[i] = 0
-            if not np.isfinite(obs).all():
-                raise UserError(
-                    f"{self.name} gives an observation that is not finite at its reset with seed {seeds[i]}; mend the"
-                    " environment"
-                )
-        return found
+        return self._each({i: partial(self._reset, i, seed) for i, seed in seeds.items()})
 
     def step(self, actions: Mapping[int, np.ndarray]) -> dict[int, tuple]:
         """Step the environments numbered by the keys; what each ``step`` returned, its numbers as plain ones.
 
         Raises:
-            UserError: an observation or a reward is not finite.
+            UserError: an environment fails, or an observation or a reward is not finite.
         """
-        space = self.action_space
-        jobs = {i: (lambda i=i, a=a: self.envs[i].step(native_action(space, a))) for i, a in actions.items()}
-        found = self._each(jobs)
-        for i, answer in found.items():
-            self._taken[i] += 1
-            found[i] = checks.plain(self.name, answer, self._taken[i], self._seeds.get(i))
-        return found
+        return self._each({i: partial(self._step, i, action) for i, action in actions.items()})
+
+    def _reset(self, i: int, seed: int) -> np.ndarray:
+        self._seeds[i], self._taken[i] = seed, 0
+        try:
+            return checks.observation(self.envs[i].reset(seed=seed)[0], self._shape)
+        except UserError:
+            raise
+        except Exception as error:  # it is a user's own code
+            raise self.blamed(i, error) from error
+
+    def _step(self, i: int, action: np.ndarray) -> checks.Step:
+        self._taken[i] += 1
+        try:
+            return checks.plain(self.envs[i].step(native_action(self.action_space, action)), self._shape)
+        except UserError:
+            raise
+        except Exception as error:
+            raise self.blamed(i, error) from error
+
+    def blamed(self, i: int, error: Exception) -> UserError:
+        """What to raise for an error of environment i in its latest step or reset."""
+        step, seed = self._taken[i], self._seeds.get(i)
+        when = f"in step {step} of the episode that was" if step else "when it is"
+        when = f"{when} reset with seed {seed}"
+        if isinstance(error, checks.Unsound):
+            return UserError(f"{self.name} {error} {when}; mend the environment")
+        return UserError(f"{self.name} fails {when} ({checks.described(error)}); --debug shows where")
 
     @property
     def endless(self) -> bool:
