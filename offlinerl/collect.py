@@ -216,9 +216,11 @@ class Collection:
                 self.display.say(f"{len(self.journal)} episodes, {self.journal.steps:,} steps are there already")
             try:
                 yield self
-            except BaseException:
+            except BaseException as error:
                 if not len(self.journal):
                     self.clear()  # it failed before there was anything to go on with
+                elif not isinstance(error, Interrupted):  # which says so itself
+                    self.display.say(f"failed after {self.kept}")
                 raise
 
     def act(self, policy: Frozen | None, envs: int, steps: int | None, episodes: int | None) -> None:
@@ -296,10 +298,14 @@ class Collection:
         return count if mean is None else f"{count}, return {shown(mean)}"
 
     def interrupted(self) -> Interrupted:
-        return Interrupted(
-            f"interrupted after {len(self.journal):,} episodes, which are kept in {self.folder}; go on with: the same"
-            " command with --resume",
-            self.stop.status,
+        return Interrupted(f"interrupted after {self.kept}", self.stop.status)
+
+    @property
+    def kept(self) -> str:
+        """What there is to go on with."""
+        return (
+            f"{len(self.journal):,} episodes, which are kept in {self.folder}; go on with: the same command with"
+            " --resume"
         )
 
     def seal(self) -> Path:

@@ -196,6 +196,20 @@ def test_other_interfaces_are_refused(maker, words, command, refused, here):
     assert not (here / "other").exists()
 
 
+@pytest.mark.parametrize(
+    "space",
+    [gym.spaces.MultiDiscrete([2, 3]), gym.spaces.MultiBinary(3), gym.spaces.Discrete(3, start=1),
+     gym.spaces.Tuple([gym.spaces.Discrete(2)]), gym.spaces.Dict(a=gym.spaces.Box(-1, 1)), gym.spaces.Text(3),
+     gym.spaces.Box(-1, 1, (2, 2)), gym.spaces.Box(-1, 1, ())],
+    ids=str,
+)  # fmt: skip
+def test_actions_of_other_spaces_are_refused(space):
+    env = Reach()
+    env.action_space = space
+    with pytest.raises(UserError, match="Reach takes .*agents here need a vector or a number from 0 on"):
+        spec_of(env)
+
+
 def test_the_trial_leaves_nothing_behind():
     made("Counted-v0", Reach)
     pool = Pool({"id": "Counted-v0"}, 2)
@@ -273,15 +287,25 @@ def test_an_environment_that_cannot_be_made(by, words, refused, here):
     assert f"environment {missing} cannot be made" in refused(*online(missing, here / by))
 
 
-def test_what_was_collected_stays_where_an_environment_fails_later(here, refused):
-    env = made("Seventh-v0", Later, fault="raises")
-    broken = "--dataset", "odd/seventh-v0", "--env", env, "--max-episode-steps"
-    assert "step 7" in refused("collect", "random", *broken, 9, "--steps", 20)
-    sound = made("Collected-v0", Reach)
-    assert run(*online(sound, here / "collected")) == 0
-    collect = ("collect", here / "collected", "--env", env, "--dataset", "odd/kept-v0", "--max-episode-steps", 6)
-    assert run(*collect, "--episodes", 3) == 0
-    assert load("odd/kept-v0").episode_lengths.tolist() == [6, 6, 6]
+@pytest.mark.parametrize("source", ["random", "td3"])
+def test_what_was_collected_stays_where_an_environment_fails_later(source, here, monkeypatch, capsys):
+    env, step, taken = made("Failing-v0", Reach), Reach.step, []
+
+    def fails(self, action):
+        taken.append(True)
+        if len(taken) == 28:
+            raise OSError("the robot is gone")
+        return step(self, action)
+
+    monkeypatch.setattr(Reach, "step", fails)
+    settings = ("--config", "warm.yaml", "--compile", "false", "--agent.hidden", "[8]") if source == "td3" else ()
+    collect = ("collect", source, "--env", env, "--dataset", f"odd/failing-{source}-v0", "--steps", 40, *settings)
+    capsys.readouterr()
+    assert run(*collect) == 1
+    said = capsys.readouterr()
+    assert "failed after 2 episodes, which are kept" in said.out and "the robot is gone" in said.err
+    assert run(*collect, "--resume") == 0
+    assert load(f"odd/failing-{source}-v0").episode_lengths.tolist()[:2] == [10, 10]
 
 
 def test_reference_scores_that_cannot_be_measured_cost_no_data(here, monkeypatch, capsys):
