@@ -84,8 +84,9 @@ def load_into(agent: Agent, saved: dict[str, Any], path: Path) -> None:
             optimizer.load_state_dict(state)
         fresh: dict[str, Any] = {}
         agent.on_save_checkpoint(fresh)
-        ours = saved["offlinerl"]  # an older version's may lack what is newer
-        require_like(ours, {key: value for key, value in fresh["offlinerl"].items() if key in ours}, "offlinerl")
+        ours = saved["offlinerl"]  # an older version's may lack what is newer; how many explore, the run decides
+        known = {key: value for key, value in fresh["offlinerl"].items() if key in ours and key != "explore"}
+        require_like(ours, known, "offlinerl")
         agent.on_load_checkpoint(saved)
     except UNSOUND as error:
         raise UserError(f"the checkpoint {path} does not fit this agent: other networks or seeds") from error

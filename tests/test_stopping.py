@@ -61,7 +61,7 @@ def same(a, b):
 def test_stopped_at_any_moment(kind, number, kills, here):
     """Short of a save every second, nothing is lost; ``whole`` is the same run, never stopped."""
     folder, whole = here / f"{kind}-{number}-{kills}", here / f"{kind}-{kills}"
-    argv = (*KINDS[kind], *length(kind, (8_000 if kind == "offline" else 1_200) * (kills + 1)))
+    argv = (*KINDS[kind], *length(kind, (3_000 if kind == "offline" else 600) * (kills + 1)))
     if not whole.exists():
         assert fit(*argv, "--out", whole) == 0
     rng, command = random.Random(kills), ("fit", *argv, "--save-every", 1 / 60, "--out", folder)
@@ -69,7 +69,7 @@ def test_stopped_at_any_moment(kind, number, kills, here):
         process = pendulum.start(*command, cwd=here)
         while "into" not in process.stdout.readline():
             assert process.poll() is None, process.stderr.read()
-        time.sleep(rng.uniform(0, 2))
+        time.sleep(rng.uniform(0, 1))
         assert process.poll() is None, "it ended too early to be stopped"
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
