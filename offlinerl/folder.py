@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,33 @@ def versions() -> dict[str, str]:
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append rows to a CSV file, with a header if it is new."""
-    new = not path.exists() or not path.stat().st_size
+    """Append rows to a CSV file, with a header if it is new. Columns that it lacks, as one of an older version may, are
+    added to it."""
+    columns = list(rows[0])
+    if path.exists() and path.stat().st_size:
+        with path.open(newline="") as file:
+            table = csv.DictReader(file)
+            known = list(table.fieldnames or ())
+            earlier = [] if set(columns) <= set(known) else list(table)
+        if set(columns) <= set(known):
+            columns = known
+        else:
+            columns += [column for column in known if column not in columns]
+            write_whole(path, _text(columns, earlier))
+    else:
+        write_whole(path, _text(columns, []))
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+        file.write(_text(columns, rows, header=False))
+
+
+def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool = True) -> str:
+    """Rows as CSV; what is not known is not a number."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, restval="nan", extrasaction="ignore")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
 
 
 def trim(path: Path, clock: str, time: int, needed: Sequence[str] = ()) -> None:

@@ -16,10 +16,13 @@ import numpy as np
 import pendulum
 import pytest
 import torch
+import yaml
 
 from offlinerl import checkpoint
 from offlinerl.cli import main
 from offlinerl.data import registry
+from offlinerl.folder import append
+from offlinerl.plots import read_columns
 
 FIT = ("fit", "bc", "--dataset", pendulum.ID, "--compile", "false", "--updates", 10, "--batch", 8,
        "--eval-every", 10, "--final-episodes", 1)  # fmt: skip
@@ -270,6 +273,44 @@ def test_resuming_what_is_no_run(refused, run, here):
     says(refused("fit", "--resume", here / "bare"), here / "bare" / "config.yaml", "'fit'")
 
 
+@pytest.mark.parametrize(
+    "section, key, value, words",
+    [
+        ("agent", "lr", "fast", ("lr must be a number", "'fast'")),
+        ("train", "batch", [], ("batch must be a whole number",)),
+        ("fit", "seeds", 3, ("seeds must be a list", "not 3")),
+        ("fit", "dataset", {"a": 1}, ("dataset must be a name",)),
+        ("fit", "agent", None, ("needs an agent",)),
+    ],
+)
+def test_resuming_with_wrong_settings(section, key, value, words, refused, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings[section][key] = value
+    path.write_text(yaml.safe_dump(settings))
+    says(refused("fit", "--resume", tmp_path / "run", "--updates", 20), path, *words)
+
+
+@pytest.mark.parametrize("text", ["a,b\r\n1,2\r\n", "update,seed,score\r\n10,0,good\r\n"])
+def test_garbled_tables_are_refused_before_training(text, refused, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "evaluations.csv").write_text(text)
+    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+    line = refused("fit", "--resume", tmp_path / "run", "--updates", 20)
+    says(line, tmp_path / "run" / "evaluations.csv", "damaged")
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+
+
+def test_a_table_of_an_older_version_gets_the_columns_it_lacks(tmp_path):
+    path = tmp_path / "metrics.csv"
+    append(path, [dict(update=1, seed=0, loss=0.5)])
+    append(path, [dict(update=2, seed=0, value_loss=3.0, loss=1.5)])
+    columns = read_columns(path)
+    np.testing.assert_array_equal(columns["loss"], [0.5, 1.5])
+    np.testing.assert_array_equal(columns["value_loss"], [np.nan, 3])
+
+
 # Checkpoints
 
 
@@ -358,6 +399,26 @@ def test_a_checkpoint_runs_no_code(refused, tmp_path):
 )
 def test_evaluating_elsewhere(env, words, refused, run):
     says(refused("evaluate", run / "last.ckpt", "--env", env), *words)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda saved: saved["optimizer_states"][0]["state"].clear(),
+        lambda saved: saved["offlinerl"].update(updates="ten"),
+        lambda saved: saved["offlinerl"].update(rng=[]),
+        lambda saved: saved["callbacks"]["Run"].update(best={"mean": 1.0}),
+        lambda saved: saved["callbacks"]["Run"].pop("seconds"),
+        lambda saved: saved["callbacks"]["Run"].update(source=5),
+    ],
+)
+def test_checkpoints_with_parts_of_another_kind(change, refused, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "last.ckpt"
+    saved = torch.load(path, weights_only=True)
+    change(saved)
+    torch.save(saved, path)
+    says(refused("fit", "--resume", tmp_path / "run", "--updates", 20), path)
 
 
 # Full disks

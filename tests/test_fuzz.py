@@ -137,7 +137,7 @@ def mutate_tree(rng, tree, odd=ODD):
         holder[f"{key}_"] = holder.pop(key)
     elif isinstance(node, torch.Tensor):
         holder[key] = pick(
-            rng, (node[:0], node.reshape(-1), node[None], node.long(), node.float() * np.nan, None, "word")
+            rng, (node.reshape(-1)[:0], node.reshape(-1), node[None], node.long(), node.float() * np.nan, None, "word")
         )
     elif isinstance(node, str) and node[:1] == "{":  # JSON in JSON, such as an environment's specification
         holder[key] = json.dumps(mutate_tree(rng, json.loads(node), odd))

@@ -7,6 +7,7 @@ import signal
 import time
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pendulum
 import pytest
@@ -224,8 +225,13 @@ def test_a_run_finds_its_file_from_any_folder_and_follows_it(here, capsys, monke
     assert config(folder)["fit"]["dataset"] == str(elsewhere / "renamed.hdf5")
     assert fit("--resume", folder, "--updates", 50) == 0
 
-    assert fit("--resume", folder, "--updates", 60, "--dataset", pendulum.ID) == 1
+    assert fit("--resume", folder, "--updates", 60, "--dataset", pendulum.ID) == 0, "the same rows in another format"
+    with h5py.File("renamed.hdf5", "a") as other:
+        other["rewards"][3] += 1
+    before = (folder / "last.ckpt").read_bytes()
+    assert fit("--resume", folder, "--updates", 70, "--dataset", "renamed.hdf5") == 1
     assert "contents differ" in capsys.readouterr().err
+    assert (folder / "last.ckpt").read_bytes() == before
 
 
 # Scores that are no numbers
