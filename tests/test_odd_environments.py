@@ -16,7 +16,7 @@ from offlinerl import checkpoint
 from offlinerl.cli import main
 from offlinerl.data.load import load
 from offlinerl.envs import checks
-from offlinerl.envs.make import Pool, make, spec_of
+from offlinerl.envs.make import Pool, make, native_action, spec_of
 from offlinerl.evaluation import frames_per_second
 from offlinerl.types import Spec, UserError
 
@@ -363,6 +363,17 @@ def test_an_environment_gets_its_own_dtype_and_fixed_dimensions_are_held(low, hi
     state = checkpoint.read(out / "last.ckpt")["state_dict"]
     assert all(np.isfinite(value.numpy()).all() for value in state.values() if value.is_floating_point())
     assert run(*online(env, here / f"online-{number}-{dtype}")) == 0
+
+
+@pytest.mark.parametrize(
+    "low, high, dtype, action, want",
+    [(-0.1, 0.1, "float64", np.float32(0.1), 0.1), (-0.1, 0.1, "float64", np.float32(-0.1), -0.1),
+     (-128, 127, "int8", 300.0, 127), (0, 255, "uint8", -3.0, 0), (-3, 3, "int64", 1.6, 2), (-1, 1, "float16", 1.2, 1)],
+)  # fmt: skip
+def test_an_action_at_its_bound_is_within_it(low, high, dtype, action, want):
+    space = gym.spaces.Box(low, high, (1,), np.dtype(dtype))
+    taken = native_action(space, np.float32([action]))
+    assert space.contains(taken) and taken.tolist() == [want]
 
 
 def test_a_fixed_dimension_is_zero_in_units_of_one():
