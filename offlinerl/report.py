@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,21 @@ class Finished:
         did not write one down, by their name and score."""
         of = self.summary
         data = of.get("data") or dict(name=of["dataset"] or of["env"], score=of.get("dataset_score"))
-        return dict( env=of.get("env"), task=of.get("task"), data=data, kind=of["score_kind"],
+        return dict(
+            env=of.get("env"), task=of.get("task"), data=data, kind=of["score_kind"],
             clock=plots.clock_of(of),
         )  # fmt: skip
 
-    @property
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of the mean."""
+        return bootstrap(self.scores)
+
+    @cached_property
     def row(self) -> tuple[str, ...]:
         """What stands under ``COLUMNS``. The mean is the last policy's; the best evaluation is the luckiest
         of many and only shown."""
-        interval = bootstrap(self.scores)
-        decimals = places(*interval)
+        decimals = places(*self.interval)
         best, clock = self.summary["best"], plots.clock_of(self.summary)
         return (
             self.folder.resolve().name,
@@ -59,7 +65,7 @@ class Finished:
             str(len(self.scores)),
             f"{self.summary[clock]:,} {clock}",
             shown(self.scores.mean(), decimals),
-            between(interval, decimals),
+            between(self.interval, decimals),
             listed(self.scores.mean(-1), decimals),
             f"{shown(best['mean'], decimals)} at {best[clock[:-1]]:,}",
         )
@@ -205,7 +211,7 @@ def _notes(group: Sequence[Finished]) -> list[str]:
     notes = []
     scores = {run.summary["dataset_score"] for run in group} - {None}
     if scores:
-        decimals = max(places(*bootstrap(run.scores)) for run in group)
+        decimals = max(places(*run.interval) for run in group)
         notes.append(f"The average episode of the dataset scores {shown(scores.pop(), decimals)}.")
     names = [run.row[0] if _shared(run, group) else run.summary["agent"] for run in group]
     for (x, a), (y, b) in itertools.combinations(zip(group, names, strict=True), 2):

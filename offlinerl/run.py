@@ -505,22 +505,21 @@ def within_data(task: Task, data: load.Dataset, display: Display) -> Task:
 
 
 def task_of(entry: registry.Entry, data: load.Dataset, limits: Mapping[str, Any]) -> Task:
-    """What evaluation needs of a dataset's task; for the limits see ``offlinerl.envs.make.with_limits``.
+    """What evaluation needs of a dataset's task; the limits, see ``offlinerl.envs.make.with_limits``, are for an
+    environment that only the data itself names.
 
     Raises:
         UserError: nothing tells which environment the data belongs to.
     """
     env = entry.env
     if env is None and "env_spec" in data.provenance:
-        env = {"spec": data.provenance["env_spec"]}
+        env = with_limits({"spec": data.provenance["env_spec"]}, limits)
     if env is None:
         raise UserError(
             f"nothing says which environment {entry.name} was collected in; name it with --env, by a Gymnasium id"
             " or a registry name such as kitchen-complete-v0"
         )
-    return replace(
-        Task.of(entry), env=with_limits(env, limits), obs_keys=entry.obs_keys or data.provenance.get("obs_keys")
-    )
+    return replace(Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"))
 
 
 def contents_of(raw: load.Dataset) -> dict[str, Any]:

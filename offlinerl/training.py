@@ -221,7 +221,8 @@ def settings_of(
         raise UserError(f"{folder / 'config.yaml'} lacks its section {missing.pop()!r}; start the run again")
     try:
         settings["fit"] = _checked_about(dict(dataset=None, env=None, seeds=[0]) | settings["fit"])
-        settings = config.of_run(settings, agents.outline(settings["fit"]["agent"]))
+        outline = agents.outline(settings["fit"]["agent"])
+        settings = config.of_run(settings, outline)
     except UserError as error:
         raise UserError(f"{folder / 'config.yaml'}: {error}") from error
     about, agent, train = (settings[section] for section in ("fit", "agent", "train"))
@@ -229,7 +230,8 @@ def settings_of(
         raise UserError(f"the run in {folder} has agent {about['agent']}, not {agent_name}; leave it out")
     _place_of_dataset(folder, about, dataset)
     given, asked = dict(over.get("train", {})), dict(over.get("agent", {}))
-    train["save_every"] = given.pop("save_every", train.get("save_every", config.SAVE_EVERY))
+    if "save_every" in given:
+        train |= config.typed({"save_every": given.pop("save_every")}, config.training_defaults(outline))
     lengths = [name for name in ("steps", "updates", "online_steps") if train.get(name)]
     longer = {name: given.pop(name) for name in lengths if given.get(name, train[name]) != train[name]}
     given = {name: value for name, value in given.items() if value != train.get(name)}
@@ -245,8 +247,7 @@ def settings_of(
         raise UserError(f"a resumed run keeps its settings, so {name} cannot be given; only {flags} may grow")
     train |= longer
     if "decay_steps" in changes:
-        known = config.parameters(agents.outline(about["agent"]))
-        agent |= config.typed({"decay_steps": changes["decay_steps"]}, known)
+        agent |= config.typed({"decay_steps": changes["decay_steps"]}, config.parameters(outline))
     return settings, changes
 
 

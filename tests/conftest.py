@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from offlinerl.cli import main
 from offlinerl.data.sources import OfflineData
 from offlinerl.types import Batch, Spec
 
@@ -43,3 +44,21 @@ def spec() -> Spec:
 def source_of():
     """Builds a source of random transitions for some seeds."""
     return lambda seeds, batch=32, updates=5: OfflineData(random_table(), SPEC, seeds, batch, updates)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command line that must fail with a status and one line on standard error, and returns the line."""
+
+    def check(*argv, status=1):
+        capsys.readouterr()
+        try:
+            found = main([str(word) for word in argv])
+        except SystemExit as leaving:  # argparse's way
+            found = leaving.code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert found == status, line
+        assert line.startswith("offlinerl") and "Traceback" not in line
+        return line
+
+    return check

@@ -39,12 +39,19 @@ def install(root, name=ID, count=8):
 
 
 @contextmanager
-def workplace(folder):
-    """A fresh working directory with the dataset installed."""
+def empty_workplace(folder):
+    """A fresh working directory without any dataset."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
         patch.setenv("OFFLINERL_HOME", str(folder / "cache"))
         patch.chdir(folder)
+        yield folder
+
+
+@contextmanager
+def workplace(folder):
+    """A fresh working directory with the dataset installed."""
+    with empty_workplace(folder):
         install(folder / "minari")
         yield folder
 

@@ -41,24 +41,6 @@ def run(here):
     return here / "run"
 
 
-@pytest.fixture
-def refused(capsys):
-    """Runs a command line that must fail with a status and one line on standard error, and returns the line."""
-
-    def check(*argv, status=1):
-        capsys.readouterr()
-        try:
-            found = main([str(word) for word in argv])
-        except SystemExit as leaving:  # argparse's way
-            found = leaving.code
-        (line,) = capsys.readouterr().err.splitlines()
-        assert found == status, line
-        assert line.startswith("offlinerl") and "Traceback" not in line
-        return line
-
-    return check
-
-
 def says(line, *words):
     for word in words:
         assert str(word) in line, f"{word!r} is not in: {line}"

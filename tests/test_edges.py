@@ -9,6 +9,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from pendulum import empty_workplace
 from rich.console import Console
 
 from offlinerl import agents, plots
@@ -34,11 +35,9 @@ NAMES = [
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    monkeypatch.setenv("OFFLINERL_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def here(tmp_path):
+    with empty_workplace(tmp_path):
+        yield tmp_path
 
 
 def dataset(path, rows=40):

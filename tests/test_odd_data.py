@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
+from pendulum import empty_workplace
 
 from offlinerl.cli import main
 from offlinerl.data import inspect, registry
@@ -24,11 +25,9 @@ ROWS = LENGTH * EPISODES
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    monkeypatch.setenv("OFFLINERL_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def here(tmp_path):
+    with empty_workplace(tmp_path):
+        yield tmp_path
 
 
 @pytest.fixture
