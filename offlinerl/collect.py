@@ -24,7 +24,7 @@ from offlinerl.data import registry
 from offlinerl.data.interaction import Interaction, mean_of
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.record import Episode, sweep
-from offlinerl.device import pick_device, set_threads
+from offlinerl.device import pick_device
 from offlinerl.display import Display, shown
 from offlinerl.envs.make import make, specification
 from offlinerl.errors import reading

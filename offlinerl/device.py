@@ -1,4 +1,4 @@
-"""What computes: the device of a ``--device`` flag and the threads of a ``--threads`` flag."""
+"""What computes: the device of a ``--device`` flag."""
 
 from __future__ import annotations
 
@@ -18,9 +18,3 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no CUDA device that torch can use; try --device cpu")
     return torch.device(name)
-
-
-def set_threads(number: int | None) -> None:
-    """Compute on so many CPU threads from now on; None leaves it to torch, which takes one a core."""
-    if number is not None:
-        torch.set_num_threads(number)

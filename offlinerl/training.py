@@ -63,7 +63,8 @@ def fit(
     """
     if resume:
         settings, changes = settings_of(Path(resume), agent_name, dataset, over or {})
-        from offlinerl.device import pick_device, set_threads
+        from offlinerl.device import pick_device
+        from offlinerl.threads import set_threads
 
         set_threads(threads)
         run = run_of(settings, pick_device(device), Path(resume))
@@ -78,7 +79,8 @@ def fit(
     folder = Path(out) if out else next_free(Path("runs") / f"{about['agent']}-{entry.name.replace('/', '-')}")
     resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
     require_free(folder, f"{f'go on with --resume {folder} or ' if resumable else ''}name another --out")
-    from offlinerl.device import pick_device, set_threads
+    from offlinerl.device import pick_device
+    from offlinerl.threads import set_threads
 
     set_threads(threads)
     run = run_of(settings, pick_device(device), folder)

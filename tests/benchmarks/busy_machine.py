@@ -13,19 +13,20 @@ import subprocess
 import sys
 import time
 
-TORCH, OURS = "300000", "ours"
-"""Turns of a thread that waits: libgomp's default, which a variable of that value stands for, and the package's own."""
+TORCH, OURS = "torch", "ours"
+"""How threads wait for each other: as torch sets it up, or as a training of ours does."""
 
 
-def child(compiled: bool, threads: int) -> None:
+def child(way: str, compiled: bool, threads: int) -> None:
     """Train for as many seconds as every line of standard input says, and answer with the updates/s."""
     import torch
 
     from offlinerl import benchmark
     from offlinerl.agents.xql import XQL
     from offlinerl.data.sources import OfflineData
+    from offlinerl.threads import set_threads
 
-    torch.set_num_threads(threads)
+    (set_threads if way == OURS else torch.set_num_threads)(threads)
     agent = XQL(benchmark.KITCHEN, (0,), dropout=0.1)
     agent.compile = compiled
     source = OfflineData(benchmark.synthetic_table(), benchmark.KITCHEN, (0,), 256, 10)
@@ -41,12 +42,10 @@ def child(compiled: bool, threads: int) -> None:
 class Training:
     """A process that trains when it is told to."""
 
-    def __init__(self, spin: str, compiled: bool, threads: int):
+    def __init__(self, way: str, compiled: int, threads: int):
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
-        if spin != OURS:
-            environment["GOMP_SPINCOUNT"] = spin
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--child", str(int(compiled)), str(threads)], env=environment, text=True,
+            [sys.executable, __file__, "--child", way, str(compiled), str(threads)], env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         assert self.process.stdout.readline() == "ready\n"
@@ -80,32 +79,32 @@ def measured(pair: list[Training], seconds: float) -> tuple[float, float, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--child", nargs=2, type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--spins", nargs="*", default=[TORCH, OURS], help="values of GOMP_SPINCOUNT, or ours")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--compiled", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (default: 5)")
     parser.add_argument("--rounds", type=int, default=3, help="of which the median is taken (default: 3)")
     args = parser.parse_args()
     if args.child:
-        child(bool(args.child[0]), args.child[1])
+        way, compiled, threads = args.child
+        child(way, compiled == "1", int(threads))
         return
-    print(f"{'':10}{'threads':>8}{'spins':>9}{'alone':>8}{'two, each':>16}{'beside a loop':>16}   updates/s")
+    print(f"{'':10}{'threads':>8}{'waits':>9}{'alone':>8}{'two, each':>16}{'beside a loop':>16}   updates/s")
     for compiled in args.compiled:
         for threads in args.threads:
-            pairs = {spin: [Training(spin, bool(compiled), threads) for _ in range(2)] for spin in args.spins}
-            found = {spin: [] for spin in pairs}
+            pairs = {way: [Training(way, compiled, threads) for _ in range(2)] for way in (TORCH, OURS)}
+            found = {way: [] for way in pairs}
             for _ in range(args.rounds):  # in turn, for the machine changes
-                for spin, pair in pairs.items():
-                    found[spin].append(measured(pair, args.seconds))
-            for spin, rounds in found.items():
+                for way, pair in pairs.items():
+                    found[way].append(measured(pair, args.seconds))
+            for way, rounds in found.items():
                 alone, together, beside = (statistics.median(column) for column in zip(*rounds, strict=True))
                 print(
-                    f"{'compiled' if compiled else 'eager':10}{threads:8}{spin:>9}{alone:8.1f}"
+                    f"{'compiled' if compiled else 'eager':10}{threads:8}{way:>9}{alone:8.1f}"
                     f"{together:9.1f} ({together / alone:4.0%}){beside:9.1f} ({beside / alone:4.0%})",
                     flush=True,
                 )
-                for training in pairs[spin]:
+                for training in pairs[way]:
                     training.end()
 
 

@@ -1,0 +1,112 @@
+"""The threads of torch's CPU build, and how they share a busy machine with others.
+
+A thread that has finished its part of an operation waits for the others by spinning, which is fastest while every
+thread has a core of its own. Where something else runs too, a spinning thread keeps the one it waits for from the core,
+and a training falls to a quarter of its speed. libgomp, torch's OpenMP library on Linux, spins short where a process
+has more threads than the machine has cores; so while the machine is busy we keep as many more threads, asleep.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+BUSY = 0.1
+"""Share of the time that threads are ready to run and get no core, from which on a machine is busy."""
+QUIET_AFTER = 1.0
+"""Seconds without that until it is quiet again."""
+EVERY = 0.2
+"""Seconds between two looks."""
+
+_watch: threading.Thread | None = None
+
+
+def set_threads(number: int | None) -> None:
+    """Compute on so many CPU threads from now on, and wait for them in a way that suits the machine's load; None leaves
+    the number to torch, which takes one a core."""
+    global _watch
+    if number is not None:
+        torch.set_num_threads(number)
+    if _watch is None and (openmp := _libgomp()) is not None and _delay() is not None:
+        _watch = threading.Thread(target=_adapt, args=(openmp,), name="threads", daemon=True)
+        _watch.start()
+
+
+def _libgomp() -> ctypes.CDLL | None:
+    """torch's OpenMP library, if it is libgomp and the user has not said how its threads wait."""
+    if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        return None
+    found = next((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"), None)
+    return found and ctypes.CDLL(str(found))
+
+
+def _delay() -> float | None:
+    """Seconds that this process's living threads have waited for a core, or None where the system does not tell."""
+    waited = 0
+    try:
+        for task in os.scandir("/proc/self/task"):
+            try:
+                waited += int(Path(task.path, "schedstat").read_text().split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # the thread has ended
+    except OSError:
+        return None
+    return waited / 1e9
+
+
+def _adapt(openmp: ctypes.CDLL) -> None:
+    """Look at the machine's load again and again."""
+    watch = Watch(openmp, _delay(), time.monotonic())
+    while True:
+        time.sleep(EVERY)
+        watch.look(_delay(), time.monotonic())
+
+
+class Watch:
+    """Makes threads that wait spin long or short, by how long this process's threads are kept from the cores.
+
+    Args:
+        openmp: libgomp.
+        waited: seconds they were, up to now.
+        now: a clock's seconds.
+    """
+
+    def __init__(self, openmp: ctypes.CDLL, waited: float, now: float):
+        self.openmp, self.waited, self.now = openmp, waited, now
+        self.quiet = 0.0  # seconds
+        self.sleepers: Sleepers | None = None
+
+    def look(self, waited: float, now: float) -> None:
+        """Take the latest figures into account."""
+        passed = now - self.now
+        busy = waited - self.waited > BUSY * passed
+        self.waited, self.now = waited, now
+        self.quiet = 0.0 if busy else self.quiet + passed
+        if busy and self.sleepers is None:
+            self.sleepers = Sleepers(self.openmp)
+        elif self.sleepers is not None and self.quiet > QUIET_AFTER:
+            self.sleepers.end()
+            self.sleepers = None
+
+
+class Sleepers:
+    """As many OpenMP threads as there are cores, which sleep until ``end``: with them a process has more threads than
+    cores, and libgomp spins short."""
+
+    def __init__(self, openmp: ctypes.CDLL):
+        self._ended = threading.Event()
+        threading.Thread(target=self._sleep, args=(openmp,), name="sleepers", daemon=True).start()
+
+    def _sleep(self, openmp: ctypes.CDLL) -> None:
+        # A parallel region, whose threads stay with the thread that entered it, of a function that does nothing.
+        nothing = ctypes.cast(openmp.omp_get_thread_num, ctypes.c_void_p)
+        openmp.GOMP_parallel(nothing, None, (os.cpu_count() or 1) + 1, 0)
+        self._ended.wait()
+
+    def end(self) -> None:
+        self._ended.set()

@@ -1,0 +1,77 @@
+"""Threads that wait spin short while others want the cores too."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from offlinerl import threads
+from offlinerl.threads import Watch
+
+CORES = os.cpu_count() or 1
+
+
+def count() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def comes_to(number: int) -> bool:
+    """Whether this process soon has so many threads."""
+    until = time.monotonic() + 10
+    while count() != number and time.monotonic() < until:
+        time.sleep(0.01)
+    return count() == number
+
+
+@pytest.fixture
+def openmp(monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    found = threads._libgomp()
+    if found is None:
+        pytest.skip("torch's OpenMP library is not libgomp here")
+    return found
+
+
+def test_a_process_has_more_threads_than_cores_while_the_machine_is_busy(openmp):
+    before = count()
+    watch = Watch(openmp, 5.0, 100.0)
+    watch.look(5.01, 100.2)  # 5% of the time
+    assert watch.sleepers is None
+    watch.look(5.06, 100.4)  # 25%
+    assert comes_to(before + CORES + 1)
+    watch.look(5.06, 101.0)
+    watch.look(5.2, 101.2)  # busy again before a second was quiet
+    watch.look(5.2, 102.1)
+    assert count() == before + CORES + 1
+    watch.look(5.2, 102.3)
+    assert watch.sleepers is None and comes_to(before)
+
+
+def test_threads_that_end_are_no_sign_of_quiet_or_load(openmp):
+    watch = Watch(openmp, 5.0, 100.0)
+    watch.look(1.0, 100.2)  # what an ended thread waited is no longer in the sum
+    assert watch.sleepers is None
+
+
+def test_the_delay_grows_where_threads_outnumber_cores():
+    if threads._delay() is None:
+        pytest.skip("this system does not tell how long threads wait for a core")
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * CORES)]
+    try:
+        before, until = threads._delay(), time.monotonic() + 2
+        while time.monotonic() < until:
+            pass
+        assert threads._delay() > before + 0.1
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_what_the_user_said_of_waiting_is_left_alone(name, monkeypatch):
+    monkeypatch.setenv(name, "1")
+    assert threads._libgomp() is None
