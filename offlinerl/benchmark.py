@@ -18,18 +18,21 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from offlinerl import agents, config
-from offlinerl.agent import Agent
-from offlinerl.config import parameters
+from offlinerl import agents
+from offlinerl.agents.base import Agent
 from offlinerl.data import registry
-from offlinerl.data.interaction import Interaction
-from offlinerl.data.record import Episode, write_json, write_minari
-from offlinerl.data.replay import Replay
-from offlinerl.data.sources import EpisodeData, OfflineData, ReplayData, RolloutData
-from offlinerl.device import pick_device
-from offlinerl.display import Display
-from offlinerl.run import hushed_lightning
+from offlinerl.data.episode import Episode
+from offlinerl.data.minari_writer import write_minari
+from offlinerl.experience.ring import Replay
+from offlinerl.experience.sources import EpisodeData, OfflineData, ReplayData, RolloutData
+from offlinerl.rollout.collector import Interaction
+from offlinerl.training import config
+from offlinerl.training.config import parameters
+from offlinerl.training.loop import hushed_lightning
 from offlinerl.types import Batch, Spec
+from offlinerl.util.atomic import write_json
+from offlinerl.util.device import pick_device
+from offlinerl.util.display import Display
 
 KITCHEN = Spec(60, 9, (-1.0,) * 9, (1.0,) * 9)
 KITCHEN_DISCRETE = Spec(60, 1, (0.0,), (8.0,), 9)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from offlinerl import __version__
-from offlinerl.errors import UserError
-from offlinerl.interrupt import TERMINATED, AtOnce, leave, on_interrupt
+from offlinerl.util.errors import UserError
+from offlinerl.util.interrupt import TERMINATED, AtOnce, leave, on_interrupt
 
 
 class WrongUsage(Exception):
@@ -29,7 +29,7 @@ class WrongUsage(Exception):
 
 
 def fit(args: argparse.Namespace) -> int:
-    from offlinerl import training
+    from offlinerl.training import job
 
     train = {
         "updates": args.updates, "steps": args.steps, "online_steps": args.online_steps, "batch": args.batch,
@@ -49,7 +49,7 @@ def fit(args: argparse.Namespace) -> int:
             "--resume goes on with a run's own settings: leave out --out, --seeds, --config, --env, --obs-keys,"
             " --max-episode-steps and --action-range"
         )
-    training.fit(
+    job.fit(
         args.agent,
         args.dataset,
         env=args.env,
@@ -67,17 +67,17 @@ def fit(args: argparse.Namespace) -> int:
 
 
 def collect(args: argparse.Namespace) -> int:
-    from offlinerl import training
+    from offlinerl.training import job
 
     train = {
         "batch": args.batch, "eval_every": args.eval_every, "save_every": args.save_every, "compile": args.compile,
     }  # fmt: skip
     over = dict(train={key: value for key, value in train.items() if value is not None}, agent=args.settings)
     length = dict(steps=args.steps, episodes=args.episodes, workers=args.workers, ray_address=args.ray_address)
-    training.require_source(args.source, args.env, args.config, over, **length)
-    from offlinerl import collect
+    job.require_source(args.source, args.env, args.config, over, **length)
+    from offlinerl.training import collection
 
-    collect.collect(
+    collection.collect(
         args.source,
         args.env,
         args.dataset,
@@ -100,14 +100,14 @@ def collect(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     from offlinerl.data import registry
-    from offlinerl.folder import find_checkpoint
+    from offlinerl.util.folder import find_checkpoint
 
     find_checkpoint(args.checkpoint)
     if args.env is not None:
         registry.task(args.env)
-    from offlinerl import evaluation
+    from offlinerl.evaluation import evaluate
 
-    evaluation.evaluate_checkpoint(
+    evaluate.evaluate_checkpoint(
         args.checkpoint, env=args.env, episodes=args.episodes, seed=args.seed, video=args.video, json_file=args.json,
         device=args.device, limits=limits_of(args),
     )  # fmt: skip
@@ -131,30 +131,32 @@ def datasets_show(args: argparse.Namespace) -> int:
     from offlinerl.data import registry
 
     registry.resolve(args.name)  # a wrong name is known before what reads the right one is loaded, as below
-    from offlinerl.data import commands
+    from offlinerl import dataset_commands
 
-    commands.show(args.name, args.png or Path(f"{Path(args.name).stem}.png"), args.obs_keys)
+    dataset_commands.show(args.name, args.png or Path(f"{Path(args.name).stem}.png"), args.obs_keys)
     return 0
 
 
 def datasets_validate(args: argparse.Namespace) -> int:
-    from offlinerl.data import commands
+    from offlinerl import dataset_commands
 
-    return commands.validate(args.name, args.env, args.obs_keys)
+    return dataset_commands.validate(args.name, args.env, args.obs_keys)
 
 
 def datasets_generate(args: argparse.Namespace) -> int:
-    from offlinerl.data import commands
+    from offlinerl import dataset_commands
 
     episodes = None if args.episodes is None else range(args.episodes)
-    commands.generate(args.name, args.out, episodes=episodes, processes=args.processes, overwrite=args.overwrite)
+    dataset_commands.generate(
+        args.name, args.out, episodes=episodes, processes=args.processes, overwrite=args.overwrite
+    )
     return 0
 
 
 def datasets_import(args: argparse.Namespace) -> int:
-    from offlinerl.data import commands
+    from offlinerl import dataset_commands
 
-    commands.import_file(args.file, args.id, args.env, args.overwrite)
+    dataset_commands.import_file(args.file, args.id, args.env, args.overwrite)
     return 0
 
 
@@ -162,14 +164,14 @@ def datasets_export(args: argparse.Namespace) -> int:
     from offlinerl.data import registry
 
     registry.resolve(args.name)
-    from offlinerl.data import commands
+    from offlinerl import dataset_commands
 
-    commands.export(args.name, args.file, args.overwrite)
+    dataset_commands.export(args.name, args.file, args.overwrite)
     return 0
 
 
 def report(args: argparse.Namespace) -> int:
-    from offlinerl import report
+    from offlinerl.evaluation import report
 
     report.report(args.runs, args.out)
     return 0
@@ -414,7 +416,7 @@ def agent_settings(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             if not words or words[0].startswith("--"):
                 raise WrongUsage(f"{word} needs a value")
             value = words.pop(0)
-        from offlinerl.config import parse_value
+        from offlinerl.training.config import parse_value
 
         settings[key.replace("-", "_")] = parse_value(value)
     return rest, settings

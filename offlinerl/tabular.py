@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offlinerl.errors import UserError
+from offlinerl.util.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

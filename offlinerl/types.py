@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from offlinerl.errors import UserError as UserError
+from offlinerl.util.errors import UserError as UserError
 
 if TYPE_CHECKING:  # it takes seconds to load, and much can be said to a user before
     from torch import Tensor

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from offlinerl.cli import main
-from offlinerl.data.sources import OfflineData
+from offlinerl.experience.sources import OfflineData
 from offlinerl.types import Batch, Spec
 
 torch.set_num_threads(min(THREADS, torch.get_num_threads()))

@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from offlinerl.data.record import Episode, write_minari
+from offlinerl.data.episode import Episode
+from offlinerl.data.minari_writer import write_minari
 
 ID = "test/pendulum-v0"
 STEPS = 25

@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 
-from offlinerl import agent as agent_module
-from offlinerl import agents, losses
+from offlinerl import agents
+from offlinerl.agents import base as agent_module
 from offlinerl.agents.bc import BC
 from offlinerl.agents.iql import IQL
 from offlinerl.agents.xql import XQL
+from offlinerl.learning import losses
 from offlinerl.types import Batch, UserError
 
 SMALL = dict(hidden=(16, 16))

@@ -18,11 +18,11 @@ import pytest
 import torch
 import yaml
 
-from offlinerl import checkpoint
+from offlinerl.agents import checkpoint
 from offlinerl.cli import main
 from offlinerl.data import registry
-from offlinerl.folder import append
-from offlinerl.plots import read_columns
+from offlinerl.evaluation.plots import read_columns
+from offlinerl.util.folder import append
 
 FIT = ("fit", "bc", "--dataset", pendulum.ID, "--compile", "false", "--updates", 10, "--batch", 8,
        "--eval-every", 10, "--final-episodes", 1)  # fmt: skip

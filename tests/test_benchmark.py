@@ -3,7 +3,7 @@
 import torch
 
 from offlinerl import benchmark
-from offlinerl.data.sources import OfflineData
+from offlinerl.experience.sources import OfflineData
 
 
 def test_the_matrix_products_of_an_xql_update_by_hand():

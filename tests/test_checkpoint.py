@@ -7,14 +7,15 @@ import pytest
 import torch
 from conftest import SPEC, random_table
 
-from offlinerl import agent as agent_module
-from offlinerl import agents, checkpoint
+from offlinerl import agents
+from offlinerl.agents import base as agent_module
+from offlinerl.agents import checkpoint
 from offlinerl.agents.bc import BC
 from offlinerl.agents.iql import IQL
 from offlinerl.agents.xql import XQL
-from offlinerl.capture import capture
-from offlinerl.config import parameters
-from offlinerl.data.sources import OfflineData
+from offlinerl.experience.sources import OfflineData
+from offlinerl.learning.compile import capture
+from offlinerl.training.config import parameters
 from offlinerl.types import Spec, UserError
 
 SETTINGS = dict(hidden=(16, 16), dropout=0.1, decay_steps=40)

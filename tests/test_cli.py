@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import offlinerl
-from offlinerl.checkpoint import read
+from offlinerl.agents.checkpoint import read
 from offlinerl.cli import main
 from offlinerl.data.load import load
 
@@ -251,7 +251,7 @@ def test_a_second_ctrl_c_stops_at_once(here, capsys, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("offlinerl.run.Run.on_train_batch_end", press)
+    monkeypatch.setattr("offlinerl.training.loop.Run.on_train_batch_end", press)
     level = logging.getLogger("lightning.pytorch").level
     assert offlinerl_(("fit", "bc", "--dataset", pendulum.ID, "--out", here / "twice", *TINY)) == 1
     (line,) = capsys.readouterr().err.splitlines()

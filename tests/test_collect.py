@@ -12,7 +12,7 @@ import pendulum
 import pytest
 
 from offlinerl.cli import main
-from offlinerl.data.journal import EPISODES, Journal
+from offlinerl.data.episode_log import EPISODES, Journal
 from offlinerl.data.load import load
 
 AGENT = ("--env", "Pendulum-v1", "--compile", "false", "--batch", 16, "--agent.hidden", "[16,16]")
@@ -99,7 +99,7 @@ def test_a_checkpoint_collects_with_noise(here):
     assert np.array_equal(still.obs[0], noisy.obs[0]), "the same seed starts alike"
     import torch
 
-    from offlinerl.checkpoint import load_agent
+    from offlinerl.agents.checkpoint import load_agent
 
     with torch.no_grad():
         greedy = load_agent(policy).act(torch.from_numpy(noisy.obs[None]))[0].numpy()

@@ -7,9 +7,13 @@ import h5py
 import numpy as np
 import pytest
 
-from offlinerl.data import load as loading
-from offlinerl.data.load import Dataset, load, load_hdf5, load_minari, n_step, with_reward
-from offlinerl.data.record import Episode, write_minari
+from offlinerl.data.d4rl import load_hdf5
+from offlinerl.data.dataset import Dataset, n_step
+from offlinerl.data.episode import Episode
+from offlinerl.data.load import load
+from offlinerl.data.minari_reader import load_minari
+from offlinerl.data.minari_writer import write_minari
+from offlinerl.data.rewards import with_reward
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
@@ -172,7 +176,7 @@ def test_antmaze_splits_on_jumps_and_never_on_terminals(tmp_path):
 def test_blocks_do_not_show(tmp_path, monkeypatch):
     path = write_d4rl(tmp_path / "a.hdf5", [3, 1, 4, 6], [True, False, False, True])
     whole = load_hdf5(path)
-    monkeypatch.setattr(loading, "BLOCK", 3)
+    monkeypatch.setattr("offlinerl.data.d4rl.BLOCK", 3)
     pieces = load_hdf5(path)
     for column in ("obs", "action", "reward", "next_obs"):
         np.testing.assert_array_equal(getattr(whole, column), getattr(pieces, column))
@@ -297,7 +301,7 @@ def test_minari_public_iteration_gives_the_same_table(tmp_path, monkeypatch):
     pytest.importorskip("minari")
     path = write(tmp_path / "data-v0", episodes([3, 1, 5]))
     direct = load_minari(path)
-    monkeypatch.setattr(loading, "_has_jpeg", lambda metadata: True)
+    monkeypatch.setattr("offlinerl.data.minari_reader._has_jpeg", lambda metadata: True)
     public = load_minari(path)
     for column in ("obs", "action", "reward", "terminated", "last", "next_obs"):
         np.testing.assert_array_equal(getattr(direct, column), getattr(public, column))

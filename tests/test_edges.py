@@ -12,10 +12,11 @@ import pytest
 from pendulum import empty_workplace
 from rich.console import Console
 
-from offlinerl import agents, plots
+from offlinerl import agents
 from offlinerl.cli import main
-from offlinerl.config import parameters
-from offlinerl.display import PLAIN, Display, between, listed, places, shown, table
+from offlinerl.evaluation import plots
+from offlinerl.training.config import parameters
+from offlinerl.util.display import PLAIN, Display, between, listed, places, shown, table
 
 FEW = ("--updates", 20, "--eval-every", 20, "--eval-episodes", 1, "--final-episodes", 1, "--compile", "false")
 NAMES = [

@@ -7,7 +7,9 @@ import torch
 
 from offlinerl.agents.bc import BC
 from offlinerl.envs.make import Pool, make, spec_of
-from offlinerl.evaluation import Task, bootstrap, evaluate
+from offlinerl.evaluation.evaluate import evaluate
+from offlinerl.evaluation.statistics import bootstrap
+from offlinerl.evaluation.task import Task
 from offlinerl.types import Spec, UserError
 
 SPEC = Spec(2, 1, (-1.0,), (1.0,))

@@ -4,10 +4,12 @@ import h5py
 import numpy as np
 import pytest
 
-from offlinerl.data import commands, listing, registry
-from offlinerl.data.inspect import describe, plot, validate
+from offlinerl import dataset_commands
+from offlinerl.data import listing, registry
+from offlinerl.data.describe import describe, plot
 from offlinerl.data.load import load
 from offlinerl.data.registry import Entry
+from offlinerl.data.validate import validate
 from offlinerl.types import UserError
 
 LENGTH, EPISODES = 50, 60
@@ -144,12 +146,12 @@ def test_histograms(file, tmp_path):
 
 
 def test_commands(file, tmp_path, capsys):
-    commands.show(str(file), tmp_path / "some.png")
+    dataset_commands.show(str(file), tmp_path / "some.png")
     assert "episodes\t60" in capsys.readouterr().out and (tmp_path / "some.png").exists()
-    assert commands.validate(str(file)) == 0
+    assert dataset_commands.validate(str(file)) == 0
     with h5py.File(file, "a") as hdf5:
         hdf5["actions"][4, 0] = 2
-    assert commands.validate(str(file)) == 1
+    assert dataset_commands.validate(str(file)) == 1
     assert "(1 rows: 4)" in capsys.readouterr().out
     listing.list_datasets()
     assert "kitchen-complete-v0\td4rl" in capsys.readouterr().out
@@ -157,8 +159,8 @@ def test_commands(file, tmp_path, capsys):
 
 def test_import_and_export_lose_nothing(file, tmp_path):
     pytest.importorskip("minari")
-    commands.import_file(file, "mine/some-v0")
-    commands.export("mine/some-v0", tmp_path / "again.hdf5")
+    dataset_commands.import_file(file, "mine/some-v0")
+    dataset_commands.export("mine/some-v0", tmp_path / "again.hdf5")
     original, installed, exported = (load(name) for name in (str(file), "mine/some-v0", str(tmp_path / "again.hdf5")))
     for column in ("obs", "action", "reward", "terminated", "last", "next_obs"):
         np.testing.assert_array_equal(getattr(installed, column), getattr(original, column))
@@ -172,8 +174,8 @@ def test_an_imported_file_brings_the_environment_it_is_given(file):
         narrow = hdf5["actions"][:, :1]
         del hdf5["actions"]
         hdf5["actions"] = narrow
-    commands.import_file(file, "mine/swing-v0", "Pendulum-v1")
+    dataset_commands.import_file(file, "mine/swing-v0", "Pendulum-v1")
     spec = minari.load_dataset("mine/swing-v0").env_spec
     assert spec.id == "Pendulum-v1" and registry.resolve("mine/swing-v0").env["spec"] == spec.to_json()
     with pytest.raises(UserError, match="no environment 'Pendulun-v1'; did you mean Pendulum-v1"):
-        commands.import_file(file, "mine/other-v0", "Pendulun-v1")
+        dataset_commands.import_file(file, "mine/other-v0", "Pendulun-v1")

@@ -15,10 +15,13 @@ import h5py
 import numpy as np
 import pytest
 
-from offlinerl.data import commands, inspect, registry
-from offlinerl.data.journal import COLLECTION, EPISODES, Journal, check_target, seal, write_collection
-from offlinerl.data.load import load, load_minari
-from offlinerl.data.record import Episode, write_minari
+from offlinerl import dataset_commands
+from offlinerl.data import registry, validate
+from offlinerl.data.episode import Episode
+from offlinerl.data.episode_log import COLLECTION, EPISODES, Journal, check_target, seal, write_collection
+from offlinerl.data.load import load
+from offlinerl.data.minari_reader import load_minari
+from offlinerl.data.minari_writer import write_minari
 from offlinerl.types import UserError
 
 ID = "test/cartpole-v0"
@@ -513,8 +516,8 @@ def test_an_unfinished_collection_loads(unfinished, capsys):
     np.testing.assert_array_equal(data.terminated, np.concatenate([item.terminations for item in expected]))
     np.testing.assert_array_equal(data.episode_lengths, [3, 4, 5])
     assert data.provenance["provenance"]["agent"] == "random" and data.provenance["seed"] == 3
-    assert inspect.validate(entry) == []
-    commands.show(str(unfinished))
+    assert validate.validate(entry) == []
+    dataset_commands.show(str(unfinished))
     assert "CartPole-v1" in capsys.readouterr().out
     assert names(unfinished) == [COLLECTION, EPISODES]
 
@@ -542,7 +545,7 @@ def test_it_loads_while_it_is_written(unfinished, monkeypatch):
 
         totals = registry.minari_metadata(unfinished)
         journal.append(episode(3))
-        monkeypatch.setattr("offlinerl.data.load.minari_metadata", lambda folder: totals)
+        monkeypatch.setattr("offlinerl.data.minari_reader.minari_metadata", lambda folder: totals)
         assert len(load_minari(unfinished)) == 12, "an episode that ended while it was loaded is left for later"
     monkeypatch.undo()
     assert len(load_minari(unfinished)) == 18

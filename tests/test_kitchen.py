@@ -9,11 +9,11 @@ import mujoco
 import numpy as np
 import pytest
 
-from offlinerl.data import generate
 from offlinerl.envs.kitchen import ENV_ID, TASKS, Kitchen, register
-from offlinerl.envs.scripted import KitchenDemonstrator
-from offlinerl.paths import share
+from offlinerl.recipes import generate
+from offlinerl.recipes.demonstrator import KitchenDemonstrator
 from offlinerl.types import UserError
+from offlinerl.util.paths import share
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "kitchen-complete-v0.hdf5"
 BUILT_IN = share("datasets", "kitchen", "data")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from offlinerl import losses
+from offlinerl.learning import losses
 
 
 def test_gumbel_by_hand():

@@ -3,9 +3,11 @@ import copy
 import pytest
 import torch
 
-from offlinerl.nets import MLP, Critic, GaussianActor, Linear, drop, dropout_masks, soft_update
-from offlinerl.optim import Adam
-from offlinerl.rng import Streams, generator
+from offlinerl.learning.optim import Adam
+from offlinerl.learning.rng import Streams, generator
+from offlinerl.nn.actors import GaussianActor
+from offlinerl.nn.critics import Critic
+from offlinerl.nn.layers import MLP, Linear, drop, dropout_masks, soft_update
 
 
 def rng(*seeds):

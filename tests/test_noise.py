@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from offlinerl.nets import DeterministicActor
-from offlinerl.noise import Gaussian, OrnsteinUhlenbeck, ParameterNoise, exploration, linear
-from offlinerl.rng import Lanes, generator
+from offlinerl.learning.exploration import Gaussian, OrnsteinUhlenbeck, ParameterNoise, exploration, linear
+from offlinerl.learning.rng import Lanes, generator
+from offlinerl.nn.actors import DeterministicActor
 
 SEEDS, LANES = (0, 1), (0, 1, 2)
 

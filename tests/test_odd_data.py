@@ -13,9 +13,12 @@ from gymnasium.spaces import Box, Dict, Discrete
 from pendulum import empty_workplace
 
 from offlinerl.cli import main
-from offlinerl.data import inspect, registry
-from offlinerl.data.load import load, load_hdf5, load_minari
-from offlinerl.data.record import Episode, write_minari
+from offlinerl.data import registry, validate
+from offlinerl.data.d4rl import load_hdf5
+from offlinerl.data.episode import Episode
+from offlinerl.data.load import load
+from offlinerl.data.minari_reader import load_minari
+from offlinerl.data.minari_writer import write_minari
 from offlinerl.types import UserError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -396,7 +399,7 @@ def test_parts_of_what_has_none_are_refused(refused):
 
 
 def kinds(name, env=None):
-    return {finding.kind: finding.fault for finding in inspect.validate(registry.resolve(name, env))}
+    return {finding.kind: finding.fault for finding in validate.validate(registry.resolve(name, env))}
 
 
 def test_validate_knows_the_environments_bounds(capsys):

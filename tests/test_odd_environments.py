@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 
-from offlinerl import checkpoint
+from offlinerl.agents import checkpoint
 from offlinerl.cli import main
 from offlinerl.data.load import load
 from offlinerl.envs import checks
 from offlinerl.envs.make import Pool, make, native_action, spec_of
-from offlinerl.evaluation import frames_per_second
+from offlinerl.evaluation.video import frames_per_second
 from offlinerl.types import Spec, UserError
 
 FEW = ("--compile", "false", "--batch", 8, "--agent.hidden", "[8]", "--eval-episodes", 1, "--final-episodes", 1)
@@ -315,7 +315,7 @@ def test_reference_scores_that_cannot_be_measured_cost_no_data(here, monkeypatch
     def fails(*_):
         raise UserError("Measured-v0 fails in step 3")
 
-    monkeypatch.setattr("offlinerl.collect.evaluate", fails)
+    monkeypatch.setattr("offlinerl.training.collection.evaluate", fails)
     capsys.readouterr()
     assert run("collect", here / "measured", "--env", env, "--dataset", "odd/measured-v0", "--episodes", 3) == 0
     assert "no reference scores, for Measured-v0 fails" in capsys.readouterr().out

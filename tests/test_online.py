@@ -12,11 +12,11 @@ from offlinerl import agents
 from offlinerl.agents.dqn import DQN
 from offlinerl.agents.sac import SAC
 from offlinerl.agents.td3 import TD3
-from offlinerl.data.interaction import Interaction
-from offlinerl.data.replay import Replay
-from offlinerl.data.sources import ReplayData
-from offlinerl.nets import SquashedGaussianActor
-from offlinerl.rng import generator
+from offlinerl.experience.ring import Replay
+from offlinerl.experience.sources import ReplayData
+from offlinerl.learning.rng import generator
+from offlinerl.nn.actors import SquashedGaussianActor
+from offlinerl.rollout.collector import Interaction
 from offlinerl.types import Batch, Spec, UserError
 
 SMALL = dict(hidden=(16, 16))

@@ -11,9 +11,9 @@ import pendulum
 import pytest
 import torch
 
-from offlinerl.checkpoint import read
+from offlinerl.agents.checkpoint import read
 from offlinerl.cli import main
-from offlinerl.data import load, registry
+from offlinerl.data import load, registry, rewards
 
 TINY = ("--compile", "false", "--batch", 16, "--eval-every", 250, "--eval-episodes", 1, "--final-episodes", 2,
         "--agent.hidden", "[16,16]")  # fmt: skip
@@ -254,7 +254,7 @@ def test_online_rewards_follow_the_datasets_rule():
     from dataclasses import replace
 
     def online(**fields):
-        return load.online_reward(replace(entry, **fields), raw)(paid, total).tolist()
+        return rewards.online_reward(replace(entry, **fields), raw)(paid, total).tolist()
 
     assert online(reward="none") == [1, 0, 2]
     assert online(reward="minus_one") == [0, -1, 1]
@@ -262,5 +262,5 @@ def test_online_rewards_follow_the_datasets_rule():
     assert online(reward="none", score=dict(min=0, max=4, data="counts")) == [3, 2, 5]
     factor = 1000 / np.ptp(raw.episode_returns)
     assert online(reward="scale_by_return_range") == pytest.approx([factor, 0, 2 * factor])
-    scaled = load.with_reward(raw, "scale_by_return_range")
+    scaled = rewards.with_reward(raw, "scale_by_return_range")
     assert scaled.reward[0] == pytest.approx(raw.reward[0] * factor)

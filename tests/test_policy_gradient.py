@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-from offlinerl import agents, losses, tabular
+from offlinerl import agents, tabular
 from offlinerl.agents import npg
 from offlinerl.agents.is_reinforce import ISREINFORCE
 from offlinerl.agents.npg import NPG, fisher_product
@@ -19,13 +19,15 @@ from offlinerl.agents.policy_gradient import Sample
 from offlinerl.agents.ppo import PPO
 from offlinerl.agents.reinforce import REINFORCE
 from offlinerl.agents.trpo import TRPO
-from offlinerl.data.interaction import Interaction
-from offlinerl.data.sources import EpisodeData, RolloutData
 from offlinerl.envs.finite import FINITE_ID, kwargs_of
 from offlinerl.envs.make import spec_of
-from offlinerl.nets import CategoricalPolicy, GaussianPolicy, RunningNorm
-from offlinerl.optim import Adam, clip_norm, conjugate_gradients, flatten, unflatten
-from offlinerl.rng import Streams, generator
+from offlinerl.experience.sources import EpisodeData, RolloutData
+from offlinerl.learning import losses
+from offlinerl.learning.optim import Adam, clip_norm, conjugate_gradients, flatten, unflatten
+from offlinerl.learning.rng import Streams, generator
+from offlinerl.nn.actors import CategoricalPolicy, GaussianPolicy
+from offlinerl.nn.normalize import RunningNorm
+from offlinerl.rollout.collector import Interaction
 from offlinerl.types import Batch, Spec, UserError
 
 SMALL = dict(hidden=(16, 16), normalize_obs=True, normalize_reward=True)
@@ -530,7 +532,7 @@ def test_the_penalty_follows_the_divergence():
 
 def test_policies_sample_what_they_say():
     rng = [generator(0, "policy")]
-    from offlinerl.rng import Lanes
+    from offlinerl.learning.rng import Lanes
 
     lanes, obs = Lanes((0,), range(1), "explore"), torch.ones(1, 1, 2)
     discrete = CategoricalPolicy(2, 3, (), rng)

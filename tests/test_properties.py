@@ -17,10 +17,14 @@ from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offlinerl.data import commands
-from offlinerl.data.journal import EPISODES, Journal, write_collection
-from offlinerl.data.load import CUT, END, TERMINAL, Dataset, load, load_hdf5, load_minari
-from offlinerl.data.record import Episode, write_minari
+from offlinerl import dataset_commands
+from offlinerl.data.d4rl import CUT, END, TERMINAL, load_hdf5
+from offlinerl.data.dataset import Dataset
+from offlinerl.data.episode import Episode
+from offlinerl.data.episode_log import EPISODES, Journal, write_collection
+from offlinerl.data.load import load
+from offlinerl.data.minari_reader import load_minari
+from offlinerl.data.minari_writer import write_minari
 from offlinerl.types import UserError
 
 GAMMA = 0.9
@@ -257,9 +261,9 @@ def test_exported_and_imported_files_load_equal(file):
         except UserError as error:
             assert "no row has a successor" in str(error)
             return
-        exported = commands.export(str(path), Path(folder) / "exported.hdf5")
+        exported = dataset_commands.export(str(path), Path(folder) / "exported.hdf5")
         same(load(exported), data)
-        commands.import_file(path, ID)
+        dataset_commands.import_file(path, ID)
         same(load(ID), data)
 
 
@@ -441,7 +445,7 @@ def test_datasets_written_by_minari_itself(meant):
 def test_exported_recordings_load_equal(meant):
     with tempfile.TemporaryDirectory() as folder:
         path = write_minari(Path(folder) / "data-v0", iter(meant.episodes), **facts(meant))
-        exported = commands.export(str(path), Path(folder) / "exported.hdf5")
+        exported = dataset_commands.export(str(path), Path(folder) / "exported.hdf5")
         data = load(exported)
         check_recording(data, meant)
         same(data, load_minari(path))

@@ -8,10 +8,12 @@ import gymnasium
 import numpy as np
 import pytest
 
-from offlinerl.data import record
-from offlinerl.data.load import load_minari
-from offlinerl.data.record import Episode, aside, write_minari
+from offlinerl.data import minari_writer
+from offlinerl.data.episode import Episode
+from offlinerl.data.minari_reader import load_minari
+from offlinerl.data.minari_writer import write_minari
 from offlinerl.types import UserError
+from offlinerl.util.atomic import aside
 
 BOX = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
@@ -54,7 +56,7 @@ def test_failure_midway_keeps_the_old(tmp_path, error):
     assert (load_minari(path).obs == 1).all()
 
 
-class FullSink(record.Sink):
+class FullSink(minari_writer.Sink):
     def write(self, data):
         if self.tell() > 4000:
             self.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -70,7 +72,7 @@ def test_a_full_disk_is_said_and_keeps_the_old(tmp_path, monkeypatch):
             seen.append(1)
             yield episode(2.0, 1000, np.float64)
 
-    monkeypatch.setattr(record, "Sink", FullSink)
+    monkeypatch.setattr(minari_writer, "Sink", FullSink)
     with pytest.raises(UserError, match="data-v0 was not written, because the disk is full"):
         write(path, endless(), overwrite=True)
     assert len(seen) < 1000, "the recording went on though the disk was full"
@@ -80,7 +82,7 @@ def test_a_full_disk_is_said_and_keeps_the_old(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_hdf5_never_sees_a_failed_write():
-    with pytest.raises(OSError, match="No space"), record.Sink("/dev/full") as sink:
+    with pytest.raises(OSError, match="No space"), minari_writer.Sink("/dev/full") as sink:
         assert sink.write(b"much") == 4
 
 

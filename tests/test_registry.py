@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from offlinerl.data import registry
-from offlinerl.data.load import load, load_hdf5, load_minari
+from offlinerl.data.d4rl import load_hdf5
+from offlinerl.data.load import load
+from offlinerl.data.minari_reader import load_minari
 from offlinerl.data.registry import Entry, normalized_score, resolve
 from offlinerl.types import UserError
 

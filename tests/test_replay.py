@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from offlinerl.data.replay import Priorities, Replay, Transition
-from offlinerl.rng import Streams
+from offlinerl.experience.ring import Priorities, Replay, Transition
+from offlinerl.learning.rng import Streams
 from offlinerl.types import Spec, WeightedBatch
 
 SPEC = Spec(1, 1, (-1.0,), (1.0,))

@@ -8,9 +8,9 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
-from offlinerl import plots
 from offlinerl.cli import main
-from offlinerl.report import probability_of_improvement, read
+from offlinerl.evaluation import plots
+from offlinerl.evaluation.report import probability_of_improvement, read
 
 
 def finished(

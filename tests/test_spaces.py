@@ -9,10 +9,11 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text, Tuple
 from minari.serialization import serialize_space
 
-from offlinerl import spaces
 from offlinerl.cli import main
+from offlinerl.data.episode import Episode
 from offlinerl.data.load import load
-from offlinerl.data.record import Episode, write_minari
+from offlinerl.data.minari_writer import write_minari
+from offlinerl.envs import spaces
 from offlinerl.envs.make import make
 from offlinerl.types import UserError
 
@@ -142,7 +143,7 @@ def test_parts_stored_in_another_order_than_the_environments_are_told_apart_by_n
     record(registered, ordered, stored=stored, env="odd order")
     few = "--updates 4 --eval-every 4 --eval-episodes 1 --final-episodes 1 --compile false --batch 4 --out run"
     assert main(["fit", "bc", "--dataset", "test/spaced-v0", *few.split()]) == 0
-    from offlinerl.checkpoint import load_agent
+    from offlinerl.agents.checkpoint import load_agent
 
     assert list(load_agent("run/last.ckpt", "cpu").task["obs_keys"]) == ["m", "a", "z"]
 

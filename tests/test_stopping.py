@@ -15,12 +15,12 @@ import torch
 import yaml
 from torch.utils._pytree import tree_leaves
 
-from offlinerl import checkpoint
-from offlinerl.agent import Agent
+from offlinerl.agents import checkpoint
+from offlinerl.agents.base import Agent
 from offlinerl.cli import main
-from offlinerl.data.record import write_json
 from offlinerl.envs.make import Pool
-from offlinerl.run import Run
+from offlinerl.training.loop import Run
+from offlinerl.util.atomic import write_json
 
 FEW = ("--compile", "false", "--batch", 8, "--agent.hidden", "[8]", "--eval-episodes", 1, "--final-episodes", 2)
 KINDS = {

@@ -8,9 +8,10 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from offlinerl import losses, tabular
+from offlinerl import tabular
 from offlinerl.envs.finite import FINITE_ID, GRID_ID, Finite, kwargs_of
 from offlinerl.envs.make import make, spec_of, specification
+from offlinerl.learning import losses
 from offlinerl.types import UserError
 
 BETAS = [0.5, 1.0, 3.0]

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from offlinerl import threads
-from offlinerl.threads import Watch
+from offlinerl.util import threads
+from offlinerl.util.threads import Watch
 
 CORES = os.cpu_count() or 1
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from offlinerl.types import UserError
 
 if TYPE_CHECKING:
-    from offlinerl.agent import Agent
+    from offlinerl.agents.base import Agent
 
-BASES = {"policy_gradient"}
-"""Files with what several algorithms share."""
+BASES = {"base", "checkpoint", "policy_gradient"}
+"""Files that are no algorithm but what algorithms share."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Outline:
 
     Attributes:
         online, on_policy, whole_episodes: as of its ``Agent``.
-        settings: and their defaults, see ``offlinerl.config.parameters``.
+        settings: and their defaults, see ``offlinerl.training.config.parameters``.
     """
 
     online: bool
@@ -51,7 +51,7 @@ def get(name: str) -> type[Agent]:
     Raises:
         UserError: there is none; the message names the nearest ones.
     """
-    from offlinerl.agent import Agent
+    from offlinerl.agents.base import Agent
 
     require(name)
     module = importlib.import_module(f"{__name__}.{name}")
@@ -97,11 +97,11 @@ def _facts(module: str, name: str) -> dict[str, Any] | None:
     """The plain class attributes and the settings of an agent class, inherited ones too; None of another class."""
     classes, imported = _source(module)
     base = next((base.id for base in classes[name].bases if isinstance(base, ast.Name)), None)
-    if (module, name) == ("offlinerl.agent", "Agent"):
+    if (module, name) == ("offlinerl.agents.base", "Agent"):
         facts: dict[str, Any] | None = {}
     elif base in classes:
         facts = _facts(module, base)
-    elif imported.get(base, "").startswith("offlinerl.agent"):
+    elif imported.get(base, "").startswith("offlinerl.agents."):
         facts = _facts(imported[base], base)
     else:
         facts = None

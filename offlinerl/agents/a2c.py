@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from offlinerl import losses
-from offlinerl.agent import Noise
+from offlinerl.agents.base import Noise
 from offlinerl.agents.policy_gradient import PolicyGradient, Sample
+from offlinerl.learning import losses
 from offlinerl.types import Metrics, Spec
 
 

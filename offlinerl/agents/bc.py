@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from offlinerl.agent import Agent, Noise
-from offlinerl.nets import GaussianActor, dropout_masks
+from offlinerl.agents.base import Agent, Noise
+from offlinerl.nn.actors import GaussianActor
+from offlinerl.nn.layers import dropout_masks
 from offlinerl.types import Batch, Metrics, Spec
 
 

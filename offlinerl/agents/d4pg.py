@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from offlinerl import losses
-from offlinerl.agent import Noise
+from offlinerl.agents.base import Noise
 from offlinerl.agents.td3 import TD3
+from offlinerl.learning import losses
 from offlinerl.types import Batch, Metrics, Spec, WeightedBatch
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from offlinerl.agents.td3 import TD3
-from offlinerl.nets import uniform
+from offlinerl.nn.layers import uniform
 from offlinerl.types import Spec
 
 

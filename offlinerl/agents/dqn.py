@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from offlinerl import losses
-from offlinerl.agent import Agent, Noise
-from offlinerl.nets import MLP, soft_update, uniform
-from offlinerl.noise import epsilon_greedy, linear
+from offlinerl.agents.base import Agent, Noise
+from offlinerl.learning import losses
+from offlinerl.learning.exploration import epsilon_greedy, linear
+from offlinerl.nn.layers import MLP, soft_update, uniform
 from offlinerl.types import Batch, Metrics, Spec, WeightedBatch
 
 

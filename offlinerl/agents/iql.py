@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from offlinerl import losses
 from offlinerl.agents.xql import XQL
+from offlinerl.learning import losses
 from offlinerl.types import Spec
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from offlinerl import losses
-from offlinerl.agent import Agent, Noise
-from offlinerl.nets import soft_update, stochastic_policy
+from offlinerl.agents.base import Agent, Noise
+from offlinerl.learning import losses
+from offlinerl.nn.actors import stochastic_policy
+from offlinerl.nn.layers import soft_update
 from offlinerl.types import Batch, Metrics, Spec
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from offlinerl import losses
 from offlinerl.agents.policy_gradient import PolicyGradient, Sample
-from offlinerl.optim import conjugate_gradients, flatten, unflatten
+from offlinerl.learning import losses
+from offlinerl.learning.optim import conjugate_gradients, flatten, unflatten
 from offlinerl.types import Metrics, Spec
 
 

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from offlinerl import losses
-from offlinerl.agent import Agent, Noise
-from offlinerl.nets import RunningNorm, Value, orthogonal, stochastic_policy
+from offlinerl.agents.base import Agent, Noise
+from offlinerl.learning import losses
+from offlinerl.nn.actors import stochastic_policy
+from offlinerl.nn.critics import Value
+from offlinerl.nn.layers import orthogonal
+from offlinerl.nn.normalize import RunningNorm
 from offlinerl.types import Batch, Metrics, Spec
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from offlinerl import losses
-from offlinerl.agent import Noise
+from offlinerl.agents.base import Noise
 from offlinerl.agents.policy_gradient import PolicyGradient, Sample
+from offlinerl.learning import losses
 from offlinerl.types import Metrics, Spec
 
 

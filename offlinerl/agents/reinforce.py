@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from offlinerl import losses
 from offlinerl.agents.policy_gradient import PolicyGradient, Sample
+from offlinerl.learning import losses
 from offlinerl.types import Batch, Metrics, Spec, UserError
 
 

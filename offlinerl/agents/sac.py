@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from offlinerl import losses
-from offlinerl.agent import Agent, Noise
-from offlinerl.nets import Critic, SquashedGaussianActor, soft_update, uniform
+from offlinerl.agents.base import Agent, Noise
+from offlinerl.learning import losses
+from offlinerl.nn.actors import SquashedGaussianActor
+from offlinerl.nn.critics import Critic
+from offlinerl.nn.layers import soft_update, uniform
 from offlinerl.types import Batch, Metrics, Spec, WeightedBatch
 
 

@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offlinerl import losses, noise
-from offlinerl.agent import Agent, Noise
-from offlinerl.nets import Critic, DeterministicActor, Init, soft_update, uniform
+from offlinerl.agents.base import Agent, Noise
+from offlinerl.learning import losses
+from offlinerl.learning.exploration import exploration_of
+from offlinerl.nn.actors import DeterministicActor
+from offlinerl.nn.critics import Critic
+from offlinerl.nn.layers import Init, soft_update, uniform
 from offlinerl.types import Batch, Metrics, Spec, WeightedBatch
 
 
@@ -72,7 +75,7 @@ class TD3(Agent):
         self.decay_steps, self.hold = decay_steps, hold
         self.period = policy_delay
         self.target_noise, self.target_noise_clip = target_noise, target_noise_clip
-        self.exploration = noise.exploration(exploration, sigma)
+        self.exploration = exploration_of(exploration, sigma)
         O, A, last = spec.obs_dim, spec.action_dim, self.last_init
         self.critic = Critic(O, A, hidden, self.init_rng("critic"), critics, uniform, last, self.atoms)
         self.actor = DeterministicActor(O, A, hidden, self.init_rng("actor"), layer_norm, uniform, last)

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from offlinerl import losses
-from offlinerl.agent import Agent, Noise
-from offlinerl.nets import Critic, GaussianActor, Value, dropout_masks, soft_update
+from offlinerl.agents.base import Agent, Noise
+from offlinerl.learning import losses
+from offlinerl.nn.actors import GaussianActor
+from offlinerl.nn.critics import Critic, Value
+from offlinerl.nn.layers import dropout_masks, soft_update
 from offlinerl.types import Batch, Metrics, Spec
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offlinerl import losses
-from offlinerl.agent import Noise
+from offlinerl.agents.base import Noise
 from offlinerl.agents.sac import SAC
-from offlinerl.nets import Value, uniform
+from offlinerl.learning import losses
+from offlinerl.nn.critics import Value
+from offlinerl.nn.layers import uniform
 from offlinerl.types import Batch, Metrics, Spec
 
 

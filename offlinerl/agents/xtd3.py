@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from offlinerl import losses
 from offlinerl.agents.td3 import TD3
+from offlinerl.learning import losses
 from offlinerl.types import Spec
 
 

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from offlinerl.data import registry
 from offlinerl.data.registry import Entry
-from offlinerl.display import PLAIN
+from offlinerl.util.display import PLAIN
 
 console = Console(soft_wrap=True, **PLAIN)
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from offlinerl import paths
-from offlinerl.data.record import DISK_FULL, aside
-from offlinerl.errors import UserError, reading
+from offlinerl.util import paths
+from offlinerl.util.atomic import DISK_FULL, aside
+from offlinerl.util.errors import UserError, reading
 
 TIMEOUT = 10
 """Seconds a server has to answer."""
@@ -307,7 +307,7 @@ def minari_metadata(folder: Path) -> dict[str, Any]:
     try:
         metadata = json.loads(path.read_text("utf-8"))
         if collection:
-            from offlinerl.data.journal import EPISODES, Journal  # here, because it imports this module
+            from offlinerl.data.episode_log import EPISODES, Journal  # here, because it imports this module
 
             with Journal(folder / EPISODES, write=False) as journal:
                 metadata |= dict(total_episodes=len(journal), total_steps=journal.steps)

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from offlinerl import spaces
+from offlinerl.envs import spaces
 from offlinerl.types import UserError
 
 Step = tuple[np.ndarray, float, bool, bool, Mapping[str, Any]]

@@ -18,8 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
-from offlinerl import spaces
-from offlinerl.envs import checks, robotics
+from offlinerl.envs import checks, robotics, spaces
 from offlinerl.types import Spec, UserError
 
 

@@ -23,8 +23,8 @@ def child(way: str, compiled: bool, threads: int) -> None:
 
     from offlinerl import benchmark
     from offlinerl.agents.xql import XQL
-    from offlinerl.data.sources import OfflineData
-    from offlinerl.threads import set_threads
+    from offlinerl.experience.sources import OfflineData
+    from offlinerl.util.threads import set_threads
 
     (set_threads if way == OURS else torch.set_num_threads)(threads)
     agent = XQL(benchmark.KITCHEN, (0,), dropout=0.1)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from offlinerl import benchmark
-from offlinerl.data.sources import OfflineData
+from offlinerl.experience.sources import OfflineData
 
 O, A = benchmark.KITCHEN.obs_dim, benchmark.KITCHEN.action_dim
 

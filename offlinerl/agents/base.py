@@ -1,0 +1,338 @@
+"""The one interface of every algorithm, a LightningModule whose parameters carry a leading seed axis."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from offlinerl.learning.compile import Step, capture, signature
+from offlinerl.learning.optim import Adam, clip_norm
+from offlinerl.learning.rng import Lanes, Streams, generator
+from offlinerl.types import Batch, Metrics, Spec, UserError, WeightedBatch
+
+torch.serialization.add_safe_globals([Spec])  # checkpoints hold one and are read with weights_only=True
+
+Noise = dict[str, Any]
+"""Random numbers of one update: trees of tensors ``[S, ...]``."""
+
+OF_KIND = dict(discrete="dqn", continuous="td3")
+
+CPU_ROWS = 1280
+"""Rows ``[S, B]`` that a CPU trains at once; where a core has 1 MiB of second-level cache, more are slower a row."""
+
+
+class Agent(L.LightningModule, ABC):
+    """An algorithm writes ``act``, ``update`` and ``configure_optimizers``, and ``draw`` if it is stochastic.
+
+    It knows no environment, logger or device. ``update`` is a function of its arguments and the parameters
+    alone, its random numbers included, so that it can be compiled, resumed and tested.
+
+    Args:
+        spec: shapes and bounds of the task.
+        seeds: S integers, one for every slice of the leading axis.
+        gamma: discount factor of one step.
+        n_step: steps of the reward sum; both are used where the transitions are made.
+
+    Attributes:
+        updates: gradient steps taken.
+        steps: environment steps each seed has taken to learn from; the source of its data counts them.
+        task: what evaluation must know of the task, as plain data; travels with the checkpoint.
+        compile: whether ``learn`` compiles ``update``.
+        stack: which of the seeds it trains: all of them, but in a ``part``.
+        metrics: the latest mean over a block of each metric, ``[S]``.
+        priorities: what the last block's ``update`` returned as "priority", ``[K, S, B]``, for the replay it was
+            drawn from; None if nothing.
+
+    Raises:
+        UserError: the task's actions are not of the kind the algorithm needs.
+    """
+
+    period = 1
+    """Updates until the pattern of what ``update`` does repeats (for TD3, its actor delay)."""
+    online = False
+    """Whether it learns by acting in an environment, rather than from a fixed dataset."""
+    whole_episodes = False
+    """Whether a row of its batches is an episode, ``[S, B, T, ...]``, rather than a step of one."""
+    on_policy = False
+    """Whether it learns from what its policy has just done and nothing else."""
+    discrete: bool | None = False
+    """Whether its actions are numbers of a finite set, rather than vectors; None: either."""
+
+    def __init__(self, spec: Spec, seeds: Sequence[int], gamma: float = 0.99, n_step: int = 1):
+        super().__init__()
+        if self.discrete not in (None, bool(spec.num_actions)):
+            name, others = type(self).__name__, "discrete" if spec.num_actions else "continuous"
+            raise UserError(f"{name} takes no {others} actions; an agent that does is {OF_KIND[others]}")
+        self.automatic_optimization = False
+        self.spec, self.seeds, self.gamma, self.n_step = spec, tuple(seeds), gamma, n_step
+        self.updates = self.steps = 0
+        self.task: dict[str, Any] = {}
+        self.compile = False
+        self.stack = slice(None)
+        self.metrics: Metrics = {}
+        self.priorities: Tensor | None = None
+        self.optim: dict[str, Adam] = {}
+        self.rng = Streams(self.seeds, "update")
+        self.explore_rng = Lanes(self.seeds, (0,), "explore")
+        self._parts: list[Agent] = []
+        self._steps: dict[tuple, list[Step]] = {}
+        self.register_buffer("action_mid", torch.from_numpy(spec.action_mid), persistent=False)
+        self.register_buffer("action_half", torch.from_numpy(spec.action_half), persistent=False)
+
+    # What an algorithm writes
+
+    @abstractmethod
+    def act(self, obs: Tensor, explore: bool = False) -> Tensor:
+        """Actions in the environment's units: ``[S, E, O] -> [S, E, A]``; a discrete one is its number, A = 1."""
+
+    @abstractmethod
+    def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
+        """One gradient step on every seed.
+
+        Args:
+            batch: ``[S, B, ...]``, actions in units of [-1, 1].
+            noise: what ``draw`` returned for this update.
+            k: what ``phase`` returned for this update.
+
+        Returns:
+            Metrics, ``[S]`` each, and "priority", ``[S, B]``, if the replay may draw by it.
+        """
+
+    def draw(self, batch_size: int) -> Noise:
+        """The random numbers of one update; none by default."""
+        return {}
+
+    def phase(self) -> int:
+        """Which of the kinds of update is next; its index within ``period`` by default."""
+        return self.updates % self.period
+
+    # What it is given
+
+    def init_rng(self, network: str) -> list[torch.Generator]:
+        """S generators for the initial weights of one network."""
+        return [generator(seed, f"init {network}") for seed in self.seeds]
+
+    def adam(self, lr: float | Mapping[str, float], eps: float = 1e-8, **modules: nn.Module) -> list[Adam]:
+        """One optimiser a named group of parameters, for ``configure_optimizers`` to return.
+
+        A trainer asks again before it fits; the optimisers that are there, perhaps restored, are kept.
+
+        Args:
+            lr: learning rate, of all or by name.
+            eps: see ``Adam``.
+        """
+        if not self.optim:
+            rates = lr if isinstance(lr, Mapping) else dict.fromkeys(modules, lr)
+            self.optim = {name: Adam(module.parameters(), rates[name], eps=eps) for name, module in modules.items()}
+        return list(self.optim.values())
+
+    def descend(self, name: str, loss: Tensor, max_norm: float | None = None) -> Tensor:
+        """One step of a group down its loss.
+
+        The loss is averaged over B and summed over critics and over seeds: a mean over seeds would make
+        their number change each one's step size.
+
+        Args:
+            name: the group, as named in ``adam``.
+            loss: per-sample loss, ``[S, B]`` or ``[S, N, B]``.
+            max_norm: of each seed's gradient; longer ones are shortened. None: no limit.
+
+        Returns:
+            The loss of every seed, ``[S]``, without gradient.
+        """
+        return self.descend_together({name: loss}, max_norm)[name]
+
+    def descend_together(self, losses: Mapping[str, Tensor], max_norm: float | None = None) -> dict[str, Tensor]:
+        """One step of several groups, each down its own loss; ``max_norm`` is of each seed's gradients together."""
+        found, gradients = {}, {}
+        for name, loss in losses.items():
+            found[name] = loss.mean(-1).flatten(1).sum(-1) if loss.ndim > 2 else loss.mean(-1)  # [S]
+            parameters = [p for group in self.optim[name].param_groups for p in group["params"]]
+            gradients[name] = torch.autograd.grad(found[name].sum(), parameters)
+        if max_norm is not None:
+            shortened = iter(clip_norm([g for of_group in gradients.values() for g in of_group], max_norm))
+            gradients = {name: [next(shortened) for _ in of_group] for name, of_group in gradients.items()}
+        for name, of_group in gradients.items():
+            self.optim[name].descend(of_group)
+        return {name: loss.detach() for name, loss in found.items()}
+
+    def weighted(self, batch: Batch, loss: Tensor) -> Tensor:
+        """A loss ``[S, B]`` or ``[S, N, B]`` times the weights of a batch that was drawn by priority."""
+        if not isinstance(batch, WeightedBatch):
+            return loss
+        return loss * (batch.weight if loss.ndim == 2 else batch.weight.unsqueeze(1))
+
+    def to_env(self, action: Tensor) -> Tensor:
+        """From units of [-1, 1] to the environment's bounds."""
+        return self.action_mid + self.action_half * action
+
+    # Exploring
+
+    def explore_in(self, lanes: Sequence[int]) -> None:
+        """Explore in these E environments of every seed from now on."""
+        self.explore_rng = Lanes(self.seeds, lanes, "explore")
+
+    def begin(self, began: np.ndarray, episodes: np.ndarray) -> None:
+        """Told before ``act`` explores where new episodes begin.
+
+        Args:
+            began: ``[S, E]`` bool.
+            episodes: ``[S, E]`` their numbers, from 0 in every environment.
+        """
+        self.explore_rng.begin(began, episodes)
+
+    def exploring(self, obs: Tensor) -> Lanes:
+        """The random numbers to explore with, given ``[S, E, O]``."""
+        if len(self.explore_rng.lanes) != obs.shape[1]:
+            self.explore_in(range(obs.shape[1]))
+        return self.explore_rng
+
+    # The training loop
+
+    def before_update(self) -> None:
+        """Called before every update, outside any compiled graph; schedules go here."""
+
+    def cosine(self, name: str, steps: int | None, hold: float = 0.0) -> None:
+        """Anneal a group's learning rate to zero over ``steps`` updates; None leaves it. For the share ``hold`` of
+        them, below 1, it stays as it is."""
+        if steps:
+            gone = (min(self.updates / steps, 1.0) - hold) / (1 - hold)
+            self.optim[name].anneal(0.5 * (1 + math.cos(math.pi * max(gone, 0.0))))
+
+    def linear(self, steps: int | None) -> None:
+        """Anneal the learning rates of all groups to zero over ``steps`` environment steps; None leaves them."""
+        if steps:
+            for optimizer in self.optim.values():
+                optimizer.anneal(max(0.0, 1 - self.steps / steps))
+
+    def learn(self, block: Batch) -> Metrics:
+        """Take one update for every slice of a block ``[K, S, B, ...]``.
+
+        Returns:
+            The mean over the block of each metric ``update`` returned, where it did.
+        """
+        if not self.optim:
+            self.configure_optimizers()
+        updates, _, batch_size = block.obs.shape[:3]
+        if updates and not self._parts:
+            self._parts = [self.part(seeds) for seeds in self.division(batch_size)]
+        found: dict[str, list[Tensor]] = {}
+        for k in range(updates):
+            self.before_update()
+            batch = block._make(x[k] for x in block)
+            for name, value in self._step(batch, self.draw(batch_size), self.phase()).items():
+                found.setdefault(name, []).append(value)
+            self.updates += 1
+        self.priorities = torch.stack(found.pop("priority")) if "priority" in found else None
+        return {name: torch.stack(values).mean(0) if updates > 1 else values[0] for name, values in found.items()}
+
+    def _step(self, batch: Batch, noise: Noise, k: int) -> Metrics:
+        inputs, tree = tree_flatten((batch, noise))
+        whole = len(self._parts) == 1
+        pieces = [inputs] if whole else [[x[part.stack] for x in inputs] for part in self._parts]
+        key = (self.compile, k, signature(pieces[0]))
+        if key not in self._steps:
+            steps = [_of_leaves(partial(part.update, k=k), tree) for part in self._parts]
+            if self.compile:
+                steps = capture(steps, pieces[0], [part.trained_tensors() for part in self._parts])
+            self._steps[key] = steps
+        done = [step(*piece) for step, piece in zip(self._steps[key], pieces, strict=True)]
+        return done[0] if whole else {name: torch.cat([metrics[name] for metrics in done]) for name in done[0]}
+
+    def division(self, batch_size: int) -> list[slice]:
+        """The seeds that take their update together, in turn after turn.
+
+        A GPU takes all at once, for it waits for launches. A CPU waits for memory, once the activations of
+        a layer outgrow its cache.
+        """
+        S = len(self.seeds)
+        rows = CPU_ROWS if self.device.type == "cpu" else S * batch_size
+        size = max(n for n in range(1, S + 1) if S % n == 0 and (n == 1 or n * batch_size <= rows))
+        return [slice(s, s + size) for s in range(0, S, size)]
+
+    def part(self, stack: slice) -> Agent:
+        """The agent of some of its seeds, in the same memory: to train the part is to train the whole."""
+        stacked = [*self.parameters()]
+        for optimizer in self.optim.values():
+            stacked += [moment for moments in optimizer.state.values() for moment in moments.values()]
+            stacked += [group["beta_powers"] for group in optimizer.param_groups]
+        memo: dict[int, Any] = {id(t): t for t in self.trained_tensors()}
+        for t in stacked:
+            piece = t.detach()[stack]
+            memo[id(t)] = nn.Parameter(piece, t.requires_grad) if isinstance(t, nn.Parameter) else piece
+        part = copy.copy(self)
+        part.seeds, part.stack = self.seeds[stack], stack
+        for name in ("_parameters", "_modules", "optim"):
+            part.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
+        return part
+
+    def trained_tensors(self) -> list[Tensor]:
+        """Every tensor an update may change: parameters, targets, moments of the optimisers."""
+        tensors = [*self.parameters(), *self.buffers()]
+        for optimizer in self.optim.values():
+            leaves, _ = tree_flatten([list(optimizer.state.values()), optimizer.param_groups])
+            tensors += [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return list({id(t): t for t in tensors}.values())
+
+    def training_step(self, blocks: Batch | Iterator[Batch], _: int) -> None:
+        """Learn from a block, or from one after another as they come."""
+        for block in [blocks] if isinstance(blocks, tuple) else blocks:
+            self.metrics |= self.learn(block)
+        # Optimisers stepped behind Lightning's back leave its global_step at zero, and whatever waits for
+        # it would never save: count the updates there too.
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.total.ready = progress.total.completed = self.updates
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["offlinerl"] = dict(
+            agent=f"{type(self).__module__}:{type(self).__name__}",
+            updates=self.updates,
+            steps=self.steps,
+            rng=self.rng.state_dict(),
+            explore=self.explore_state(),
+            task=self.task,
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint["offlinerl"]
+        self.updates, self.task = saved["updates"], saved["task"]
+        self.rng.load_state_dict(saved["rng"])
+        if "explore" in saved:  # not in the checkpoints of older versions, which never explored
+            self.steps = saved["steps"]
+            self.load_explore_state(saved["explore"])
+        self._forget_parts()
+
+    def explore_state(self) -> dict[str, Any]:
+        """What must be known to go on exploring in the middle of an episode."""
+        return dict(lanes=self.explore_rng.state_dict())
+
+    def load_explore_state(self, state: dict[str, Any]) -> None:
+        self.explore_rng.load_state_dict(state["lanes"])
+
+    def _forget_parts(self) -> None:
+        self._parts.clear()
+        self._steps.clear()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Agent:
+        places = [t.data_ptr() for t in (*self.parameters(), *self.buffers())]
+        super()._apply(*args, **kwargs)
+        if places != [t.data_ptr() for t in (*self.parameters(), *self.buffers())]:
+            self._forget_parts()  # they lie where the parameters were
+        return self
+
+
+def _of_leaves(update: Callable[..., Metrics], tree: TreeSpec) -> Step:
+    """An update that takes the leaves of its arguments."""
+    return lambda *leaves: update(*tree_unflatten(leaves, tree))

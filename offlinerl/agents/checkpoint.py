@@ -1,0 +1,180 @@
+"""Checkpoints: Lightning's format, written whole or not at all and read without running code from them."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from offlinerl import agents
+from offlinerl.agents.base import Agent
+from offlinerl.types import UserError
+from offlinerl.util.atomic import aside
+from offlinerl.util.errors import UNSOUND
+from offlinerl.util.folder import find_checkpoint
+
+
+def save(trainer: L.Trainer, path: Path) -> None:
+    """Save everything a run needs to go on; a full disk or a crash leaves the previous file as it was.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    with aside(path, overwrite=True) as temporary:
+        trainer.save_checkpoint(temporary)
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is not one of ours.
+    """
+    path = find_checkpoint(path)
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch wonders about the pickles of others
+            content = torch.load(file, map_location=device, weights_only=True)
+    except OSError as error:
+        raise UserError(f"the checkpoint {path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    except Exception as error:  # whatever unpickling the bytes of another kind of file raises
+        raise UserError(
+            f"the checkpoint {path} is damaged or not a checkpoint; use another one of the run, such as best.ckpt"
+        ) from error
+    ours = content.get("offlinerl") if isinstance(content, dict) else None
+    if not isinstance(ours, dict) or not isinstance(ours.get("agent"), str):
+        raise UserError(f"{path} is not a checkpoint of offlinerl")
+    if lacking := ({"state_dict", "optimizer_states"} - set(content)) | ({"updates", "rng"} - set(ours)):
+        raise UserError(f"the checkpoint {path} is damaged: it lacks {min(lacking)}; use another one of the run")
+    return content
+
+
+def amend(path: Path, callback: str, state: dict[str, Any]) -> None:
+    """Replace a callback's state in a checkpoint and leave the rest of it as it is.
+
+    Raises:
+        UserError: see ``read``, or the disk is full.
+    """
+    content = read(path)
+    content["callbacks"][callback] = state
+    buffer = io.BytesIO()  # of a full disk, torch would only say that writing failed
+    torch.save(content, buffer)
+    with aside(path, overwrite=True) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load_into(agent: Agent, saved: dict[str, Any], path: Path) -> None:
+    """Put a checkpoint's weights, optimisers, generators and counters into an agent.
+
+    Raises:
+        UserError: they do not fit it, or are another class's.
+    """
+    require_class(type(agent), saved, path)
+    try:
+        agent.load_state_dict(saved["state_dict"])
+        agent.configure_optimizers()
+        for optimizer, state in zip(agent.optim.values(), saved["optimizer_states"], strict=True):
+            require_like(state, optimizer.state_dict(), "optimizer_states")
+            optimizer.load_state_dict(state)
+        fresh: dict[str, Any] = {}
+        agent.on_save_checkpoint(fresh)
+        ours = saved["offlinerl"]  # an older version's may lack what is newer; how many explore, the run decides
+        known = {key: value for key, value in fresh["offlinerl"].items() if key in ours and key != "explore"}
+        require_like(ours, known, "offlinerl")
+        agent.on_load_checkpoint(saved)
+    except UNSOUND as error:
+        raise UserError(f"the checkpoint {path} does not fit this agent: other networks or seeds") from error
+
+
+def require_like(saved: Any, fresh: Any, what: str) -> None:
+    """Raises a ValueError, which names the place, unless something saved is made as something fresh is: of mappings
+    with its keys, tensors of its shapes and types, and numbers and words where it has such. What is None there may be
+    anything, and a list that is empty there may be of any length."""
+    if isinstance(fresh, torch.Tensor):
+        fits = isinstance(saved, torch.Tensor) and (saved.shape, saved.dtype) == (fresh.shape, fresh.dtype)
+    elif isinstance(fresh, Mapping):
+        fits = isinstance(saved, Mapping) and set(fresh) <= set(saved)
+        for key in fresh if fits else ():
+            require_like(saved[key], fresh[key], f"{what}/{key}")
+    elif isinstance(fresh, (list, tuple)):
+        fits = isinstance(saved, (list, tuple)) and (not fresh or len(saved) == len(fresh))
+        for number, inner in enumerate(fresh) if fits else ():
+            require_like(saved[number], inner, f"{what}/{number}")
+    elif isinstance(fresh, (bool, str)):
+        fits = isinstance(saved, type(fresh))
+    elif isinstance(fresh, int):
+        fits = type(saved) is int
+    else:
+        fits = fresh is None or not isinstance(fresh, float) or type(saved) in (int, float)
+    if not fits:
+        raise ValueError(f"{what} is not as it should be")
+
+
+def load_agent(path: Path, device: torch.device | str = "cpu", *, agent_class: type[Agent] | None = None) -> Agent:
+    """The agent in a checkpoint, ready to act.
+
+    Args:
+        path: a checkpoint, or the folder of a run, whose last one is read.
+        device: where the agent will be.
+        agent_class: its class, if that is not one of ours: a checkpoint names it, but nothing is imported because a
+            file says so.
+
+    Raises:
+        UserError: see ``read``; or the class is neither given nor one of ours, or another one than the checkpoint's.
+    """
+    path = find_checkpoint(path)
+    saved = read(path, device)
+    if agent_class is None:
+        agent_class = class_of(saved["offlinerl"]["agent"], path)
+    require_class(agent_class, saved, path)
+    settings = saved.get("hyper_parameters")
+    if not isinstance(settings, dict):
+        raise UserError(f"the checkpoint {path} lacks its agent's settings; call save_hyperparameters() in __init__")
+    known = accepted(agent_class)  # a base class may have saved others, and so may an older version
+    settings = {key: value for key, value in settings.items() if key in known}
+    try:
+        agent = agent_class(**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the settings in the checkpoint {path} are not {agent_class.__name__}'s: {error}") from error
+    agent.to(device)
+    load_into(agent, saved, path)
+    return agent.eval()
+
+
+def require_class(agent_class: type[Agent], saved: dict[str, Any], path: Path) -> None:
+    """Raises a UserError if a checkpoint holds an agent of a class of another name."""
+    stated = saved["offlinerl"]["agent"]
+    known = agent_class.__name__ if ":" in stated else agent_class.__module__.rpartition(".")[2]
+    if known != stated.rpartition(":")[2]:
+        raise UserError(f"the checkpoint {path} holds an agent of the class {stated}, not of {agent_class.__name__}")
+
+
+def accepted(agent_class: type) -> set[str]:
+    """What a class can be made with, by name."""
+    named = inspect.signature(agent_class.__init__).parameters.values()
+    others = any(parameter.kind is parameter.VAR_KEYWORD for parameter in named)
+    return {parameter.name for parameter in named} | (accepted(agent_class.__base__) if others else set())
+
+
+def class_of(stated: str, path: Path) -> type[Agent]:
+    """Our class of the name ``module:Class``; an older checkpoint has but the module's last part.
+
+    Raises:
+        UserError: it is not ours.
+    """
+    module, _, name = stated.rpartition(":")
+    package, _, file = module.rpartition(".") if module else (agents.__name__, "", stated)
+    if package == agents.__name__ and file in agents.names():
+        found = agents.get(file)
+        if name in (found.__name__, stated):
+            return found
+    raise UserError(
+        f"the checkpoint {path} holds an agent of the class {stated}, which is not one of offlinerl's; load it in"
+        f" Python, with offlinerl.agents.checkpoint.load_agent(path, agent_class={name})"
+    )

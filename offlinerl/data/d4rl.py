@@ -1,0 +1,331 @@
+"""Reads files in D4RL's format, whose episodes end by flags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import h5py
+import numpy as np
+
+from offlinerl.data.dataset import BLOCK, Dataset, _allocate, _check_finite
+from offlinerl.data.load import Mode
+from offlinerl.data.minari_reader import _as_flags, _checked_actions
+from offlinerl.envs import spaces
+from offlinerl.types import UserError
+from offlinerl.util.errors import reading
+
+JUMP = 2.0
+"""Metres an AntMaze ant cannot cover in one step of 0.1 s; resets cover more, unless a timeout marks them."""
+
+
+def load_hdf5(
+    path: str | Path,
+    mode: Mode = "lossless",
+    *,
+    name: str = "",
+    max_episode_steps: int | None = None,
+    split: str | None = None,
+    longest: int | None = None,
+    env: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """Reads a file in D4RL's format: ``observations [N, O]``, ``actions [N, A]``, ``rewards [N]``,
+    ``terminals [N]`` and, where the file has them, ``timeouts [N]`` and ``next_observations [N, O]``. The flags of
+    episodes' ends may have the other names in ``TERMINAL``, ``CUT`` and ``END``.
+
+    The successor of a row is ``next_observations``, or else the next row of the same episode. The lossless
+    mode keeps every row that has one, and those that end in a terminal state, where none is needed.
+    The d4rl mode gives the rows of ``d4rl.qlearning_dataset``, no more and no fewer: without those that time
+    out and without the last one, the next row always being the successor.
+
+    Args:
+        mode: "lossless" or "d4rl".
+        name: what to call it; the file's name by default.
+        max_episode_steps: length at which an episode was cut off, for files without ``timeouts``.
+        split: "jump" ends episodes where the position (columns 0 and 1) jumps or times out, never at
+            ``terminals``; as AntMaze needs, where the ant walks on beyond the goal.
+        longest: steps that an episode may have at the most, unless they are split at jumps; None is no limit.
+        env: what the rows were collected in, see ``offlinerl.envs.make``; it is made where the rows may hold choices
+            of a finite number, for its spaces.
+
+    Raises:
+        UserError: the file is missing, broken, empty, lacks a key, has wrong shapes or non-finite values, flags that
+            are neither 0 nor 1, choices that its environment does not have, or an episode that is too long.
+
+    Source: Fu et al., D4RL, 2020, and ``d4rl/__init__.py`` of its repository.
+    """
+    path = Path(path)
+    if mode not in ("lossless", "d4rl"):
+        raise UserError(f"unknown mode {mode!r}; choose lossless or d4rl")
+    with open_d4rl(path) as file:
+        rows = len(file["rewards"])
+        flags = episode_flags(file, max_episode_steps, split)
+        terminals, cut = flags.terminal, flags.cut
+        has_next = "next_observations" in file and mode == "lossless"
+        end = cut.copy() if split == "jump" else cut | terminals
+        end[-1] = True
+        if longest is not None and split != "jump":
+            _require_short(path, end, longest)
+        observation_space, action_space = _spaces_of(file, env)
+        if mode == "d4rl":
+            keep = ~(cut if flags.told else _d4rl_timeouts(terminals, max_episode_steps or rows + 1))
+            keep[-1] = False
+        else:
+            keep = np.ones(rows, bool) if has_next else ~end | terminals
+        if not keep.any():
+            raise UserError(f"{path}: no row has a successor, so that there is nothing to learn from")
+        count = int(keep.sum())
+        table = _allocate(count, file["observations"], file["actions"])
+        if table["obs"].ndim == 1:
+            table["obs"], table["next_obs"] = table["obs"][:, None], table["next_obs"][:, None]
+        table["terminated"][:] = terminals[keep]
+        table["last"][:] = (end | ~np.r_[keep[1:], False])[keep]  # it also ends where a row was left out
+        _read(file["rewards"], keep, table["reward"])
+        _read(file["actions"], keep, table["action"])
+        _read(file["observations"], keep, table["obs"], None if has_next else table["next_obs"])
+        if has_next:
+            _read(file["next_observations"], keep, table["next_obs"])
+    if mode == "lossless" and not has_next:
+        final = table["last"] & table["terminated"]
+        table["next_obs"][final] = table["obs"][final]
+    fields = dict(observations="obs", next_observations="next_obs", actions="action", rewards="reward")
+    _check_finite(str(path), {key: table[column] for key, column in fields.items()}, keep)
+    kept = np.flatnonzero(keep)
+    _checked_actions(table["action"], action_space, str(path), kept)
+    if observation_space is not None:
+        for column in ("obs", "next_obs"):
+            try:
+                table[column] = spaces.encode(observation_space, table[column])
+            except spaces.Misfit as misfit:
+                raise UserError(
+                    f"{path}: the observation of row {kept[misfit.row]} or its successor {misfit.what}; repair or"
+                    " remove it"
+                ) from misfit
+    provenance = dict(
+        format="D4RL HDF5",
+        file=str(path),
+        mode=mode,
+        rows_in_source=rows,
+        rows_dropped=rows - count,
+        episode_ends=flags.basis,
+        successors="next_observations" if has_next else "next row",
+        reward="none",
+    )
+    return Dataset(**table, name=name or path.stem, provenance=provenance)
+
+
+@contextmanager
+def open_d4rl(path: Path) -> Iterator[h5py.File]:
+    """Opens a file in D4RL's format, its shapes checked.
+
+    Raises:
+        UserError: it is missing, broken, empty, lacks a key or has wrong shapes.
+    """
+    with open_hdf5(path) as file:
+        if any(isinstance(file.get(group), h5py.Group) for group in ("data", "episode_0")):
+            kind = "robomimic's format" if "data" in file else "Minari's format, without the metadata beside it"
+            raise UserError(f"{path} is in {kind}, and not in D4RL's; {REWRITE}")
+        missing = {"observations", "actions", "rewards"} - set(file)
+        if missing:
+            has = ", ".join(sorted(file)) or "nothing"
+            raise UserError(f"{path} lacks {', '.join(sorted(missing))}; it has {has}; {REWRITE}")
+        columns = {key: file[key] for key in D4RL_KEYS if key in file}
+        for key, column in columns.items():
+            wanted = D4RL_KEYS[key]
+            if not isinstance(column, h5py.Dataset) or column.ndim not in wanted:
+                shape = getattr(column, "shape", "a group")
+                raise UserError(f"{path}: {key} must have {wanted[0]} axes, but it is {shape}")
+            if column.dtype.kind not in "biuf":
+                raise UserError(f"{path}: {key} must be numbers, but they are of type {column.dtype}")
+            if wanted == (1, 2) and column.ndim == 2 and column.shape[1] != 1:
+                raise UserError(f"{path}: {key} must have 1 axes, but it is {column.shape}")
+        lengths = {key: len(column) for key, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
+            raise UserError(f"{path}: its columns have unequal lengths ({listed}); cut or regenerate it")
+        if not lengths["rewards"]:
+            raise UserError(f"{path} is empty: it has no rows")
+        yield file
+
+
+TERMINAL = ("terminals", "terminal", "terminations", "termination", "terminated", "terminateds", "is_terminal")
+"""Names of flags that say where nothing follows."""
+
+CUT = ("timeouts", "timeout", "truncations", "truncation", "truncated", "truncateds", "episode_truncations")
+"""Names of flags that say where an episode was cut off."""
+
+END = (
+    "episode_terminals", "episode_terminal", "dones_float", "dones", "done", "episode_ends", "episode_end", "ends",
+    "is_last", "last",
+)  # fmt: skip
+"""Names of flags that say where an episode ended, whether it terminated or was cut off."""
+
+D4RL_KEYS = {
+    "observations": (2, 1, 4),
+    "actions": (2, 1),
+    "rewards": (1, 2),
+    **dict.fromkeys((*TERMINAL, *CUT, *END), (1, 2)),
+    "next_observations": (2, 1, 4),
+}
+"""Columns of a D4RL file, and the numbers of axes each may have."""
+
+REWRITE = (
+    "write the rows, episode after episode, into an HDF5 file with the keys of D4RL: observations, actions, rewards,"
+    " terminals and timeouts"
+)
+"""What to do with data in another format."""
+
+OTHER_FORMATS = {
+    (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx", ".xls"): "a table or text",
+    (".parquet", ".feather", ".arrow"): "a table of columns",
+    (".npz", ".npy"): "an archive of numpy",
+    (".pkl", ".pickle", ".pt", ".pth", ".ckpt"): "a file of Python objects",
+    (".zip", ".tar", ".gz", ".tgz"): "an archive",
+    (".tfrecord", ".rlds"): "a file of TensorFlow's records",
+    (".zarr",): "a Zarr store",
+}
+"""What a file probably is that is not HDF5, by the end of its name."""
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Opens an HDF5 file for reading.
+
+    Raises:
+        UserError: it is missing, broken or something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; check the path")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        for endings, kind in OTHER_FORMATS.items():
+            if path.suffix.lower() in endings:
+                raise UserError(f"{path} is {kind}, and not an HDF5 file in D4RL's format; {REWRITE}") from error
+        raise UserError(f"{path} is not an HDF5 file, or only a part of one; download or write it again") from error
+    with file, reading(str(path), "download or write it again"):
+        yield file
+
+
+class Flags(NamedTuple):
+    """Where the episodes of a D4RL file end."""
+
+    terminal: np.ndarray  # [N] bool
+    cut: np.ndarray  # [N] bool
+    basis: str  # in words, what tells
+    told: bool  # whether the file itself says where episodes were cut off
+
+
+def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | None) -> Flags:
+    """Where the episodes end: by the flags in the file, of any of the usual names; where none says which were cut
+    off, also after every ``max_episode_steps`` steps.
+
+    Raises:
+        UserError: a flag is neither 0 nor 1, or there are none at all.
+    """
+
+    def flags(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
+        found = [name for name in names if name in file]
+        columns = [_as_flags(file[name][()], f"{file.filename}: {name}") for name in found]
+        return found, np.logical_or.reduce([np.zeros(rows, bool), *columns])
+
+    rows = len(file["rewards"])
+    (terminal_names, terminal), (cut_names, cut), (end_names, end) = map(flags, (TERMINAL, CUT, END))
+    if not (terminal_names or cut_names or end_names) and (max_episode_steps is None or rows % max_episode_steps):
+        has = ", ".join(sorted(file))
+        raise UserError(
+            f"{file.filename} lacks terminals; it has {has}; D4RL's keys are needed, of which terminals and timeouts"
+            " say where episodes end"
+        )
+    names = " and ".join([*terminal_names, *cut_names, *end_names])
+    if split == "jump":
+        place = file["observations"][:, :2].astype(np.float64)
+        jump = np.r_[np.linalg.norm(np.diff(place, axis=0), axis=1) > JUMP, False]
+        return Flags(terminal, cut | jump, "timeouts and jumps of the position", bool(cut_names))
+    if not terminal_names:
+        terminal = end & ~cut
+        if max_episode_steps and not cut_names:  # an end after that many steps is the time limit's
+            terminal &= _steps_in_episode(end) != max_episode_steps
+    told = bool(cut_names or end_names)
+    if told:
+        return Flags(terminal, cut | end & ~terminal, names, told)
+    if max_episode_steps is None:
+        return Flags(terminal, cut, names, told)
+    cut = _steps_in_episode(terminal) % max_episode_steps == 0
+    return Flags(terminal, cut, " and ".join([*terminal_names, f"every {max_episode_steps} steps"]), told)
+
+
+def _steps_in_episode(end: np.ndarray) -> np.ndarray:
+    """The number of every row ``[N]`` in its episode, from 1 on."""
+    index = np.arange(len(end))
+    return index - np.maximum.accumulate(np.where(np.r_[False, end[:-1]], index, 0)) + 1
+
+
+def _require_short(path: Path, end: np.ndarray, longest: int) -> None:
+    """Raises a UserError if an episode is longer than its environment allows."""
+    steps = _steps_in_episode(end)
+    beyond = np.flatnonzero(steps > longest)
+    if len(beyond):
+        row = beyond[0]
+        raise UserError(
+            f"{path}: the episode that begins in row {row - longest} goes on in row {row}, after the {longest} steps"
+            " that its environment allows; mark where episodes end in timeouts, name another environment with --env,"
+            " or allow more steps with --max-episode-steps"
+        )
+
+
+def _spaces_of(file: h5py.File, env: Mapping[str, Any] | None) -> tuple[gymnasium.Space | None, gymnasium.Space | None]:
+    """The space in which a D4RL file's observations must be encoded, None if they need not, and the actions' space,
+    None if nothing has to be known of it."""
+
+    def may_be_choices(name: str) -> bool:
+        column = file[name]
+        start = column[: min(1000, len(column))]
+        return column.ndim <= 2 and (
+            start.reshape(len(start), -1).shape[1] == 1 or bool((start == np.floor(start)).all())
+        )
+
+    if env is None or not (may_be_choices("observations") or may_be_choices("actions")):
+        return None, None
+    from offlinerl.envs.make import make  # here, for most files need no environment
+
+    made = make(env, flat=False)
+    try:
+        observation_space, action_space = made.observation_space, made.action_space
+    finally:
+        made.close()
+    column = file["observations"]
+    width = int(np.prod(column.shape[1:]))
+    kinds = (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete)
+    raw = isinstance(observation_space, kinds) and column.ndim <= 2
+    raw = raw and width == int(np.prod(observation_space.shape))
+    return observation_space if raw else None, action_space
+
+
+def _d4rl_timeouts(terminals: np.ndarray, max_episode_steps: int) -> np.ndarray:
+    """The rows ``[N]`` at which D4RL thinks that time is up where a file has no ``timeouts``: it counts steps, from
+    one after a terminal state and from zero elsewhere."""
+    timeouts, begin, count = np.zeros_like(terminals), 0, 0
+    for end in [*np.flatnonzero(terminals), len(terminals) - 1]:
+        timeouts[begin + max_episode_steps - 1 - count : end + 1 : max_episode_steps] = True
+        begin, count = end + 1, int(not timeouts[end])
+    return timeouts
+
+
+def _read(column: h5py.Dataset, keep: np.ndarray, out: np.ndarray, successors: np.ndarray | None = None) -> None:
+    """Fills ``out`` with the rows to keep, and ``successors`` with the rows after them."""
+    at = 0
+    for start in range(0, len(keep), BLOCK):
+        chosen = keep[start : start + BLOCK]
+        block = column[start : start + len(chosen) + 1]
+        if len(block) == len(chosen):
+            block = np.concatenate([block, block[-1:]])  # the file's last row has no row after it
+        block = block.reshape(len(block), *out.shape[1:])
+        span = slice(at, at + int(chosen.sum()))
+        out[span] = block[:-1][chosen]
+        if successors is not None:
+            successors[span] = block[1:][chosen]
+        at = span.stop

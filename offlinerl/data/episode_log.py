@@ -1,0 +1,416 @@
+"""Episodes as they end, in one file that outlives its process, and the Minari dataset they become."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import itertools
+import json
+import os
+import zlib
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+import gymnasium
+import h5py
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from offlinerl.data import registry
+from offlinerl.data.d4rl import open_hdf5
+from offlinerl.data.episode import Episode
+from offlinerl.data.minari_writer import write_minari
+from offlinerl.types import UserError
+from offlinerl.util.atomic import DISK_FULL, sweep, to_json, write_whole
+
+EPISODES, COLLECTION = "episodes.journal", "collection.json"
+"""The files of an unfinished collection."""
+
+MAGIC = b"\x89episode"
+HEAD = Struct("<8sIQ")  # MAGIC, the CRC32 of the body, bytes of the body
+BODY = Struct("<QI")  # steps T, bytes of the description; which follows as JSON, and then the arrays' bytes
+
+
+class Journal:
+    """Finished episodes, appended one at a time to one file. Every append is one write, so that a process that
+    is killed leaves all episodes before that, and of that one all or nothing.
+
+    Opening it for writing cuts off what is torn or damaged at its end. Reading leaves the file alone, and may
+    go on while another process writes: it sees the episodes that were whole when it was opened.
+
+    Args:
+        path: the file, created with its folder if need be.
+        write: whether to append; one process at a time may.
+
+    Attributes:
+        steps: of all episodes together.
+        torn: bytes after the last whole episode when it was opened.
+
+    Raises:
+        UserError: another process writes it, it is no journal, or it does not exist and is only to be read.
+    """
+
+    def __init__(self, path: str | Path, write: bool = True) -> None:
+        self.path, self.steps = Path(path), 0
+        self._ends, self._checksums = array("Q", [0]), array("I")
+        if write:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._file = io.FileIO(self.path, "r+" if write else "r", opener=_create if write else None)
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path} does not exist; check the path") from error
+        try:
+            if write:
+                self._lock()
+            self.torn = self._index()
+            if write and self.torn:
+                self._file.truncate(self._ends[-1])
+        except BaseException:
+            self.close()
+            raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it with the process
+        except BlockingIOError as error:
+            raise UserError(
+                f"{self.path} is being written by another process; let it end or choose another folder"
+            ) from error
+
+    def _index(self) -> int:
+        """Finds the whole episodes, and returns how many bytes come after them."""
+        size = os.fstat(self._file.fileno()).st_size
+        with open(self._file.fileno(), "rb", closefd=False) as file:
+            begin = file.peek(len(MAGIC))[: len(MAGIC)]
+            if not MAGIC.startswith(begin):
+                raise UserError(f"{self.path} is no journal of episodes; move it away or choose another folder")
+            while len(head := file.read(HEAD.size)) == HEAD.size:
+                magic, checksum, length = HEAD.unpack(head)
+                if magic != MAGIC or not BODY.size <= length <= size - self._ends[-1] - HEAD.size:
+                    break
+                body = file.read(length)
+                if zlib.crc32(body) != checksum:
+                    break
+                self._add(body, checksum)
+        return size - self._ends[-1]
+
+    def _add(self, body: bytes, checksum: int) -> None:
+        self.steps += BODY.unpack_from(body)[0]
+        self._ends.append(self._ends[-1] + HEAD.size + len(body))
+        self._checksums.append(checksum)
+
+    def append(self, episode: Episode, number: int | None = None) -> bool:
+        """Adds an episode, or compares it with the one that has its number already, as when a learner that was
+        resumed comes to it once more.
+
+        Args:
+            episode: its arrays of any dtype but objects.
+            number: counted from 0; by default that of a new episode.
+
+        Returns:
+            Whether the journal holds this very episode under that number now.
+
+        Raises:
+            UserError: the disk is full; the journal is as it was.
+            ValueError: an array holds objects, or episodes before this one are missing.
+        """
+        number = len(self) if number is None else number
+        body = _encode(episode)
+        checksum = zlib.crc32(body)
+        if number < len(self):
+            return checksum == self.crc(number)
+        if number > len(self):
+            raise ValueError(f"{self.path}: episode {number} cannot follow {len(self)} episodes")
+        self._write(HEAD.pack(MAGIC, checksum, len(body)) + body)
+        self._add(body, checksum)
+        return True
+
+    def _write(self, record: bytes) -> None:
+        begin, done = self._ends[-1], 0
+        try:
+            while done < len(record):  # less than all of it when the disk is nearly full
+                done += os.pwrite(self._file.fileno(), memoryview(record)[done:], begin + done)
+        except OSError as error:
+            self._file.truncate(begin)
+            if error.errno not in DISK_FULL:
+                raise
+            raise UserError(
+                f"{self.path} holds {len(self)} episodes and no further one, because the disk is full: free some space"
+            ) from error
+
+    def crc(self, number: int) -> int:
+        """The CRC32 of an episode, all of it: dtypes, shapes and values."""
+        return self._checksums[number]
+
+    @property
+    def digest(self) -> str:
+        """What tells these episodes from others, as hexadecimal digits."""
+        return hashlib.sha256(self._checksums.tobytes()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._checksums)
+
+    def __getitem__(self, number: int) -> Episode:
+        """The episode of that number, counted from 0, as it was appended."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"{self.path} has {len(self)} episodes and none of number {number}")
+        begin = self._ends[number] + HEAD.size
+        return _decode(os.pread(self._file.fileno(), self._ends[number + 1] - begin, begin))
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[number] for number in range(len(self)))
+
+    def close(self) -> None:
+        """Closes the file, and lets another process write it."""
+        self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def _create(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o666)
+
+
+def _encode(episode: Episode) -> bytes:
+    parts: list[bytes] = []
+
+    def describe(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: describe(inner) for key, inner in value.items()}
+        column = np.asarray(value)
+        if column.dtype.kind in "OV":
+            raise ValueError(f"an array of dtype {column.dtype} cannot be written into a journal")
+        parts.append(column.tobytes())
+        return [column.dtype.str, *column.shape]
+
+    description = json.dumps(dict(columns=describe(episode.columns), seed=episode.seed)).encode()
+    return b"".join((BODY.pack(len(episode.rewards), len(description)), description, *parts))
+
+
+def _decode(body: bytes) -> Episode:
+    _, length = BODY.unpack_from(body)
+    at = BODY.size + length
+
+    def build(node: Any) -> Any:
+        nonlocal at
+        if isinstance(node, dict):
+            return {key: build(inner) for key, inner in node.items()}
+        dtype, *shape = node
+        column = np.ndarray(shape, dtype, body, at).copy()  # aligned, and the body need not be kept
+        at += column.nbytes
+        return column
+
+    description = json.loads(body[BODY.size : at])
+    return Episode(**build(description["columns"]), seed=description["seed"])
+
+
+# ------------------------------------------------------------------------------------- from journal to dataset
+
+
+def write_collection(
+    folder: Path,
+    *,
+    dataset_id: str,
+    env_spec: EnvSpec | str | None,
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes ``collection.json``, which says of the journal beside it what a Minari dataset's metadata would.
+    The folder can then be loaded as a dataset of the episodes finished so far.
+
+    Args:
+        folder: where ``episodes.journal`` is, or will be.
+        metadata: further entries, as for ``offlinerl.data.minari_writer.write_minari``.
+
+    Returns:
+        The file.
+    """
+    from minari.serialization import serialize_space
+
+    entries = {
+        **(metadata or {}),
+        "dataset_id": dataset_id,
+        "data_format": "journal",
+        "jpeg_encoding": False,
+        "observation_space": serialize_space(observation_space),
+        "action_space": serialize_space(action_space),
+    }
+    if env_spec is not None:
+        entries["env_spec"] = _json(env_spec)
+    path = Path(folder) / COLLECTION
+    write_whole(path, json.dumps(entries, default=to_json, indent=1))
+    return path
+
+
+def check_target(dataset_id: str, append: bool, agent: Any, env_spec: EnvSpec | str | None) -> Path:
+    """Says before a long collection whether ``seal`` could write its dataset.
+
+    Args:
+        dataset_id: ``(namespace/)name-vN``.
+        append: whether a dataset of the same agent and environment may be there.
+        agent: what acts, as in the provenance.
+        env_spec: of the environment it acts in.
+
+    Returns:
+        The dataset's folder, which need not exist.
+
+    Raises:
+        UserError: the id is malformed or taken by a known dataset, or there is a dataset that may not be written.
+    """
+    from minari.dataset.minari_dataset import parse_dataset_id
+
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:  # the latter without a version
+        raise UserError(
+            f"--dataset {dataset_id} is no name of a dataset; choose one like cartpole/random-v0, with a version"
+        ) from error
+    if dataset_id in registry.names():
+        raise UserError(f"{dataset_id} is the name of a published dataset; choose another --dataset")
+    path = registry.minari_root() / dataset_id
+    _check(path, append, agent, env_spec)
+    return path
+
+
+def seal(
+    journal: Journal,
+    path: Path,
+    *,
+    dataset_id: str,
+    env_spec: EnvSpec | str | None,
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    metadata: Mapping[str, Any],
+    append: bool,
+) -> Path:
+    """Writes the episodes of a journal as a Minari dataset, whole or not at all. One whose episodes the dataset
+    has already changes nothing, so that a process killed right after sealing can do it again.
+
+    Args:
+        path: the dataset's folder, as ``check_target`` returns it.
+        metadata: as for ``offlinerl.data.minari_writer.write_minari``. Its ``provenance`` names the ``agent``, and
+            receives the number of episodes and steps. Where the dataset exists, its metadata stay, and this
+            provenance joins the list ``provenance["appended"]``.
+        append: add the episodes to a dataset of the same agent and environment, after those that it has.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: the dataset exists and may not be appended to, there is no episode, or the disk is full.
+    """
+    path = Path(path)
+    if not len(journal):
+        raise UserError(f"{path} was not written, because no episode has ended; collect more steps")
+    facts = dict(episodes=len(journal), steps=journal.steps, digest=journal.digest)
+    provenance = {"collected_by": "offlinerl", **metadata["provenance"], **facts}
+    with _alone(path.parent):
+        sweep(path.parent, path.name)  # if a process was killed in the middle of this
+        old, source = _existing(path), (provenance["agent"], env_spec)
+        parts = [] if old is None else _parts(old)
+        if any(part.get("digest") == journal.digest for part in parts) and not _stranger(old, *source):
+            return path
+        _check(path, append, *source)
+        episodes = iter(journal)
+        if old is not None:
+            first, *appended = parts
+            metadata, provenance = old, {**first, "appended": [*appended, provenance]}
+            episodes = itertools.chain(_stored(path, int(old["total_episodes"])), episodes)
+        return write_minari(
+            path,
+            episodes,
+            dataset_id=dataset_id,
+            env_spec=env_spec,
+            observation_space=observation_space,
+            action_space=action_space,
+            metadata={**metadata, "provenance": provenance},
+            overwrite=old is not None,
+        )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process seals a dataset in a folder, for the last of two would undo the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network's file system may lock no folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _existing(path: Path) -> dict[str, Any] | None:
+    """The metadata of the dataset in a folder, None if there is nothing."""
+    if not path.exists():
+        return None
+    if not (path / "data").is_dir():
+        raise UserError(f"{path} exists and is no dataset; choose another --dataset")
+    return registry.minari_metadata(path / "data")
+
+
+def _check(path: Path, append: bool, agent: Any, env_spec: EnvSpec | str | None) -> None:
+    """Raises a UserError if there is a dataset that may not be written."""
+    metadata = _existing(path)
+    if metadata is None:
+        return
+    stranger = _stranger(metadata, agent, env_spec)
+    if not append:
+        raise UserError(f"{path} exists already; choose another --dataset{'' if stranger else ' or add --append'}")
+    if stranger:
+        raise UserError(f"{path} {stranger}, so that nothing is appended to it; choose another --dataset")
+
+
+def _stranger(metadata: Mapping[str, Any], agent: Any, env_spec: EnvSpec | str | None) -> str | None:
+    """How a dataset differs from one collected by an agent in an environment, in words; None if it does not."""
+    provenance = _parts(metadata)[0]
+    if provenance.get("collected_by") != "offlinerl":
+        return "was not collected by `offlinerl collect`"
+    agent = json.loads(json.dumps(agent, default=to_json))
+    if provenance.get("agent") != agent:
+        return f"was collected by {provenance.get('agent')}, not by {agent}"
+    had, has = (json.loads(_json(spec) or "{}") for spec in (metadata.get("env_spec"), env_spec))
+    for key in {**had, **has}:
+        if had.get(key) != has.get(key):
+            return f"was collected in an environment whose {key} is {had.get(key)!r}, not {has.get(key)!r}"
+    return None
+
+
+def _parts(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The provenance of a dataset's first episodes, and of those appended later."""
+    provenance = metadata.get("provenance")
+    first = dict(provenance) if isinstance(provenance, Mapping) else {}
+    return [first, *first.pop("appended", [])]
+
+
+def _json(env_spec: EnvSpec | str | None) -> str | None:
+    return env_spec.to_json() if isinstance(env_spec, EnvSpec) else env_spec
+
+
+def _stored(folder: Path, count: int) -> Iterator[Episode]:
+    """The episodes of a Minari dataset as they are stored."""
+    path = folder / "data" / "main_data.hdf5"
+
+    def tree(node: h5py.Group | h5py.Dataset) -> Any:
+        return {name: tree(inner) for name, inner in node.items()} if isinstance(node, h5py.Group) else node[()]
+
+    with open_hdf5(path) as file:
+        for number in range(count):
+            try:
+                group = file[f"episode_{number}"]
+                columns = {name: tree(group[name]) for name in Episode._fields if name != "seed"}
+            except (KeyError, OSError) as error:
+                raise UserError(f"{path}: episode {number} cannot be read ({error}); collect it again") from error
+            seed = group.attrs.get("seed")
+            yield Episode(**columns, seed=None if seed is None else int(seed))

@@ -1,0 +1,276 @@
+"""Reads Minari datasets, and collections under way."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import h5py
+import numpy as np
+
+from offlinerl.data.d4rl import open_hdf5
+from offlinerl.data.dataset import Dataset, _allocate, _check_finite
+from offlinerl.data.registry import minari_metadata, minari_root
+from offlinerl.envs import spaces
+from offlinerl.types import UserError
+
+
+def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | None = None) -> Dataset:
+    """Reads a Minari dataset, whose T + 1 observations give every transition its true successor.
+
+    Args:
+        path: the dataset's folder, its ``data`` folder, the folder of an unfinished collection, or the id of an
+            installed dataset.
+        name: what to call it; its id by default.
+        obs_keys: parts of a ``Dict`` observation to concatenate, in this order; a nested part is
+            ``outer/inner``. By default all of them, in the order of ``gymnasium.spaces.flatten``, as which each is
+            encoded: what is not a ``Box`` becomes one-hot.
+
+    Raises:
+        UserError: it is not installed, or its content is not sound.
+
+    Source: the layout of Minari 0.5.4; formats other than HDF5 are read through Minari itself.
+    """
+    folder = Path(path) if Path(path).is_dir() else _installed(str(path))
+    folder = folder / "data" if (folder / "data").is_dir() else folder
+    metadata = minari_metadata(folder)
+    name = name or metadata["dataset_id"]
+    rows = int(metadata["total_steps"])
+    if not rows:
+        raise UserError(f"{name}: the dataset is empty")
+    table, at = None, 0
+    mismatch = UserError(f"{name}: metadata.json promises {rows} steps, its episodes have another number of them")
+    episodes = itertools.islice(minari_episodes(folder, obs_keys), int(metadata["total_episodes"]))  # it may grow
+    action_space = spaces.from_json(json.loads(metadata.get("action_space", "{}")))
+    for number, (observations, actions, rewards, terminations) in enumerate(episodes):
+        steps = len(rewards)
+        if not steps:
+            continue
+        place = f"{name}, episode {number}"
+        lengths = dict(observations=len(observations) - 1, actions=len(actions), terminations=len(terminations))
+        if any(length != steps for length in lengths.values()):
+            raise UserError(
+                f"{place}: {len(observations)} observations, {len(actions)} actions and"
+                f" {len(terminations)} terminations do not go with {steps} rewards; record it again"
+            )
+        if table is None:
+            table = _allocate(rows, observations, actions)
+        if at + steps > rows:
+            raise mismatch
+        span = slice(at, at + steps)
+        table["obs"][span], table["next_obs"][span] = observations[:-1], observations[1:]
+        table["action"][span] = _checked_actions(actions, action_space, place)
+        table["reward"][span], table["terminated"][span] = rewards, terminations
+        at += steps
+        table["last"][at - 1] = True
+    if table is None or at < rows:
+        raise mismatch
+    _check_finite(name, {key: table[key] for key in ("obs", "next_obs", "action", "reward")})
+    keep = ("env_spec", "eval_env_spec", "ref_min_score", "ref_max_score", "author", "provenance", "seed")
+    provenance = dict(
+        format="journal" if _is_journal(metadata) else f"Minari {metadata.get('minari_version', '?')}",
+        file=str(folder),
+        minari_id=metadata["dataset_id"],
+        rows_in_source=rows,
+        rows_dropped=0,
+        episode_ends="episodes as stored",
+        obs_keys=[part for part in _parts(metadata, obs_keys) if part] or None,
+        reward="none",
+        **{key: metadata[key] for key in keep if key in metadata},
+    )
+    return Dataset(**table, name=name, provenance=provenance)
+
+
+def _installed(dataset_id: str) -> Path:
+    """The folder of a Minari dataset, downloaded if it has to be and can be."""
+    folder = minari_root() / dataset_id
+    if (folder / "data").is_dir():
+        return folder
+    instead = (
+        f"on a machine that is connected run `minari download {dataset_id}` and copy the folder to {folder},"
+        " or pass a file with --dataset FILE"
+    )
+    try:  # Minari would retry for 23 seconds before it says that there is no network
+        urllib.request.urlopen("https://huggingface.co", timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"the Minari dataset {dataset_id} is not installed and its server could not be reached: {instead}"
+        ) from error
+    import minari
+
+    try:
+        minari.download_dataset(dataset_id)
+    except Exception as error:  # of many kinds, from a missing huggingface_hub to a misconfigured remote
+        shutil.rmtree(folder, ignore_errors=True)  # a failed download would pass for an installed dataset
+        raise UserError(f"the Minari dataset {dataset_id} could not be downloaded ({error}): {instead}") from error
+    return folder
+
+
+def _has_jpeg(metadata: Mapping[str, Any]) -> bool:
+    """Whether there may be images in it that Minari stored as JPEG."""
+    return metadata.get("jpeg_encoding", True) and "uint8" in str(metadata.get("observation_space", "uint8"))
+
+
+def minari_episodes(folder: Path, obs_keys: Sequence[str] | None = None) -> Iterator[_Arrays]:
+    """Observations ``[T + 1, O]``, actions ``[T, A]``, rewards ``[T]`` and terminations ``[T]`` of each
+    episode of a Minari dataset or of an unfinished collection, given by its folder.
+
+    Raises:
+        UserError: it cannot be read, or holds flags or choices that mean nothing.
+    """
+    folder = folder / "data" if (folder / "data").is_dir() else folder
+    metadata = minari_metadata(folder)
+    parts = _parts(metadata, obs_keys)
+    for space in parts.values():
+        if space is not None and not spaces.is_image(space):
+            spaces.size(space)
+    if metadata.get("data_format", "hdf5") == "hdf5" and not _has_jpeg(metadata):
+        episodes = _hdf5_episodes(folder / "main_data.hdf5", int(metadata["total_episodes"]), parts)
+    else:
+        episodes = _journal_episodes(folder, parts) if _is_journal(metadata) else _minari_episodes(folder, parts)
+    return _encoded(episodes, parts, metadata["dataset_id"])
+
+
+_Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+_Parts = Mapping[str, gymnasium.Space | None]
+_Raw = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
+
+
+def _encoded(episodes: Iterable[_Raw], parts: _Parts, source: str) -> Iterator[_Arrays]:
+    """Episodes with the parts of their observations joined, each encoded as its space asks."""
+    for number, (columns, actions, rewards, terminations) in enumerate(episodes):
+        place = f"{source}, episode {number}"
+        rewards = _single(rewards, f"{place}: rewards")
+        terminations = _as_flags(terminations, f"{place}: terminations")
+        try:
+            pixels = len(columns) == 1 and _is_pixels(columns[0])
+            yield columns[0] if pixels else spaces.join(parts, columns), actions, rewards, terminations
+        except spaces.Misfit as misfit:
+            raise UserError(f"{place}: observation {misfit.row} {misfit.what}; repair or remove it") from misfit
+
+
+def _hdf5_episodes(path: Path, count: int, parts: _Parts) -> Iterator[_Raw]:
+    """Observations by part, actions, rewards and terminations of each episode. h5py's low level is what makes many
+    short episodes load in a second rather than in seven."""
+    with open_hdf5(path) as file:
+        _shrink_cache(file)
+        dtypes: dict[bytes, np.dtype] = {}
+
+        def read(group: h5py.h5g.GroupID, column: str) -> np.ndarray:
+            name = column.encode()
+            data = h5py.h5d.open(group, name)
+            if name not in dtypes:
+                dtypes[name] = data.dtype
+            array = np.empty(data.shape, dtypes[name])
+            data.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+            return array
+
+        try:
+            if isinstance(file["episode_0/actions"], h5py.Group):
+                raise UserError(f"{path}: actions made of several parts are not supported")
+            for number in range(count):
+                group = h5py.h5g.open(file.id, f"episode_{number}".encode())
+                observations = [read(group, f"observations/{part}".rstrip("/")) for part in parts]
+                yield observations, *(read(group, name) for name in ("actions", "rewards", "terminations"))
+        except (KeyError, OSError) as error:
+            raise UserError(f"{path}: an episode cannot be read ({error}); get the dataset again") from error
+
+
+def _shrink_cache(file: h5py.File, size: int = 1 << 20) -> None:
+    """Keeps HDF5 from holding on to the headers of thousands of arrays, larger than the arrays themselves."""
+    config = file.id.get_mdc_config()
+    config.set_initial_size, config.initial_size = True, size
+    config.min_size = config.max_size = size
+    file.id.set_mdc_config(config)
+
+
+def _minari_episodes(folder: Path, parts: _Parts) -> Iterator[_Raw]:
+    import minari
+
+    try:
+        yield from _columns(minari.MinariDataset(folder), parts)
+    except ImportError as error:
+        needed = getattr(error, "name", None) or "pyarrow"
+        raise UserError(f"{folder} is stored in a format that needs {needed}: pip install {needed}") from error
+
+
+def _journal_episodes(folder: Path, parts: _Parts) -> Iterator[_Raw]:
+    from offlinerl.data.episode_log import EPISODES, Journal  # here, because it imports this module
+
+    with Journal(folder / EPISODES, write=False) as journal:
+        yield from _columns(journal, parts)
+
+
+def _is_journal(metadata: Mapping[str, Any]) -> bool:
+    return metadata.get("data_format") == "journal"
+
+
+def _columns(episodes: Iterable[Any], parts: _Parts) -> Iterator[_Raw]:
+    for episode in episodes:
+        columns = [np.asarray(spaces.child(episode.observations, part)) for part in parts]
+        yield columns, np.asarray(episode.actions), episode.rewards, episode.terminations
+
+
+def _parts(metadata: Mapping[str, Any], obs_keys: Sequence[str] | None) -> dict[str, gymnasium.Space | None]:
+    """The parts of a dataset's observations and their spaces; see ``offlinerl.envs.spaces.parts``."""
+    try:
+        space = spaces.from_json(json.loads(metadata.get("observation_space", "{}")))
+    except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        source = metadata["dataset_id"]
+        raise UserError(f"{source}: its metadata describe no observation space; write the dataset again") from error
+    return spaces.parts(space, obs_keys, metadata["dataset_id"])
+
+
+def _is_pixels(array: Any) -> bool:
+    return array.dtype == np.uint8 and array.ndim >= 3
+
+
+def _single(column: np.ndarray, what: str) -> np.ndarray:
+    """A column ``[T]`` or ``[T, 1]`` as ``[T]``."""
+    column = np.asarray(column)
+    if column.ndim == 1:
+        return column
+    if column.ndim != 2 or column.shape[1] != 1:
+        raise UserError(f"{what} must have one number a row, but they are {column.shape}; write them again")
+    return column[:, 0]
+
+
+def _as_flags(column: np.ndarray, what: str) -> np.ndarray:
+    """A column ``[T]`` or ``[T, 1]`` of noughts and ones as bool.
+
+    Raises:
+        UserError: another value stands in it.
+    """
+    column = _single(column, what)
+    if column.dtype.kind == "b":
+        return column
+    if column.dtype.kind not in "iuf":
+        raise UserError(f"{what} must be 0 or 1, but they are of type {column.dtype}; write them again")
+    wrong = np.flatnonzero((column != 0) & (column != 1))
+    if len(wrong):
+        raise UserError(f"{what} must be 0 or 1, but row {wrong[0]} holds {column[wrong[0]]:g}; repair or remove it")
+    return column.astype(bool)
+
+
+def _checked_actions(
+    actions: np.ndarray, space: gymnasium.Space | None, what: str, rows: np.ndarray | None = None
+) -> np.ndarray:
+    """Actions as ``[T, A]``; ``rows`` are their rows in the source.
+
+    Raises:
+        UserError: an action is not one of the numbered ones there are.
+    """
+    actions = np.asarray(actions).reshape(len(actions), -1)
+    if isinstance(space, gymnasium.spaces.Discrete) and actions.shape[1] == 1:
+        try:
+            spaces.require_choices(actions, np.array([space.n]), np.array([space.start]))
+        except spaces.Misfit as misfit:
+            row = misfit.row if rows is None else rows[misfit.row]
+            raise UserError(f"{what}: the action in row {row} {misfit.what}; repair or remove it") from misfit
+    return actions

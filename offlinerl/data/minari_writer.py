@@ -1,0 +1,176 @@
+"""Writes episodes as Minari datasets, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from offlinerl.types import UserError
+
+if TYPE_CHECKING:  # a list of datasets needs neither
+    import gymnasium
+    import h5py
+    from gymnasium.envs.registration import EnvSpec
+from offlinerl.data.episode import Arrays, Episode
+from offlinerl.util.atomic import aside, to_json
+
+
+class Sink(io.FileIO):
+    """A new file for HDF5 to write to, which keeps its first error to itself until ``check`` or the end of
+    the ``with``. HDF5 does not survive a failed write: it prints its stack, never closes the file and may
+    take the interpreter down with it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while self.error is None and rest:
+                rest = rest[super().write(rest) :]  # less than all of it when the disk is nearly full
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raises the first error met so far."""
+        if self.error is not None:
+            raise self.error
+
+    def __exit__(self, kind: type[BaseException] | None, *details: Any) -> None:
+        super().__exit__(kind, *details)
+        if kind is None:
+            self.check()
+
+
+def write_minari(
+    path: Path,
+    episodes: Iterable[Episode],
+    *,
+    dataset_id: str,
+    env_spec: EnvSpec | str | None,
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a dataset in Minari's HDF5 format, one episode at a time, with the arrays' own dtypes.
+
+    Minari loads it by id if ``path`` is ``<Minari's root>/<dataset_id>``, and else with
+    ``minari.MinariDataset(path / "data")``; with an ``env_spec``, it recovers the environment too.
+
+    Args:
+        path: the dataset's folder; ``path/data`` receives ``main_data.hdf5`` and ``metadata.json``.
+        episodes: consumed lazily, so that a recording need not fit in memory.
+        dataset_id: ``(namespace/)name-vN``.
+        env_spec: the environment's specification or its JSON, or None if there is no environment.
+        metadata: further entries, such as author, licence, description, algorithm_name, code_permalink,
+            requirements, seed, provenance.
+        overwrite: replace a dataset that is already there, once the new one is complete.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: ``path`` exists and ``overwrite`` is not set, there is no episode, or the disk is full.
+        ValueError: an episode's arrays do not have matching lengths, or the id is malformed.
+
+    Source: the layout of Minari 0.5.4, ``minari/dataset/_storages/hdf5_storage.py``.
+    """
+    # Here, because listing or inspecting D4RL files needs no Minari, which takes a second to import.
+    import h5py
+    from gymnasium.envs.registration import EnvSpec
+    from minari import __version__ as minari_version
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.serialization import serialize_space
+
+    parse_dataset_id(dataset_id)
+    spec = env_spec.to_json() if isinstance(env_spec, EnvSpec) else env_spec
+    with aside(path, overwrite) as temporary:
+        data = temporary / "data"
+        data.mkdir(parents=True)
+        total_episodes = total_steps = 0
+        # The format of HDF5 1.10 (2016) indexes a chunk in a few bytes, where the default takes kilobytes.
+        with Sink(data / "main_data.hdf5") as sink, h5py.File(sink, "w", libver="v110") as file:
+            for episode in episodes:
+                total_steps += _write_episode(file, total_episodes, episode)
+                total_episodes += 1
+                sink.check()
+        if not total_episodes:
+            raise UserError(f"{path} was not written, because there was no episode to write")
+        megabytes = (data / "main_data.hdf5").stat().st_size / 1e6
+        entries = {
+            **_for_minari(metadata or {}),
+            "dataset_id": dataset_id,
+            "minari_version": minari_version,
+            "data_format": "hdf5",
+            "jpeg_encoding": False,  # lossy, and Minari's default for anything shaped like an image
+            "observation_space": serialize_space(observation_space),
+            "action_space": serialize_space(action_space),
+            "total_episodes": total_episodes,
+            "total_steps": total_steps,
+            "dataset_size": round(megabytes, 1),
+        }
+        if spec is not None:
+            entries["env_spec"] = spec
+        (data / "metadata.json").write_text(json.dumps(entries, default=to_json, indent=1))
+    return Path(path)
+
+
+def _write_episode(file: h5py.File, number: int, episode: Episode) -> int:
+    """Writes one episode and returns its number of steps T."""
+    import h5py
+
+    steps = len(episode.rewards)
+    expected = {"observations": steps + 1, "actions": steps, "terminations": steps, "truncations": steps}
+    for field, length in expected.items():
+        for name, array in _leaves(field, getattr(episode, field)):
+            if len(array) != length or not steps:
+                raise ValueError(f"episode {number}: {name} has {len(array)} rows for {steps} rewards")
+    group = file.create_group(f"episode_{number}")
+    group.attrs.update(id=number, total_steps=steps)
+    if episode.seed is not None:
+        group.attrs["seed"] = episode.seed
+    group.create_group("infos")  # Minari cannot read an episode without it
+    for field, value in episode.columns.items():
+        for name, array in _leaves(field, value):
+            array = np.asarray(array)
+            dtype = h5py.string_dtype() if array.dtype.kind == "U" else array.dtype
+            packing = dict(compression="gzip", shuffle=True, chunks=_chunk(array)) if array.nbytes else {}
+            group.create_dataset(name, data=array.astype(dtype, copy=False), **packing)
+    return steps
+
+
+def _leaves(name: str, value: Arrays | Mapping) -> Iterator[tuple[str, np.ndarray]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(f"{name}/{key}", inner)
+    else:
+        yield name, value
+
+
+def _chunk(array: np.ndarray, target: int = 1 << 20) -> tuple[int, ...]:
+    """Whole rows, about a megabyte of them: an episode is then read in one or a few pieces."""
+    rows = target * len(array) // array.nbytes
+    return (min(len(array), max(1, rows)), *array.shape[1:])
+
+
+def _for_minari(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Minari turns authors into a set, which would make letters of a lone string."""
+    fields = ("author", "author_email")
+    return {**metadata, **{key: [metadata[key]] for key in fields if isinstance(metadata.get(key), str)}}

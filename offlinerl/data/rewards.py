@@ -1,0 +1,87 @@
+"""Training rewards by rule."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from offlinerl.data.dataset import Dataset
+from offlinerl.data.registry import Entry
+from offlinerl.types import UserError
+
+
+def _as_is(dataset: Dataset) -> np.ndarray:
+    return dataset.reward
+
+
+def _minus_one(dataset: Dataset) -> np.ndarray:
+    return dataset.reward - 1
+
+
+def _scale_by_return_range(dataset: Dataset) -> np.ndarray:
+    return dataset.reward * _range_factor(dataset)
+
+
+def _range_factor(dataset: Dataset) -> float:
+    spread = np.ptp(dataset.episode_returns)
+    if not spread > 0:
+        raise UserError(
+            f"{dataset.name}: all episodes have the same return, which leaves no range to scale rewards by;"
+            " use the reward rule none"
+        )
+    return 1000 / spread
+
+
+def _count(dataset: Dataset) -> np.ndarray:
+    if dataset.episode_returns.max() > 7:  # Kitchen has seven tasks: these rewards are counts already
+        return dataset.reward
+    total = np.cumsum(dataset.reward, dtype=np.float64)
+    before = (total - dataset.reward)[dataset.episode_starts]
+    return total - np.repeat(before, dataset.episode_lengths)
+
+
+REWARDS = {
+    "none": _as_is,
+    "minus_one": _minus_one,  # AntMaze: a cost of one a step until the goal
+    "scale_by_return_range": _scale_by_return_range,  # locomotion: x 1000 / (best return - worst return)
+    "count": _count,  # Kitchen: tasks completed so far, which D4RL's files hold and the environment pays once
+}
+"""Training rewards by rule. Scores always come from what the environment pays."""
+
+
+def online_reward(entry: Entry, raw: Dataset) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """What the environment pays, made into the rewards that a dataset is trained with.
+
+    Args:
+        entry: the dataset's, with its rule.
+        raw: the dataset with its rewards as stored.
+
+    Returns:
+        A function of the rewards paid in a step and of their sum in the episode so far, both ``[...]``.
+
+    Raises:
+        UserError: see ``with_reward``.
+    """
+    stored_counts = (entry.score or {}).get("data") == "counts"  # D4RL's Kitchen: the environment pays once a task
+    if entry.reward == "count" or stored_counts:
+        return lambda reward, total: total
+    if entry.reward == "minus_one":
+        return lambda reward, total: reward - 1
+    if entry.reward == "scale_by_return_range":
+        factor = np.float32(_range_factor(raw))
+        return lambda reward, total: reward * factor
+    return lambda reward, total: reward
+
+
+def with_reward(dataset: Dataset, rule: str) -> Dataset:
+    """The dataset with its rewards replaced by one of the ``REWARDS``; the other columns are shared.
+
+    Raises:
+        UserError: the rule is unknown, or does not apply to these rewards.
+    """
+    if rule not in REWARDS:
+        raise UserError(f"unknown reward rule {rule!r}; choose one of {', '.join(REWARDS)}")
+    reward = REWARDS[rule](dataset).astype(np.float32, copy=False)
+    return dataclasses.replace(dataset, reward=reward, provenance={**dataset.provenance, "reward": rule})

@@ -1,0 +1,264 @@
+"""What ``offlinerl datasets ...`` does: thin functions that print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import h5py
+import numpy as np
+from rich.progress import Progress
+
+import offlinerl.envs  # noqa: F401  (registers our environments)
+from offlinerl.data import dataset, describe, load, registry
+from offlinerl.data.episode import Episode
+from offlinerl.data.listing import console, print_table
+from offlinerl.data.minari_writer import Sink, write_minari
+from offlinerl.data.registry import Entry
+from offlinerl.data.validate import validate as find_faults
+from offlinerl.envs import spaces
+from offlinerl.envs.make import make, specification
+from offlinerl.types import UserError
+from offlinerl.util.atomic import aside
+
+
+def show(name: str, png: Path | None = None, obs_keys: Sequence[str] | None = None) -> None:
+    """Prints a dataset in figures, rewards and returns as they are stored, and draws its histograms.
+
+    Args:
+        name: a dataset's name, Minari id or file.
+        png: where to draw; nothing is drawn by default.
+        obs_keys: the parts of the observations to use; by default the dataset's own.
+    """
+    entry = registry.resolve(name, obs_keys=obs_keys)
+    dataset = load.load(entry, reward="none")
+    rows = [(key, _plain(value)) for key, value in _lines(describe.describe(dataset, entry))]
+    print_table(("what", "value"), rows)
+    if png is not None:
+        console.print(f"histograms: {describe.plot(dataset, Path(png))}")
+
+
+def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] | None = None) -> int:
+    """Prints what is wrong with a dataset, and notes on what may be meant.
+
+    Args:
+        name_or_file: a dataset's name, Minari id or file.
+        env: the environment it was collected in, whose shapes and bounds it must have; by default its own.
+        obs_keys: the parts of the observations to use; by default the dataset's own.
+
+    Returns:
+        The exit status: 1 if there is a fault, else 0.
+    """
+    findings = find_faults(registry.resolve(name_or_file, env, obs_keys))
+    for kind, message, rows, fault in findings:
+        first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        console.print(f"{'fault' if fault else 'note'}: {kind}: {message} ({len(rows)} rows: {first})", markup=False)
+    faults = any(finding.fault for finding in findings)
+    if not faults:
+        console.print(f"{name_or_file}: nothing wrong was found", markup=False)
+    return 1 if faults else 0
+
+
+def generate(
+    name: str,
+    out: Path | None = None,
+    episodes: Iterable[int] | None = None,
+    processes: int = 1,
+    overwrite: bool = False,
+) -> Path:
+    """Makes a dataset from its recipe and writes it as a Minari dataset.
+
+    Args:
+        name: of the recipe.
+        out: the folder to write; in the cache by default.
+        episodes: numbers of the episodes to make; all by default.
+        processes: how many to make at a time.
+        overwrite: replace what is there already.
+
+    Returns:
+        The folder.
+    """
+    from offlinerl.recipes import generate as recipes  # loads a simulator
+
+    recipe = recipes.recipe(name)
+    numbers = list(range(recipe["episodes"]) if episodes is None else episodes)
+    path = Path(out) if out else registry.paths.cache("datasets", name)
+    env = gymnasium.make(recipe["env"])
+    with _progress() as bar:
+        task = bar.add_task(f"generating {name}", total=len(numbers))
+        write_minari(
+            path,
+            recipes.generate(name, numbers, processes, lambda done: bar.update(task, completed=done)),
+            dataset_id=recipe["dataset_id"],
+            env_spec=env.spec,
+            observation_space=env.observation_space,
+            action_space=env.action_space,
+            metadata=_metadata(f"{name}, made from its recipe", "scripted", recipe=recipe, episodes=numbers)
+            | {"seed": recipe["seed"]},
+            overwrite=overwrite,
+        )
+    console.print(f"{name}: {len(numbers)} episodes in {path}")
+    return path
+
+
+def import_file(file: Path, dataset_id: str, env: str | None = None, overwrite: bool = False) -> Path:
+    """Installs a file in D4RL's format as a Minari dataset; its environment comes along if it is known, with its
+    spaces.
+
+    Args:
+        file: in D4RL's format; one named after an entry of the registry is that dataset.
+        dataset_id: the id to install it under, ``(namespace/)name-vN``.
+        env: the environment it was collected in, where its name does not tell: a Gymnasium id, or a name in
+            the registry.
+        overwrite: replace a dataset of that id.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        UserError: the file cannot be read, there is no such environment, or the file's rows do not fit it.
+    """
+    entry = registry.resolve(str(file), env)
+    dataset = load.load(entry, reward="none")
+    spec, observation_space, action_space = _home(entry, dataset, asked=env is not None)
+    path = registry.minari_root() / dataset_id
+    parts = dict(obs_keys=list(entry.obs_keys)) if entry.obs_keys else {}
+    try:
+        write_minari(
+            path,
+            _episodes(dataset, observation_space, action_space),
+            dataset_id=dataset_id,
+            env_spec=spec,
+            observation_space=observation_space,
+            action_space=action_space,
+            metadata=_metadata(f"{entry.name}, imported", "unknown", entry.licence, **dataset.provenance) | parts,
+            overwrite=overwrite,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{dataset_id} cannot be written ({error}); a dataset is called as in pendulum/mine-v0, with a version"
+        ) from error
+    console.print(f"{dataset_id}: {len(dataset)} transitions in {path}")
+    return path
+
+
+def export(name: str, file: Path, overwrite: bool = False) -> Path:
+    """Writes a dataset as a file in D4RL's format, with ``next_observations``, that loads back equal and names its
+    environment.
+
+    Args:
+        name: a dataset's name, Minari id or file.
+        file: the HDF5 file to write.
+        overwrite: replace what is there already.
+
+    Returns:
+        ``file``.
+    """
+    entry = registry.resolve(name)
+    dataset = load.load(entry, reward="none")
+    env, keys = entry.env, entry.obs_keys or dataset.provenance.get("obs_keys")
+    columns = dict(
+        observations=dataset.obs,
+        actions=dataset.action,
+        rewards=dataset.reward,
+        terminals=dataset.terminated,
+        timeouts=dataset.last & ~dataset.terminated,
+        next_observations=dataset.next_obs,
+    )
+    with aside(Path(file), overwrite) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
+        for key, column in columns.items():
+            hdf5.create_dataset(key, data=column, compression="gzip", shuffle=True)
+        hdf5.attrs["provenance"] = json.dumps(dataset.provenance, default=str)
+        hdf5.attrs["task"] = json.dumps(dict(env=env, obs_keys=keys and list(keys)))
+    console.print(f"{name}: {len(dataset)} transitions in {file}")
+    return Path(file)
+
+
+def _episodes(
+    dataset: dataset.Dataset, observation_space: gymnasium.Space, action_space: gymnasium.Space
+) -> Iterator[Episode]:
+    """The episodes of a table; choices are stored by their numbers, as their spaces have them."""
+    discrete = gymnasium.spaces.Discrete
+    for start, length in zip(dataset.episode_starts, dataset.episode_lengths, strict=True):
+        span = slice(start, start + length)
+        observations, actions = np.concatenate([dataset.obs[span], dataset.next_obs[span][-1:]]), dataset.action[span]
+        if isinstance(observation_space, discrete):
+            observations = observations.argmax(1) + observation_space.start
+        if isinstance(action_space, discrete):
+            actions = actions[:, 0].astype(np.int64)
+        terminations = dataset.terminated[span]
+        truncations = dataset.last[span] & ~terminations
+        yield Episode(observations, actions, dataset.reward[span], terminations, truncations)
+
+
+def _home(entry: Entry, dataset: dataset.Dataset, asked: bool) -> tuple[str | None, gymnasium.Space, gymnasium.Space]:
+    """The specification and the spaces of the environment a table belongs to; if none is known, no specification and
+    spaces without bounds.
+
+    Args:
+        asked: whether the user named the environment, which must then be there.
+
+    Raises:
+        UserError: it cannot be made though it was asked for, or the table does not fit it.
+    """
+    boxes = _box(dataset.obs), _box(dataset.action)
+    if entry.env is None:
+        return None, *boxes
+    try:
+        env = make(entry.env, flat=False)
+    except UserError:
+        if asked:
+            raise
+        return None, *boxes
+    observation_space, action_space = env.observation_space, env.action_space
+    env.close()
+    as_is = isinstance(observation_space, gymnasium.spaces.Discrete) or spaces.is_vector(observation_space)
+    if dataset.obs.ndim == 2 and not as_is:
+        observation_space = spaces.vector(spaces.parts(observation_space, entry.obs_keys, entry.env_id))
+    shapes = [dataset.obs.shape[1:], dataset.action.shape[1:]]
+    obs_shape, action_shape = observation_space.shape, action_space.shape
+    if isinstance(observation_space, gymnasium.spaces.Discrete):
+        obs_shape = (int(observation_space.n),)
+    if shapes != [obs_shape, action_shape or (1,)]:
+        raise UserError(
+            f"{entry.name}: observations of shape {shapes[0]} and actions of shape {shapes[1]} do not fit"
+            f" {entry.env_id}, which has {obs_shape} and {action_shape or (1,)}; name the environment the data was"
+            " collected in with --env"
+        )
+    return specification(env), observation_space, action_space
+
+
+def _box(column: np.ndarray) -> gymnasium.spaces.Box:
+    if column.dtype == np.uint8:
+        return gymnasium.spaces.Box(0, 255, column.shape[1:], np.uint8)
+    return gymnasium.spaces.Box(-np.inf, np.inf, column.shape[1:], np.float32)
+
+
+def _metadata(description: str, algorithm: str, licence: str = "MIT", **provenance: Any) -> dict[str, Any]:
+    return dict(
+        author="offlinerl",
+        description=description,
+        algorithm_name=algorithm,
+        licence=licence,
+        requirements=["offlinerl"],
+        provenance=provenance,
+    )
+
+
+def _lines(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _lines(value, f"{prefix}{key} ")
+        else:
+            yield prefix + key, value
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,.6g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _progress() -> Progress:
+    return Progress(console=console, disable=not console.is_terminal)

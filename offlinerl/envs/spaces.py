@@ -1,0 +1,206 @@
+"""Observations of any space as vectors, in files and from environments alike: as ``gymnasium.spaces.flatten`` does."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from offlinerl.util.errors import UserError
+
+
+class Misfit(UserError):
+    """A value lies outside its space.
+
+    Attributes:
+        row: of the first one.
+        what: the rest of the sentence, which a caller begins with the place.
+    """
+
+    def __init__(self, row: int, what: str):
+        super().__init__(f"row {row} {what}")
+        self.row, self.what = row, what
+
+
+def from_json(node: Mapping[str, Any]) -> gym.Space | None:
+    """The space that Minari's JSON describes, the parts in the order written; None if it describes none.
+
+    Raises:
+        UserError: the space is of a kind that cannot be a vector.
+    """
+    kind, inner = node.get("type"), node.get("subspaces")
+    if isinstance(inner, Mapping):  # an ordered dictionary, for Gymnasium sorts the keys of any other
+        return spaces.Dict(OrderedDict((key, _known(part)) for key, part in inner.items()))
+    if inner is not None:
+        return spaces.Tuple([_known(part) for part in inner])
+    if kind == "Discrete":
+        return spaces.Discrete(int(node["n"]), start=int(node.get("start", 0)))
+    if kind == "MultiDiscrete":
+        nvec = np.array(node["nvec"])
+        return spaces.MultiDiscrete(nvec, start=np.array(node.get("start", np.zeros_like(nvec))))
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(node["n"])
+    if kind == "Box":
+        dtype = np.dtype(node["dtype"])
+        return spaces.Box(np.array(node["low"], dtype), np.array(node["high"], dtype), tuple(node["shape"]), dtype)
+    if kind is None:
+        return None
+    raise UserError(f"a space of kind {kind} cannot be made into a vector; leave it out of the dataset")
+
+
+def _known(node: Mapping[str, Any]) -> gym.Space:
+    space = from_json(node)
+    if space is None:
+        raise UserError("a space lacks its type; write the dataset again")
+    return space
+
+
+def parts(space: gym.Space | None, keys: Sequence[str] | None = None, source: str = "") -> dict[str, gym.Space | None]:
+    """The leaves of a space by their paths, ``outer/inner``; just "" if it is a leaf itself.
+
+    Args:
+        space: parts of a ``Tuple`` are named ``_index_0`` and so on, as Minari names them; None is a leaf of which
+            nothing is known.
+        keys: the parts wanted, in this order; one with parts of its own stands for all of them. By default all, in
+            the order of ``gymnasium.spaces.flatten``. A space without parts has nothing to choose from.
+        source: what has the space, for the message.
+
+    Raises:
+        UserError: there is no such part.
+    """
+
+    def leaves(node: gym.Space | None, path: str) -> dict[str, gym.Space | None]:
+        if isinstance(node, spaces.Dict):
+            inner = node.spaces.items()
+        elif isinstance(node, spaces.Tuple):
+            inner = ((f"_index_{i}", part) for i, part in enumerate(node.spaces))
+        else:
+            return {path: node}
+        return {leaf: s for key, part in inner for leaf, s in leaves(part, f"{path}/{key}" if path else key).items()}
+
+    found = leaves(space, "")
+    if not keys or "" in found:
+        return found
+    chosen = {}
+    for key in keys:
+        below = {leaf: part for leaf, part in found.items() if f"{leaf}/".startswith(f"{key}/")}
+        if not below:
+            raise UserError(f"{source}: observations have no part {key!r}; they have {', '.join(found)}")
+        chosen |= below
+    return chosen
+
+
+def is_vector(space: gym.Space) -> bool:
+    """Whether a space has vectors already."""
+    return isinstance(space, spaces.Box) and len(space.shape) == 1
+
+
+def is_image(space: gym.Space | None) -> bool:
+    """Whether a leaf is an image, or else an array of three axes or more."""
+    if not isinstance(space, spaces.Box):
+        return False
+    return len(space.shape) >= 3 or (space.dtype == np.uint8 and len(space.shape) == 2)
+
+
+def refuse_images(leaves: Mapping[str, gym.Space | None], source: str) -> None:
+    """Raises a UserError that tells how to leave them out, if there are images among the parts."""
+    images = {path: part for path, part in leaves.items() if is_image(part)}
+    if not images:
+        return
+    listed = ", ".join(f"{path or 'all of them'} ({'x'.join(map(str, part.shape))})" for path, part in images.items())
+    rest = ",".join(path for path in leaves if path not in images)
+    way = f"choose the other parts with --obs-keys {rest}" if rest else "record vectors beside them to learn from"
+    raise UserError(f"{source}: observations hold images, which agents here cannot see yet: {listed}; {way}")
+
+
+def size(space: gym.Space) -> int:
+    """Numbers in the vector of a leaf.
+
+    Raises:
+        UserError: it cannot be made into a vector.
+    """
+    if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return spaces.flatdim(space)
+    raise UserError(f"a space {space} cannot be made into a vector; leave it out, with --obs-keys of the other parts")
+
+
+def encode(space: gym.Space | None, column: np.ndarray) -> np.ndarray:
+    """``[T, ...]`` values of a leaf as vectors ``[T, D]``: numbers one behind the other, choices one-hot.
+
+    Raises:
+        Misfit: a choice is no whole number, or out of range.
+    """
+    flat = np.asarray(column).reshape(len(column), -1)
+    if isinstance(space, spaces.Discrete):
+        counts, start = np.array([space.n]), np.array([space.start])
+    elif isinstance(space, spaces.MultiDiscrete):
+        counts, start = space.nvec.ravel(), space.start.ravel()
+    else:
+        return flat
+    require_choices(flat, counts, start)
+    hot = np.zeros((len(flat), counts.sum()), np.float32)
+    hot[np.arange(len(flat))[:, None], np.r_[0, np.cumsum(counts)[:-1]] + (flat - start).astype(np.int64)] = 1
+    return hot
+
+
+def require_choices(flat: np.ndarray, counts: np.ndarray, start: np.ndarray) -> None:
+    """Raises a Misfit unless ``flat`` ``[T, C]`` holds whole numbers, ``counts[c]`` of them from ``start[c]`` on."""
+    if flat.shape[1] != len(counts):
+        raise UserError(f"there are {flat.shape[1]} numbers a row where the space has {len(counts)} choices")
+    with np.errstate(invalid="ignore"):
+        wrong = ~((flat == np.floor(flat)) & (flat >= start) & (flat < start + counts))
+    if wrong.any():
+        row, c = np.argwhere(wrong)[0]
+        low, high = start[c], start[c] + counts[c] - 1
+        raise Misfit(int(row), f"holds {flat[row, c]:g} where a whole number from {low} to {high} is due")
+
+
+def join(leaves: Mapping[str, gym.Space | None], columns: Sequence[np.ndarray]) -> np.ndarray:
+    """The columns of the leaves, each ``[T, ...]``, as one array ``[T, O]``; see ``encode``."""
+    flat = [encode(space, column) for space, column in zip(leaves.values(), columns, strict=True)]
+    return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+
+
+def vector(leaves: Mapping[str, gym.Space]) -> spaces.Box:
+    """The space of the vectors that ``join`` makes."""
+    boxes = [spaces.flatten_space(space) for space in leaves.values() if size(space)]
+    low, high = (np.concatenate([getattr(box, side).ravel() for box in boxes]) for side in ("low", "high"))
+    dtype = np.result_type(*(np.float32 if box.dtype.kind != "f" else box.dtype for box in boxes))
+    return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
+
+
+def child(node: Any, path: str) -> Any:
+    """What an observation holds at a path."""
+    for key in path.split("/") if path else ():
+        node = node[int(key.removeprefix("_index_"))] if isinstance(node, (tuple, list)) else node[key]
+    return node
+
+
+class Flat(gym.ObservationWrapper):
+    """An environment whose observations are made into vectors.
+
+    Args:
+        env: with observations of any space.
+        keys: the parts of it that are wanted; see ``parts``.
+
+    Raises:
+        UserError: there is no such part, or it is an image.
+    """
+
+    def __init__(self, env: gym.Env, keys: Sequence[str] | None = None):
+        super().__init__(env)
+        self.name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        self.leaves = parts(env.observation_space, keys, self.name)
+        refuse_images(self.leaves, self.name)
+        self.observation_space = vector(self.leaves)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        columns = [np.asarray(child(observation, path))[None] for path in self.leaves]
+        try:
+            return join(self.leaves, columns)[0]
+        except Misfit as misfit:
+            raise UserError(f"{self.name}: an observation {misfit.what}; mend the environment") from misfit

@@ -1,0 +1,138 @@
+"""Pictures of runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from offlinerl.types import UserError
+from offlinerl.util.atomic import aside
+from offlinerl.util.display import UNITS, places, shown
+
+DRAWN = ("value_loss", "critic_loss", "q_loss", "actor_loss", "effective_episodes")
+"""Metrics of a run that are drawn beside its score."""
+
+INTERVAL_SPACING = 7
+"""Points between the intervals of several runs, which mostly end at the same time and would hide each other."""
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a CSV file of numbers.
+
+    Raises:
+        UserError: it is missing or holds something else.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {key: np.array([float(row[key]) for row in rows]) for key in (rows[0] if rows else [])}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as a run's table; is its folder a run?") from error
+
+
+def by_time(columns: dict[str, np.ndarray], clock: str, value: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times ``[U]``, in updates or steps, seeds ``[S]`` and the mean of a column over the rows of each, ``[S, U]``."""
+    times, seeds = np.unique(columns[clock]), np.unique(columns["seed"])
+    table = np.full((len(seeds), len(times)), np.nan)
+    for s, seed in enumerate(seeds):
+        for u, time in enumerate(times):
+            chosen = (columns["seed"] == seed) & (columns[clock] == time)
+            if chosen.any():
+                table[s, u] = columns[value][chosen].mean()
+    return times, seeds, table
+
+
+def clock_of(summary: dict) -> str:
+    """What a run counts: "updates" or "steps"."""
+    return summary.get("clock", "updates")
+
+
+def shortened(count: float) -> str:
+    """A number as in 500, 20k or 1M."""
+    for unit, sign in ((1_000_000, "M"), (1000, "k")):
+        if count >= unit:
+            return f"{count / unit:g}{sign}"
+    return f"{count:g}"
+
+
+def literal(text: str) -> str:
+    """A text for matplotlib to draw as it is: with its dollars, which would begin a formula, with a question mark for
+    what is no character, and not hidden because it begins with an underscore."""
+    text = text.encode("utf-8", "replace").decode().replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def curves(runs: Sequence[Path], path: Path) -> Path:
+    """Draw the scores of one or several runs of a task over their updates or steps and, for one run, ``DRAWN``.
+
+    The line is the mean over seeds, the band their range, thin lines the seeds themselves; a diamond is the
+    last policy with its 95% interval, for all runs but the first a little to the right of where it belongs.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import offset_copy
+
+    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    agents = [summary["agent"] for summary in summaries]
+    alone, clock = len(runs) == 1, clock_of(summaries[0])
+    metrics = read_columns(runs[0] / "metrics.csv") if alone and (runs[0] / "metrics.csv").exists() else {}
+    drawn = [name for name in DRAWN if name in metrics]
+    figure = Figure(figsize=(7 + 3.4 * len(drawn), 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 1 + len(drawn), width_ratios=[2.2] + [1] * len(drawn), squeeze=False)[0]
+    score_axis = axes[0]
+    for number, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
+        times, seeds, scores = by_time(read_columns(run / "evaluations.csv"), clock[:-1], "score")
+        colour = f"C{number}"
+        score_axis.plot(times, np.nanmean(scores, 0), color=colour, marker="o", markersize=3.5, linewidth=2)
+        score_axis.fill_between(times, np.nanmin(scores, 0), np.nanmax(scores, 0), color=colour, alpha=0.15)
+        for row in scores if alone else []:
+            score_axis.plot(times, row, color=colour, linewidth=0.6, alpha=0.6)
+        (low, high), centre = summary["last"]["ci95"], summary["last"]["mean"]
+        decimals = places(low, high)
+        last = f"{shown(centre, decimals)} [{shown(low, decimals)}, {shown(high, decimals)}]"
+        name = agents[number] if agents.count(agents[number]) == 1 else run.resolve().name
+        count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
+        beside = offset_copy(score_axis.transData, figure, x=INTERVAL_SPACING * number, units="points")
+        score_axis.errorbar(
+            times[-1], centre, [[max(centre - low, 0)], [max(high - centre, 0)]], color=colour, capsize=3,
+            marker="D", markersize=6, label=literal(f"{name}, {count}: last {last}"),
+            transform=beside, clip_on=False,
+        )  # fmt: skip
+        score_axis.update_datalim([(times[-1], low), (times[-1], high)])  # what is drawn beside does not count
+        score_axis.autoscale_view()
+    first = summaries[0]
+    if first["dataset_score"] is not None:
+        score_axis.axhline(
+            first["dataset_score"], color="0.4", linestyle="--", linewidth=1, label="average episode of the dataset"
+        )
+    score_axis.set(title=literal(first["dataset"] or first["env"]), xlabel=clock, ylabel=UNITS[first["score_kind"]])
+    if first["score_kind"] != "return":
+        score_axis.set_ylim(bottom=min(0, score_axis.get_ylim()[0]))
+    for axis, name in zip(axes[1:], drawn, strict=True):
+        times, seeds, values = by_time(metrics, clock[:-1], name)
+        there = ~np.isnan(values).all(0)
+        times, values = times[there], values[:, there]
+        marker = "o" if len(times) < 10 else None
+        if len(seeds) > 1:
+            axis.plot(times, values.T, linewidth=0.7, alpha=0.5, color="C0")
+        axis.plot(times, np.nanmean(values, 0), linewidth=1.8, color="C0", marker=marker, markersize=3.5)
+        axis.set(title=name.replace("_", " "), xlabel=clock)
+    longest = max(summary[clock] for summary in summaries)
+    for axis in axes:
+        axis.set_xlim(0, 1.03 * longest)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.set_major_formatter(lambda x, _: shortened(x))
+        axis.locator_params(axis="x", nbins=6)
+    handles, labels = score_axis.get_legend_handles_labels()
+    columns = 2 if alone else 1
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=9, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with aside(path, overwrite=True) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    return path

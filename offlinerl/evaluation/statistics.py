@@ -1,0 +1,49 @@
+"""The episodes of an evaluation, and how sure their mean is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes of every seed's policy, each array ``[S, episodes]``; ``success`` is None if no step told of it."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    success: np.ndarray | None
+    scores: np.ndarray
+
+    @property
+    def per_seed(self) -> np.ndarray:
+        """Mean score of every seed, ``[S]``."""
+        return self.scores.mean(-1)
+
+    @property
+    def mean(self) -> float:
+        return float(self.scores.mean())
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        return bootstrap(self.scores, level)
+
+
+def bootstrap(scores: np.ndarray, level: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean score, ``[S, episodes]``.
+
+    Seeds are resampled, and episodes within each (Davison & Hinkley, 1997, section 3.8), so that the
+    interval tells how another training would score and not only how another evaluation would; with one
+    seed it can only tell the latter.
+    """
+    rng = np.random.default_rng(seed)
+    S, episodes = scores.shape
+    means = np.empty(draws)
+    for i in range(0, draws, 500):  # in portions, to bound the memory
+        size = min(500, draws - i)
+        seeds = rng.integers(S, size=(size, S, 1))
+        chosen = rng.integers(episodes, size=(size, S, episodes))
+        means[i : i + size] = scores[seeds, chosen].mean((1, 2))
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)

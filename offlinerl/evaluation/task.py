@@ -1,0 +1,68 @@
+"""What evaluation must know of a task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from offlinerl.data import registry
+
+
+@dataclass(frozen=True)
+class Task:
+    """What evaluation must know of a task; plain data, so that a checkpoint can carry it.
+
+    Attributes:
+        env: ``{"id": ..., "kwargs": ...}`` or ``{"spec": ...}``; see ``offlinerl.envs.make``.
+        obs_keys: parts of a ``Dict`` observation.
+        score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, or None: the return is the score.
+        score_kind: what the score is called: "normalized", "minari" or "return".
+    """
+
+    env: Mapping[str, Any]
+    obs_keys: Sequence[str] | None = None
+    score: Mapping[str, Any] | None = None
+    score_kind: str = "return"
+
+    @classmethod
+    def of(cls, entry: registry.Entry) -> Task:
+        """The task of a dataset in the registry."""
+        return cls(entry.env, entry.obs_keys, entry.score, entry.score_kind)
+
+    @property
+    def env_id(self) -> str:
+        """The Gymnasium id of the environment."""
+        return self.env["id"] if "id" in self.env else json.loads(self.env["spec"])["id"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells the task from others, as plain data that is the same by whichever name the task was given."""
+        if "spec" in self.env:
+            known = json.loads(self.env["spec"])
+        else:
+            spec = gymnasium.registry.get(self.env["id"])
+            known = {} if spec is None else dict(kwargs=spec.kwargs, max_episode_steps=spec.max_episode_steps)
+        kwargs = {**known.get("kwargs", {}), **self.env.get("kwargs", {})}
+        given = {key: value for key, value in self.env.items() if key not in ("id", "spec", "kwargs")}
+        limit = kwargs.pop("max_episode_steps", known.get("max_episode_steps"))
+        wrappers = list(known.get("additional_wrappers", ()))
+        env = dict(id=self.env_id, kwargs=kwargs, max_episode_steps=limit, wrappers=wrappers) | given
+        facts = dict(env=env, obs_keys=self.obs_keys, score=self.score)
+        return json.loads(json.dumps(facts, default=lambda value: type(value).__name__))
+
+    def scores(self, returns: np.ndarray, success: np.ndarray) -> np.ndarray:
+        """Normalised scores, ``100 (R - min) / (max - min)``, of raw returns or of successes."""
+        if self.score is None:
+            return returns
+        raw = success if self.score.get("from") == "success" else returns
+        return registry.normalized_score(raw, self.score["min"], self.score["max"])
+
+
+def task_named(env: str) -> Task:
+    """The task of a registry name, or that of a Gymnasium id, whose score is its return."""
+    return Task.of(registry.entry(env)) if env in registry.names() else Task({"id": env})

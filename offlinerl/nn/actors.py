@@ -1,0 +1,168 @@
+"""Policies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.distributions import Categorical, Independent, Normal
+
+from offlinerl.learning.rng import Lanes
+from offlinerl.nn.layers import MLP, Init, orthogonal, uniform
+from offlinerl.types import Spec
+
+
+class DeterministicActor(nn.Module):
+    """A policy that is a function, in units of [-1, 1]: ``[S, B, O] -> [S, B, A]``."""
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        rng: Sequence[Generator],
+        layer_norm: bool = False,
+        init: Init = uniform,
+        last_init: Init | None = None,
+    ):
+        super().__init__()
+        sizes = [obs_dim, *hidden, action_dim]
+        self.net = MLP(sizes, (len(rng),), rng, layer_norm=layer_norm, init=init, last_init=last_init)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return torch.tanh(self.net(obs))
+
+
+class SquashedGaussianActor(nn.Module):
+    """A Normal whose mean and log-deviation see the state, squashed by tanh into units of [-1, 1].
+
+    Haarnoja et al., Soft Actor-Critic, 2018, appendix C.
+    """
+
+    LOG_STD_RANGE = (-20.0, 2.0)
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int], rng: Sequence[Generator]):
+        super().__init__()
+        self.net = MLP([obs_dim, *hidden, 2 * action_dim], (len(rng),), rng, init=uniform)
+
+    def mean_and_std(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the Normal before the tanh, ``[S, B, A]`` each."""
+        mean, log_std = self.net(obs).chunk(2, -1)
+        return mean, log_std.clamp(*self.LOG_STD_RANGE).exp()
+
+    def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Reparameterised actions ``[S, B, A]`` and their log-probabilities ``[S, B]``, from standard normal
+        ``noise`` ``[S, B, A]``."""
+        mean, std = self.mean_and_std(obs)
+        x = mean + std * noise
+        log_prob = -0.5 * noise.square() - std.log() - 0.5 * math.log(2 * math.pi)
+        # log(1 - tanh(x)^2), in a form that neither overflows nor cancels
+        log_slope = 2 * (math.log(2) - x - nn.functional.softplus(-2 * x))
+        return torch.tanh(x), (log_prob - log_slope).sum(-1)
+
+
+class GaussianActor(nn.Module):
+    """A Normal policy with a tanh on its mean alone and a log-deviation that does not see the state.
+
+    The policy of IQL and XQL: ``[S, B, O]`` -> a distribution over actions ``[S, B, A]`` in units of [-1, 1].
+    """
+
+    LOG_STD_RANGE = (-5.0, 2.0)
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        rng: Sequence[Generator],
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.net = MLP([obs_dim, *hidden, action_dim], (len(rng),), rng, dropout=dropout)
+        self.log_std = nn.Parameter(torch.zeros(len(rng), 1, action_dim))
+
+    def std(self) -> Tensor:
+        return self.log_std.clamp(*self.LOG_STD_RANGE).exp()  # [S, 1, A]
+
+    def mean(self, obs: Tensor, kept: Sequence[Tensor] | None = None) -> Tensor:
+        return torch.tanh(self.net(obs, kept))  # [S, B, A]
+
+    def forward(self, obs: Tensor, kept: Sequence[Tensor] | None = None) -> Independent:
+        normal = Normal(self.mean(obs, kept), self.std(), validate_args=False)
+        return Independent(normal, 1, validate_args=False)
+
+    def act(self, obs: Tensor, explore: Lanes | None = None) -> Tensor:
+        """The mean, or a sample drawn from ``explore`` and clipped: ``[S, E, O] -> [S, E, A]``."""
+        mean = self.mean(obs)
+        if explore is None:
+            return mean
+        return (mean + self.std() * explore.normal(mean.shape[2:]).to(mean.device)).clamp(-1, 1)
+
+
+class Policy(nn.Module):
+    """A stochastic policy of the policy-gradient papers: ``[S, B, O]`` -> a distribution over actions ``[S, B, A]``.
+
+    Its network has tanh between its layers, as in TRPO (Schulman et al., 2015, appendix D) and PPO (2017, section
+    6.1), and nearly the same output for every observation at the start (Andrychowicz et al., 2021, section 3.2).
+    """
+
+    def __init__(self, obs_dim: int, outputs: int, hidden: Sequence[int], rng: Sequence[Generator]):
+        super().__init__()
+        last = partial(orthogonal, gain=0.01)
+        self.net = MLP([obs_dim, *hidden, outputs], (len(rng),), rng, last_init=last, activation=torch.tanh)
+
+    def forward(self, obs: Tensor) -> Independent:
+        raise NotImplementedError
+
+    def act(self, obs: Tensor, explore: Lanes | None = None) -> Tensor:
+        """The likeliest action, or a sample drawn from ``explore``: ``[S, E, O] -> [S, E, A]``."""
+        raise NotImplementedError
+
+
+class GaussianPolicy(Policy):
+    """A Normal in units of [-1, 1], though without bounds; its log-deviation does not see the state."""
+
+    LOG_STD_RANGE = (-5.0, 2.0)
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int], rng: Sequence[Generator]):
+        super().__init__(obs_dim, action_dim, hidden, rng)
+        self.log_std = nn.Parameter(torch.zeros(len(rng), 1, action_dim))
+
+    def std(self) -> Tensor:
+        return self.log_std.clamp(*self.LOG_STD_RANGE).exp()  # [S, 1, A]
+
+    def forward(self, obs: Tensor) -> Independent:
+        mean = self.net(obs)
+        normal = Normal(mean, self.std().expand_as(mean), validate_args=False)
+        return Independent(normal, 1, validate_args=False)
+
+    def act(self, obs: Tensor, explore: Lanes | None = None) -> Tensor:
+        mean = self.net(obs)
+        if explore is None:
+            return mean
+        return mean + self.std() * explore.normal(mean.shape[2:]).to(mean.device)
+
+
+class CategoricalPolicy(Policy):
+    """Discrete actions, given by their number: ``outputs`` of them, A = 1."""
+
+    def forward(self, obs: Tensor) -> Independent:
+        categorical = Categorical(logits=self.net(obs).unsqueeze(-2), validate_args=False)
+        return Independent(categorical, 1, validate_args=False)
+
+    def act(self, obs: Tensor, explore: Lanes | None = None) -> Tensor:
+        logits = self.net(obs)  # [S, E, actions]
+        if explore is not None:  # the largest of logits with Gumbel noise is a sample (Gumbel, 1954)
+            uniform = explore.uniform(torch.finfo(torch.float32).tiny, 1, logits.shape[2:])
+            logits = logits - torch.log(-torch.log(uniform.to(logits.device)))
+        return logits.argmax(-1, keepdim=True).float()
+
+
+def stochastic_policy(spec: Spec, hidden: Sequence[int], rng: Sequence[Generator]) -> Policy:
+    """The policy for a task's kind of actions."""
+    if spec.num_actions:
+        return CategoricalPolicy(spec.obs_dim, spec.num_actions, hidden, rng)
+    return GaussianPolicy(spec.obs_dim, spec.action_dim, hidden, rng)

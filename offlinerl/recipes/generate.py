@@ -1,0 +1,158 @@
+"""Makes built-in datasets from their recipes, ``datasets/recipes/*.yaml``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
+from multiprocessing import get_context
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import yaml
+
+from offlinerl.data.episode import Episode
+from offlinerl.envs import kitchen
+from offlinerl.envs.make import make
+from offlinerl.recipes.demonstrator import KITCHEN, KitchenDemonstrator
+from offlinerl.types import UserError
+from offlinerl.util.paths import share
+
+Recipe = Mapping[str, Any]
+
+
+def recipe(name: str) -> Recipe:
+    """Read the recipe of a built-in dataset.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    path = share("datasets", "recipes", f"{name}.yaml")
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise UserError(f"there is no recipe {name}; there are: {known}")
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+def generate(
+    name: str,
+    episodes: Iterable[int] | None = None,
+    processes: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Episode]:
+    """Make the episodes of a recipe, one after the other.
+
+    An episode depends on nothing but the recipe and its own number, so that any one of them can be made again
+    alone. On one platform and version of the simulator it is then the same, bit by bit.
+
+    Args:
+        name: of the recipe.
+        episodes: numbers of the episodes to make; by default all that the recipe asks for.
+        processes: how many to make at a time.
+        progress: called with the count of finished episodes after each.
+
+    Raises:
+        UserError: if there is no such recipe.
+    """
+    ingredients = recipe(name)
+    make_episode = partial(_episode, ingredients)
+    numbers = range(ingredients["episodes"]) if episodes is None else episodes
+    return _counted(_mapped(make_episode, numbers, processes), progress)
+
+
+def demonstration(env: Mapping[str, Any], seed: int, number: int, noise: float) -> Episode:
+    """The ``number``-th episode of a script that does what the environment asks.
+
+    Args:
+        env: what to make; see ``offlinerl.envs.make``.
+        seed: with the number, decides the episode.
+        noise: deviation of Gaussian noise on the actions.
+
+    Raises:
+        UserError: there is no script for that environment or one of its tasks.
+    """
+    made = _made_as(json.dumps(env, sort_keys=True))
+    tasks = getattr(made.unwrapped, "tasks", ()) if isinstance(made.unwrapped, kitchen.Kitchen) else ()
+    if not tasks or not set(tasks) <= set(KITCHEN):
+        unknown = f"task {min(set(tasks) - set(KITCHEN))!r}" if tasks else f"environment {made.spec.id}"
+        raise UserError(f"there is no script for the {unknown}; scripted knows {kitchen.ENV_ID}: {', '.join(KITCHEN)}")
+    rng = np.random.default_rng(np.random.SeedSequence([seed, number]))
+    reset_seed = int(rng.integers(2**31))
+    observation, _ = made.reset(seed=reset_seed)
+    return _play(made, observation, KitchenDemonstrator(made, tasks, noise, rng))._replace(seed=reset_seed)
+
+
+@cache
+def _made_as(env: str) -> gym.Env:
+    return make(json.loads(env))
+
+
+def _mapped(make_episode: Callable[[int], Episode], numbers: Iterable[int], processes: int) -> Iterator[Episode]:
+    if processes == 1:
+        yield from map(make_episode, numbers)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        yield from pool.map(make_episode, numbers)
+
+
+def _counted(episodes: Iterable[Episode], progress: Callable[[int], None] | None) -> Iterator[Episode]:
+    for count, episode in enumerate(episodes, 1):
+        if progress is not None:
+            progress(count)
+        yield episode
+
+
+def _episode(recipe: Recipe, number: int) -> Episode:
+    rng = np.random.default_rng(np.random.SeedSequence([recipe["seed"], number]))
+    return DEMONSTRATORS[recipe["demonstrator"]](recipe, rng)
+
+
+def _kitchen(recipe: Recipe, rng: np.random.Generator) -> Episode:
+    """One attempt of a demonstrator drawn from the recipe, until it is done, gives up or runs out of time."""
+    env = _made(recipe["env"])
+    observation, _ = env.reset(seed=int(rng.integers(2**31)))
+    skill = _draw(recipe["demonstrators"], rng)
+    plan = _kitchen_plan(recipe, rng, skill["digress"], skill["give_up"])
+    return _play(env, observation, KitchenDemonstrator(env, plan, skill["noise"], rng))
+
+
+def _play(env: gym.Env, observation: np.ndarray, demonstrator: KitchenDemonstrator) -> Episode:
+    observations, actions, rewards = [observation], [], []
+    terminated = truncated = False
+    while not (terminated or truncated):
+        action = demonstrator.act()
+        observation, reward, terminated, truncated, _ = env.step(action)
+        truncated |= demonstrator.finished and not terminated
+        observations.append(observation)
+        actions.append(action)
+        rewards.append(reward)
+    last = np.arange(len(rewards)) == len(rewards) - 1
+    return Episode(np.stack(observations), np.stack(actions), np.array(rewards), last & terminated, last & truncated)
+
+
+def _kitchen_plan(recipe: Recipe, rng: np.random.Generator, digress: float, give_up: float) -> list[Any]:
+    """An order of tasks; before any but the first the demonstrator may digress, and may give up for good."""
+    plan: list[Any] = []
+    for task in _draw(recipe["orders"], rng):
+        if plan and rng.random() < digress:
+            plan += _draw(recipe["digressions"], rng)
+        if plan and rng.random() < give_up:
+            break
+        plan.append(task)
+    return plan
+
+
+def _draw(choices: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Any:
+    weights = np.array([choice["weight"] for choice in choices], float)
+    return choices[rng.choice(len(choices), p=weights / weights.sum())]["value"]
+
+
+@cache
+def _made(env_id: str) -> gym.Env:
+    kitchen.register()
+    return gym.make(env_id, disable_env_checker=True)
+
+
+DEMONSTRATORS: dict[str, Callable[[Recipe, np.random.Generator], Episode]] = {"kitchen": _kitchen}

@@ -1,0 +1,509 @@
+"""``offlinerl collect``: datasets from agents that learn, from trained policies, from chance and from scripts.
+
+Every episode is on disk the moment it ends, in a journal that a killed process leaves whole. At the end the journal
+becomes a Minari dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offlinerl import agents
+from offlinerl.agents import checkpoint
+from offlinerl.agents.base import Agent
+from offlinerl.data import episode_log as journals
+from offlinerl.data import registry
+from offlinerl.data.episode import Episode
+from offlinerl.data.episode_log import EPISODES, Journal
+from offlinerl.envs.make import make, specification
+from offlinerl.evaluation.evaluate import check_spec, evaluate
+from offlinerl.evaluation.task import Task
+from offlinerl.learning.exploration import epsilon_greedy
+from offlinerl.learning.rng import Lanes
+from offlinerl.rollout.collector import Interaction, mean_of
+from offlinerl.training.acting import OnlineRun
+from offlinerl.training.config import read
+from offlinerl.training.job import require_source, settings_for
+from offlinerl.types import UserError
+from offlinerl.util.atomic import sweep
+from offlinerl.util.device import pick_device
+from offlinerl.util.display import Display, shown
+from offlinerl.util.errors import reading
+from offlinerl.util.folder import find_checkpoint, numbered, require_free, versions, write_config
+from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
+from offlinerl.util.threads import set_threads
+
+REFERENCE_EPISODES, REFERENCE_LANES = 20, 4
+"""Episodes by which the returns of the score range are measured, and environments side by side for it."""
+
+
+def collect(
+    source: str,
+    env: str,
+    dataset_id: str,
+    *,
+    steps: int | None = None,
+    episodes: int | None = None,
+    noise: float = 0.0,
+    seed: int = 0,
+    envs: int | None = None,
+    file: Path | None = None,
+    over: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    out: Path | None = None,
+    resume: bool = False,
+    append: bool = False,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    threads: int | None = None,
+    obs_keys: Sequence[str] | None = None,
+    limits: Mapping[str, Any] | None = None,
+) -> Path:
+    """Collect episodes and write them as a Minari dataset.
+
+    Args:
+        source: an online agent, which learns while it collects; a checkpoint, or a run's folder, whose last one is
+            meant; "random"; or "scripted".
+        env: a Gymnasium id, or a name in the registry.
+        dataset_id: ``(namespace/)name-vN``.
+        steps: environment steps to take; episodes under way at the end are truncated there.
+        episodes: or episodes to finish, if nothing learns meanwhile.
+        noise: deviation of Gaussian noise on the actions of a checkpoint or script, in units of half the action's
+            range; of discrete actions, the share that is random.
+        seed: decides everything.
+        envs: environments side by side.
+        file: settings of the agent; see ``offlinerl.training.job.fit``.
+        over: settings that win over the file's.
+        device: "auto", "cpu" or "cuda".
+        out: the folder to work in; by default ``runs/<dataset id>``.
+        resume: go on with the unfinished collection in that folder, if there is one.
+        append: add to a dataset that the same source collected.
+        workers: processes, run by Ray, that act for an agent that learns; by default this one does.
+        ray_address: of a Ray cluster to run them on; by default this machine.
+        threads: CPU threads to compute with; by default as many as cores.
+        obs_keys: the parts of the observations to see and store, in this order; by default all.
+        limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        UserError: anything the user can put right.
+        Interrupted: Ctrl-C; every finished episode is kept.
+    """
+    set_threads(threads)
+    length = dict(steps=steps, episodes=episodes, workers=workers, ray_address=ray_address)
+    require_source(source, env, file, over, **length)
+    folder = Path(out) if out else folder_for(dataset_id, append)
+    unfinished = (folder / EPISODES).is_file()
+    if unfinished and not resume:
+        raise UserError(f"{folder} holds an unfinished collection: go on with --resume, or delete it to start again")
+    if not unfinished:
+        require_free(folder, "give --append to add to its dataset, or name another --out")
+    if source in agents.names():
+        over = dict(over or {})
+        given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
+        over["train"] = {**over.get("train", {}), **given}
+        settings, entry = settings_for(source, None, env, [seed], file, over, obs_keys, limits)
+        task = Task.of(registry.limited(entry, limits or {}))
+        target = target_of(dataset_id, unfinished, append, source, task)
+        settings["collect"] = dict(dataset=dataset_id, first=first_episode(folder, target))
+        if ray_address and not settings["train"]["workers"]:
+            raise UserError("--ray-address is where workers run: say how many with --workers")
+        return Learning(settings, pick_device(device), folder, target, append, ray_address).collect()
+    task = Task.of(registry.limited(registry.task(env, obs_keys), limits or {}))
+    policy = None if source == "scripted" else policy_of(source, task, noise, seed, pick_device(device))
+    target = target_of(dataset_id, unfinished, append, source, task)
+    collection = Collection(folder, task, dataset_id, target, append, source, seed, dict(noise=noise))
+    with collection.opened():
+        if source == "scripted":
+            collection.demonstrate(noise, steps, episodes)
+        else:
+            collection.act(policy, envs or 1, steps, episodes)
+    return collection.seal()
+
+
+def folder_for(dataset_id: str, append: bool) -> Path:
+    """Where to work by default: where a collection of the dataset was stopped, else in a folder named after it; to
+    append, in the first one that is free."""
+    stem = Path("runs") / dataset_id.replace("/", "-")
+    for folder in numbered(stem):
+        if (folder / EPISODES).is_file():
+            return folder
+        if not folder.exists():
+            return folder if append else stem
+
+
+class Collection:
+    """A folder with a journal in it, until it is sealed as a dataset.
+
+    Args:
+        folder: to work in.
+        task: where episodes come from.
+        dataset_id: of the dataset to be.
+        target: its folder.
+        append: whether it may be there.
+        source: what acts, as on the command line.
+        seed: of the collection.
+        config: how it acts: the settings of an agent that learns, or the noise.
+
+    Attributes:
+        first: number of the first episode of every environment, so that none is collected twice.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        dataset_id: str,
+        target: Path,
+        append: bool,
+        source: str,
+        seed: int,
+        config: Mapping[str, Any],
+    ):
+        self.folder, self.task, self.dataset_id, self.target, self.append = folder, task, dataset_id, target, append
+        env = make(task.env, task.obs_keys)
+        env.close()
+        self.about = dict(
+            dataset_id=dataset_id,
+            env_spec=specification(env),
+            observation_space=env.observation_space,
+            action_space=env.action_space,
+        )
+        self.first = first_episode(folder, target)
+        self.metadata = dict(
+            author="offlinerl",
+            description=f"{described(source)} in {task.env_id}, seed {seed}",
+            algorithm_name=source if source in agents.names() else described(source).split()[0],
+            licence="MIT",
+            requirements=["offlinerl"],
+            seed=seed,
+            provenance=dict(agent=described(source), seed=seed, config=config, first=self.first, versions=versions()),
+        )
+        if task.obs_keys:
+            self.metadata["obs_keys"] = list(task.obs_keys)
+        self.references: dict[str, float] = {}
+        self.display, self.stop = Display(), Stop()
+
+    @contextmanager
+    def opened(self) -> Iterator[Collection]:
+        """Write the journal; what it holds already stays.
+
+        Raises:
+            UserError: it belongs to another dataset, or another process writes it.
+        """
+        folder, stated = self.folder, self.folder / journals.COLLECTION
+        with Journal(folder / EPISODES) as self.journal:
+            sweep(folder)  # a process that was killed may have been writing
+            fresh = dict(agent=self.metadata["provenance"]["agent"], seed=self.metadata["seed"], **self.about)
+            if stated.is_file():
+                old = registry.minari_metadata(folder)
+                with reading(f"{stated}", "give another --out"):
+                    known = dict(old, agent=old["provenance"]["agent"])
+                for key in ("agent", "seed", "dataset_id", "env_spec"):
+                    if known.get(key) != fresh[key]:
+                        raise UserError(
+                            f"{folder} collects with {key} {known.get(key)}, not {fresh[key]}; give the same command as"
+                            " before, or another --out"
+                        )
+            else:
+                journals.write_collection(folder, **self.about, metadata=self.metadata)
+            if len(self.journal):
+                self.display.say(f"{len(self.journal)} episodes, {self.journal.steps:,} steps are there already")
+            try:
+                yield self
+            except BaseException as error:
+                if not len(self.journal):
+                    self.clear()  # it failed before there was anything to go on with
+                elif not isinstance(error, Interrupted):  # which says so itself
+                    self.display.say(f"failed after {self.kept}")
+                raise
+
+    def act(self, policy: Frozen | None, envs: int, steps: int | None, episodes: int | None) -> None:
+        """Let a policy that does not learn, or chance, act until there are so many steps or episodes."""
+        seeds = policy.seeds if policy else (self.metadata["seed"],)
+        interaction = Interaction(self.task.env, seeds, range(envs), self.task.obs_keys, self.first)
+        self.display.warn_of_endless(interaction.pool)
+        if policy:
+            policy.explore_in(interaction.lanes)
+            check_spec(policy.agent, interaction.pool)
+        interaction.skip({episode.seed for episode in self.journal})
+        unit, total = ("steps", steps) if steps is not None else ("episodes", episodes)
+        taken = self.journal.steps
+
+        def keep(s: int, e: int, episode: Episode) -> None:
+            if steps is not None or len(self.journal) < episodes:
+                self.journal.append(episode)
+
+        interaction.on_episode = keep
+
+        def done() -> int:
+            return taken if steps is not None else len(self.journal)
+
+        try:
+            with on_interrupt(self.stop.set), self.display.bar("collecting", total, done(), unit):
+                while done() < total and not self.stop.is_set():
+                    interaction.step(policy)
+                    taken += interaction.began.size
+                    self.display.advance(min(done(), total), self.note(interaction.returns))
+            if steps is not None and not self.stop.is_set():
+                interaction.cut()
+        finally:
+            interaction.close()
+        if self.stop.is_set():
+            raise self.interrupted()
+        if policy and not interaction.pool.endless:
+            self.measure(lambda: float(evaluate(policy.agent, self.task, REFERENCE_EPISODES).returns.mean()))
+
+    def measure(self, expert: Callable[[], float]) -> None:
+        """Find the score range, given how to find what the policy returns. What is collected can do without, where the
+        environment fails."""
+
+        def leave(number: int) -> NoReturn:
+            self.stop.set(number)
+            raise self.interrupted()
+
+        try:
+            with on_interrupt(leave):
+                self.references = score_range(self.task, expert())
+        except Interrupted:
+            raise
+        except UserError as error:
+            self.display.say(f"the dataset gets no reference scores, for {error}")
+
+    def demonstrate(self, noise: float, steps: int | None, episodes: int | None) -> None:
+        """Let the script that knows the task act until there are so many steps or episodes."""
+        from offlinerl.recipes.generate import demonstration
+
+        unit, total = ("steps", steps) if steps is not None else ("episodes", episodes)
+
+        def done() -> int:
+            return self.journal.steps if steps is not None else len(self.journal)
+
+        with on_interrupt(self.stop.set), self.display.bar("collecting", total, done(), unit):
+            while done() < total and not self.stop.is_set():
+                number = self.first + len(self.journal)
+                self.journal.append(demonstration(self.task.env, self.metadata["seed"], number, noise))
+                self.display.advance(min(done(), total), f"{len(self.journal)} episodes")
+        if self.stop.is_set():
+            raise self.interrupted()
+
+    def note(self, returns: Sequence[Iterable[float]]) -> str:
+        """What the progress bar says beside the count."""
+        mean, count = mean_of(returns), f"{len(self.journal):,} episodes"
+        return count if mean is None else f"{count}, return {shown(mean)}"
+
+    def interrupted(self) -> Interrupted:
+        return Interrupted(f"interrupted after {self.kept}", self.stop.status)
+
+    @property
+    def kept(self) -> str:
+        """What there is to go on with."""
+        return (
+            f"{len(self.journal):,} episodes, which are kept in {self.folder}; go on with: the same command with"
+            " --resume"
+        )
+
+    def seal(self) -> Path:
+        """Write the dataset and delete what it was made of."""
+        with Journal(self.folder / EPISODES) as journal:
+            journals.seal(
+                journal, self.target, **self.about, metadata=self.metadata | self.references, append=self.append
+            )
+            self.display.say(
+                f"{self.dataset_id}: {len(journal):,} episodes, {journal.steps:,} steps in {self.target}; train on it"
+                f" with: offlinerl fit xql --dataset {self.dataset_id}"
+            )
+            self.clear()
+        return self.target
+
+    def clear(self) -> None:
+        """Delete the journal, and the folder if nothing else is in it."""
+        for name in (journals.COLLECTION, EPISODES):
+            (self.folder / name).unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+class Learning(OnlineRun):
+    """The training of an online agent, whose episodes are all kept.
+
+    A run that was killed goes on from its latest checkpoint and lives through the steps since then once more, the same
+    to the bit; the journal has those episodes already.
+
+    Args:
+        settings, device, folder: as of any run.
+        target: the dataset's folder.
+        append: whether it may be there.
+        ray_address: see ``ActingRun``.
+    """
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        device: torch.device,
+        folder: Path,
+        target: Path,
+        append: bool,
+        ray_address: str | None = None,
+    ):
+        self.ray_address = ray_address
+        super().__init__(settings, device, folder)
+        about = self.about
+        self.collected = 0  # episodes up to now, which may be fewer than the journal has
+        self.collection = Collection(
+            folder,
+            self.task,
+            settings["collect"]["dataset"],
+            target,
+            append,
+            about["agent"],
+            about["seeds"][0],
+            settings,
+        )
+        self.interaction.on_episode = self.keep
+
+    def collect(self) -> Path:
+        """Train to the end and write the dataset."""
+        with closing(self.interaction), self.collection.opened() as collection:
+            if (self.folder / "config.yaml").is_file():
+                self.require_same(read(self.folder / "config.yaml"))
+            self.restore()
+            write_config(self.folder, self.settings)
+            summary = self.train()
+            if not self.pool.endless:
+                collection.measure(lambda: summary["last"]["mean_return"])
+        for replay in self.folder.glob("replay-*.pt"):
+            replay.unlink()  # large, and of use to nobody now
+        return collection.seal()
+
+    def finish(self) -> dict[str, Any]:
+        summary = super().finish()
+        self.interaction.cut()  # after the last checkpoint, from which a resumed collection cuts once more
+        return summary
+
+    def require_same(self, before: dict[str, Any]) -> None:
+        """Raises a UserError if a setting is not what it was, other than the number of steps."""
+        for section in ("fit", "agent", "train"):
+            for key, value in self.settings[section].items():
+                if key not in ("steps", "save_every") and before[section].get(key) != value:
+                    raise UserError(
+                        f"{self.folder} was begun with {key} {before[section].get(key)}, not {value}; give the same"
+                        " command as before, or another --out"
+                    )
+
+    def keep(self, s: int, e: int, episode: Episode) -> None:
+        journal = self.collection.journal
+        if not journal.append(episode, self.collected):
+            self.display.say(f"episode {self.collected} came out differently this time; the first one is kept")
+        self.collected += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(super().state_dict(), collected=self.collected)
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        super().restore_state(state)
+        self.collected = state["collected"]
+
+    def note(self) -> str:
+        return self.collection.note(self.interaction.returns)
+
+    @property
+    def go_on(self) -> str:
+        return "the same command with --resume"
+
+
+class Frozen:
+    """The policies in a checkpoint, which no longer learn, with noise on what they do.
+
+    Args:
+        agent: S policies.
+        sigma: deviation of Gaussian noise, in units of half the action's range; of discrete actions, the share that
+            is random.
+        seed: of the collection; policy s acts by ``seed + s``.
+    """
+
+    def __init__(self, agent: Agent, sigma: float, seed: int):
+        self.agent, self.sigma, self.device = agent, sigma, agent.device
+        self.seeds = tuple(range(seed, seed + len(agent.seeds)))
+
+    def explore_in(self, lanes: Any) -> None:
+        self.rng = Lanes(self.seeds, lanes, "noise")
+
+    def begin(self, began: np.ndarray, episodes: np.ndarray) -> None:
+        self.rng.begin(began, episodes)
+
+    def act(self, obs: Tensor, explore: bool = False) -> Tensor:
+        """Noisy actions in the environment's units, ``[S, E, O] -> [S, E, A]``."""
+        action, spec = self.agent.act(obs), self.agent.spec
+        if spec.num_actions:
+            return epsilon_greedy(action, self.sigma, spec.num_actions, self.rng)
+        low, high = (torch.tensor(side, device=action.device) for side in (spec.action_low, spec.action_high))
+        noise = self.sigma * self.agent.action_half * self.rng.normal((spec.action_dim,)).to(action.device)
+        return (action + noise).clamp(low, high)
+
+
+def policy_of(source: str, task: Task, sigma: float, seed: int, device: torch.device) -> Frozen | None:
+    """What acts for "random" (None) or for a checkpoint.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    if source == "random":
+        return None
+    return Frozen(checkpoint.load_agent(Path(source), device), sigma, seed)
+
+
+def score_range(task: Task, expert: float) -> dict[str, float]:
+    """Minari's reference scores: the mean return of uniformly random actions, over twenty episodes, and that of
+    the policy without its noise. Empty where the policy is no better than chance, for then there is no range."""
+    interaction, returns = Interaction(task.env, (0,), range(REFERENCE_LANES), task.obs_keys), []
+    interaction.on_episode = lambda s, e, episode: returns.append(float(episode.rewards.sum()))
+    try:
+        while len(returns) < REFERENCE_EPISODES:
+            interaction.step(None)
+    finally:
+        interaction.close()
+    low = float(np.mean(returns[:REFERENCE_EPISODES]))
+    facts = dict(num_episodes_average_score=REFERENCE_EPISODES)
+    return dict(ref_min_score=low, ref_max_score=expert, **facts) if expert > low else {}
+
+
+def described(source: str) -> str:
+    """What a dataset's provenance calls a source."""
+    named = source in ("random", "scripted") or source in agents.names()
+    return source if named or not Path(source).exists() else f"checkpoint {find_checkpoint(source).resolve()}"
+
+
+def target_of(dataset_id: str, unfinished: bool, append: bool, source: str, task: Task) -> Path:
+    """The folder of the dataset to be; one that an unfinished collection has sealed already may be there.
+
+    Raises:
+        UserError: it is there and may not be written.
+    """
+    if unfinished and (registry.minari_root() / dataset_id).exists():
+        return registry.minari_root() / dataset_id  # sealing it again changes nothing, or says what is wrong
+    return journals.check_target(dataset_id, append, described(source), env_spec(task))
+
+
+def first_episode(folder: Path, target: Path) -> int:
+    """The number of the first episode to collect: as many as the dataset had when the collection in the folder was
+    begun, for no environment has come further."""
+    if (folder / journals.COLLECTION).is_file():
+        return registry.minari_metadata(folder).get("provenance", {}).get("first", 0)
+    return int(registry.minari_metadata(target / "data")["total_episodes"]) if target.exists() else 0
+
+
+def env_spec(task: Task) -> str:
+    """The specification of a task's environment, as JSON."""
+    env = make(task.env, task.obs_keys)
+    env.close()
+    return specification(env)

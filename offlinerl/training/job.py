@@ -1,0 +1,288 @@
+"""Training: what ``offlinerl fit`` does. A run is a folder; everything in it can be read, compared and resumed."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offlinerl import agents
+from offlinerl.data import registry
+from offlinerl.training import config
+from offlinerl.types import UserError
+from offlinerl.util.folder import find_checkpoint, next_free, require_free, write_config
+
+if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
+    import torch
+
+    from offlinerl.training.loop import Run
+
+
+def fit(
+    agent_name: str | None = None,
+    dataset: str | None = None,
+    *,
+    env: str | None = None,
+    seeds: Sequence[int] | None = None,
+    file: Path | None = None,
+    over: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    out: Path | None = None,
+    resume: Path | None = None,
+    threads: int | None = None,
+    obs_keys: Sequence[str] | None = None,
+    limits: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
+
+    Args:
+        agent_name: one of ``offlinerl.agents.names()``.
+        dataset: a name, a Minari id or a file; see ``offlinerl.data.registry.resolve``. None if the agent learns
+            online.
+        env: the environment to act in; with a dataset, to evaluate in where it is not the dataset's own.
+        seeds: S integers, trained side by side; by default just 0.
+        file: a YAML file of settings, or another run's ``config.yaml``, which tells the agent, the dataset and
+            the seeds too.
+        over: settings that win over all files, ``{"agent": {...}, "train": {...}}``.
+        device: "auto", "cpu" or "cuda".
+        out: the run's folder, which may not hold anything yet; by default a new one below ``runs/``.
+        resume: the folder of a run to go on with, by its own settings. What may change is its length, each phase's by
+            its own setting; ``save_every``; ``decay_steps``, to stretch a schedule over the longer run; and the place
+            of its dataset.
+        threads: CPU threads to compute with; by default as many as cores.
+        obs_keys: the parts of the observations to learn from, in this order; by default all.
+        limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        UserError: anything the user can put right.
+        Interrupted: Ctrl-C; the run is saved and can be resumed.
+    """
+    if resume:
+        settings, changes = settings_of(Path(resume), agent_name, dataset, over or {})
+        from offlinerl.util.device import pick_device
+        from offlinerl.util.threads import set_threads
+
+        set_threads(threads)
+        run = run_of(settings, pick_device(device), Path(resume))
+        run.restore()
+        if changes:
+            settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
+            _say_of_schedule(run, changes)
+        write_config(run.folder, settings)
+        return run.train()
+    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over, obs_keys, limits)
+    about = settings["fit"]
+    folder = Path(out) if out else next_free(Path("runs") / f"{about['agent']}-{entry.name.replace('/', '-')}")
+    resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
+    require_free(folder, f"{f'go on with --resume {folder} or ' if resumable else ''}name another --out")
+    from offlinerl.util.device import pick_device
+    from offlinerl.util.threads import set_threads
+
+    set_threads(threads)
+    run = run_of(settings, pick_device(device), folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if run.data is not None:
+        about["fingerprint"] = run.data["sha256"]
+    write_config(folder, settings)
+    return run.train()
+
+
+def settings_for(
+    agent_name: str | None,
+    dataset: str | None,
+    env: str | None,
+    seeds: Sequence[int] | None,
+    file: Path | None,
+    over: Mapping[str, Any] | None,
+    obs_keys: Sequence[str] | None = None,
+    limits: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], registry.Entry]:
+    """All settings of a new run, and the task it is about; for the arguments see ``fit``.
+
+    Raises:
+        UserError: one is missing, unknown or out of range.
+    """
+    about = dict(
+        agent=agent_name, dataset=dataset and str(dataset), env=env, seeds=seeds and list(seeds),
+        obs_keys=obs_keys and list(obs_keys), **(limits or {}),
+    )  # fmt: skip
+    again = config.read(file).get("fit", {}) if file else {}
+    again = {key: value for key, value in again.items() if key not in HISTORY}
+    about = dict(dataset=None, env=None, seeds=[0]) | again | {k: v for k, v in about.items() if v is not None}
+    _checked_about(about)
+    keys = about.get("obs_keys")
+    agent = agents.outline(about["agent"])
+    if agent.online:
+        if about["dataset"] is not None:
+            raise UserError(
+                f"{about['agent']} learns by acting and not from a dataset: give --env instead of --dataset"
+            )
+        if about["env"] is None:
+            raise UserError(f"{about['agent']} learns by acting: give --env, as in: --env Pendulum-v1")
+        entry = registry.task(about["env"], keys)
+    else:
+        if about["dataset"] is None:
+            raise UserError(f"{about['agent']} learns from a dataset: give --dataset, as in: --dataset kitchen")
+        entry = registry.resolve(about["dataset"], about["env"], keys)
+        if entry.kind == "file":
+            about["dataset"] = str(entry.path.resolve())  # to be found from another folder too
+    return dict(fit=about, **config.resolve(about["agent"], agent, entry, file, over)), entry
+
+
+def _checked_about(about: dict[str, Any]) -> dict[str, Any]:
+    """The section ``fit`` of a run's settings.
+
+    Raises:
+        UserError: an entry is missing, or is not of its kind.
+    """
+    if about.get("agent") is None:
+        raise UserError("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
+    for name in ("agent", "dataset", "env"):
+        if not isinstance(about[name], str | None):
+            raise UserError(f"{name} must be a name, not {about[name]!r}")
+    keys, seeds = about.get("obs_keys"), about["seeds"]
+    if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        raise UserError(f"obs_keys must be a list of words, such as [state, goal], not {keys!r}")
+    steps, span = about.get("max_episode_steps"), about.get("action_range")
+    if steps is not None and not (type(steps) is int and steps > 0):
+        raise UserError(f"max_episode_steps must be a whole number from 1 on, not {steps!r}")
+    pair = isinstance(span, list) and len(span) == 2 and all(type(side) in (int, float) for side in span)
+    if span is not None and not (pair and -math.inf < span[0] < span[1] < math.inf):
+        raise UserError(f"action_range must be a list of two numbers, the lower one first, not {span!r}")
+    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds must be a list of different whole numbers from 0 on, not {seeds}")
+    return about
+
+
+def require_source(
+    source: str,
+    env: str,
+    file: Path | None,
+    over: Mapping[str, Any] | None,
+    *,
+    steps: int | None,
+    episodes: int | None,
+    workers: int | None,
+    ray_address: str | None,
+) -> None:
+    """Checks what is to collect, where and for how long, for the arguments see ``offlinerl.training.collection.collect``.
+
+    Raises:
+        UserError: there is no such source or environment, or a setting is wrong.
+    """
+    if source in agents.names():
+        if not agents.outline(source).online:
+            raise UserError(f"{source} learns from a dataset and collects none; collect from its checkpoint instead")
+        if episodes is not None:
+            raise UserError(f"{source} learns while it collects, which is counted in --steps, not in --episodes")
+        settings_for(source, None, env, None, file, over)
+        return
+    if source not in ("random", "scripted"):
+        if not Path(source).exists():
+            near = difflib.get_close_matches(source, [*agents.names(), "random", "scripted"], n=2, cutoff=0.5)
+            hint = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else "name an online agent, a checkpoint, random or scripted"
+            )
+            raise UserError(f"there is no agent or checkpoint {source!r}; {hint}")
+        find_checkpoint(source)
+    if workers or ray_address:
+        raise UserError("workers act for an agent that learns, and this one does not: give --envs instead of --workers")
+    if steps is None and episodes is None:
+        raise UserError("collect needs --steps or --episodes")
+    registry.task(env)
+
+
+HISTORY = ("extended", "fingerprint")
+"""What ``config.yaml`` says of the run itself, and not of one that begins by it."""
+
+
+def settings_of(
+    folder: Path, agent_name: str | None, dataset: str | None, over: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a run to resume, and what changes its length or its schedule.
+
+    Raises:
+        UserError: the folder holds no run, its dataset is gone or another one, or something else is to be changed.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} holds no run to resume: it lacks config.yaml")
+    if not (folder / "last.ckpt").is_file() and any((folder / name).exists() for name in ("best.ckpt", "summary.json")):
+        raise UserError(f"{folder} holds no run to resume: its last.ckpt is gone")
+    settings = config.read(folder / "config.yaml")
+    settings.pop("versions", None)
+    if "collect" in settings:
+        raise UserError(f"{folder} is a collection: go on with `offlinerl collect` as before, with --resume")
+    if missing := {"fit", "agent", "train"} - set(settings):
+        raise UserError(f"{folder / 'config.yaml'} lacks its section {missing.pop()!r}; start the run again")
+    try:
+        settings["fit"] = _checked_about(dict(dataset=None, env=None, seeds=[0]) | settings["fit"])
+        outline = agents.outline(settings["fit"]["agent"])
+        settings = config.of_run(settings, outline)
+    except UserError as error:
+        raise UserError(f"{folder / 'config.yaml'}: {error}") from error
+    about, agent, train = (settings[section] for section in ("fit", "agent", "train"))
+    if agent_name not in (None, about["agent"]):
+        raise UserError(f"the run in {folder} has agent {about['agent']}, not {agent_name}; leave it out")
+    _place_of_dataset(folder, about, dataset)
+    given, asked = dict(over.get("train", {})), dict(over.get("agent", {}))
+    if "save_every" in given:
+        train |= config.typed({"save_every": given.pop("save_every")}, config.training_defaults(outline))
+    lengths = [name for name in ("steps", "updates", "online_steps") if train.get(name)]
+    longer = {name: given.pop(name) for name in lengths if given.get(name, train[name]) != train[name]}
+    given = {name: value for name, value in given.items() if value != train.get(name)}
+    decay = config.of_agent(settings).get("decay_steps")
+    changes = dict(longer)
+    if "decay_steps" in agent and "decay_steps" in asked:
+        changes["decay_steps"] = asked.pop("decay_steps")
+    elif longer and decay is not None:
+        agent["decay_steps"] = decay  # its schedule stays what it was
+    if given or asked:
+        name = next(iter([*given, *asked]))
+        flags = " or ".join(f"--{name.replace('_', '-')}" for name in lengths)
+        raise UserError(f"a resumed run keeps its settings, so {name} cannot be given; only {flags} may grow")
+    train |= longer
+    if "decay_steps" in changes:
+        agent |= config.typed({"decay_steps": changes["decay_steps"]}, config.parameters(outline))
+    return settings, changes
+
+
+def _place_of_dataset(folder: Path, about: dict[str, Any], given: str | None) -> None:
+    """Put the dataset's new place, if it is given, into a run's settings; whether it holds the same is seen when it is
+    read."""
+    known = about["dataset"]
+    if given is None or given == known:
+        if known is not None and Path(known).is_absolute() and not Path(known).exists():
+            raise UserError(f"the dataset {known} of the run in {folder} is gone; say with --dataset where it is now")
+        return
+    if known is None or "fingerprint" not in about:
+        raise UserError(f"the run in {folder} has --dataset {known}, not {given}; leave it out")
+    entry = registry.resolve(given, about["env"])
+    about["dataset"] = str(entry.path.resolve()) if entry.kind == "file" else given
+
+
+def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
+    """Tell a user who made a run longer what becomes of a schedule that was to end with it."""
+    decay = run.settings["agent"].get("decay_steps")
+    if decay is not None and "decay_steps" not in changes:
+        run.display.say(
+            f"the learning rate falls over {decay:,} updates as before and stays at its end; --agent.decay_steps"
+            " updates stretches it over the longer run"
+        )
+
+
+def run_of(settings: dict[str, Any], device: torch.device, folder: Path) -> Run:
+    """The run that those settings describe."""
+    from offlinerl.training.acting import FineTuning, OnlineRun
+    from offlinerl.training.loop import OfflineRun
+
+    if agents.outline(settings["fit"]["agent"]).online:
+        return OnlineRun(settings, device, folder)
+    return (FineTuning if settings["train"].get("online_steps") else OfflineRun)(settings, device, folder)

@@ -1,0 +1,118 @@
+"""Files and folders written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from offlinerl.types import UserError
+
+if TYPE_CHECKING:  # a list of datasets needs neither
+    pass
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when a file cannot grow."""
+
+
+@contextmanager
+def aside(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a hidden sibling of ``path``, to be written as a file or a folder, and renames it to ``path`` at
+    the end. If anything is raised before, Ctrl-C included, it is deleted and ``path`` is as it was.
+
+    Args:
+        path: what shall exist afterwards.
+        overwrite: replace what is there already.
+
+    Raises:
+        UserError: ``path`` exists and ``overwrite`` is not set, or the disk is full.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} already exists; delete it, choose another name or add --overwrite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        _replace(temporary, path)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise UserError(f"{path} was not written, because the disk is full: free some space") from error
+        raise
+    finally:
+        _delete(temporary)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves the old one or the new one."""
+    with aside(path, overwrite=True) as temporary:
+        temporary.write_text(text, "utf-8", "surrogateescape", newline="")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole. Numbers that JSON does not know, NaN and infinities, become null."""
+    write_whole(path, json.dumps(_with_null(content), indent=1, allow_nan=False))
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_null(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_null(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(value: Any) -> Any:
+    """What ``json`` shall write for a value it does not know.
+
+    Raises:
+        TypeError: nothing is known for it here either.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, set | frozenset | tuple):
+        return sorted(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} cannot be written into a dataset's metadata")
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Delete what a writer that was killed left beside ``folder/name``, which nobody may be writing now."""
+    for left in folder.glob(f".{name}.*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}(\.old)?", left.name):
+            _delete(left)
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Renames ``new`` to ``path``. A folder cannot be renamed onto another, so the old one steps back first,
+    and returns if the new one cannot take its place."""
+    if not path.is_dir():
+        os.replace(new, path)
+        return
+    old = new.with_name(new.name + ".old")
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    _delete(old)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

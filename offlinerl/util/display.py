@@ -1,0 +1,162 @@
+"""What a run shows while it goes on: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from offlinerl.envs.make import Pool
+    from offlinerl.evaluation.statistics import Evaluation
+
+UNITS = {"normalized": "normalised score", "minari": "score by Minari's references", "return": "return"}
+
+
+def console(error: bool = False) -> Console:
+    """Standard output or error; where that is no terminal, lines are neither coloured nor wrapped."""
+    file = sys.stderr if error else sys.stdout
+    return Console(file=file, soft_wrap=not file.isatty(), **PLAIN)
+
+
+PLAIN = dict(highlight=False, markup=False, emoji=False)
+"""For rich to print names of files as they are, with their brackets and colons."""
+
+MOST_PLACES = 9
+"""Decimal places that are ever shown."""
+
+
+def places(low: float | None, high: float | None = None) -> int:
+    """Decimal places with which to show scores: two digits of the width of their interval, or of a number alone, and
+    always one place."""
+    width = abs(high - low) if None not in (low, high) else 0
+    size = width or abs(low or 0)
+    if not size or not math.isfinite(size):
+        return 1
+    return min(max(1, 1 - math.floor(math.log10(size))), MOST_PLACES)
+
+
+def shown(value: float | None, decimals: int | None = None) -> str:
+    """A number with so many decimal places, by default as many as it needs by itself; "nan" for None."""
+    if value is None:
+        return "nan"
+    return f"{value:.{places(value) if decimals is None else decimals}f}"
+
+
+def listed(scores: Iterable[float | None], decimals: int) -> str:
+    return " ".join(shown(score, decimals) for score in scores)
+
+
+def between(interval: Sequence[float | None], decimals: int) -> str:
+    return " to ".join(shown(bound, decimals) for bound in interval)
+
+
+def table(to: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A titled table whose first column is text: framed on a terminal, aligned lines elsewhere."""
+    if to.is_terminal:
+        framed = Table(title=title, title_justify="left")
+        for i, column in enumerate(columns):
+            framed.add_column(column, justify="right" if i else "left")
+        for row in rows:
+            framed.add_row(*row)
+        to.print(framed)
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    to.print(title)
+    for row in (columns, *rows):
+        first, *others = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        to.print("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
+
+
+class Display:
+    """Messages, a bar and tables on standard output."""
+
+    def __init__(self) -> None:
+        self.console = console()
+        self.progress: Progress | None = None
+
+    def warn_of_endless(self, pool: Pool) -> None:
+        """Say that nothing may end an environment's episodes, if that is so."""
+        if pool.endless:
+            self.say(
+                f"{pool.name} has no time limit: an episode that does not end by itself goes on for ever; give"
+                " --max-episode-steps N to truncate it"
+            )
+
+    def say(self, message: str) -> None:
+        self.console.print(message)
+
+    @contextmanager
+    def bar(self, what: str, total: int, done: int = 0, unit: str = "updates") -> Iterator[None]:
+        """Show a bar until the ``with`` ends, if there is a terminal to show it on."""
+        columns = (
+            TextColumn(what), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.unit = unit
+        with self.progress:
+            self.bar_id = self.progress.add_task(what, total=total, completed=done, rate="", note="")
+            yield
+        self.progress = None
+
+    def advance(self, done: int, note: str = "") -> None:
+        """Show how much is done and, beside it, a note."""
+        if self.progress.disable:
+            return  # without a terminal this would be a good part of a small step's time
+        task = self.progress.tasks[0]
+        speed = f"{task.speed:,.0f} {self.unit}/s" if task.speed else ""
+        self.progress.update(self.bar_id, completed=done, rate=speed, note=note)
+
+    def evaluated(self, clock: str, time: int, result: Evaluation, score_kind: str) -> None:
+        decimals = places(*result.interval())
+        seeds = "" if len(result.per_seed) == 1 else "  seeds " + listed(result.per_seed, decimals)
+        self.say(f"{clock} {time:>9,}  {UNITS[score_kind]} {shown(result.mean, decimals)}{seeds}")
+
+    def summary(self, summary: dict[str, Any], folder: Path) -> None:
+        """The final table of a run."""
+        last, best, clock = summary["last"], summary["best"], summary["clock"]
+        unit = UNITS[summary["score_kind"]]
+        decimals = places(*last["ci95"])
+
+        def row(name: str, result: dict[str, Any]) -> tuple[str, ...]:
+            interval = between(result["ci95"], decimals) if "ci95" in result else ""
+            per_seed = listed(result["per_seed"], decimals)
+            return name, shown(result["mean"], decimals), interval, per_seed, str(result.get("episodes", ""))
+
+        rows = [row("last, the result", last), row(f"best, at {best[clock[:-1]]:,}", best)]
+        if offline := summary.get("offline"):
+            rows.append(row("before fine-tuning", offline))
+        if summary["dataset_score"] is not None:
+            rows.append(("the data's average episode", shown(summary["dataset_score"], decimals), "", "", ""))
+        title = f"{summary['agent']} on {summary['dataset'] or summary['env']}: {unit}"
+        table(self.console, title, ("policy", "mean", "95% interval", "per seed", "episodes"), rows)
+        self.say(
+            f"{summary[clock]:,} {clock} at {summary[f'{clock}_per_second']:,.0f}/s,"
+            f" {summary['seconds'] / 60:.1f} minutes in all; curves in {folder / 'curves.png'}, the policy in"
+            f" {folder / 'last.ckpt'}"
+        )
+
+    def evaluation(self, results: dict[str, Any]) -> None:
+        """The table of ``offlinerl evaluate``."""
+        decimals = places(*results["ci95"])
+        rows = [
+            (str(seed), shown(score, decimals), "", str(results["episodes"]))
+            for seed, score in zip(results["seeds"], results["per_seed"], strict=True)
+        ]
+        interval, count = between(results["ci95"], decimals), str(results["episodes"] * len(results["seeds"]))
+        rows.append(("all", shown(results["mean"], decimals), interval, count))
+        title = f"{results['env']}: {UNITS[results['score_kind']]}"
+        table(self.console, title, ("seed", "mean", "95% interval", "episodes"), rows)
+        success, mean_return = results["success"], shown(results["mean_return"], max(2, decimals))
+        self.say(
+            f"mean return {mean_return}, mean length {results['mean_length']:.0f} steps"
+            + (f", success in {success:.0%} of episodes" if success is not None else "")
+        )

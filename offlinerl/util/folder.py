@@ -1,0 +1,129 @@
+"""The files of a run's folder, other than its checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import offlinerl
+from offlinerl.types import UserError
+from offlinerl.util.atomic import aside, write_whole
+from offlinerl.util.errors import reading
+
+
+def require_free(folder: Path, instead: str) -> None:
+    """Raises a UserError, which says what to do instead, unless a run can begin in that folder."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:  # TensorBoard could not open it
+        raise UserError(
+            f"the name of the output folder {folder} is not UTF-8; name another --out, or set LC_ALL=C.UTF-8"
+        ) from error
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"the output folder {folder} exists; {instead}")
+
+
+def next_free(stem: Path) -> Path:
+    """The first of ``stem``, ``stem-2``, ``stem-3`` ... that does not exist."""
+    return next(path for path in numbered(stem) if not path.exists())
+
+
+def numbered(stem: Path) -> Iterator[Path]:
+    """``stem``, ``stem-2``, ``stem-3`` ..."""
+    yield stem
+    for number in itertools.count(2):
+        yield stem.with_name(f"{stem.name}-{number}")
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint a user means: a file, or the latest one in a run's folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "last.ckpt").is_file():
+            raise UserError(f"the folder {path} holds no checkpoint last.ckpt; name a checkpoint or a run's folder")
+        return path / "last.ckpt"
+    if not path.exists():
+        raise UserError(f"there is no checkpoint {path}")
+    return path
+
+
+def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
+    stated = yaml.safe_dump(dict(settings, versions=versions()), sort_keys=False)
+    about = "Everything needed to run this again, by: offlinerl fit --config config.yaml"
+    write_whole(folder / "config.yaml", f"# {about}\n{stated}")
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("torch", "lightning", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "numpy")
+    return dict(offlinerl=offlinerl.__version__, python=platform.python_version(), **{n: version(n) for n in names})
+
+
+def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows to a CSV file, with a header if it is new. Columns that it lacks, as one of an older version may, are
+    added to it."""
+    columns = list(rows[0])
+    if path.exists() and path.stat().st_size:
+        with path.open(newline="") as file:
+            table = csv.DictReader(file)
+            known = list(table.fieldnames or ())
+            earlier = [] if set(columns) <= set(known) else list(table)
+        if set(columns) <= set(known):
+            columns = known
+        else:
+            columns += [column for column in known if column not in columns]
+            write_whole(path, _text(columns, earlier))
+    else:
+        write_whole(path, _text(columns, []))
+    with path.open("a", newline="") as file:
+        file.write(_text(columns, rows, header=False))
+
+
+def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool = True) -> str:
+    """Rows as CSV; what is not known is not a number."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, restval="nan", extrasaction="ignore")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def trim(path: Path, clock: str, time: int, needed: Sequence[str] = ()) -> None:
+    """Drop the rows of a CSV file whose column ``clock`` is beyond ``time``; a resumed run writes them again.
+
+    Args:
+        path: a run's table, of numbers.
+        clock: a column.
+        time: the last one to keep.
+        needed: columns that it must have besides.
+
+    Raises:
+        UserError: it is another table.
+    """
+    if not path.exists() or not path.stat().st_size:  # killed between making the file and writing to it
+        return
+    with path.open(newline="") as file, reading(f"the table {path}", "delete it to go on without its rows"):
+        header, *rows = csv.reader(file)
+        rows = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+        kept = [row for row in rows if int(row[clock]) <= time]
+        for row in kept:  # what is drawn at the end
+            _ = [float(row[column]) for column in {"seed", *needed, *row}]
+    write_whole(path, "".join(",".join(row) + "\r\n" for row in [header, *(row.values() for row in kept)]))
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    with aside(target, overwrite=True) as temporary:
+        temporary.write_bytes(source.read_bytes())
