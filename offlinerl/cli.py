@@ -29,7 +29,7 @@ class WrongUsage(Exception):
 
 
 def fit(args: argparse.Namespace) -> int:
-    from offlinerl.training import job
+    from offlinerl import api
 
     train = {
         "updates": args.updates, "steps": args.steps, "online_steps": args.online_steps, "batch": args.batch,
@@ -49,7 +49,7 @@ def fit(args: argparse.Namespace) -> int:
             "--resume goes on with a run's own settings: leave out --out, --seeds, --config, --env, --obs-keys,"
             " --max-episode-steps and --action-range"
         )
-    job.fit(
+    api.fit(
         args.agent,
         args.dataset,
         env=args.env,
@@ -67,14 +67,14 @@ def fit(args: argparse.Namespace) -> int:
 
 
 def collect(args: argparse.Namespace) -> int:
-    from offlinerl.training import job
+    from offlinerl.training import request
 
     train = {
         "batch": args.batch, "eval_every": args.eval_every, "save_every": args.save_every, "compile": args.compile,
     }  # fmt: skip
     over = dict(train={key: value for key, value in train.items() if value is not None}, agent=args.settings)
     length = dict(steps=args.steps, episodes=args.episodes, workers=args.workers, ray_address=args.ray_address)
-    job.require_source(args.source, args.env, args.config, over, **length)
+    request.require_source(args.source, args.env, args.config, over, **length)
     from offlinerl.training import collection
 
     collection.collect(

@@ -21,8 +21,9 @@ from offlinerl.data.registry import Entry
 from offlinerl.data.validate import validate as find_faults
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make, specification
-from offlinerl.types import UserError
+from offlinerl.recipes import generate as recipes
 from offlinerl.util.atomic import aside
+from offlinerl.util.errors import UserError
 
 
 def show(name: str, png: Path | None = None, obs_keys: Sequence[str] | None = None) -> None:
@@ -81,8 +82,6 @@ def generate(
     Returns:
         The folder.
     """
-    from offlinerl.recipes import generate as recipes  # loads a simulator
-
     recipe = recipes.recipe(name)
     numbers = list(range(recipe["episodes"]) if episodes is None else episodes)
     path = Path(out) if out else registry.paths.cache("datasets", name)

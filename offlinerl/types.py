@@ -23,8 +23,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from offlinerl.util.errors import UserError as UserError
-
 if TYPE_CHECKING:  # it takes seconds to load, and much can be said to a user before
     from torch import Tensor
 
@@ -55,6 +53,17 @@ class WeightedBatch(NamedTuple):
     next_obs: Tensor  # [S, B, O]
     last: Tensor  # [S, B]
     weight: Tensor  # [S, B]  importance weight, at most 1
+
+
+class Transition(NamedTuple):
+    """One step of every environment, in numpy. ``next_obs`` is the true successor, also where an episode ends."""
+
+    obs: np.ndarray  # [S, E, O]
+    action: np.ndarray  # [S, E, A]  in units of [-1, 1]; a discrete one is its number
+    reward: np.ndarray  # [S, E]
+    terminated: np.ndarray  # [S, E] bool
+    next_obs: np.ndarray  # [S, E, O]
+    last: np.ndarray  # [S, E] bool, terminated or truncated
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from offlinerl.agents.bc import BC
 from offlinerl.agents.iql import IQL
 from offlinerl.agents.xql import XQL
 from offlinerl.learning import losses
-from offlinerl.types import Batch, UserError
+from offlinerl.types import Batch
+from offlinerl.util.errors import UserError
 
 SMALL = dict(hidden=(16, 16))
 VARIANTS = {

@@ -16,7 +16,8 @@ from offlinerl.agents.xql import XQL
 from offlinerl.experience.sources import OfflineData
 from offlinerl.learning.compile import capture
 from offlinerl.training.config import parameters
-from offlinerl.types import Spec, UserError
+from offlinerl.types import Spec
+from offlinerl.util.errors import UserError
 
 SETTINGS = dict(hidden=(16, 16), dropout=0.1, decay_steps=40)
 

@@ -12,7 +12,7 @@ import pendulum
 import pytest
 
 from offlinerl.cli import main
-from offlinerl.data.episode_log import EPISODES, Journal
+from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.load import load
 
 AGENT = ("--env", "Pendulum-v1", "--compile", "false", "--batch", 16, "--agent.hidden", "[16,16]")

@@ -12,7 +12,7 @@ from gymnasium.utils.env_checker import check_env
 
 from offlinerl.envs import control
 from offlinerl.envs.make import make, spec_of
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 CHEETAH = "dm_control/cheetah-run-v0"
 

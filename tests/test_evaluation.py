@@ -10,7 +10,8 @@ from offlinerl.envs.make import Pool, make, spec_of
 from offlinerl.evaluation.evaluate import evaluate
 from offlinerl.evaluation.statistics import bootstrap
 from offlinerl.evaluation.task import Task
-from offlinerl.types import Spec, UserError
+from offlinerl.types import Spec
+from offlinerl.util.errors import UserError
 
 SPEC = Spec(2, 1, (-1.0,), (1.0,))
 

@@ -20,7 +20,8 @@ import torch
 import yaml
 
 from offlinerl.cli import main
-from offlinerl.data.episode_log import EPISODES, Journal, write_collection
+from offlinerl.data.episode_log import write_collection
+from offlinerl.data.journal import EPISODES, Journal
 
 CASES = int(os.environ.get("FUZZ_CASES", 200))
 SECONDS = 60

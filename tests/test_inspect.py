@@ -10,7 +10,7 @@ from offlinerl.data.describe import describe, plot
 from offlinerl.data.load import load
 from offlinerl.data.registry import Entry
 from offlinerl.data.validate import validate
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 LENGTH, EPISODES = 50, 60
 ROWS = LENGTH * EPISODES

@@ -18,11 +18,12 @@ import pytest
 from offlinerl import dataset_commands
 from offlinerl.data import registry, validate
 from offlinerl.data.episode import Episode
-from offlinerl.data.episode_log import COLLECTION, EPISODES, Journal, check_target, seal, write_collection
+from offlinerl.data.episode_log import check_target, seal, write_collection
+from offlinerl.data.journal import COLLECTION, EPISODES, Journal
 from offlinerl.data.load import load
 from offlinerl.data.minari_reader import load_minari
 from offlinerl.data.minari_writer import write_minari
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 ID = "test/cartpole-v0"
 ENV = gymnasium.spec("CartPole-v1")

@@ -12,7 +12,7 @@ import pytest
 from offlinerl.envs.kitchen import ENV_ID, TASKS, Kitchen, register
 from offlinerl.recipes import generate
 from offlinerl.recipes.demonstrator import KitchenDemonstrator
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 from offlinerl.util.paths import share
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "kitchen-complete-v0.hdf5"

@@ -19,7 +19,7 @@ from offlinerl.data.episode import Episode
 from offlinerl.data.load import load
 from offlinerl.data.minari_reader import load_minari
 from offlinerl.data.minari_writer import write_minari
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 FEW = ["--updates=4", "--eval-every=4", "--eval-episodes=1", "--final-episodes=1", "--compile=false", "--batch=8"]

@@ -18,7 +18,8 @@ from offlinerl.data.load import load
 from offlinerl.envs import checks
 from offlinerl.envs.make import Pool, make, native_action, spec_of
 from offlinerl.evaluation.video import frames_per_second
-from offlinerl.types import Spec, UserError
+from offlinerl.types import Spec
+from offlinerl.util.errors import UserError
 
 FEW = ("--compile", "false", "--batch", 8, "--agent.hidden", "[8]", "--eval-episodes", 1, "--final-episodes", 1)
 FEW = (*FEW, "--eval-every", 20)

@@ -17,7 +17,8 @@ from offlinerl.experience.sources import ReplayData
 from offlinerl.learning.rng import generator
 from offlinerl.nn.actors import SquashedGaussianActor
 from offlinerl.rollout.collector import Interaction
-from offlinerl.types import Batch, Spec, UserError
+from offlinerl.types import Batch, Spec
+from offlinerl.util.errors import UserError
 
 SMALL = dict(hidden=(16, 16))
 VARIANTS = {

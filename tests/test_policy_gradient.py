@@ -28,7 +28,8 @@ from offlinerl.learning.rng import Streams, generator
 from offlinerl.nn.actors import CategoricalPolicy, GaussianPolicy
 from offlinerl.nn.normalize import RunningNorm
 from offlinerl.rollout.collector import Interaction
-from offlinerl.types import Batch, Spec, UserError
+from offlinerl.types import Batch, Spec
+from offlinerl.util.errors import UserError
 
 SMALL = dict(hidden=(16, 16), normalize_obs=True, normalize_reward=True)
 VARIANTS = {

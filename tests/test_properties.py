@@ -21,11 +21,12 @@ from offlinerl import dataset_commands
 from offlinerl.data.d4rl import CUT, END, TERMINAL, load_hdf5
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
-from offlinerl.data.episode_log import EPISODES, Journal, write_collection
+from offlinerl.data.episode_log import write_collection
+from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.load import load
 from offlinerl.data.minari_reader import load_minari
 from offlinerl.data.minari_writer import write_minari
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 GAMMA = 0.9
 ID = "test/random-v0"

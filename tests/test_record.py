@@ -12,8 +12,8 @@ from offlinerl.data import minari_writer
 from offlinerl.data.episode import Episode
 from offlinerl.data.minari_reader import load_minari
 from offlinerl.data.minari_writer import write_minari
-from offlinerl.types import UserError
 from offlinerl.util.atomic import aside
+from offlinerl.util.errors import UserError
 
 BOX = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
 

@@ -14,7 +14,7 @@ from offlinerl.data.d4rl import load_hdf5
 from offlinerl.data.load import load
 from offlinerl.data.minari_reader import load_minari
 from offlinerl.data.registry import Entry, normalized_score, resolve
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from offlinerl.experience.ring import Priorities, Replay, Transition
+from offlinerl.experience.priorities import Priorities
+from offlinerl.experience.ring import Replay
 from offlinerl.learning.rng import Streams
-from offlinerl.types import Spec, WeightedBatch
+from offlinerl.types import Spec, Transition, WeightedBatch
 
 SPEC = Spec(1, 1, (-1.0,), (1.0,))
 GAMMA = 0.9

@@ -15,7 +15,7 @@ from offlinerl.data.load import load
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 ACTION = Box(-1, 1, (2,), np.float32)
 SPACES = {

@@ -12,7 +12,7 @@ from offlinerl import tabular
 from offlinerl.envs.finite import FINITE_ID, GRID_ID, Finite, kwargs_of
 from offlinerl.envs.make import make, spec_of, specification
 from offlinerl.learning import losses
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 BETAS = [0.5, 1.0, 3.0]
 

@@ -17,13 +17,13 @@ import torch
 from offlinerl import agents
 from offlinerl.agents.checkpoint import read
 from offlinerl.cli import main
-from offlinerl.data.episode_log import EPISODES, Journal
+from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.envs.make import make, spec_of
 from offlinerl.rollout.actor_pool import DEATHS, Crew, InProcess, Lost, one_thread
 from offlinerl.rollout.collector import Interaction
 from offlinerl.rollout.ray_backend import OnRay
-from offlinerl.training import acting, config, job
-from offlinerl.types import UserError
+from offlinerl.training import acting, config, request
+from offlinerl.util.errors import UserError
 
 COUNTING = {"spec": gym.envs.registration.EnvSpec("test/Counting-v0", "counting:Counting").to_json()}
 SEEDS, LANES = (3, 1), range(4)
@@ -262,7 +262,7 @@ def test_environments_are_divided_evenly():
 
 def test_settings_for_workers(monkeypatch):
     def settings(agent="td3", env="Pendulum-v1", **train):
-        found = job.settings_for(agent, None, env, [0], None, dict(train=train))[0]["train"]
+        found = request.settings_for(agent, None, env, [0], None, dict(train=train))[0]["train"]
         return found["envs"], found["block"]
 
     assert settings() == (1, 1)

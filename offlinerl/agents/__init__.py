@@ -16,7 +16,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 if TYPE_CHECKING:
     from offlinerl.agents.base import Agent
@@ -51,15 +51,9 @@ def get(name: str) -> type[Agent]:
     Raises:
         UserError: there is none; the message names the nearest ones.
     """
-    from offlinerl.agents.base import Agent
-
     require(name)
-    module = importlib.import_module(f"{__name__}.{name}")
-    return next(
-        thing
-        for thing in vars(module).values()
-        if isinstance(thing, type) and issubclass(thing, Agent) and thing.__module__ == module.__name__
-    )
+    module = f"{__name__}.{name}"
+    return getattr(importlib.import_module(module), _defined(module))
 
 
 def outline(name: str) -> Outline:
@@ -70,7 +64,7 @@ def outline(name: str) -> Outline:
     """
     require(name)
     module = f"{__name__}.{name}"
-    found = next(facts for defined in _source(module)[0] if (facts := _facts(module, defined)) is not None)
+    found = _facts(module, _defined(module))
     return Outline(**{field: found[field] for field in Outline.__dataclass_fields__})
 
 
@@ -91,6 +85,11 @@ def _source(module: str) -> tuple[dict[str, ast.ClassDef], dict[str, str]]:
         alias.name: node.module for node in body if isinstance(node, ast.ImportFrom) for alias in node.names
     }  # fmt: skip
     return {node.name: node for node in body if isinstance(node, ast.ClassDef)}, imported
+
+
+def _defined(module: str) -> str:
+    """The agent class that an algorithm's file defines, by name."""
+    return next(name for name in _source(module)[0] if _facts(module, name) is not None)
 
 
 def _facts(module: str, name: str) -> dict[str, Any] | None:

@@ -18,7 +18,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from offlinerl.learning.compile import Step, capture, signature
 from offlinerl.learning.optim import Adam, clip_norm
 from offlinerl.learning.rng import Lanes, Streams, generator
-from offlinerl.types import Batch, Metrics, Spec, UserError, WeightedBatch
+from offlinerl.types import Batch, Metrics, Spec, WeightedBatch
+from offlinerl.util.errors import UserError
 
 torch.serialization.add_safe_globals([Spec])  # checkpoints hold one and are read with weights_only=True
 

@@ -14,9 +14,8 @@ import torch
 
 from offlinerl import agents
 from offlinerl.agents.base import Agent
-from offlinerl.types import UserError
 from offlinerl.util.atomic import aside
-from offlinerl.util.errors import UNSOUND
+from offlinerl.util.errors import UNSOUND, UserError
 from offlinerl.util.folder import find_checkpoint
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from offlinerl.agents.policy_gradient import PolicyGradient, Sample
 from offlinerl.learning import losses
-from offlinerl.types import Batch, Metrics, Spec, UserError
+from offlinerl.types import Batch, Metrics, Spec
+from offlinerl.util.errors import UserError
 
 
 class REINFORCE(PolicyGradient):

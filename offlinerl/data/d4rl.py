@@ -15,8 +15,8 @@ from offlinerl.data.dataset import BLOCK, Dataset, _allocate, _check_finite
 from offlinerl.data.load import Mode
 from offlinerl.data.minari_reader import _as_flags, _checked_actions
 from offlinerl.envs import spaces
-from offlinerl.types import UserError
-from offlinerl.util.errors import reading
+from offlinerl.envs.make import make
+from offlinerl.util.errors import UserError, reading
 
 JUMP = 2.0
 """Metres an AntMaze ant cannot cover in one step of 0.1 s; resets cover more, unless a timeout marks them."""
@@ -290,8 +290,6 @@ def _spaces_of(file: h5py.File, env: Mapping[str, Any] | None) -> tuple[gymnasiu
 
     if env is None or not (may_be_choices("observations") or may_be_choices("actions")):
         return None, None
-    from offlinerl.envs.make import make  # here, for most files need no environment
-
     made = make(env, flat=False)
     try:
         observation_space, action_space = made.observation_space, made.action_space

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from offlinerl.data.minari_reader import _is_pixels
-from offlinerl.types import Batch, UserError
+from offlinerl.types import Batch
+from offlinerl.util.errors import UserError
 
 BLOCK = 1 << 16
 """Rows read or checked at a time, so that loading takes little more memory than the table itself."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.registry import Entry
-from offlinerl.evaluation.plots import literal
+from offlinerl.util.figures import literal
 
 QUANTILES = (0, 25, 50, 75, 100)
 

@@ -16,8 +16,7 @@ from offlinerl.data.minari_reader import _installed, _parts, load_minari
 from offlinerl.data.registry import Entry, minari_metadata
 from offlinerl.data.rewards import with_reward
 from offlinerl.envs import spaces
-from offlinerl.types import UserError
-from offlinerl.util.errors import reading
+from offlinerl.util.errors import UserError, reading
 
 Mode = Literal["lossless", "d4rl"]
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from offlinerl.data.d4rl import open_hdf5
 from offlinerl.data.dataset import Dataset, _allocate, _check_finite
+from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.registry import minari_metadata, minari_root
 from offlinerl.envs import spaces
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 
 def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | None = None) -> Dataset:
@@ -201,8 +202,6 @@ def _minari_episodes(folder: Path, parts: _Parts) -> Iterator[_Raw]:
 
 
 def _journal_episodes(folder: Path, parts: _Parts) -> Iterator[_Raw]:
-    from offlinerl.data.episode_log import EPISODES, Journal  # here, because it imports this module
-
     with Journal(folder / EPISODES, write=False) as journal:
         yield from _columns(journal, parts)
 

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from offlinerl.data.journal import EPISODES, Journal
+from offlinerl.envs.make import steps_allowed, with_limits
 from offlinerl.util import paths
 from offlinerl.util.atomic import DISK_FULL, aside
 from offlinerl.util.errors import UserError, reading
@@ -102,8 +104,6 @@ class Entry:
     @property
     def steps_allowed(self) -> int | None:
         """Steps of the longest episode that its environment allows; None if nothing says so."""
-        from offlinerl.envs.make import steps_allowed  # here, for listing datasets needs no environments
-
         asked = (self.env or {}).get("max_episode_steps")
         return asked or self.max_episode_steps or (steps_allowed(self.env) if self.env else None)
 
@@ -206,8 +206,6 @@ def task(env: str, obs_keys: Sequence[str] | None = None) -> Entry:
 
 def limited(entry: Entry, limits: Mapping[str, Any]) -> Entry:
     """The entry whose environment has the ``max_episode_steps`` and ``action_range`` that ``limits`` has, if any."""
-    from offlinerl.envs.make import with_limits  # here, for listing datasets needs no environments
-
     return entry if entry.env is None else dataclasses.replace(entry, env=with_limits(entry.env, limits))
 
 
@@ -307,8 +305,6 @@ def minari_metadata(folder: Path) -> dict[str, Any]:
     try:
         metadata = json.loads(path.read_text("utf-8"))
         if collection:
-            from offlinerl.data.episode_log import EPISODES, Journal  # here, because it imports this module
-
             with Journal(folder / EPISODES, write=False) as journal:
                 metadata |= dict(total_episodes=len(journal), total_steps=journal.steps)
         for key in ("env_spec", "eval_env_spec"):

@@ -9,7 +9,7 @@ import numpy as np
 
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.registry import Entry
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 
 def _as_is(dataset: Dataset) -> np.ndarray:

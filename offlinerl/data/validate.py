@@ -13,8 +13,8 @@ import numpy as np
 from offlinerl.data import d4rl, dataset, load, minari_reader, registry
 from offlinerl.data.registry import Entry
 from offlinerl.envs import spaces
-from offlinerl.types import UserError
-from offlinerl.util.errors import reading
+from offlinerl.envs.make import make
+from offlinerl.util.errors import UserError, reading
 
 
 class Finding(NamedTuple):
@@ -111,8 +111,6 @@ class _Environment(NamedTuple):
 
 def _environment(entry: Entry) -> _Environment | None:
     """The environment of a dataset, None if it is not known or cannot be made on this machine."""
-    from offlinerl.envs.make import make  # here, for looking at data needs no environment
-
     try:
         made = entry.env and make(entry.env, flat=False)
     except UserError:

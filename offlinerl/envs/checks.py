@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from offlinerl.envs import spaces
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 Step = tuple[np.ndarray, float, bool, bool, Mapping[str, Any]]
 

@@ -19,7 +19,8 @@ import numpy as np
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl.envs import checks, robotics, spaces
-from offlinerl.types import Spec, UserError
+from offlinerl.types import Spec
+from offlinerl.util.errors import UserError
 
 
 def make(

@@ -19,10 +19,11 @@ from offlinerl.evaluation.statistics import Evaluation
 from offlinerl.evaluation.task import Task, task_named
 from offlinerl.evaluation.video import record_videos
 from offlinerl.rollout.collector import require_finite
-from offlinerl.types import Spec, UserError
+from offlinerl.types import Spec
 from offlinerl.util.atomic import write_json
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
+from offlinerl.util.errors import UserError
 from offlinerl.util.folder import find_checkpoint
 
 
@@ -167,7 +168,8 @@ def evaluate_checkpoint(
         task, env=with_limits(task.env, limits or {}), obs_keys=task.obs_keys or (agent.task or {}).get("obs_keys")
     )
     pool = make_pool(task, len(agent.seeds), episodes)
-    display.warn_of_endless(pool)
+    if pool.endless:
+        display.warn_of_endless(pool.name)
     try:
         with display.bar("evaluating", episodes * len(agent.seeds), unit="episodes"):
             done = 0

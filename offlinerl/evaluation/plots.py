@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from offlinerl.types import UserError
 from offlinerl.util.atomic import aside
 from offlinerl.util.display import UNITS, places, shown
+from offlinerl.util.errors import UserError
+from offlinerl.util.figures import literal
 
 DRAWN = ("value_loss", "critic_loss", "q_loss", "actor_loss", "effective_episodes")
 """Metrics of a run that are drawn beside its score."""
@@ -57,13 +58,6 @@ def shortened(count: float) -> str:
         if count >= unit:
             return f"{count / unit:g}{sign}"
     return f"{count:g}"
-
-
-def literal(text: str) -> str:
-    """A text for matplotlib to draw as it is: with its dollars, which would begin a formula, with a question mark for
-    what is no character, and not hidden because it begins with an underscore."""
-    text = text.encode("utf-8", "replace").decode().replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text
 
 
 def curves(runs: Sequence[Path], path: Path) -> Path:

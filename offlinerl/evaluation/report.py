@@ -14,10 +14,9 @@ import numpy as np
 
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.statistics import bootstrap
-from offlinerl.types import UserError
 from offlinerl.util.atomic import write_whole
 from offlinerl.util.display import UNITS, between, console, listed, places, shown, table
-from offlinerl.util.errors import reading
+from offlinerl.util.errors import UserError, reading
 from offlinerl.util.folder import numbered
 
 COLUMNS = ("run", "agent", "seeds", "length", "mean", "95% interval", "per seed", "best evaluation")

@@ -14,7 +14,7 @@ from offlinerl.agents.base import Agent
 from offlinerl.envs.checks import described
 from offlinerl.envs.make import make, native_action
 from offlinerl.evaluation.task import Task
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 
 def record_videos(agent: Agent, task: Task, seed: int, folder: Path) -> None:

@@ -14,7 +14,8 @@ from offlinerl.agents.base import Agent
 from offlinerl.experience.ring import Replay
 from offlinerl.learning.rng import Streams
 from offlinerl.rollout.collector import Interaction
-from offlinerl.types import Batch, Spec, UserError, WeightedBatch
+from offlinerl.types import Batch, Spec, WeightedBatch
+from offlinerl.util.errors import UserError
 
 ACTION_MARGIN = 1e-5
 """Actions are clipped this far inside their bounds, as in the reference IQL and XQL."""

@@ -17,7 +17,7 @@ from offlinerl.data.episode import Episode
 from offlinerl.envs import kitchen
 from offlinerl.envs.make import make
 from offlinerl.recipes.demonstrator import KITCHEN, KitchenDemonstrator
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 from offlinerl.util.paths import share
 
 Recipe = Mapping[str, Any]

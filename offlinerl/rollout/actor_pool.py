@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_map
 from offlinerl.agents.base import Agent
 from offlinerl.data.episode import Episode
 from offlinerl.envs.make import make, spec_of
-from offlinerl.experience.ring import Transition
 from offlinerl.rollout.collector import RECENT, Interaction
-from offlinerl.types import UserError
+from offlinerl.types import Transition
+from offlinerl.util.errors import UserError
 
 DEATHS = 3
 """Deaths of a worker over the same order after which it is not replaced any more."""

@@ -13,9 +13,9 @@ import torch
 from offlinerl.agents.base import Agent
 from offlinerl.data.episode import Episode
 from offlinerl.envs.make import Pool, native_action
-from offlinerl.experience.ring import Transition
 from offlinerl.learning.rng import Lanes
-from offlinerl.types import UserError
+from offlinerl.types import Transition
+from offlinerl.util.errors import UserError
 
 RECENT = 100
 """Finished episodes whose mean return is shown."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from offlinerl.rollout.actor_pool import Delivery, Lost, Worker
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 
 class OnRay:

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from offlinerl import agents
 from offlinerl.data import registry, rewards
 from offlinerl.evaluation.evaluate import make_pool
 from offlinerl.evaluation.statistics import Evaluation
@@ -22,10 +23,9 @@ from offlinerl.rollout.collector import Interaction, mean_of
 from offlinerl.rollout.ray_backend import OnRay
 from offlinerl.training import config
 from offlinerl.training.loop import OfflineRun, Run
-from offlinerl.types import UserError
 from offlinerl.util.atomic import aside
 from offlinerl.util.display import shown
-from offlinerl.util.errors import UNSOUND
+from offlinerl.util.errors import UNSOUND, UserError
 
 
 class ActingRun(Run):
@@ -231,3 +231,10 @@ class FineTuning(ActingRun, OfflineRun):
                 f" {self.agent.steps:,} environment steps, so --updates cannot change any more; give --online-steps a"
                 " larger number"
             )
+
+
+def run_of(settings: dict[str, Any], device: torch.device, folder: Path) -> Run:
+    """The run that those settings describe."""
+    if agents.outline(settings["fit"]["agent"]).online:
+        return OnlineRun(settings, device, folder)
+    return (FineTuning if settings["train"].get("online_steps") else OfflineRun)(settings, device, folder)

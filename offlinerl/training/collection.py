@@ -18,24 +18,23 @@ from torch import Tensor
 from offlinerl import agents
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
-from offlinerl.data import episode_log as journals
-from offlinerl.data import registry
+from offlinerl.data import episode_log, journal, registry
 from offlinerl.data.episode import Episode
-from offlinerl.data.episode_log import EPISODES, Journal
+from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.envs.make import make, specification
 from offlinerl.evaluation.evaluate import check_spec, evaluate
 from offlinerl.evaluation.task import Task
 from offlinerl.learning.exploration import epsilon_greedy
 from offlinerl.learning.rng import Lanes
+from offlinerl.recipes.generate import demonstration
 from offlinerl.rollout.collector import Interaction, mean_of
 from offlinerl.training.acting import OnlineRun
 from offlinerl.training.config import read
-from offlinerl.training.job import require_source, settings_for
-from offlinerl.types import UserError
+from offlinerl.training.request import require_source, settings_for
 from offlinerl.util.atomic import sweep
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display, shown
-from offlinerl.util.errors import reading
+from offlinerl.util.errors import UserError, reading
 from offlinerl.util.folder import find_checkpoint, numbered, require_free, versions, write_config
 from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
 from offlinerl.util.threads import set_threads
@@ -79,7 +78,7 @@ def collect(
             range; of discrete actions, the share that is random.
         seed: decides everything.
         envs: environments side by side.
-        file: settings of the agent; see ``offlinerl.training.job.fit``.
+        file: settings of the agent; see ``offlinerl.api.fit``.
         over: settings that win over the file's.
         device: "auto", "cpu" or "cuda".
         out: the folder to work in; by default ``runs/<dataset id>``.
@@ -200,7 +199,7 @@ class Collection:
         Raises:
             UserError: it belongs to another dataset, or another process writes it.
         """
-        folder, stated = self.folder, self.folder / journals.COLLECTION
+        folder, stated = self.folder, self.folder / journal.COLLECTION
         with Journal(folder / EPISODES) as self.journal:
             sweep(folder)  # a process that was killed may have been writing
             fresh = dict(agent=self.metadata["provenance"]["agent"], seed=self.metadata["seed"], **self.about)
@@ -215,7 +214,7 @@ class Collection:
                             " before, or another --out"
                         )
             else:
-                journals.write_collection(folder, **self.about, metadata=self.metadata)
+                episode_log.write_collection(folder, **self.about, metadata=self.metadata)
             if len(self.journal):
                 self.display.say(f"{len(self.journal)} episodes, {self.journal.steps:,} steps are there already")
             try:
@@ -231,7 +230,8 @@ class Collection:
         """Let a policy that does not learn, or chance, act until there are so many steps or episodes."""
         seeds = policy.seeds if policy else (self.metadata["seed"],)
         interaction = Interaction(self.task.env, seeds, range(envs), self.task.obs_keys, self.first)
-        self.display.warn_of_endless(interaction.pool)
+        if interaction.pool.endless:
+            self.display.warn_of_endless(interaction.pool.name)
         if policy:
             policy.explore_in(interaction.lanes)
             check_spec(policy.agent, interaction.pool)
@@ -281,8 +281,6 @@ class Collection:
 
     def demonstrate(self, noise: float, steps: int | None, episodes: int | None) -> None:
         """Let the script that knows the task act until there are so many steps or episodes."""
-        from offlinerl.recipes.generate import demonstration
-
         unit, total = ("steps", steps) if steps is not None else ("episodes", episodes)
 
         def done() -> int:
@@ -315,7 +313,7 @@ class Collection:
     def seal(self) -> Path:
         """Write the dataset and delete what it was made of."""
         with Journal(self.folder / EPISODES) as journal:
-            journals.seal(
+            episode_log.seal(
                 journal, self.target, **self.about, metadata=self.metadata | self.references, append=self.append
             )
             self.display.say(
@@ -327,7 +325,7 @@ class Collection:
 
     def clear(self) -> None:
         """Delete the journal, and the folder if nothing else is in it."""
-        for name in (journals.COLLECTION, EPISODES):
+        for name in (journal.COLLECTION, EPISODES):
             (self.folder / name).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
@@ -491,13 +489,13 @@ def target_of(dataset_id: str, unfinished: bool, append: bool, source: str, task
     """
     if unfinished and (registry.minari_root() / dataset_id).exists():
         return registry.minari_root() / dataset_id  # sealing it again changes nothing, or says what is wrong
-    return journals.check_target(dataset_id, append, described(source), env_spec(task))
+    return episode_log.check_target(dataset_id, append, described(source), env_spec(task))
 
 
 def first_episode(folder: Path, target: Path) -> int:
     """The number of the first episode to collect: as many as the dataset had when the collection in the folder was
     begun, for no environment has come further."""
-    if (folder / journals.COLLECTION).is_file():
+    if (folder / journal.COLLECTION).is_file():
         return registry.minari_metadata(folder).get("provenance", {}).get("first", 0)
     return int(registry.minari_metadata(target / "data")["total_episodes"]) if target.exists() else 0
 

@@ -13,8 +13,8 @@ import yaml
 
 from offlinerl.agents import Outline
 from offlinerl.data.registry import Entry
-from offlinerl.types import UserError
 from offlinerl.util import paths
+from offlinerl.util.errors import UserError
 
 if TYPE_CHECKING:
     from offlinerl.agents.base import Agent
@@ -40,8 +40,9 @@ ONLINE = dict(
     steps_per_update=1, warm_up=1_000, capacity=1_000_000, prioritized=False, priority_alpha=0.6, priority_beta=0.4,
     workers=0, save_every=SAVE_EVERY,
 )  # fmt: skip
-"""Settings of a training by acting; see ``offlinerl.experience.sources.ReplayData`` and ``offlinerl.experience.ring.Replay``.
-``workers`` are processes that act, see ``offlinerl.data.workers``; 0 is this one alone."""
+"""Settings of a training by acting; see ``offlinerl.experience.sources.ReplayData`` and
+``offlinerl.experience.ring.Replay``. ``workers`` are processes that act, see
+``offlinerl.rollout.actor_pool``; 0 is this one alone."""
 
 ON_POLICY = dict(
     steps=1_000_000, batch=2_048, eval_every=20_000, eval_episodes=10, final_episodes=20, compile="auto", envs=1,

@@ -39,10 +39,9 @@ from offlinerl.experience.sources import (
     entries_outside,
 )
 from offlinerl.training import config
-from offlinerl.types import UserError
 from offlinerl.util.atomic import sweep, write_json
 from offlinerl.util.display import Display, shown
-from offlinerl.util.errors import reading
+from offlinerl.util.errors import UserError, reading
 from offlinerl.util.folder import append, copy_whole, trim, versions
 from offlinerl.util.interrupt import AtOnce, Interrupted, Stop, on_interrupt
 
@@ -159,7 +158,8 @@ class Run(L.Callback):
     def train(self) -> dict[str, Any]:
         """Train to the end, evaluate the last policy and write the results."""
         seeds = ", ".join(map(str, self.agent.seeds))
-        self.display.warn_of_endless(self.pool)
+        if self.pool.endless:
+            self.display.warn_of_endless(self.pool.name)
         self.display.say(
             f"{self.about['agent']} on {self.agent.device.type}, seeds {seeds}: {self.clock}s {self.now:,} to"
             f" {self.end:,}, into {self.folder}"
@@ -357,7 +357,8 @@ class Run(L.Callback):
         append(self.folder / "evaluations.csv", rows)
         if self.logger is not None:
             self.logger.log_metrics({"evaluation/score": result.mean}, self.now)
-        self.display.evaluated(self.clock, self.now, result, self.task.score_kind)
+        when = f"{self.clock} {self.now:>9,}"
+        self.display.evaluated(when, self.task.score_kind, result.mean, result.per_seed, result.interval())
 
     def state_dict(self) -> dict[str, Any]:
         total = self.seconds["total"] + time.perf_counter() - self.began

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 if TYPE_CHECKING:  # a list of datasets needs neither
     pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from offlinerl.types import UserError
+from offlinerl.util.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:

@@ -7,15 +7,11 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-
-if TYPE_CHECKING:
-    from offlinerl.envs.make import Pool
-    from offlinerl.evaluation.statistics import Evaluation
 
 UNITS = {"normalized": "normalised score", "minari": "score by Minari's references", "return": "return"}
 
@@ -82,13 +78,12 @@ class Display:
         self.console = console()
         self.progress: Progress | None = None
 
-    def warn_of_endless(self, pool: Pool) -> None:
-        """Say that nothing may end an environment's episodes, if that is so."""
-        if pool.endless:
-            self.say(
-                f"{pool.name} has no time limit: an episode that does not end by itself goes on for ever; give"
-                " --max-episode-steps N to truncate it"
-            )
+    def warn_of_endless(self, env: str) -> None:
+        """Say that nothing may end an environment's episodes."""
+        self.say(
+            f"{env} has no time limit: an episode that does not end by itself goes on for ever; give"
+            " --max-episode-steps N to truncate it"
+        )
 
     def say(self, message: str) -> None:
         self.console.print(message)
@@ -115,10 +110,13 @@ class Display:
         speed = f"{task.speed:,.0f} {self.unit}/s" if task.speed else ""
         self.progress.update(self.bar_id, completed=done, rate=speed, note=note)
 
-    def evaluated(self, clock: str, time: int, result: Evaluation, score_kind: str) -> None:
-        decimals = places(*result.interval())
-        seeds = "" if len(result.per_seed) == 1 else "  seeds " + listed(result.per_seed, decimals)
-        self.say(f"{clock} {time:>9,}  {UNITS[score_kind]} {shown(result.mean, decimals)}{seeds}")
+    def evaluated(
+        self, when: str, kind: str, mean: float, per_seed: Sequence[float], interval: tuple[float, float]
+    ) -> None:
+        """A line of an evaluation on the way."""
+        decimals = places(*interval)
+        seeds = "" if len(per_seed) == 1 else "  seeds " + listed(per_seed, decimals)
+        self.say(f"{when}  {UNITS[kind]} {shown(mean, decimals)}{seeds}")
 
     def summary(self, summary: dict[str, Any], folder: Path) -> None:
         """The final table of a run."""

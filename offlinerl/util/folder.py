@@ -13,9 +13,8 @@ from typing import Any
 import yaml
 
 import offlinerl
-from offlinerl.types import UserError
 from offlinerl.util.atomic import aside, write_whole
-from offlinerl.util.errors import reading
+from offlinerl.util.errors import UserError, reading
 
 
 def require_free(folder: Path, instead: str) -> None:

@@ -29,9 +29,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from offlinerl import benchmark
+from offlinerl.api import fit
 from offlinerl.evaluation.report import report
 from offlinerl.evaluation.statistics import bootstrap
-from offlinerl.training.job import fit
 from offlinerl.util.folder import append
 
 warnings.filterwarnings("ignore")

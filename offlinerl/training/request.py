@@ -1,4 +1,4 @@
-"""Training: what ``offlinerl fit`` does. A run is a folder; everything in it can be read, compared and resumed."""
+"""What a user asks for, checked before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -11,85 +11,11 @@ from typing import TYPE_CHECKING, Any
 from offlinerl import agents
 from offlinerl.data import registry
 from offlinerl.training import config
-from offlinerl.types import UserError
-from offlinerl.util.folder import find_checkpoint, next_free, require_free, write_config
+from offlinerl.util.errors import UserError
+from offlinerl.util.folder import find_checkpoint
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
-    import torch
-
-    from offlinerl.training.loop import Run
-
-
-def fit(
-    agent_name: str | None = None,
-    dataset: str | None = None,
-    *,
-    env: str | None = None,
-    seeds: Sequence[int] | None = None,
-    file: Path | None = None,
-    over: Mapping[str, Any] | None = None,
-    device: str = "auto",
-    out: Path | None = None,
-    resume: Path | None = None,
-    threads: int | None = None,
-    obs_keys: Sequence[str] | None = None,
-    limits: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
-
-    Args:
-        agent_name: one of ``offlinerl.agents.names()``.
-        dataset: a name, a Minari id or a file; see ``offlinerl.data.registry.resolve``. None if the agent learns
-            online.
-        env: the environment to act in; with a dataset, to evaluate in where it is not the dataset's own.
-        seeds: S integers, trained side by side; by default just 0.
-        file: a YAML file of settings, or another run's ``config.yaml``, which tells the agent, the dataset and
-            the seeds too.
-        over: settings that win over all files, ``{"agent": {...}, "train": {...}}``.
-        device: "auto", "cpu" or "cuda".
-        out: the run's folder, which may not hold anything yet; by default a new one below ``runs/``.
-        resume: the folder of a run to go on with, by its own settings. What may change is its length, each phase's by
-            its own setting; ``save_every``; ``decay_steps``, to stretch a schedule over the longer run; and the place
-            of its dataset.
-        threads: CPU threads to compute with; by default as many as cores.
-        obs_keys: the parts of the observations to learn from, in this order; by default all.
-        limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
-
-    Returns:
-        What ``summary.json`` holds.
-
-    Raises:
-        UserError: anything the user can put right.
-        Interrupted: Ctrl-C; the run is saved and can be resumed.
-    """
-    if resume:
-        settings, changes = settings_of(Path(resume), agent_name, dataset, over or {})
-        from offlinerl.util.device import pick_device
-        from offlinerl.util.threads import set_threads
-
-        set_threads(threads)
-        run = run_of(settings, pick_device(device), Path(resume))
-        run.restore()
-        if changes:
-            settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
-            _say_of_schedule(run, changes)
-        write_config(run.folder, settings)
-        return run.train()
-    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over, obs_keys, limits)
-    about = settings["fit"]
-    folder = Path(out) if out else next_free(Path("runs") / f"{about['agent']}-{entry.name.replace('/', '-')}")
-    resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
-    require_free(folder, f"{f'go on with --resume {folder} or ' if resumable else ''}name another --out")
-    from offlinerl.util.device import pick_device
-    from offlinerl.util.threads import set_threads
-
-    set_threads(threads)
-    run = run_of(settings, pick_device(device), folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if run.data is not None:
-        about["fingerprint"] = run.data["sha256"]
-    write_config(folder, settings)
-    return run.train()
+    pass
 
 
 def settings_for(
@@ -171,7 +97,8 @@ def require_source(
     workers: int | None,
     ray_address: str | None,
 ) -> None:
-    """Checks what is to collect, where and for how long, for the arguments see ``offlinerl.training.collection.collect``.
+    """Checks what is to collect, where and for how long; for the arguments see
+    ``offlinerl.training.collection.collect``.
 
     Raises:
         UserError: there is no such source or environment, or a setting is wrong.
@@ -266,23 +193,3 @@ def _place_of_dataset(folder: Path, about: dict[str, Any], given: str | None) ->
         raise UserError(f"the run in {folder} has --dataset {known}, not {given}; leave it out")
     entry = registry.resolve(given, about["env"])
     about["dataset"] = str(entry.path.resolve()) if entry.kind == "file" else given
-
-
-def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
-    """Tell a user who made a run longer what becomes of a schedule that was to end with it."""
-    decay = run.settings["agent"].get("decay_steps")
-    if decay is not None and "decay_steps" not in changes:
-        run.display.say(
-            f"the learning rate falls over {decay:,} updates as before and stays at its end; --agent.decay_steps"
-            " updates stretches it over the longer run"
-        )
-
-
-def run_of(settings: dict[str, Any], device: torch.device, folder: Path) -> Run:
-    """The run that those settings describe."""
-    from offlinerl.training.acting import FineTuning, OnlineRun
-    from offlinerl.training.loop import OfflineRun
-
-    if agents.outline(settings["fit"]["agent"]).online:
-        return OnlineRun(settings, device, folder)
-    return (FineTuning if settings["train"].get("online_steps") else OfflineRun)(settings, device, folder)

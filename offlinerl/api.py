@@ -1,0 +1,100 @@
+"""What the commands do, as Python functions.
+
+What loads torch is imported when all that was asked for has been checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offlinerl.util.folder import next_free, require_free, write_config
+
+if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
+    from offlinerl.training.loop import Run
+from offlinerl.training.request import settings_for, settings_of
+
+
+def fit(
+    agent_name: str | None = None,
+    dataset: str | None = None,
+    *,
+    env: str | None = None,
+    seeds: Sequence[int] | None = None,
+    file: Path | None = None,
+    over: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    out: Path | None = None,
+    resume: Path | None = None,
+    threads: int | None = None,
+    obs_keys: Sequence[str] | None = None,
+    limits: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
+
+    Args:
+        agent_name: one of ``offlinerl.agents.names()``.
+        dataset: a name, a Minari id or a file; see ``offlinerl.data.registry.resolve``. None if the agent learns
+            online.
+        env: the environment to act in; with a dataset, to evaluate in where it is not the dataset's own.
+        seeds: S integers, trained side by side; by default just 0.
+        file: a YAML file of settings, or another run's ``config.yaml``, which tells the agent, the dataset and
+            the seeds too.
+        over: settings that win over all files, ``{"agent": {...}, "train": {...}}``.
+        device: "auto", "cpu" or "cuda".
+        out: the run's folder, which may not hold anything yet; by default a new one below ``runs/``.
+        resume: the folder of a run to go on with, by its own settings. What may change is its length, each phase's by
+            its own setting; ``save_every``; ``decay_steps``, to stretch a schedule over the longer run; and the place
+            of its dataset.
+        threads: CPU threads to compute with; by default as many as cores.
+        obs_keys: the parts of the observations to learn from, in this order; by default all.
+        limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        UserError: anything the user can put right.
+        Interrupted: Ctrl-C; the run is saved and can be resumed.
+    """
+    if resume:
+        settings, changes = settings_of(Path(resume), agent_name, dataset, over or {})
+        from offlinerl.training.acting import run_of
+        from offlinerl.util.device import pick_device
+        from offlinerl.util.threads import set_threads
+
+        set_threads(threads)
+        run = run_of(settings, pick_device(device), Path(resume))
+        run.restore()
+        if changes:
+            settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
+            _say_of_schedule(run, changes)
+        write_config(run.folder, settings)
+        return run.train()
+    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over, obs_keys, limits)
+    about = settings["fit"]
+    folder = Path(out) if out else next_free(Path("runs") / f"{about['agent']}-{entry.name.replace('/', '-')}")
+    resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
+    require_free(folder, f"{f'go on with --resume {folder} or ' if resumable else ''}name another --out")
+    from offlinerl.training.acting import run_of
+    from offlinerl.util.device import pick_device
+    from offlinerl.util.threads import set_threads
+
+    set_threads(threads)
+    run = run_of(settings, pick_device(device), folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if run.data is not None:
+        about["fingerprint"] = run.data["sha256"]
+    write_config(folder, settings)
+    return run.train()
+
+
+def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
+    """Tell a user who made a run longer what becomes of a schedule that was to end with it."""
+    decay = run.settings["agent"].get("decay_steps")
+    if decay is not None and "decay_steps" not in changes:
+        run.display.say(
+            f"the learning rate falls over {decay:,} updates as before and stays at its end; --agent.decay_steps"
+            " updates stretches it over the longer run"
+        )
