@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gymnasium
 import h5py
 import numpy as np
 
-from offlinerl.data.dataset import BLOCK, Dataset, _allocate, _check_finite
-from offlinerl.data.load import Mode
-from offlinerl.data.minari_reader import _as_flags, _checked_actions
+from offlinerl.data.columns import BLOCK, REWRITE, allocate, as_flags, checked_actions, open_hdf5, require_finite
+from offlinerl.data.dataset import Dataset
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make
-from offlinerl.util.errors import UserError, reading
+from offlinerl.util.errors import UserError
+
+Mode = Literal["lossless", "d4rl"]
 
 JUMP = 2.0
 """Metres an AntMaze ant cannot cover in one step of 0.1 s; resets cover more, unless a timeout marks them."""
@@ -78,7 +79,7 @@ def load_hdf5(
         if not keep.any():
             raise UserError(f"{path}: no row has a successor, so that there is nothing to learn from")
         count = int(keep.sum())
-        table = _allocate(count, file["observations"], file["actions"])
+        table = allocate(count, file["observations"], file["actions"])
         if table["obs"].ndim == 1:
             table["obs"], table["next_obs"] = table["obs"][:, None], table["next_obs"][:, None]
         table["terminated"][:] = terminals[keep]
@@ -92,9 +93,9 @@ def load_hdf5(
         final = table["last"] & table["terminated"]
         table["next_obs"][final] = table["obs"][final]
     fields = dict(observations="obs", next_observations="next_obs", actions="action", rewards="reward")
-    _check_finite(str(path), {key: table[column] for key, column in fields.items()}, keep)
+    require_finite(str(path), {key: table[column] for key, column in fields.items()}, keep)
     kept = np.flatnonzero(keep)
-    _checked_actions(table["action"], action_space, str(path), kept)
+    checked_actions(table["action"], action_space, str(path), kept)
     if observation_space is not None:
         for column in ("obs", "next_obs"):
             try:
@@ -172,43 +173,6 @@ D4RL_KEYS = {
 }
 """Columns of a D4RL file, and the numbers of axes each may have."""
 
-REWRITE = (
-    "write the rows, episode after episode, into an HDF5 file with the keys of D4RL: observations, actions, rewards,"
-    " terminals and timeouts"
-)
-"""What to do with data in another format."""
-
-OTHER_FORMATS = {
-    (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx", ".xls"): "a table or text",
-    (".parquet", ".feather", ".arrow"): "a table of columns",
-    (".npz", ".npy"): "an archive of numpy",
-    (".pkl", ".pickle", ".pt", ".pth", ".ckpt"): "a file of Python objects",
-    (".zip", ".tar", ".gz", ".tgz"): "an archive",
-    (".tfrecord", ".rlds"): "a file of TensorFlow's records",
-    (".zarr",): "a Zarr store",
-}
-"""What a file probably is that is not HDF5, by the end of its name."""
-
-
-@contextmanager
-def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Opens an HDF5 file for reading.
-
-    Raises:
-        UserError: it is missing, broken or something else.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; check the path")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        for endings, kind in OTHER_FORMATS.items():
-            if path.suffix.lower() in endings:
-                raise UserError(f"{path} is {kind}, and not an HDF5 file in D4RL's format; {REWRITE}") from error
-        raise UserError(f"{path} is not an HDF5 file, or only a part of one; download or write it again") from error
-    with file, reading(str(path), "download or write it again"):
-        yield file
-
 
 class Flags(NamedTuple):
     """Where the episodes of a D4RL file end."""
@@ -229,7 +193,7 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
 
     def flags(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
         found = [name for name in names if name in file]
-        columns = [_as_flags(file[name][()], f"{file.filename}: {name}") for name in found]
+        columns = [as_flags(file[name][()], f"{file.filename}: {name}") for name in found]
         return found, np.logical_or.reduce([np.zeros(rows, bool), *columns])
 
     rows = len(file["rewards"])

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from offlinerl.data.minari_reader import _is_pixels
 from offlinerl.types import Batch
-from offlinerl.util.errors import UserError
-
-BLOCK = 1 << 16
-"""Rows read or checked at a time, so that loading takes little more memory than the table itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,38 +107,3 @@ def n_step(
         going = going[~end[going + k]]
     discount = gamma ** (tail - np.arange(len(reward)) + 1.0) * ~terminated[tail]
     return total.astype(np.float32), discount.astype(np.float32), tail
-
-
-def _allocate(rows: int, observations: np.ndarray, actions: np.ndarray) -> dict[str, np.ndarray]:
-    shape = (rows, *observations.shape[1:])
-    dtype = np.uint8 if _is_pixels(observations) else np.float32
-    width = int(np.prod(actions.shape[1:]))
-    return dict(
-        obs=np.empty(shape, dtype),
-        action=np.empty((rows, width), np.float32),
-        reward=np.empty(rows, np.float32),
-        terminated=np.empty(rows, bool),
-        last=np.zeros(rows, bool),
-        next_obs=np.empty(shape, dtype),
-    )
-
-
-def _check_finite(source: str, columns: Mapping[str, np.ndarray], keep: np.ndarray | None = None) -> None:
-    """Refuses columns with a NaN; ``keep`` tells which rows of the source are in them."""
-    for name, column in columns.items():
-        bad = nonfinite_rows(column)
-        if len(bad):
-            first = bad[0] if keep is None else np.flatnonzero(keep)[bad[0]]
-            raise UserError(
-                f"{source}: {name} has NaN or infinite values in {len(bad)} rows, the first of them {first};"
-                " remove or repair them"
-            )
-
-
-def nonfinite_rows(column: np.ndarray) -> np.ndarray:
-    """The rows of ``[rows, ...]`` that hold a NaN or an infinity."""
-    if column.dtype.kind != "f":
-        return np.empty(0, int)
-    blocks = (column[at : at + BLOCK] for at in range(0, len(column), BLOCK))
-    finite = [np.isfinite(block).reshape(len(block), -1).all(axis=1) for block in blocks]
-    return np.flatnonzero(~np.concatenate(finite))

@@ -16,7 +16,7 @@ import h5py
 from gymnasium.envs.registration import EnvSpec
 
 from offlinerl.data import registry
-from offlinerl.data.d4rl import open_hdf5
+from offlinerl.data.columns import open_hdf5
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import COLLECTION, Journal
 from offlinerl.data.minari_writer import write_minari

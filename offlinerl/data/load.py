@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import gymnasium
 import numpy as np
 
 from offlinerl.data import registry
+from offlinerl.data.columns import Mode
 from offlinerl.data.d4rl import load_hdf5, open_d4rl
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.minari_reader import _installed, _parts, load_minari
@@ -17,8 +17,6 @@ from offlinerl.data.registry import Entry, minari_metadata
 from offlinerl.data.rewards import with_reward
 from offlinerl.envs import spaces
 from offlinerl.util.errors import UserError, reading
-
-Mode = Literal["lossless", "d4rl"]
 
 
 def load(

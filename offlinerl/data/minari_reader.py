@@ -14,8 +14,8 @@ import gymnasium
 import h5py
 import numpy as np
 
-from offlinerl.data.d4rl import open_hdf5
-from offlinerl.data.dataset import Dataset, _allocate, _check_finite
+from offlinerl.data.columns import allocate, as_flags, checked_actions, is_pixels, open_hdf5, require_finite, single
+from offlinerl.data.dataset import Dataset
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.registry import minari_metadata, minari_root
 from offlinerl.envs import spaces
@@ -61,18 +61,18 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
                 f" {len(terminations)} terminations do not go with {steps} rewards; record it again"
             )
         if table is None:
-            table = _allocate(rows, observations, actions)
+            table = allocate(rows, observations, actions)
         if at + steps > rows:
             raise mismatch
         span = slice(at, at + steps)
         table["obs"][span], table["next_obs"][span] = observations[:-1], observations[1:]
-        table["action"][span] = _checked_actions(actions, action_space, place)
+        table["action"][span] = checked_actions(actions, action_space, place)
         table["reward"][span], table["terminated"][span] = rewards, terminations
         at += steps
         table["last"][at - 1] = True
     if table is None or at < rows:
         raise mismatch
-    _check_finite(name, {key: table[key] for key in ("obs", "next_obs", "action", "reward")})
+    require_finite(name, {key: table[key] for key in ("obs", "next_obs", "action", "reward")})
     keep = ("env_spec", "eval_env_spec", "ref_min_score", "ref_max_score", "author", "provenance", "seed")
     provenance = dict(
         format="journal" if _is_journal(metadata) else f"Minari {metadata.get('minari_version', '?')}",
@@ -147,10 +147,10 @@ def _encoded(episodes: Iterable[_Raw], parts: _Parts, source: str) -> Iterator[_
     """Episodes with the parts of their observations joined, each encoded as its space asks."""
     for number, (columns, actions, rewards, terminations) in enumerate(episodes):
         place = f"{source}, episode {number}"
-        rewards = _single(rewards, f"{place}: rewards")
-        terminations = _as_flags(terminations, f"{place}: terminations")
+        rewards = single(rewards, f"{place}: rewards")
+        terminations = as_flags(terminations, f"{place}: terminations")
         try:
-            pixels = len(columns) == 1 and _is_pixels(columns[0])
+            pixels = len(columns) == 1 and is_pixels(columns[0])
             yield columns[0] if pixels else spaces.join(parts, columns), actions, rewards, terminations
         except spaces.Misfit as misfit:
             raise UserError(f"{place}: observation {misfit.row} {misfit.what}; repair or remove it") from misfit
@@ -224,52 +224,3 @@ def _parts(metadata: Mapping[str, Any], obs_keys: Sequence[str] | None) -> dict[
         source = metadata["dataset_id"]
         raise UserError(f"{source}: its metadata describe no observation space; write the dataset again") from error
     return spaces.parts(space, obs_keys, metadata["dataset_id"])
-
-
-def _is_pixels(array: Any) -> bool:
-    return array.dtype == np.uint8 and array.ndim >= 3
-
-
-def _single(column: np.ndarray, what: str) -> np.ndarray:
-    """A column ``[T]`` or ``[T, 1]`` as ``[T]``."""
-    column = np.asarray(column)
-    if column.ndim == 1:
-        return column
-    if column.ndim != 2 or column.shape[1] != 1:
-        raise UserError(f"{what} must have one number a row, but they are {column.shape}; write them again")
-    return column[:, 0]
-
-
-def _as_flags(column: np.ndarray, what: str) -> np.ndarray:
-    """A column ``[T]`` or ``[T, 1]`` of noughts and ones as bool.
-
-    Raises:
-        UserError: another value stands in it.
-    """
-    column = _single(column, what)
-    if column.dtype.kind == "b":
-        return column
-    if column.dtype.kind not in "iuf":
-        raise UserError(f"{what} must be 0 or 1, but they are of type {column.dtype}; write them again")
-    wrong = np.flatnonzero((column != 0) & (column != 1))
-    if len(wrong):
-        raise UserError(f"{what} must be 0 or 1, but row {wrong[0]} holds {column[wrong[0]]:g}; repair or remove it")
-    return column.astype(bool)
-
-
-def _checked_actions(
-    actions: np.ndarray, space: gymnasium.Space | None, what: str, rows: np.ndarray | None = None
-) -> np.ndarray:
-    """Actions as ``[T, A]``; ``rows`` are their rows in the source.
-
-    Raises:
-        UserError: an action is not one of the numbered ones there are.
-    """
-    actions = np.asarray(actions).reshape(len(actions), -1)
-    if isinstance(space, gymnasium.spaces.Discrete) and actions.shape[1] == 1:
-        try:
-            spaces.require_choices(actions, np.array([space.n]), np.array([space.start]))
-        except spaces.Misfit as misfit:
-            row = misfit.row if rows is None else rows[misfit.row]
-            raise UserError(f"{what}: the action in row {row} {misfit.what}; repair or remove it") from misfit
-    return actions

@@ -1,0 +1,140 @@
+"""The columns of a file: opened, checked and given their types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import h5py
+import numpy as np
+
+from offlinerl.envs import spaces
+from offlinerl.util.errors import UserError, reading
+
+BLOCK = 1 << 16
+"""Rows read or checked at a time, so that loading takes little more memory than the table itself."""
+
+
+def is_pixels(array: Any) -> bool:
+    return array.dtype == np.uint8 and array.ndim >= 3
+
+
+def single(column: np.ndarray, what: str) -> np.ndarray:
+    """A column ``[T]`` or ``[T, 1]`` as ``[T]``."""
+    column = np.asarray(column)
+    if column.ndim == 1:
+        return column
+    if column.ndim != 2 or column.shape[1] != 1:
+        raise UserError(f"{what} must have one number a row, but they are {column.shape}; write them again")
+    return column[:, 0]
+
+
+def as_flags(column: np.ndarray, what: str) -> np.ndarray:
+    """A column ``[T]`` or ``[T, 1]`` of noughts and ones as bool.
+
+    Raises:
+        UserError: another value stands in it.
+    """
+    column = single(column, what)
+    if column.dtype.kind == "b":
+        return column
+    if column.dtype.kind not in "iuf":
+        raise UserError(f"{what} must be 0 or 1, but they are of type {column.dtype}; write them again")
+    wrong = np.flatnonzero((column != 0) & (column != 1))
+    if len(wrong):
+        raise UserError(f"{what} must be 0 or 1, but row {wrong[0]} holds {column[wrong[0]]:g}; repair or remove it")
+    return column.astype(bool)
+
+
+def checked_actions(
+    actions: np.ndarray, space: gymnasium.Space | None, what: str, rows: np.ndarray | None = None
+) -> np.ndarray:
+    """Actions as ``[T, A]``; ``rows`` are their rows in the source.
+
+    Raises:
+        UserError: an action is not one of the numbered ones there are.
+    """
+    actions = np.asarray(actions).reshape(len(actions), -1)
+    if isinstance(space, gymnasium.spaces.Discrete) and actions.shape[1] == 1:
+        try:
+            spaces.require_choices(actions, np.array([space.n]), np.array([space.start]))
+        except spaces.Misfit as misfit:
+            row = misfit.row if rows is None else rows[misfit.row]
+            raise UserError(f"{what}: the action in row {row} {misfit.what}; repair or remove it") from misfit
+    return actions
+
+
+def allocate(rows: int, observations: np.ndarray, actions: np.ndarray) -> dict[str, np.ndarray]:
+    shape = (rows, *observations.shape[1:])
+    dtype = np.uint8 if is_pixels(observations) else np.float32
+    width = int(np.prod(actions.shape[1:]))
+    return dict(
+        obs=np.empty(shape, dtype),
+        action=np.empty((rows, width), np.float32),
+        reward=np.empty(rows, np.float32),
+        terminated=np.empty(rows, bool),
+        last=np.zeros(rows, bool),
+        next_obs=np.empty(shape, dtype),
+    )
+
+
+def require_finite(source: str, columns: Mapping[str, np.ndarray], keep: np.ndarray | None = None) -> None:
+    """Refuses columns with a NaN; ``keep`` tells which rows of the source are in them."""
+    for name, column in columns.items():
+        bad = nonfinite_rows(column)
+        if len(bad):
+            first = bad[0] if keep is None else np.flatnonzero(keep)[bad[0]]
+            raise UserError(
+                f"{source}: {name} has NaN or infinite values in {len(bad)} rows, the first of them {first};"
+                " remove or repair them"
+            )
+
+
+def nonfinite_rows(column: np.ndarray) -> np.ndarray:
+    """The rows of ``[rows, ...]`` that hold a NaN or an infinity."""
+    if column.dtype.kind != "f":
+        return np.empty(0, int)
+    blocks = (column[at : at + BLOCK] for at in range(0, len(column), BLOCK))
+    finite = [np.isfinite(block).reshape(len(block), -1).all(axis=1) for block in blocks]
+    return np.flatnonzero(~np.concatenate(finite))
+
+
+REWRITE = (
+    "write the rows, episode after episode, into an HDF5 file with the keys of D4RL: observations, actions, rewards,"
+    " terminals and timeouts"
+)
+"""What to do with data in another format."""
+
+OTHER_FORMATS = {
+    (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx", ".xls"): "a table or text",
+    (".parquet", ".feather", ".arrow"): "a table of columns",
+    (".npz", ".npy"): "an archive of numpy",
+    (".pkl", ".pickle", ".pt", ".pth", ".ckpt"): "a file of Python objects",
+    (".zip", ".tar", ".gz", ".tgz"): "an archive",
+    (".tfrecord", ".rlds"): "a file of TensorFlow's records",
+    (".zarr",): "a Zarr store",
+}
+"""What a file probably is that is not HDF5, by the end of its name."""
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Opens an HDF5 file for reading.
+
+    Raises:
+        UserError: it is missing, broken or something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; check the path")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        for endings, kind in OTHER_FORMATS.items():
+            if path.suffix.lower() in endings:
+                raise UserError(f"{path} is {kind}, and not an HDF5 file in D4RL's format; {REWRITE}") from error
+        raise UserError(f"{path} is not an HDF5 file, or only a part of one; download or write it again") from error
+    with file, reading(str(path), "download or write it again"):
+        yield file
