@@ -7,6 +7,7 @@ from offlinerl.learning.optim import Adam
 from offlinerl.learning.rng import Streams, generator
 from offlinerl.nn.actors import GaussianActor
 from offlinerl.nn.critics import Critic
+from offlinerl.nn.encoders import Identity
 from offlinerl.nn.layers import MLP, Linear, drop, dropout_masks, soft_update
 
 
@@ -37,7 +38,7 @@ def test_layer_norm_comes_before_relu_and_matches_torch():
 
 
 def test_critics_differ_and_see_the_same_input():
-    critic = Critic(3, 2, (8,), rng(0, 1))
+    critic = Critic(Identity(3), 2, (8,), rng(0, 1))
     q = critic(torch.randn(2, 5, 3), torch.randn(2, 5, 2))
     assert q.shape == (2, 2, 5)
     assert not torch.allclose(q[:, 0], q[:, 1])
@@ -74,7 +75,7 @@ def test_streams_resume():
 
 
 def test_actor_squashes_the_mean_only():
-    actor = GaussianActor(3, 2, (8,), rng(0))
+    actor = GaussianActor(Identity(3), 2, (8,), rng(0))
     with torch.no_grad():
         actor.log_std.fill_(5.0)  # above its upper bound
     obs = torch.randn(1, 6, 3) * 100

@@ -8,6 +8,7 @@ from torch import nn
 from offlinerl.learning.exploration import Gaussian, OrnsteinUhlenbeck, ParameterNoise, exploration, linear
 from offlinerl.learning.rng import Lanes, generator
 from offlinerl.nn.actors import DeterministicActor
+from offlinerl.nn.encoders import Identity
 
 SEEDS, LANES = (0, 1), (0, 1, 2)
 
@@ -62,7 +63,7 @@ def test_noise_is_clipped_to_the_actions_range():
 
 
 def actor_of(seeds=SEEDS):
-    return DeterministicActor(4, 2, (16, 16), [generator(seed, "actor") for seed in seeds], layer_norm=True)
+    return DeterministicActor(Identity(4), 2, (16, 16), [generator(seed, "actor") for seed in seeds], layer_norm=True)
 
 
 def test_parameter_noise_is_one_perturbed_policy_an_episode():

@@ -16,6 +16,7 @@ from offlinerl.experience.ring import Replay
 from offlinerl.experience.sources import ReplayData
 from offlinerl.learning.rng import generator
 from offlinerl.nn.actors import SquashedGaussianActor
+from offlinerl.nn.encoders import Identity
 from offlinerl.rollout.collector import Interaction
 from offlinerl.types import Batch, Spec
 from offlinerl.util.errors import UserError
@@ -270,7 +271,7 @@ def test_dqn_explores_by_its_schedule():
 def test_squashed_gaussian_against_torch():
     from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
-    actor = SquashedGaussianActor(3, 2, (16,), [generator(0, "actor"), generator(1, "actor")])
+    actor = SquashedGaussianActor(Identity(3), 2, (16,), [generator(0, "actor"), generator(1, "actor")])
     obs, noise = torch.randn(2, 50, 3), torch.randn(2, 50, 2)
     action, log_prob = actor(obs, noise)
     mean, std = actor.mean_and_std(obs)

@@ -26,6 +26,7 @@ from offlinerl.learning import losses
 from offlinerl.learning.optim import Adam, clip_norm, conjugate_gradients, flatten, unflatten
 from offlinerl.learning.rng import Streams, generator
 from offlinerl.nn.actors import CategoricalPolicy, GaussianPolicy
+from offlinerl.nn.encoders import Identity
 from offlinerl.nn.normalize import RunningNorm
 from offlinerl.rollout.collector import Interaction
 from offlinerl.types import Batch, Spec
@@ -536,14 +537,14 @@ def test_policies_sample_what_they_say():
     from offlinerl.learning.rng import Lanes
 
     lanes, obs = Lanes((0,), range(1), "explore"), torch.ones(1, 1, 2)
-    discrete = CategoricalPolicy(2, 3, (), rng)
+    discrete = CategoricalPolicy(Identity(2), 3, (), rng)
     with torch.no_grad():
         discrete.net.layers[0].bias[:] = torch.tensor([0.0, 1.0, 2.0])
     drawn = torch.cat([discrete.act(obs, lanes) for _ in range(4000)]).flatten()
     share = torch.bincount(drawn.long(), minlength=3) / len(drawn)
     wanted = discrete(obs).base_dist.probs.flatten()
     assert (share - wanted).abs().max() < 0.03 and discrete.act(obs).item() == 2
-    normal = GaussianPolicy(2, 1, (), rng)
+    normal = GaussianPolicy(Identity(2), 1, (), rng)
     with torch.no_grad():
         normal.log_std.fill_(math.log(0.5))
         drawn = torch.cat([normal.act(obs, lanes) for _ in range(4000)]).flatten()

@@ -18,6 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from offlinerl.learning.compile import Step, capture, signature
 from offlinerl.learning.optim import Adam, clip_norm
 from offlinerl.learning.rng import Lanes, Streams, generator
+from offlinerl.nn.encoders import Encoder, Identity
 from offlinerl.types import Batch, Metrics, Spec, WeightedBatch
 from offlinerl.util.errors import UserError
 
@@ -122,6 +123,10 @@ class Agent(L.LightningModule, ABC):
     def init_rng(self, network: str) -> list[torch.Generator]:
         """S generators for the initial weights of one network."""
         return [generator(seed, f"init {network}") for seed in self.seeds]
+
+    def encoder(self, network: str) -> Encoder:
+        """What one network sees of observations."""
+        return Identity(self.spec.obs_dim)
 
     def adam(self, lr: float | Mapping[str, float], eps: float = 1e-8, **modules: nn.Module) -> list[Adam]:
         """One optimiser a named group of parameters, for ``configure_optimizers`` to return.

@@ -37,7 +37,7 @@ class BC(Agent):
         super().__init__(spec, seeds)
         self.save_hyperparameters()
         self.lr, self.hidden, self.dropout, self.decay_steps = lr, tuple(hidden), dropout, decay_steps
-        self.actor = GaussianActor(spec.obs_dim, spec.action_dim, hidden, self.init_rng("actor"), dropout)
+        self.actor = GaussianActor(self.encoder("actor"), spec.action_dim, hidden, self.init_rng("actor"), dropout)
 
     def configure_optimizers(self):
         return self.adam(self.lr, actor=self.actor)

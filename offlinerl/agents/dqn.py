@@ -11,7 +11,8 @@ from torch import Tensor
 from offlinerl.agents.base import Agent, Noise
 from offlinerl.learning import losses
 from offlinerl.learning.exploration import epsilon_greedy, linear
-from offlinerl.nn.layers import MLP, soft_update, uniform
+from offlinerl.nn.critics import ActionValues
+from offlinerl.nn.layers import soft_update
 from offlinerl.types import Batch, Metrics, Spec, WeightedBatch
 
 
@@ -60,8 +61,7 @@ class DQN(Agent):
         self.double_q, self.lr, self.decay_steps, self.target_every = double_q, lr, decay_steps, target_every
         self.max_grad_norm = max_grad_norm
         self.epsilon, self.final_epsilon, self.epsilon_steps = epsilon, final_epsilon, epsilon_steps
-        sizes = [spec.obs_dim, *hidden, spec.num_actions]
-        self.q = MLP(sizes, (len(self.seeds),), self.init_rng("q"), init=uniform)
+        self.q = ActionValues(self.encoder("q"), spec.num_actions, hidden, self.init_rng("q"))
         self.target = copy.deepcopy(self.q).requires_grad_(False)
 
     def configure_optimizers(self):

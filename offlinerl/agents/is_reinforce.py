@@ -63,7 +63,7 @@ class ISREINFORCE(Agent):
         self.lr, self.behavior_lr, self.behavior_updates = lr, behavior_lr, behavior_updates
         self.self_normalized, self.max_weight, self.entropy = self_normalized, max_weight, entropy
         self.max_grad_norm = max_grad_norm
-        self.policy = stochastic_policy(spec, hidden, self.init_rng("policy"))
+        self.policy = stochastic_policy(spec, self.encoder("policy"), hidden, self.init_rng("policy"))
         self.behavior = stochastic_policy(spec, hidden, self.init_rng("behavior"))
 
     def configure_optimizers(self):

@@ -85,9 +85,13 @@ class PolicyGradient(Agent):
         self.normalize_obs, self.normalize_reward = normalize_obs, normalize_reward
         self.normalize_advantage = normalize_advantage
         self.value_epochs, self.minibatch, self.entropy = value_epochs, minibatch, entropy
-        self.policy = stochastic_policy(spec, hidden, self.init_rng("policy"))
+        self.policy = stochastic_policy(spec, self.encoder("policy"), hidden, self.init_rng("policy"))
         self.value = Value(
-            spec.obs_dim, hidden, self.init_rng("value"), last_init=partial(orthogonal, gain=1.0), activation=torch.tanh
+            self.encoder("value"),
+            hidden,
+            self.init_rng("value"),
+            last_init=partial(orthogonal, gain=1.0),
+            activation=torch.tanh,
         )
         self.obs_norm = RunningNorm(len(self.seeds), spec.obs_dim)
         self.return_norm = RunningNorm(len(self.seeds), 1)

@@ -63,12 +63,12 @@ class SAC(Agent):
     ):
         super().__init__(spec, seeds, gamma, n_step)
         self.save_hyperparameters()
-        O, A = spec.obs_dim, spec.action_dim
+        A = spec.action_dim
         self.tau, self.lr, self.learn_alpha = tau, lr, learn_alpha
         self.target_entropy = -float(A) if target_entropy is None else target_entropy
-        self.critic = Critic(O, A, hidden, self.init_rng("critic"), critics, uniform)
+        self.critic = Critic(self.encoder("critic"), A, hidden, self.init_rng("critic"), critics, uniform)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor = SquashedGaussianActor(O, A, hidden, self.init_rng("actor"))
+        self.actor = SquashedGaussianActor(self.encoder("actor"), A, hidden, self.init_rng("actor"))
         self.temperature = Temperature(len(self.seeds), alpha)
 
     def configure_optimizers(self):

@@ -76,9 +76,13 @@ class TD3(Agent):
         self.period = policy_delay
         self.target_noise, self.target_noise_clip = target_noise, target_noise_clip
         self.exploration = exploration_of(exploration, sigma)
-        O, A, last = spec.obs_dim, spec.action_dim, self.last_init
-        self.critic = Critic(O, A, hidden, self.init_rng("critic"), critics, uniform, last, self.atoms)
-        self.actor = DeterministicActor(O, A, hidden, self.init_rng("actor"), layer_norm, uniform, last)
+        A, last = spec.action_dim, self.last_init
+        self.critic = Critic(
+            self.encoder("critic"), A, hidden, self.init_rng("critic"), critics, uniform, last, self.atoms
+        )
+        self.actor = DeterministicActor(
+            self.encoder("actor"), A, hidden, self.init_rng("actor"), layer_norm, uniform, last
+        )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
 

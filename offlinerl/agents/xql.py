@@ -67,11 +67,11 @@ class XQL(Agent):
         self.tau, self.lr, self.decay_steps, self.huber = tau, lr, decay_steps, huber
         self.hidden, self.dropout = tuple(hidden), dropout
         self.value_updates, self.random_actions, self.action_noise = value_updates, random_actions, action_noise
-        O, A = spec.obs_dim, spec.action_dim
-        self.value = Value(O, hidden, self.init_rng("value"), layer_norm=value_layer_norm)
-        self.critic = Critic(O, A, hidden, self.init_rng("critic"))
+        A = spec.action_dim
+        self.value = Value(self.encoder("value"), hidden, self.init_rng("value"), layer_norm=value_layer_norm)
+        self.critic = Critic(self.encoder("critic"), A, hidden, self.init_rng("critic"))
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor = GaussianActor(O, A, hidden, self.init_rng("actor"), dropout)
+        self.actor = GaussianActor(self.encoder("actor"), A, hidden, self.init_rng("actor"), dropout)
 
     def configure_optimizers(self):
         return self.adam(self.lr, value=self.value, actor=self.actor, critic=self.critic)

@@ -39,7 +39,7 @@ class XSAC(SAC):
     ):
         super().__init__(spec, seeds, hidden=hidden, **settings)
         self.beta, self.clip = beta, clip
-        self.value = Value(spec.obs_dim, hidden, self.init_rng("value"), init=uniform)
+        self.value = Value(self.encoder("value"), hidden, self.init_rng("value"), init=uniform)
 
     def configure_optimizers(self):
         return self.adam(self.lr, value=self.value, critic=self.critic, actor=self.actor, temperature=self.temperature)

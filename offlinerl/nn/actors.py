@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.distributions import Categorical, Independent, Normal
 
 from offlinerl.learning.rng import Lanes
+from offlinerl.nn.encoders import Encoder
 from offlinerl.nn.layers import MLP, Init, orthogonal, uniform
 from offlinerl.types import Spec
 
@@ -20,7 +21,7 @@ class DeterministicActor(nn.Module):
 
     def __init__(
         self,
-        obs_dim: int,
+        encoder: Encoder,
         action_dim: int,
         hidden: Sequence[int],
         rng: Sequence[Generator],
@@ -29,11 +30,12 @@ class DeterministicActor(nn.Module):
         last_init: Init | None = None,
     ):
         super().__init__()
-        sizes = [obs_dim, *hidden, action_dim]
+        self.encoder = encoder
+        sizes = [encoder.features, *hidden, action_dim]
         self.net = MLP(sizes, (len(rng),), rng, layer_norm=layer_norm, init=init, last_init=last_init)
 
     def forward(self, obs: Tensor) -> Tensor:
-        return torch.tanh(self.net(obs))
+        return torch.tanh(self.net(self.encoder(obs)))
 
 
 class SquashedGaussianActor(nn.Module):
@@ -44,13 +46,14 @@ class SquashedGaussianActor(nn.Module):
 
     LOG_STD_RANGE = (-20.0, 2.0)
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int], rng: Sequence[Generator]):
+    def __init__(self, encoder: Encoder, action_dim: int, hidden: Sequence[int], rng: Sequence[Generator]):
         super().__init__()
-        self.net = MLP([obs_dim, *hidden, 2 * action_dim], (len(rng),), rng, init=uniform)
+        self.encoder = encoder
+        self.net = MLP([encoder.features, *hidden, 2 * action_dim], (len(rng),), rng, init=uniform)
 
     def mean_and_std(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Of the Normal before the tanh, ``[S, B, A]`` each."""
-        mean, log_std = self.net(obs).chunk(2, -1)
+        mean, log_std = self.net(self.encoder(obs)).chunk(2, -1)
         return mean, log_std.clamp(*self.LOG_STD_RANGE).exp()
 
     def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,21 +77,22 @@ class GaussianActor(nn.Module):
 
     def __init__(
         self,
-        obs_dim: int,
+        encoder: Encoder,
         action_dim: int,
         hidden: Sequence[int],
         rng: Sequence[Generator],
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.net = MLP([obs_dim, *hidden, action_dim], (len(rng),), rng, dropout=dropout)
+        self.encoder = encoder
+        self.net = MLP([encoder.features, *hidden, action_dim], (len(rng),), rng, dropout=dropout)
         self.log_std = nn.Parameter(torch.zeros(len(rng), 1, action_dim))
 
     def std(self) -> Tensor:
         return self.log_std.clamp(*self.LOG_STD_RANGE).exp()  # [S, 1, A]
 
     def mean(self, obs: Tensor, kept: Sequence[Tensor] | None = None) -> Tensor:
-        return torch.tanh(self.net(obs, kept))  # [S, B, A]
+        return torch.tanh(self.net(self.encoder(obs), kept))  # [S, B, A]
 
     def forward(self, obs: Tensor, kept: Sequence[Tensor] | None = None) -> Independent:
         normal = Normal(self.mean(obs, kept), self.std(), validate_args=False)
@@ -109,10 +113,11 @@ class Policy(nn.Module):
     6.1), and nearly the same output for every observation at the start (Andrychowicz et al., 2021, section 3.2).
     """
 
-    def __init__(self, obs_dim: int, outputs: int, hidden: Sequence[int], rng: Sequence[Generator]):
+    def __init__(self, encoder: Encoder, outputs: int, hidden: Sequence[int], rng: Sequence[Generator]):
         super().__init__()
+        self.encoder = encoder
         last = partial(orthogonal, gain=0.01)
-        self.net = MLP([obs_dim, *hidden, outputs], (len(rng),), rng, last_init=last, activation=torch.tanh)
+        self.net = MLP([encoder.features, *hidden, outputs], (len(rng),), rng, last_init=last, activation=torch.tanh)
 
     def forward(self, obs: Tensor) -> Independent:
         raise NotImplementedError
@@ -127,20 +132,20 @@ class GaussianPolicy(Policy):
 
     LOG_STD_RANGE = (-5.0, 2.0)
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int], rng: Sequence[Generator]):
-        super().__init__(obs_dim, action_dim, hidden, rng)
+    def __init__(self, encoder: Encoder, action_dim: int, hidden: Sequence[int], rng: Sequence[Generator]):
+        super().__init__(encoder, action_dim, hidden, rng)
         self.log_std = nn.Parameter(torch.zeros(len(rng), 1, action_dim))
 
     def std(self) -> Tensor:
         return self.log_std.clamp(*self.LOG_STD_RANGE).exp()  # [S, 1, A]
 
     def forward(self, obs: Tensor) -> Independent:
-        mean = self.net(obs)
+        mean = self.net(self.encoder(obs))
         normal = Normal(mean, self.std().expand_as(mean), validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
     def act(self, obs: Tensor, explore: Lanes | None = None) -> Tensor:
-        mean = self.net(obs)
+        mean = self.net(self.encoder(obs))
         if explore is None:
             return mean
         return mean + self.std() * explore.normal(mean.shape[2:]).to(mean.device)
@@ -150,19 +155,19 @@ class CategoricalPolicy(Policy):
     """Discrete actions, given by their number: ``outputs`` of them, A = 1."""
 
     def forward(self, obs: Tensor) -> Independent:
-        categorical = Categorical(logits=self.net(obs).unsqueeze(-2), validate_args=False)
+        categorical = Categorical(logits=self.net(self.encoder(obs)).unsqueeze(-2), validate_args=False)
         return Independent(categorical, 1, validate_args=False)
 
     def act(self, obs: Tensor, explore: Lanes | None = None) -> Tensor:
-        logits = self.net(obs)  # [S, E, actions]
+        logits = self.net(self.encoder(obs))  # [S, E, actions]
         if explore is not None:  # the largest of logits with Gumbel noise is a sample (Gumbel, 1954)
             uniform = explore.uniform(torch.finfo(torch.float32).tiny, 1, logits.shape[2:])
             logits = logits - torch.log(-torch.log(uniform.to(logits.device)))
         return logits.argmax(-1, keepdim=True).float()
 
 
-def stochastic_policy(spec: Spec, hidden: Sequence[int], rng: Sequence[Generator]) -> Policy:
+def stochastic_policy(spec: Spec, encoder: Encoder, hidden: Sequence[int], rng: Sequence[Generator]) -> Policy:
     """The policy for a task's kind of actions."""
     if spec.num_actions:
-        return CategoricalPolicy(spec.obs_dim, spec.num_actions, hidden, rng)
-    return GaussianPolicy(spec.obs_dim, spec.action_dim, hidden, rng)
+        return CategoricalPolicy(encoder, spec.num_actions, hidden, rng)
+    return GaussianPolicy(encoder, spec.action_dim, hidden, rng)

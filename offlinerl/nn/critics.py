@@ -8,7 +8,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from offlinerl.nn.layers import MLP, Init, orthogonal
+from offlinerl.nn.encoders import Encoder
+from offlinerl.nn.layers import MLP, Init, orthogonal, uniform
 
 
 class Value(nn.Module):
@@ -16,7 +17,7 @@ class Value(nn.Module):
 
     def __init__(
         self,
-        obs_dim: int,
+        encoder: Encoder,
         hidden: Sequence[int],
         rng: Sequence[Generator],
         layer_norm: bool = False,
@@ -25,13 +26,14 @@ class Value(nn.Module):
         activation: Callable[[Tensor], Tensor] = torch.relu,
     ):
         super().__init__()
+        self.encoder = encoder
         self.net = MLP(
-            [obs_dim, *hidden, 1], (len(rng),), rng, layer_norm=layer_norm, init=init, last_init=last_init,
+            [encoder.features, *hidden, 1], (len(rng),), rng, layer_norm=layer_norm, init=init, last_init=last_init,
             activation=activation,
         )  # fmt: skip
 
     def forward(self, obs: Tensor) -> Tensor:
-        return self.net(obs).squeeze(-1)
+        return self.net(self.encoder(obs)).squeeze(-1)
 
 
 class Critic(nn.Module):
@@ -40,7 +42,7 @@ class Critic(nn.Module):
 
     def __init__(
         self,
-        obs_dim: int,
+        encoder: Encoder,
         action_dim: int,
         hidden: Sequence[int],
         rng: Sequence[Generator],
@@ -50,18 +52,30 @@ class Critic(nn.Module):
         atoms: int | None = None,
     ):
         super().__init__()
-        self.critics, self.atoms = critics, atoms
-        sizes = [obs_dim + action_dim, *hidden, atoms or 1]
+        self.encoder, self.critics, self.atoms = encoder, critics, atoms
+        sizes = [encoder.features + action_dim, *hidden, atoms or 1]
         self.net = MLP(sizes, (len(rng), critics), rng, init=init, last_init=last_init)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        x = torch.cat([obs, action], -1).unsqueeze(1)  # [S, 1, B, O + A]
+        x = torch.cat([self.encoder(obs), action], -1).unsqueeze(1)  # [S, 1, B, F + A]
         x = self.net(x.expand(-1, self.critics, -1, -1))  # [S, N, B, atoms]
         return x if self.atoms else x.squeeze(-1)
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
         """The first of the N alone, ``[S, B]``, or ``[S, B, atoms]``."""
-        x = torch.cat([obs, action], -1).unsqueeze(1)  # [S, 1, B, O + A]
+        x = torch.cat([self.encoder(obs), action], -1).unsqueeze(1)  # [S, 1, B, F + A]
         first = {name: p[:, :1] for name, p in self.net.named_parameters()}
         x = functional_call(self.net, first, x).squeeze(1)  # [S, B, atoms]
         return x if self.atoms else x.squeeze(-1)
+
+
+class ActionValues(nn.Module):
+    """The values of all discrete actions: ``[S, B, O] -> [S, B, actions]``."""
+
+    def __init__(self, encoder: Encoder, actions: int, hidden: Sequence[int], rng: Sequence[Generator]):
+        super().__init__()
+        self.encoder = encoder
+        self.net = MLP([encoder.features, *hidden, actions], (len(rng),), rng, init=uniform)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.net(self.encoder(obs))
