@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from offlinerl.learning.exploration import Gaussian, OrnsteinUhlenbeck, ParameterNoise, exploration, linear
+from offlinerl.learning.exploration import Gaussian, OrnsteinUhlenbeck, ParameterNoise, exploration_of, linear
 from offlinerl.learning.rng import Lanes, generator
 from offlinerl.nn.actors import DeterministicActor
 from offlinerl.nn.encoders import Identity
@@ -95,7 +95,7 @@ def test_parameter_noise_adapts_to_the_wanted_distance(start, grows):
 
 @pytest.mark.parametrize("name", ["gaussian", "ou", "parameter"])
 def test_a_saved_exploration_goes_on_as_if_never_stopped(name):
-    whole, first, second = exploration(name, 0.2), exploration(name, 0.2), exploration(name, 0.2)
+    whole, first, second = exploration_of(name, 0.2), exploration_of(name, 0.2), exploration_of(name, 0.2)
     actor, obs, began = actor_of(), torch.randn(2, 3, 4), np.ones((2, 3), bool)
 
     def acts(process, rng, count):

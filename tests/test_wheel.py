@@ -34,7 +34,7 @@ def installed(tmp_path_factory):
 def test_a_wheel_finds_its_files(installed, tmp_path):
     code = """
 import offlinerl, pathlib
-from offlinerl import paths
+from offlinerl.util import paths
 print(pathlib.Path(offlinerl.__file__).parents[1])
 for path in sorted(paths.share(".").rglob("*")):
     if path.is_file():

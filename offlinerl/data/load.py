@@ -9,8 +9,7 @@ import gymnasium
 import numpy as np
 
 from offlinerl.data import registry
-from offlinerl.data.columns import Mode
-from offlinerl.data.d4rl import load_hdf5, open_d4rl
+from offlinerl.data.d4rl import Mode, load_hdf5, open_d4rl
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.minari_reader import _installed, _parts, load_minari
 from offlinerl.data.registry import Entry, minari_metadata

@@ -10,7 +10,8 @@ import gymnasium
 import h5py
 import numpy as np
 
-from offlinerl.data import columns, d4rl, load, minari_reader, registry
+from offlinerl.data import d4rl, load, minari_reader, registry
+from offlinerl.data.columns import nonfinite_rows, open_hdf5
 from offlinerl.data.registry import Entry
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make
@@ -70,7 +71,7 @@ def validate(entry: Entry | str, low: float | None = None, high: float | None = 
 
 
 def _d4rl_columns(path: Path, entry: Entry) -> _Columns | Finding:
-    with columns.open_hdf5(path) as file:
+    with open_hdf5(path) as file:
         lengths = {key: len(file[key]) for key in d4rl.D4RL_KEYS if isinstance(file.get(key), h5py.Dataset)}
         if len(set(lengths.values())) > 1:
             rows = np.arange(min(lengths.values()), max(lengths.values()))
@@ -159,7 +160,7 @@ def _unfit(columns: _Columns, entry: Entry, env: _Environment | None) -> list[Fi
 
 
 def _not_finite(columns: _Columns) -> Finding:
-    bad = {name: columns.nonfinite_rows(column) for name, column in columns._asdict().items() if column is not None}
+    bad = {name: nonfinite_rows(column) for name, column in columns._asdict().items() if column is not None}
     bad = {name: rows for name, rows in bad.items() if len(rows)}
     listed = ", ".join(f"{name} in {len(rows)} rows" for name, rows in bad.items())
     rows = np.unique(np.concatenate([*bad.values(), np.empty(0, int)]))
