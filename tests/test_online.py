@@ -249,9 +249,9 @@ def test_dqn_target_by_hand_and_hard_copies():
     block = Batch(*(x.unsqueeze(0) for x in batch))
     same = []
     for _ in range(7):
-        before = agent.q.layers[0].weight.clone()
+        before = agent.q.net.layers[0].weight.clone()
         agent.learn(block)
-        same.append(torch.equal(agent.target.layers[0].weight, before))
+        same.append(torch.equal(agent.target.net.layers[0].weight, before))
     assert same == [True, False, False, True, False, False, True]
 
 

@@ -64,7 +64,7 @@ class ISREINFORCE(Agent):
         self.self_normalized, self.max_weight, self.entropy = self_normalized, max_weight, entropy
         self.max_grad_norm = max_grad_norm
         self.policy = stochastic_policy(spec, self.encoder("policy"), hidden, self.init_rng("policy"))
-        self.behavior = stochastic_policy(spec, hidden, self.init_rng("behavior"))
+        self.behavior = stochastic_policy(spec, self.encoder("behavior"), hidden, self.init_rng("behavior"))
 
     def configure_optimizers(self):
         return self.adam(dict(policy=self.lr, behavior=self.behavior_lr), policy=self.policy, behavior=self.behavior)
