@@ -10,6 +10,7 @@ B     batch
 E     environments
 T     time
 O     observation dimensions
+F     features
 A     action dimensions
 ====  ==========================
 
@@ -19,11 +20,14 @@ The batch axis is the last one of a scalar: a reward is ``[S, B]``, an observati
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from offlinerl.util.errors import UserError
+
 if TYPE_CHECKING:  # it takes seconds to load, and much can be said to a user before
+    import gymnasium
     from torch import Tensor
 
 Metrics = dict[str, "Tensor"]
@@ -33,6 +37,8 @@ Metrics = dict[str, "Tensor"]
 class Batch(NamedTuple):
     """Transitions. Truncation keeps ``discount`` and sets ``last``: whether to bootstrap and whether the
     trajectory goes on are two independent columns, so that a timeout cannot be mistaken for a terminal state.
+
+    Observations are trees: a vector ``[S, B, O]``, an image ``[S, B, H, W, C]``, or a dictionary of such.
     """
 
     obs: Tensor  # [S, B, O]
@@ -41,18 +47,7 @@ class Batch(NamedTuple):
     discount: Tensor  # [S, B]  gamma^n * (1 - terminated)
     next_obs: Tensor  # [S, B, O]
     last: Tensor  # [S, B]  terminated or truncated
-
-
-class WeightedBatch(NamedTuple):
-    """A ``Batch`` drawn by priority, with the weights that make up for it."""
-
-    obs: Tensor  # [S, B, O]
-    action: Tensor  # [S, B, A]
-    reward: Tensor  # [S, B]
-    discount: Tensor  # [S, B]
-    next_obs: Tensor  # [S, B, O]
-    last: Tensor  # [S, B]
-    weight: Tensor  # [S, B]  importance weight, at most 1
+    weight: Tensor | None = None  # [S, B]  importance weight, at most 1; None where every row counts the same
 
 
 class Transition(NamedTuple):
@@ -66,36 +61,86 @@ class Transition(NamedTuple):
     last: np.ndarray  # [S, E] bool, terminated or truncated
 
 
+class Leaf(NamedTuple):
+    """A part of an observation, a vector or an image."""
+
+    path: str  # outer/inner; "" if it is the whole observation
+    shape: tuple[int, ...]
+    dtype: str
+
+
 @dataclass(frozen=True)
 class Spec:
-    """What an agent needs to know of a task to build its networks.
+    """What an agent needs to know of a task to build its networks, as plain data, so that a checkpoint may hold it.
 
     Attributes:
-        obs_dim: O, the number of observation dimensions.
+        obs: the leaves of an observation; O, a number, for a float32 vector.
         action_dim: A, the number of action dimensions.
         action_low: lower bound of every action dimension, A numbers.
         action_high: upper bound of every action dimension, A numbers.
-        num_actions: how many discrete actions there are, each given by its number with A = 1; 0 if actions are
-            vectors.
+        num_actions: how many discrete actions there are, each given by its number from 0 on with A = 1; 0 if actions
+            are vectors.
+        first_action: what the environment calls the discrete action 0.
     """
 
-    obs_dim: int
+    obs: tuple[Leaf, ...]
     action_dim: int
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     num_actions: int = 0
+    first_action: int = 0
+
+    def __post_init__(self) -> None:
+        leaves = [("", (self.obs,), "float32")] if isinstance(self.obs, int) else self.obs
+        object.__setattr__(self, "obs", tuple(Leaf(path, tuple(shape), dtype) for path, shape, dtype in leaves))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self), obs=tuple(map(tuple, self.obs)))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a checkpoint, which may be an older version's, with ``obs_dim`` alone."""
+        self.__init__(state.pop("obs", None) or state.pop("obs_dim"), **state)
+
+    @classmethod
+    def of(cls, observation: gymnasium.Space, action: gymnasium.Space) -> Spec:
+        """Of two spaces: a ``Box`` or a dictionary of them, and a ``Box`` with bounds or a ``Discrete``."""
+        spaces = getattr(observation, "spaces", None) or {"": observation}
+        obs = tuple(Leaf(path, tuple(space.shape), np.dtype(space.dtype).name) for path, space in spaces.items())
+        if hasattr(action, "n"):
+            return cls(obs, 1, (0.0,), (float(action.n - 1),), int(action.n), int(action.start))
+        return cls(obs, action.shape[0], *(tuple(map(float, side)) for side in (action.low, action.high)))
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether an observation is one vector."""
+        return self.obs[0].path == "" and len(self.obs[0].shape) == 1
+
+    @property
+    def obs_dim(self) -> int:
+        """O, the numbers of an observation that is one vector.
+
+        Raises:
+            UserError: it is not.
+        """
+        if not self.is_vector:
+            listed = ", ".join(f"{leaf.path or 'an image'} {list(leaf.shape)}" for leaf in self.obs)
+            raise UserError(f"observations must be one vector here, not {listed}; choose parts with --obs-keys")
+        return self.obs[0].shape[0]
 
     @property
     def action_mid(self) -> np.ndarray:
         """Middle of the actions' bounds, ``[A]`` float32."""
         return (np.float32(self.action_high) + np.float32(self.action_low)) / 2
 
-    def in_unit(self, action: np.ndarray) -> np.ndarray:
-        """Actions ``[..., A]`` of the environment in units of [-1, 1]; a dimension whose bounds are equal has zeros."""
-        half = self.action_half
-        return (action - self.action_mid) / np.where(half > 0, half, np.float32(1))
-
     @property
     def action_half(self) -> np.ndarray:
         """Half the width of the actions' bounds, ``[A]`` float32: the environment's units of one of ours."""
         return (np.float32(self.action_high) - np.float32(self.action_low)) / 2
+
+    def in_unit(self, action: np.ndarray) -> np.ndarray:
+        """The environment's actions ``[..., A]`` in units of [-1, 1], where a dimension whose bounds are equal has zeros;
+        a discrete action is its number from 0 on."""
+        if self.num_actions:
+            return action - self.first_action
+        half = self.action_half
+        return (action - self.action_mid) / np.where(half > 0, half, np.float32(1))

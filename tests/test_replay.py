@@ -7,7 +7,7 @@ import torch
 from offlinerl.experience.priorities import Priorities
 from offlinerl.experience.ring import Replay
 from offlinerl.learning.rng import Streams
-from offlinerl.types import Spec, Transition, WeightedBatch
+from offlinerl.types import Spec, Transition
 
 SPEC = Spec(1, 1, (-1.0,), (1.0,))
 GAMMA = 0.9
@@ -149,6 +149,6 @@ def test_a_priority_that_is_not_finite_leaves_its_row_as_it_was():
 def test_rows_not_yet_filled_are_never_drawn():
     replay = filled(steps=3, capacity=100, priorities=(1.0, 1.0))
     batch = replay.sample(10, 100)
-    assert isinstance(batch, WeightedBatch)
+    assert batch.weight is not None
     assert set(batch.obs.flatten().tolist()) == {0, 1, 2}
     assert batch.weight.max() == 1

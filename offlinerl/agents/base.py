@@ -18,9 +18,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from offlinerl.learning.compile import Step, capture, signature
 from offlinerl.learning.optim import Adam, clip_norm
 from offlinerl.learning.rng import Lanes, Streams, generator
-from offlinerl.nn.encoders import Encoder, Identity
-from offlinerl.types import Batch, Metrics, Spec, WeightedBatch
+from offlinerl.nn.encoders import Encoder, encoder_of
+from offlinerl.types import Batch, Metrics, Spec
 from offlinerl.util.errors import UserError
+from offlinerl.util.trees import first_leaf, tree_map
 
 torch.serialization.add_safe_globals([Spec])  # checkpoints hold one and are read with weights_only=True
 
@@ -125,8 +126,8 @@ class Agent(L.LightningModule, ABC):
         return [generator(seed, f"init {network}") for seed in self.seeds]
 
     def encoder(self, network: str) -> Encoder:
-        """What one network sees of observations."""
-        return Identity(self.spec.obs_dim)
+        """What one network sees of observations; an algorithm may make another."""
+        return encoder_of(self.spec, self.init_rng(f"{network} encoder"))
 
     def adam(self, lr: float | Mapping[str, float], eps: float = 1e-8, **modules: nn.Module) -> list[Adam]:
         """One optimiser a named group of parameters, for ``configure_optimizers`` to return.
@@ -174,7 +175,7 @@ class Agent(L.LightningModule, ABC):
 
     def weighted(self, batch: Batch, loss: Tensor) -> Tensor:
         """A loss ``[S, B]`` or ``[S, N, B]`` times the weights of a batch that was drawn by priority."""
-        if not isinstance(batch, WeightedBatch):
+        if batch.weight is None:
             return loss
         return loss * (batch.weight if loss.ndim == 2 else batch.weight.unsqueeze(1))
 
@@ -199,8 +200,8 @@ class Agent(L.LightningModule, ABC):
 
     def exploring(self, obs: Tensor) -> Lanes:
         """The random numbers to explore with, given ``[S, E, O]``."""
-        if len(self.explore_rng.lanes) != obs.shape[1]:
-            self.explore_in(range(obs.shape[1]))
+        if len(self.explore_rng.lanes) != (lanes := first_leaf(obs).shape[1]):
+            self.explore_in(range(lanes))
         return self.explore_rng
 
     # The training loop
@@ -229,13 +230,13 @@ class Agent(L.LightningModule, ABC):
         """
         if not self.optim:
             self.configure_optimizers()
-        updates, _, batch_size = block.obs.shape[:3]
+        updates, _, batch_size = block.reward.shape[:3]
         if updates and not self._parts:
             self._parts = [self.part(seeds) for seeds in self.division(batch_size)]
         found: dict[str, list[Tensor]] = {}
         for k in range(updates):
             self.before_update()
-            batch = block._make(x[k] for x in block)
+            batch = tree_map(lambda x, k=k: x[k], block)
             for name, value in self._step(batch, self.draw(batch_size), self.phase()).items():
                 found.setdefault(name, []).append(value)
             self.updates += 1
@@ -243,12 +244,13 @@ class Agent(L.LightningModule, ABC):
         return {name: torch.stack(values).mean(0) if updates > 1 else values[0] for name, values in found.items()}
 
     def _step(self, batch: Batch, noise: Noise, k: int) -> Metrics:
-        inputs, tree = tree_flatten((batch, noise))
+        given = {name: column for name, column in batch._asdict().items() if column is not None}
+        inputs, tree = tree_flatten((given, noise))
         whole = len(self._parts) == 1
         pieces = [inputs] if whole else [[x[part.stack] for x in inputs] for part in self._parts]
         key = (self.compile, k, signature(pieces[0]))
         if key not in self._steps:
-            steps = [_of_leaves(partial(part.update, k=k), tree) for part in self._parts]
+            steps = [_of_leaves(partial(part.update, k=k), type(batch), tree) for part in self._parts]
             if self.compile:
                 steps = capture(steps, pieces[0], [part.trained_tensors() for part in self._parts])
             self._steps[key] = steps
@@ -339,6 +341,11 @@ class Agent(L.LightningModule, ABC):
         return self
 
 
-def _of_leaves(update: Callable[..., Metrics], tree: TreeSpec) -> Step:
+def _of_leaves(update: Callable[..., Metrics], kind: type[Batch], tree: TreeSpec) -> Step:
     """An update that takes the leaves of its arguments."""
-    return lambda *leaves: update(*tree_unflatten(leaves, tree))
+
+    def step(*leaves: Tensor) -> Metrics:
+        given, noise = tree_unflatten(leaves, tree)
+        return update(kind(**given), noise)
+
+    return step

@@ -10,7 +10,7 @@ from torch import Tensor
 from offlinerl.agents.base import Noise
 from offlinerl.agents.td3 import TD3
 from offlinerl.learning import losses
-from offlinerl.types import Batch, Metrics, Spec, WeightedBatch
+from offlinerl.types import Batch, Metrics, Spec
 
 
 class D4PG(TD3):
@@ -60,7 +60,7 @@ class D4PG(TD3):
         loss = losses.cross_entropy(logits, target)  # [S, B]
         metrics = dict(critic_loss=self.descend("critic", self.weighted(batch, loss)))
         metrics["q"] = self.expected(logits.detach()).mean(-1)
-        if isinstance(batch, WeightedBatch):
+        if batch.weight is not None:
             metrics["priority"] = loss.detach()
         return metrics
 

@@ -13,7 +13,7 @@ from offlinerl.learning import losses
 from offlinerl.learning.exploration import epsilon_greedy, linear
 from offlinerl.nn.critics import ActionValues
 from offlinerl.nn.layers import soft_update
-from offlinerl.types import Batch, Metrics, Spec, WeightedBatch
+from offlinerl.types import Batch, Metrics, Spec
 
 
 class DQN(Agent):
@@ -75,7 +75,7 @@ class DQN(Agent):
         q = self.q(batch.obs).gather(-1, batch.action.long()).squeeze(-1)  # [S, B]
         loss = self.weighted(batch, losses.huber(target - q, 1.0))
         metrics = dict(q_loss=self.descend("q", loss, self.max_grad_norm), q=q.detach().mean(-1))
-        if isinstance(batch, WeightedBatch):
+        if batch.weight is not None:
             metrics["priority"] = (target - q.detach()).abs()
         return metrics
 

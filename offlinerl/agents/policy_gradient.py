@@ -18,6 +18,7 @@ from offlinerl.nn.critics import Value
 from offlinerl.nn.layers import orthogonal
 from offlinerl.nn.normalize import RunningNorm
 from offlinerl.types import Batch, Metrics, Spec
+from offlinerl.util.trees import tree_map
 
 
 class Sample(NamedTuple):
@@ -131,7 +132,7 @@ class PolicyGradient(Agent):
         """Improve on a rollout, ``[1, S, E, T, ...]``."""
         if not self.optim:
             self.configure_optimizers()
-        rollout = block._make(x[0] for x in block)
+        rollout = tree_map(lambda x: x[0], block)
         self.linear(self.decay_steps)
         with torch.no_grad():
             sample = self.examine(rollout)

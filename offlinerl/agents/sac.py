@@ -13,7 +13,7 @@ from offlinerl.learning import losses
 from offlinerl.nn.actors import SquashedGaussianActor
 from offlinerl.nn.critics import Critic
 from offlinerl.nn.layers import soft_update, uniform
-from offlinerl.types import Batch, Metrics, Spec, WeightedBatch
+from offlinerl.types import Batch, Metrics, Spec
 
 
 class Temperature(nn.Module):
@@ -97,7 +97,7 @@ class SAC(Agent):
         error = target.unsqueeze(1) - (q := self.critic(batch.obs, batch.action))  # [S, N, B]
         loss = self.weighted(batch, 0.5 * losses.squared(error))
         metrics = dict(critic_loss=self.descend("critic", loss), q=q.detach().mean((1, 2)))
-        if isinstance(batch, WeightedBatch):
+        if batch.weight is not None:
             metrics["priority"] = error.detach().abs().mean(1)  # [S, B]
         return metrics
 

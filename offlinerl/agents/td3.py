@@ -16,7 +16,7 @@ from offlinerl.learning.exploration import exploration_of
 from offlinerl.nn.actors import DeterministicActor
 from offlinerl.nn.critics import Critic
 from offlinerl.nn.layers import Init, soft_update, uniform
-from offlinerl.types import Batch, Metrics, Spec, WeightedBatch
+from offlinerl.types import Batch, Metrics, Spec
 
 
 class TD3(Agent):
@@ -112,7 +112,7 @@ class TD3(Agent):
         q = self.critic(batch.obs, batch.action)  # [S, N, B]
         loss = self.weighted(batch, self.critic_loss(target.unsqueeze(1) - q))  # [S, N, B]
         metrics = dict(critic_loss=self.descend("critic", loss), q=q.detach().mean((1, 2)))
-        if isinstance(batch, WeightedBatch):
+        if batch.weight is not None:
             metrics["priority"] = (target.unsqueeze(1) - q.detach()).abs().mean(1)  # [S, B]
         return metrics
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from offlinerl.agents.base import Agent
 from offlinerl.experience.priorities import Priorities
 from offlinerl.learning.rng import Streams
-from offlinerl.types import Batch, Spec, Transition, WeightedBatch
+from offlinerl.types import Batch, Spec, Transition
 
 
 class Replay:
@@ -79,14 +79,14 @@ class Replay:
             self.priorities.add(torch.arange(place * self.envs, (place + 1) * self.envs))
         self.added += 1
 
-    def sample(self, updates: int, batch_size: int) -> Batch | WeightedBatch:
+    def sample(self, updates: int, batch_size: int) -> Batch:
         """K minibatches, ``[K, S, B, ...]``: uniform, or by priority where the ring was made so."""
         shape = (updates, batch_size)
         if self.priorities is None:
             rows = self.streams.integers(len(self), shape).transpose(0, 1)  # [K, S, B]
             return self.transitions(rows)
         self.drawn, weight = self.priorities.sample(self.streams, len(self), shape)
-        return WeightedBatch(*self.transitions(self.drawn), weight)
+        return self.transitions(self.drawn)._replace(weight=weight)
 
     def prioritize(self, priority: Tensor) -> None:
         """Give the rows drawn last their priorities, ``[K, S, B]``, such as absolute errors."""

@@ -14,7 +14,7 @@ from offlinerl.agents.base import Agent
 from offlinerl.experience.ring import Replay
 from offlinerl.learning.rng import Streams
 from offlinerl.rollout.collector import Interaction
-from offlinerl.types import Batch, Spec, WeightedBatch
+from offlinerl.types import Batch, Spec
 from offlinerl.util.errors import UserError
 
 ACTION_MARGIN = 1e-5
@@ -132,7 +132,7 @@ class ActingData:
         self.steps_ahead = self.stretch_steps
         agent.explore_in(interaction.lanes)
 
-    def draw(self, steps: int | None = None) -> Batch | WeightedBatch:
+    def draw(self, steps: int | None = None) -> Batch:
         """The next block, of so many steps."""
         raise NotImplementedError
 
@@ -144,12 +144,12 @@ class ActingData:
     def __len__(self) -> int:
         return -(-self.steps_ahead // self.stretch_steps)
 
-    def __iter__(self) -> Iterator[Iterator[Batch | WeightedBatch]]:
+    def __iter__(self) -> Iterator[Iterator[Batch]]:
         """Stretches of blocks."""
         for first in range(0, self.steps_ahead, self.stretch_steps):
             yield self.stretch(min(self.stretch_steps, self.steps_ahead - first))
 
-    def stretch(self, steps: int) -> Iterator[Batch | WeightedBatch]:
+    def stretch(self, steps: int) -> Iterator[Batch]:
         """Blocks of so many steps together."""
         for first in range(0, steps, self.block_steps):
             yield self.draw(min(self.block_steps, steps - first))
@@ -202,7 +202,7 @@ class ReplayData(ActingData):
         self.replay, self.table, self.reward = replay, table, reward
         self.batch_size, self.steps_per_update, self.warm_up = batch_size, steps_per_update, warm_up
 
-    def draw(self, steps: int | None = None) -> Batch | WeightedBatch:
+    def draw(self, steps: int | None = None) -> Batch:
         """The next block, ``[K, S, B, ...]``; while warming up, one of no updates at all."""
         if self.agent.priorities is not None:
             self.replay.prioritize(self.agent.priorities)
@@ -214,7 +214,7 @@ class ReplayData(ActingData):
             self.replay.add(transition)
         return self.sample(steps // self.steps_per_update * (self.steps > self.warm_up))
 
-    def sample(self, updates: int) -> Batch | WeightedBatch:
+    def sample(self, updates: int) -> Batch:
         """K minibatches of the replay, and of the table if there is one."""
         if self.table is None:
             return self.replay.sample(updates, self.batch_size)

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+import torch
+from torch import Generator, Tensor, nn
+
+from offlinerl.types import Leaf, Spec
+
+Layers = Sequence[tuple[int, int, int]]
+"""Channels, kernel and stride of every convolution."""
+
+NATURE: Layers = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+"""Mnih et al., Nature 2015, methods."""
 
 
 class Encoder(nn.Module, ABC):
@@ -17,7 +28,7 @@ class Encoder(nn.Module, ABC):
     features: int
 
     @abstractmethod
-    def forward(self, obs: Tensor) -> Tensor:
+    def forward(self, obs: Tensor | Mapping[str, Tensor]) -> Tensor:
         """``[S, B, ...] -> [S, B, F]``."""
 
 
@@ -30,3 +41,80 @@ class Identity(Encoder):
 
     def forward(self, obs: Tensor) -> Tensor:
         return obs
+
+
+class Convolution(nn.Module):
+    """One convolution a seed, ``[B, S I, H, W] -> [B, S out, H', W']``, all seeds in one call as groups."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, rng: Sequence[Generator]):
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(len(rng), out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(len(rng), out_channels))
+        with torch.no_grad():
+            for weight, generator in zip(self.weight, rng, strict=True):
+                nn.init.orthogonal_(weight, math.sqrt(2), generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.flatten(0, 1), self.bias.flatten()
+        return nn.functional.conv2d(x, weight, bias, self.stride, groups=len(self.weight))
+
+
+class Images(Encoder):
+    """Convolutions over an image ``[S, B, H, W, C]``, uint8 or float in [0, 1]; one without channels is ``[S, B, H,
+    W]``. Layers whose kernel is larger than what is left of the image are left out.
+
+    Args:
+        shape: of an image, ``(H, W, C)`` or ``(H, W)``.
+        rng: S generators for the initial weights.
+        layers: of the network.
+    """
+
+    def __init__(self, shape: Sequence[int], rng: Sequence[Generator], layers: Layers = NATURE):
+        super().__init__()
+        height, width, channels = (*shape, 1)[:3]
+        self.layers = nn.ModuleList()
+        for out, kernel, stride in layers:
+            if kernel > min(height, width):
+                continue
+            self.layers.append(Convolution(channels, out, kernel, stride, rng))
+            height, width, channels = (height - kernel) // stride + 1, (width - kernel) // stride + 1, out
+        self.features = height * width * channels
+
+    def forward(self, obs: Tensor) -> Tensor:
+        x = obs / 255 - 0.5 if obs.dtype == torch.uint8 else obs - 0.5
+        S, B, H, W = x.shape[:4]
+        x = x.view(S, B, H, W, -1).permute(1, 0, 4, 2, 3).reshape(B, -1, H, W)  # [B, S C, H, W]
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return x.reshape(B, S, -1).transpose(0, 1)  # [S, B, F]
+
+
+class Parts(Encoder):
+    """The features of every part of an observation, one behind the other."""
+
+    def __init__(self, parts: Mapping[str, Encoder]):
+        super().__init__()
+        self.paths = tuple(parts)
+        self.parts = nn.ModuleList(parts.values())
+        self.features = sum(part.features for part in parts.values())
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([part(obs[path]) for path, part in zip(self.paths, self.parts, strict=True)], -1)
+
+
+def encoder_of(spec: Spec, rng: Sequence[Generator]) -> Encoder:
+    """The encoder for a task's observations: identity for vectors, convolutions for images, both side by side for a
+    dictionary of them.
+
+    Args:
+        spec: the task's.
+        rng: S generators for the initial weights.
+    """
+
+    def of(leaf: Leaf) -> Encoder:
+        return Identity(leaf.shape[0]) if len(leaf.shape) == 1 else Images(leaf.shape, rng)
+
+    if spec.obs[0].path == "":
+        return of(spec.obs[0])
+    return Parts({leaf.path: of(leaf) for leaf in spec.obs})
