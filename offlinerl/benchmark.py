@@ -21,10 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from offlinerl import agents
 from offlinerl.agents.base import Agent
 from offlinerl.data import registry
+from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.experience.ring import Replay
 from offlinerl.experience.sources import EpisodeData, OfflineData, ReplayData, RolloutData
+from offlinerl.experience.table import Table
 from offlinerl.rollout.collector import Interaction
 from offlinerl.training import config
 from offlinerl.training.config import parameters
@@ -33,6 +35,7 @@ from offlinerl.types import Batch, Spec
 from offlinerl.util.atomic import write_json
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
+from offlinerl.util.trees import tree_map
 
 KITCHEN = Spec(60, 9, (-1.0,) * 9, (1.0,) * 9)
 KITCHEN_DISCRETE = Spec(60, 1, (0.0,), (8.0,), 9)
@@ -134,7 +137,8 @@ def source_of(agent: Agent, batch: int) -> OfflineData | SyntheticRollouts:
     if agent.on_policy:
         return SyntheticRollouts(agent, batch)
     kind, updates = (EpisodeData, 2) if agent.whole_episodes else (OfflineData, 48)
-    return kind(synthetic_table(spec=agent.spec), agent.spec, agent.seeds, batch, updates, agent.device)
+    table = Table(synthetic_table(spec=agent.spec), agent.spec, agent.gamma, agent.n_step, agent.device)
+    return kind(table, agent.seeds, batch, updates)
 
 
 class SyntheticRollouts:
@@ -146,15 +150,16 @@ class SyntheticRollouts:
     """
 
     def __init__(self, agent: Agent, batch: int):
-        table = synthetic_table(8 * batch if agent.minibatch else batch, agent.spec)
-        one = [torch.from_numpy(column.astype(np.float32)).to(agent.device) for column in table]
-        self.rollout = Batch(*(x.expand(1, len(agent.seeds), 1, *x.shape) for x in one))  # [1, S, 1, T, ...]
+        rows = 8 * batch if agent.minibatch else batch
+        table = Table(synthetic_table(rows, agent.spec), agent.spec, agent.gamma, device=agent.device)
+        one = table.transitions(torch.arange(rows, device=agent.device))
+        self.rollout = tree_map(lambda x: x.expand(1, len(agent.seeds), 1, *x.shape), one)  # [1, S, 1, T, ...]
 
     def draw(self, _: int | None = None) -> Batch:
         return self.rollout
 
 
-def synthetic_table(rows: int = 20_000, spec: Spec = KITCHEN) -> Batch:
+def synthetic_table(rows: int = 20_000, spec: Spec = KITCHEN) -> Dataset:
     """Random transitions of Kitchen's shapes; the speed does not depend on their values."""
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(rows + 1, spec.obs_dim)).astype(np.float32)
@@ -163,7 +168,7 @@ def synthetic_table(rows: int = 20_000, spec: Spec = KITCHEN) -> Batch:
         action = rng.integers(0, spec.num_actions, (rows, 1)).astype(np.float32)
     reward = rng.integers(0, 5, rows).astype(np.float32)
     last = np.arange(rows) % 200 == 199
-    return Batch(obs[:-1], action, reward, np.where(last, 0, 0.99).astype(np.float32), obs[1:], last)
+    return Dataset.of_rows(obs[:-1], obs[1:], action=action, reward=reward, terminated=last, last=last)
 
 
 def interleaved(repeats: int = 5, **measures: Any) -> dict[str, float]:

@@ -24,6 +24,7 @@ from offlinerl.envs.make import make, specification
 from offlinerl.recipes import generate as recipes
 from offlinerl.util.atomic import aside
 from offlinerl.util.errors import UserError
+from offlinerl.util.trees import Tree, tree_map
 
 
 def show(name: str, png: Path | None = None, obs_keys: Sequence[str] | None = None) -> None:
@@ -159,6 +160,8 @@ def export(name: str, file: Path, overwrite: bool = False) -> Path:
     entry = registry.resolve(name)
     dataset = load.load(entry, reward="none")
     env, keys = entry.env, entry.obs_keys or dataset.provenance.get("obs_keys")
+    if isinstance(dataset.observations, Mapping):
+        raise UserError(f"{name}: a file in D4RL's format holds one array of observations, and these have parts")
     columns = dict(
         observations=dataset.obs,
         actions=dataset.action,
@@ -183,7 +186,9 @@ def _episodes(
     discrete = gymnasium.spaces.Discrete
     for start, length in zip(dataset.episode_starts, dataset.episode_lengths, strict=True):
         span = slice(start, start + length)
-        observations, actions = np.concatenate([dataset.obs[span], dataset.next_obs[span][-1:]]), dataset.action[span]
+        shown = np.r_[dataset.at[span], dataset.next_at[span][-1:]]
+        observations = tree_map(lambda leaf, shown=shown: leaf[shown], dataset.observations)
+        actions = dataset.action[span]
         if isinstance(observation_space, discrete):
             observations = observations.argmax(1) + observation_space.start
         if isinstance(action_space, discrete):
@@ -203,22 +208,21 @@ def _home(entry: Entry, dataset: dataset.Dataset, asked: bool) -> tuple[str | No
     Raises:
         UserError: it cannot be made though it was asked for, or the table does not fit it.
     """
-    boxes = _box(dataset.obs), _box(dataset.action)
+    boxes = _box(dataset.observations), _box(dataset.action)
     if entry.env is None:
         return None, *boxes
     try:
-        env = make(entry.env, flat=False)
+        env = make(entry.env, seen=False)
     except UserError:
         if asked:
             raise
         return None, *boxes
     observation_space, action_space = env.observation_space, env.action_space
     env.close()
-    as_is = isinstance(observation_space, gymnasium.spaces.Discrete) or spaces.is_vector(observation_space)
-    if dataset.obs.ndim == 2 and not as_is:
-        observation_space = spaces.vector(spaces.parts(observation_space, entry.obs_keys, entry.env_id))
-    shapes = [dataset.obs.shape[1:], dataset.action.shape[1:]]
-    obs_shape, action_shape = observation_space.shape, action_space.shape
+    if not (isinstance(observation_space, gymnasium.spaces.Discrete) or spaces.is_seen(observation_space)):
+        observation_space = spaces.observed(spaces.parts(observation_space, entry.obs_keys, entry.env_id))
+    shapes = [tree_map(lambda leaf: leaf.shape[1:], dataset.observations), dataset.action.shape[1:]]
+    obs_shape, action_shape = spaces.shapes(observation_space), action_space.shape
     if isinstance(observation_space, gymnasium.spaces.Discrete):
         obs_shape = (int(observation_space.n),)
     if shapes != [obs_shape, action_shape or (1,)]:
@@ -230,7 +234,9 @@ def _home(entry: Entry, dataset: dataset.Dataset, asked: bool) -> tuple[str | No
     return specification(env), observation_space, action_space
 
 
-def _box(column: np.ndarray) -> gymnasium.spaces.Box:
+def _box(column: Tree) -> gymnasium.Space:
+    if isinstance(column, Mapping):
+        return gymnasium.spaces.Dict({path: _box(leaf) for path, leaf in column.items()})
     if column.dtype == np.uint8:
         return gymnasium.spaces.Box(0, 255, column.shape[1:], np.uint8)
     return gymnasium.spaces.Box(-np.inf, np.inf, column.shape[1:], np.float32)

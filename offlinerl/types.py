@@ -138,7 +138,7 @@ class Spec:
         return (np.float32(self.action_high) - np.float32(self.action_low)) / 2
 
     def in_unit(self, action: np.ndarray) -> np.ndarray:
-        """The environment's actions ``[..., A]`` in units of [-1, 1], where a dimension whose bounds are equal has zeros;
+        """The environment's actions ``[..., A]`` in units of [-1, 1], with zeros in dimensions whose bounds are equal;
         a discrete action is its number from 0 on."""
         if self.num_actions:
             return action - self.first_action

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from offlinerl.cli import main
+from offlinerl.data.dataset import Dataset
 from offlinerl.experience.sources import OfflineData
-from offlinerl.types import Batch, Spec
+from offlinerl.experience.table import Table
+from offlinerl.types import Spec
 
 torch.set_num_threads(min(THREADS, torch.get_num_threads()))
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -19,18 +21,18 @@ warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 SPEC = Spec(5, 2, (-1.0, -1.0), (1.0, 1.0))
 
 
-def random_table(rows: int = 400, spec: Spec = SPEC, seed: int = 0) -> Batch:
+def random_table(rows: int = 400, spec: Spec = SPEC, seed: int = 0) -> Dataset:
     """Transitions in episodes of 20 steps, every other one terminal."""
     rng = np.random.default_rng(seed)
     obs = rng.normal(size=(rows + 1, spec.obs_dim)).astype(np.float32)
     last = np.arange(rows) % 20 == 19
     terminated = last & (np.arange(rows) % 40 == 39)
-    return Batch(
-        obs=obs[:-1],
+    return Dataset.of_rows(
+        obs[:-1],
+        obs[1:],
         action=rng.uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32),
         reward=rng.normal(size=rows).astype(np.float32),
-        discount=(0.99 * ~terminated).astype(np.float32),
-        next_obs=obs[1:],
+        terminated=terminated,
         last=last,
     )
 
@@ -43,7 +45,7 @@ def spec() -> Spec:
 @pytest.fixture
 def source_of():
     """Builds a source of random transitions for some seeds."""
-    return lambda seeds, batch=32, updates=5: OfflineData(random_table(), SPEC, seeds, batch, updates)
+    return lambda seeds, batch=32, updates=5: OfflineData(Table(random_table(), SPEC, 0.99), seeds, batch, updates)
 
 
 @pytest.fixture

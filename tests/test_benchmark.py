@@ -4,6 +4,7 @@ import torch
 
 from offlinerl import benchmark
 from offlinerl.experience.sources import OfflineData
+from offlinerl.experience.table import Table
 
 
 def test_the_matrix_products_of_an_xql_update_by_hand():
@@ -12,20 +13,20 @@ def test_the_matrix_products_of_an_xql_update_by_hand():
     forward = 2 * critic + 2 * value  # both targets; V of obs and of next_obs
     # A trained network runs forward, and back to its weights and to its hidden layers, not to its input.
     trained = (3 * value - O * H) + (3 * actor - O * H) + 2 * (3 * critic - (O + A) * H)
-    source = OfflineData(benchmark.synthetic_table(500), benchmark.KITCHEN, (0, 1), B)
+    source = OfflineData(Table(benchmark.synthetic_table(500), benchmark.KITCHEN, 0.99), (0, 1), B)
     agent = benchmark.build("xql", (0, 1), torch.device("cpu"), compile=False)
     assert benchmark.count_flops(agent, source) == 2 * 2 * B * (forward + trained)  # two seeds
 
 
 def test_lightnings_share_is_a_share():
-    source = OfflineData(benchmark.synthetic_table(500), benchmark.KITCHEN, (0,), 8, updates=5)
+    source = OfflineData(Table(benchmark.synthetic_table(500), benchmark.KITCHEN, 0.99), (0,), 8, updates=5)
     agent = benchmark.build("bc", (0,), torch.device("cpu"), compile=False)
     assert 0 <= benchmark.lightning_share(agent, source, blocks=3) < 1
     assert agent.updates == 15
 
 
 def test_a_delayed_actor_counts_in_the_average():
-    source = OfflineData(benchmark.synthetic_table(500), benchmark.KITCHEN, (0,), 8)
+    source = OfflineData(Table(benchmark.synthetic_table(500), benchmark.KITCHEN, 0.99), (0,), 8)
     each = []
     for period in (1, 2, 4):
         agent = benchmark.build("td3", (0,), torch.device("cpu"), compile=False)

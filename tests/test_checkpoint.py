@@ -14,6 +14,7 @@ from offlinerl.agents.bc import BC
 from offlinerl.agents.iql import IQL
 from offlinerl.agents.xql import XQL
 from offlinerl.experience.sources import OfflineData
+from offlinerl.experience.table import Table
 from offlinerl.learning.compile import capture
 from offlinerl.training.config import parameters
 from offlinerl.types import Spec
@@ -45,7 +46,7 @@ class KeepSource(L.Callback):
 
 
 def source(seeds, updates=20):
-    made = OfflineData(random_table(), SPEC, seeds, 32, 5)
+    made = OfflineData(Table(random_table(), SPEC, 0.99), seeds, 32, 5)
     made.updates_ahead = updates
     return made
 

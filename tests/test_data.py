@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from offlinerl.data.d4rl import load_hdf5
-from offlinerl.data.dataset import Dataset, n_step
+from offlinerl.data.dataset import Dataset, n_step_sums
 from offlinerl.data.episode import Episode
 from offlinerl.data.load import load
 from offlinerl.data.minari_reader import load_minari
@@ -203,9 +203,8 @@ def test_discrete_actions_and_pixels_are_kept(tmp_path):
 
 def table(reward, terminated, last):
     rows = np.arange(len(reward), dtype=np.float32)[:, None]
-    return Dataset(
-        rows, rows, np.float32(reward), np.array(terminated, bool), np.array(last, bool), rows + 1, "a table"
-    )
+    columns = dict(terminated=np.array(terminated, bool), last=np.array(last, bool), name="a table")
+    return Dataset.of_rows(rows, rows + 1, action=rows, reward=np.float32(reward), **columns)
 
 
 def test_truncation_bootstraps_and_termination_does_not():
@@ -231,7 +230,7 @@ def test_n_step_equals_a_loop():
     reward, terminated = random.normal(size=size), random.random(size) < 0.05
     last = terminated | (random.random(size) < 0.05)
     last[-1] = True
-    got = n_step(reward, terminated, last, gamma, n)
+    got = n_step_sums(reward, terminated, last, gamma, n)
     for i in range(size):
         total, k = 0.0, 0
         while True:
@@ -247,7 +246,7 @@ def test_n_step_equals_a_loop():
 
 def test_a_window_stops_at_a_terminal_inside_a_trajectory():
     terminated, last = np.array([[0, 1, 0, 0], [0, 0, 0, 1]], bool)
-    reward, discount, tail = n_step(np.ones(4), terminated, last, 1, 3)
+    reward, discount, tail = n_step_sums(np.ones(4), terminated, last, 1, 3)
     np.testing.assert_array_equal(reward, [2, 1, 2, 1])
     np.testing.assert_array_equal(discount, [0, 0, 1, 1])
     np.testing.assert_array_equal(tail, [1, 1, 3, 3])

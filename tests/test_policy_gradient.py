@@ -19,9 +19,11 @@ from offlinerl.agents.policy_gradient import Sample
 from offlinerl.agents.ppo import PPO
 from offlinerl.agents.reinforce import REINFORCE
 from offlinerl.agents.trpo import TRPO
+from offlinerl.data.dataset import Dataset
 from offlinerl.envs.finite import FINITE_ID, kwargs_of
 from offlinerl.envs.make import spec_of
 from offlinerl.experience.sources import EpisodeData, RolloutData
+from offlinerl.experience.table import Table
 from offlinerl.learning import losses
 from offlinerl.learning.optim import Adam, clip_norm, conjugate_gradients, flatten, unflatten
 from offlinerl.learning.rng import Streams, generator
@@ -31,6 +33,7 @@ from offlinerl.nn.normalize import RunningNorm
 from offlinerl.rollout.collector import Interaction
 from offlinerl.types import Batch, Spec
 from offlinerl.util.errors import UserError
+from offlinerl.util.trees import tree_map
 
 SMALL = dict(hidden=(16, 16), normalize_obs=True, normalize_reward=True)
 VARIANTS = {
@@ -145,32 +148,33 @@ def test_a_sampled_policy_gradient_is_the_exact_one(member, mdp, logits, monkeyp
 
 
 def episodes_at_random(mdp, count):
-    """Spec and rows of the episodes that uniformly random actions give, which end at random too."""
+    """Spec and table of the episodes that uniformly random actions give, which end at random too."""
     env = {"id": FINITE_ID, "kwargs": kwargs_of(mdp, random_horizon=True)}
     interaction, episodes = Interaction(env, (0,), range(8)), []
     interaction.on_episode = lambda s, e, episode: episodes.append(episode)
     while len(episodes) < count:
         interaction.step(None)
-    table = Batch(*(np.concatenate(column) for column in zip(*(
-        (e.observations[:-1], e.actions[:, None].astype(np.float32), e.rewards.astype(np.float32),
-         1.0 - e.terminations, e.observations[1:], (e.terminations | e.truncations).astype(np.float32))
-        for e in episodes[:count]), strict=True)))  # fmt: skip
-    return interaction.spec, table
+    obs, next_obs, action, reward, terminated, last = (np.concatenate(column) for column in zip(*(
+        (e.observations[:-1], e.observations[1:], e.actions[:, None].astype(np.float32), e.rewards.astype(np.float32),
+         e.terminations, e.terminations | e.truncations)
+        for e in episodes[:count]), strict=True))  # fmt: skip
+    data = Dataset.of_rows(obs, next_obs, action=action, reward=reward, terminated=terminated, last=last)
+    return interaction.spec, Table(data, interaction.spec, gamma=1.0)
 
 
 def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, monkeypatch):
     """By importance sampling from uniformly random actions, of a policy not too far from them."""
     S, B, logits = 100, 200, 0.3 * logits
     spec, table = episodes_at_random(mdp, S * B)
-    source = EpisodeData(table, spec, (0,), 1)
-    batch = source.transitions(source.rows.unflatten(0, (S, B)).unsqueeze(0))
+    source = EpisodeData(table, (0,), 1)
+    batch = table.transitions(source.rows.unflatten(0, (S, B)).unsqueeze(0))
     agent = ISREINFORCE(spec, range(S), gamma=1.0, hidden=(), behavior_updates=0, self_normalized=False,
                         max_weight=math.inf, max_grad_norm=1e9)  # fmt: skip
     put(agent.policy.net, logits)
     put(agent.behavior.net, np.zeros_like(logits))
     agent.configure_optimizers()
     found = recorded(agent, mdp, monkeypatch)
-    agent.update(Batch(*(x[0] for x in batch)), {}, 1)
+    agent.update(tree_map(lambda x: x[0], batch), {}, 1)
     require_equal_within_error(found[0].numpy().astype(float), tabular.policy_gradient(mdp, logits))
 
 
@@ -180,7 +184,7 @@ def test_off_policy_learns_a_better_policy_than_the_datas(mdp, self_normalized):
     spec, table = episodes_at_random(mdp, 2000)
     agent = ISREINFORCE(spec, (0, 1), gamma=1.0, hidden=(), lr=0.03, behavior_lr=0.03, behavior_updates=100,
                         self_normalized=self_normalized)  # fmt: skip
-    source = EpisodeData(table, spec, (0, 1), batch_size=500, updates=100)
+    source = EpisodeData(table, (0, 1), batch_size=500, updates=100)
     chance = tabular.performance(mdp, np.full_like(mdp.reward, 1 / 3))
     best = mdp.start @ tabular.value_iteration(mdp)[0]
 
@@ -556,9 +560,7 @@ def test_policies_sample_what_they_say():
 
 
 def test_off_policy_clones_first_and_then_sets_out_from_the_clone(spec, source_of):
-    table = source_of((0,)).transitions(torch.arange(400).view(1, 1, -1))
-    columns = Batch(*(x[0, 0].numpy() for x in table))
-    source = EpisodeData(columns, spec, (0, 1), batch_size=6, updates=4)
+    source = EpisodeData(source_of((0,)).table, (0, 1), batch_size=6, updates=4)
     assert source.rows.shape == (20, 20)
     agent = ISREINFORCE(spec, (0, 1), hidden=(8,), behavior_updates=8)
     agent.learn(source.draw())
@@ -590,8 +592,7 @@ def test_the_expected_return_by_hand():
 
 @pytest.mark.parametrize("self_normalized", [True, False])
 def test_weights_that_vanish_or_explode_keep_the_gradient_finite(spec, source_of, self_normalized):
-    table = source_of((0,)).transitions(torch.arange(400).view(1, 1, -1))
-    source = EpisodeData(Batch(*(x[0, 0].numpy() for x in table)), spec, (0,), batch_size=6, updates=3)
+    source = EpisodeData(source_of((0,)).table, (0,), batch_size=6, updates=3)
     for network in ("policy", "behavior"):
         agent = ISREINFORCE(spec, (0,), hidden=(8,), behavior_updates=1, self_normalized=self_normalized)
         agent.learn(source.draw(1))

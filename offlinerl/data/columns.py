@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import h5py
@@ -13,13 +12,10 @@ import numpy as np
 
 from offlinerl.envs import spaces
 from offlinerl.util.errors import UserError, reading
+from offlinerl.util.trees import Tree, tree_leaves
 
 BLOCK = 1 << 16
 """Rows read or checked at a time, so that loading takes little more memory than the table itself."""
-
-
-def is_pixels(array: Any) -> bool:
-    return array.dtype == np.uint8 and array.ndim >= 3
 
 
 def single(column: np.ndarray, what: str) -> np.ndarray:
@@ -67,23 +63,16 @@ def checked_actions(
     return actions
 
 
-def allocate(rows: int, observations: np.ndarray, actions: np.ndarray) -> dict[str, np.ndarray]:
-    shape = (rows, *observations.shape[1:])
-    dtype = np.uint8 if is_pixels(observations) else np.float32
-    width = int(np.prod(actions.shape[1:]))
-    return dict(
-        obs=np.empty(shape, dtype),
-        action=np.empty((rows, width), np.float32),
-        reward=np.empty(rows, np.float32),
-        terminated=np.empty(rows, bool),
-        last=np.zeros(rows, bool),
-        next_obs=np.empty(shape, dtype),
-    )
+def allocate(rows: int, column: np.ndarray) -> np.ndarray:
+    """Room for rows like those of a column of observations: images, of three axes or more, in their own dtype, and
+    float32 for all others."""
+    image = column.ndim >= 3 and column.dtype in (np.uint8, np.float32)
+    return np.empty((rows, *column.shape[1:]), column.dtype if image else np.float32)
 
 
-def require_finite(source: str, columns: Mapping[str, np.ndarray], keep: np.ndarray | None = None) -> None:
+def require_finite(source: str, columns: Mapping[str, Tree], keep: np.ndarray | None = None) -> None:
     """Refuses columns with a NaN; ``keep`` tells which rows of the source are in them."""
-    for name, column in columns.items():
+    for name, column in tree_leaves(columns):
         bad = nonfinite_rows(column)
         if len(bad):
             first = bad[0] if keep is None else np.flatnonzero(keep)[bad[0]]

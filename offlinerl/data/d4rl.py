@@ -79,32 +79,31 @@ def load_hdf5(
         if not keep.any():
             raise UserError(f"{path}: no row has a successor, so that there is nothing to learn from")
         count = int(keep.sum())
-        table = allocate(count, file["observations"], file["actions"])
-        if table["obs"].ndim == 1:
-            table["obs"], table["next_obs"] = table["obs"][:, None], table["next_obs"][:, None]
-        table["terminated"][:] = terminals[keep]
-        table["last"][:] = (end | ~np.r_[keep[1:], False])[keep]  # it also ends where a row was left out
-        _read(file["rewards"], keep, table["reward"])
-        _read(file["actions"], keep, table["action"])
-        _read(file["observations"], keep, table["obs"], None if has_next else table["next_obs"])
+        obs, next_obs = allocate(count, file["observations"]), allocate(count, file["observations"])
+        if obs.ndim == 1:
+            obs, next_obs = obs[:, None], next_obs[:, None]
+        action, reward = allocate(count, file["actions"]), np.empty(count, np.float32)
+        terminated = terminals[keep]
+        last = (end | ~np.r_[keep[1:], False])[keep]  # it also ends where a row was left out
+        _read(file["rewards"], keep, reward)
+        _read(file["actions"], keep, action)
+        _read(file["observations"], keep, obs, None if has_next else next_obs)
         if has_next:
-            _read(file["next_observations"], keep, table["next_obs"])
+            _read(file["next_observations"], keep, next_obs)
     if mode == "lossless" and not has_next:
-        final = table["last"] & table["terminated"]
-        table["next_obs"][final] = table["obs"][final]
-    fields = dict(observations="obs", next_observations="next_obs", actions="action", rewards="reward")
-    require_finite(str(path), {key: table[column] for key, column in fields.items()}, keep)
+        final = last & terminated
+        next_obs[final] = obs[final]
+    fields = dict(observations=obs, next_observations=next_obs, actions=action, rewards=reward)
+    require_finite(str(path), fields, keep)
     kept = np.flatnonzero(keep)
-    checked_actions(table["action"], action_space, str(path), kept)
+    action = checked_actions(action, action_space, str(path), kept)
     if observation_space is not None:
-        for column in ("obs", "next_obs"):
-            try:
-                table[column] = spaces.encode(observation_space, table[column])
-            except spaces.Misfit as misfit:
-                raise UserError(
-                    f"{path}: the observation of row {kept[misfit.row]} or its successor {misfit.what}; repair or"
-                    " remove it"
-                ) from misfit
+        try:
+            obs, next_obs = (spaces.encode(observation_space, column) for column in (obs, next_obs))
+        except spaces.Misfit as misfit:
+            raise UserError(
+                f"{path}: the observation of row {kept[misfit.row]} or its successor {misfit.what}; repair or remove it"
+            ) from misfit
     provenance = dict(
         format="D4RL HDF5",
         file=str(path),
@@ -115,7 +114,10 @@ def load_hdf5(
         successors="next_observations" if has_next else "next row",
         reward="none",
     )
-    return Dataset(**table, name=name or path.stem, provenance=provenance)
+    return Dataset.of_rows(
+        obs, next_obs, action=action, reward=reward, terminated=terminated, last=last, name=name or path.stem,
+        provenance=provenance,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -254,7 +256,7 @@ def _spaces_of(file: h5py.File, env: Mapping[str, Any] | None) -> tuple[gymnasiu
 
     if env is None or not (may_be_choices("observations") or may_be_choices("actions")):
         return None, None
-    made = make(env, flat=False)
+    made = make(env, seen=False)
     try:
         observation_space, action_space = made.observation_space, made.action_space
     finally:

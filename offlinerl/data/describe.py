@@ -11,6 +11,7 @@ import numpy as np
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.registry import Entry
 from offlinerl.util.figures import literal
+from offlinerl.util.trees import tree_map
 
 QUANTILES = (0, 25, 50, 75, 100)
 
@@ -32,7 +33,7 @@ def describe(dataset: Dataset, entry: Entry | None = None) -> dict[str, Any]:
         rows=len(dataset),
         episodes=len(lengths),
         megabytes=round(dataset.nbytes / 1e6, 1),
-        obs=_column(dataset.obs),
+        obs=tree_map(_column, dataset.observations),
         action=_column(dataset.action) | _range(dataset.action),
         reward=_column(dataset.reward) | _range(dataset.reward) | dict(mean=float(dataset.reward.mean())),
         returns=_quantiles(returns),

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import gymnasium
-import numpy as np
-
 from offlinerl.data import registry
-from offlinerl.data.d4rl import Mode, load_hdf5, open_d4rl
+from offlinerl.data.d4rl import Mode, load_hdf5
 from offlinerl.data.dataset import Dataset
-from offlinerl.data.minari_reader import _installed, _parts, load_minari
-from offlinerl.data.registry import Entry, minari_metadata
+from offlinerl.data.minari_reader import _installed, load_minari
+from offlinerl.data.registry import Entry
 from offlinerl.data.rewards import with_reward
-from offlinerl.envs import spaces
 from offlinerl.util.errors import UserError, reading
 
 
@@ -75,18 +71,3 @@ def locate(entry: Entry) -> Path:
         }.get(kind, "check the path")
         raise UserError(f"{path} does not exist; {hint}")
     return path
-
-
-def require_vectors(entry: Entry) -> None:
-    """Raises a UserError if the observations of a dataset hold images, unless its ``obs_keys`` leave them out."""
-    path = locate(entry)
-    if path.is_dir():
-        metadata = minari_metadata(path / "data" if (path / "data").is_dir() else path)
-        spaces.refuse_images(_parts(metadata, entry.obs_keys), entry.name)
-        return
-    with open_d4rl(path) as file:
-        column = file["observations"]
-        if column.ndim > 2:
-            shape = column.shape[1:]
-            box = gymnasium.spaces.Box(0, 255, shape, np.uint8)
-            spaces.refuse_images({"": box}, entry.name)

@@ -14,12 +14,13 @@ import gymnasium
 import h5py
 import numpy as np
 
-from offlinerl.data.columns import allocate, as_flags, checked_actions, is_pixels, open_hdf5, require_finite, single
+from offlinerl.data.columns import allocate, as_flags, checked_actions, open_hdf5, require_finite, single
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.registry import minari_metadata, minari_root
 from offlinerl.envs import spaces
 from offlinerl.util.errors import UserError
+from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 
 def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | None = None) -> Dataset:
@@ -29,9 +30,8 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
         path: the dataset's folder, its ``data`` folder, the folder of an unfinished collection, or the id of an
             installed dataset.
         name: what to call it; its id by default.
-        obs_keys: parts of a ``Dict`` observation to concatenate, in this order; a nested part is
-            ``outer/inner``. By default all of them, in the order of ``gymnasium.spaces.flatten``, as which each is
-            encoded: what is not a ``Box`` becomes one-hot.
+        obs_keys: parts of a ``Dict`` observation, in this order; a nested part is ``outer/inner``. By default all of
+            them. What agents see of them, see ``offlinerl.envs.spaces.observe``.
 
     Raises:
         UserError: it is not installed, or its content is not sound.
@@ -45,34 +45,42 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
     rows = int(metadata["total_steps"])
     if not rows:
         raise UserError(f"{name}: the dataset is empty")
-    table, at = None, 0
+    room, at, final = rows + int(metadata["total_episodes"]), 0, []
+    observations: Tree = None
     mismatch = UserError(f"{name}: metadata.json promises {rows} steps, its episodes have another number of them")
     episodes = itertools.islice(minari_episodes(folder, obs_keys), int(metadata["total_episodes"]))  # it may grow
     action_space = spaces.from_json(json.loads(metadata.get("action_space", "{}")))
-    for number, (observations, actions, rewards, terminations) in enumerate(episodes):
+    for number, (shown, actions, rewards, terminations) in enumerate(episodes):
         steps = len(rewards)
         if not steps:
             continue
         place = f"{name}, episode {number}"
-        lengths = dict(observations=len(observations) - 1, actions=len(actions), terminations=len(terminations))
-        if any(length != steps for length in lengths.values()):
+        lengths = {len(leaf) - 1 for _, leaf in tree_leaves(shown)} | {len(actions), len(terminations)}
+        if lengths != {steps}:
             raise UserError(
-                f"{place}: {len(observations)} observations, {len(actions)} actions and"
+                f"{place}: {len(first_leaf(shown))} observations, {len(actions)} actions and"
                 f" {len(terminations)} terminations do not go with {steps} rewards; record it again"
             )
-        if table is None:
-            table = allocate(rows, observations, actions)
+        if observations is None:
+            observations = tree_map(lambda leaf: allocate(room, leaf), shown)
+            action = np.empty((rows, int(np.prod(actions.shape[1:]))), np.float32)
+            reward, terminated = np.empty(rows, np.float32), np.empty(rows, bool)
         if at + steps > rows:
             raise mismatch
-        span = slice(at, at + steps)
-        table["obs"][span], table["next_obs"][span] = observations[:-1], observations[1:]
-        table["action"][span] = checked_actions(actions, action_space, place)
-        table["reward"][span], table["terminated"][span] = rewards, terminations
+        span, begin = slice(at, at + steps), at + len(final)
+        for (_, column), (_, leaf) in zip(tree_leaves(observations), tree_leaves(shown), strict=True):
+            column[begin : begin + steps + 1] = leaf
+        action[span] = checked_actions(actions, action_space, place)
+        reward[span], terminated[span] = rewards, terminations
         at += steps
-        table["last"][at - 1] = True
-    if table is None or at < rows:
+        final.append(at - 1)
+    if observations is None or at < rows:
         raise mismatch
-    require_finite(name, {key: table[key] for key in ("obs", "next_obs", "action", "reward")})
+    last = np.zeros(rows, bool)
+    last[final] = True
+    place = np.arange(rows) + np.r_[0, np.cumsum(last)[:-1]]
+    observations = tree_map(lambda leaf: leaf[: rows + len(final)], observations)
+    require_finite(name, dict(observations=observations, actions=action, rewards=reward))
     keep = ("env_spec", "eval_env_spec", "ref_min_score", "ref_max_score", "author", "provenance", "seed")
     provenance = dict(
         format="journal" if _is_journal(metadata) else f"Minari {metadata.get('minari_version', '?')}",
@@ -85,7 +93,7 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
         reward="none",
         **{key: metadata[key] for key in keep if key in metadata},
     )
-    return Dataset(**table, name=name, provenance=provenance)
+    return Dataset(observations, place, place + 1, action, reward, terminated, last, name, provenance)
 
 
 def _installed(dataset_id: str) -> Path:
@@ -119,7 +127,7 @@ def _has_jpeg(metadata: Mapping[str, Any]) -> bool:
 
 
 def minari_episodes(folder: Path, obs_keys: Sequence[str] | None = None) -> Iterator[_Arrays]:
-    """Observations ``[T + 1, O]``, actions ``[T, A]``, rewards ``[T]`` and terminations ``[T]`` of each
+    """Observations, a tree of ``[T + 1, ...]``, actions ``[T, A]``, rewards ``[T]`` and terminations ``[T]`` of each
     episode of a Minari dataset or of an unfinished collection, given by its folder.
 
     Raises:
@@ -138,20 +146,19 @@ def minari_episodes(folder: Path, obs_keys: Sequence[str] | None = None) -> Iter
     return _encoded(episodes, parts, metadata["dataset_id"])
 
 
-_Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+_Arrays = tuple[Tree, np.ndarray, np.ndarray, np.ndarray]
 _Parts = Mapping[str, gymnasium.Space | None]
 _Raw = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
 
 
 def _encoded(episodes: Iterable[_Raw], parts: _Parts, source: str) -> Iterator[_Arrays]:
-    """Episodes with the parts of their observations joined, each encoded as its space asks."""
+    """Episodes with what agents see of their observations."""
     for number, (columns, actions, rewards, terminations) in enumerate(episodes):
         place = f"{source}, episode {number}"
         rewards = single(rewards, f"{place}: rewards")
         terminations = as_flags(terminations, f"{place}: terminations")
         try:
-            pixels = len(columns) == 1 and is_pixels(columns[0])
-            yield columns[0] if pixels else spaces.join(parts, columns), actions, rewards, terminations
+            yield spaces.observe(parts, columns), actions, rewards, terminations
         except spaces.Misfit as misfit:
             raise UserError(f"{place}: observation {misfit.row} {misfit.what}; repair or remove it") from misfit
 

@@ -16,6 +16,7 @@ from offlinerl.data.registry import Entry
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make
 from offlinerl.util.errors import UserError, reading
+from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 
 class Finding(NamedTuple):
@@ -30,12 +31,17 @@ class Finding(NamedTuple):
 class _Columns(NamedTuple):
     """A source as it is, sound or not."""
 
-    obs: np.ndarray  # [N, ...]
+    obs: Tree  # [N, ...]
     action: np.ndarray  # [N, A]
     reward: np.ndarray  # [N]
     terminal: np.ndarray  # [N] bool
     cut: np.ndarray  # [N] bool
-    next_obs: np.ndarray | None  # [N, ...]
+    next_obs: Tree  # [N, ...], or None
+
+    @property
+    def flat(self) -> np.ndarray:
+        """All that an observation holds, ``[N, D]``."""
+        return np.concatenate([leaf.reshape(len(leaf), -1) for _, leaf in tree_leaves(self.obs)], 1)
 
 
 def validate(entry: Entry | str, low: float | None = None, high: float | None = None) -> list[Finding]:
@@ -90,30 +96,36 @@ def _minari_columns(path: Path, entry: Entry) -> _Columns | Finding:
     at = 0
     for number, (obs, action, reward, terminal) in enumerate(minari_reader.minari_episodes(path, entry.obs_keys)):
         steps = len(reward)
-        if {len(obs) - 1, len(action), len(terminal)} != {steps}:
-            message = f"episode {number} has {len(obs)} observations, {len(action)} actions and {steps} rewards"
+        if {*(len(leaf) - 1 for _, leaf in tree_leaves(obs)), len(action), len(terminal)} != {steps}:
+            message = (
+                f"episode {number} has {len(first_leaf(obs))} observations, {len(action)} actions and {steps} rewards"
+            )
             return Finding("unequal lengths", message, np.arange(at, at + steps))
         cut = np.arange(steps) == steps - 1
-        for column, part in zip(columns, (obs[:-1], action, reward, terminal, cut & ~terminal), strict=True):
+        for column, part in zip(
+            columns, (tree_map(lambda leaf: leaf[:-1], obs), action, reward, terminal, cut & ~terminal), strict=True
+        ):
             column.append(part)
         at += steps
     if not at:
         raise UserError(f"{path} is empty: it has no episode")
-    return _Columns(*map(np.concatenate, columns), None)
+    obs, *others = columns
+    joined = tree_map(lambda *parts: np.concatenate(parts), *obs)
+    return _Columns(joined, *map(np.concatenate, others), None)
 
 
 class _Environment(NamedTuple):
     """What an environment says of its data."""
 
     name: str
-    obs_dim: int | None  # None if it shows images
+    obs: Tree  # the shapes of an observation's leaves
     action_space: gymnasium.Space
 
 
 def _environment(entry: Entry) -> _Environment | None:
     """The environment of a dataset, None if it is not known or cannot be made on this machine."""
     try:
-        made = entry.env and make(entry.env, flat=False)
+        made = entry.env and make(entry.env, seen=False)
     except UserError:
         if "id" in entry.env and entry.name not in registry.names():  # it was asked for
             raise
@@ -121,9 +133,8 @@ def _environment(entry: Entry) -> _Environment | None:
     if not made:
         return None
     try:
-        leaves = spaces.parts(made.observation_space, entry.obs_keys, entry.env_id)
-        images = any(map(spaces.is_image, leaves.values()))
-        return _Environment(entry.env_id, None if images else sum(map(spaces.size, leaves.values())), made.action_space)
+        seen = spaces.observed(spaces.parts(made.observation_space, entry.obs_keys, entry.env_id))
+        return _Environment(entry.env_id, spaces.shapes(seen), made.action_space)
     finally:
         made.close()
 
@@ -148,9 +159,9 @@ def _unfit(columns: _Columns, entry: Entry, env: _Environment | None) -> list[Fi
         return []
     rows = np.arange(len(columns.reward))
     findings = []
-    obs_dim, raw = int(np.prod(columns.obs.shape[1:])), columns.obs.ndim == 1 or columns.obs.shape[1:] == (1,)
-    if env.obs_dim not in (None, obs_dim) and not raw:
-        message = f"observations have {obs_dim} numbers, and those of {env.name} {env.obs_dim}"
+    shapes = tree_map(lambda leaf: leaf.shape[1:], columns.obs)
+    if shapes not in (env.obs, (), (1,)):  # a lone number may stand for a choice
+        message = f"observations have {_sizes(shapes)}, and those of {env.name} {_sizes(env.obs)}"
         findings.append(Finding("shape", message, rows))
     action_dim, space = int(np.prod(columns.action.shape[1:])), env.action_space
     if space.shape is not None and action_dim != int(np.prod(space.shape)):
@@ -159,8 +170,15 @@ def _unfit(columns: _Columns, entry: Entry, env: _Environment | None) -> list[Fi
     return findings
 
 
+def _sizes(shapes: Tree) -> str:
+    """Shapes of observations in words."""
+    if isinstance(shapes, dict):
+        return ", ".join(f"{path} {list(shape)}" for path, shape in shapes.items())
+    return f"{shapes[0]} numbers" if len(shapes) == 1 else f"the shape {list(shapes)}"
+
+
 def _not_finite(columns: _Columns) -> Finding:
-    bad = {name: nonfinite_rows(column) for name, column in columns._asdict().items() if column is not None}
+    bad = {name: nonfinite_rows(column) for name, column in tree_leaves(columns)}
     bad = {name: rows for name, rows in bad.items() if len(rows)}
     listed = ", ".join(f"{name} in {len(rows)} rows" for name, rows in bad.items())
     rows = np.unique(np.concatenate([*bad.values(), np.empty(0, int)]))
@@ -196,7 +214,7 @@ def _outside(columns: _Columns, space: gymnasium.Space | None, low: float | None
 
 def _duplicates(columns: _Columns) -> Finding:
     """Rows that repeat an earlier one in observation, action and reward."""
-    parts = (columns.obs, columns.action, columns.reward)
+    parts = (columns.flat, columns.action, columns.reward)
     flat = np.concatenate([np.asarray(part, np.float32).reshape(len(part), -1) for part in parts], axis=1)
     rows = np.ascontiguousarray(flat).view(np.dtype((np.void, flat.itemsize * flat.shape[1])))[:, 0]
     first = np.unique(rows, return_index=True)[1]
@@ -213,7 +231,7 @@ def _jumps(columns: _Columns, split: str | None) -> Finding:
         close = np.isclose(columns.next_obs[:-1], columns.obs[1:], rtol=1e-4, atol=1e-5, equal_nan=True)
         jump = inside & ~close.reshape(len(close), -1).all(axis=1)
         return Finding("jump", "next_observations differ from the next row's observations", np.flatnonzero(jump))
-    obs = columns.obs.reshape(len(columns.obs), -1).astype(np.float64)
+    obs = columns.flat.astype(np.float64)
     if (obs == np.floor(obs)).all():  # states by number, among which near and far mean nothing
         return Finding("jump", "", np.empty(0, int))
     scale = np.nanstd(obs, axis=0)

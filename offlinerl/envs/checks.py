@@ -10,8 +10,9 @@ import numpy as np
 
 from offlinerl.envs import spaces
 from offlinerl.util.errors import UserError
+from offlinerl.util.trees import Tree
 
-Step = tuple[np.ndarray, float, bool, bool, Mapping[str, Any]]
+Step = tuple[Tree, float, bool, bool, Mapping[str, Any]]
 
 RESET = "reset must return the observation and a dictionary"
 STEP = "step must return the observation, the reward, terminated, truncated and a dictionary"
@@ -141,25 +142,27 @@ def flag(what: str, value: Any) -> bool:
     return bool(number)
 
 
-def observation(value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """An observation of that shape.
+def observation(value: Tree, shape: Tree) -> Tree:
+    """An observation whose leaves have those shapes.
 
     Raises:
         Unsound: it has another one, or numbers that are not finite, or not in 32 bits.
     """
+    if isinstance(shape, Mapping):
+        return {path: observation(value[path], inner) for path, inner in shape.items()}
     if np.shape(value) != shape:
         raise Unsound(f"gives an observation of shape {np.shape(value)} instead of {shape}")
-    if not (np.abs(value) <= LARGEST).all():  # nor is a NaN
+    if getattr(value, "dtype", None) != np.uint8 and not (np.abs(value) <= LARGEST).all():  # nor is a NaN
         raise Unsound(f"gives an observation that is {_fault(value)}")
     return value
 
 
-def plain(answer: Any, shape: tuple[int, ...]) -> Step:
+def plain(answer: Any, shape: Tree) -> Step:
     """What a step returned, its numbers as plain ones.
 
     Args:
         answer: of an environment's ``step``.
-        shape: of an observation.
+        shape: of an observation, or of its leaves.
 
     Raises:
         Unsound: something is missing, has another shape, or is not finite.

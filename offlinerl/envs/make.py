@@ -21,13 +21,13 @@ import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl.envs import checks, robotics, spaces
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
+from offlinerl.util.trees import Tree
 
 
 def make(
-    env: Mapping[str, Any], obs_keys: Sequence[str] | None = None, render_mode: str | None = None, flat: bool = True
+    env: Mapping[str, Any], obs_keys: Sequence[str] | None = None, render_mode: str | None = None, seen: bool = True
 ) -> gym.Env:
-    """Make an environment whose observations are vectors; those of other spaces are encoded as
-    ``gymnasium.spaces.flatten`` does.
+    """Make an environment that shows what agents see; see ``offlinerl.envs.spaces.observe``.
 
     Args:
         env: ``{"id": ..., "kwargs": {...}}``, or ``{"spec": ...}`` with Gymnasium's JSON of a specification. Besides it
@@ -35,10 +35,10 @@ def make(
             upper bounds that its actions shall have, a number or A of them each.
         obs_keys: the parts of a ``Dict`` observation, in order; all of them by default.
         render_mode: passed on if given.
-        flat: False leaves its observations as they are, whatever they are.
+        seen: False leaves its observations as they are, whatever they are.
 
     Raises:
-        UserError: the environment is unknown, lacks a dependency, refuses its arguments, or shows images.
+        UserError: the environment is unknown, lacks a dependency, or refuses its arguments.
     """
     extra = {"render_mode": render_mode} if render_mode else {}
     if "max_episode_steps" in env:
@@ -57,7 +57,7 @@ def make(
         raise UserError(f"environment {name} cannot be made: {checks.reason(error)}") from error
     if "action_range" in env:
         made = Bounded(made, *env["action_range"])
-    return spaces.Flat(made, obs_keys) if flat and not spaces.is_vector(made.observation_space) else made
+    return spaces.Observed(made, obs_keys) if seen and not spaces.is_seen(made.observation_space) else made
 
 
 class Bounded(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -94,10 +94,10 @@ class Bounded(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
 
 def specification(env: gym.Env) -> str | None:
-    """What it takes to make an environment of ``make`` again, as Gymnasium's JSON; its observations are not made
-    into vectors then, for only ``make`` knows how. None if it was registered with something that no name leads to,
+    """What it takes to make an environment of ``make`` again, as Gymnasium's JSON; it shows its own
+    observations then. None if it was registered with something that no name leads to,
     such as a function within another."""
-    spec = copy.deepcopy(unflattened(env).spec)
+    spec = copy.deepcopy(native(env).spec)
     maker = spec.entry_point
     if callable(maker):
         module, name = (getattr(maker, attribute, None) for attribute in ("__module__", "__qualname__"))
@@ -112,7 +112,7 @@ def specification(env: gym.Env) -> str | None:
 
 def unbounded_actions(env: Mapping[str, Any]) -> np.ndarray:
     """``[A]`` bool, which dimensions of an environment's actions have no bounds; none of discrete ones."""
-    made = make(env, flat=False)
+    made = make(env, seen=False)
     made.close()
     return checks.unbounded(made.action_space)
 
@@ -123,9 +123,9 @@ def with_limits(env: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, 
     return {**env, **given}
 
 
-def unflattened(env: gym.Env) -> gym.Env:
+def native(env: gym.Env) -> gym.Env:
     """An environment of ``make`` with its own observations."""
-    while isinstance(env, spaces.Flat):
+    while isinstance(env, spaces.Observed):
         env = env.env
     return env
 
@@ -155,29 +155,26 @@ def spec_of(env: gym.Env) -> Spec:
     """Shapes and bounds of a task.
 
     Raises:
-        UserError: the observations are not vectors, or the actions neither bounded vectors nor numbers.
+        UserError: the actions are neither bounded vectors nor one of a finite set.
     """
     name = checks.name_of(env)
     obs, action = env.observation_space, env.action_space
-    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
-        raise UserError(f"{name} observes {obs}; agents here need vectors")
-    if isinstance(action, gym.spaces.Discrete) and action.start == 0:
-        return Spec(obs.shape[0], 1, (0.0,), (float(action.n - 1),), int(action.n))
+    if isinstance(action, gym.spaces.Discrete):
+        return Spec.of(obs, action)
     if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1:
-        raise UserError(f"{name} takes {action}; agents here need a vector or a number from 0 on")
+        raise UserError(f"{name} takes {action}; agents here need a vector or one discrete action")
     if checks.unbounded(action).any():
         raise UserError(f"{name} has actions without bounds; give them with --action-range LOW,HIGH")
     if not (action.low <= action.high).all():
         raise UserError(f"{name} has actions whose lower bounds lie above the upper ones; mend its action_space")
-    bounds = (tuple(map(float, side)) for side in (action.low, action.high))
-    return Spec(obs.shape[0], action.shape[0], *bounds)
+    return Spec.of(obs, action)
 
 
 def native_action(space: gym.Space, action: np.ndarray) -> np.ndarray | int:
-    """An action ``[A]`` of an agent as the environment takes it: in its own dtype, and within bounds that float32 may
-    have rounded. Those of vectors may be ``[..., A]``."""
+    """An action ``[A]`` of an agent as the environment takes it: counted from its first one, or in its own dtype and
+    within bounds that float32 may have rounded. Those of vectors may be ``[..., A]``."""
     if isinstance(space, gym.spaces.Discrete):
-        return int(action[0])
+        return int(action[0]) + int(space.start)
     if space.dtype.kind != "f":
         action = np.rint(action)
     return np.minimum(np.maximum(action, space.low), space.high).astype(space.dtype, copy=False)
@@ -196,7 +193,7 @@ def _require_sound(env: Mapping[str, Any], obs_keys: Sequence[str] | None) -> No
     try:
         spec = spec_of(made)
         middle = native_action(made.action_space, np.zeros(1) if spec.num_actions else spec.action_mid)
-        checks.require_sound(unflattened(made), middle)
+        checks.require_sound(native(made), middle)
     finally:
         made.close()
     _TRIED[key] = registered
@@ -222,7 +219,7 @@ class Pool:
         _require_sound(env, obs_keys)
         self.envs = [make(env, obs_keys) for _ in range(size)]
         self.spec, self.action_space = spec_of(self.envs[0]), self.envs[0].action_space
-        self.name, self._shape = checks.name_of(self.envs[0]), self.envs[0].observation_space.shape
+        self.name, self._shape = checks.name_of(self.envs[0]), spaces.shapes(self.envs[0].observation_space)
         self._low, self._high = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
         self._seeds: dict[int, int] = {}
         self._taken = [0] * size
@@ -230,7 +227,7 @@ class Pool:
         self._threads = ThreadPoolExecutor(self._workers)
         self._seconds = 0.0  # a job's, on average
 
-    def reset(self, seeds: Mapping[int, int]) -> dict[int, np.ndarray]:
+    def reset(self, seeds: Mapping[int, int]) -> dict[int, Tree]:
         """Reset the environments numbered by the keys with the seeds of the values; their observations.
 
         Raises:
@@ -246,7 +243,7 @@ class Pool:
         """
         return self._each({i: partial(self._step, i, action) for i, action in actions.items()})
 
-    def _reset(self, i: int, seed: int) -> np.ndarray:
+    def _reset(self, i: int, seed: int) -> Tree:
         self._seeds[i], self._taken[i] = seed, 0
         try:
             return checks.observation(self.envs[i].reset(seed=seed)[0], self._shape)

@@ -1,4 +1,5 @@
-"""Observations of any space as vectors, in files and from environments alike: as ``gymnasium.spaces.flatten`` does."""
+"""Observations of any space as agents see them, in files and from environments alike: vectors as
+``gymnasium.spaces.flatten`` makes them, and images."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from offlinerl.util.errors import UserError
+from offlinerl.util.trees import Tree, tree_map
 
 
 class Misfit(UserError):
@@ -94,9 +96,9 @@ def parts(space: gym.Space | None, keys: Sequence[str] | None = None, source: st
     return chosen
 
 
-def is_vector(space: gym.Space) -> bool:
-    """Whether a space has vectors already."""
-    return isinstance(space, spaces.Box) and len(space.shape) == 1
+def is_seen(space: gym.Space) -> bool:
+    """Whether a space has what agents see already: vectors, or images."""
+    return isinstance(space, spaces.Box) and (len(space.shape) == 1 or is_image(space))
 
 
 def is_image(space: gym.Space | None) -> bool:
@@ -104,17 +106,6 @@ def is_image(space: gym.Space | None) -> bool:
     if not isinstance(space, spaces.Box):
         return False
     return len(space.shape) >= 3 or (space.dtype == np.uint8 and len(space.shape) == 2)
-
-
-def refuse_images(leaves: Mapping[str, gym.Space | None], source: str) -> None:
-    """Raises a UserError that tells how to leave them out, if there are images among the parts."""
-    images = {path: part for path, part in leaves.items() if is_image(part)}
-    if not images:
-        return
-    listed = ", ".join(f"{path or 'all of them'} ({'x'.join(map(str, part.shape))})" for path, part in images.items())
-    rest = ",".join(path for path in leaves if path not in images)
-    way = f"choose the other parts with --obs-keys {rest}" if rest else "record vectors beside them to learn from"
-    raise UserError(f"{source}: observations hold images, which agents here cannot see yet: {listed}; {way}")
 
 
 def size(space: gym.Space) -> int:
@@ -159,18 +150,37 @@ def require_choices(flat: np.ndarray, counts: np.ndarray, start: np.ndarray) -> 
         raise Misfit(int(row), f"holds {flat[row, c]:g} where a whole number from {low} to {high} is due")
 
 
-def join(leaves: Mapping[str, gym.Space | None], columns: Sequence[np.ndarray]) -> np.ndarray:
-    """The columns of the leaves, each ``[T, ...]``, as one array ``[T, O]``; see ``encode``."""
-    flat = [encode(space, column) for space, column in zip(leaves.values(), columns, strict=True)]
-    return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+def observe(leaves: Mapping[str, gym.Space | None], columns: Sequence[np.ndarray]) -> Tree:
+    """What agents see of the leaves, whose columns are ``[T, ...]`` each: one vector ``[T, O]`` of all, see ``encode``;
+    or where there are images, ``[T, H, W, C]`` or ``[T, H, W]``, a dictionary of every leaf by its path, and an image
+    alone just as it is."""
+    found = {
+        path: column if is_image(space) else encode(space, column)
+        for (path, space), column in zip(leaves.items(), columns, strict=True)
+    }
+    if len(found) == 1:
+        return next(iter(found.values()))
+    return found if any(map(is_image, leaves.values())) else np.concatenate(list(found.values()), axis=1)
 
 
-def vector(leaves: Mapping[str, gym.Space]) -> spaces.Box:
-    """The space of the vectors that ``join`` makes."""
-    boxes = [spaces.flatten_space(space) for space in leaves.values() if size(space)]
-    low, high = (np.concatenate([getattr(box, side).ravel() for box in boxes]) for side in ("low", "high"))
-    dtype = np.result_type(*(np.float32 if box.dtype.kind != "f" else box.dtype for box in boxes))
-    return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
+def observed(leaves: Mapping[str, gym.Space]) -> spaces.Box | spaces.Dict:
+    """The space of what ``observe`` makes."""
+
+    def vector(*parts: gym.Space) -> spaces.Box:
+        boxes = [spaces.flatten_space(space) for space in parts if size(space)]
+        low, high = (np.concatenate([getattr(box, side).ravel() for box in boxes]) for side in ("low", "high"))
+        dtype = np.result_type(*(np.float32 if box.dtype.kind != "f" else box.dtype for box in boxes))
+        return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
+
+    if not any(map(is_image, leaves.values())):
+        return vector(*leaves.values())
+    found = [(path, space if is_image(space) else vector(space)) for path, space in leaves.items()]
+    return found[0][1] if len(found) == 1 else spaces.Dict(OrderedDict(found))
+
+
+def shapes(space: gym.Space) -> Tree:
+    """The shapes of what ``observed`` is the space of."""
+    return {path: part.shape for path, part in space.items()} if isinstance(space, spaces.Dict) else space.shape
 
 
 def child(node: Any, path: str) -> Any:
@@ -180,27 +190,26 @@ def child(node: Any, path: str) -> Any:
     return node
 
 
-class Flat(gym.ObservationWrapper):
-    """An environment whose observations are made into vectors.
+class Observed(gym.ObservationWrapper):
+    """An environment that shows what agents see; see ``observe``.
 
     Args:
         env: with observations of any space.
         keys: the parts of it that are wanted; see ``parts``.
 
     Raises:
-        UserError: there is no such part, or it is an image.
+        UserError: there is no such part, or it can be neither a vector nor an image.
     """
 
     def __init__(self, env: gym.Env, keys: Sequence[str] | None = None):
         super().__init__(env)
         self.name = env.spec.id if env.spec else type(env.unwrapped).__name__
         self.leaves = parts(env.observation_space, keys, self.name)
-        refuse_images(self.leaves, self.name)
-        self.observation_space = vector(self.leaves)
+        self.observation_space = observed(self.leaves)
 
-    def observation(self, observation: Any) -> np.ndarray:
+    def observation(self, observation: Any) -> Tree:
         columns = [np.asarray(child(observation, path))[None] for path in self.leaves]
         try:
-            return join(self.leaves, columns)[0]
+            return tree_map(lambda column: column[0], observe(self.leaves, columns))
         except Misfit as misfit:
             raise UserError(f"{self.name}: an observation {misfit.what}; mend the environment") from misfit

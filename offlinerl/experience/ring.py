@@ -12,7 +12,10 @@ from torch import Tensor
 from offlinerl.agents.base import Agent
 from offlinerl.experience.priorities import Priorities
 from offlinerl.learning.rng import Streams
-from offlinerl.types import Batch, Spec, Transition
+from offlinerl.types import Batch, Leaf, Spec, Transition
+from offlinerl.util.trees import Tree, tree_leaves
+
+NUMBER = Leaf("", (1,), "float32")
 
 
 class Replay:
@@ -47,16 +50,33 @@ class Replay:
         priorities: tuple[float, float] | None = None,
         device: torch.device | str = "cpu",
     ):
-        S, O, A = len(seeds), spec.obs_dim, spec.action_dim
+        S = len(seeds)
         self.envs, self.places, self.gamma, self.n_step = envs, max(1, capacity // envs), gamma, n_step
-        self.widths = [O, A, 1, 1, O, 1]  # the fields of Transition
-        self.packed = torch.zeros(S, self.places, envs, sum(self.widths), device=device)
-        self.staged = np.zeros((S, envs, sum(self.widths)), np.float32)
-        self.columns = np.split(self.staged, np.cumsum(self.widths)[:-1], -1)  # views
+        self.paths = [leaf.path for leaf in spec.obs]
+        self.widths, self.images = self._columns(spec, S, device)
+        self.packed = torch.zeros(S, self.places, envs, sum(self.widths.values()), device=device)
+        self.staged = np.zeros((S, envs, sum(self.widths.values())), np.float32)
+        views = np.split(self.staged, np.cumsum([*self.widths.values()])[:-1], -1)
+        self.columns = dict(zip(self.widths, views, strict=True))
         self.added = 0
         self.streams = Streams(seeds, "rows", device)
         self.offsets = torch.arange(S, device=device).view(1, S, 1) * (self.places * envs)
         self.priorities = Priorities(S, self.places * envs, *priorities, device) if priorities else None
+
+    def _columns(self, spec: Spec, S: int, device: torch.device | str) -> tuple[dict[str, int], dict[str, Tensor]]:
+        """The widths of the columns that are packed, and the images, each a ring of its own in its own dtype; the
+        names are those of the leaves of a ``Transition``."""
+        leaves = dict(action=Leaf("", (spec.action_dim,), ""), reward=NUMBER, terminated=NUMBER, last=NUMBER)
+        for field in ("obs", "next_obs"):
+            leaves |= {f"{field}/{leaf.path}".rstrip("/"): leaf for leaf in spec.obs}
+        fields = [name for field in Transition._fields for name in leaves if name.split("/")[0] == field]
+        images = {
+            name: torch.zeros(S, self.places, self.envs, *leaves[name].shape, dtype=getattr(torch, leaves[name].dtype))
+            for name in fields
+            if len(leaves[name].shape) > 1
+        }
+        widths = {name: leaves[name].shape[0] for name in fields if name not in images}
+        return widths, {name: ring.to(device) for name, ring in images.items()}
 
     @classmethod
     def of(cls, agent: Agent, train: Mapping[str, Any], capacity: int) -> Replay:
@@ -71,9 +91,12 @@ class Replay:
 
     def add(self, step: Transition) -> None:
         """Put in one step of every environment, over the oldest one if the ring is full."""
-        for column, field in zip(self.columns, step, strict=True):
-            column[...] = field.reshape(column.shape)
         place = self.added % self.places
+        for name, leaf in tree_leaves(step._asdict()):
+            if name in self.images:
+                self.images[name][:, place].copy_(torch.from_numpy(leaf))
+            else:
+                self.columns[name][...] = leaf.reshape(self.columns[name].shape)
         self.packed[:, place].copy_(torch.from_numpy(self.staged))
         if self.priorities is not None:
             self.priorities.add(torch.arange(place * self.envs, (place + 1) * self.envs))
@@ -96,39 +119,56 @@ class Replay:
         """What begins in some rows ``[K, S, B]``, counted along places and environments."""
         flat = self.packed.flatten(0, 2)  # [S * places * E, W]
         rows = rows + self.offsets
-        obs, action, reward, terminated, next_obs, last = self._gather(flat, rows)
-        total, discount = reward, self.gamma * (1 - terminated)
+        found = self._gather(flat, rows)
+        reward, terminated, last = (found[name].squeeze(-1) for name in ("reward", "terminated", "last"))
+        total, discount, tail = reward, self.gamma * (1 - terminated), rows
+        ending = found
         if self.n_step > 1:
             newest = (self.added - 1) % self.places
-            end, tail = last, rows
             for _ in range(self.n_step - 1):
                 place = tail // self.envs % self.places
-                going = (end == 0) & (place != newest)
+                going = (last == 0) & (place != newest)
                 tail = torch.where(going, self._successor(tail, place), tail)
-                _, _, reward, terminated, _, end = self._gather(flat, tail)
+                ending = self._gather(flat, tail)
+                reward, terminated, last = (ending[name].squeeze(-1) for name in ("reward", "terminated", "last"))
                 total = torch.where(going, total + discount * reward, total)
                 discount = torch.where(going, discount * self.gamma * (1 - terminated), discount)
-            next_obs, last = flat[tail][..., -1 - next_obs.shape[-1] : -1], end
-        return Batch(obs, action, total, discount, next_obs, last)
+        obs, next_obs = self._observed("obs", found, rows), self._observed("next_obs", ending, tail)
+        return Batch(obs, found["action"], total, discount, next_obs, last)
+
+    def _observed(self, field: str, found: Mapping[str, Tensor], rows: Tensor) -> Tree:
+        """Observations of rows whose packed columns were gathered."""
+
+        def leaf(path: str) -> Tensor:
+            name = f"{field}/{path}".rstrip("/")
+            if name in found:
+                return found[name]
+            ring = self.images[name].flatten(0, 2)
+            return ring.index_select(0, rows.reshape(-1)).view(*rows.shape, *ring.shape[1:])
+
+        return leaf("") if self.paths == [""] else {path: leaf(path) for path in self.paths}
 
     def _successor(self, rows: Tensor, place: Tensor) -> Tensor:
         """The rows one step later in the same environment."""
         return torch.where(place == self.places - 1, rows - (self.places - 1) * self.envs, rows + self.envs)
 
-    def _gather(self, flat: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+    def _gather(self, flat: Tensor, rows: Tensor) -> dict[str, Tensor]:
         packed = flat.index_select(0, rows.reshape(-1)).view(*rows.shape, flat.shape[-1])
-        obs, action, reward, terminated, next_obs, last = packed.split(self.widths, -1)
-        return obs, action, reward.squeeze(-1), terminated.squeeze(-1), next_obs, last.squeeze(-1)
+        return dict(zip(self.widths, packed.split([*self.widths.values()], -1), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """The rows in use and what else it takes to go on."""
+        used = min(self.added, self.places)
         return dict(
-            packed=self.packed[:, : min(self.added, self.places)].clone(), added=self.added,
+            packed=self.packed[:, :used].clone(), added=self.added,
+            images={name: ring[:, :used].clone() for name, ring in self.images.items()},
             streams=self.streams.state_dict(), priorities=self.priorities and self.priorities.state_dict(),
         )  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.packed[:, : state["packed"].shape[1]] = state["packed"].to(self.packed.device)
+        for name, ring in self.images.items():
+            ring[:, : state["images"][name].shape[1]] = state["images"][name].to(ring.device)
         self.added = state["added"]
         self.streams.load_state_dict(state["streams"])
         if self.priorities is not None:

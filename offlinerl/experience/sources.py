@@ -12,68 +12,38 @@ from torch import Tensor
 
 from offlinerl.agents.base import Agent
 from offlinerl.experience.ring import Replay
+from offlinerl.experience.table import Table
 from offlinerl.learning.rng import Streams
 from offlinerl.rollout.collector import Interaction
-from offlinerl.types import Batch, Spec
+from offlinerl.types import Batch
 from offlinerl.util.errors import UserError
-
-ACTION_MARGIN = 1e-5
-"""Actions are clipped this far inside their bounds, as in the reference IQL and XQL."""
+from offlinerl.util.trees import tree_map
 
 STRETCH = 16
 """Updates from a replay to a batch of Lightning's, whose hooks cost as much as a small update."""
 
 
 class OfflineData:
-    """Uniform minibatches of a fixed table that lies on the training device, packed so that a block is one
-    gather.
+    """Uniform minibatches of a fixed table.
 
     Args:
-        table: transitions ``[rows, ...]`` in numpy, actions in the environment's units.
-        spec: shapes and bounds they must have.
+        table: transitions.
         seeds: S integers; each draws its own rows.
         batch_size: B.
         updates: K, updates a block.
-        device: where the table lies.
 
     Attributes:
         updates_ahead: updates an epoch; its last block may be shorter than the others.
-
-    Raises:
-        UserError: the table's shapes are not those of ``spec``.
     """
 
-    def __init__(
-        self,
-        table: Batch,
-        spec: Spec,
-        seeds: Sequence[int],
-        batch_size: int,
-        updates: int = 50,
-        device: torch.device | str = "cpu",
-    ):
-        check_shapes(table, spec)
-        self.batch_size, self.updates, self.updates_ahead = batch_size, updates, updates
-        self.streams = Streams(seeds, "rows", device)
-        action = table.action if spec.num_actions else in_unit(table.action, spec)
-        columns = [table.obs, action, table.reward, table.discount, table.next_obs, table.last]
-        widths = [1 if column.ndim == 1 else column.shape[1] for column in columns]
-        packed = torch.empty(len(table.reward), sum(widths))  # [rows, O + A + 1 + 1 + O + 1]
-        for part, column in zip(packed.split(widths, -1), columns, strict=True):
-            part.copy_(torch.from_numpy(np.ascontiguousarray(column)).reshape(len(packed), -1))
-        self.widths, self.packed = widths, packed.to(device)
+    def __init__(self, table: Table, seeds: Sequence[int], batch_size: int, updates: int = 50):
+        self.table, self.batch_size, self.updates, self.updates_ahead = table, batch_size, updates, updates
+        self.streams = Streams(seeds, "rows", table.numbers.device)
 
     def draw(self, updates: int | None = None) -> Batch:
         """The next block, ``[K, S, B, ...]``."""
-        K, B = updates or self.updates, self.batch_size
-        rows = self.streams.integers(len(self.packed), (K, B)).transpose(0, 1)  # [K, S, B]
-        return self.transitions(rows)
-
-    def transitions(self, rows: Tensor) -> Batch:
-        """The rows of those numbers, ``[K, S, B]`` or ``[K, S, B, T]``."""
-        packed = self.packed.index_select(0, rows.reshape(-1)).view(*rows.shape, self.packed.shape[-1])
-        obs, action, reward, discount, next_obs, last = packed.split(self.widths, -1)
-        return Batch(obs, action, reward.squeeze(-1), discount.squeeze(-1), next_obs, last.squeeze(-1))
+        rows = self.streams.integers(len(self.table), (updates or self.updates, self.batch_size))  # [S, K, B]
+        return self.table.transitions(rows.transpose(0, 1))
 
     def __len__(self) -> int:
         return -(-self.updates_ahead // self.updates)
@@ -99,16 +69,14 @@ class EpisodeData(OfflineData):
     The arguments are those of ``OfflineData``, with B episodes.
     """
 
-    def __init__(self, table: Batch, *args: Any, **kwargs: Any):
+    def __init__(self, table: Table, *args: Any, **kwargs: Any):
         super().__init__(table, *args, **kwargs)
-        ends = np.flatnonzero(table.last)
-        starts = np.r_[0, ends[:-1] + 1]
-        rows = starts[:, None] + np.arange((ends - starts).max() + 1)
-        self.rows = torch.from_numpy(np.minimum(rows, ends[:, None])).to(self.packed.device)  # [episodes, T]
+        steps = np.minimum(np.arange(table.lengths.max()), table.lengths[:, None] - 1)
+        self.rows = torch.from_numpy(table.starts[:, None] + steps).to(table.numbers.device)  # [episodes, T]
 
     def draw(self, updates: int | None = None) -> Batch:
         episodes = self.streams.integers(len(self.rows), (updates or self.updates, self.batch_size))
-        return self.transitions(self.rows[episodes].transpose(0, 1))
+        return self.table.transitions(self.rows[episodes].transpose(0, 1))
 
 
 class ActingData:
@@ -193,7 +161,7 @@ class ReplayData(ActingData):
         updates: int = 1,
         steps_per_update: int = 1,
         warm_up: int = 1000,
-        table: OfflineData | None = None,
+        table: Table | None = None,
         reward: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     ):
         self.stride = math.lcm(len(interaction.lanes), steps_per_update)
@@ -218,15 +186,16 @@ class ReplayData(ActingData):
         """K minibatches of the replay, and of the table if there is one."""
         if self.table is None:
             return self.replay.sample(updates, self.batch_size)
-        old = len(self.table.packed)
+        old = len(self.table)
         rows = self.replay.streams.integers(old + len(self.replay), (updates, self.batch_size)).transpose(0, 1)
         lived = self.replay.transitions((rows - old).clamp(min=0))
         given = self.table.transitions(rows.clamp(max=old - 1))
         is_old = rows < old  # [K, S, B]
-        return Batch(
-            *(torch.where(is_old if x.ndim == 3 else is_old.unsqueeze(-1), x, y)
-              for x, y in zip(given, lived, strict=True))
-        )  # fmt: skip
+
+        def either(given: Tensor, lived: Tensor) -> Tensor:
+            return torch.where(is_old.view(*is_old.shape, *[1] * (given.ndim - 3)), given, lived)
+
+        return tree_map(either, given, lived)
 
 
 class RolloutData(ActingData):
@@ -256,11 +225,14 @@ class RolloutData(ActingData):
     def draw(self, steps: int | None = None) -> Batch:
         """The next rollout, ``[1, S, E, T, ...]``."""
         rollout = list(self.interaction.rollout(self.agent, (steps or self.stride) // self.envs))
-        obs, action, reward, terminated, next_obs, last = (
-            torch.from_numpy(np.stack(column, 2, dtype=np.float32)).unsqueeze(0).to(self.agent.device)
-            for column in zip(*rollout, strict=True)
-        )
+        obs, action, reward, terminated, next_obs, last = tree_map(self._stacked, *rollout)
         return Batch(obs, action, reward, self.agent.gamma * (1 - terminated), next_obs, last)
+
+    def _stacked(self, *steps: np.ndarray) -> Tensor:
+        """One column of a rollout, ``[1, S, E, T, ...]``; numbers are float32, but images stay as they are."""
+        column = np.stack(steps, 2)
+        column = column if column.dtype == np.uint8 else column.astype(np.float32)
+        return torch.from_numpy(column).unsqueeze(0).to(self.agent.device)
 
 
 class FineTuningData:
@@ -298,36 +270,3 @@ class FineTuningData:
     def load_state_dict(self, state: dict[str, Any]) -> bool:
         self.offline.load_state_dict(state["offline"])
         return self.online.load_state_dict(state["online"])
-
-
-def in_unit(action: np.ndarray, spec: Spec) -> np.ndarray:
-    """Actions of the environment in units of [-1, 1], clipped a little inside."""
-    return np.clip(spec.in_unit(action), -1 + ACTION_MARGIN, 1 - ACTION_MARGIN)
-
-
-def entries_outside(action: np.ndarray, spec: Spec) -> int:
-    """How many entries of continuous actions ``[rows, A]`` lie outside the bounds, beyond what rounding does."""
-    low, high = np.array(spec.action_low), np.array(spec.action_high)
-    slack = ACTION_MARGIN * np.maximum(high - low, np.maximum(abs(low), abs(high)))
-    return int(((action < low - slack) | (action > high + slack)).sum())
-
-
-def check_shapes(table: Batch, spec: Spec) -> None:
-    """Raises a UserError if rows do not have the task's shapes, or hold a discrete action that it does not have."""
-    for name, have, want in (
-        ("observations", table.obs.shape[1:], (spec.obs_dim,)),
-        ("actions", table.action.shape[1:], (spec.action_dim,)),
-    ):
-        if tuple(have) != want:
-            raise UserError(
-                f"the dataset's {name} have shape {tuple(have)} and the environment's {want}; name the"
-                " environment the data was collected in with --env"
-            )
-    if spec.num_actions:
-        wrong = np.flatnonzero((table.action != np.floor(table.action)) | (table.action < 0)
-                               | (table.action >= spec.num_actions))  # fmt: skip
-        if len(wrong):
-            raise UserError(
-                f"the action in row {wrong[0]} of the dataset is {table.action[wrong[0], 0]:g}, and the environment"
-                f" has those from 0 to {spec.num_actions - 1}; repair or remove it"
-            )

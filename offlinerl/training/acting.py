@@ -175,7 +175,7 @@ class FineTuning(ActingRun, OfflineRun):
         self.interaction, self.replay = self.make_interaction(), self.make_replay(settings["online_steps"])
         online = ReplayData(
             self.agent, self.interaction, self.replay, settings["batch"], steps_per_update=settings["steps_per_update"],
-            warm_up=0, table=offline, reward=rewards.online_reward(self.entry, self.raw),
+            warm_up=0, table=offline.table, reward=rewards.online_reward(self.entry, self.raw),
         )  # fmt: skip
         self.require_whole(online, "online_steps")
         self.source = FineTuningData(offline, online, settings["updates"])

@@ -30,14 +30,8 @@ from offlinerl.evaluation import plots
 from offlinerl.evaluation.evaluate import evaluate, make_pool
 from offlinerl.evaluation.statistics import Evaluation
 from offlinerl.evaluation.task import Task
-from offlinerl.experience.sources import (
-    EpisodeData,
-    FineTuningData,
-    OfflineData,
-    ReplayData,
-    RolloutData,
-    entries_outside,
-)
+from offlinerl.experience.sources import EpisodeData, FineTuningData, OfflineData, ReplayData, RolloutData
+from offlinerl.experience.table import entries_outside
 from offlinerl.training import config
 from offlinerl.util.atomic import sweep, write_json
 from offlinerl.util.display import Display, shown

@@ -24,12 +24,13 @@ def child(way: str, compiled: bool, threads: int) -> None:
     from offlinerl import benchmark
     from offlinerl.agents.xql import XQL
     from offlinerl.experience.sources import OfflineData
+    from offlinerl.experience.table import Table
     from offlinerl.util.threads import set_threads
 
     (set_threads if way == OURS else torch.set_num_threads)(threads)
     agent = XQL(benchmark.KITCHEN, (0,), dropout=0.1)
     agent.compile = compiled
-    source = OfflineData(benchmark.synthetic_table(), benchmark.KITCHEN, (0,), 256, 10)
+    source = OfflineData(Table(benchmark.synthetic_table(), benchmark.KITCHEN, 0.99), (0,), 256, 10)
     agent.learn(source.draw())
     print("ready", flush=True)
     for line in sys.stdin:

@@ -14,6 +14,7 @@ from torch import nn
 
 from offlinerl import benchmark
 from offlinerl.experience.sources import OfflineData
+from offlinerl.experience.table import Table
 
 O, A = benchmark.KITCHEN.obs_dim, benchmark.KITCHEN.action_dim
 
@@ -76,11 +77,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device, seeds = torch.device("cpu"), range(args.seeds)
-    table = benchmark.synthetic_table()
-    columns = [torch.from_numpy(column) for column in table[:5]]
+    table = Table(benchmark.synthetic_table(), benchmark.KITCHEN, 0.99)
+    columns = table.transitions(torch.arange(len(table)))[:5]
     plain = PlainXQL()
     eager, compiled = (benchmark.build("xql", seeds, device, compile) for compile in (False, True))
-    source = OfflineData(table, benchmark.KITCHEN, seeds, args.batch)
+    source = OfflineData(table, seeds, args.batch)
 
     def plain_rate() -> float:
         import time
