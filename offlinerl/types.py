@@ -103,9 +103,13 @@ class Spec:
 
     @classmethod
     def of(cls, observation: gymnasium.Space, action: gymnasium.Space) -> Spec:
-        """Of two spaces: a ``Box`` or a dictionary of them, and a ``Box`` with bounds or a ``Discrete``."""
+        """Of two spaces: a ``Box`` or a dictionary of them, and a ``Box`` with bounds or a ``Discrete``. Images keep
+        their uint8, and all else is float32."""
         spaces = getattr(observation, "spaces", None) or {"": observation}
-        obs = tuple(Leaf(path, tuple(space.shape), np.dtype(space.dtype).name) for path, space in spaces.items())
+        obs = tuple(
+            Leaf(path, tuple(space.shape), "uint8" if space.dtype == np.uint8 and len(space.shape) > 1 else "float32")
+            for path, space in spaces.items()
+        )
         if hasattr(action, "n"):
             return cls(obs, 1, (0.0,), (float(action.n - 1),), int(action.n), int(action.start))
         return cls(obs, action.shape[0], *(tuple(map(float, side)) for side in (action.low, action.high)))

@@ -109,7 +109,7 @@ class Dataset:
 
 def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """``[rows]`` bool, where two columns hold the same."""
-    return (one == other).reshape(len(one), -1).all(1)
+    return (one == other).all(tuple(range(1, one.ndim)))
 
 
 def n_step_sums(

@@ -446,7 +446,6 @@ class OfflineRun(Run):
     def build(self, device: torch.device) -> None:
         self.entry = registry.resolve(self.about["dataset"], self.about["env"], self.about.get("obs_keys"))
         self.entry = registry.limited(self.entry, self.about)
-        load.require_vectors(self.entry)
         self.raw = load.load(self.entry, reward="none")
         self.dataset_score = dataset_score(self.entry, self.raw)
         self.data = contents_of(self.raw)
@@ -458,17 +457,17 @@ class OfflineRun(Run):
         data = rewards.with_reward(self.raw, self.entry.reward)
         self.display.say(
             f"{self.entry.name}: {len(data):,} transitions in {len(data.episode_starts):,} episodes,"
-            f" {data.obs.shape[1]} observations, {data.action.shape[1]} actions"
+            f" {shape_of(data.observations)}, {data.action.shape[1]} actions"
         )
         seeds = self.about["seeds"]
         self.task = within_data(task_of(self.entry, data, self.about), data, self.display)
         self.pool = make_pool(self.task, len(seeds), self.train_settings["final_episodes"])
         self.require_own_units(data)
         self.build_agent(device)
+        table = Table(data, self.pool.spec, self.agent.gamma, self.agent.n_step, device)
         self.source = (EpisodeData if self.agent.whole_episodes else OfflineData)(
-            data.transitions(self.agent.gamma, self.agent.n_step), self.pool.spec, seeds,
-            self.train_settings["batch"], self.train_settings["block"], device,
-        )  # fmt: skip
+            table, seeds, self.train_settings["batch"], self.train_settings["block"]
+        )
 
     def require_own_units(self, data: dataset.Dataset) -> None:
         """Says how many entries of the actions will be clipped, and raises a UserError if most would be."""
@@ -529,10 +528,18 @@ def task_of(entry: registry.Entry, data: dataset.Dataset, limits: Mapping[str, A
     return replace(Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"))
 
 
+def shape_of(observations: Tree) -> str:
+    """What a dataset's rows observe, in words."""
+    if not isinstance(observations, dict) and observations.ndim == 2:
+        return f"{observations.shape[1]} observations"
+    listed = (f"{path or 'images'} {'x'.join(map(str, leaf.shape[1:]))}" for path, leaf in tree_leaves(observations))
+    return f"observations of {', '.join(listed)}"
+
+
 def contents_of(raw: dataset.Dataset) -> dict[str, Any]:
     """How much a dataset holds, and a checksum of it, whatever its file is called."""
     digest = hashlib.sha256()
-    for column in (raw.obs, raw.action, raw.reward, raw.terminated, raw.last):
+    for _, column in tree_leaves((raw.obs, raw.action, raw.reward, raw.terminated, raw.last)):
         digest.update(f"{column.dtype} {column.shape}".encode())
         digest.update(np.ascontiguousarray(column))
     return dict(rows=len(raw), episodes=len(raw.episode_starts), sha256=digest.hexdigest())

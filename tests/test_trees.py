@@ -1,0 +1,162 @@
+"""Observations that are images, and dictionaries of images and vectors, from the file to the network."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from offlinerl.agents.bc import BC
+from offlinerl.agents.ppo import PPO
+from offlinerl.agents.xql import XQL
+from offlinerl.data.dataset import Dataset
+from offlinerl.envs import spaces
+from offlinerl.experience.ring import Replay
+from offlinerl.experience.sources import OfflineData
+from offlinerl.experience.table import Table
+from offlinerl.learning.rng import generator
+from offlinerl.nn.encoders import Images, encoder_of
+from offlinerl.types import Leaf, Spec, Transition
+from offlinerl.util.errors import UserError
+from offlinerl.util.trees import tree_leaves, tree_map
+
+LEAVES = (Leaf("image", (16, 16, 3), "uint8"), Leaf("state", (7,), "float32"))
+SPEC = Spec(LEAVES, 2, (-1.0, -1.0), (1.0, 1.0))
+
+
+def random_rows(rows, seed=0):
+    """Rows in episodes of 10, whose images and states tell their places."""
+    rng = np.random.default_rng(seed)
+    observations = dict(
+        image=rng.integers(0, 256, (rows + rows // 10, 16, 16, 3), dtype=np.uint8),
+        state=rng.normal(size=(rows + rows // 10, 7)).astype(np.float32),
+    )
+    at = np.arange(rows) + np.arange(rows) // 10
+    last = np.arange(rows) % 10 == 9
+    return Dataset(
+        observations, at, at + 1, rng.uniform(-1, 1, (rows, 2)).astype(np.float32),
+        rng.normal(size=rows).astype(np.float32), last & (np.arange(rows) % 20 == 9), last, "random",
+    )  # fmt: skip
+
+
+def rngs(*seeds):
+    return [generator(seed, "test") for seed in seeds]
+
+
+def test_a_successor_is_kept_once():
+    obs = dict(image=np.arange(24, dtype=np.uint8).reshape(6, 2, 2), state=np.arange(6, dtype=np.float32)[:, None])
+    following = tree_map(lambda leaf: np.concatenate([leaf[1:], leaf[-1:]]), obs)
+    following["state"] = following["state"].copy()
+    following["state"][2] = 99  # where an episode ends: its last observation is nobody's first
+    columns = dict(
+        action=np.zeros((6, 1), np.float32), reward=np.zeros(6, np.float32),
+        terminated=np.zeros(6, bool), last=np.array([0, 0, 1, 0, 0, 1], bool),
+    )  # fmt: skip
+    data = Dataset.of_rows(obs, following, **columns)
+    assert {len(leaf) for _, leaf in tree_leaves(data.observations)} == {7}
+    for (_, found), (_, meant) in zip(
+        tree_leaves((data.obs, data.next_obs)), tree_leaves((obs, following)), strict=True
+    ):
+        np.testing.assert_array_equal(found, meant)
+        assert found.dtype == meant.dtype
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_table_gives_the_rows_of_its_dataset(n):
+    data = random_rows(60)
+    table, meant = Table(data, SPEC, 0.9, n), data.transitions(0.9, n)
+    rows = torch.randint(60, (2, 3, 4))
+    found = table.transitions(rows)
+    for path in ("image", "state"):
+        for have, want in ((found.obs, meant.obs), (found.next_obs, meant.next_obs)):
+            np.testing.assert_array_equal(have[path].numpy(), want[path][rows.numpy()])
+            assert have[path].numpy().dtype == want[path].dtype
+    np.testing.assert_array_equal(found.reward.numpy(), meant.reward[rows.numpy()])
+    np.testing.assert_array_equal(found.discount.numpy(), meant.discount[rows.numpy()])
+    np.testing.assert_array_equal(found.last.numpy(), meant.last[rows.numpy()])
+
+
+def test_a_table_takes_hardly_more_than_what_is_stored():
+    data = random_rows(1000)
+    stored = sum(leaf.nbytes for _, leaf in tree_leaves(data.observations)) + data.action.nbytes + data.reward.nbytes
+    table = Table(data, SPEC, 0.99)
+    assert table.observations["image"].dtype == torch.uint8
+    assert table.nbytes <= 1.1 * stored
+    assert table.observations["image"].data_ptr() == data.observations["image"].ctypes.data, "images were copied"
+
+
+def test_a_ring_keeps_images_as_they_are_and_never_mixes_episodes():
+    ring, stored = Replay(SPEC, (0, 1), 24, 2, gamma=0.5, n_step=3), {}
+    rng = np.random.default_rng(0)
+    for t in range(30):
+        obs, following = (
+            dict(image=np.full((2, 2, 16, 16, 3), number, np.uint8), state=np.full((2, 2, 7), number, np.float32))
+            for number in (t, t + 1)
+        )
+        last = np.full((2, 2), t % 5 == 4)
+        step = Transition(obs, rng.normal(size=(2, 2, 2)), np.ones((2, 2)), last & (t % 10 == 9), following, last)
+        ring.add(step)
+        stored[t] = min(t + 2, t // 5 * 5 + 4, 29) + 1  # what three steps lead to
+    batch = ring.sample(4, 50)
+    assert batch.obs["image"].shape == (4, 2, 50, 16, 16, 3) and batch.obs["image"].dtype == torch.uint8
+    first, tail = batch.obs["state"][..., 0], batch.next_obs["state"][..., 0]
+    assert torch.equal(batch.obs["image"][..., 0, 0, 0].float(), first)
+    assert torch.equal(batch.next_obs["image"][..., 0, 0, 0].float(), tail)
+    assert [stored[int(t)] for t in first.flatten()] == tail.flatten().tolist()
+    again = Replay(SPEC, (0, 1), 24, 2, gamma=0.5, n_step=3)
+    again.load_state_dict(ring.state_dict())
+    for (_, one), (_, other) in zip(tree_leaves(ring.sample(2, 9)), tree_leaves(again.sample(2, 9)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_convolutions_of_stacked_seeds_equal_those_alone():
+    images = torch.randint(256, (2, 5, 20, 20, 3), dtype=torch.uint8)
+    both = Images((20, 20, 3), rngs(3, 4))
+    features = both(images)
+    assert features.shape == (2, 5, both.features)
+    for s, seed in enumerate((3, 4)):
+        alone = Images((20, 20, 3), rngs(seed))
+        torch.testing.assert_close(features[s : s + 1], alone(images[s : s + 1]))
+    x = (images[1] / 255 - 0.5).permute(0, 3, 1, 2)
+    for layer in both.layers:
+        x = torch.relu(torch.nn.functional.conv2d(x, layer.weight[1], layer.bias[1], layer.stride))
+    torch.testing.assert_close(features[1], x.flatten(1))
+
+
+@pytest.mark.parametrize("shape", [(84, 84, 3), (64, 64, 1), (24, 24), (5, 9, 3)])
+def test_images_of_any_size_have_features(shape):
+    encoder = encoder_of(Spec((Leaf("", shape, "uint8"),), 1, (-1.0,), (1.0,)), rngs(0))
+    assert encoder(torch.zeros(1, 2, *shape, dtype=torch.uint8)).shape == (1, 2, encoder.features)
+
+
+@pytest.mark.parametrize("agent_class", [BC, XQL])
+def test_a_stack_that_learns_from_images_equals_its_seeds_alone(agent_class):
+    def trained(seeds):
+        agent = agent_class(SPEC, seeds, hidden=(16,))
+        source = OfflineData(Table(random_rows(60), SPEC, agent.gamma), seeds, batch_size=8, updates=3)
+        agent.learn(source.draw())
+        return agent
+
+    stack, alone = trained((0, 1)), trained((1,))
+    before = agent_class(SPEC, (0, 1), hidden=(16,))
+    for (name, both), one in zip(stack.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(both[1:], one, rtol=1e-4, atol=1e-5)
+        if "encoder" in name and "target" not in name:
+            assert not torch.equal(both, dict(before.named_parameters())[name]), f"{name} was not trained"
+
+
+def test_an_agent_for_vectors_says_so():
+    with pytest.raises(UserError, match="observations must be one vector here, not image .* choose parts with"):
+        PPO(SPEC, (0,))
+
+
+def test_a_space_of_parts_keeps_its_images():
+    space = gym.spaces.Dict(
+        state=gym.spaces.Box(-1, 1, (7,), np.float64), image=gym.spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    )
+    leaves = spaces.parts(space)
+    assert {leaf.path: leaf.shape for leaf in Spec.of(spaces.observed(leaves), gym.spaces.Discrete(2)).obs} == {
+        "image": (16, 16, 3), "state": (7,),
+    }  # fmt: skip
+    columns = dict(image=np.zeros((2, 16, 16, 3), np.uint8), state=np.zeros((2, 7)))
+    seen = spaces.observe(leaves, [columns[path] for path in leaves])
+    assert seen["image"].dtype == np.uint8 and seen["state"].shape == (2, 7)
