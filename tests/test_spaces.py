@@ -181,7 +181,7 @@ def test_choices_that_do_not_exist_are_refused(space, value, words):
 def test_what_cannot_be_a_vector_is_refused_by_its_name(registered):
     space = Dict(x=Box(-1, 1, (1,), np.float32), words=Text(5))
     with pytest.raises(UserError, match="cannot be made into a vector"):
-        spaces.vector(spaces.parts(space))
+        spaces.observed(spaces.parts(space))
 
 
 def test_stored_choices_that_do_not_exist_are_refused_with_their_place(registered):

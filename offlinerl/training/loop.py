@@ -31,13 +31,14 @@ from offlinerl.evaluation.evaluate import evaluate, make_pool
 from offlinerl.evaluation.statistics import Evaluation
 from offlinerl.evaluation.task import Task
 from offlinerl.experience.sources import EpisodeData, FineTuningData, OfflineData, ReplayData, RolloutData
-from offlinerl.experience.table import entries_outside
+from offlinerl.experience.table import Table, entries_outside
 from offlinerl.training import config
 from offlinerl.util.atomic import sweep, write_json
 from offlinerl.util.display import Display, shown
 from offlinerl.util.errors import UserError, reading
 from offlinerl.util.folder import append, copy_whole, trim, versions
 from offlinerl.util.interrupt import AtOnce, Interrupted, Stop, on_interrupt
+from offlinerl.util.trees import Tree, tree_leaves
 
 EVALUATION_SEED = 1_000_000
 """Reset seed of the first evaluation episode, far from the seeds of training."""
