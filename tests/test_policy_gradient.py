@@ -28,7 +28,7 @@ from offlinerl.learning.rng import Streams, generator
 from offlinerl.nn.actors import CategoricalPolicy, GaussianPolicy
 from offlinerl.nn.encoders import Identity
 from offlinerl.nn.normalize import RunningNorm
-from offlinerl.rollout.collector import Interaction
+from offlinerl.rollout.collector import Collector
 from offlinerl.types import Batch, Spec
 from offlinerl.util.errors import UserError
 
@@ -55,15 +55,15 @@ class Loop:
     """An agent with its environments and rollouts."""
 
     def __init__(self, variant, seeds=(0, 1), envs=2, batch=64, double=False, env="Pendulum-v1", **more):
-        self.interaction = Interaction(env if isinstance(env, dict) else {"id": env}, seeds, range(envs))
+        self.collector = Collector(env if isinstance(env, dict) else {"id": env}, seeds, range(envs))
         settings = {**SMALL, **VARIANTS[variant], **more}
-        self.agent = agents.get(variant.partition("-")[0])(self.interaction.spec, seeds, **settings)
+        self.agent = agents.get(variant.partition("-")[0])(self.collector.spec, seeds, **settings)
         if double:
             self.agent.double()
             act = self.agent.act
             self.agent.act = lambda obs, explore=False: act(obs.double(), explore).float()
         self.double = double
-        self.source = RolloutData(self.agent, self.interaction, batch)
+        self.source = RolloutData(self.agent, self.collector, batch)
 
     def rollout(self):
         block = self.source.draw()
@@ -147,15 +147,15 @@ def test_a_sampled_policy_gradient_is_the_exact_one(member, mdp, logits, monkeyp
 def episodes_at_random(mdp, count):
     """Spec and rows of the episodes that uniformly random actions give, which end at random too."""
     env = {"id": FINITE_ID, "kwargs": kwargs_of(mdp, random_horizon=True)}
-    interaction, episodes = Interaction(env, (0,), range(8)), []
-    interaction.on_episode = lambda s, e, episode: episodes.append(episode)
+    collector, episodes = Collector(env, (0,), range(8)), []
+    collector.on_episode = lambda s, e, episode: episodes.append(episode)
     while len(episodes) < count:
-        interaction.step(None)
+        collector.step(collector.uniform)
     table = Batch(*(np.concatenate(column) for column in zip(*(
         (e.observations[:-1], e.actions[:, None].astype(np.float32), e.rewards.astype(np.float32),
          1.0 - e.terminations, e.observations[1:], (e.terminations | e.truncations).astype(np.float32))
         for e in episodes[:count]), strict=True)))  # fmt: skip
-    return interaction.spec, table
+    return collector.spec, table
 
 
 def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, monkeypatch):
@@ -375,9 +375,9 @@ def test_an_action_out_of_bounds_is_learnt_from_as_it_was_chosen():
     with torch.no_grad():
         loop.agent.policy.net.layers[-1].bias.fill_(3.0)
     kept = []
-    loop.interaction.on_episode = lambda s, e, episode: kept.append(episode)
+    loop.collector.on_episode = lambda s, e, episode: kept.append(episode)
     rollout = loop.rollout()
-    loop.interaction.cut()
+    loop.collector.truncate()
     assert rollout.action.max() > 2
     assert np.abs(kept[0].actions).max() <= 2.0, "Pendulum's bounds, in its units"
     applied = 2 * rollout.action[0, 0, 0, :, 0].clamp(-1, 1).numpy()
@@ -409,11 +409,11 @@ def test_reinforce_leaves_out_what_it_cannot_know():
     reward = torch.tensor([[[1.0, 2, 4, 8], [1, 1, 1, 1]]])
     obs, action = torch.zeros(1, 2, 4, 3), torch.zeros(1, 2, 4, 2)
     rollout = Batch(obs, action, reward, 0.5 * (1 - last), obs, last)
-    got = agent.examine(rollout).advantage
+    got = agent.compute_advantages(rollout).advantage
     # returns 1 + 0.5 * 2 and 2, of two steps in eight
     assert got.tolist() == [pytest.approx([8.0, 8.0, 0, 0, 0, 0, 0, 0])]
     assert agent.average.item() == pytest.approx(1.0)
-    assert agent.examine(rollout).advantage.tolist() == [pytest.approx([4.0, 4.0, 0, 0, 0, 0, 0, 0])]
+    assert agent.compute_advantages(rollout).advantage.tolist() == [pytest.approx([4.0, 4.0, 0, 0, 0, 0, 0, 0])]
     with pytest.raises(UserError, match="baseline: value"):
         REINFORCE(KINDS["gaussian"], (0,), baseline="none", normalize_advantage=True)
 
@@ -517,7 +517,7 @@ def test_ppo_learns_what_stable_baselines3_does_from_the_same_rollouts(monkeypat
         obs, action = (torch.from_numpy(x) for x in (buffer.observations, buffer.actions))
         rollout = Batch(*(x.float()[None, None] for x in (obs, action, reward, discount, successor, last)))
 
-        sample = agent.examine(rollout)
+        sample = agent.compute_advantages(rollout)
         for ours, other in ((sample.advantage, buffer.advantages), (sample.target, buffer.returns)):
             torch.testing.assert_close(ours[0], torch.from_numpy(other).view(-1), rtol=1e-4, atol=1e-4)
         agent.learn(Batch(*(x[None] for x in rollout)))
@@ -534,9 +534,9 @@ def test_the_penalty_follows_the_divergence():
 
 def test_policies_sample_what_they_say():
     rng = [generator(0, "policy")]
-    from offlinerl.learning.rng import Lanes
+    from offlinerl.learning.rng import EnvStreams
 
-    lanes, obs = Lanes((0,), range(1), "explore"), torch.ones(1, 1, 2)
+    lanes, obs = EnvStreams((0,), range(1), "explore"), torch.ones(1, 1, 2)
     discrete = CategoricalPolicy(Identity(2), 3, (), rng)
     with torch.no_grad():
         discrete.net.layers[0].bias[:] = torch.tensor([0.0, 1.0, 2.0])

@@ -1,0 +1,34 @@
+"""Trees: an array or a tensor, or dictionaries and named tuples of trees. What is None has no leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+Tree = Any
+
+
+def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    """A tree of the same form, whose leaves are what the function makes of the leaves at their places."""
+    if isinstance(tree, Mapping):
+        return {key: tree_map(function, tree[key], *(other[key] for other in others)) for key in tree}
+    if isinstance(tree, tuple):
+        found = (tree_map(function, *parts) for parts in zip(tree, *others, strict=True))
+        return type(tree)(*found) if hasattr(tree, "_fields") else tuple(found)
+    return None if tree is None else function(tree, *others)
+
+
+def tree_leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves and their paths, ``outer/inner``; the path of a tree that is a leaf is ""."""
+    if isinstance(tree, Mapping | tuple):
+        if isinstance(tree, tuple):
+            tree = tree._asdict() if hasattr(tree, "_asdict") else dict(enumerate(tree))
+        for key, inner in tree.items():
+            yield from tree_leaves(inner, f"{path}/{key}" if path else str(key))
+    elif tree is not None:
+        yield path, tree
+
+
+def first_leaf(tree: Tree) -> Any:
+    """Any leaf, to ask for what all have in common."""
+    return next(tree_leaves(tree))[1]
