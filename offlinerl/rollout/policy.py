@@ -35,7 +35,8 @@ class Policy(Protocol):
 
     def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:  # noqa: B027  (most remember nothing)
         """Told where episodes begin, before ``act`` gets their first observations. Everywhere else the episode under
-        way goes on, or nothing is played: such environments show what they showed last, and take no action.
+        way goes on, or nothing is played: such an environment shows what it showed last and takes no action. If E is
+        another than before, nothing of before goes on.
 
         Args:
             where: ``[S, E]`` bool.
