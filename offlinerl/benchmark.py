@@ -27,7 +27,7 @@ from offlinerl.data.minari_writer import write_minari
 from offlinerl.experience.ring import Replay
 from offlinerl.experience.sources import EpisodeData, OfflineData, ReplayData, RolloutData
 from offlinerl.experience.table import Table
-from offlinerl.rollout.collector import Interaction
+from offlinerl.rollout.collector import Collector
 from offlinerl.training import config
 from offlinerl.training.config import parameters
 from offlinerl.training.loop import hushed_lightning
@@ -216,15 +216,15 @@ def steps_per_second(
     entry = registry.task(speed_task(agent_class))
     settings = config.resolve(agent_name, agent_class, entry, over=over)
     train = settings["train"]
-    interaction = Interaction(entry.env, (0,), range(train["envs"]))
-    agent = agent_class(interaction.spec, (0,), **config.of_agent(settings)).to(device)
+    collector = Collector(entry.env, (0,), range(train["envs"]))
+    agent = agent_class(collector.spec, (0,), **config.of_agent(settings)).to(device)
     agent.configure_optimizers()
     agent.compile = True
     if agent.on_policy:
-        source = RolloutData(agent, interaction, train["batch"])
+        source = RolloutData(agent, collector, train["batch"])
     else:
         source = ReplayData(
-            agent, interaction, Replay.of(agent, train, 100_000), train["batch"], train["block"],
+            agent, collector, Replay.of(agent, train, 100_000), train["batch"], train["block"],
             train["steps_per_update"], warm_up=2 * train["batch"],
         )  # fmt: skip
     while agent.updates < 2 * agent.period:
@@ -242,7 +242,7 @@ def steps_per_second(
     clock = Clock()
     with hushed_lightning():
         quiet_trainer(device, clock).fit(agent, source)
-    interaction.close()
+    collector.close()
     return clock.steps / clock.seconds
 
 

@@ -11,8 +11,8 @@ from offlinerl.agents.bc import BC
 from offlinerl.agents.iql import IQL
 from offlinerl.agents.xql import XQL
 from offlinerl.learning import losses
-from offlinerl.types import Batch
 from offlinerl.util.errors import UserError
+from offlinerl.util.trees import tree_map
 
 SMALL = dict(hidden=(16, 16))
 VARIANTS = {
@@ -68,7 +68,7 @@ def test_stacked_seeds_equal_seeds_alone(build, spec, source_of):
     def train(agent, source):
         agent.double()
         for _ in range(4):
-            agent.learn(Batch(*(x.double() for x in source.draw())))
+            agent.learn(tree_map(lambda x: x.double(), source.draw()))
 
     seeds = (3, 1, 4)
     stack = build(spec, seeds)
@@ -89,7 +89,7 @@ def test_seeds_in_turn_equal_seeds_at_once(build, spec, source_of, monkeypatch):
         agent, data = build(spec, (3, 1, 4, 1)), source_of((3, 1, 4, 1))
         agent.double()
         for _ in range(3):
-            metrics = agent.learn(Batch(*(x.double() for x in data.draw())))
+            metrics = agent.learn(tree_map(lambda x: x.double(), data.draw()))
         assert [part.seeds[0] for part in agent._parts] == [3, 1, 4, 1][::size]
         return agent, metrics
 
@@ -152,7 +152,7 @@ def test_xql_update_by_hand(spec, source_of):
     block = source_of((7,)).draw(1)
     agent.learn(block)
 
-    batch = type(block)(*(x[0] for x in block))
+    batch = tree_map(lambda x: x[0], block)
     adam = {name: torch.optim.Adam(getattr(by_hand, name).parameters(), 3e-4) for name in ("value", "actor", "critic")}
 
     def step(name, loss):

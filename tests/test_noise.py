@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from offlinerl.learning.exploration import Gaussian, OrnsteinUhlenbeck, ParameterNoise, exploration_of, linear
-from offlinerl.learning.rng import Lanes, generator
+from offlinerl.learning.rng import EnvStreams, generator
 from offlinerl.nn.actors import DeterministicActor
 from offlinerl.nn.encoders import Identity
 
@@ -22,7 +22,7 @@ class Zero(nn.Module):
 
 def play(process, steps, actor=None, rng=None):
     """Actions ``[T, S, E, A]`` of one long episode."""
-    rng = rng or Lanes(SEEDS, LANES, "explore")
+    rng = rng or EnvStreams(SEEDS, LANES, "explore")
     process.begin(np.ones((len(rng.seeds), len(rng.lanes)), bool))
     obs = torch.zeros(len(rng.seeds), len(rng.lanes), 4)
     return torch.stack([process.act(actor or Zero(), obs, rng) for _ in range(steps)])
@@ -48,7 +48,7 @@ def test_ornstein_uhlenbeck_has_its_variance_and_autocorrelation():
 
 
 def test_ornstein_uhlenbeck_starts_from_zero_where_an_episode_begins():
-    process, rng = OrnsteinUhlenbeck(0.2), Lanes(SEEDS, LANES, "explore")
+    process, rng = OrnsteinUhlenbeck(0.2), EnvStreams(SEEDS, LANES, "explore")
     play(process, 50, rng=rng)
     before = process.x.clone()
     began = np.zeros((2, 3), bool)
@@ -67,7 +67,7 @@ def actor_of(seeds=SEEDS):
 
 
 def test_parameter_noise_is_one_perturbed_policy_an_episode():
-    process, actor, rng = ParameterNoise(0.2), actor_of(), Lanes(SEEDS, LANES, "explore")
+    process, actor, rng = ParameterNoise(0.2), actor_of(), EnvStreams(SEEDS, LANES, "explore")
     actions = play(process, 5, actor, rng)
     assert (actions == actions[0]).all(), "the policy changed within an episode"
     assert not torch.allclose(actions[0], actor(torch.zeros(2, 3, 4)))
@@ -81,7 +81,7 @@ def test_parameter_noise_is_one_perturbed_policy_an_episode():
 
 @pytest.mark.parametrize("start, grows", [(1e-4, True), (10.0, False)])
 def test_parameter_noise_adapts_to_the_wanted_distance(start, grows):
-    process, actor, rng = ParameterNoise(0.2, growth=1.3), actor_of(), Lanes(SEEDS, LANES, "explore")
+    process, actor, rng = ParameterNoise(0.2, growth=1.3), actor_of(), EnvStreams(SEEDS, LANES, "explore")
     play(process, 3, actor, rng)
     process.sigma[:] = start
     play(process, 3, actor, rng)
@@ -101,12 +101,12 @@ def test_a_saved_exploration_goes_on_as_if_never_stopped(name):
     def acts(process, rng, count):
         return [process.act(actor, obs, rng) for _ in range(count)]
 
-    rng, other = Lanes(SEEDS, LANES, "explore"), Lanes(SEEDS, LANES, "explore")
+    rng, other = EnvStreams(SEEDS, LANES, "explore"), EnvStreams(SEEDS, LANES, "explore")
     whole.begin(began)
     first.begin(began)
     want = acts(whole, rng, 6)
     have = acts(first, other, 3)
-    resumed = Lanes(SEEDS, LANES, "explore")
+    resumed = EnvStreams(SEEDS, LANES, "explore")
     resumed.load_state_dict(other.state_dict())
     second.load_state_dict(first.state_dict())
     have += acts(second, resumed, 3)
@@ -114,7 +114,7 @@ def test_a_saved_exploration_goes_on_as_if_never_stopped(name):
 
 
 def test_an_episodes_numbers_depend_on_nothing_beside_it():
-    many, one = Lanes((5, 7), (0, 1, 2), "explore"), Lanes((7,), (2,), "explore")
+    many, one = EnvStreams((5, 7), (0, 1, 2), "explore"), EnvStreams((7,), (2,), "explore")
     many.normal((100,))  # whatever was drawn before
     began = np.zeros((2, 3), bool)
     began[1, 2] = True

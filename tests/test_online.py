@@ -17,9 +17,10 @@ from offlinerl.experience.sources import ReplayData
 from offlinerl.learning.rng import generator
 from offlinerl.nn.actors import SquashedGaussianActor
 from offlinerl.nn.encoders import Identity
-from offlinerl.rollout.collector import Interaction
+from offlinerl.rollout.collector import Collector
 from offlinerl.types import Batch, Spec
 from offlinerl.util.errors import UserError
+from offlinerl.util.trees import tree_map
 
 SMALL = dict(hidden=(16, 16))
 VARIANTS = {
@@ -51,15 +52,15 @@ class Loop:
 
     def __init__(self, variant, seeds=(0, 1), envs=1, double=False, steps_per_update=1, env=None, **more):
         name, settings, priorities = variant.partition("-")[0], *VARIANTS[variant][1:]
-        self.interaction = Interaction({"id": env or VARIANTS[variant][0]}, seeds, range(envs))
-        self.agent = agents.get(name)(self.interaction.spec, seeds, **SMALL, **settings)
+        self.collector = Collector({"id": env or VARIANTS[variant][0]}, seeds, range(envs))
+        self.agent = agents.get(name)(self.collector.spec, seeds, **SMALL, **settings)
         if double:
             self.agent.double()
             act = self.agent.act
             self.agent.act = lambda obs, explore=False: act(obs.double(), explore).float()
-        self.replay = Replay(self.interaction.spec, seeds, 200, envs, self.agent.gamma, self.agent.n_step, priorities)
+        self.replay = Replay(self.collector.spec, seeds, 200, envs, self.agent.gamma, self.agent.n_step, priorities)
         self.source = ReplayData(
-            self.agent, self.interaction, self.replay, 16, steps_per_update=steps_per_update, **{"warm_up": 20, **more}
+            self.agent, self.collector, self.replay, 16, steps_per_update=steps_per_update, **{"warm_up": 20, **more}
         )
         self.double = double
 
@@ -67,7 +68,7 @@ class Loop:
         self.source.steps_ahead = steps
         for block in chain.from_iterable(self.source):
             if self.double:
-                block = type(block)(*(x.double() for x in block))
+                block = tree_map(lambda x: x.double(), block)
             self.agent.metrics |= self.agent.learn(block)
         return self
 
@@ -112,7 +113,7 @@ def test_a_diverged_seed_leaves_the_others_alone(variant):
 def test_no_reset_is_ever_a_successor():
     """Over several episodes of different lengths in every environment; see ``counting``."""
     loop = Loop("td3", seeds=(0, 1), envs=3, env=counting.ID).run(150)
-    assert loop.interaction.episodes.min() >= 5
+    assert loop.collector.episodes.min() >= 5
     rows = loop.replay.packed[:, : loop.replay.added].flatten(0, 2)
     obs, action, reward, terminated, next_obs, last = rows.split(loop.replay.widths, -1)
     assert torch.equal(next_obs[:, 0], obs[:, 0]), "a successor belongs to another episode"
@@ -167,7 +168,7 @@ def test_an_episode_is_its_seed_and_its_actions():
     assert again.source.load_state_dict(state)
     again.agent.load_explore_state(exploring)
     for _ in range(20):
-        a, b = whole.interaction.step(whole.agent), again.interaction.step(again.agent)
+        a, b = whole.collector.step(whole.agent), again.collector.step(again.agent)
         assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -179,9 +180,9 @@ def test_a_simulator_that_does_not_repeat_itself_begins_anew():
     state["interaction"]["obs"] += 1
     again = Loop("td3", envs=2, env=counting.ID)
     assert not again.source.load_state_dict(state)
-    assert again.interaction.began.all()
-    step = again.interaction.step(again.agent)
-    assert (step.obs[..., 1] == 0).all() and (again.interaction.episodes == whole.interaction.episodes + 1).all()
+    assert again.collector.began.all()
+    step = again.collector.step(again.agent)
+    assert (step.obs[..., 1] == 0).all() and (again.collector.episodes == whole.collector.episodes + 1).all()
 
 
 def test_td3_delays_its_actor_and_targets():
@@ -246,7 +247,7 @@ def test_dqn_target_by_hand_and_hard_copies():
         q = agent.q(batch.obs)[0][torch.arange(8), batch.action[0, :, 0].long()]
         want = torch.nn.functional.huber_loss(q, target)
         assert agent.update(batch, {}, 0)["q_loss"].item() == pytest.approx(want.item(), rel=1e-5)
-    block = Batch(*(x.unsqueeze(0) for x in batch))
+    block = tree_map(lambda x: x.unsqueeze(0), batch)
     same = []
     for _ in range(7):
         before = agent.q.net.layers[0].weight.clone()
@@ -301,10 +302,10 @@ def test_agents_refuse_the_wrong_kind_of_actions():
 
 
 def test_actions_reach_the_environments_bounds():
-    interaction = Interaction({"id": "Pendulum-v1"}, (0,))
-    agent = TD3(interaction.spec, (0,), **SMALL)
+    collector = Collector({"id": "Pendulum-v1"}, (0,))
+    agent = TD3(collector.spec, (0,), **SMALL)
     with torch.no_grad():
         agent.actor.net.layers[-1].bias.fill_(50.0)
-    transition = interaction.step(agent)
+    transition = collector.step(agent)
     assert transition.action.item() == pytest.approx(1, abs=0.5), "the replay holds actions in units of [-1, 1]"
-    assert interaction.tracks[0].actions[0].item() == pytest.approx(2 * transition.action.item())
+    assert collector.recordings[0].actions[0].item() == pytest.approx(2 * transition.action.item())

@@ -19,9 +19,9 @@ from offlinerl.agents.checkpoint import read
 from offlinerl.cli import main
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.envs.make import make, spec_of
-from offlinerl.rollout.actor_pool import DEATHS, Crew, InProcess, Lost, one_thread
-from offlinerl.rollout.collector import Interaction
-from offlinerl.rollout.ray_backend import OnRay
+from offlinerl.rollout.actor_pool import DEATHS, ActorPool, LocalBackend, Lost, one_thread
+from offlinerl.rollout.collector import Collector
+from offlinerl.rollout.ray_backend import RayBackend
 from offlinerl.training import acting, config, request
 from offlinerl.util.errors import UserError
 
@@ -36,15 +36,15 @@ VARIANTS = {
 
 
 class Life:
-    """An agent whose weights change from rollout to rollout, and what it lives through in a crew, or without one.
+    """An agent whose weights change from rollout to rollout, and what it lives through with workers, or without.
 
     Attributes:
         steps: every transition.
         ended: s, e and the arrays of every episode, in the order in which they were told.
-        said: what the crew said.
+        said: what the pool said.
     """
 
-    def __init__(self, variant, place=None, workers=2, first=0):
+    def __init__(self, variant, backend=None, workers=2, first=0):
         env, settings = VARIANTS[variant]
         one = make(env)
         of = partial(agents.get(variant.partition("-")[0]), spec_of(one), SEEDS, hidden=(32, 32), **settings)
@@ -55,12 +55,14 @@ class Life:
                 if name.endswith("layers.0.weight"):
                     p[..., 0, :] *= 1e-3  # of the number of the seed, which would be all that matters
         if workers:
-            self.crew = Crew(env, SEEDS, LANES, None, of, workers, place or InProcess(), self.said.append, first)
+            self.pool = ActorPool(
+                env, SEEDS, LANES, None, of, workers, backend or LocalBackend(), self.said.append, first
+            )
         else:
-            self.crew = Interaction(env, SEEDS, LANES, first=first)
-            self.crew.pool._workers = 1  # threads have no order in which to tell of episodes that end together
+            self.pool = Collector(env, SEEDS, LANES, first=first)
+            self.pool.pool._workers = 1  # threads have no order in which to tell of episodes that end together
             self.agent.explore_in(LANES)
-        self.crew.on_episode = self.keep
+        self.pool.on_episode = self.keep
 
     def keep(self, s, e, episode):
         self.ended.append((s, e, episode.seed, *map(np.array, episode[:5])))
@@ -71,15 +73,15 @@ class Life:
             with torch.no_grad():
                 for p in self.agent.parameters():
                     p *= 1 + 0.2 * torch.randn(p.shape, generator=rng)
-            self.steps += self.crew.rollout(self.agent, count, random=3 - count * self.rollouts)
+            self.steps += self.pool.rollout(self.agent, count, random=3 - count * self.rollouts)
             self.rollouts += 1
         return self
 
     def __eq__(self, other):
         assert self.agent.steps == other.agent.steps == len(LANES) * len(self.steps) > 0
-        assert self.crew.returns == other.crew.returns and self.crew.lengths == other.crew.lengths
+        assert self.pool.returns == other.pool.returns and self.pool.lengths == other.pool.lengths
         for name in ("episodes", "began"):
-            assert np.array_equal(getattr(self.crew, name), getattr(other.crew, name)), name
+            assert np.array_equal(getattr(self.pool, name), getattr(other.pool, name)), name
         for t, (a, b) in enumerate(zip(self.steps, other.steps, strict=True)):
             for name, x, y in zip(a._fields, a, b, strict=True):
                 assert x.dtype == y.dtype and np.array_equal(x, y), f"{name} differs at step {t}"
@@ -89,7 +91,7 @@ class Life:
         return True
 
 
-class Mortal(InProcess):
+class Mortal(LocalBackend):
     """Workers of which some answers get lost, counted over all of them."""
 
     def __init__(self, *deaths):
@@ -151,14 +153,14 @@ def test_workers_number_their_episodes_on():
     """Where a dataset is appended to, no environment begins with what it has collected already."""
     before = Life("dqn-epsilon", workers=2).live()
     with one_thread():
-        alone, crew = (Life("dqn-epsilon", workers=n, first=5).live() for n in (0, 1))
-    assert alone == crew and crew.crew.episodes.min() >= 5
-    seeds = [one[2] for life in (before, crew) for one in life.ended]
-    assert len(crew.ended) > 2 and len(set(seeds)) == len(seeds)
+        alone, pooled = (Life("dqn-epsilon", workers=n, first=5).live() for n in (0, 1))
+    assert alone == pooled and pooled.pool.episodes.min() >= 5
+    seeds = [one[2] for life in (before, pooled) for one in life.ended]
+    assert len(pooled.ended) > 2 and len(set(seeds)) == len(seeds)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_crew_of_one_lives_as_without_it(variant):
+def test_a_pool_of_one_lives_as_without_it(variant):
     with one_thread():
         alone = Life(variant, workers=0).live()
     assert Life(variant, workers=1).live() == alone
@@ -168,29 +170,29 @@ def test_a_crew_of_one_lives_as_without_it(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_two_workers_live_as_none(variant):
     """In the same order, and but for the last bits of a policy's actions the same."""
-    alone, crew = Life(variant, workers=0).live(), Life(variant).live()
-    assert [ended[:3] for ended in crew.ended] == [ended[:3] for ended in alone.ended]
-    assert {ended[1] for ended in crew.ended} == set(LANES)
-    for a, b in zip(alone.steps, crew.steps, strict=True):
+    alone, pooled = Life(variant, workers=0).live(), Life(variant).live()
+    assert [ended[:3] for ended in pooled.ended] == [ended[:3] for ended in alone.ended]
+    assert {ended[1] for ended in pooled.ended} == set(LANES)
+    for a, b in zip(alone.steps, pooled.steps, strict=True):
         assert all(np.allclose(x, y, rtol=0, atol=1e-4) for x, y in zip(a, b, strict=True))
-    assert same(alone.steps[:3], crew.steps[:3]), "at random they act alike"
+    assert same(alone.steps[:3], pooled.steps[:3]), "at random they act alike"
 
 
 def test_the_weights_of_the_learner_act():
-    crew = Life("td3-ou").live(2)
-    before = len(crew.steps)
+    pooled = Life("td3-ou").live(2)
+    before = len(pooled.steps)
     with torch.no_grad():
-        crew.agent.actor.net.layers[-1].bias.fill_(50.0)
-    crew.live(1)
-    assert all((step.action[..., 0] > 0.3).all() for step in crew.steps[before:])
+        pooled.agent.actor.net.layers[-1].bias.fill_(50.0)
+    pooled.live(1)
+    assert all((step.action[..., 0] > 0.3).all() for step in pooled.steps[before:])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_replaced_worker_delivers_the_same(variant):
     """Deaths over the first order, over one after another, and twice in a row."""
-    place = Mortal(1, 4, 6, 9, 10)
-    assert Life(variant, place).live() == Life(variant).live()
-    assert place.answers == 2 * 4 + 5
+    backend = Mortal(1, 4, 6, 9, 10)
+    assert Life(variant, backend).live() == Life(variant).live()
+    assert backend.answers == 2 * 4 + 5
 
 
 def test_it_says_who_died():
@@ -213,46 +215,46 @@ def test_one_that_dies_again_and_again_is_given_up():
 def test_resumed_from_a_file_it_goes_on_the_same(variant):
     whole, life = Life(variant).live(), Life(variant).live(2)
     file = io.BytesIO()
-    torch.save(life.crew.state_dict(), file)
+    torch.save(life.pool.state_dict(), file)
     file.seek(0)
     again = Life(variant)
-    assert again.crew.load_state_dict(torch.load(file, weights_only=True))
+    assert again.pool.load_state_dict(torch.load(file, weights_only=True))
     again.agent, again.steps, again.ended, again.rollouts = life.agent, life.steps, life.ended, life.rollouts
     assert again.live(2) == whole
 
 
-def test_a_crew_that_has_not_begun_can_be_saved():
-    fresh = Life("td3-ou").crew.state_dict()
+def test_a_pool_that_has_not_begun_can_be_saved():
+    fresh = Life("td3-ou").pool.state_dict()
     again = Life("td3-ou")
-    assert again.crew.load_state_dict(fresh)
+    assert again.pool.load_state_dict(fresh)
     assert again.live() == Life("td3-ou").live()
 
 
 def test_a_simulator_that_does_not_repeat_itself_begins_anew():
     life = Life("td3-ou").live(1)
-    state = life.crew.state_dict()
-    assert not life.crew.began.all()
+    state = life.pool.state_dict()
+    assert not life.pool.began.all()
     state["workers"][1]["interaction"]["obs"] += 1
-    assert not life.crew.load_state_dict(state)
-    assert life.crew.began[:, 2:].all() and not life.crew.began[:, :2].all()
+    assert not life.pool.load_state_dict(state)
+    assert life.pool.began[:, 2:].all() and not life.pool.began[:, :2].all()
     life = Life("td3-ou", Mortal(4)).live(1)
-    life.crew.states[1]["interaction"]["obs"] += 1
+    life.pool.states[1]["interaction"]["obs"] += 1
     life.live(1)
     assert [line[:14] for line in life.said] == ["worker 1 died;", "the simulator "]
     assert (life.steps[7].obs[:, 2:, 1] == 0).all(), "the replacement's environments begin anew"
 
 
 def test_the_end_cuts_every_episode():
-    alone, crew = Life("td3-ou", workers=0).live(1), Life("td3-ou").live(1)
-    under_way = int((~alone.crew.began).sum())
+    alone, pooled = Life("td3-ou", workers=0).live(1), Life("td3-ou").live(1)
+    under_way = int((~alone.pool.began).sum())
     assert under_way > 0
-    for life in (alone, crew):
+    for life in (alone, pooled):
         ended = len(life.ended)
-        life.crew.cut()
+        life.pool.truncate()
         assert len(life.ended) - ended == under_way and all(one[7][-1] or one[6][-1] for one in life.ended[ended:])
-    assert [one[:3] for one in crew.ended] == [one[:3] for one in alone.ended]
-    crew.crew.cut()
-    assert len(crew.ended) == len(alone.ended), "there is nothing left to cut"
+    assert [one[:3] for one in pooled.ended] == [one[:3] for one in alone.ended]
+    pooled.pool.truncate()
+    assert len(pooled.ended) == len(alone.ended), "there is nothing left to cut"
 
 
 def test_environments_are_divided_evenly():
@@ -297,17 +299,17 @@ def test_wrong_commands_say_what_to_do(here, capsys, monkeypatch):
 
 def test_ray_delivers_what_one_process_does(cluster):
     """Also an epsilon that falls with the steps of all workers."""
-    life = Life("dqn-epsilon", OnRay(2))
+    life = Life("dqn-epsilon", RayBackend(2))
     try:
         assert life.live() == Life("dqn-epsilon").live()
         assert not life.said
     finally:
-        life.crew.close()
+        life.pool.close()
     assert cluster.is_initialized(), "it did not begin Ray, and so does not end it"
 
 
 def test_a_killed_process_loses_nothing(cluster):
-    class Murder(OnRay):
+    class Murder(RayBackend):
         orders = 0
 
         def order(self, worker, method, *arguments):
@@ -323,7 +325,7 @@ def test_a_killed_process_loses_nothing(cluster):
     try:
         assert life.live(5) == Life("td3-ou").live(5)
     finally:
-        life.crew.close()
+        life.pool.close()
     assert life.said == ["worker 1 died; another goes on from what it delivered last"]
 
 
@@ -342,16 +344,16 @@ def test_a_wrong_address_is_said_at_once(here, capsys, address, says):
 
 @pytest.mark.slow
 def test_a_worker_that_cannot_begin_says_why(cluster):
-    crew = Crew(COUNTING, SEEDS, LANES, None, refuse, 1, OnRay(1))
+    pooled = ActorPool(COUNTING, SEEDS, LANES, None, refuse, 1, RayBackend(1))
     with pytest.raises(UserError, match="a worker cannot begin: .*there is no such agent"):
-        list(crew.rollout(Life("sac", workers=0).agent, 3))
-    crew.close()
+        list(pooled.rollout(Life("sac", workers=0).agent, 3))
+    pooled.close()
 
 
 def test_collect_with_workers(cluster, here, monkeypatch, capsys):
     words = ("--workers", 2, "--steps", 800)
     assert main(argv("ray", *words)) == 0
-    monkeypatch.setattr(acting, "OnRay", lambda workers, address: InProcess())
+    monkeypatch.setattr(acting, "RayBackend", lambda workers, address: LocalBackend())
     assert main(argv("one", *words)) == 0
     assert len(episodes("ray")) == 4 and same(episodes("ray"), episodes("one"))
     one, two = (read(here / f"runs/pendulum-{name}-v0/last.ckpt") for name in ("ray", "one"))
@@ -396,6 +398,6 @@ def test_stopped_and_resumed_on_ray(here, monkeypatch, how):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "differently" not in out
-    monkeypatch.setattr(acting, "OnRay", lambda workers, address: InProcess())
+    monkeypatch.setattr(acting, "RayBackend", lambda workers, address: LocalBackend())
     assert main(argv("one", *words)) == 0
     assert same(episodes("ray"), episodes("one"))

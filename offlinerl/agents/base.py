@@ -17,7 +17,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from offlinerl.learning.compile import Step, capture, signature
 from offlinerl.learning.optim import Adam, clip_norm
-from offlinerl.learning.rng import Lanes, Streams, generator
+from offlinerl.learning.rng import EnvStreams, Streams, generator
 from offlinerl.nn.encoders import Encoder, encoder_of
 from offlinerl.types import Batch, Metrics, Spec
 from offlinerl.util.errors import UserError
@@ -86,7 +86,7 @@ class Agent(L.LightningModule, ABC):
         self.priorities: Tensor | None = None
         self.optim: dict[str, Adam] = {}
         self.rng = Streams(self.seeds, "update")
-        self.explore_rng = Lanes(self.seeds, (0,), "explore")
+        self.explore_rng = EnvStreams(self.seeds, (0,), "explore")
         self._parts: list[Agent] = []
         self._steps: dict[tuple, list[Step]] = {}
         self.register_buffer("action_mid", torch.from_numpy(spec.action_mid), persistent=False)
@@ -186,19 +186,27 @@ class Agent(L.LightningModule, ABC):
     # Exploring
 
     def explore_in(self, lanes: Sequence[int]) -> None:
-        """Explore in these E environments of every seed from now on."""
-        self.explore_rng = Lanes(self.seeds, lanes, "explore")
+        """Act in these E environments of every seed from now on, in new episodes. All that acting changes is made anew
+        here; what was there is not written to."""
+        self.explore_rng = EnvStreams(self.seeds, lanes, "explore")
 
-    def begin(self, began: np.ndarray, episodes: np.ndarray) -> None:
-        """Told before ``act`` explores where new episodes begin.
+    def acting_in(self, lanes: Sequence[int]) -> Agent:
+        """The same agent, with the same parameters in the same memory, to act in other environments: this one's acting
+        is not disturbed."""
+        other = copy.copy(self)
+        other.explore_in(lanes)
+        return other
+
+    def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
+        """Told before ``act`` where episodes begin.
 
         Args:
-            began: ``[S, E]`` bool.
+            where: ``[S, E]`` bool.
             episodes: ``[S, E]`` their numbers, from 0 in every environment.
         """
-        self.explore_rng.begin(began, episodes)
+        self.explore_rng.begin(where, episodes)
 
-    def exploring(self, obs: Tensor) -> Lanes:
+    def exploring(self, obs: Tensor) -> EnvStreams:
         """The random numbers to explore with, given ``[S, E, O]``."""
         if len(self.explore_rng.lanes) != (lanes := first_leaf(obs).shape[1]):
             self.explore_in(range(lanes))
@@ -230,7 +238,7 @@ class Agent(L.LightningModule, ABC):
         """
         if not self.optim:
             self.configure_optimizers()
-        updates, _, batch_size = block.reward.shape[:3]
+        updates, _, batch_size = block.action.shape[:3]
         if updates and not self._parts:
             self._parts = [self.part(seeds) for seeds in self.division(batch_size)]
         found: dict[str, list[Tensor]] = {}

@@ -135,7 +135,7 @@ class PolicyGradient(Agent):
         rollout = tree_map(lambda x: x[0], block)
         self.linear(self.decay_steps)
         with torch.no_grad():
-            sample = self.examine(rollout)
+            sample = self.compute_advantages(rollout)
         metrics = self.improve(sample)
         with torch.no_grad():
             if self.normalize_obs:
@@ -145,7 +145,7 @@ class PolicyGradient(Agent):
             metrics["explained_variance"] = explained_variance(sample)
         return metrics
 
-    def examine(self, rollout: Batch) -> Sample:
+    def compute_advantages(self, rollout: Batch) -> Sample:
         """Advantages and the value's targets of a rollout ``[S, E, T, ...]``."""
         obs, next_obs = (self.seen(x.flatten(1, 2)) for x in (rollout.obs, rollout.next_obs))  # [S, E T, O]
         action = rollout.action.flatten(1, 2)

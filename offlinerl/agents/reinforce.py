@@ -69,8 +69,8 @@ class REINFORCE(PolicyGradient):
         self.updates += 1
         return metrics | (self.passes(sample) if self.kind == "value" else {})
 
-    def examine(self, rollout: Batch) -> Sample:
-        sample = super().examine(rollout)
+    def compute_advantages(self, rollout: Batch) -> Sample:
+        sample = super().compute_advantages(rollout)
         if self.kind == "value":
             return sample
         # 1 at every step after which an episode ends within the rollout

@@ -138,9 +138,14 @@ class TD3(Agent):
             return self.to_env(self.exploration.act(self.actor, obs, self.exploring(obs)))
         return self.to_env(self.actor(obs))
 
-    def begin(self, began: np.ndarray, episodes: np.ndarray) -> None:
-        super().begin(began, episodes)
-        self.exploration.begin(began)
+    def explore_in(self, lanes: Sequence[int]) -> None:
+        super().explore_in(lanes)
+        self.exploration = copy.copy(self.exploration)
+        self.exploration.forget()
+
+    def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
+        super().begin(where, episodes)
+        self.exploration.begin(where)
 
     def explore_state(self) -> dict[str, Any]:
         return dict(super().explore_state(), exploration=self.exploration.state_dict())

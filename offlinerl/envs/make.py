@@ -213,11 +213,14 @@ class Pool:
         env: what to make; see ``make``.
         size: how many.
         obs_keys: see ``make``.
+        render_mode: see ``make``.
     """
 
-    def __init__(self, env: Mapping[str, Any], size: int, obs_keys: Sequence[str] | None = None):
+    def __init__(
+        self, env: Mapping[str, Any], size: int, obs_keys: Sequence[str] | None = None, render_mode: str | None = None
+    ):
         _require_sound(env, obs_keys)
-        self.envs = [make(env, obs_keys) for _ in range(size)]
+        self.envs = [make(env, obs_keys, render_mode) for _ in range(size)]
         self.spec, self.action_space = spec_of(self.envs[0]), self.envs[0].action_space
         self.name, self._shape = checks.name_of(self.envs[0]), spaces.shapes(self.envs[0].observation_space)
         self._low, self._high = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
@@ -284,7 +287,7 @@ class Pool:
         return inside if self.action_space.dtype.kind == "f" else np.rint(inside)
 
     def _each(self, jobs: Mapping[int, Any]) -> dict[int, Any]:
-        if self._workers == 1 or len(jobs) * self._seconds < WORTHWHILE:
+        if self._workers == 1 or len(jobs) == 1 or len(jobs) * self._seconds < WORTHWHILE:
             began = time.perf_counter()
             done = {i: job() for i, job in jobs.items()}
             self._seconds += 0.1 * ((time.perf_counter() - began) / max(len(jobs), 1) - self._seconds)

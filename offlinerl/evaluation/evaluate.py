@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from offlinerl.agents import checkpoint
-from offlinerl.agents.base import Agent
 from offlinerl.envs.checks import Unsound, one
 from offlinerl.envs.make import Pool, with_limits
 from offlinerl.evaluation.statistics import Evaluation
 from offlinerl.evaluation.task import Task, task_named
 from offlinerl.evaluation.video import record_videos
-from offlinerl.rollout.collector import require_finite
+from offlinerl.rollout.loop import EnvironmentLoop
+from offlinerl.rollout.policy import Policy, apart
 from offlinerl.types import Spec
 from offlinerl.util.atomic import write_json
 from offlinerl.util.device import pick_device
@@ -28,7 +27,7 @@ from offlinerl.util.folder import find_checkpoint
 
 
 def evaluate(
-    agent: Agent,
+    policy: Policy,
     task: Task,
     episodes: int,
     seed: int = 0,
@@ -41,7 +40,7 @@ def evaluate(
     starts, and the number of environments does not change what is measured.
 
     Args:
-        agent: S policies.
+        policy: S policies; an agent that explores elsewhere meanwhile is not disturbed.
         task: where and how to score.
         episodes: episodes of each policy.
         seed: reset seed of the first episode.
@@ -51,12 +50,12 @@ def evaluate(
     Raises:
         UserError: the environment's shapes are not the policy's, or the policy's actions are not finite.
     """
-    S = len(agent.seeds)
+    S = len(policy.seeds)
     own = pool is None
     pool = pool or make_pool(task, S, episodes)
-    check_spec(agent, pool)
+    check_spec(policy, pool)
     try:
-        return _rollouts(agent, task, episodes, seed, pool, progress or (lambda done: None))
+        return _rollouts(policy, task, episodes, seed, pool, progress or (lambda done: None))
     finally:
         if own:
             pool.close()
@@ -68,14 +67,24 @@ def make_pool(task: Task, seeds: int, episodes: int) -> Pool:
     return Pool(task.env, seeds * lanes, task.obs_keys)
 
 
-def check_spec(agent: Agent, pool: Pool) -> None:
-    have, want = pool.spec, agent.spec
-    if (have.obs_dim, have.action_dim, have.num_actions) != (want.obs_dim, want.action_dim, want.num_actions):
+def check_spec(policy: Policy, pool: Pool) -> None:
+    have, want = pool.spec, policy.spec
+    if want is None:
+        return
+    if (have.obs, have.action_dim, have.num_actions) != (want.obs, want.action_dim, want.num_actions):
         name = pool.envs[0].spec.id
         raise UserError(
-            f"{name} has {have.obs_dim} observations and {_actions(have)}, the policy {want.obs_dim} and"
+            f"{name} has {_observations(have)} and {_actions(have)}, the policy {_observations(want)} and"
             f" {_actions(want)}; evaluate it in the environment it was trained for"
         )
+
+
+def _observations(spec: Spec) -> str:
+    if spec.is_vector:
+        return f"{spec.obs_dim} observations"
+    return "observations of " + ", ".join(
+        f"{leaf.path or 'images'} {'x'.join(map(str, leaf.shape))}" for leaf in spec.obs
+    )
 
 
 def _actions(spec: Spec) -> str:
@@ -83,53 +92,46 @@ def _actions(spec: Spec) -> str:
 
 
 def _rollouts(
-    agent: Agent, task: Task, episodes: int, seed: int, pool: Pool, progress: Callable[[int], None]
+    policy: Policy, task: Task, episodes: int, seed: int, pool: Pool, progress: Callable[[int], None]
 ) -> Evaluation:
-    S, E = len(agent.seeds), len(pool.envs) // len(agent.seeds)
+    S = len(policy.seeds)
+    loop = EnvironmentLoop(pool, S, lambda s, e, episode: seed + episode)
+    policy = apart(policy, loop.shape[1])
     returns, lengths, success = (np.zeros((S, episodes)) for _ in range(3))
-    told = False  # whether the environment knows what success is
-    obs = np.zeros((S, E, agent.spec.obs_dim), np.float32)
-    waiting = [list(range(episodes))[::-1] for _ in range(S)]  # episodes still to be played, by seed
-    playing: dict[int, int] = {}  # lane -> episode; lane = s * E + e
-
-    def start(lanes: Sequence[int]) -> None:
-        for lane in lanes:
-            playing.pop(lane, None)
-            if waiting[lane // E]:
-                playing[lane] = waiting[lane // E].pop()
-        first = pool.reset({lane: seed + playing[lane] for lane in lanes if lane in playing})
-        for lane, observation in first.items():
-            obs[lane // E, lane % E] = observation
-
-    start(range(S * E))
-    while playing:
-        with torch.no_grad():
-            actions = agent.act(torch.from_numpy(obs).to(agent.device)).cpu().numpy()  # [S, E, A]
-        require_finite(agent, actions, {lane // E for lane in playing})
-        stepped = pool.step({lane: actions[lane // E, lane % E] for lane in playing})
-        ended = []
-        for lane, (observation, reward, terminated, truncated, info) in stepped.items():
-            s, i = lane // E, playing[lane]
-            obs[s, lane % E] = observation
-            returns[s, i] += reward
-            lengths[s, i] += 1
+    knows_success = False  # whether the environment says what success is
+    begun = np.zeros((S, 1), int)  # how many episodes of each seed have begun
+    while True:
+        free = ~loop.playing
+        numbers = begun + free.cumsum(1) - 1  # [S, E] which episode is next in each free environment
+        where = free & (numbers < episodes)
+        if where.any():
+            loop.begin(where, numbers, policy)
+            begun += where.sum(1, keepdims=True)
+        playing = loop.playing
+        if not playing.any():
+            break
+        step = loop.step(policy)
+        row = playing.nonzero()[0], loop.episodes[playing]
+        returns[row] += step.reward[playing]
+        lengths[row] += 1
+        for i, (*_, info) in step.answers.items():
             reached = info.get("success", info.get("is_success"))
             if reached is not None:
-                told, success[s, i] = True, max(success[s, i], _success(pool, lane, reached))
-            if terminated or truncated:
-                ended.append(lane)
-        progress(len(ended))
-        if ended:
-            start(ended)
+                (s, e), knows_success = loop.lane(i), True
+                episode = s, loop.episodes[s, e]
+                success[episode] = max(success[episode], _success(pool, i, reached))
+        progress(int((step.terminated | step.truncated).sum()))
     succeeded = success > 0
-    return Evaluation(returns, lengths.astype(int), succeeded if told else None, task.scores(returns, succeeded))
+    return Evaluation(
+        returns, lengths.astype(int), succeeded if knows_success else None, task.scores(returns, succeeded)
+    )
 
 
-def _success(pool: Pool, lane: int, told: Any) -> float:
+def _success(pool: Pool, i: int, reached: Any) -> float:
     try:
-        return one("success", told)
+        return one("success", reached)
     except Unsound as error:
-        raise pool.blamed(lane, error) from error
+        raise pool.blamed(i, error) from error
 
 
 def evaluate_checkpoint(

@@ -14,7 +14,7 @@ from offlinerl.agents.base import Agent
 from offlinerl.experience.ring import Replay
 from offlinerl.experience.table import Table
 from offlinerl.learning.rng import Streams
-from offlinerl.rollout.collector import Interaction
+from offlinerl.rollout.collector import Collector
 from offlinerl.types import Batch
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
@@ -85,7 +85,7 @@ class ActingData:
 
     Args:
         agent: acts, and learns from the blocks.
-        interaction: its environments.
+        collector: its environments.
         block_steps: steps of a seed to a block.
         least: to a batch of Lightning's, rounded up to whole blocks.
 
@@ -93,12 +93,12 @@ class ActingData:
         steps_ahead: steps an epoch; its last stretch and block may be shorter than the others.
     """
 
-    def __init__(self, agent: Agent, interaction: Interaction, block_steps: int, least: int):
-        self.agent, self.interaction, self.envs = agent, interaction, len(interaction.lanes)
+    def __init__(self, agent: Agent, collector: Collector, block_steps: int, least: int):
+        self.agent, self.collector, self.envs = agent, collector, len(collector.lanes)
         self.block_steps = block_steps
         self.stretch_steps = block_steps * -(-least // block_steps)
         self.steps_ahead = self.stretch_steps
-        agent.explore_in(interaction.lanes)
+        agent.explore_in(collector.lanes)
 
     def draw(self, steps: int | None = None) -> Batch:
         """The next block, of so many steps."""
@@ -124,11 +124,11 @@ class ActingData:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the environments stand; what a replay holds is kept apart, for it is large."""
-        return dict(interaction=self.interaction.state_dict())
+        return dict(interaction=self.collector.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
         """Go on from a saved state; whether the environments came back to where they stood."""
-        return self.interaction.load_state_dict(state["interaction"])
+        return self.collector.load_state_dict(state["interaction"])
 
 
 class ReplayData(ActingData):
@@ -137,14 +137,14 @@ class ReplayData(ActingData):
 
     Args:
         agent: acts, and learns from the blocks.
-        interaction: its environments.
+        collector: its environments.
         replay: the ring they fill.
         batch_size: B.
         updates: K, updates a block; rounded up to whole steps of all environments.
         steps_per_update: environment steps of a seed for every update. One is what TD3 and SAC do, four DQN.
         warm_up: steps of a seed, taken at random, before the first update.
         table: a dataset to draw from too, every row of it as often as one of the replay's: fine-tuning.
-        reward: what to learn from, given what was paid ``[S, E]`` and the sum paid in the episode so far; the
+        reward: what to learn from, given the rewards ``[S, E]`` and their sum in the episode so far; the
             rewards themselves by default.
 
     Attributes:
@@ -155,7 +155,7 @@ class ReplayData(ActingData):
     def __init__(
         self,
         agent: Agent,
-        interaction: Interaction,
+        collector: Collector,
         replay: Replay,
         batch_size: int,
         updates: int = 1,
@@ -164,9 +164,9 @@ class ReplayData(ActingData):
         table: Table | None = None,
         reward: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     ):
-        self.stride = math.lcm(len(interaction.lanes), steps_per_update)
+        self.stride = math.lcm(len(collector.lanes), steps_per_update)
         block_steps = -(-updates * steps_per_update // self.stride) * self.stride
-        super().__init__(agent, interaction, block_steps, least=STRETCH * steps_per_update)
+        super().__init__(agent, collector, block_steps, least=STRETCH * steps_per_update)
         self.replay, self.table, self.reward = replay, table, reward
         self.batch_size, self.steps_per_update, self.warm_up = batch_size, steps_per_update, warm_up
 
@@ -176,9 +176,9 @@ class ReplayData(ActingData):
             self.replay.prioritize(self.agent.priorities)
         steps = steps or self.block_steps
         count, random = steps // self.envs, -(-(self.warm_up - self.steps) // self.envs)
-        for transition in self.interaction.rollout(self.agent, count, random):
+        for transition in self.collector.rollout(self.agent, count, random):
             if self.reward is not None:
-                transition = transition._replace(reward=self.reward(transition.reward, self.interaction.paid()))
+                transition = transition._replace(reward=self.reward(transition.reward, self.collector.totals()))
             self.replay.add(transition)
         return self.sample(steps // self.steps_per_update * (self.steps > self.warm_up))
 
@@ -203,7 +203,7 @@ class RolloutData(ActingData):
 
     Args:
         agent: acts, and learns from the rollouts.
-        interaction: its environments.
+        collector: its environments.
         batch_size: steps of a seed in a rollout, those of all its environments together.
 
     Attributes:
@@ -216,15 +216,15 @@ class RolloutData(ActingData):
     STRETCH = 256
     """Steps of a seed, at least, to a batch of Lightning's."""
 
-    def __init__(self, agent: Agent, interaction: Interaction, batch_size: int):
-        super().__init__(agent, interaction, batch_size, least=self.STRETCH)
+    def __init__(self, agent: Agent, collector: Collector, batch_size: int):
+        super().__init__(agent, collector, batch_size, least=self.STRETCH)
         self.stride = batch_size
         if batch_size % self.envs:
             raise UserError(f"batch must be a multiple of envs, which is {self.envs}, and not {batch_size}")
 
     def draw(self, steps: int | None = None) -> Batch:
         """The next rollout, ``[1, S, E, T, ...]``."""
-        rollout = list(self.interaction.rollout(self.agent, (steps or self.stride) // self.envs))
+        rollout = list(self.collector.rollout(self.agent, (steps or self.stride) // self.envs))
         obs, action, reward, terminated, next_obs, last = tree_map(self._stacked, *rollout)
         return Batch(obs, action, reward, self.agent.gamma * (1 - terminated), next_obs, last)
 

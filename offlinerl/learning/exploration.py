@@ -14,17 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from offlinerl.learning.rng import Lanes
+from offlinerl.learning.rng import EnvStreams
 
 
 class Exploration(ABC):
     """Turns a deterministic policy into one that explores."""
 
-    def begin(self, began: np.ndarray) -> None:  # noqa: B027  (most forget nothing)
+    def forget(self) -> None:  # noqa: B027  (most remember nothing)
+        """Begin anew, in any environments."""
+
+    def begin(self, where: np.ndarray) -> None:  # noqa: B027
         """Told before ``act`` where new episodes begin, ``[S, E]`` bool."""
 
     @abstractmethod
-    def act(self, actor: nn.Module, obs: Tensor, rng: Lanes) -> Tensor:
+    def act(self, actor: nn.Module, obs: Tensor, rng: EnvStreams) -> Tensor:
         """Actions in units of [-1, 1]: ``[S, E, O] -> [S, E, A]``."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -44,7 +47,7 @@ class Gaussian(Exploration):
     def __init__(self, sigma: float):
         self.sigma = sigma
 
-    def act(self, actor: nn.Module, obs: Tensor, rng: Lanes) -> Tensor:
+    def act(self, actor: nn.Module, obs: Tensor, rng: EnvStreams) -> Tensor:
         action = actor(obs)
         return (action + self.sigma * rng.normal(action.shape[2:]).to(action.device)).clamp(-1, 1)
 
@@ -63,13 +66,16 @@ class OrnsteinUhlenbeck(Exploration):
 
     def __init__(self, sigma: float = 0.2, theta: float = 0.15):
         self.sigma, self.theta = sigma, theta
+        self.forget()
+
+    def forget(self) -> None:
         self.x = torch.zeros(())  # [S, E, A] from the first action on
 
-    def begin(self, began: np.ndarray) -> None:
+    def begin(self, where: np.ndarray) -> None:
         if self.x.ndim:
-            self.x[torch.from_numpy(began)] = 0
+            self.x[torch.from_numpy(where)] = 0
 
-    def act(self, actor: nn.Module, obs: Tensor, rng: Lanes) -> Tensor:
+    def act(self, actor: nn.Module, obs: Tensor, rng: EnvStreams) -> Tensor:
         action = actor(obs)
         self.x = (1 - self.theta) * self.x + self.sigma * rng.normal(action.shape[2:])
         return (action + self.x.to(action.device)).clamp(-1, 1)
@@ -95,15 +101,18 @@ class ParameterNoise(Exploration):
 
     def __init__(self, distance: float = 0.2, growth: float = 1.01):
         self.distance, self.growth = distance, growth
+        self.forget()
+
+    def forget(self) -> None:
         self.parameters: dict[str, Tensor] = {}  # [S, E, ...]
         self.sigma = self.squares = self.steps = torch.zeros(())  # [S, E] from the first episode on
         self.began: np.ndarray | None = None
 
-    def begin(self, began: np.ndarray) -> None:
-        self.began = began if self.began is None else self.began | began
+    def begin(self, where: np.ndarray) -> None:
+        self.began = where if self.began is None else self.began | where
 
     @torch.no_grad()
-    def act(self, actor: nn.Module, obs: Tensor, rng: Lanes) -> Tensor:
+    def act(self, actor: nn.Module, obs: Tensor, rng: EnvStreams) -> Tensor:
         if self.began is not None:
             self._perturb(actor, torch.from_numpy(self.began), rng)
             self.began = None
@@ -112,7 +121,7 @@ class ParameterNoise(Exploration):
         self.steps += 1
         return action
 
-    def _perturb(self, actor: nn.Module, began: Tensor, rng: Lanes) -> None:
+    def _perturb(self, actor: nn.Module, began: Tensor, rng: EnvStreams) -> None:
         named = dict(actor.named_parameters())
         if not self.parameters:
             self.parameters = {
@@ -144,7 +153,7 @@ def exploration_of(name: str, sigma: float) -> Exploration:
     return {"gaussian": Gaussian, "ou": OrnsteinUhlenbeck, "parameter": ParameterNoise}[name](sigma)
 
 
-def epsilon_greedy(greedy: Tensor, epsilon: float, num_actions: int, rng: Lanes) -> Tensor:
+def epsilon_greedy(greedy: Tensor, epsilon: float, num_actions: int, rng: EnvStreams) -> Tensor:
     """Numbers of actions ``[S, E, 1]``, each replaced by a uniformly random one with probability ``epsilon``."""
     luck = rng.uniform(0, 1, (2,)).numpy()  # [S, E, 2], whether and which
     random = luck[..., :1] < epsilon

@@ -75,7 +75,7 @@ class Streams:
                 rng.set_state(saved.cpu())
 
 
-class Lanes:
+class EnvStreams:
     """One generator an environment, started anew with every episode, so that what an episode draws depends on
     its seed, its lane and its number and on nothing that ran beside it. Every draw has leading axes S and E.
 
@@ -89,14 +89,14 @@ class Lanes:
         self.seeds, self.lanes, self.purpose = tuple(seeds), tuple(lanes), purpose
         self.generators = [[generator(seed, f"{purpose} {lane}") for lane in self.lanes] for seed in self.seeds]
 
-    def begin(self, began: np.ndarray, episodes: np.ndarray) -> None:
+    def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
         """Start the streams of new episodes.
 
         Args:
-            began: ``[S, E]`` bool, where.
+            where: ``[S, E]`` bool.
             episodes: ``[S, E]`` their numbers.
         """
-        for s, e in zip(*began.nonzero(), strict=True):
+        for s, e in zip(*where.nonzero(), strict=True):
             self.generators[s][e] = generator(self.seeds[s], f"{self.purpose} {self.lanes[e]} {episodes[s, e]}")
 
     def _fill(self, method: str, args: tuple, shape: Sequence[int]) -> Tensor:

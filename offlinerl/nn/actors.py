@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Categorical, Independent, Normal
 
-from offlinerl.learning.rng import Lanes
+from offlinerl.learning.rng import EnvStreams
 from offlinerl.nn.encoders import Encoder
 from offlinerl.nn.layers import MLP, Init, orthogonal, uniform
 from offlinerl.types import Spec
@@ -98,7 +98,7 @@ class GaussianActor(nn.Module):
         normal = Normal(self.mean(obs, kept), self.std(), validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
-    def act(self, obs: Tensor, explore: Lanes | None = None) -> Tensor:
+    def act(self, obs: Tensor, explore: EnvStreams | None = None) -> Tensor:
         """The mean, or a sample drawn from ``explore`` and clipped: ``[S, E, O] -> [S, E, A]``."""
         mean = self.mean(obs)
         if explore is None:
@@ -122,7 +122,7 @@ class Policy(nn.Module):
     def forward(self, obs: Tensor) -> Independent:
         raise NotImplementedError
 
-    def act(self, obs: Tensor, explore: Lanes | None = None) -> Tensor:
+    def act(self, obs: Tensor, explore: EnvStreams | None = None) -> Tensor:
         """The likeliest action, or a sample drawn from ``explore``: ``[S, E, O] -> [S, E, A]``."""
         raise NotImplementedError
 
@@ -144,7 +144,7 @@ class GaussianPolicy(Policy):
         normal = Normal(mean, self.std().expand_as(mean), validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
-    def act(self, obs: Tensor, explore: Lanes | None = None) -> Tensor:
+    def act(self, obs: Tensor, explore: EnvStreams | None = None) -> Tensor:
         mean = self.net(self.encoder(obs))
         if explore is None:
             return mean
@@ -158,7 +158,7 @@ class CategoricalPolicy(Policy):
         categorical = Categorical(logits=self.net(self.encoder(obs)).unsqueeze(-2), validate_args=False)
         return Independent(categorical, 1, validate_args=False)
 
-    def act(self, obs: Tensor, explore: Lanes | None = None) -> Tensor:
+    def act(self, obs: Tensor, explore: EnvStreams | None = None) -> Tensor:
         logits = self.net(self.encoder(obs))  # [S, E, actions]
         if explore is not None:  # the largest of logits with Gumbel noise is a sample (Gumbel, 1954)
             uniform = explore.uniform(torch.finfo(torch.float32).tiny, 1, logits.shape[2:])

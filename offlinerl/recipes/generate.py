@@ -9,16 +9,21 @@ from functools import cache, partial
 from multiprocessing import get_context
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
+import torch
 import yaml
+from torch import Tensor
 
 from offlinerl.data.episode import Episode
 from offlinerl.envs import kitchen
-from offlinerl.envs.make import make
+from offlinerl.envs.make import Pool
 from offlinerl.recipes.demonstrator import KITCHEN, KitchenDemonstrator
+from offlinerl.rollout.collector import Recording
+from offlinerl.rollout.loop import EnvironmentLoop
+from offlinerl.rollout.policy import Policy
 from offlinerl.util.errors import UserError
 from offlinerl.util.paths import share
+from offlinerl.util.trees import Tree
 
 Recipe = Mapping[str, Any]
 
@@ -73,20 +78,20 @@ def demonstration(env: Mapping[str, Any], seed: int, number: int, noise: float) 
     Raises:
         UserError: there is no script for that environment or one of its tasks.
     """
-    made = _made_as(json.dumps(env, sort_keys=True))
+    pool = _pool(json.dumps(env, sort_keys=True))
+    made = pool.envs[0]
     tasks = getattr(made.unwrapped, "tasks", ()) if isinstance(made.unwrapped, kitchen.Kitchen) else ()
     if not tasks or not set(tasks) <= set(KITCHEN):
         unknown = f"task {min(set(tasks) - set(KITCHEN))!r}" if tasks else f"environment {made.spec.id}"
         raise UserError(f"there is no script for the {unknown}; scripted knows {kitchen.ENV_ID}: {', '.join(KITCHEN)}")
     rng = np.random.default_rng(np.random.SeedSequence([seed, number]))
     reset_seed = int(rng.integers(2**31))
-    observation, _ = made.reset(seed=reset_seed)
-    return _play(made, observation, KitchenDemonstrator(made, tasks, noise, rng))._replace(seed=reset_seed)
+    return _play(pool, reset_seed, partial(KitchenDemonstrator, made, tasks, noise, rng))
 
 
 @cache
-def _made_as(env: str) -> gym.Env:
-    return make(json.loads(env))
+def _pool(env: str) -> Pool:
+    return Pool(json.loads(env), 1)
 
 
 def _mapped(make_episode: Callable[[int], Episode], numbers: Iterable[int], processes: int) -> Iterator[Episode]:
@@ -111,25 +116,41 @@ def _episode(recipe: Recipe, number: int) -> Episode:
 
 def _kitchen(recipe: Recipe, rng: np.random.Generator) -> Episode:
     """One attempt of a demonstrator drawn from the recipe, until it is done, gives up or runs out of time."""
-    env = _made(recipe["env"])
-    observation, _ = env.reset(seed=int(rng.integers(2**31)))
+    pool, reset_seed = _pool(json.dumps({"id": recipe["env"]})), int(rng.integers(2**31))
     skill = _draw(recipe["demonstrators"], rng)
     plan = _kitchen_plan(recipe, rng, skill["digress"], skill["give_up"])
-    return _play(env, observation, KitchenDemonstrator(env, plan, skill["noise"], rng))
+    return _play(pool, reset_seed, lambda: KitchenDemonstrator(pool.envs[0], plan, skill["noise"], rng))._replace(
+        seed=None
+    )
 
 
-def _play(env: gym.Env, observation: np.ndarray, demonstrator: KitchenDemonstrator) -> Episode:
-    observations, actions, rewards = [observation], [], []
-    terminated = truncated = False
-    while not (terminated or truncated):
-        action = demonstrator.act()
-        observation, reward, terminated, truncated, _ = env.step(action)
-        truncated |= demonstrator.finished and not terminated
-        observations.append(observation)
-        actions.append(action)
-        rewards.append(reward)
-    last = np.arange(len(rewards)) == len(rewards) - 1
-    return Episode(np.stack(observations), np.stack(actions), np.array(rewards), last & terminated, last & truncated)
+class Scripted(Policy):
+    """A script in one environment.
+
+    Args:
+        script: makes it for the state in which an episode begins.
+    """
+
+    def __init__(self, script: Callable[[], KitchenDemonstrator]):
+        self.script = script
+
+    def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
+        self.under_way = self.script()
+
+    def act(self, obs: Tree, explore: bool = False) -> Tensor:
+        return torch.from_numpy(self.under_way.act()).view(1, 1, -1)
+
+
+def _play(pool: Pool, reset_seed: int, script: Callable[[], KitchenDemonstrator]) -> Episode:
+    """An episode of a script, until it is done, gives up or runs out of time."""
+    loop, policy = EnvironmentLoop(pool, 1, lambda s, e, episode: reset_seed), Scripted(script)
+    recording = Recording(loop.begin(np.ones((1, 1), bool), np.zeros((1, 1), int), policy)[0])
+    while loop.playing.any() and not policy.under_way.finished:
+        step = loop.step(policy)
+        obs, reward, terminated, truncated, _ = step.answers[0]
+        recording.append(step.applied[0, 0], obs, reward, terminated, truncated)
+    recording.truncations[-1] |= not recording.terminations[-1]
+    return recording.episode(pool.action_space, reset_seed)
 
 
 def _kitchen_plan(recipe: Recipe, rng: np.random.Generator, digress: float, give_up: float) -> list[Any]:
@@ -147,12 +168,6 @@ def _kitchen_plan(recipe: Recipe, rng: np.random.Generator, digress: float, give
 def _draw(choices: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Any:
     weights = np.array([choice["weight"] for choice in choices], float)
     return choices[rng.choice(len(choices), p=weights / weights.sum())]["value"]
-
-
-@cache
-def _made(env_id: str) -> gym.Env:
-    kitchen.register()
-    return gym.make(env_id, disable_env_checker=True)
 
 
 DEMONSTRATORS: dict[str, Callable[[Recipe, np.random.Generator], Episode]] = {"kitchen": _kitchen}

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map as pytree_map
 
 from offlinerl.agents.base import Agent
 from offlinerl.data.episode import Episode
 from offlinerl.envs.make import make, spec_of
-from offlinerl.rollout.collector import RECENT, Interaction
+from offlinerl.rollout.collector import RECENT, Collector
 from offlinerl.types import Transition
 from offlinerl.util.errors import UserError
+from offlinerl.util.trees import tree_map
 
 DEATHS = 3
 """Deaths of a worker over the same order after which it is not replaced any more."""
@@ -55,7 +56,7 @@ class Worker:
         obs_keys: parts of a ``Dict`` observation.
         agent: makes the agent.
         envs: environments of a seed in all workers together.
-        first: see ``Interaction``.
+        first: see ``Collector``.
         state: of the worker that this one replaces.
     """
 
@@ -70,15 +71,15 @@ class Worker:
         first: int = 0,
         state: Mapping[str, Any] | None = None,
     ):
-        self.interaction = Interaction(env, seeds, lanes, obs_keys, first)
-        self.interaction.on_episode = lambda s, e, episode: self.ended.append(Ended(self.t, s, e, episode))
+        self.collector = Collector(env, seeds, lanes, obs_keys, first)
+        self.collector.on_episode = lambda s, e, episode: self.ended.append(Ended(self.t, s, e, episode))
         self.agent, self.envs, self.same = agent(), envs, True
-        self.agent.explore_in(self.interaction.lanes)
+        self.agent.explore_in(self.collector.lanes)
         self.t, self.ended = 0, []
         if state is not None:
             state = in_tensors(state)
             self.agent.load_explore_state(state["explore"])
-            self.same = self.interaction.load_state_dict(state["interaction"])
+            self.same = self.collector.load_state_dict(state["interaction"])
 
     def rollout(self, weights: Mapping[str, np.ndarray], steps: int, count: int, random: int = 0) -> Delivery:
         """Take ``count`` steps in every environment, the first ``random`` of them at random.
@@ -92,80 +93,80 @@ class Worker:
         with one_thread():
             for self.t in range(count):
                 self.agent.steps = steps + self.t * self.envs
-                taken.append(self.interaction.step(self.agent, random=self.t < random))
-        return self._deliver(Transition(*map(np.stack, zip(*taken, strict=True))))
+                taken.append(self.collector.step(self.agent, random=self.t < random))
+        return self._deliver(tree_map(lambda *steps: np.stack(steps), *taken))
 
-    def cut(self) -> Delivery:
+    def truncate(self) -> Delivery:
         """Truncate every episode under way."""
         self.t = 0
-        self.interaction.cut()
+        self.collector.truncate()
         return self._deliver()
 
-    def stand(self) -> Delivery:
+    def report(self) -> Delivery:
         """Do nothing, and say so."""
         return self._deliver()
 
     def _deliver(self, steps: Transition | None = None) -> Delivery:
         ended, self.ended = self.ended, []
-        state = dict(interaction=self.interaction.state_dict(), explore=self.agent.explore_state())
+        state = dict(interaction=self.collector.state_dict(), explore=self.agent.explore_state())
         return Delivery(steps, ended, in_numpy(state), self.same)
 
     def close(self) -> None:
-        self.interaction.close()
+        self.collector.close()
 
 
-class Place(Protocol):
+class Backend(Protocol):
     """Where workers live: how they are made, given orders and heard."""
 
-    def hire(self, *about: Any) -> Any:
+    def start(self, *args: Any) -> Any:
         """A new worker; for the arguments see ``Worker``."""
 
     def share(self, weights: Mapping[str, np.ndarray]) -> Any:
         """Weights in the form in which orders pass them on."""
 
-    def order(self, worker: Any, method: str, *arguments: Any) -> Any:
+    def submit(self, worker: Any, method: str, *arguments: Any) -> Any:
         """Have a worker call one of its methods; what to ``receive`` the answer by."""
 
     def receive(self, answer: Any) -> Delivery:
         """Wait for an answer. Raises ``Lost`` if the worker died."""
 
-    def dismiss(self, worker: Any) -> None:
+    def stop(self, worker: Any) -> None:
         """Be done with a worker, dead or alive."""
 
     def close(self) -> None:
         """Leave nothing behind."""
 
 
-class InProcess:
-    """Workers that take turns in this process: what they deliver is what those in any other place must."""
+class LocalBackend:
+    """Workers that take turns in this process: what they deliver is what those of any other backend must."""
 
-    def hire(self, *about: Any) -> Worker:
-        return Worker(*about)
+    def start(self, *args: Any) -> Worker:
+        return Worker(*args)
 
     def share(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         return weights
 
-    def order(self, worker: Worker, method: str, *arguments: Any) -> Delivery:
+    def submit(self, worker: Worker, method: str, *arguments: Any) -> Delivery:
         return getattr(worker, method)(*arguments)
 
     def receive(self, answer: Delivery) -> Delivery:
         return answer
 
-    def dismiss(self, worker: Worker) -> None:
+    def stop(self, worker: Worker) -> None:
         worker.close()
 
     def close(self) -> None:
         pass
 
 
-class Crew:
-    """N workers that share the environments of an ``Interaction``, in whose place it stands.
+class ActorPool:
+    """N workers that share the environments of a ``Collector``, in whose place it stands.
 
     What a worker has delivered is here, and its state with it. One that dies is replaced by another in that state,
     which gets the same order again and delivers the same, for an episode is its reset seed and its actions.
 
     The lanes are divided evenly and in order. A worker acts in its own ones together, and how many rows a matrix
-    product has may change its last bit: so N belongs to what decides a run, and the place does not, as long as the
+    product has may change its last bit: so N belongs to what decides a run, and the backend does not, as long as the
     processors are of one kind.
 
     Args:
@@ -175,9 +176,9 @@ class Crew:
         obs_keys: parts of a ``Dict`` observation.
         agent: makes an agent like the one that ``rollout`` is given; other processes call it too.
         workers: N.
-        place: where they live.
+        backend: where they live.
         say: told of deaths.
-        first: see ``Interaction``.
+        first: see ``Collector``.
 
     Attributes:
         on_episode: called with s, e and every finished episode, by time, then by s and e.
@@ -196,7 +197,7 @@ class Crew:
         obs_keys: Sequence[str] | None,
         agent: Callable[[], Agent],
         workers: int,
-        place: Place,
+        backend: Backend,
         say: Callable[[str], None] = print,
         first: int = 0,
     ):
@@ -206,12 +207,12 @@ class Crew:
         one = make(env, obs_keys)
         self.spec = spec_of(one)
         one.close()
-        self.share = len(self.lanes) // workers  # environments of a seed for each
-        self.about = [
-            (env, self.seeds, self.lanes[e : e + self.share], obs_keys, agent, len(self.lanes), first)
-            for e in range(0, len(self.lanes), self.share)
+        self.envs_per_worker = len(self.lanes) // workers  # environments of a seed for each
+        self.worker_args = [
+            (env, self.seeds, self.lanes[e : e + self.envs_per_worker], obs_keys, agent, len(self.lanes), first)
+            for e in range(0, len(self.lanes), self.envs_per_worker)
         ]
-        self.place, self.say, self.first = place, say, first
+        self.backend, self.say, self.first = backend, say, first
         self.workers: list[Any] = []  # none until there is something to do
         self.states: list[dict[str, Any] | None] = [None] * workers  # as delivered last
         self.on_episode: Callable[[int, int, Episode], None] | None = None
@@ -220,51 +221,51 @@ class Crew:
     def rollout(self, agent: Agent, count: int, random: int = 0) -> Iterator[Transition]:
         """Take ``count`` steps in every environment, the first ``random`` of them at random, and count them on the
         agent, whose weights go out once."""
-        weights = self.place.share({name: value.cpu().numpy() for name, value in agent.state_dict().items()})
+        weights = self.backend.share({name: value.cpu().numpy() for name, value in agent.state_dict().items()})
         deliveries = self._all("rollout", weights, agent.steps, count, random)
-        fields = zip(*(delivery.steps for delivery in deliveries), strict=True)
-        steps = Transition(*(np.concatenate(field, 2) for field in fields))  # [T, S, E, ...]
+        of_workers = (delivery.steps for delivery in deliveries)
+        steps = tree_map(lambda *lanes: np.concatenate(lanes, 2), *of_workers)  # [T, S, E, ...]
         ended = self._ended(deliveries)
         for t in range(count):
             while ended and ended[0].t == t:
                 self._finish(ended.popleft())
-            yield Transition(*(field[t] for field in steps))
+            yield tree_map(lambda x, t=t: x[t], steps)
             agent.steps += len(self.lanes)
 
-    def cut(self) -> None:
+    def truncate(self) -> None:
         """Truncate every episode under way, for nothing follows."""
-        for ended in self._ended(self._all("cut")):
+        for ended in self._ended(self._all("truncate")):
             self._finish(ended)
 
     def _all(self, method: str, *arguments: Any) -> list[Delivery]:
         """Order the same of every worker, and wait for all of them."""
         try:
             if not self.workers:
-                self.workers = [self._hire(w) for w in range(len(self.states))]
-            answers = [self.place.order(worker, method, *arguments) for worker in self.workers]
+                self.workers = [self._start(w) for w in range(len(self.states))]
+            answers = [self.backend.submit(worker, method, *arguments) for worker in self.workers]
             deliveries = [self._receive(w, answer, method, *arguments) for w, answer in enumerate(answers)]
         except BaseException:
-            self._dismiss()  # some are ahead of their states
+            self._stop()  # some are ahead of their states
             raise
         self.states = [delivery.state for delivery in deliveries]
         return deliveries
 
-    def _hire(self, w: int) -> Any:
-        return self.place.hire(*self.about[w], self.states[w])
+    def _start(self, w: int) -> Any:
+        return self.backend.start(*self.worker_args[w], self.states[w])
 
     def _receive(self, w: int, answer: Any, method: str, *arguments: Any) -> Delivery:
         deaths = 0
         while True:
             try:
-                delivery = self.place.receive(answer)
+                delivery = self.backend.receive(answer)
             except Lost as error:
                 deaths += 1
                 if deaths == DEATHS:
                     raise UserError(f"worker {w} died {deaths} times in a row: {error}") from error
                 self.say(f"worker {w} died; another goes on from what it delivered last")
-                self.place.dismiss(self.workers[w])
-                self.workers[w] = self._hire(w)
-                answer = self.place.order(self.workers[w], method, *arguments)
+                self.backend.stop(self.workers[w])
+                self.workers[w] = self._start(w)
+                answer = self.backend.submit(self.workers[w], method, *arguments)
                 continue
             if deaths and not delivery.same:
                 self.say("the simulator does not repeat itself here: the episodes under way begin again")
@@ -272,7 +273,8 @@ class Crew:
 
     def _ended(self, deliveries: Sequence[Delivery]) -> deque[Ended]:
         """The episodes that ended, in order, by lane instead of a worker's own."""
-        ended = [one._replace(e=w * self.share + one.e) for w, from_ in enumerate(deliveries) for one in from_.ended]
+        first = range(0, len(self.lanes), self.envs_per_worker)
+        ended = [one._replace(e=e + one.e) for e, of in zip(first, deliveries, strict=True) for one in of.ended]
         return deque(sorted(ended, key=lambda one: one[:3]))
 
     def _finish(self, ended: Ended) -> None:
@@ -293,11 +295,11 @@ class Crew:
         return self._known("began", True)
 
     def _known(self, name: str, before: int | bool) -> np.ndarray:
-        unknown = np.full((len(self.seeds), self.share), before)
+        unknown = np.full((len(self.seeds), self.envs_per_worker), before)
         return np.concatenate([state["interaction"][name] if state else unknown for state in self.states], 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where every environment stands; see ``Interaction.state_dict``."""
+        """Where every environment stands; see ``Collector.state_dict``."""
         recent = dict(returns=[list(of) for of in self.returns], lengths=[list(of) for of in self.lengths])
         return dict(workers=in_tensors(self.states), **recent)
 
@@ -305,23 +307,23 @@ class Crew:
         """Come back to a saved state, of as many workers, by playing the actions again.
 
         Returns:
-            Whether every environment showed the same observations as before; see ``Interaction.load_state_dict``.
+            Whether every environment showed the same observations as before; see ``Collector.load_state_dict``.
         """
-        self._dismiss()
+        self._stop()
         self.states = in_numpy(state["workers"])
         for name in ("returns", "lengths"):
             setattr(self, name, [deque(recent, maxlen=RECENT) for recent in state[name]])
-        return all(delivery.same for delivery in self._all("stand"))
+        return all(delivery.same for delivery in self._all("report"))
 
-    def _dismiss(self) -> None:
+    def _stop(self) -> None:
         for worker in self.workers:
-            self.place.dismiss(worker)
+            self.backend.stop(worker)
         self.workers = []
 
     def close(self) -> None:
         """Let the workers go. Any later order makes new ones."""
-        self._dismiss()
-        self.place.close()
+        self._stop()
+        self.backend.close()
 
 
 @contextmanager
@@ -337,9 +339,9 @@ def one_thread() -> Iterator[None]:
 
 def in_numpy(tree: Any) -> Any:
     """A copy with arrays in place of tensors, which travel faster."""
-    return tree_map(lambda x: x.cpu().numpy().copy() if isinstance(x, Tensor) else x, tree)
+    return pytree_map(lambda x: x.cpu().numpy().copy() if isinstance(x, Tensor) else x, tree)
 
 
 def in_tensors(tree: Any) -> Any:
     """A copy with tensors in place of arrays."""
-    return tree_map(lambda x: torch.tensor(x) if isinstance(x, np.ndarray) else x, tree)
+    return pytree_map(lambda x: torch.tensor(x) if isinstance(x, np.ndarray) else x, tree)

@@ -1,4 +1,4 @@
-"""Acting in environments: S seeds in E environments each, in which an episode is its reset seed and its actions."""
+"""Collects: policies act in environments, and every step and every episode is handed on."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import torch
 from offlinerl.agents.base import Agent
 from offlinerl.data.episode import Episode
 from offlinerl.envs.make import Pool, native_action
-from offlinerl.learning.rng import Lanes
+from offlinerl.learning.rng import EnvStreams
+from offlinerl.rollout.loop import EnvironmentLoop, put, zeros
+from offlinerl.rollout.policy import Policy, Uniform
 from offlinerl.types import Transition
-from offlinerl.util.errors import UserError
+from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
 RECENT = 100
 """Finished episodes whose mean return is shown."""
 
 
-class Interaction:
-    """Environments that S policies act in, E for each.
+class Collector:
+    """Environments that S policies act in, E for each, one episode after another.
 
     The reset seed of an episode follows from its seed, its lane and its number. With the actions taken since it
     is all that must be kept to come back to where an episode stood, whatever the simulator.
@@ -36,7 +38,7 @@ class Interaction:
 
     Attributes:
         on_episode: called with s, e and every finished episode, as the environment showed it.
-        episodes: ``[S, E]`` the number of the episode under way in every environment.
+        uniform: acts uniformly at random.
         returns: of every seed's latest finished episodes.
         lengths: in steps, likewise.
     """
@@ -53,15 +55,23 @@ class Interaction:
         self.seeds, self.lanes = tuple(seeds), tuple(lanes)
         self.pool = Pool(env, S * E, obs_keys)
         self.spec = self.pool.spec
+        self.loop = EnvironmentLoop(self.pool, S, self.reset_seed)
+        self.loop.episodes[:] = first - 1
         self.on_episode: Callable[[int, int, Episode], None] | None = None
-        self.warm_up = Lanes(seeds, lanes, "warm-up")
-        self.episodes = np.full((S, E), first - 1)
-        self.began = np.ones((S, E), bool)
+        self.uniform = Uniform(self.spec, EnvStreams(seeds, lanes, "warm-up"))
         self.done: Set[int] = frozenset()
-        self.obs = np.zeros((S, E, self.spec.obs_dim), np.float32)
-        self.tracks = [_Track() for _ in range(S * E)]
+        self.recordings: dict[int, Recording] = {}  # of the episodes under way, by the pool's number
         self.returns, self.lengths = ([deque(maxlen=RECENT) for _ in range(S)] for _ in range(2))
-        self.action_mid, self.action_half = self.spec.action_mid, self.spec.action_half
+
+    @property
+    def episodes(self) -> np.ndarray:
+        """``[S, E]`` the number of the latest episode in every environment."""
+        return self.loop.episodes
+
+    @property
+    def began(self) -> np.ndarray:
+        """``[S, E]`` whether the next step begins an episode."""
+        return ~self.loop.playing
 
     def rollout(self, agent: Agent, count: int, random: int = 0) -> Iterator[Transition]:
         """Take ``count`` steps in every environment, the first ``random`` of them at random, and count them on the
@@ -70,99 +80,73 @@ class Interaction:
             yield self.step(agent, random=i < random)
             agent.steps += len(self.lanes)
 
-    def step(self, agent: Agent | None, random: bool = False) -> Transition:
+    def step(self, policy: Policy, random: bool = False) -> Transition:
         """Take a step in every environment, after resetting those whose episode has ended.
 
         Args:
-            agent: acts with exploration; None acts uniformly at random.
-            random: act at random instead of the agent, who is told of new episodes all the same.
+            policy: acts, and explores.
+            random: act at random instead; the policy is told of new episodes all the same.
         """
-        S, E = self.began.shape
-        self._begin(agent)
-        obs = self.obs
-        if random or agent is None:
-            action = self._random()
-        else:
-            with torch.no_grad():
-                action = agent.act(torch.from_numpy(obs).to(agent.device), explore=True).cpu().numpy()  # [S, E, A]
-            require_finite(agent, action, range(S))
-        # What is out of bounds is learnt from as it was chosen, but the environment and the data get what is in them.
-        applied = self.pool.applied(action)
-        stepped = self.pool.step({i: applied[i // E, i % E] for i in range(S * E)})
-        self.obs = np.empty_like(obs)
-        reward, terminated, last = np.empty((S, E), np.float32), np.empty((S, E), bool), np.empty((S, E), bool)
-        for i, (seen, paid, over, cut, _) in stepped.items():
-            s, e = i // E, i % E
-            self.obs[s, e], reward[s, e], terminated[s, e], last[s, e] = seen, paid, over, over or cut
-            self.tracks[i].append(applied[s, e], seen, paid, over, cut)
-            if last[s, e]:
-                self._finish(s, e)
-        self.began = last
-        unit = action if self.spec.num_actions else self.spec.in_unit(action)
-        return Transition(obs, unit, reward, terminated, self.obs, last)
+        self._begin(policy)
+        step = self.loop.step(self.uniform if random else policy, explore=True)
+        for i, (obs, reward, terminated, truncated, _) in step.answers.items():
+            s, e = self.loop.lane(i)
+            self.recordings[i].append(step.applied[s, e], obs, reward, terminated, truncated)
+            if terminated or truncated:
+                self._finish(i)
+        action = step.action if self.spec.num_actions else self.spec.in_unit(step.action)
+        last = step.terminated | step.truncated
+        return Transition(step.obs, action, step.reward.astype(np.float32), step.terminated, step.next_obs, last)
 
-    def _begin(self, agent: Agent | None) -> None:
-        if not self.began.any():
+    def _begin(self, policy: Policy) -> None:
+        where = self.began
+        if not where.any():
             return
-        S, E = self.began.shape
-        for s, e in zip(*self.began.nonzero(), strict=True):
-            self.episodes[s, e] += 1
-            while self.done and self.reset_seed(s, e) in self.done:
-                self.episodes[s, e] += 1
-        self.warm_up.begin(self.began, self.episodes)
-        if agent is not None:
-            agent.begin(self.began, self.episodes)
-        self.obs = self.obs.copy()  # the replay may still hold the last transition
-        for i, seen in self._reset(np.flatnonzero(self.began)).items():
-            self.obs[i // E, i % E] = seen
-            self.tracks[i] = _Track(seen)
+        episodes = self.episodes + where
+        for s, e in zip(*where.nonzero(), strict=True) if self.done else ():
+            while self.reset_seed(s, e, episodes[s, e]) in self.done:
+                episodes[s, e] += 1
+        for i, obs in self.loop.begin(where, episodes, self.uniform, policy).items():
+            self.recordings[i] = Recording(obs)
 
     def skip(self, reset_seeds: Set[int]) -> None:
         """Leave out the episodes with these reset seeds, which are there already."""
         self.done = reset_seeds
 
-    def _reset(self, numbers: Sequence[int]) -> dict[int, np.ndarray]:
-        E = len(self.lanes)
-        return self.pool.reset({int(i): self.reset_seed(i // E, i % E) for i in numbers})
-
-    def reset_seed(self, s: int, e: int) -> int:
-        """What the episode under way in an environment was reset with."""
-        sequence = np.random.SeedSequence([self.seeds[s], self.lanes[e], int(self.episodes[s, e])])
+    def reset_seed(self, s: int, e: int, episode: int) -> int:
+        """What the episode of a number is reset with."""
+        sequence = np.random.SeedSequence([self.seeds[s], self.lanes[e], int(episode)])
         return int(sequence.generate_state(1)[0])
 
-    def _random(self) -> np.ndarray:
-        uniform = self.warm_up.uniform(0, 1, (self.spec.action_dim,)).numpy()
-        if self.spec.num_actions:
-            return np.minimum(np.floor(uniform * self.spec.num_actions), self.spec.num_actions - 1)
-        return self.action_mid + self.action_half * (2 * uniform - 1)
-
-    def _finish(self, s: int, e: int) -> None:
-        track = self.tracks[s * len(self.lanes) + e]
-        self.returns[s].append(track.paid)
-        self.lengths[s].append(len(track.rewards))
+    def _finish(self, i: int) -> None:
+        recording, (s, e) = self.recordings[i], self.loop.lane(i)
+        self.returns[s].append(recording.total)
+        self.lengths[s].append(len(recording.rewards))
         if self.on_episode is not None:
-            self.on_episode(s, e, track.episode(self.pool.action_space, self.reset_seed(s, e)))
+            reset_seed = self.reset_seed(s, e, self.episodes[s, e])
+            self.on_episode(s, e, recording.episode(self.pool.action_space, reset_seed))
 
-    def paid(self) -> np.ndarray:
-        """``[S, E]`` rewards of every episode up to the latest step, which may have ended it."""
-        return np.float32([track.paid for track in self.tracks]).reshape(self.began.shape)
+    def totals(self) -> np.ndarray:
+        """``[S, E]`` sum of the rewards of every episode up to the latest step, which may have ended it."""
+        totals = [self.recordings[i].total for i in range(self.began.size)]
+        return np.float32(totals).reshape(self.began.shape)
 
-    def cut(self) -> None:
+    def truncate(self) -> None:
         """Truncate every episode under way, for nothing follows."""
-        E = len(self.lanes)
-        for i in np.flatnonzero(~self.began):
-            self.tracks[i].truncations[-1] = True
-            self._finish(i // E, i % E)
-        self.began[:] = True
+        for i in map(int, np.flatnonzero(self.loop.playing)):
+            self.recordings[i].truncations[-1] = True
+            self._finish(i)
+        self.loop.playing = np.zeros_like(self.loop.playing)
 
     def state_dict(self) -> dict[str, Any]:
         """Where every environment stands, as the number of its episode and the actions taken in it."""
+        actions = [self.recordings[i].actions if i in self.recordings else [] for i in range(self.began.size)]
         return dict(
             episodes=torch.from_numpy(self.episodes.copy()),
-            began=torch.from_numpy(self.began.copy()),
-            obs=torch.from_numpy(self.obs.copy()),
-            actions=[torch.from_numpy(np.array(track.actions, np.float32)) for track in self.tracks],
-            warm_up=self.warm_up.state_dict(),
+            began=torch.from_numpy(self.began),
+            obs=tree_map(lambda x: torch.from_numpy(x.copy()), self.loop.obs),
+            actions=[torch.from_numpy(np.array(of_episode, np.float32)) for of_episode in actions],
+            warm_up=self.uniform.streams.state_dict(),
             returns=[list(recent) for recent in self.returns],
             lengths=[list(recent) for recent in self.lengths],
         )
@@ -174,37 +158,27 @@ class Interaction:
             Whether every environment showed the same observations as before. One that did not begins its next
             episode, so that nothing false is learnt from.
         """
-        self.episodes, self.began = state["episodes"].numpy().copy(), state["began"].numpy().copy()
-        self.warm_up.load_state_dict(state["warm_up"])
+        loop, began = self.loop, state["began"].numpy()
+        loop.episodes, loop.obs = state["episodes"].numpy().copy(), zeros(self.spec, loop.shape)
+        self.uniform.streams.load_state_dict(state["warm_up"])
         for name in ("returns", "lengths"):
             setattr(self, name, [deque(recent, maxlen=RECENT) for recent in state[name]])
-        self.obs, E = np.zeros_like(self.obs), len(self.lanes)
-        under_way = np.flatnonzero(~self.began)
-        for i, seen in self._reset(under_way).items():
-            self.tracks[i] = _Track(seen)
+        for i, obs in loop.reset(~began).items():
+            self.recordings[i] = recording = Recording(obs)
             for action in state["actions"][i].numpy():
-                stepped = self.pool.step({i: action})[i]
-                self.tracks[i].append(action, *stepped[:4])
-                if stepped[2] or stepped[3]:
+                obs, *outcome, _ = self.pool.step({i: action})[i]
+                recording.append(action, obs, *outcome)
+                if recording.terminations[-1] or recording.truncations[-1]:
                     break
-            self.obs[i // E, i % E] = self.tracks[i].observations[-1]
-        same = (self.obs == state["obs"].numpy()).all(-1) | self.began  # [S, E]
-        self.began |= ~same
+            put(loop.obs, loop.lane(i), obs)
+        pairs = zip(tree_leaves(loop.obs), tree_leaves(state["obs"]), strict=True)
+        differ = [(x != y.numpy()).reshape(*loop.shape, -1).any(-1) for (_, x), (_, y) in pairs]
+        same = ~np.any(differ, 0) | began  # [S, E]
+        loop.playing = same & ~began
         return bool(same.all())
 
     def close(self) -> None:
         self.pool.close()
-
-
-def require_finite(agent: Agent, action: np.ndarray, which: Iterable[int]) -> None:
-    """Raises a UserError if one of those policies takes actions, of ``[S, E, A]``, that are no numbers: an environment
-    would be blamed for what it makes of them."""
-    for s in which:
-        if not np.isfinite(action[s]).all():
-            raise UserError(
-                f"the policy of seed {agent.seeds[s]} returns actions that are not finite: its training"
-                " diverged; lower the learning rate or raise beta"
-            )
 
 
 def mean_of(recent: Iterable[Iterable[float]]) -> float | None:
@@ -213,31 +187,36 @@ def mean_of(recent: Iterable[Iterable[float]]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-class _Track:
-    """An episode so far."""
+class Recording:
+    """An episode so far, as the environment showed it.
 
-    def __init__(self, first: np.ndarray | None = None):
-        self.observations = [np.array(first)]
+    Args:
+        first: what it showed first.
+    """
+
+    def __init__(self, first: Tree):
+        self.observations = [tree_map(np.array, first)]
         self.actions: list[np.ndarray] = []
         self.rewards: list[float] = []
-        self.paid = 0.0
+        self.total = 0.0
         self.terminations: list[bool] = []
         self.truncations: list[bool] = []
 
-    def append(self, action: np.ndarray, seen: np.ndarray, paid: float, over: bool, cut: bool) -> None:
+    def append(self, action: np.ndarray, obs: Tree, reward: float, terminated: bool, truncated: bool) -> None:
         self.actions.append(action)
-        self.observations.append(np.array(seen))  # some environments show the same array again
-        self.rewards.append(float(paid))
-        self.paid += float(paid)
-        self.terminations.append(bool(over))
-        self.truncations.append(bool(cut))
+        self.observations.append(tree_map(np.array, obs))  # some environments show the same array again
+        self.rewards.append(float(reward))
+        self.total += float(reward)
+        self.terminations.append(bool(terminated))
+        self.truncations.append(bool(truncated))
 
     def episode(self, space: gym.Space, seed: int) -> Episode:
+        """The episode, with its actions as the environment's space has them."""
         actions = np.stack(self.actions)
         discrete = isinstance(space, gym.spaces.Discrete)
         return Episode(
-            np.stack(self.observations),
-            actions[:, 0].astype(space.dtype) if discrete else native_action(space, actions),
+            tree_map(lambda *leaves: np.stack(leaves), *self.observations),
+            actions[:, 0].astype(space.dtype) + space.start if discrete else native_action(space, actions),
             np.array(self.rewards),
             np.array(self.terminations),
             np.array(self.truncations),

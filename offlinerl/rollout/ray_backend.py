@@ -14,7 +14,7 @@ from offlinerl.rollout.actor_pool import Delivery, Lost, Worker
 from offlinerl.util.errors import UserError
 
 
-class OnRay:
+class RayBackend:
     """Workers that are Ray actors, each a process on a core of its own.
 
     Args:
@@ -28,16 +28,16 @@ class OnRay:
 
     def __init__(self, workers: int, address: str | None = None):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")  # the crew says so
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")  # the pool says so
         try:
             import ray
         except ImportError as error:
             raise UserError("workers need Ray: install it with pip install 'offlinerl[ray]'") from error
-        self.ray, self.workers, self.address, self.began_it = ray, workers, address, False
+        self.ray, self.workers, self.address, self.started_ray = ray, workers, address, False
         if address not in (None, "auto"):
-            self._knock(address)
+            self._check_address(address)
 
-    def _knock(self, address: str) -> None:
+    def _check_address(self, address: str) -> None:
         """Ray itself would try for minutes."""
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if not (host and port.isdigit()):
@@ -45,20 +45,20 @@ class OnRay:
         try:
             socket.create_connection((host, int(port)), 10).close()
         except (OSError, OverflowError) as error:
-            raise self._nobody(error) from error
+            raise self._no_cluster(error) from error
 
-    def _nobody(self, error: Exception) -> UserError:
+    def _no_cluster(self, error: Exception) -> UserError:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return UserError(
             f"no Ray cluster answers at {self.address} ({reason}); start one with `ray start --head`, or give its token"
             " to Ray if it asks for one"
         )
 
-    def hire(self, *about: Any) -> Any:
-        self._begin()
-        return self.ray.remote(num_cpus=1)(Worker).remote(*about)
+    def start(self, *args: Any) -> Any:
+        self._start_ray()
+        return self.ray.remote(num_cpus=1)(Worker).remote(*args)
 
-    def _begin(self) -> None:
+    def _start_ray(self) -> None:
         if self.ray.is_initialized():
             return
         here = dict(address="local", num_cpus=self.workers, include_dashboard=False)
@@ -68,17 +68,17 @@ class OnRay:
         except (ConnectionError, RuntimeError, ValueError) as error:
             if not self.address:
                 raise
-            raise self._nobody(error) from error
-        self.began_it = True
+            raise self._no_cluster(error) from error
+        self.started_ray = True
         cores = int(self.ray.cluster_resources().get("CPU", 0))
         if cores < self.workers:
             raise UserError(f"{self.workers} workers want as many cores, and Ray has {cores} at {self.address}")
 
     def share(self, weights: Mapping[str, np.ndarray]) -> Any:
-        self._begin()  # which ``put`` would do too, in its own way
+        self._start_ray()  # which ``put`` would do too, in its own way
         return self.ray.put(weights)
 
-    def order(self, worker: Any, method: str, *arguments: Any) -> Any:
+    def submit(self, worker: Any, method: str, *arguments: Any) -> Any:
         return getattr(worker, method).remote(*arguments)
 
     def receive(self, answer: Any) -> Delivery:
@@ -92,11 +92,11 @@ class OnRay:
                 raise UserError(f"a worker cannot begin: {lines[-1]}") from error
             raise Lost(lines[0]) from error
 
-    def dismiss(self, worker: Any) -> None:
+    def stop(self, worker: Any) -> None:
         if self.ray.is_initialized():
             self.ray.kill(worker)
 
     def close(self) -> None:
-        if self.began_it:
+        if self.started_ray:
             self.ray.shutdown()
-        self.began_it = False
+        self.started_ray = False

@@ -18,9 +18,9 @@ from offlinerl.evaluation.statistics import Evaluation
 from offlinerl.evaluation.task import Task
 from offlinerl.experience.ring import Replay
 from offlinerl.experience.sources import FineTuningData, ReplayData, RolloutData
-from offlinerl.rollout.actor_pool import Crew
-from offlinerl.rollout.collector import Interaction, mean_of
-from offlinerl.rollout.ray_backend import OnRay
+from offlinerl.rollout.actor_pool import ActorPool
+from offlinerl.rollout.collector import Collector, mean_of
+from offlinerl.rollout.ray_backend import RayBackend
 from offlinerl.training import config
 from offlinerl.training.loop import OfflineRun, Run
 from offlinerl.util.atomic import aside
@@ -36,20 +36,20 @@ class ActingRun(Run):
         ray_address: of the cluster that its workers run on; None is this machine.
     """
 
-    interaction: Interaction | Crew
+    collector: Collector | ActorPool
     ray_address: str | None = None
     replay: Replay | None = None
 
-    def make_interaction(self) -> Interaction | Crew:
+    def make_collector(self) -> Collector | ActorPool:
         """The environments to act in, here or in as many workers as the settings say."""
         settings, seeds, lanes = self.train_settings, self.about["seeds"], range(self.train_settings["envs"])
         env, obs_keys, workers = self.task.env, self.task.obs_keys, settings.get("workers", 0)
         first = self.settings.get("collect", {}).get("first", 0)
         if not workers:
-            return Interaction(env, seeds, lanes, obs_keys, first)
+            return Collector(env, seeds, lanes, obs_keys, first)
         agent = partial(type(self.agent), self.pool.spec, seeds, **config.of_agent(self.settings))
-        place = OnRay(workers, self.ray_address)
-        return Crew(env, seeds, lanes, obs_keys, agent, workers, place, self.display.say, first)
+        backend = RayBackend(workers, self.ray_address)
+        return ActorPool(env, seeds, lanes, obs_keys, agent, workers, backend, self.display.say, first)
 
     def make_replay(self, longest: int) -> Replay:
         """A replay for so many steps at the most."""
@@ -71,13 +71,13 @@ class ActingRun(Run):
     def values(self) -> dict[str, list[float]]:
         if self.agent.updates < self.agent.period:
             return {}  # some of the metrics are still to come
-        recent = dict(episode_return=self.interaction.returns, episode_length=self.interaction.lengths)
+        recent = dict(episode_return=self.collector.returns, episode_length=self.collector.lengths)
         means = {name: [sum(of) / len(of) if of else math.nan for of in seeds] for name, seeds in recent.items()}
         rate = dict(steps_per_second=[self.rate(self.agent.steps)] * len(self.agent.seeds))
         return super().values() | means | rate
 
     def note(self) -> str:
-        mean = mean_of(self.interaction.returns)
+        mean = mean_of(self.collector.returns)
         return super().note() if mean is None else f"return {shown(mean)}"
 
     def save(self, trainer: L.Trainer, name: str) -> None:
@@ -109,7 +109,7 @@ class ActingRun(Run):
 
     def close(self) -> None:
         super().close()
-        self.interaction.close()
+        self.collector.close()
 
 
 class OnlineRun(ActingRun):
@@ -124,13 +124,13 @@ class OnlineRun(ActingRun):
         self.task = Task.of(self.entry)
         self.pool = make_pool(self.task, len(self.about["seeds"]), settings["final_episodes"])
         self.build_agent(device)
-        self.interaction = self.make_interaction()
+        self.collector = self.make_collector()
         if self.agent.on_policy:
-            self.source = RolloutData(self.agent, self.interaction, settings["batch"])
+            self.source = RolloutData(self.agent, self.collector, settings["batch"])
             return
         self.replay = self.make_replay(self.end)
         self.source = ReplayData(
-            self.agent, self.interaction, self.replay, settings["batch"], settings["block"],
+            self.agent, self.collector, self.replay, settings["batch"], settings["block"],
             settings["steps_per_update"], settings["warm_up"],
         )  # fmt: skip
         self.require_whole(self.source, "steps", "eval_every")
@@ -172,9 +172,9 @@ class FineTuning(ActingRun, OfflineRun):
     def build(self, device: torch.device) -> None:
         super().build(device)
         settings, offline = self.train_settings, self.source
-        self.interaction, self.replay = self.make_interaction(), self.make_replay(settings["online_steps"])
+        self.collector, self.replay = self.make_collector(), self.make_replay(settings["online_steps"])
         online = ReplayData(
-            self.agent, self.interaction, self.replay, settings["batch"], steps_per_update=settings["steps_per_update"],
+            self.agent, self.collector, self.replay, settings["batch"], steps_per_update=settings["steps_per_update"],
             warm_up=0, table=offline.table, reward=rewards.online_reward(self.entry, self.raw),
         )  # fmt: skip
         self.require_whole(online, "online_steps")

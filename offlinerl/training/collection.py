@@ -13,21 +13,19 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from offlinerl import agents
 from offlinerl.agents import checkpoint
-from offlinerl.agents.base import Agent
 from offlinerl.data import episode_log, journal, registry
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.envs.make import make, specification
 from offlinerl.evaluation.evaluate import check_spec, evaluate
 from offlinerl.evaluation.task import Task
-from offlinerl.learning.exploration import epsilon_greedy
-from offlinerl.learning.rng import Lanes
+from offlinerl.learning.rng import EnvStreams
 from offlinerl.recipes.generate import demonstration
-from offlinerl.rollout.collector import Interaction, mean_of
+from offlinerl.rollout.collector import Collector, mean_of
+from offlinerl.rollout.policy import Noisy, Policy, apart
 from offlinerl.training.acting import OnlineRun
 from offlinerl.training.config import read
 from offlinerl.training.request import require_source, settings_for
@@ -44,7 +42,7 @@ REFERENCE_EPISODES, REFERENCE_LANES = 20, 4
 
 
 def collect(
-    source: str,
+    source: str | Policy,
     env: str,
     dataset_id: str,
     *,
@@ -69,12 +67,12 @@ def collect(
 
     Args:
         source: an online agent, which learns while it collects; a checkpoint, or a run's folder, whose last one is
-            meant; "random"; or "scripted".
+            meant; "random"; "scripted"; or a policy itself.
         env: a Gymnasium id, or a name in the registry.
         dataset_id: ``(namespace/)name-vN``.
         steps: environment steps to take; episodes under way at the end are truncated there.
         episodes: or episodes to finish, if nothing learns meanwhile.
-        noise: deviation of Gaussian noise on the actions of a checkpoint or script, in units of half the action's
+        noise: deviation of Gaussian noise on the actions of a policy or script, in units of half the action's
             range; of discrete actions, the share that is random.
         seed: decides everything.
         envs: environments side by side.
@@ -118,14 +116,14 @@ def collect(
             raise UserError("--ray-address is where workers run: say how many with --workers")
         return Learning(settings, pick_device(device), folder, target, append, ray_address).collect()
     task = Task.of(registry.limited(registry.task(env, obs_keys), limits or {}))
-    policy = None if source == "scripted" else policy_of(source, task, noise, seed, pick_device(device))
+    policy = policy_of(source, pick_device(device))
     target = target_of(dataset_id, unfinished, append, source, task)
     collection = Collection(folder, task, dataset_id, target, append, source, seed, dict(noise=noise))
     with collection.opened():
         if source == "scripted":
             collection.demonstrate(noise, steps, episodes)
         else:
-            collection.act(policy, envs or 1, steps, episodes)
+            collection.act(policy, noise, envs or 1, steps, episodes)
     return collection.seal()
 
 
@@ -149,7 +147,7 @@ class Collection:
         dataset_id: of the dataset to be.
         target: its folder.
         append: whether it may be there.
-        source: what acts, as on the command line.
+        source: what acts; see ``collect``.
         seed: of the collection.
         config: how it acts: the settings of an agent that learns, or the noise.
 
@@ -164,7 +162,7 @@ class Collection:
         dataset_id: str,
         target: Path,
         append: bool,
-        source: str,
+        source: str | Policy,
         seed: int,
         config: Mapping[str, Any],
     ):
@@ -226,16 +224,18 @@ class Collection:
                     self.display.say(f"failed after {self.kept}")
                 raise
 
-    def act(self, policy: Frozen | None, envs: int, steps: int | None, episodes: int | None) -> None:
+    def act(self, policy: Policy | None, noise: float, envs: int, steps: int | None, episodes: int | None) -> None:
         """Let a policy that does not learn, or chance, act until there are so many steps or episodes."""
-        seeds = policy.seeds if policy else (self.metadata["seed"],)
-        interaction = Interaction(self.task.env, seeds, range(envs), self.task.obs_keys, self.first)
-        if interaction.pool.endless:
-            self.display.warn_of_endless(interaction.pool.name)
+        first = self.metadata["seed"]
+        seeds, lanes = range(first, first + (len(policy.seeds) if policy else 1)), range(envs)
+        collector = Collector(self.task.env, seeds, lanes, self.task.obs_keys, self.first)
+        if collector.pool.endless:
+            self.display.warn_of_endless(collector.pool.name)
+        acting = collector.uniform
         if policy:
-            policy.explore_in(interaction.lanes)
-            check_spec(policy.agent, interaction.pool)
-        interaction.skip({episode.seed for episode in self.journal})
+            check_spec(policy, collector.pool)
+            acting = Noisy(apart(policy, envs), noise, collector.spec, EnvStreams(seeds, lanes, "noise"))
+        collector.skip({episode.seed for episode in self.journal})
         unit, total = ("steps", steps) if steps is not None else ("episodes", episodes)
         taken = self.journal.steps
 
@@ -243,7 +243,7 @@ class Collection:
             if steps is not None or len(self.journal) < episodes:
                 self.journal.append(episode)
 
-        interaction.on_episode = keep
+        collector.on_episode = keep
 
         def done() -> int:
             return taken if steps is not None else len(self.journal)
@@ -251,17 +251,17 @@ class Collection:
         try:
             with on_interrupt(self.stop.set), self.display.bar("collecting", total, done(), unit):
                 while done() < total and not self.stop.is_set():
-                    interaction.step(policy)
-                    taken += interaction.began.size
-                    self.display.advance(min(done(), total), self.note(interaction.returns))
+                    collector.step(acting)
+                    taken += collector.began.size
+                    self.display.advance(min(done(), total), self.note(collector.returns))
             if steps is not None and not self.stop.is_set():
-                interaction.cut()
+                collector.truncate()
         finally:
-            interaction.close()
+            collector.close()
         if self.stop.is_set():
             raise self.interrupted()
-        if policy and not interaction.pool.endless:
-            self.measure(lambda: float(evaluate(policy.agent, self.task, REFERENCE_EPISODES).returns.mean()))
+        if policy and not collector.pool.endless:
+            self.measure(lambda: float(evaluate(policy, self.task, REFERENCE_EPISODES).returns.mean()))
 
     def measure(self, expert: Callable[[], float]) -> None:
         """Find the score range, given how to find what the policy returns. What is collected can do without, where the
@@ -367,11 +367,11 @@ class Learning(OnlineRun):
             about["seeds"][0],
             settings,
         )
-        self.interaction.on_episode = self.keep
+        self.collector.on_episode = self.keep
 
     def collect(self) -> Path:
         """Train to the end and write the dataset."""
-        with closing(self.interaction), self.collection.opened() as collection:
+        with closing(self.collector), self.collection.opened() as collection:
             if (self.folder / "config.yaml").is_file():
                 self.require_same(read(self.folder / "config.yaml"))
             self.restore()
@@ -385,7 +385,7 @@ class Learning(OnlineRun):
 
     def finish(self) -> dict[str, Any]:
         summary = super().finish()
-        self.interaction.cut()  # after the last checkpoint, from which a resumed collection cuts once more
+        self.collector.truncate()  # after the last checkpoint, from which a resumed collection does so again
         return summary
 
     def require_same(self, before: dict[str, Any]) -> None:
@@ -412,76 +412,48 @@ class Learning(OnlineRun):
         self.collected = state["collected"]
 
     def note(self) -> str:
-        return self.collection.note(self.interaction.returns)
+        return self.collection.note(self.collector.returns)
 
     @property
     def go_on(self) -> str:
         return "the same command with --resume"
 
 
-class Frozen:
-    """The policies in a checkpoint, which no longer learn, with noise on what they do.
-
-    Args:
-        agent: S policies.
-        sigma: deviation of Gaussian noise, in units of half the action's range; of discrete actions, the share that
-            is random.
-        seed: of the collection; policy s acts by ``seed + s``.
-    """
-
-    def __init__(self, agent: Agent, sigma: float, seed: int):
-        self.agent, self.sigma, self.device = agent, sigma, agent.device
-        self.seeds = tuple(range(seed, seed + len(agent.seeds)))
-
-    def explore_in(self, lanes: Any) -> None:
-        self.rng = Lanes(self.seeds, lanes, "noise")
-
-    def begin(self, began: np.ndarray, episodes: np.ndarray) -> None:
-        self.rng.begin(began, episodes)
-
-    def act(self, obs: Tensor, explore: bool = False) -> Tensor:
-        """Noisy actions in the environment's units, ``[S, E, O] -> [S, E, A]``."""
-        action, spec = self.agent.act(obs), self.agent.spec
-        if spec.num_actions:
-            return epsilon_greedy(action, self.sigma, spec.num_actions, self.rng)
-        low, high = (torch.tensor(side, device=action.device) for side in (spec.action_low, spec.action_high))
-        noise = self.sigma * self.agent.action_half * self.rng.normal((spec.action_dim,)).to(action.device)
-        return (action + noise).clamp(low, high)
-
-
-def policy_of(source: str, task: Task, sigma: float, seed: int, device: torch.device) -> Frozen | None:
-    """What acts for "random" (None) or for a checkpoint.
+def policy_of(source: str | Policy, device: torch.device) -> Policy | None:
+    """The policy of a source that does not learn; None for chance and for scripts.
 
     Raises:
         UserError: the checkpoint cannot be read.
     """
-    if source == "random":
+    if source in ("random", "scripted"):
         return None
-    return Frozen(checkpoint.load_agent(Path(source), device), sigma, seed)
+    return checkpoint.load_agent(Path(source), device) if isinstance(source, str | Path) else source
 
 
 def score_range(task: Task, expert: float) -> dict[str, float]:
     """Minari's reference scores: the mean return of uniformly random actions, over twenty episodes, and that of
     the policy without its noise. Empty where the policy is no better than chance, for then there is no range."""
-    interaction, returns = Interaction(task.env, (0,), range(REFERENCE_LANES), task.obs_keys), []
-    interaction.on_episode = lambda s, e, episode: returns.append(float(episode.rewards.sum()))
+    collector, returns = Collector(task.env, (0,), range(REFERENCE_LANES), task.obs_keys), []
+    collector.on_episode = lambda s, e, episode: returns.append(float(episode.rewards.sum()))
     try:
         while len(returns) < REFERENCE_EPISODES:
-            interaction.step(None)
+            collector.step(collector.uniform)
     finally:
-        interaction.close()
+        collector.close()
     low = float(np.mean(returns[:REFERENCE_EPISODES]))
     facts = dict(num_episodes_average_score=REFERENCE_EPISODES)
     return dict(ref_min_score=low, ref_max_score=expert, **facts) if expert > low else {}
 
 
-def described(source: str) -> str:
+def described(source: str | Policy) -> str:
     """What a dataset's provenance calls a source."""
+    if not isinstance(source, str | Path):
+        return f"{type(source).__module__}:{type(source).__qualname__}"
     named = source in ("random", "scripted") or source in agents.names()
     return source if named or not Path(source).exists() else f"checkpoint {find_checkpoint(source).resolve()}"
 
 
-def target_of(dataset_id: str, unfinished: bool, append: bool, source: str, task: Task) -> Path:
+def target_of(dataset_id: str, unfinished: bool, append: bool, source: str | Policy, task: Task) -> Path:
     """The folder of the dataset to be; one that an unfinished collection has sealed already may be there.
 
     Raises:

@@ -15,7 +15,7 @@ from offlinerl.util.errors import UserError
 from offlinerl.util.folder import find_checkpoint
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
-    pass
+    from offlinerl.rollout.policy import Policy
 
 
 def settings_for(
@@ -87,7 +87,7 @@ def _checked_about(about: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_source(
-    source: str,
+    source: str | Policy,
     env: str,
     file: Path | None,
     over: Mapping[str, Any] | None,
@@ -110,7 +110,7 @@ def require_source(
             raise UserError(f"{source} learns while it collects, which is counted in --steps, not in --episodes")
         settings_for(source, None, env, None, file, over)
         return
-    if source not in ("random", "scripted"):
+    if source not in ("random", "scripted") and isinstance(source, str | Path):
         if not Path(source).exists():
             near = difflib.get_close_matches(source, [*agents.names(), "random", "scripted"], n=2, cutoff=0.5)
             hint = (

@@ -1,0 +1,112 @@
+"""What acts in environments: agents, chance, scripts, noise around another policy, and a user's own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offlinerl.agents.base import Agent
+from offlinerl.learning.exploration import epsilon_greedy
+from offlinerl.learning.rng import EnvStreams
+from offlinerl.types import Spec
+from offlinerl.util.trees import Tree
+
+
+class Policy(Protocol):
+    """S policies that act in E environments each. ``begin`` starts what a policy remembers of an episode, such as a
+    stack of frames, a chunk of actions, a recurrent state or a noise process.
+
+    An agent is one. A class that derives from this one has the attributes already.
+
+    Attributes:
+        seeds: S integers, by which messages and files name the policies.
+        spec: the task that it acts in; None: any.
+        device: where it takes observations.
+    """
+
+    seeds: Sequence[int] = (0,)
+    spec: Spec | None = None
+    device: torch.device | str = "cpu"
+
+    def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:  # noqa: B027  (most remember nothing)
+        """Told where episodes begin, before ``act`` gets their first observations. Everywhere else the episode under
+        way goes on, or nothing is played: such an environment shows what it showed last and takes no action. If E is
+        another than before, nothing of before goes on.
+
+        Args:
+            where: ``[S, E]`` bool.
+            episodes: ``[S, E]`` the number of the latest episode in every environment; -1 before the first one.
+        """
+
+    @abstractmethod
+    def act(self, obs: Tree, explore: bool = False) -> Tensor:
+        """Actions in the environment's units, ``[S, E, ...] -> [S, E, A]``; a discrete one is its number, A = 1.
+
+        Args:
+            obs: not to be written to.
+            explore: whether the actions are for collecting.
+        """
+
+
+def apart(policy: Policy, envs: int) -> Policy:
+    """The policy to act in other environments, E a seed. An agent, which may be exploring elsewhere, keeps its place
+    there; other policies begin anew wherever they are told to."""
+    return policy.acting_in(range(envs)) if isinstance(policy, Agent) else policy
+
+
+class Uniform(Policy):
+    """Uniformly random actions.
+
+    Args:
+        spec: bounds of the task.
+        streams: where they are drawn from.
+    """
+
+    def __init__(self, spec: Spec, streams: EnvStreams):
+        self.spec, self.streams, self.seeds = spec, streams, streams.seeds
+        self.mid, self.half = torch.from_numpy(spec.action_mid), torch.from_numpy(spec.action_half)
+
+    def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
+        self.streams.begin(where, episodes)
+
+    def act(self, obs: Tree, explore: bool = False) -> Tensor:
+        uniform, count = self.streams.uniform(0, 1, (self.spec.action_dim,)), self.spec.num_actions  # [S, E, A]
+        if count:
+            return (uniform * count).floor().clamp(max=count - 1)
+        return self.mid + self.half * (2 * uniform - 1)
+
+
+class Noisy(Policy):
+    """A policy that does not explore by itself, with noise on what it does.
+
+    Args:
+        policy: S policies.
+        sigma: deviation of Gaussian noise, in units of half the action's range; of discrete actions, the share that
+            is random.
+        spec: bounds of the task.
+        streams: of S seeds, where the noise is drawn from.
+    """
+
+    def __init__(self, policy: Policy, sigma: float, spec: Spec, streams: EnvStreams):
+        self.policy, self.sigma, self.spec, self.streams = policy, sigma, spec, streams
+        self.seeds, self.device = streams.seeds, policy.device
+        low, high, half = spec.action_low, spec.action_high, spec.action_half
+        self.low, self.high, self.half = (torch.tensor(side, device=self.device) for side in (low, high, half))
+
+    def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
+        self.streams.begin(where, episodes)
+        self.policy.begin(where, episodes)
+
+    def act(self, obs: Tree, explore: bool = False) -> Tensor:
+        action = self.policy.act(obs)
+        if not self.sigma:
+            return action
+        if self.spec.num_actions:
+            return epsilon_greedy(action, self.sigma, self.spec.num_actions, self.streams)
+        noise = self.sigma * self.half * self.streams.normal((self.spec.action_dim,)).to(action.device)
+        return (action + noise).clamp(self.low, self.high)
