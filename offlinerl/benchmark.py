@@ -27,12 +27,12 @@ from offlinerl.experience.ring import Replay
 from offlinerl.experience.sources import EpisodeData, OfflineData, ReplayData, RolloutData
 from offlinerl.rollout.collector import Interaction
 from offlinerl.training import config
-from offlinerl.training.config import parameters
 from offlinerl.training.loop import hushed_lightning
 from offlinerl.types import Batch, Spec
 from offlinerl.util.atomic import write_json
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
+from offlinerl.util.settings import settings_of
 
 KITCHEN = Spec(60, 9, (-1.0,) * 9, (1.0,) * 9)
 KITCHEN_DISCRETE = Spec(60, 1, (0.0,), (8.0,), 9)
@@ -122,7 +122,7 @@ def build(agent_name: str, seeds: Sequence[int], device: torch.device, compile: 
     agent_class = agents.get(agent_name)
     usual = dict(dropout=0.1, decay_steps=1_000_000, minibatch=batch, behavior_updates=0)
     spec = KITCHEN_DISCRETE if agent_class.discrete else KITCHEN
-    agent = agent_class(spec, seeds, **{k: v for k, v in usual.items() if k in parameters(agent_class)})
+    agent = agent_class(spec, seeds, **{k: v for k, v in usual.items() if k in settings_of(agent_class.config_class)})
     agent.to(device)
     agent.configure_optimizers()
     agent.compile = compile
@@ -146,7 +146,7 @@ class SyntheticRollouts:
     """
 
     def __init__(self, agent: Agent, batch: int):
-        table = synthetic_table(8 * batch if agent.minibatch else batch, agent.spec)
+        table = synthetic_table(8 * batch if agent.config.minibatch else batch, agent.spec)
         one = [torch.from_numpy(column.astype(np.float32)).to(agent.device) for column in table]
         self.rollout = Batch(*(x.expand(1, len(agent.seeds), 1, *x.shape) for x in one))  # [1, S, 1, T, ...]
 

@@ -5,6 +5,7 @@ import logging
 import lightning as L
 import pytest
 import torch
+import yaml
 from conftest import SPEC, random_table
 
 from offlinerl import agents
@@ -15,9 +16,9 @@ from offlinerl.agents.iql import IQL
 from offlinerl.agents.xql import XQL
 from offlinerl.experience.sources import OfflineData
 from offlinerl.learning.compile import capture
-from offlinerl.training.config import parameters
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
+from offlinerl.util.settings import defaults
 
 SETTINGS = dict(hidden=(16, 16), dropout=0.1, decay_steps=40)
 
@@ -124,7 +125,7 @@ def test_a_checkpoint_needs_nothing_else(tmp_path):
     run.fit(agent, source((4, 2), 10))
     checkpoint.save(run, tmp_path / "a.ckpt")
     loaded = checkpoint.load_agent(tmp_path / "a.ckpt")
-    assert type(loaded) is IQL and loaded.expectile == 0.8 and loaded.seeds == (4, 2) and loaded.spec == SPEC
+    assert type(loaded) is IQL and loaded.config.expectile == 0.8 and loaded.seeds == (4, 2) and loaded.spec == SPEC
     assert loaded.task == agent.task and loaded.updates == 10
     obs = torch.randn(2, 7, SPEC.obs_dim)
     assert torch.equal(loaded.act(obs), agent.act(obs))
@@ -136,13 +137,13 @@ def other(default):
         return not default
     if isinstance(default, (int, float)):
         return default + 1 if isinstance(default, int) else default / 2
-    return (7,) if isinstance(default, tuple) else default
+    return [7] if isinstance(default, list) else default
 
 
 @pytest.mark.parametrize("name", agents.names())
 def test_every_setting_comes_back(name, tmp_path):
     agent_class = agents.get(name)
-    settings = {key: other(default) for key, default in parameters(agent_class).items()}
+    settings = {key: other(default) for key, default in defaults(agent_class.config_class).items()}
     agent = agent_class(SPEC if not agent_class.discrete else Spec(5, 1, (0.0,), (2.0,), 3), (4,), **settings)
     optimizers = [optimizer.state_dict() for optimizer in agent.configure_optimizers()]
     content = dict(state_dict=agent.state_dict(), optimizer_states=optimizers, hyper_parameters=dict(agent.hparams))
@@ -150,9 +151,9 @@ def test_every_setting_comes_back(name, tmp_path):
     torch.save(content, tmp_path / "a.ckpt")
     loaded = checkpoint.load_agent(tmp_path / "a.ckpt")
     assert loaded.seeds == (4,)
-    for key, value in settings.items():
-        if key in agent.hparams:  # one that a base class fixes is not
-            assert loaded.hparams[key] == value, key
+    assert loaded.config == agent.config and loaded.spec == agent.spec
+    assert {key: loaded.hparams[key] for key in settings} == settings
+    assert yaml.safe_load(yaml.safe_dump(dict(loaded.hparams))) == dict(loaded.hparams), "plain data"
     assert {k: v for k, v in vars(loaded).items() if isinstance(v, (int, float, str))} == {
         k: v for k, v in vars(agent).items() if isinstance(v, (int, float, str)) and k != "training"
     } | {"training": False}
