@@ -64,6 +64,7 @@ def collect(
     threads: int | None = None,
     obs_keys: Sequence[str] | None = None,
     limits: Mapping[str, Any] | None = None,
+    agent_class: str | None = None,
 ) -> Path:
     """Collect episodes and write them as a Minari dataset.
 
@@ -89,6 +90,7 @@ def collect(
         threads: CPU threads to compute with; by default as many as cores.
         obs_keys: the parts of the observations to see and store, in this order; by default all.
         limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
+        agent_class: of a checkpoint's agent that is neither ours nor installed; ``module:Class``.
 
     Returns:
         The dataset's folder.
@@ -106,7 +108,7 @@ def collect(
         raise UserError(f"{folder} holds an unfinished collection: go on with --resume, or delete it to start again")
     if not unfinished:
         require_free(folder, "give --append to add to its dataset, or name another --out")
-    if source in agents.names():
+    if agents.is_name(source):
         over = dict(over or {})
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over["train"] = {**over.get("train", {}), **given}
@@ -118,7 +120,7 @@ def collect(
             raise UserError("--ray-address is where workers run: say how many with --workers")
         return Learning(settings, pick_device(device), folder, target, append, ray_address).collect()
     task = Task.of(registry.limited(registry.task(env, obs_keys), limits or {}))
-    policy = None if source == "scripted" else policy_of(source, task, noise, seed, pick_device(device))
+    policy = None if source == "scripted" else policy_of(source, task, noise, seed, pick_device(device), agent_class)
     target = target_of(dataset_id, unfinished, append, source, task)
     collection = Collection(folder, task, dataset_id, target, append, source, seed, dict(noise=noise))
     with collection.opened():
@@ -181,7 +183,7 @@ class Collection:
         self.metadata = dict(
             author="offlinerl",
             description=f"{described(source)} in {task.env_id}, seed {seed}",
-            algorithm_name=source if source in agents.names() else described(source).split()[0],
+            algorithm_name=source if agents.is_name(source) else described(source).split()[0],
             licence="MIT",
             requirements=["offlinerl"],
             seed=seed,
@@ -449,7 +451,9 @@ class Frozen:
         return (action + noise).clamp(low, high)
 
 
-def policy_of(source: str, task: Task, sigma: float, seed: int, device: torch.device) -> Frozen | None:
+def policy_of(
+    source: str, task: Task, sigma: float, seed: int, device: torch.device, agent_class: str | None = None
+) -> Frozen | None:
     """What acts for "random" (None) or for a checkpoint.
 
     Raises:
@@ -457,7 +461,7 @@ def policy_of(source: str, task: Task, sigma: float, seed: int, device: torch.de
     """
     if source == "random":
         return None
-    return Frozen(checkpoint.load_agent(Path(source), device), sigma, seed)
+    return Frozen(checkpoint.load_agent(Path(source), device, agent_class=agent_class), sigma, seed)
 
 
 def score_range(task: Task, expert: float) -> dict[str, float]:
@@ -477,7 +481,7 @@ def score_range(task: Task, expert: float) -> dict[str, float]:
 
 def described(source: str) -> str:
     """What a dataset's provenance calls a source."""
-    named = source in ("random", "scripted") or source in agents.names()
+    named = source in ("random", "scripted") or agents.is_name(source)
     return source if named or not Path(source).exists() else f"checkpoint {find_checkpoint(source).resolve()}"
 
 
