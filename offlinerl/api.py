@@ -9,15 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offlinerl import agents
+from offlinerl.training.request import settings_for, settings_of
 from offlinerl.util.folder import next_free, require_free, write_config
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
+    from offlinerl.agents.base import Agent
     from offlinerl.training.loop import Run
-from offlinerl.training.request import settings_for, settings_of
 
 
 def fit(
-    agent_name: str | None = None,
+    agent: str | type[Agent] | None = None,
     dataset: str | None = None,
     *,
     env: str | None = None,
@@ -34,7 +36,7 @@ def fit(
     """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
 
     Args:
-        agent_name: one of ``offlinerl.agents.names()``.
+        agent: one of ``offlinerl.agents.names()``, an installed one, a class as ``module:Class``, or the class itself.
         dataset: a name, a Minari id or a file; see ``offlinerl.data.registry.resolve``. None if the agent learns
             online.
         env: the environment to act in; with a dataset, to evaluate in where it is not the dataset's own.
@@ -58,6 +60,7 @@ def fit(
         UserError: anything the user can put right.
         Interrupted: Ctrl-C; the run is saved and can be resumed.
     """
+    agent_name = None if agent is None else agents.name_of(agent)
     if resume:
         settings, changes = settings_of(Path(resume), agent_name, dataset, over or {})
         from offlinerl.training.acting import run_of
@@ -74,7 +77,8 @@ def fit(
         return run.train()
     settings, entry = settings_for(agent_name, dataset, env, seeds, file, over, obs_keys, limits)
     about = settings["fit"]
-    folder = Path(out) if out else next_free(Path("runs") / f"{about['agent']}-{entry.name.replace('/', '-')}")
+    short = about["agent"].rpartition(":")[2].rpartition(".")[2]
+    folder = Path(out) if out else next_free(Path("runs") / f"{short}-{entry.name.replace('/', '-')}")
     resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
     require_free(folder, f"{f'go on with --resume {folder} or ' if resumable else ''}name another --out")
     from offlinerl.training.acting import run_of

@@ -29,12 +29,12 @@ from offlinerl.experience.sources import EpisodeData, OfflineData, ReplayData, R
 from offlinerl.experience.table import Table
 from offlinerl.rollout.collector import Collector
 from offlinerl.training import config
-from offlinerl.training.config import parameters
 from offlinerl.training.loop import hushed_lightning
 from offlinerl.types import Batch, Spec
 from offlinerl.util.atomic import write_json
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
+from offlinerl.util.settings import settings_of
 from offlinerl.util.trees import tree_map
 
 KITCHEN = Spec(60, 9, (-1.0,) * 9, (1.0,) * 9)
@@ -125,7 +125,7 @@ def build(agent_name: str, seeds: Sequence[int], device: torch.device, compile: 
     agent_class = agents.get(agent_name)
     usual = dict(dropout=0.1, decay_steps=1_000_000, minibatch=batch, behavior_updates=0)
     spec = KITCHEN_DISCRETE if agent_class.discrete else KITCHEN
-    agent = agent_class(spec, seeds, **{k: v for k, v in usual.items() if k in parameters(agent_class)})
+    agent = agent_class(spec, seeds, **{k: v for k, v in usual.items() if k in settings_of(agent_class.config_class)})
     agent.to(device)
     agent.configure_optimizers()
     agent.compile = compile
@@ -150,7 +150,7 @@ class SyntheticRollouts:
     """
 
     def __init__(self, agent: Agent, batch: int):
-        rows = 8 * batch if agent.minibatch else batch
+        rows = 8 * batch if agent.config.minibatch else batch
         table = Table(synthetic_table(rows, agent.spec), agent.spec, agent.gamma, device=agent.device)
         one = table.transitions(torch.arange(rows, device=agent.device))
         self.rollout = tree_map(lambda x: x.expand(1, len(agent.seeds), 1, *x.shape), one)  # [1, S, 1, T, ...]

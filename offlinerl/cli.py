@@ -94,6 +94,7 @@ def collect(args: argparse.Namespace) -> int:
         threads=args.threads,
         obs_keys=args.obs_keys,
         limits=limits_of(args),
+        agent_class=args.agent_class,
     )
     return 0
 
@@ -109,7 +110,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     evaluate.evaluate_checkpoint(
         args.checkpoint, env=args.env, episodes=args.episodes, seed=args.seed, video=args.video, json_file=args.json,
-        device=args.device, limits=limits_of(args),
+        device=args.device, limits=limits_of(args), agent_class=args.agent_class,
     )  # fmt: skip
     return 0
 
@@ -254,6 +255,31 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
+class AgentHelp(argparse.Action):
+    """The help of a command, with the settings of the agent that was named before it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, *_: Any) -> NoReturn:
+        from offlinerl import agents
+        from offlinerl.training.config import training_class
+        from offlinerl.util.settings import described
+
+        name = getattr(args, "agent", None) or getattr(args, "source", None)
+        if name is not None and agents.is_name(name):
+            agent, parser.usage = agents.outline(name), parser.format_usage().removeprefix("usage: ").replace("%", "%%")
+            group = parser.add_argument_group(
+                f"settings of {name}", "also in the section `agent` of a --config file; some tasks have other defaults"
+            )
+            for key, kind, help in described(agent.config_class):
+                group.add_argument(f"--agent.{key}", metavar=kind, help=help)
+            training = parser.add_argument_group(
+                f"settings of training {name}", "in the section `train` of a --config file; some have flags, see above"
+            )
+            for key, kind, help in described(training_class(agent)):
+                training.add_argument(f"{key}: {kind}", help=help)
+        parser.print_help()
+        parser.exit()
+
+
 def wide(prog: str) -> argparse.HelpFormatter:
     return argparse.HelpFormatter(prog, max_help_position=28)
 
@@ -266,6 +292,8 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, function: Any, help: str, within: Any = commands, **options: Any) -> argparse.ArgumentParser:
         description = help[0].upper() + help[1:] + "."
         added = within.add_parser(name, help=help, description=description, formatter_class=wide, **options)
+        if "epilog" in options:
+            added.add_argument("-h", "--help", action=AgentHelp, nargs=0, help="show this, and an agent's settings")
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
         added.set_defaults(function=function)
         return added
@@ -281,18 +309,21 @@ def parser() -> argparse.ArgumentParser:
         for flag, options in limits.items():
             p.add_argument(flag, **options)
 
+    agent_class = dict(metavar="MODULE:CLASS", help="the class of a checkpoint's agent, if it is your own")
     overwrite = dict(action="store_true", help="replace what is there already")
 
     p = command(
         "fit",
         fit,
         "train an agent on a dataset or in an environment",
-        epilog="--agent.KEY VALUE sets any setting of the agent.",
+        add_help=False,
+        epilog="--agent.KEY VALUE sets any setting of the agent; see `offlinerl fit AGENT --help`.",
     )
     p.add_argument(
         "agent",
         nargs="?",
-        help="xql, iql, bc, is_reinforce; dqn, ddpg, td3, d4pg, sac, xtd3, xsac; reinforce, a2c, npg, trpo, ppo",
+        help="xql, iql, bc, is_reinforce; dqn, ddpg, td3, d4pg, sac, xtd3, xsac; reinforce, a2c, npg, trpo, ppo;"
+        " or your own as module:Class",
     )
     p.add_argument("--dataset", metavar="NAME", help="a name of `offlinerl datasets list`, a Minari id or a D4RL file")
     p.add_argument("--env", metavar="ID", help="where to act, or a file's task: a Gymnasium id or a dataset's name")
@@ -318,9 +349,11 @@ def parser() -> argparse.ArgumentParser:
 
     p = command(
         "collect", collect, "collect a dataset with an agent, a checkpoint, random or scripted",
-        epilog="--agent.KEY VALUE sets any setting of an agent that learns.",
+        add_help=False,
+        epilog="--agent.KEY VALUE sets any setting of an agent that learns; see `offlinerl collect AGENT --help`.",
     )  # fmt: skip
     p.add_argument("source", help="an online agent, which learns meanwhile; a checkpoint or a run; random; or scripted")
+    p.add_argument("--agent-class", **agent_class)
     p.add_argument("--env", required=True, metavar="ID", help="where to act: a Gymnasium id or a dataset's name")
     add_limits(p)
     p.add_argument("--dataset", required=True, metavar="ID", help="what to call it, (namespace/)name-vN")
@@ -348,6 +381,7 @@ def parser() -> argparse.ArgumentParser:
 
     p = command("evaluate", evaluate, "evaluate the policies in a checkpoint")
     p.add_argument("checkpoint", type=Path, help="such as runs/xql-kitchen/last.ckpt, or a run's folder")
+    p.add_argument("--agent-class", **agent_class)
     p.add_argument("--env", metavar="ID", help="another environment than the checkpoint's own")
     add_limits(p)
     p.add_argument("--episodes", type=count, default=50, metavar="N", help="episodes of every policy (default: 50)")

@@ -5,20 +5,22 @@ import logging
 import lightning as L
 import pytest
 import torch
+import yaml
 from conftest import SPEC, random_table
 
 from offlinerl import agents
 from offlinerl.agents import base as agent_module
 from offlinerl.agents import checkpoint
 from offlinerl.agents.bc import BC
+from offlinerl.agents.dqn import DQN
 from offlinerl.agents.iql import IQL
 from offlinerl.agents.xql import XQL
 from offlinerl.experience.sources import OfflineData
 from offlinerl.experience.table import Table
 from offlinerl.learning.compile import capture
-from offlinerl.training.config import parameters
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
+from offlinerl.util.settings import defaults
 
 SETTINGS = dict(hidden=(16, 16), dropout=0.1, decay_steps=40)
 
@@ -125,7 +127,7 @@ def test_a_checkpoint_needs_nothing_else(tmp_path):
     run.fit(agent, source((4, 2), 10))
     checkpoint.save(run, tmp_path / "a.ckpt")
     loaded = checkpoint.load_agent(tmp_path / "a.ckpt")
-    assert type(loaded) is IQL and loaded.expectile == 0.8 and loaded.seeds == (4, 2) and loaded.spec == SPEC
+    assert type(loaded) is IQL and loaded.config.expectile == 0.8 and loaded.seeds == (4, 2) and loaded.spec == SPEC
     assert loaded.task == agent.task and loaded.updates == 10
     obs = torch.randn(2, 7, SPEC.obs_dim)
     assert torch.equal(loaded.act(obs), agent.act(obs))
@@ -137,13 +139,13 @@ def other(default):
         return not default
     if isinstance(default, (int, float)):
         return default + 1 if isinstance(default, int) else default / 2
-    return (7,) if isinstance(default, tuple) else default
+    return [7] if isinstance(default, list) else default
 
 
 @pytest.mark.parametrize("name", agents.names())
 def test_every_setting_comes_back(name, tmp_path):
     agent_class = agents.get(name)
-    settings = {key: other(default) for key, default in parameters(agent_class).items()}
+    settings = {key: other(default) for key, default in defaults(agent_class.config_class).items()}
     agent = agent_class(SPEC if not agent_class.discrete else Spec(5, 1, (0.0,), (2.0,), 3), (4,), **settings)
     optimizers = [optimizer.state_dict() for optimizer in agent.configure_optimizers()]
     content = dict(state_dict=agent.state_dict(), optimizer_states=optimizers, hyper_parameters=dict(agent.hparams))
@@ -151,9 +153,9 @@ def test_every_setting_comes_back(name, tmp_path):
     torch.save(content, tmp_path / "a.ckpt")
     loaded = checkpoint.load_agent(tmp_path / "a.ckpt")
     assert loaded.seeds == (4,)
-    for key, value in settings.items():
-        if key in agent.hparams:  # one that a base class fixes is not
-            assert loaded.hparams[key] == value, key
+    assert loaded.config == agent.config and loaded.spec == agent.spec
+    assert {key: loaded.hparams[key] for key in settings} == settings
+    assert yaml.safe_load(yaml.safe_dump(dict(loaded.hparams))) == dict(loaded.hparams), "plain data"
     assert {k: v for k, v in vars(loaded).items() if isinstance(v, (int, float, str))} == {
         k: v for k, v in vars(agent).items() if isinstance(v, (int, float, str)) and k != "training"
     } | {"training": False}
@@ -240,6 +242,20 @@ def test_no_class_is_imported_because_a_file_says_so(stated, tmp_path):
     torch.save(content, path)
     with pytest.raises(UserError, match="not one of offlinerl's"):
         checkpoint.load_agent(path)
+
+
+def test_a_dqn_of_an_earlier_version_is_refused_by_its_name(tmp_path):
+    """Its network's layers had other names."""
+    agent = DQN(Spec(5, 1, (0.0,), (2.0,), 3), (0,), hidden=(8,))
+    content = dict(optimizer_states=[o.state_dict() for o in agent.configure_optimizers()])
+    weights = {name.replace(".net.", "."): weight for name, weight in agent.state_dict().items()}
+    content |= dict(state_dict=weights, hyper_parameters=dict(agent.hparams))
+    assert set(weights) != set(agent.state_dict())
+    agent.on_save_checkpoint(content)
+    del content["offlinerl"]["version"]
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="a.ckpt, written by offlinerl 0.1 or earlier, does not fit"):
+        checkpoint.load_agent(tmp_path / "a.ckpt")
 
 
 @pytest.mark.parametrize("gone", ["state_dict", "optimizer_states", "hyper_parameters"])

@@ -15,8 +15,8 @@ from rich.console import Console
 from offlinerl import agents
 from offlinerl.cli import main
 from offlinerl.evaluation import plots
-from offlinerl.training.config import parameters
 from offlinerl.util.display import PLAIN, Display, between, listed, places, shown, table
+from offlinerl.util.settings import described, settings_of
 
 FEW = ("--updates", 20, "--eval-every", 20, "--eval-episodes", 1, "--final-episodes", 1, "--compile", "false")
 NAMES = [
@@ -271,8 +271,12 @@ def test_the_list_of_datasets_loads_next_to_nothing():
 @pytest.mark.parametrize("name", agents.names())
 def test_the_outline_of_an_agent_is_what_its_class_says(name):
     stated, found = agents.outline(name), agents.get(name)
-    assert dict(stated.settings) == parameters(found) and list(stated.settings) == list(parameters(found))
-    for attribute in ("online", "on_policy", "whole_episodes"):
+    assert list(described(stated.config_class)) == list(described(found.config_class))
+    for name, setting in settings_of(found.config_class).items():
+        known = settings_of(stated.config_class)[name]
+        assert (setting.default, dict(setting.metadata)) == (known.default, dict(known.metadata))
+        assert setting.metadata["help"], name
+    for attribute in ("online", "on_policy", "whole_episodes", "discrete"):
         assert getattr(stated, attribute) is getattr(found, attribute)
 
 

@@ -584,8 +584,8 @@ def test_the_expected_return_by_hand():
     expected, weight = agent.expected_return(log_ratio, reward)
     assert weight.tolist() == [[pytest.approx([2.0, 3.0]), [0.5, 0.5]]]  # 4 is cut to 3
     assert expected.tolist() == [pytest.approx([2 * 1 + 0.5 * 3 * 2, 0.5 * 4 + 0.5 * 0.5 * 8])]
-    agent.self_normalized = True
-    _, weight = agent.expected_return(log_ratio, reward)
+    normalized = ISREINFORCE(KINDS["gaussian"], (0,), gamma=0.5, hidden=(4,), max_weight=3.0)
+    _, weight = normalized.expected_return(log_ratio, reward)
     assert weight[0].mean(0).tolist() == pytest.approx([1.0, 1.0])
     assert weight[0, 0].tolist() == pytest.approx([2 / 1.25, 3 / 1.75])
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 
 import gymnasium as gym
@@ -274,7 +275,12 @@ def test_settings_for_workers(monkeypatch):
     assert settings(workers=3, envs=1) == (1, 96 // 3), "what was asked for stays, and is refused later"
     assert settings("d4pg", workers=3) == (6, 192), "of the four environments that d4pg has by itself"
     assert settings("dqn", "Acrobot-v1", workers=2) == (2, 16), "an update for every fourth step"
-    monkeypatch.setitem(config.ONLINE, "block", 128)
+
+    @dataclass(frozen=True)
+    class Long(config.OnlineConfig):
+        block: int = 128
+
+    monkeypatch.setattr(config, "training_class", lambda _: Long)
     assert settings("td3", workers=1) == (1, 128), "blocks are longer anyway"
     with pytest.raises(UserError, match="workers must be at least 0"):
         settings(workers=-1)

@@ -1,6 +1,7 @@
 """The algorithms, one file each. A file that defines an ``Agent`` here is an algorithm; there is no list.
 
-What a user asks for is checked against their source, for to import one loads torch, which takes seconds.
+Other packages add theirs by the entry-point group ``offlinerl.agents``, and anybody names a class as ``module:Class``.
+What a user asks for of ours is checked without importing it, for that loads torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ import ast
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from inspect import Parameter
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offlinerl.util.errors import UserError
+from offlinerl.util.settings import Config, fixed, setting
 
 if TYPE_CHECKING:
     from offlinerl.agents.base import Agent
@@ -24,95 +25,118 @@ if TYPE_CHECKING:
 BASES = {"base", "checkpoint", "policy_gradient"}
 """Files that are no algorithm but what algorithms share."""
 
-
-@dataclass(frozen=True)
-class Outline:
-    """What the source of an algorithm says of it.
-
-    Attributes:
-        online, on_policy, whole_episodes: as of its ``Agent``.
-        settings: and their defaults, see ``offlinerl.training.config.parameters``.
-    """
-
-    online: bool
-    on_policy: bool
-    whole_episodes: bool
-    settings: Mapping[str, Any]
+GROUP = "offlinerl.agents"
+"""The group of entry points that name other packages' agents."""
 
 
 def names() -> list[str]:
-    """The algorithms, by file name."""
+    """Our algorithms, by file name."""
     return sorted({module.name for module in pkgutil.iter_modules(__path__)} - BASES)
 
 
+@cache
+def installed() -> dict[str, EntryPoint]:
+    """Other packages' agents, by name."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def is_name(name: str) -> bool:
+    """Whether this names an agent: one of ours, an installed one, or a class as ``module:Class``."""
+    module, colon, found = name.partition(":")
+    return name in names() or name in installed() or bool(colon and _is_path(module) and _is_path(found))
+
+
+def name_of(agent: str | type[Agent]) -> str:
+    """The name of an agent that may be given as its class.
+
+    Raises:
+        UserError: the class cannot be found again by its name, as a checkpoint or another process must.
+    """
+    if isinstance(agent, str):
+        return agent
+    name = f"{agent.__module__}:{agent.__qualname__}"
+    if not is_name(name) or get(name) is not agent:
+        raise UserError(f"the class {name} cannot be found again by its name; define it at the top of a module")
+    return name
+
+
 def get(name: str) -> type[Agent]:
-    """The agent class in the file of that name.
+    """The agent class of that name.
 
     Raises:
-        UserError: there is none; the message names the nearest ones.
+        UserError: there is none, or its module cannot be imported.
     """
     require(name)
-    module = f"{__name__}.{name}"
-    return getattr(importlib.import_module(module), _defined(module))
+    if name in names():
+        return getattr(importlib.import_module(f"{__name__}.{name}"), _skeleton(name).__name__)
+    module, _, found = (installed()[name].value if name in installed() else name).partition(":")
+    try:
+        agent = importlib.import_module(module)
+        for part in found.split("."):
+            agent = getattr(agent, part, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise UserError(f"the module {module} of the agent {name} lacks {error.name}; install it") from error
+        raise UserError(f"there is no module {module} to take the agent {name} from; check its name") from error
+    except Exception as error:  # whatever a user's own module raises
+        raise UserError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+    base = importlib.import_module(f"{__name__}.base").Agent
+    if not (isinstance(agent, type) and issubclass(agent, base)):
+        raise UserError(f"{name} is no agent; name a class of {module} that inherits offlinerl.agents.base.Agent")
+    return agent
 
 
-def outline(name: str) -> Outline:
-    """What the file of that name says of its agent, without importing it.
+def outline(name: str) -> type[Agent]:
+    """The agent class of that name; of ours, its settings and plain attributes alone, without importing it.
 
     Raises:
-        UserError: there is none; the message names the nearest ones.
+        UserError: see ``get``.
     """
     require(name)
-    module = f"{__name__}.{name}"
-    found = _facts(module, _defined(module))
-    return Outline(**{field: found[field] for field in Outline.__dataclass_fields__})
+    return _skeleton(name) if name in names() else get(name)
 
 
 def require(name: str) -> None:
-    """Raises a UserError if there is no algorithm of that name."""
-    if name not in names():
-        near = difflib.get_close_matches(str(name), names(), n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}"
+    """Raises a UserError, which names the nearest ones, if this names no agent."""
+    if not is_name(name):
+        known = [*names(), *installed()]
+        near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}, and module:Class"
         raise UserError(f"there is no agent {name!r}; {hint}")
 
 
+def _is_path(words: str) -> bool:
+    return all(word.isidentifier() for word in words.split("."))
+
+
+def _skeleton(name: str) -> type[Agent]:
+    """The agent class of one of our files without its methods."""
+    module = f"{__name__}.{name}"
+    classes = _classes(module)
+    return next(c for c in classes.values() if c.__module__ == module and issubclass(c, classes["Agent"]))
+
+
 @cache
-def _source(module: str) -> tuple[dict[str, ast.ClassDef], dict[str, str]]:
-    """The classes that a module of this package defines, and where it imports names from."""
-    path = Path(__file__).parent.parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    body = ast.parse(path.read_text("utf-8")).body
-    imported = {
-        alias.name: node.module for node in body if isinstance(node, ast.ImportFrom) for alias in node.names
-    }  # fmt: skip
-    return {node.name: node for node in body if isinstance(node, ast.ClassDef)}, imported
+def _classes(module: str) -> dict[str, type]:
+    """The classes that one of our files defines or takes from others here: settings as they are, and of the rest the
+    attributes that are constants or settings. Of the file, nothing else is executed."""
+    known: dict[str, Any] = {c.__name__: c for c in (Config, UserError, dataclass, fixed, setting)} | dict(
+        __name__=module
+    )
+    path = Path(__file__).with_name(f"{module.rpartition('.')[2]}.py")
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{__name__}."):
+            known |= {name: found for name, found in _classes(node.module).items() if isinstance(found, type)}
+        elif isinstance(node, ast.ClassDef):
+            node.bases = [base for base in node.bases if isinstance(base, ast.Name) and base.id in known]
+            unevaluated = 0
+            if not node.decorator_list:
+                node.body = [line for line in node.body if _is_plain(line, known)] or [ast.Pass(lineno=1, col_offset=0)]
+                unevaluated = annotations.compiler_flag  # types of what is not imported
+            exec(compile(ast.Module([node], []), str(path), "exec", unevaluated, dont_inherit=True), known)
+    return {name: found for name, found in known.items() if isinstance(found, type)}
 
 
-def _defined(module: str) -> str:
-    """The agent class that an algorithm's file defines, by name."""
-    return next(name for name in _source(module)[0] if _facts(module, name) is not None)
-
-
-def _facts(module: str, name: str) -> dict[str, Any] | None:
-    """The plain class attributes and the settings of an agent class, inherited ones too; None of another class."""
-    classes, imported = _source(module)
-    base = next((base.id for base in classes[name].bases if isinstance(base, ast.Name)), None)
-    if (module, name) == ("offlinerl.agents.base", "Agent"):
-        facts: dict[str, Any] | None = {}
-    elif base in classes:
-        facts = _facts(module, base)
-    elif imported.get(base, "").startswith("offlinerl.agents."):
-        facts = _facts(imported[base], base)
-    else:
-        facts = None
-    if facts is None:
-        return None
-    facts = dict(facts)
-    for node in classes[name].body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            facts |= {target.id: node.value.value for target in targets if isinstance(target, ast.Name)}
-        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-            own = {key.arg: ast.literal_eval(value) if value else Parameter.empty for key, value in pairs}
-            facts["settings"] = own | (facts["settings"] if node.args.kwarg else {})
-    return facts
+def _is_plain(line: ast.stmt, known: dict[str, Any]) -> bool:
+    value = line.value if isinstance(line, ast.Assign | ast.AnnAssign) else None
+    return isinstance(value, ast.Constant) or (isinstance(value, ast.Name) and value.id in known)

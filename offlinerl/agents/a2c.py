@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
-from offlinerl.agents.base import Noise
-from offlinerl.agents.policy_gradient import PolicyGradient, Sample
+from offlinerl.agents.base import Noise, fixed, setting
+from offlinerl.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, Sample
 from offlinerl.learning import losses
-from offlinerl.types import Metrics, Spec
+from offlinerl.types import Metrics
+
+
+@dataclass(frozen=True)
+class A2CConfig(PolicyGradientConfig):
+    lam: float = setting(
+        1.0, "lambda of the generalised advantage estimation; 1: the paper's n-step return", low=0, high=1
+    )
+    lr: float = setting(7e-4, "Adam's learning rate of the policy", above=0)
+    value_lr: float = setting(7e-4, "and of the value", above=0)
+    normalize_advantage: bool = False
+    value_epochs: int = fixed(1)
+    minibatch: int | None = fixed(None)
+    max_grad_norm: float | None = 0.5
 
 
 class A2C(PolicyGradient):
     """One step of the policy and one of the value for every short rollout (paper, algorithm S3), with Adam where
-    the paper has RMSProp.
+    the paper has RMSProp."""
 
-    Args:
-        spec: shapes and bounds of the task.
-        seeds: S integers.
-        lam: 1 is the paper's n-step return.
-        lr: Adam's learning rate of the policy.
-        value_lr: and of the value.
-
-    The others are ``PolicyGradient``'s.
-    """
-
-    def __init__(
-        self,
-        spec: Spec,
-        seeds: Sequence[int] = (0,),
-        *,
-        gamma: float = 0.99,
-        lam: float = 1.0,
-        lr: float = 7e-4,
-        value_lr: float = 7e-4,
-        entropy: float = 0.0,
-        hidden: Sequence[int] = (64, 64),
-        normalize_obs: bool = False,
-        normalize_reward: bool = False,
-        normalize_advantage: bool = False,
-        max_grad_norm: float = 0.5,
-        decay_steps: int | None = None,
-    ):
-        super().__init__(
-            spec, seeds, gamma=gamma, lam=lam, lr=dict(policy=lr, value=value_lr), hidden=hidden,
-            normalize_obs=normalize_obs, normalize_reward=normalize_reward, normalize_advantage=normalize_advantage,
-            value_epochs=1, minibatch=None, entropy=entropy, max_grad_norm=max_grad_norm, decay_steps=decay_steps,
-        )  # fmt: skip
+    config_class = A2CConfig
 
     def improve(self, sample: Sample) -> Metrics:
         return self.passes(sample)

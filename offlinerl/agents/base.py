@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -15,13 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+import offlinerl
 from offlinerl.learning.compile import Step, capture, signature
 from offlinerl.learning.optim import Adam, clip_norm
 from offlinerl.learning.rng import EnvStreams, Streams, generator
 from offlinerl.nn.encoders import Encoder, encoder_of
 from offlinerl.types import Batch, Metrics, Spec
 from offlinerl.util.errors import UserError
+from offlinerl.util.settings import Config, fixed, make, plain, setting
 from offlinerl.util.trees import first_leaf, tree_map
+
+__all__ = ["Agent", "Config", "Noise", "fixed", "setting"]
 
 torch.serialization.add_safe_globals([Spec])  # checkpoints hold one and are read with weights_only=True
 
@@ -35,18 +41,21 @@ CPU_ROWS = 1280
 
 
 class Agent(L.LightningModule, ABC):
-    """An algorithm writes ``act``, ``update`` and ``configure_optimizers``, and ``draw`` if it is stochastic.
+    """An algorithm writes its settings, ``build``, ``act``, ``update`` and ``configure_optimizers``, and ``draw`` if it
+    is stochastic.
 
     It knows no environment, logger or device. ``update`` is a function of its arguments and the parameters
     alone, its random numbers included, so that it can be compiled, resumed and tested.
 
     Args:
-        spec: shapes and bounds of the task.
+        spec: shapes and bounds of the task; or what a checkpoint holds of them.
         seeds: S integers, one for every slice of the leading axis.
-        gamma: discount factor of one step.
-        n_step: steps of the reward sum; both are used where the transitions are made.
+        settings: by name; those of ``config_class``.
 
     Attributes:
+        config: the settings.
+        gamma: discount factor of one step.
+        n_step: steps of the reward sum; both are used where the transitions are made.
         updates: gradient steps taken.
         steps: environment steps each seed has taken to learn from; the source of its data counts them.
         task: what evaluation must know of the task, as plain data; travels with the checkpoint.
@@ -57,9 +66,12 @@ class Agent(L.LightningModule, ABC):
             drawn from; None if nothing.
 
     Raises:
-        UserError: the task's actions are not of the kind the algorithm needs.
+        UserError: the task's actions are not of the kind the algorithm needs, or a setting is wrong.
     """
 
+    config_class: type[Config] = Config
+    """The dataclass of its settings."""
+    config: Any
     period = 1
     """Updates until the pattern of what ``update`` does repeats (for TD3, its actor delay)."""
     online = False
@@ -71,13 +83,23 @@ class Agent(L.LightningModule, ABC):
     discrete: bool | None = False
     """Whether its actions are numbers of a finite set, rather than vectors; None: either."""
 
-    def __init__(self, spec: Spec, seeds: Sequence[int], gamma: float = 0.99, n_step: int = 1):
+    def __init__(self, spec: Spec | Mapping[str, Any], seeds: Sequence[int] = (0,), **settings: Any):
         super().__init__()
+        if isinstance(spec, Mapping):
+            spec = Spec(**{key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()})
+        name = type(self).__name__
         if self.discrete not in (None, bool(spec.num_actions)):
-            name, others = type(self).__name__, "discrete" if spec.num_actions else "continuous"
+            others = "discrete" if spec.num_actions else "continuous"
             raise UserError(f"{name} takes no {others} actions; an agent that does is {OF_KIND[others]}")
         self.automatic_optimization = False
-        self.spec, self.seeds, self.gamma, self.n_step = spec, tuple(seeds), gamma, n_step
+        self.spec, self.seeds = spec, tuple(map(int, seeds))
+        self.config = make(self.config_class, settings, f"{name} has no setting")
+        if getattr(self.config, "decay_steps", None) == "updates":
+            raise UserError(f"{name} needs decay_steps as a number; `updates` is for a run, which knows its length")
+        self.save_hyperparameters(
+            dict(spec=json.loads(json.dumps(asdict(spec))), seeds=list(self.seeds), **plain(self.config))
+        )
+        self.gamma, self.n_step = getattr(self.config, "gamma", 0.99), getattr(self.config, "n_step", 1)
         self.updates = self.steps = 0
         self.task: dict[str, Any] = {}
         self.compile = False
@@ -91,8 +113,12 @@ class Agent(L.LightningModule, ABC):
         self._steps: dict[tuple, list[Step]] = {}
         self.register_buffer("action_mid", torch.from_numpy(spec.action_mid), persistent=False)
         self.register_buffer("action_half", torch.from_numpy(spec.action_half), persistent=False)
+        self.build()
 
     # What an algorithm writes
+
+    def build(self) -> None:
+        """Make the networks and whatever else it holds, by ``config``, ``spec`` and ``seeds``."""
 
     @abstractmethod
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
@@ -314,6 +340,7 @@ class Agent(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["offlinerl"] = dict(
             agent=f"{type(self).__module__}:{type(self).__name__}",
+            version=offlinerl.__version__,
             updates=self.updates,
             steps=self.steps,
             rng=self.rng.state_dict(),

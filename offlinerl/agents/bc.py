@@ -2,57 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from offlinerl.agents.base import Agent, Noise
+from offlinerl.agents.base import Agent, Config, Noise, setting
 from offlinerl.nn.actors import GaussianActor
 from offlinerl.nn.layers import dropout_masks
-from offlinerl.types import Batch, Metrics, Spec
+from offlinerl.types import Batch, Metrics
+
+
+@dataclass(frozen=True)
+class BCConfig(Config):
+    lr: float = setting(3e-4, "Adam's learning rate", above=0)
+    hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers")
+    dropout: float = setting(0.0, "rate of dropout", low=0, below=1)
+    decay_steps: int | None = setting(
+        None, "updates until a cosine takes the rate to zero; `updates`: the run's", low=1, choices=("updates",)
+    )
 
 
 class BC(Agent):
-    """Maximum likelihood of the dataset's actions under XQL's policy network.
+    """Maximum likelihood of the dataset's actions under XQL's policy network."""
 
-    Args:
-        spec: shapes and bounds of the task.
-        seeds: S integers.
-        lr: Adam's learning rate.
-        hidden: sizes of the hidden layers.
-        dropout: rate of dropout.
-        decay_steps: updates over which a cosine takes the learning rate to zero; None: constant.
-    """
+    config_class = BCConfig
 
-    def __init__(
-        self,
-        spec: Spec,
-        seeds: Sequence[int] = (0,),
-        *,
-        lr: float = 3e-4,
-        hidden: Sequence[int] = (256, 256),
-        dropout: float = 0.0,
-        decay_steps: int | None = None,
-    ):
-        super().__init__(spec, seeds)
-        self.save_hyperparameters()
-        self.lr, self.hidden, self.dropout, self.decay_steps = lr, tuple(hidden), dropout, decay_steps
-        self.actor = GaussianActor(self.encoder("actor"), spec.action_dim, hidden, self.init_rng("actor"), dropout)
+    def build(self) -> None:
+        config = self.config
+        self.actor = GaussianActor(
+            self.encoder("actor"), self.spec.action_dim, config.hidden, self.init_rng("actor"), config.dropout
+        )
 
     def configure_optimizers(self):
-        return self.adam(self.lr, actor=self.actor)
+        return self.adam(self.config.lr, actor=self.actor)
 
     def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
         log_prob = self.actor(batch.obs, noise.get("dropout")).log_prob(batch.action)  # [S, B]
         return dict(actor_loss=self.descend("actor", -log_prob))
 
     def draw(self, batch_size: int) -> Noise:
-        if not self.dropout:
+        if not self.config.dropout:
             return {}
-        return dict(dropout=dropout_masks(self.rng.to(self.device), self.dropout, batch_size, self.hidden))
+        return dict(
+            dropout=dropout_masks(self.rng.to(self.device), self.config.dropout, batch_size, self.config.hidden)
+        )
 
     def before_update(self) -> None:
-        self.cosine("actor", self.decay_steps)
+        self.cosine("actor", self.config.decay_steps)
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
         return self.to_env(self.actor.act(obs, self.exploring(obs) if explore else None))

@@ -17,6 +17,7 @@ from offlinerl.agents.base import Agent
 from offlinerl.util.atomic import aside
 from offlinerl.util.errors import UNSOUND, UserError
 from offlinerl.util.folder import find_checkpoint
+from offlinerl.util.settings import settings_of
 
 
 def save(trainer: L.Trainer, path: Path) -> None:
@@ -88,7 +89,11 @@ def load_into(agent: Agent, saved: dict[str, Any], path: Path) -> None:
         require_like(ours, known, "offlinerl")
         agent.on_load_checkpoint(saved)
     except UNSOUND as error:
-        raise UserError(f"the checkpoint {path} does not fit this agent: other networks or seeds") from error
+        version = saved["offlinerl"].get("version", "0.1 or earlier")
+        raise UserError(
+            f"the checkpoint {path}, written by offlinerl {version}, does not fit this agent: other networks or seeds;"
+            " use the settings, or the version, that it was trained with"
+        ) from error
 
 
 def require_like(saved: Any, fresh: Any, what: str) -> None:
@@ -115,22 +120,26 @@ def require_like(saved: Any, fresh: Any, what: str) -> None:
         raise ValueError(f"{what} is not as it should be")
 
 
-def load_agent(path: Path, device: torch.device | str = "cpu", *, agent_class: type[Agent] | None = None) -> Agent:
+def load_agent(
+    path: Path, device: torch.device | str = "cpu", *, agent_class: type[Agent] | str | None = None
+) -> Agent:
     """The agent in a checkpoint, ready to act.
 
     Args:
         path: a checkpoint, or the folder of a run, whose last one is read.
         device: where the agent will be.
-        agent_class: its class, if that is not one of ours: a checkpoint names it, but nothing is imported because a
-            file says so.
+        agent_class: its class, or ``module:Class``, if that is neither ours nor installed: a checkpoint names it, but
+            nothing is imported because a file says so.
 
     Raises:
-        UserError: see ``read``; or the class is neither given nor one of ours, or another one than the checkpoint's.
+        UserError: see ``read``; or the class is neither given nor known, or another one than the checkpoint's.
     """
     path = find_checkpoint(path)
     saved = read(path, device)
     if agent_class is None:
         agent_class = class_of(saved["offlinerl"]["agent"], path)
+    elif isinstance(agent_class, str):
+        agent_class = agents.get(agent_class)
     require_class(agent_class, saved, path)
     settings = saved.get("hyper_parameters")
     if not isinstance(settings, dict):
@@ -139,7 +148,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu", *, agent_class: t
     settings = {key: value for key, value in settings.items() if key in known}
     try:
         agent = agent_class(**settings)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, UserError) as error:
         raise UserError(f"the settings in the checkpoint {path} are not {agent_class.__name__}'s: {error}") from error
     agent.to(device)
     load_into(agent, saved, path)
@@ -154,26 +163,29 @@ def require_class(agent_class: type[Agent], saved: dict[str, Any], path: Path) -
         raise UserError(f"the checkpoint {path} holds an agent of the class {stated}, not of {agent_class.__name__}")
 
 
-def accepted(agent_class: type) -> set[str]:
+def accepted(agent_class: type[Agent]) -> set[str]:
     """What a class can be made with, by name."""
     named = inspect.signature(agent_class.__init__).parameters.values()
     others = any(parameter.kind is parameter.VAR_KEYWORD for parameter in named)
-    return {parameter.name for parameter in named} | (accepted(agent_class.__base__) if others else set())
+    return {parameter.name for parameter in named} | (set(settings_of(agent_class.config_class)) if others else set())
 
 
 def class_of(stated: str, path: Path) -> type[Agent]:
-    """Our class of the name ``module:Class``; an older checkpoint has but the module's last part.
+    """The class of the name ``module:Class``, if it is ours or an installed one; an older checkpoint has but the last
+    part of our module.
 
     Raises:
-        UserError: it is not ours.
+        UserError: it is neither.
     """
     module, _, name = stated.rpartition(":")
     package, _, file = module.rpartition(".") if module else (agents.__name__, "", stated)
-    if package == agents.__name__ and file in agents.names():
-        found = agents.get(file)
-        if name in (found.__name__, stated):
+    ours = [file] if package == agents.__name__ and file in agents.names() else []
+    others = [known for known, point in agents.installed().items() if point.value.rpartition(":")[2] == name]
+    for known in (*ours, *others):
+        found = agents.get(known)
+        if stated in (f"{found.__module__}:{found.__name__}", known):
             return found
     raise UserError(
-        f"the checkpoint {path} holds an agent of the class {stated}, which is not one of offlinerl's; load it in"
-        f" Python, with offlinerl.agents.checkpoint.load_agent(path, agent_class={name})"
+        f"the checkpoint {path} holds an agent of the class {stated}, which is not one of offlinerl's or installed;"
+        f" name it by --agent-class {stated}, or in Python by agent_class={name}"
     )

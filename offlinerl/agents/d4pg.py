@@ -2,55 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from offlinerl.agents.base import Noise
-from offlinerl.agents.td3 import TD3
+from offlinerl.agents.base import Noise, fixed, setting
+from offlinerl.agents.td3 import TD3, TD3Config
 from offlinerl.learning import losses
-from offlinerl.types import Batch, Metrics, Spec
+from offlinerl.types import Batch, Metrics
+from offlinerl.util.errors import UserError
+
+
+@dataclass(frozen=True)
+class D4PGConfig(TD3Config):
+    num_atoms: int = setting(51, "atoms of the critic's distribution", low=2)
+    v_min: float = setting(-150.0, "the lowest return the critic can tell, in units of reward")
+    v_max: float = setting(150.0, "the highest")
+    n_step: int = 5
+    actor_lr: float = 1e-4
+    critic_lr: float = 1e-4
+    critics: int = fixed(1)
+    policy_delay: int = fixed(1)
+    target_noise: float = fixed(0.0)
+    target_noise_clip: float = fixed(0.0)
+    sigma: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.v_min < self.v_max:
+            raise UserError(f"v_min must be less than v_max, not {self.v_min:g} with {self.v_max:g}")
 
 
 class D4PG(TD3):
     """DDPG whose critic is a categorical distribution of n-step returns (paper, algorithm 1). Its parallel actors
-    are the environments that collect for it, and its prioritised replay is a setting of training.
+    are the environments that collect for it, and its prioritised replay is a setting of training."""
 
-    Args:
-        num_atoms: of the distribution.
-        v_min: the lowest return the critic can tell, in units of reward.
-        v_max: the highest.
+    config_class = D4PGConfig
 
-    The others are TD3's.
-    """
-
-    def __init__(
-        self,
-        spec: Spec,
-        seeds: Sequence[int] = (0,),
-        *,
-        num_atoms: int = 51,
-        v_min: float = -150.0,
-        v_max: float = 150.0,
-        gamma: float = 0.99,
-        n_step: int = 5,
-        tau: float = 0.005,
-        actor_lr: float = 1e-4,
-        critic_lr: float = 1e-4,
-        hidden: Sequence[int] = (256, 256),
-        exploration: str = "gaussian",
-        sigma: float = 0.3,
-        layer_norm: bool = False,
-    ):
-        if not v_min < v_max:
-            raise ValueError(f"v_min {v_min} must be less than v_max {v_max}")
-        self.atoms = num_atoms  # before the critic is built
-        super().__init__(
-            spec, seeds, gamma=gamma, n_step=n_step, tau=tau, actor_lr=actor_lr, critic_lr=critic_lr, hidden=hidden,
-            critics=1, policy_delay=1, target_noise=0.0, exploration=exploration, sigma=sigma, layer_norm=layer_norm,
-        )  # fmt: skip
-        self.register_buffer("support", torch.linspace(v_min, v_max, num_atoms), persistent=False)
+    def build(self) -> None:
+        super().build()
+        config = self.config
+        self.register_buffer("support", torch.linspace(config.v_min, config.v_max, config.num_atoms), persistent=False)
 
     def update_critic(self, batch: Batch, noise: Noise) -> Metrics:
         with torch.no_grad():

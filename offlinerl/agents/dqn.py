@@ -3,90 +3,74 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from offlinerl.agents.base import Agent, Noise
+from offlinerl.agents.base import Agent, Config, Noise, setting
 from offlinerl.learning import losses
 from offlinerl.learning.exploration import epsilon_greedy, linear
 from offlinerl.nn.critics import ActionValues
 from offlinerl.nn.layers import soft_update
-from offlinerl.types import Batch, Metrics, Spec
+from offlinerl.types import Batch, Metrics
+
+
+@dataclass(frozen=True)
+class DQNConfig(Config):
+    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
+    n_step: int = setting(1, "steps of the reward sum", low=1)
+    double_q: bool = setting(False, "choose the next action by the network and value it by the target")
+    lr: float = setting(1e-3, "Adam's learning rate", above=0)
+    hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers")
+    decay_steps: int | None = setting(
+        None, "updates until a cosine takes the rate to zero; `updates`: the run's", low=1, choices=("updates",)
+    )
+    max_grad_norm: float | None = setting(None, "of a step's gradient, a seed; null: no limit", above=0)
+    target_every: int = setting(250, "updates between two copies of the network to the target", low=1)
+    epsilon: float = setting(1.0, "share of random actions at the start", low=0, high=1)
+    final_epsilon: float = setting(0.05, "and from epsilon_steps on", low=0, high=1)
+    epsilon_steps: int = setting(10_000, "environment steps over which it falls linearly", low=0)
 
 
 class DQN(Agent):
     """Q-learning on a replay, with a target network and epsilon-greedy actions (paper, algorithm 1).
 
-    Args:
-        spec: shapes of the task, with discrete actions.
-        seeds: S integers.
-        gamma: discount factor.
-        n_step: steps of the reward sum.
-        double_q: choose the next action by the network and value it by the target.
-        lr: Adam's learning rate.
-        hidden: sizes of the hidden layers.
-        decay_steps: updates over which a cosine takes the learning rate to zero; None: constant. A constant one
-            keeps some tasks, CartPole among them, from ever settling.
-        max_grad_norm: of a step's gradient, a seed; None: no limit.
-        target_every: updates between two copies of the network to the target.
-        epsilon: share of random actions at the start.
-        final_epsilon: and from ``epsilon_steps`` on.
-        epsilon_steps: environment steps over which it falls linearly.
+    A constant learning rate keeps some tasks, CartPole among them, from ever settling.
     """
 
+    config_class = DQNConfig
     online = True
     discrete = True
 
-    def __init__(
-        self,
-        spec: Spec,
-        seeds: Sequence[int] = (0,),
-        *,
-        gamma: float = 0.99,
-        n_step: int = 1,
-        double_q: bool = False,
-        lr: float = 1e-3,
-        hidden: Sequence[int] = (256, 256),
-        decay_steps: int | None = None,
-        max_grad_norm: float | None = None,
-        target_every: int = 250,
-        epsilon: float = 1.0,
-        final_epsilon: float = 0.05,
-        epsilon_steps: int = 10_000,
-    ):
-        super().__init__(spec, seeds, gamma, n_step)
-        self.save_hyperparameters()
-        self.double_q, self.lr, self.decay_steps, self.target_every = double_q, lr, decay_steps, target_every
-        self.max_grad_norm = max_grad_norm
-        self.epsilon, self.final_epsilon, self.epsilon_steps = epsilon, final_epsilon, epsilon_steps
-        self.q = ActionValues(self.encoder("q"), spec.num_actions, hidden, self.init_rng("q"))
+    def build(self) -> None:
+        self.q = ActionValues(self.encoder("q"), self.spec.num_actions, self.config.hidden, self.init_rng("q"))
         self.target = copy.deepcopy(self.q).requires_grad_(False)
 
     def configure_optimizers(self):
-        return self.adam(self.lr, q=self.q)
+        return self.adam(self.config.lr, q=self.q)
 
     def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
         with torch.no_grad():
             next_q = self.target(batch.next_obs)  # [S, B, actions]
-            best = (self.q(batch.next_obs) if self.double_q else next_q).argmax(-1, keepdim=True)  # [S, B, 1]
+            best = (self.q(batch.next_obs) if self.config.double_q else next_q).argmax(-1, keepdim=True)  # [S, B, 1]
             target = batch.reward + batch.discount * next_q.gather(-1, best).squeeze(-1)  # [S, B]
         q = self.q(batch.obs).gather(-1, batch.action.long()).squeeze(-1)  # [S, B]
         loss = self.weighted(batch, losses.huber(target - q, 1.0))
-        metrics = dict(q_loss=self.descend("q", loss, self.max_grad_norm), q=q.detach().mean(-1))
-        if batch.weight is not None:
+        metrics = dict(q_loss=self.descend("q", loss, self.config.max_grad_norm), q=q.detach().mean(-1))
+        if isinstance(batch):
             metrics["priority"] = (target - q.detach()).abs()
         return metrics
 
     def before_update(self) -> None:
-        self.cosine("q", self.decay_steps)
-        if self.updates % self.target_every == 0:
+        self.cosine("q", self.config.decay_steps)
+        if self.updates % self.config.target_every == 0:
             soft_update(self.target, self.q, 1.0)
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
         greedy = self.q(obs).argmax(-1, keepdim=True).float()  # [S, E, 1]
         if not explore:
             return greedy
-        epsilon = linear(self.epsilon, self.final_epsilon, self.epsilon_steps, self.steps)
+        config = self.config
+        epsilon = linear(config.epsilon, config.final_epsilon, config.epsilon_steps, self.steps)
         return epsilon_greedy(greedy, epsilon, self.spec.num_actions, self.exploring(obs))

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from offlinerl.agents.base import Agent, Noise
+from offlinerl.agents.base import Agent, Config, Noise, setting
 from offlinerl.learning import losses
 from offlinerl.nn.actors import stochastic_policy
 from offlinerl.nn.layers import soft_update
-from offlinerl.types import Batch, Metrics, Spec
+from offlinerl.types import Batch, Metrics
+
+
+@dataclass(frozen=True)
+class ISREINFORCEConfig(Config):
+    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
+    lr: float = setting(3e-4, "Adam's learning rate of the policy", above=0)
+    behavior_lr: float = setting(1e-3, "and of the clone", above=0)
+    behavior_updates: int = setting(2_000, "updates that the clone is trained for, before the policy sets out", low=0)
+    self_normalized: bool = setting(
+        True, "divide the weights of a step by their mean over the batch: less variance for some bias"
+    )
+    max_weight: float = setting(100.0, "upper bound of a weight; inf: none", above=0, choices=(float("inf"),))
+    entropy: float = setting(0.0, "coefficient of the policy's entropy, in units of reward", low=0)
+    hidden: tuple[int, ...] = setting((64, 64), "sizes of the hidden layers")
+    max_grad_norm: float | None = setting(10.0, "of a step's gradient, a seed; null: no limit", above=0)
 
 
 class ISREINFORCE(Agent):
@@ -20,61 +35,31 @@ class ISREINFORCE(Agent):
 
     The behaviour's probabilities are those of a clone (Hanna, Niekum & Stone, ICML 2019), from which the policy sets
     out. As it leaves the data, the weights explode or vanish: watch ``effective_episodes``, of B, and
-    ``largest_weight``.
-
-    Args:
-        spec: shapes and bounds of the task.
-        seeds: S integers.
-        gamma: discount factor.
-        lr: Adam's learning rate of the policy.
-        behavior_lr: and of the clone.
-        behavior_updates: updates that the clone is trained for, before the policy sets out.
-        self_normalized: divide the weights of a step by their mean over the batch (weighted importance sampling: less
-            variance for some bias).
-        max_weight: upper bound of a weight; infinite: none.
-        entropy: coefficient of the policy's entropy, in units of reward.
-        hidden: sizes of the hidden layers.
-        max_grad_norm: of a step's gradient, a seed.
+    ``largest_weight``. Self-normalised weights are weighted importance sampling.
     """
 
+    config_class = ISREINFORCEConfig
     whole_episodes = True
     discrete = None
 
     LATER = ("policy_loss", "effective_episodes", "largest_weight", "mean_weight")
     """Metrics of the updates after the behaviour is cloned."""
 
-    def __init__(
-        self,
-        spec: Spec,
-        seeds: Sequence[int] = (0,),
-        *,
-        gamma: float = 0.99,
-        lr: float = 3e-4,
-        behavior_lr: float = 1e-3,
-        behavior_updates: int = 2_000,
-        self_normalized: bool = True,
-        max_weight: float = 100.0,
-        entropy: float = 0.0,
-        hidden: Sequence[int] = (64, 64),
-        max_grad_norm: float = 10.0,
-    ):
-        super().__init__(spec, seeds, gamma)
-        self.save_hyperparameters()
-        self.lr, self.behavior_lr, self.behavior_updates = lr, behavior_lr, behavior_updates
-        self.self_normalized, self.max_weight, self.entropy = self_normalized, max_weight, entropy
-        self.max_grad_norm = max_grad_norm
-        self.policy = stochastic_policy(spec, self.encoder("policy"), hidden, self.init_rng("policy"))
-        self.behavior = stochastic_policy(spec, self.encoder("behavior"), hidden, self.init_rng("behavior"))
+    def build(self) -> None:
+        for name in ("policy", "behavior"):
+            policy = stochastic_policy(self.spec, self.encoder(name), self.config.hidden, self.init_rng(name))
+            self.add_module(name, policy)
 
     def configure_optimizers(self):
-        return self.adam(dict(policy=self.lr, behavior=self.behavior_lr), policy=self.policy, behavior=self.behavior)
+        rates = dict(policy=self.config.lr, behavior=self.config.behavior_lr)
+        return self.adam(rates, policy=self.policy, behavior=self.behavior)
 
     def phase(self) -> int:
         """0 while the behaviour is cloned, then 1."""
-        return int(self.updates >= self.behavior_updates)
+        return int(self.updates >= self.config.behavior_updates)
 
     def before_update(self) -> None:
-        if self.updates == self.behavior_updates:
+        if self.updates == self.config.behavior_updates:
             soft_update(self.policy, self.behavior, 1.0)
 
     def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
@@ -91,7 +76,7 @@ class ISREINFORCE(Agent):
         log_ratio = there * (policy.log_prob(action).unflatten(1, (B, T)) - behavior.detach())
         expected, weight = self.expected_return(log_ratio, there * batch.reward)  # [S, B], [S, B, T]
         entropy = (there * policy.entropy().unflatten(1, (B, T))).sum(-1)
-        loss = self.descend("policy", -expected - self.entropy * entropy, self.max_grad_norm)
+        loss = self.descend("policy", -expected - self.config.entropy * entropy, self.config.max_grad_norm)
         whole = log_ratio.detach().sum(-1)  # [S, B], of an episode
         found = loss, losses.effective_sample_size(whole), whole.amax(-1).exp(), weight.detach().mean((1, 2))
         return dict(zip(self.LATER, found, strict=True))
@@ -99,7 +84,7 @@ class ISREINFORCE(Agent):
     def expected_return(self, log_ratio: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
         """What the episodes let one expect of the policy, ``[S, B]``, whose mean is the estimate, and the weights it
         takes, ``[S, B, T]``, as both arguments are."""
-        weight = losses.trajectory_weights(log_ratio, self.max_weight, self.self_normalized)
+        weight = losses.trajectory_weights(log_ratio, self.config.max_weight, self.config.self_normalized)
         discount = self.gamma ** torch.arange(reward.shape[-1], device=reward.device)
         return (discount * weight * reward).sum(-1), weight
 

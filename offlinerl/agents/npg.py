@@ -3,63 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from offlinerl.agents.policy_gradient import PolicyGradient, Sample
+from offlinerl.agents.base import fixed, setting
+from offlinerl.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, Sample
 from offlinerl.learning import losses
 from offlinerl.learning.optim import conjugate_gradients, flatten, unflatten
-from offlinerl.types import Metrics, Spec
+from offlinerl.types import Metrics
+
+
+@dataclass(frozen=True)
+class NPGConfig(PolicyGradientConfig):
+    max_kl: float = setting(0.01, "delta, the mean KL divergence of the new policy from the old one, in nats", above=0)
+    cg_iterations: int = setting(15, "of the conjugate gradients, each one product with the Fisher matrix F", low=1)
+    cg_damping: float = setting(0.1, "added to F's diagonal", low=0)
+    value_lr: float = setting(1e-3, "Adam's learning rate of the value", above=0)
+    entropy: float = fixed(0.0)
+    max_grad_norm: float | None = fixed(None)
 
 
 class NPG(PolicyGradient):
     """The step that gains most, to first order, of all whose KL divergence is ``max_kl``, to second order:
-    ``sqrt(2 max_kl / g' F^-1 g) F^-1 g`` for every rollout, where ``F^-1 g`` is solved for by conjugate gradients.
+    ``sqrt(2 max_kl / g' F^-1 g) F^-1 g`` for every rollout, where ``F^-1 g`` is solved for by conjugate gradients."""
 
-    Args:
-        spec: shapes and bounds of the task.
-        seeds: S integers.
-        max_kl: delta, the mean KL divergence of the new policy from the old one, in nats.
-        cg_iterations: of the conjugate gradients, each one product with the Fisher matrix F.
-        cg_damping: added to F's diagonal.
-        value_lr: Adam's learning rate of the value.
-
-    The others are ``PolicyGradient``'s.
-    """
+    config_class = NPGConfig
 
     CG_TOLERANCE = 1e-10
     """Squared residual at which a seed has its direction."""
 
-    def __init__(
-        self,
-        spec: Spec,
-        seeds: Sequence[int] = (0,),
-        *,
-        gamma: float = 0.99,
-        lam: float = 0.95,
-        max_kl: float = 0.01,
-        cg_iterations: int = 15,
-        cg_damping: float = 0.1,
-        value_lr: float = 1e-3,
-        hidden: Sequence[int] = (64, 64),
-        normalize_obs: bool = False,
-        normalize_reward: bool = False,
-        normalize_advantage: bool = True,
-        value_epochs: int = 10,
-        minibatch: int = 128,
-        decay_steps: int | None = None,
-    ):
-        super().__init__(
-            spec, seeds, gamma=gamma, lam=lam, lr=value_lr, hidden=hidden, normalize_obs=normalize_obs,
-            normalize_reward=normalize_reward, normalize_advantage=normalize_advantage, value_epochs=value_epochs,
-            minibatch=minibatch, decay_steps=decay_steps,
-        )  # fmt: skip
-        self.max_kl, self.cg_iterations, self.cg_damping = max_kl, cg_iterations, cg_damping
-
     def configure_optimizers(self):
-        return self.adam(self.lr, self.EPS, value=self.value)
+        return self.adam(self.config.value_lr, self.EPS, value=self.value)
 
     def improve(self, sample: Sample) -> Metrics:
         parameters, advantage = list(self.policy.parameters()), self.advantage_of(sample)
@@ -72,10 +49,10 @@ class NPG(PolicyGradient):
         policy = self.policy(sample.obs)
         gain = surrogate(policy)
         gradient = flatten(torch.autograd.grad(gain.sum(), parameters, retain_graph=True))  # [S, P]
-        fisher = fisher_product(old, policy, parameters, self.cg_damping)
-        direction = conjugate_gradients(fisher, gradient, self.cg_iterations, self.CG_TOLERANCE)
+        fisher = fisher_product(old, policy, parameters, self.config.cg_damping)
+        direction = conjugate_gradients(fisher, gradient, self.config.cg_iterations, self.CG_TOLERANCE)
         slope = (gradient * direction).sum(-1, keepdim=True)  # [S, 1], g' F^-1 g
-        step = (2 * self.max_kl / slope).sqrt() * direction
+        step = (2 * self.config.max_kl / slope).sqrt() * direction
         before = flatten([p.detach() for p in parameters])
 
         def at(share: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from offlinerl.agents.base import Agent, Noise
+from offlinerl.agents.base import Agent, Config, Noise, setting
 from offlinerl.learning import losses
 from offlinerl.nn.actors import stochastic_policy
 from offlinerl.nn.critics import Value
 from offlinerl.nn.layers import orthogonal
 from offlinerl.nn.normalize import RunningNorm
-from offlinerl.types import Batch, Metrics, Spec
+from offlinerl.types import Batch, Metrics
 from offlinerl.util.trees import tree_map
 
 
@@ -31,6 +31,27 @@ class Sample(NamedTuple):
     target: Tensor  # [S, B]  what the value is to be
 
 
+@dataclass(frozen=True)
+class PolicyGradientConfig(Config):
+    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
+    lam: float = setting(0.95, "lambda of the generalised advantage estimation; 1: Monte-Carlo returns", low=0, high=1)
+    hidden: tuple[int, ...] = setting(
+        (64, 64), "sizes of the hidden layers of the policy and of the value, each of which has its own"
+    )
+    normalize_obs: bool = setting(False, "by their running mean and deviation")
+    normalize_reward: bool = setting(False, "by the running deviation of the discounted return")
+    normalize_advantage: bool = setting(True, "to mean 0 and deviation 1 of every seed's rollout, or minibatch")
+    value_epochs: int = setting(10, "passes over a rollout when the value is fitted to it", low=1)
+    minibatch: int = setting(128, "rows of a step of such a pass", low=1)
+    entropy: float = setting(0.0, "coefficient of the policy's entropy, in units of reward", low=0)
+    max_grad_norm: float | None = setting(
+        None, "of a step's gradient, a seed; where policy and value step together, of both; null: no limit", above=0
+    )
+    decay_steps: int | None = setting(
+        None, "steps over which the rates fall to zero, linearly; `updates`: the run's", low=1, choices=("updates",)
+    )
+
+
 class PolicyGradient(Agent):
     """An algorithm writes ``improve``, and ``update`` if its policy takes gradient steps on minibatches.
 
@@ -38,22 +59,10 @@ class PolicyGradient(Agent):
     it see the same policy; rewards by the deviation of the discounted return, as Engstrom et al. (ICLR 2020) found
     PPO's code to do.
 
-    Args:
-        spec: shapes and bounds of the task.
-        seeds: S integers.
-        gamma: discount factor.
-        lam: lambda of the generalised advantage estimation; 1: Monte-Carlo returns.
-        hidden: sizes of the hidden layers of the policy and of the value, each of which has its own.
-        normalize_obs: by their running mean and deviation.
-        normalize_reward: by the running deviation of the discounted return.
-        normalize_advantage: to mean 0 and deviation 1 of every seed's rollout, or minibatch.
-        value_epochs: passes over a rollout when the value is fitted to it.
-        minibatch: rows of a step of such a pass; None: all of them.
-        entropy: coefficient of the policy's entropy, in units of reward.
-        max_grad_norm: of a step's gradient, a seed; where policy and value step together, of both as one.
-        decay_steps: environment steps over which the learning rates fall to zero, linearly; None: constant.
+    Its settings, beside those of ``PolicyGradientConfig``, are ``lr`` of the policy and ``value_lr``.
     """
 
+    config_class = PolicyGradientConfig
     EPS = 1e-5
     """Adam's, as in PPO's own code. Scaled rewards make the value's gradients small, more so where they are shortened
     with the policy's: those of its hidden layers come near this, which slows their steps."""
@@ -62,31 +71,9 @@ class PolicyGradient(Agent):
     on_policy = True
     discrete = None
 
-    def __init__(
-        self,
-        spec: Spec,
-        seeds: Sequence[int],
-        *,
-        gamma: float,
-        lam: float,
-        lr: float | Mapping[str, float],
-        hidden: Sequence[int],
-        normalize_obs: bool,
-        normalize_reward: bool,
-        normalize_advantage: bool,
-        value_epochs: int,
-        minibatch: int | None,
-        entropy: float = 0.0,
-        max_grad_norm: float | None = None,
-        decay_steps: int | None = None,
-    ):
-        super().__init__(spec, seeds, gamma)
-        self.save_hyperparameters()
-        self.lam, self.lr, self.max_grad_norm, self.decay_steps = lam, lr, max_grad_norm, decay_steps
-        self.normalize_obs, self.normalize_reward = normalize_obs, normalize_reward
-        self.normalize_advantage = normalize_advantage
-        self.value_epochs, self.minibatch, self.entropy = value_epochs, minibatch, entropy
-        self.policy = stochastic_policy(spec, self.encoder("policy"), hidden, self.init_rng("policy"))
+    def build(self) -> None:
+        S, hidden = len(self.seeds), self.config.hidden
+        self.policy = stochastic_policy(self.spec, self.encoder("policy"), hidden, self.init_rng("policy"))
         self.value = Value(
             self.encoder("value"),
             hidden,
@@ -94,12 +81,18 @@ class PolicyGradient(Agent):
             last_init=partial(orthogonal, gain=1.0),
             activation=torch.tanh,
         )
-        self.obs_norm = RunningNorm(len(self.seeds), spec.obs_dim)
-        self.return_norm = RunningNorm(len(self.seeds), 1)
-        self.running = torch.zeros(len(self.seeds), 1)  # [S, E] discounted return of the episode under way
+        self.obs_norm = RunningNorm(S, self.spec.obs_dim)
+        self.return_norm = RunningNorm(S, 1)
+        self.running = torch.zeros(S, 1)  # [S, E] discounted return of the episode under way
 
     def configure_optimizers(self):
-        return self.adam(self.lr, self.EPS, policy=self.policy, value=self.value)
+        rates = dict(policy=self.config.lr, value=self.config.value_lr)
+        return self.adam(rates, self.EPS, policy=self.policy, value=self.value)
+
+    @property
+    def epochs(self) -> int:
+        """Passes over a rollout in minibatches."""
+        return self.config.value_epochs
 
     # What an algorithm writes
 
@@ -109,7 +102,7 @@ class PolicyGradient(Agent):
 
     def update(self, batch: Sample, noise: Noise, k: int) -> Metrics:
         """One step of the value on a minibatch."""
-        return dict(value_loss=self.descend("value", self.value_loss(batch), self.max_grad_norm))
+        return dict(value_loss=self.descend("value", self.value_loss(batch), self.config.max_grad_norm))
 
     # What it is given
 
@@ -119,13 +112,13 @@ class PolicyGradient(Agent):
 
     def policy_loss(self, policy: Distribution, loss: Tensor) -> Tensor:
         """A loss ``[S, B]`` of the policy, less what its entropy is worth."""
-        return loss - self.entropy * policy.entropy()
+        return loss - self.config.entropy * policy.entropy()
 
     def descend_both(self, policy: Distribution, loss: Tensor, batch: Sample) -> Metrics:
         """One step of the policy down a loss ``[S, B]``, and one of the value, as down one loss in which the value's
         squared error counts half (PPO, equation 9, with the coefficient of stable-baselines3)."""
         both = dict(policy=self.policy_loss(policy, loss), value=0.5 * self.value_loss(batch))
-        found = self.descend_together(both, self.max_grad_norm)
+        found = self.descend_together(both, self.config.max_grad_norm)
         return dict(policy_loss=found["policy"], value_loss=2 * found["value"])
 
     def learn(self, block: Batch) -> Metrics:
@@ -133,12 +126,12 @@ class PolicyGradient(Agent):
         if not self.optim:
             self.configure_optimizers()
         rollout = tree_map(lambda x: x[0], block)
-        self.linear(self.decay_steps)
+        self.linear(self.config.decay_steps)
         with torch.no_grad():
             sample = self.compute_advantages(rollout)
         metrics = self.improve(sample)
         with torch.no_grad():
-            if self.normalize_obs:
+            if self.config.normalize_obs:
                 self.obs_norm.see(rollout.obs.flatten(1, 2))
             metrics["entropy"] = self.policy(sample.obs).entropy().mean(-1)
         if "value_loss" in metrics:
@@ -150,8 +143,8 @@ class PolicyGradient(Agent):
         obs, next_obs = (self.seen(x.flatten(1, 2)) for x in (rollout.obs, rollout.next_obs))  # [S, E T, O]
         action = rollout.action.flatten(1, 2)
         value, next_value = (self.baseline(x).view_as(rollout.reward) for x in (obs, next_obs))  # [S, E, T]
-        reward = self.scaled(rollout) if self.normalize_reward else rollout.reward
-        advantage = losses.gae(reward, rollout.discount, rollout.last, value, next_value, self.lam)
+        reward = self.scaled(rollout) if self.config.normalize_reward else rollout.reward
+        advantage = losses.gae(reward, rollout.discount, rollout.last, value, next_value, self.config.lam)
         target = advantage + value
         log_prob = self.policy(obs).log_prob(action)
         return Sample(obs, action, log_prob, *(x.flatten(1, 2) for x in (advantage, target)))
@@ -162,7 +155,7 @@ class PolicyGradient(Agent):
 
     def seen(self, obs: Tensor) -> Tensor:
         """Observations as the networks see them, ``[S, B, O]``."""
-        return self.obs_norm(obs) if self.normalize_obs else obs
+        return self.obs_norm(obs) if self.config.normalize_obs else obs
 
     def scaled(self, rollout: Batch) -> Tensor:
         """Rewards over the deviation of the discounted return, ``[S, E, T]``."""
@@ -179,19 +172,19 @@ class PolicyGradient(Agent):
     def passes(self, sample: Sample) -> Metrics:
         """Update on every row once an epoch, in minibatches of rows drawn anew; the last few rows may stay out."""
         rows = sample.obs.shape[1]
-        size = min(self.minibatch or rows, rows)
+        size = min(self.config.minibatch or rows, rows)
         rng, used = self.rng.to(self.device), rows // size * size
-        order = torch.cat([rng.permutation(rows)[:, :used] for _ in range(self.value_epochs)], 1)  # [S, K B]
+        order = torch.cat([rng.permutation(rows)[:, :used] for _ in range(self.epochs)], 1)  # [S, K B]
         seeds = torch.arange(len(order), device=order.device).unsqueeze(1)  # [S, 1]
         return super().learn(Sample(*(x[seeds, order].unflatten(1, (-1, size)).transpose(0, 1) for x in sample)))
 
     def advantage_of(self, sample: Sample) -> Tensor:
         """The advantage, normalised where it is to be: ``[S, B]``."""
-        return losses.standardized(sample.advantage) if self.normalize_advantage else sample.advantage
+        return losses.standardized(sample.advantage) if self.config.normalize_advantage else sample.advantage
 
     def updates_in(self, rows: int) -> int:
         """Gradient steps taken on a rollout of so many steps."""
-        return self.value_epochs * (rows // min(self.minibatch or rows, rows))
+        return self.epochs * (rows // min(self.config.minibatch or rows, rows))
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
         action = self.policy.act(self.seen(obs), self.exploring(obs) if explore else None)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from offlinerl.agents.base import Agent, Noise
+from offlinerl.agents.base import Agent, Config, Noise, setting
 from offlinerl.learning import losses
 from offlinerl.nn.actors import SquashedGaussianActor
 from offlinerl.nn.critics import Critic
 from offlinerl.nn.layers import soft_update, uniform
-from offlinerl.types import Batch, Metrics, Spec
+from offlinerl.types import Batch, Metrics
 
 
 class Temperature(nn.Module):
@@ -27,52 +27,35 @@ class Temperature(nn.Module):
         return self.log_alpha.exp()
 
 
+@dataclass(frozen=True)
+class SACConfig(Config):
+    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
+    n_step: int = setting(1, "steps of the reward sum", low=1)
+    tau: float = setting(0.005, "rate of the target critics", above=0, high=1)
+    lr: float = setting(3e-4, "Adam's learning rate", above=0)
+    hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers of every network")
+    critics: int = setting(2, "critics, of which the targets take the minimum", low=1)
+    alpha: float = setting(1.0, "the temperature at the start", above=0)
+    learn_alpha: bool = setting(True, "adapt it until the policy's entropy is target_entropy (paper, section 5)")
+    target_entropy: float | None = setting(None, "in nats; null: minus the number of action dimensions")
+
+
 class SAC(Agent):
-    """Maximum-entropy actor-critic (paper, algorithm 1).
+    """Maximum-entropy actor-critic (paper, algorithm 1)."""
 
-    Args:
-        spec: shapes and bounds of the task.
-        seeds: S integers.
-        gamma: discount factor.
-        n_step: steps of the reward sum.
-        tau: rate of the target critics.
-        lr: Adam's learning rate.
-        hidden: sizes of the hidden layers of every network.
-        critics: N; the targets take their minimum.
-        alpha: the temperature at the start.
-        learn_alpha: adapt it until the policy's entropy is ``target_entropy`` (paper, section 5).
-        target_entropy: in nats; None: minus the number of action dimensions.
-    """
-
+    config_class = SACConfig
     online = True
 
-    def __init__(
-        self,
-        spec: Spec,
-        seeds: Sequence[int] = (0,),
-        *,
-        gamma: float = 0.99,
-        n_step: int = 1,
-        tau: float = 0.005,
-        lr: float = 3e-4,
-        hidden: Sequence[int] = (256, 256),
-        critics: int = 2,
-        alpha: float = 1.0,
-        learn_alpha: bool = True,
-        target_entropy: float | None = None,
-    ):
-        super().__init__(spec, seeds, gamma, n_step)
-        self.save_hyperparameters()
-        A = spec.action_dim
-        self.tau, self.lr, self.learn_alpha = tau, lr, learn_alpha
-        self.target_entropy = -float(A) if target_entropy is None else target_entropy
-        self.critic = Critic(self.encoder("critic"), A, hidden, self.init_rng("critic"), critics, uniform)
+    def build(self) -> None:
+        config, A = self.config, self.spec.action_dim
+        self.target_entropy = -float(A) if config.target_entropy is None else config.target_entropy
+        self.critic = Critic(self.encoder("critic"), A, config.hidden, self.init_rng("critic"), config.critics, uniform)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor = SquashedGaussianActor(self.encoder("actor"), A, hidden, self.init_rng("actor"))
-        self.temperature = Temperature(len(self.seeds), alpha)
+        self.actor = SquashedGaussianActor(self.encoder("actor"), A, config.hidden, self.init_rng("actor"))
+        self.temperature = Temperature(len(self.seeds), config.alpha)
 
     def configure_optimizers(self):
-        return self.adam(self.lr, critic=self.critic, actor=self.actor, temperature=self.temperature)
+        return self.adam(self.config.lr, critic=self.critic, actor=self.actor, temperature=self.temperature)
 
     def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
         alpha = self.temperature().detach()  # [S, 1]
@@ -81,9 +64,9 @@ class SAC(Agent):
         q = self.critic(batch.obs, action).amin(1)  # [S, B]
         metrics["actor_loss"] = self.descend("actor", alpha * log_prob - q)
         log_prob = log_prob.detach()
-        if self.learn_alpha:
+        if self.config.learn_alpha:
             self.descend("temperature", -self.temperature.log_alpha * (log_prob + self.target_entropy))
-        soft_update(self.target_critic, self.critic, self.tau)
+        soft_update(self.target_critic, self.critic, self.config.tau)
         return metrics | dict(alpha=alpha.squeeze(-1), entropy=-log_prob.mean(-1))
 
     def update_critic(self, batch: Batch, noise: Noise, alpha: Tensor) -> Metrics:

@@ -4,95 +4,76 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from offlinerl.agents.base import Agent, Noise
+from offlinerl.agents.base import Agent, Config, Noise, setting
 from offlinerl.learning import losses
 from offlinerl.learning.exploration import exploration_of
 from offlinerl.nn.actors import DeterministicActor
 from offlinerl.nn.critics import Critic
 from offlinerl.nn.layers import Init, soft_update, uniform
-from offlinerl.types import Batch, Metrics, Spec
+from offlinerl.types import Batch, Metrics
+
+
+@dataclass(frozen=True)
+class TD3Config(Config):
+    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
+    n_step: int = setting(1, "steps of the reward sum", low=1)
+    tau: float = setting(0.005, "rate of the targets", above=0, high=1)
+    actor_lr: float = setting(3e-4, "Adam's learning rate of the actor", above=0)
+    critic_lr: float = setting(3e-4, "and of the critics", above=0)
+    hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers of every network")
+    critics: int = setting(2, "critics, of which the targets take the minimum", low=1)
+    policy_delay: int = setting(2, "critic updates for every one of the actor and the targets", low=1)
+    target_noise: float = setting(
+        0.2, "deviation of the noise on the target's action, in units of half the action's range", low=0
+    )
+    target_noise_clip: float = setting(0.5, "bound of that noise", low=0)
+    exploration: str = setting(
+        "gaussian", "noise to explore with; ou is Ornstein-Uhlenbeck", choices=("gaussian", "ou", "parameter")
+    )
+    sigma: float = setting(0.1, "deviation of the exploration, in units of half the action's range", low=0)
+    layer_norm: bool = setting(False, "LayerNorm in the actor, which parameter noise wants")
+    decay_steps: int | None = setting(
+        None, "updates until both rates are zero; `updates`: the run's", low=1, choices=("updates",)
+    )
+    hold: float = setting(
+        0.0, "share of these for which the rates stay, before a cosine takes them down", low=0, below=1
+    )
 
 
 class TD3(Agent):
-    """Clipped double Q-learning, delayed policy updates and target policy smoothing (paper, algorithm 1).
+    """Clipped double Q-learning, delayed policy updates and target policy smoothing (paper, algorithm 1)."""
 
-    Args:
-        spec: shapes and bounds of the task.
-        seeds: S integers.
-        gamma: discount factor.
-        n_step: steps of the reward sum.
-        tau: rate of the targets.
-        actor_lr: Adam's learning rate of the actor.
-        critic_lr: and of the critics.
-        hidden: sizes of the hidden layers of every network.
-        critics: N; the targets take their minimum.
-        policy_delay: critic updates for every one of the actor and the targets.
-        target_noise: deviation of the noise on the target's action, in units of half the action's range.
-        target_noise_clip: bound of that noise.
-        exploration: "gaussian", "ou" (Ornstein-Uhlenbeck) or "parameter".
-        sigma: of the exploration, in units of half the action's range.
-        layer_norm: LayerNorm in the actor, which parameter noise wants.
-        decay_steps: updates after which both learning rates are zero; None: constant, as the paper has them.
-        hold: share of these, in [0, 1), for which the rates stay as they are before a cosine takes them down.
-    """
-
+    config_class = TD3Config
     online = True
     last_init: Init | None = None
     """How the last layers start, if not like the others."""
-    atoms: int | None = None
-    """Atoms of a critic that is a distribution."""
 
-    def __init__(
-        self,
-        spec: Spec,
-        seeds: Sequence[int] = (0,),
-        *,
-        gamma: float = 0.99,
-        n_step: int = 1,
-        tau: float = 0.005,
-        actor_lr: float = 3e-4,
-        critic_lr: float = 3e-4,
-        hidden: Sequence[int] = (256, 256),
-        critics: int = 2,
-        policy_delay: int = 2,
-        target_noise: float = 0.2,
-        target_noise_clip: float = 0.5,
-        exploration: str = "gaussian",
-        sigma: float = 0.1,
-        layer_norm: bool = False,
-        decay_steps: int | None = None,
-        hold: float = 0.0,
-    ):
-        super().__init__(spec, seeds, gamma, n_step)
-        self.save_hyperparameters()
-        self.tau, self.actor_lr, self.critic_lr = tau, actor_lr, critic_lr
-        self.decay_steps, self.hold = decay_steps, hold
-        self.period = policy_delay
-        self.target_noise, self.target_noise_clip = target_noise, target_noise_clip
-        self.exploration = exploration_of(exploration, sigma)
-        A, last = spec.action_dim, self.last_init
-        self.critic = Critic(
-            self.encoder("critic"), A, hidden, self.init_rng("critic"), critics, uniform, last, self.atoms
-        )
+    def build(self) -> None:
+        config, A, init, last = self.config, self.spec.action_dim, self.init_rng, self.last_init
+        hidden, atoms = config.hidden, getattr(config, "num_atoms", None)
+        self.period = config.policy_delay
+        self.exploration = exploration_of(config.exploration, config.sigma)
+        self.critic = Critic(self.encoder("critic"), A, hidden, init("critic"), config.critics, uniform, last, atoms)
         self.actor = DeterministicActor(
-            self.encoder("actor"), A, hidden, self.init_rng("actor"), layer_norm, uniform, last
+            self.encoder("actor"), A, hidden, init("actor"), config.layer_norm, uniform, last
         )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
 
     def configure_optimizers(self):
-        rates = dict(critic=self.critic_lr, actor=self.actor_lr)
+        rates = dict(critic=self.config.critic_lr, actor=self.config.actor_lr)
         return self.adam(rates, critic=self.critic, actor=self.actor)
 
     def before_update(self) -> None:
         for name in self.optim:
-            self.cosine(name, self.decay_steps, self.hold)
+            self.cosine(name, self.config.decay_steps, self.config.hold)
 
     def critic_loss(self, error: Tensor) -> Tensor:
         return losses.squared(error)
@@ -101,8 +82,8 @@ class TD3(Agent):
         metrics = self.update_critic(batch, noise)
         if k == self.period - 1:
             metrics["actor_loss"] = self.descend("actor", -self.action_value(batch.obs, self.actor(batch.obs)))
-            soft_update(self.target_critic, self.critic, self.tau)
-            soft_update(self.target_actor, self.actor, self.tau)
+            soft_update(self.target_critic, self.critic, self.config.tau)
+            soft_update(self.target_actor, self.actor, self.config.tau)
         return metrics
 
     def update_critic(self, batch: Batch, noise: Noise) -> Metrics:
@@ -121,15 +102,15 @@ class TD3(Agent):
         action = self.target_actor(batch.next_obs)
         if "target" not in noise:
             return action
-        clip = self.target_noise_clip
-        return (action + (self.target_noise * noise["target"]).clamp(-clip, clip)).clamp(-1, 1)
+        clip = self.config.target_noise_clip
+        return (action + (self.config.target_noise * noise["target"]).clamp(-clip, clip)).clamp(-1, 1)
 
     def action_value(self, obs: Tensor, action: Tensor) -> Tensor:
         """What the actor climbs, ``[S, B]``: the first critic."""
         return self.critic.first(obs, action)
 
     def draw(self, batch_size: int) -> Noise:
-        if not self.target_noise:
+        if not self.config.target_noise:
             return {}
         return dict(target=self.rng.to(self.device).normal((batch_size, self.spec.action_dim)))
 

@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from offlinerl.agents.npg import NPG
-from offlinerl.types import Metrics, Spec
+from offlinerl.agents.base import setting
+from offlinerl.agents.npg import NPG, NPGConfig
+from offlinerl.types import Metrics
+
+
+@dataclass(frozen=True)
+class TRPOConfig(NPGConfig):
+    backtracks: int = setting(10, "lengths to try", low=1)
+    shrink: float = setting(0.8, "each is so much of the one before", above=0, below=1)
 
 
 class TRPO(NPG):
     """The natural gradient's step, shortened until the surrogate gains and the KL divergence is at most ``max_kl``
-    (paper, appendix C): each seed by itself, and not at all where nothing of it will do.
+    (paper, appendix C): each seed by itself, and not at all where nothing of it will do."""
 
-    Args:
-        backtracks: lengths to try.
-        shrink: each is so much of the one before.
-
-    The others are NPG's.
-    """
-
-    def __init__(
-        self,
-        spec: Spec,
-        seeds: Sequence[int] = (0,),
-        *,
-        backtracks: int = 10,
-        shrink: float = 0.8,
-        **settings: Any,
-    ):
-        super().__init__(spec, seeds, **settings)
-        self.backtracks, self.shrink = backtracks, shrink
+    config_class = TRPOConfig
 
     def search(self, at: Callable[[Tensor], tuple[Tensor, Tensor]], seeds: torch.Size) -> Metrics:
         share = torch.zeros(seeds, device=self.device)  # [S]
-        for i in range(self.backtracks):
-            tried = torch.where(share > 0, share, self.shrink**i)
+        for i in range(self.config.backtracks):
+            tried = torch.where(share > 0, share, self.config.shrink**i)
             gain, kl = at(tried)
-            share = torch.where((gain > 0) & (kl <= self.max_kl), tried, 0.0)
+            share = torch.where((gain > 0) & (kl <= self.config.max_kl), tried, 0.0)
             if (share > 0).all():
                 break
         else:

@@ -3,99 +3,81 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from offlinerl.agents.base import Agent, Noise
+from offlinerl.agents.base import Agent, Config, Noise, setting
 from offlinerl.learning import losses
 from offlinerl.nn.actors import GaussianActor
 from offlinerl.nn.critics import Critic, Value
 from offlinerl.nn.layers import dropout_masks, soft_update
-from offlinerl.types import Batch, Metrics, Spec
+from offlinerl.types import Batch, Metrics
+
+
+@dataclass(frozen=True)
+class XQLConfig(Config):
+    beta: float = setting(2.0, "temperature of the Gumbel regression, in units of reward (paper, table 4)", above=0)
+    clip: float = setting(7.0, "upper bound of (Q - V) / beta in it", above=0)
+    temperature: float = setting(0.5, "inverse temperature of the advantage weights; not beta", low=0)
+    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
+    n_step: int = setting(1, "steps of the reward sum", low=1)
+    tau: float = setting(0.005, "rate of the target critics", above=0, high=1)
+    lr: float = setting(3e-4, "Adam's learning rate", above=0)
+    hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers of every network")
+    dropout: float = setting(0.0, "rate of dropout in the actor", low=0, below=1)
+    decay_steps: int | None = setting(
+        None, "updates until a cosine takes the actor's rate to zero; `updates`: the run's", low=1, choices=("updates",)
+    )
+    value_layer_norm: bool = setting(True, "LayerNorm in the value network")
+    huber: float = setting(20.0, "where the critics' loss turns linear, in units of reward", above=0)
+    value_updates: int = setting(1, "steps of V for every step of the rest", low=1)
+    random_actions: int = setting(
+        0, "uniform actions added to every row when V is regressed, as in the authors' scripts", low=0
+    )
+    action_noise: float = setting(0.0, "deviation of the noise added to those actions, clipped to 0.5", low=0)
 
 
 class XQL(Agent):
     """Gumbel regression of the soft value on the dataset's own actions, then advantage-weighted extraction.
 
-    Args:
-        spec: shapes and bounds of the task.
-        seeds: S integers.
-        beta: temperature of the Gumbel regression, in units of reward (paper, table 4).
-        clip: upper bound of ``(Q - V) / beta`` in it.
-        temperature: inverse temperature of the advantage weights; not beta.
-        gamma: discount factor.
-        n_step: steps of the reward sum.
-        tau: rate of the target critics.
-        lr: Adam's learning rate.
-        hidden: sizes of the hidden layers of every network.
-        dropout: rate of dropout in the actor.
-        decay_steps: updates over which a cosine takes the actor's learning rate to zero; None: constant.
-        value_layer_norm: LayerNorm in the value network.
-        huber: where the critics' loss turns linear, in units of reward.
-        value_updates: steps of V for every step of the rest.
-        random_actions: uniform actions added to every row when V is regressed, the half-uniform reference
-            distribution of the authors' scripts.
-        action_noise: deviation of the noise added to those actions, clipped to 0.5; 0: none.
+    Random actions beside the data's are the half-uniform reference distribution of the authors' scripts.
     """
 
-    def __init__(
-        self,
-        spec: Spec,
-        seeds: Sequence[int] = (0,),
-        *,
-        beta: float = 2.0,
-        clip: float = 7.0,
-        temperature: float = 0.5,
-        gamma: float = 0.99,
-        n_step: int = 1,
-        tau: float = 0.005,
-        lr: float = 3e-4,
-        hidden: Sequence[int] = (256, 256),
-        dropout: float = 0.0,
-        decay_steps: int | None = None,
-        value_layer_norm: bool = True,
-        huber: float = 20.0,
-        value_updates: int = 1,
-        random_actions: int = 0,
-        action_noise: float = 0.0,
-    ):
-        super().__init__(spec, seeds, gamma, n_step)
-        self.save_hyperparameters()
-        self.beta, self.clip, self.temperature = beta, clip, temperature
-        self.tau, self.lr, self.decay_steps, self.huber = tau, lr, decay_steps, huber
-        self.hidden, self.dropout = tuple(hidden), dropout
-        self.value_updates, self.random_actions, self.action_noise = value_updates, random_actions, action_noise
-        A = spec.action_dim
-        self.value = Value(self.encoder("value"), hidden, self.init_rng("value"), layer_norm=value_layer_norm)
-        self.critic = Critic(self.encoder("critic"), A, hidden, self.init_rng("critic"))
+    config_class = XQLConfig
+
+    def build(self) -> None:
+        config, A = self.config, self.spec.action_dim
+        hidden, init = config.hidden, self.init_rng
+        self.value = Value(self.encoder("value"), hidden, init("value"), layer_norm=config.value_layer_norm)
+        self.critic = Critic(self.encoder("critic"), A, hidden, init("critic"))
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor = GaussianActor(self.encoder("actor"), A, hidden, self.init_rng("actor"), dropout)
+        self.actor = GaussianActor(self.encoder("actor"), A, hidden, init("actor"), config.dropout)
 
     def configure_optimizers(self):
-        return self.adam(self.lr, value=self.value, actor=self.actor, critic=self.critic)
+        return self.adam(self.config.lr, value=self.value, actor=self.actor, critic=self.critic)
 
     def value_loss(self, error: Tensor) -> Tensor:
-        return losses.gumbel(error, self.beta, self.clip)
+        return losses.gumbel(error, self.config.beta, self.config.clip)
 
     def critic_loss(self, error: Tensor) -> Tensor:
-        return losses.huber(error, self.huber)
+        return losses.huber(error, self.config.huber)
 
     def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
         with torch.no_grad():
             q = self.target(batch.obs, batch.action).amin(-2)  # [S, B]
             obs, q_seen = self.reference_rows(batch, q, noise)
-        for _ in range(self.value_updates):
+        for _ in range(self.config.value_updates):
             value_loss = self.descend("value", self.value_loss(q_seen - self.value(obs)))
         with torch.no_grad():
             value = self.value(batch.obs)  # [S, B]
             target = batch.reward + batch.discount * self.value(batch.next_obs)  # [S, B]
         log_prob = self.actor(batch.obs, noise.get("dropout")).log_prob(batch.action)  # [S, B]
-        actor_loss = self.descend("actor", losses.awr(log_prob, q - value, self.temperature))
+        actor_loss = self.descend("actor", losses.awr(log_prob, q - value, self.config.temperature))
         error = target.unsqueeze(1) - self.critic(batch.obs, batch.action)  # [S, N, B]
         critic_loss = self.descend("critic", self.critic_loss(error))
-        soft_update(self.target, self.critic, self.tau)
+        soft_update(self.target, self.critic, self.config.tau)
         return dict(
             value_loss=value_loss, actor_loss=actor_loss, critic_loss=critic_loss,
             value=value.mean(-1), advantage=(q - value).mean(-1),
@@ -107,24 +89,24 @@ class XQL(Agent):
             return batch.obs, q
         obs, action = batch.obs, batch.action
         if "random" in noise:
-            obs = torch.cat([obs] * (1 + self.random_actions), -2)
+            obs = torch.cat([obs] * (1 + self.config.random_actions), -2)
             action = torch.cat([action, noise["random"]], -2)
         if "jitter" in noise:
-            action = (action + (self.action_noise * noise["jitter"]).clamp(-0.5, 0.5)).clamp(-1, 1)
+            action = (action + (self.config.action_noise * noise["jitter"]).clamp(-0.5, 0.5)).clamp(-1, 1)
         return obs, self.target(obs, action).amin(-2)
 
     def draw(self, batch_size: int) -> Noise:
         rng, noise = self.rng.to(self.device), {}
-        if self.dropout:
-            noise["dropout"] = dropout_masks(rng, self.dropout, batch_size, self.hidden)
-        if self.random_actions:
-            noise["random"] = rng.uniform(-1, 1, (self.random_actions * batch_size, self.spec.action_dim))
-        if self.action_noise:
-            noise["jitter"] = rng.normal(((1 + self.random_actions) * batch_size, self.spec.action_dim))
+        if self.config.dropout:
+            noise["dropout"] = dropout_masks(rng, self.config.dropout, batch_size, self.config.hidden)
+        if self.config.random_actions:
+            noise["random"] = rng.uniform(-1, 1, (self.config.random_actions * batch_size, self.spec.action_dim))
+        if self.config.action_noise:
+            noise["jitter"] = rng.normal(((1 + self.config.random_actions) * batch_size, self.spec.action_dim))
         return noise
 
     def before_update(self) -> None:
-        self.cosine("actor", self.decay_steps)
+        self.cosine("actor", self.config.decay_steps)
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
         return self.to_env(self.actor.act(obs, self.exploring(obs) if explore else None))

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from offlinerl.agents.td3 import TD3
+from offlinerl.agents.base import setting
+from offlinerl.agents.td3 import TD3, TD3Config
 from offlinerl.learning import losses
-from offlinerl.types import Spec
+
+
+@dataclass(frozen=True)
+class XTD3Config(TD3Config):
+    beta: float = setting(5.0, "temperature of the Gumbel regression, in units of reward (paper, table 7)", above=0)
+    clip: float = setting(8.0, "upper bound of (target - Q) / beta in it", above=0)
 
 
 class XTD3(TD3):
     """TD3 whose critics are regressed by the Gumbel loss, to the soft maximum of their noisy targets instead of
-    the mean.
+    the mean."""
 
-    Args:
-        beta: temperature of the Gumbel regression, in units of reward (paper, table 7).
-        clip: upper bound of ``(target - Q) / beta`` in it.
-
-    The others are TD3's.
-    """
-
-    def __init__(
-        self,
-        spec: Spec,
-        seeds: Sequence[int] = (0,),
-        *,
-        beta: float = 5.0,
-        clip: float = 8.0,
-        **settings: Any,
-    ):
-        super().__init__(spec, seeds, **settings)
-        self.beta, self.clip = beta, clip
+    config_class = XTD3Config
 
     def critic_loss(self, error: Tensor) -> Tensor:
-        return losses.gumbel(error, self.beta, self.clip)
+        return losses.gumbel(error, self.config.beta, self.config.clip)

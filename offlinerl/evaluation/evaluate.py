@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from offlinerl.agents import checkpoint
+from offlinerl.agents.base import Agent
 from offlinerl.envs.checks import Unsound, one
 from offlinerl.envs.make import Pool, with_limits
 from offlinerl.evaluation.statistics import Evaluation
@@ -144,6 +145,7 @@ def evaluate_checkpoint(
     json_file: Path | None = None,
     device: str = "auto",
     limits: Mapping[str, Any] | None = None,
+    agent_class: type[Agent] | str | None = None,
 ) -> dict[str, Any]:
     """What ``offlinerl evaluate`` does: needs the checkpoint and nothing else.
 
@@ -157,12 +159,13 @@ def evaluate_checkpoint(
         json_file: where to write what is returned.
         device: "auto", "cpu" or "cuda".
         limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
+        agent_class: of an agent that is neither ours nor installed; see ``checkpoint.load_agent``.
 
     Raises:
         UserError: the checkpoint cannot be read or does not fit the environment.
     """
     display, path = Display(), find_checkpoint(path)
-    agent = checkpoint.load_agent(path, pick_device(device))
+    agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
     if env is None and not agent.task:
         raise UserError(f"the checkpoint {path} does not say what it was trained for; name an environment with --env")
     task = Task(**agent.task) if env is None else task_named(env)

@@ -62,6 +62,7 @@ def collect(
     threads: int | None = None,
     obs_keys: Sequence[str] | None = None,
     limits: Mapping[str, Any] | None = None,
+    agent_class: str | None = None,
 ) -> Path:
     """Collect episodes and write them as a Minari dataset.
 
@@ -87,6 +88,7 @@ def collect(
         threads: CPU threads to compute with; by default as many as cores.
         obs_keys: the parts of the observations to see and store, in this order; by default all.
         limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
+        agent_class: of a checkpoint's agent that is neither ours nor installed; ``module:Class``.
 
     Returns:
         The dataset's folder.
@@ -104,7 +106,7 @@ def collect(
         raise UserError(f"{folder} holds an unfinished collection: go on with --resume, or delete it to start again")
     if not unfinished:
         require_free(folder, "give --append to add to its dataset, or name another --out")
-    if source in agents.names():
+    if agents.is_name(source):
         over = dict(over or {})
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over["train"] = {**over.get("train", {}), **given}
@@ -116,7 +118,7 @@ def collect(
             raise UserError("--ray-address is where workers run: say how many with --workers")
         return Learning(settings, pick_device(device), folder, target, append, ray_address).collect()
     task = Task.of(registry.limited(registry.task(env, obs_keys), limits or {}))
-    policy = policy_of(source, pick_device(device))
+    policy = policy_of(source, pick_device(device), agent_class)
     target = target_of(dataset_id, unfinished, append, source, task)
     collection = Collection(folder, task, dataset_id, target, append, source, seed, dict(noise=noise))
     with collection.opened():
@@ -179,7 +181,7 @@ class Collection:
         self.metadata = dict(
             author="offlinerl",
             description=f"{described(source)} in {task.env_id}, seed {seed}",
-            algorithm_name=source if source in agents.names() else described(source).split()[0],
+            algorithm_name=source if agents.is_name(source) else described(source).split()[0],
             licence="MIT",
             requirements=["offlinerl"],
             seed=seed,
@@ -419,7 +421,7 @@ class Learning(OnlineRun):
         return "the same command with --resume"
 
 
-def policy_of(source: str | Policy, device: torch.device) -> Policy | None:
+def policy_of(source: str | Policy, device: torch.device, agent_class: str | None = None) -> Policy | None:
     """The policy of a source that does not learn; None for chance and for scripts.
 
     Raises:
@@ -427,7 +429,9 @@ def policy_of(source: str | Policy, device: torch.device) -> Policy | None:
     """
     if source in ("random", "scripted"):
         return None
-    return checkpoint.load_agent(Path(source), device) if isinstance(source, str | Path) else source
+    if not isinstance(source, str | Path):
+        return source
+    return checkpoint.load_agent(Path(source), device, agent_class=agent_class)
 
 
 def score_range(task: Task, expert: float) -> dict[str, float]:
@@ -449,7 +453,7 @@ def described(source: str | Policy) -> str:
     """What a dataset's provenance calls a source."""
     if not isinstance(source, str | Path):
         return f"{type(source).__module__}:{type(source).__qualname__}"
-    named = source in ("random", "scripted") or source in agents.names()
+    named = source in ("random", "scripted") or agents.is_name(source)
     return source if named or not Path(source).exists() else f"checkpoint {find_checkpoint(source).resolve()}"
 
 

@@ -2,112 +2,87 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from offlinerl.agents import Outline
 from offlinerl.data.registry import Entry
 from offlinerl.util import paths
 from offlinerl.util.errors import UserError
+from offlinerl.util.settings import Config, make, plain, setting, settings_of
 
 if TYPE_CHECKING:
     from offlinerl.agents.base import Agent
 
 SECTIONS = {"fit", "agent", "train", "datasets", "environments", "collect", "versions"}
-SAVE_EVERY = 5.0
-"""Minutes of training after which it is saved, also between evaluations."""
-
-OFFLINE = dict(
-    updates=100_000, batch=256, eval_every=10_000, eval_episodes=10, final_episodes=50, block=50, compile="auto",
-    online_steps=0, online_eval_every=1_000, envs=1, steps_per_update=1, capacity=1_000_000, save_every=SAVE_EVERY,
-)  # fmt: skip
-"""Settings of a training on a dataset and of fine-tuning after it, and their defaults."""
-
-EPISODES = dict(
-    updates=100_000, batch=32, eval_every=10_000, eval_episodes=10, final_episodes=50, block=5, compile="auto",
-    save_every=SAVE_EVERY,
-)  # fmt: skip
-"""Of a training on a dataset's whole episodes, of which ``batch`` make a batch; what it makes is not fine-tuned."""
-
-ONLINE = dict(
-    steps=100_000, batch=256, eval_every=5_000, eval_episodes=10, final_episodes=20, block=1, compile="auto", envs=1,
-    steps_per_update=1, warm_up=1_000, capacity=1_000_000, prioritized=False, priority_alpha=0.6, priority_beta=0.4,
-    workers=0, save_every=SAVE_EVERY,
-)  # fmt: skip
-"""Settings of a training by acting; see ``offlinerl.experience.sources.ReplayData`` and
-``offlinerl.experience.ring.Replay``. ``workers`` are processes that act, see
-``offlinerl.rollout.actor_pool``; 0 is this one alone."""
-
-ON_POLICY = dict(
-    steps=1_000_000, batch=2_048, eval_every=20_000, eval_episodes=10, final_episodes=20, compile="auto", envs=1,
-    save_every=SAVE_EVERY,
-)  # fmt: skip
-"""Settings of a training on the policy's own rollouts, of ``batch`` steps each in ``envs`` environments."""
-
 ROLLOUT = 32
 """Steps that a worker takes between two deliveries, unless ``block`` says otherwise, for a way costs milliseconds."""
 
-LIMITS = {
-    **dict.fromkeys(
-        ("lr", "actor_lr", "critic_lr", "value_lr", "beta", "clip", "huber", "alpha", "max_kl", "save_every"),
-        ("greater than 0", lambda x: x > 0),
-    ),
-    **dict.fromkeys(
-        (
-            "temperature",
-            "action_noise",
-            "random_actions",
-            "sigma",
-            "target_noise",
-            "target_noise_clip",
-            "epsilon_steps",
-            "entropy",
-            "cg_damping",
-        ),
-        ("at least 0", lambda x: x >= 0),
-    ),
-    **dict.fromkeys(
-        (
-            "n_step",
-            "value_updates",
-            "critics",
-            "policy_delay",
-            "target_every",
-            "epochs",
-            "value_epochs",
-            "minibatch",
-            "cg_iterations",
-            "backtracks",
-        ),
-        ("at least 1", lambda x: x >= 1),
-    ),
-    **dict.fromkeys(
-        (OFFLINE | ONLINE | ON_POLICY).keys() - {"compile", "prioritized", "save_every"},
-        ("at least 1", lambda x: x >= 1),
-    ),
-    **dict.fromkeys(("warm_up", "online_steps", "workers"), ("at least 0", lambda x: x >= 0)),
-    **dict.fromkeys(
-        ("priority_alpha", "priority_beta", "epsilon", "final_epsilon", "lam"), ("from 0 to 1", lambda x: 0 <= x <= 1)
-    ),
-    "num_atoms": ("at least 2", lambda x: x >= 2),
-    "exploration": ("gaussian, ou or parameter", lambda x: x in ("gaussian", "ou", "parameter")),
-    "baseline": ("none, average or value", lambda x: x in ("none", "average", "value")),
-    **dict.fromkeys(("target_kl", "max_grad_norm"), ("greater than 0 or null", lambda x: x is None or x > 0)),
-    **dict.fromkeys(("tau", "baseline_rate"), ("greater than 0 and at most 1", lambda x: 0 < x <= 1)),
-    **dict.fromkeys(("expectile", "shrink"), ("between 0 and 1", lambda x: 0 < x < 1)),
-    "gamma": ("from 0 to 1", lambda x: 0 <= x <= 1),
-    **dict.fromkeys(("dropout", "hold"), ("at least 0 and less than 1", lambda x: 0 <= x < 1)),
-}
-"""What a setting must be, by name; a name means the same in every algorithm."""
 
-NULLABLE = {"target_entropy", "target_kl", "max_grad_norm"}
-"""Numbers that may be null."""
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """Settings of every training."""
+
+    batch: int = setting(256, "rows of a gradient step", low=1)
+    eval_every: int = setting(10_000, "updates or steps between two evaluations", low=1)
+    eval_episodes: int = setting(10, "episodes of an evaluation on the way", low=1)
+    final_episodes: int = setting(20, "episodes of the evaluation of the last policy", low=1)
+    compile: bool = setting("auto", "compile the update; auto: if the run is long enough to earn it", choices=("auto",))
+    save_every: float = setting(5.0, "minutes after which it is saved, also between evaluations", above=0)
+
+
+@dataclass(frozen=True)
+class EpisodesConfig(TrainConfig):
+    """Of a training on a dataset's whole episodes; what it makes is not fine-tuned."""
+
+    updates: int = setting(100_000, "gradient steps", low=1)
+    batch: int = setting(32, "episodes of a gradient step", low=1)
+    final_episodes: int = 50
+    block: int = setting(5, "updates between two returns to the training loop", low=1)
+
+
+@dataclass(frozen=True)
+class OfflineConfig(EpisodesConfig):
+    """Of a training on a dataset and of fine-tuning after it."""
+
+    batch: int = setting(256, "transitions of a gradient step", low=1)
+    block: int = 50
+    online_steps: int = setting(0, "environment steps to fine-tune for afterwards", low=0)
+    online_eval_every: int = setting(1_000, "updates between two evaluations then", low=1)
+    envs: int = setting(1, "environments side by side", low=1)
+    steps_per_update: int = setting(1, "environment steps for every gradient step", low=1)
+    capacity: int = setting(1_000_000, "transitions that the replay holds", low=1)
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig(TrainConfig):
+    """Of a training on the policy's own rollouts."""
+
+    steps: int = setting(1_000_000, "environment steps", low=1)
+    batch: int = setting(2_048, "steps of a rollout, in all environments together", low=1)
+    eval_every: int = 20_000
+    envs: int = setting(1, "environments side by side", low=1)
+
+
+@dataclass(frozen=True)
+class OnlineConfig(OnPolicyConfig):
+    """Of a training by acting, see ``offlinerl.experience.sources.ReplayData`` and
+    ``offlinerl.experience.ring.Replay``."""
+
+    steps: int = 100_000
+    batch: int = setting(256, "transitions of a gradient step", low=1)
+    eval_every: int = 5_000
+    block: int = setting(1, "updates between two returns to the training loop", low=1)
+    steps_per_update: int = setting(1, "environment steps for every gradient step", low=1)
+    warm_up: int = setting(1_000, "random steps before the first update", low=0)
+    capacity: int = setting(1_000_000, "transitions that the replay holds", low=1)
+    prioritized: bool = setting(False, "draw transitions by their last error (Schaul et al., ICLR 2016)")
+    priority_alpha: float = setting(0.6, "how much the error counts", low=0, high=1)
+    priority_beta: float = setting(0.4, "how much of that the weights make up for at the start", low=0, high=1)
+    workers: int = setting(0, "processes that act; 0: this one alone", low=0)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +114,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def resolve(
     agent_name: str,
-    agent: type[Agent] | Outline,
+    agent: type[Agent],
     entry: Entry,
     file: Path | None = None,
     over: Mapping[str, Any] | None = None,
@@ -152,26 +127,26 @@ def resolve(
     Raises:
         UserError: a setting is unknown or of the wrong type; the message names the nearest ones.
     """
-    defaults = training_defaults(agent)
+    training = training_class(agent)
     family = paths.share("configs", agent_name, f"{'online' if agent.online else entry.family}.yaml")
     asked = merge(_read_for(Path(file), entry) if file else {}, over or {})
-    settings = merge(dict(agent={}, train=defaults), _read_for(family, entry) if family.is_file() else {})
+    settings = merge(dict(agent={}, train={}), _read_for(family, entry) if family.is_file() else {})
     settings = merge(settings, asked)
-    settings["agent"] = _checked(settings["agent"], parameters(agent), f"{agent_name} has no setting")
-    settings["train"] = _checked(settings["train"], defaults, f"training {agent_name} has no setting")
+    settings["agent"] = plain(make(agent.config_class, settings["agent"], f"{agent_name} has no setting"))
+    settings["train"] = plain(make(training, settings["train"], f"training {agent_name} has no setting"))
     if settings["train"].get("workers"):
         settings["train"] |= _for_workers(settings["train"], asked.get("train", {}))
     return {section: settings[section] for section in ("agent", "train")}
 
 
-def training_defaults(agent: type[Agent] | Outline) -> dict[str, Any]:
-    """The settings of a training of an agent, with their defaults."""
+def training_class(agent: type[Agent]) -> type[TrainConfig]:
+    """The settings of a training of an agent."""
     if agent.online:
-        return ON_POLICY if agent.on_policy else ONLINE
-    return EPISODES if agent.whole_episodes else OFFLINE
+        return OnPolicyConfig if agent.on_policy else OnlineConfig
+    return EpisodesConfig if agent.whole_episodes else OfflineConfig
 
 
-def of_run(settings: Mapping[str, Any], agent: type[Agent] | Outline) -> dict[str, Any]:
+def of_run(settings: Mapping[str, Any], agent: type[Agent]) -> dict[str, Any]:
     """The settings that a run's ``config.yaml`` states, which may be an older version's: what it does not know is as by
     default, and what it knows beyond stays.
 
@@ -179,9 +154,9 @@ def of_run(settings: Mapping[str, Any], agent: type[Agent] | Outline) -> dict[st
         UserError: a setting has another type or lies out of range.
     """
     checked = dict(settings)
-    for section, defaults in dict(agent=parameters(agent), train=training_defaults(agent)).items():
-        known = {key: value for key, value in settings[section].items() if key in defaults}
-        checked[section] = {**defaults, **settings[section], **typed(known, defaults)}
+    for section, known in dict(agent=agent.config_class, train=training_class(agent)).items():
+        stated = {key: value for key, value in settings[section].items() if key in settings_of(known)}
+        checked[section] = {**settings[section], **plain(known(**stated))}
     return checked
 
 
@@ -214,80 +189,9 @@ def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def parameters(agent: type[Agent] | Outline) -> dict[str, Any]:
-    """The settings of an algorithm and their defaults: its constructor's keyword arguments, and where it passes
-    others on, those of the class it is made from."""
-    if isinstance(agent, Outline):
-        return dict(agent.settings)
-    own = inspect.signature(agent.__init__).parameters.values()
-    passed_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own)
-    inherited = parameters(agent.__base__) if passed_on else {}
-    return {p.name: p.default for p in own if p.kind is p.KEYWORD_ONLY} | inherited
-
-
-def _checked(given: Mapping[str, Any], defaults: Mapping[str, Any], complaint: str) -> dict[str, Any]:
-    for key in given:
-        if key not in defaults:
-            near = difflib.get_close_matches(key, defaults, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(defaults)}"
-            raise UserError(f"{complaint} {key!r}; {hint}")
-    return merge(defaults, typed(given, defaults))
-
-
-def typed(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Known settings in the types of their defaults.
-
-    Raises:
-        UserError: one has another type or lies out of range.
-    """
-    return {key: _value(key, value, defaults[key]) for key, value in given.items()}
-
-
-def _value(key: str, value: Any, default: Any) -> Any:
-    """``value`` in the type of the setting's default.
-
-    Raises:
-        UserError: it has another type or lies out of range.
-    """
-    if isinstance(value, str) and _is_number(value):
-        value = float(value)  # YAML 1.1 takes 3e-4 for text
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    whole = number and value == int(value)
-    if key == "compile":
-        fits, wanted = value in ("auto", True, False), "auto, true or false"
-    elif key == "decay_steps":
-        fits, wanted = value in (None, "updates") or (whole and value >= 1), "a whole number, updates or null"
-    elif isinstance(default, bool):
-        fits, wanted = isinstance(value, bool), "true or false"
-    elif isinstance(default, int):
-        fits, wanted = whole, "a whole number"
-    elif isinstance(default, float) or key in NULLABLE:
-        number = number or (key in NULLABLE and value is None)
-        fits, wanted = number, "a number"
-    elif isinstance(default, str):
-        fits, wanted = isinstance(value, str), "a word"
-    elif isinstance(default, Sequence):
-        fits = isinstance(value, Sequence) and all(type(size) is int and size > 0 for size in value)
-        wanted = "a list of whole numbers, such as [256, 256]"
-    else:
-        fits, wanted = True, ""
-    limit, within = LIMITS.get(key, (wanted, lambda _: True))
-    if not (fits and within(value)):
-        raise UserError(f"{key} must be {limit if fits else wanted}, not {value!r}")
-    return type(default)(value) if type(default) in (int, float) else value
-
-
 def parse_value(text: str) -> Any:
     """A value on the command line: a number, true, false, null, a list, else the text itself."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

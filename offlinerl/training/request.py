@@ -13,6 +13,7 @@ from offlinerl.data import registry
 from offlinerl.training import config
 from offlinerl.util.errors import UserError
 from offlinerl.util.folder import find_checkpoint
+from offlinerl.util.settings import typed
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
     from offlinerl.rollout.policy import Policy
@@ -103,7 +104,7 @@ def require_source(
     Raises:
         UserError: there is no such source or environment, or a setting is wrong.
     """
-    if source in agents.names():
+    if agents.is_name(source):
         if not agents.outline(source).online:
             raise UserError(f"{source} learns from a dataset and collects none; collect from its checkpoint instead")
         if episodes is not None:
@@ -112,7 +113,9 @@ def require_source(
         return
     if source not in ("random", "scripted") and isinstance(source, str | Path):
         if not Path(source).exists():
-            near = difflib.get_close_matches(source, [*agents.names(), "random", "scripted"], n=2, cutoff=0.5)
+            near = difflib.get_close_matches(
+                source, [*agents.names(), *agents.installed(), "random", "scripted"], n=2, cutoff=0.5
+            )
             hint = (
                 f"did you mean {' or '.join(near)}?"
                 if near
@@ -161,7 +164,7 @@ def settings_of(
     _place_of_dataset(folder, about, dataset)
     given, asked = dict(over.get("train", {})), dict(over.get("agent", {}))
     if "save_every" in given:
-        train |= config.typed({"save_every": given.pop("save_every")}, config.training_defaults(outline))
+        train["save_every"] = typed(config.training_class(outline), "save_every", given.pop("save_every"))
     lengths = [name for name in ("steps", "updates", "online_steps") if train.get(name)]
     longer = {name: given.pop(name) for name in lengths if given.get(name, train[name]) != train[name]}
     given = {name: value for name, value in given.items() if value != train.get(name)}
@@ -177,7 +180,7 @@ def settings_of(
         raise UserError(f"a resumed run keeps its settings, so {name} cannot be given; only {flags} may grow")
     train |= longer
     if "decay_steps" in changes:
-        agent |= config.typed({"decay_steps": changes["decay_steps"]}, config.parameters(outline))
+        agent["decay_steps"] = typed(outline.config_class, "decay_steps", changes["decay_steps"])
     return settings, changes
 
 

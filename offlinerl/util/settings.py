@@ -1,0 +1,200 @@
+"""Settings: frozen dataclasses whose fields carry their documentation and limits. Files, flags, help and errors come
+from these alone."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from functools import cache
+from numbers import Real
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from offlinerl.util.errors import UserError
+
+C = TypeVar("C", bound="Config")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[Any] = (),
+) -> Any:
+    """A field of a ``Config``.
+
+    Args:
+        default: its value if nothing else is said.
+        help: what it means, with units, in a phrase.
+        low, high: least and greatest value.
+        above, below: bounds that are not values themselves.
+        choices: the words a ``str`` may be; values that any other setting may have besides those of its type.
+    """
+    limits = dict(low=low, high=high, above=above, below=below)
+    return field(default=default, metadata=dict(limits, help=help, choices=tuple(choices)))
+
+
+def fixed(value: Any) -> Any:
+    """What a variant decides about a setting it inherits, which is none of its own any more."""
+    return field(default=value, init=False)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of something. A field that overrides an inherited one keeps the help and limits that it does not
+    state.
+
+    Types are bool, int, float, str and ``tuple[int, ...]``, or one of these and None.
+
+    Raises:
+        UserError: a value has another type or is out of range.
+    """
+
+    def __init_subclass__(cls) -> None:
+        annotated = inspect.get_annotations(cls)
+        for name, inherited in getattr(cls, "__dataclass_fields__", {}).items():
+            if name not in vars(cls):
+                continue
+            if name not in annotated:
+                raise TypeError(f"{cls.__name__}.{name} needs the type of the setting that it overrides")
+            own = vars(cls)[name]
+            if not isinstance(own, Field):
+                own = field(default=own)
+            if not own.metadata:
+                setattr(cls, name, field(default=own.default, init=own.init, metadata=inherited.metadata))
+
+    def __post_init__(self) -> None:
+        for name in settings_of(type(self)):
+            object.__setattr__(self, name, typed(type(self), name, getattr(self, name)))
+
+
+def settings_of(config: type[Config]) -> dict[str, Field]:
+    """The settings by name, in order; those that are ``fixed`` are not among them."""
+    if "__dataclass_fields__" not in vars(config):
+        raise TypeError(f"{config.__name__} needs the decorator @dataclass(frozen=True)")
+    return {f.name: f for f in fields(config) if f.init}
+
+
+def defaults(config: type[Config]) -> dict[str, Any]:
+    """The settings' defaults, as plain data."""
+    return plain(config())
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Settings and their values as any reader of YAML takes them."""
+    values = {name: getattr(config, name) for name in settings_of(type(config))}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def make(config: type[C], given: Mapping[str, Any], complaint: str) -> C:
+    """Settings with these values.
+
+    Args:
+        complaint: how the sentence begins that says of an unknown one, as in "xql has no setting".
+
+    Raises:
+        UserError: one is unknown, has another type or is out of range.
+    """
+    known = settings_of(config)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+            raise UserError(f"{complaint} {name!r}; {hint}")
+    return config(**given)
+
+
+@cache
+def _hints(config: type[Config]) -> dict[str, tuple[Any, bool]]:
+    """The type of every setting, and whether it may be None."""
+    found = {}
+    for name, hint in get_type_hints(config).items():
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        types = [get_origin(kind) or kind for kind in kinds if kind is not NoneType]
+        found[name] = types[0] if types else NoneType, NoneType in kinds
+    return found
+
+
+def typed(config: type[Config], name: str, value: Any) -> Any:
+    """A value in the type of its setting.
+
+    Raises:
+        UserError: it has another type or is out of range.
+    """
+    kind, nullable = _hints(config)[name]
+    about = settings_of(config)[name].metadata
+    choices = about.get("choices", ())
+    if kind in (int, float) and isinstance(value, str) and _is_number(value):
+        value = float(value)  # YAML 1.1 takes 3e-4 for text
+    if (value is None and nullable) or (isinstance(value, (str, float)) and value in choices):
+        return value
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    sizes = isinstance(value, (list, tuple)) and all(type(size) is int and size > 0 for size in value)
+    fits = {
+        bool: isinstance(value, bool), int: number and value == int(value), float: number,
+        str: isinstance(value, str) and not choices, tuple: sizes,
+    }.get(kind, True)  # fmt: skip
+    if fits and (kind not in (int, float) or _within(value, about)):
+        return kind(value) if kind in (int, float, tuple) else value
+    words = [limits(about) if fits else WANTED[kind]]
+    words = (
+        [*choices, "true", "false"] if kind is bool else [*choices] if kind is str and choices else words + [*choices]
+    )
+    raise UserError(f"{name} must be {_either(*words, *(['null'] if nullable else []))}, not {value!r}")
+
+
+WANTED = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a word",
+    tuple: "a list of whole numbers, such as [256, 256]",
+}  # fmt: skip
+
+
+def limits(about: Mapping[str, Any]) -> str:
+    """The limits of a setting's metadata, in words; nothing where there are none."""
+    low, high, above, below = (about.get(limit) for limit in ("low", "high", "above", "below"))
+    if low is not None and high is not None:
+        return f"from {low:g} to {high:g}"
+    if above is not None and below is not None:
+        return f"between {above:g} and {below:g}"
+    bounds = {"greater than": above, "at least": low, "at most": high, "less than": below}
+    return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+
+
+def _within(value: float, about: Mapping[str, Any]) -> bool:
+    low, high, above, below = (about.get(limit) for limit in ("low", "high", "above", "below"))
+    return (
+        (low is None or value >= low) and (high is None or value <= high)
+        and (above is None or value > above) and (below is None or value < below)
+    )  # fmt: skip
+
+
+def described(config: type[Config]) -> Iterator[tuple[str, str, str]]:
+    """Every setting's name, what it takes, and a line of help for ``argparse``."""
+    for name, f in settings_of(config).items():
+        kind, nullable = _hints(config)[name]
+        words = {bool: ["true", "false"], int: ["N"], float: ["X"], tuple: ["[N,N]"]}.get(kind, [])
+        words += [*map(str, f.metadata.get("choices", ())), *(["null"] if nullable else [])]
+        about = "; ".join(filter(None, (f.metadata.get("help"), limits(f.metadata))))
+        default = json.dumps(list(f.default) if isinstance(f.default, tuple) else f.default, default=str).strip('"')
+        yield name, "|".join(words) or "WORD", f"{about} (default: {default})".strip().replace("%", "%%")
+
+
+def _either(*words: Any) -> str:
+    *first, last = map(str, words)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,233 @@
+"""An agent in a file outside the package does what ours do."""
+
+import json
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pendulum
+import pytest
+import torch
+import yaml
+
+from offlinerl import agents, api
+from offlinerl.agents import checkpoint
+from offlinerl.cli import main
+from offlinerl.data.load import load
+from offlinerl.evaluation.evaluate import evaluate_checkpoint
+from offlinerl.util.errors import UserError
+
+SOURCE = '''
+from dataclasses import dataclass
+
+from offlinerl.agents.base import Agent, Config, setting
+from offlinerl.agents.td3 import TD3, TD3Config
+from offlinerl.nn.actors import DeterministicActor
+
+
+@dataclass(frozen=True)
+class RegressionConfig(Config):
+    lr: float = setting(1e-3, "Adam's learning rate", above=0)
+    power: int = setting(2, "of the error", low=1)
+    hidden: tuple[int, ...] = setting((8,), "sizes of the hidden layers")
+
+
+class Regression(Agent):
+    """Actions by regression."""
+
+    config_class = RegressionConfig
+
+    def build(self):
+        self.actor = DeterministicActor(
+            self.encoder("actor"), self.spec.action_dim, self.config.hidden, self.init_rng("actor")
+        )
+
+    def configure_optimizers(self):
+        return self.adam(self.config.lr, actor=self.actor)
+
+    def update(self, batch, noise, k):
+        error = (self.actor(batch.obs) - batch.action).abs() ** self.config.power
+        return dict(loss=self.descend("actor", error.mean(-1)))
+
+    def act(self, obs, explore=False):
+        return self.to_env(self.actor(obs))
+
+
+@dataclass(frozen=True)
+class GentleConfig(TD3Config):
+    sigma: float = 0.05
+
+
+class Gentle(TD3):
+    config_class = GentleConfig
+
+
+class NoAgent:
+    pass
+'''
+
+FEW = ("--compile", "false", "--batch", 8, "--eval-episodes", 1, "--final-episodes", 2)
+FIT = ("fit", "mine:Regression", "--dataset", pendulum.ID, "--eval-every", 10, *FEW)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A working directory with a dataset and a module of the user's, which nothing has imported yet."""
+    with pendulum.workplace(tmp_path_factory.mktemp("own")) as folder, pytest.MonkeyPatch.context() as patch:
+        (folder / "mine.py").write_text(SOURCE)
+        (folder / "broken.py").write_text("import nothing_of_that_name\n")
+        (folder / "wrong.py").write_text("1 / 0\n")
+        patch.syspath_prepend(folder)
+        yield folder
+        sys.modules.pop("mine", None)
+
+
+@pytest.fixture(scope="module")
+def run(here):
+    assert main([*map(str, FIT), "--updates", "20", "--seeds", "0,1", "--agent.power", "1", "--out", "run"]) == 0
+    return Path("run")
+
+
+def of(folder):
+    saved = checkpoint.read(folder / "last.ckpt")
+    return saved["offlinerl"], saved["state_dict"]
+
+
+def test_a_run_knows_its_class(run):
+    facts, _ = of(run)
+    stated = yaml.safe_load((run / "config.yaml").read_text())
+    assert facts["agent"] == stated["fit"]["agent"] == "mine:Regression"
+    assert stated["agent"] == dict(lr=1e-3, power=1, hidden=[8])
+    plain = yaml.safe_load((run / "hparams.yaml").read_text())
+    assert plain["power"] == 1 and plain["hidden"] == [8] and plain["seeds"] == [0, 1] and plain["spec"]
+    assert json.loads((run / "summary.json").read_text())["agent"] == "mine:Regression"
+
+
+def test_a_resumed_run_is_the_one_that_never_stopped(run, here):
+    longer = [*map(str, FIT), "--updates", "30", "--seeds", "0,1", "--agent.power", "1", "--out", "whole"]
+    assert main(longer) == 0
+    assert main(["fit", "--config", str(run / "config.yaml"), "--out", "part"]) == 0
+    assert main(["fit", "--resume", "part", "--updates", "30"]) == 0
+    (whole, weights), (part, resumed) = of(here / "whole"), of(here / "part")
+    assert whole["updates"] == part["updates"] == 30
+    assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items())
+
+
+def test_without_out_the_folder_is_named_after_the_class(here):
+    assert main([*map(str, FIT), "--updates", "1"]) == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["Regression-test-pendulum-v0"]
+
+
+def test_evaluating_needs_the_class_to_be_named(run, refused, capsys):
+    line = refused("evaluate", run, "--episodes", 2)
+    assert "mine:Regression" in line and "--agent-class mine:Regression" in line
+    named = ("--agent-class", "mine:Regression")
+    assert main(["evaluate", str(run), "--episodes", "2", "--json", "a.json", *named]) == 0
+    assert json.loads(Path("a.json").read_text())["seeds"] == [0, 1]
+    assert "holds an agent of the class mine:Regression, not of BC" in refused("evaluate", run, "--agent-class", "bc")
+    collect = ("collect", run, "--env", "Pendulum-v1", "--episodes", 1)
+    assert "--agent-class" in refused(*collect, "--dataset", "own/none-v0")
+    assert main([*map(str, collect), "--dataset", "own/copy-v0", *named]) == 0
+    assert len(load("own/copy-v0")) == 200
+
+
+def test_an_agent_that_acts_collects_while_it_learns(here):
+    argv = ("collect", "mine:Gentle", "--env", "Pendulum-v1", "--dataset", "own/gentle-v0", "--steps", 40)
+    assert main([*map(str, argv), "--compile", "false", "--batch", "8", "--agent.hidden", "[8]"]) == 0
+    assert len(load("own/gentle-v0")) == 40
+    saved = checkpoint.read(here / "runs/own-gentle-v0/last.ckpt")
+    assert saved["offlinerl"]["agent"] == "mine:Gentle" and saved["hyper_parameters"]["sigma"] == 0.05
+
+
+def test_through_python(run, here):
+    import mine
+
+    facts = api.fit(
+        mine.Regression, pendulum.ID, out=here / "python", seeds=[0, 1],
+        over=dict(agent=dict(power=1), train=dict(yaml.safe_load((run / "config.yaml").read_text())["train"])),
+    )  # fmt: skip
+    assert facts["agent"] == "mine:Regression"
+    assert (here / "python/evaluations.csv").read_text() == (run / "evaluations.csv").read_text()
+    for given in (mine.Regression, "mine:Regression"):
+        loaded = checkpoint.load_agent(here / "python", agent_class=given)
+        assert type(loaded) is mine.Regression and loaded.config.power == 1 and loaded.updates == 20
+    loaded = mine.Regression.load_from_checkpoint(here / "python/last.ckpt")
+    assert loaded.config.power == 1 and loaded.seeds == (0, 1)
+    assert evaluate_checkpoint(here / "python", episodes=2, agent_class=mine.Regression)["seeds"] == [0, 1]
+
+
+def test_a_class_that_cannot_be_found_again_is_refused(here):
+    import mine
+
+    class Local(mine.Regression):
+        pass
+
+    with pytest.raises(UserError, match="Local cannot be found again by its name; define it at the top of a module"):
+        api.fit(Local, pendulum.ID)
+
+
+def test_in_a_process_of_its_own(here, tmp_path):
+    """Where the module is found in the current folder alone."""
+    argv = [*map(str, FIT), "--updates", "10", "--out", str(tmp_path / "run")]
+    process = pendulum.start(*argv, cwd=here)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert of(tmp_path / "run")[0]["agent"] == "mine:Regression"
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("absent:Agent", "there is no module absent"),
+        ("mine:Absent", "mine:Absent is no agent"),
+        ("mine:NoAgent", "mine:NoAgent is no agent"),
+        ("broken:Agent", "lacks nothing_of_that_name; install it"),
+        ("wrong:Agent", "wrong cannot be imported: ZeroDivisionError"),
+        ("mine:", "there is no agent 'mine:'"),
+        ("../mine:Agent", "there is no agent"),
+    ],
+)
+def test_what_is_no_agent_is_said_in_one_sentence(name, words, here, refused):
+    assert words in refused("fit", name, "--dataset", pendulum.ID)
+
+
+def test_wrong_settings_of_an_own_agent(here, refused, capsys):
+    assert "mine:Regression has no setting 'powr'; did you mean power" in refused(*FIT, "--agent.powr", 1)
+    assert "power must be at least 1, not 0" in refused(*FIT, "--agent.power", 0)
+    with pytest.raises(SystemExit):
+        main(["fit", "mine:Regression", "--help"])
+    assert "--agent.power N" in capsys.readouterr().out
+
+
+def test_an_installed_agent_goes_by_its_name(run, here, monkeypatch, refused):
+    point = EntryPoint("regression", "mine:Regression", agents.GROUP)
+    monkeypatch.setattr(agents, "installed", lambda: dict(regression=point))
+    assert main(["evaluate", str(run), "--episodes", "1"]) == 0, "no name is needed, for it is installed"
+    argv = ("fit", "regression", "--dataset", pendulum.ID, "--updates", 10, *FEW, "--out", "installed")
+    assert main([*map(str, argv)]) == 0
+    assert main(["evaluate", "installed", "--episodes", "1"]) == 0
+    assert "did you mean regression" in refused("fit", "regresion", "--dataset", pendulum.ID)
+
+
+def test_entry_points_of_the_group_are_installed_agents(monkeypatch):
+    points = {agents.GROUP: [EntryPoint("mine", "mine:Regression", agents.GROUP)]}
+    monkeypatch.setattr(agents, "entry_points", lambda group: points[group])
+    agents.installed.cache_clear()
+    try:
+        assert agents.is_name("mine") and not agents.is_name("yours")
+    finally:
+        agents.installed.cache_clear()
+
+
+def test_a_checkpoint_says_which_version_wrote_it(run, tmp_path):
+    import mine
+
+    saved = torch.load(run / "last.ckpt", weights_only=True)
+    saved["state_dict"]["actor.layers.0.weight"] = saved["state_dict"].pop("actor.net.layers.0.weight")
+    for version in ("0.0.9", None):
+        saved["offlinerl"] |= dict(version=version)
+        if version is None:
+            del saved["offlinerl"]["version"]
+        torch.save(saved, tmp_path / "a.ckpt")
+        with pytest.raises(UserError, match=f"written by offlinerl {version or '0.1 or earlier'}, does not fit"):
+            checkpoint.load_agent(tmp_path / "a.ckpt", agent_class=mine.Regression)
