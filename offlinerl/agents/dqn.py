@@ -58,7 +58,7 @@ class DQN(Agent):
         q = self.q(batch.obs).gather(-1, batch.action.long()).squeeze(-1)  # [S, B]
         loss = self.weighted(batch, losses.huber(target - q, 1.0))
         metrics = dict(q_loss=self.descend("q", loss, self.config.max_grad_norm), q=q.detach().mean(-1))
-        if isinstance(batch):
+        if batch.weight is not None:
             metrics["priority"] = (target - q.detach()).abs()
         return metrics
 
