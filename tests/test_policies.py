@@ -194,6 +194,25 @@ def test_an_evaluation_does_not_disturb_exploring(exploration):
     torch.testing.assert_close(state, disturbed, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("exploration", ["ou", "parameter"])
+def test_exploring_goes_on_from_a_state_saved_while_warming_up(exploration):
+    """The agent has not acted yet, but was told of the episodes under way."""
+
+    def begun():
+        collector = Collector(TASK.env, (0, 1), range(3))
+        agent = TD3(collector.spec, (0, 1), hidden=(8,), exploration=exploration, layer_norm=True)
+        agent.explore_in(range(3))
+        return collector, agent
+
+    (collector, agent), (again, other) = begun(), begun()
+    collector.step(agent, random=True)
+    assert again.load_state_dict(copy.deepcopy(collector.state_dict()))
+    other.load_explore_state(copy.deepcopy(agent.explore_state()))
+    for _ in range(12):
+        a, b = collector.step(agent), again.step(other)
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
 def test_an_agent_acts_elsewhere_by_the_parameters_that_it_learns():
     agent = BC(Spec(3, 1, (-2.0,), (2.0,)), (0,), hidden=(4,))
     other, obs = agent.acting_in(range(2)), torch.ones(1, 2, 3)

@@ -101,27 +101,27 @@ def _rollouts(
     returns, lengths, success = (np.zeros((S, episodes)) for _ in range(3))
     knows_success = False  # whether the environment says what success is
     begun = np.zeros((S, 1), int)  # how many episodes of each seed have begun
+    ended = loop.playing.size
     while True:
-        free = ~loop.playing
-        numbers = begun + free.cumsum(1) - 1  # [S, E] which episode is next in each free environment
-        where = free & (numbers < episodes)
-        if where.any():
-            loop.begin(where, numbers, policy)
+        if ended:
+            free = ~loop.playing
+            numbers = begun + free.cumsum(1) - 1  # [S, E] which episode is next in each free environment
+            where = free & (numbers < episodes)
             begun += where.sum(1, keepdims=True)
-        playing = loop.playing
-        if not playing.any():
-            break
-        step = loop.step(policy)
-        row = playing.nonzero()[0], loop.episodes[playing]
-        returns[row] += step.reward[playing]
-        lengths[row] += 1
-        for i, (*_, info) in step.answers.items():
+            loop.begin(where, numbers, policy)
+            if not loop.playing.any():
+                break
+        ended = 0
+        for i, (_, reward, terminated, truncated, info) in loop.step(policy).answers.items():
+            s, e = loop.lane(i)
+            episode = s, loop.episodes[s, e]
+            returns[episode] += reward
+            lengths[episode] += 1
             reached = info.get("success", info.get("is_success"))
             if reached is not None:
-                (s, e), knows_success = loop.lane(i), True
-                episode = s, loop.episodes[s, e]
-                success[episode] = max(success[episode], _success(pool, i, reached))
-        progress(int((step.terminated | step.truncated).sum()))
+                knows_success, success[episode] = True, max(success[episode], _success(pool, i, reached))
+            ended += terminated or truncated
+        progress(ended)
     succeeded = success > 0
     return Evaluation(
         returns, lengths.astype(int), succeeded if knows_success else None, task.scores(returns, succeeded)

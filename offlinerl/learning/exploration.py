@@ -106,15 +106,16 @@ class ParameterNoise(Exploration):
     def forget(self) -> None:
         self.parameters: dict[str, Tensor] = {}  # [S, E, ...]
         self.sigma = self.squares = self.steps = torch.zeros(())  # [S, E] from the first episode on
-        self.began: np.ndarray | None = None
+        self.began: Tensor | None = None  # [S, E] bool, where episodes have begun since the latest action
 
     def begin(self, where: np.ndarray) -> None:
-        self.began = where if self.began is None else self.began | where
+        begin = torch.from_numpy(where)
+        self.began = begin if self.began is None else self.began | begin
 
     @torch.no_grad()
     def act(self, actor: nn.Module, obs: Tensor, rng: EnvStreams) -> Tensor:
         if self.began is not None:
-            self._perturb(actor, torch.from_numpy(self.began), rng)
+            self._perturb(actor, self.began, rng)
             self.began = None
         action = functional_call(actor, self.parameters, obs.unsqueeze(2)).squeeze(2)  # [S, E, A]
         self.squares += (action - actor(obs)).square().mean(-1).cpu()
@@ -141,10 +142,12 @@ class ParameterNoise(Exploration):
                 self.parameters[name][s, e] = p[s] + self.sigma[s, e].item() * noise.to(p.device)
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(parameters=self.parameters, sigma=self.sigma, squares=self.squares, steps=self.steps)
+        numbers = dict(sigma=self.sigma, squares=self.squares, steps=self.steps)
+        return dict(numbers, parameters=self.parameters, began=self.began)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.parameters = dict(state["parameters"])
+        self.parameters, began = dict(state["parameters"]), state.get("began")  # older versions did not save it
+        self.began = None if began is None else began.cpu()
         self.sigma, self.squares, self.steps = (state[name].cpu() for name in ("sigma", "squares", "steps"))
 
 

@@ -99,9 +99,9 @@ class Collector:
         return Transition(step.obs, action, step.reward.astype(np.float32), step.terminated, step.next_obs, last)
 
     def _begin(self, policy: Policy) -> None:
-        where = self.began
-        if not where.any():
+        if len(self.loop.lanes) == self.loop.playing.size:
             return
+        where = self.began
         episodes = self.episodes + where
         for s, e in zip(*where.nonzero(), strict=True) if self.done else ():
             while self.reset_seed(s, e, episodes[s, e]) in self.done:
@@ -136,7 +136,7 @@ class Collector:
         for i in map(int, np.flatnonzero(self.loop.playing)):
             self.recordings[i].truncations[-1] = True
             self._finish(i)
-        self.loop.playing = np.zeros_like(self.loop.playing)
+        self.loop.play(np.zeros_like(self.loop.playing))
 
     def state_dict(self) -> dict[str, Any]:
         """Where every environment stands, as the number of its episode and the actions taken in it."""
@@ -174,7 +174,7 @@ class Collector:
         pairs = zip(tree_leaves(loop.obs), tree_leaves(state["obs"]), strict=True)
         differ = [(x != y.numpy()).reshape(*loop.shape, -1).any(-1) for (_, x), (_, y) in pairs]
         same = ~np.any(differ, 0) | began  # [S, E]
-        loop.playing = same & ~began
+        loop.play(same & ~began)
         return bool(same.all())
 
     def close(self) -> None:

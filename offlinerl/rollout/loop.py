@@ -43,6 +43,7 @@ class EnvironmentLoop:
 
     Attributes:
         playing: ``[S, E]`` bool, where an episode is under way.
+        lanes: s and e of these, by the number of the environment.
         episodes: ``[S, E]`` the number of the latest episode; -1 before the first one.
         obs: ``[S, E, ...]`` what every environment showed last.
     """
@@ -50,7 +51,7 @@ class EnvironmentLoop:
     def __init__(self, pool: Pool, policies: int, reset_seed: Callable[[int, int, int], int]):
         self.pool, self.reset_seed = pool, reset_seed
         self.shape = policies, len(pool.envs) // policies
-        self.playing = np.zeros(self.shape, bool)
+        self.play(np.zeros(self.shape, bool))
         self.episodes = np.full(self.shape, -1)
         self.obs = zeros(pool.spec, self.shape)
 
@@ -62,20 +63,24 @@ class EnvironmentLoop:
         """
         self.episodes = np.where(where, episodes, self.episodes)
         shown = self.reset(where)
-        self.playing = self.playing | where
+        self.play(self.playing | where)
         for policy in policies:
             policy.begin(where, self.episodes)
         return shown
 
     def reset(self, where: np.ndarray) -> dict[int, Tree]:
         """Reset some environments for their latest episodes, which nobody is told; what they show, by their numbers."""
-        lanes = [(int(s), int(e)) for s, e in zip(*where.nonzero(), strict=True)]
-        seeds = {self.number(s, e): self.reset_seed(s, e, int(self.episodes[s, e])) for s, e in lanes}
-        shown = self.pool.reset(seeds)
+        lanes = {i: self.lane(i) for i in np.flatnonzero(where).tolist()}
+        shown = self.pool.reset({i: self.reset_seed(*lane, int(self.episodes[lane])) for i, lane in lanes.items()})
         self.obs = tree_map(np.copy, self.obs)
         for i, obs in shown.items():
             put(self.obs, self.lane(i), obs)
         return shown
+
+    def play(self, where: np.ndarray) -> None:
+        """Let just these environments ``[S, E]`` be playing."""
+        self.playing = where
+        self.lanes = {i: self.lane(i) for i in np.flatnonzero(where).tolist()}
 
     def step(self, policy: Policy, explore: bool = False) -> Step:
         """Let a policy act in every environment that is playing.
@@ -83,25 +88,25 @@ class EnvironmentLoop:
         Raises:
             UserError: an action is not finite, or the actions are not ``[S, E, A]``; see also ``Pool.step``.
         """
-        obs, playing = self.obs, self.playing
+        obs = self.obs
         with torch.no_grad():
             action = policy.act(tree_map(lambda x: torch.from_numpy(x).to(policy.device), obs), explore).cpu().numpy()
         self._require_sound(policy, action)
         # Out of bounds, an agent learns from the action that it chose, but the environment gets the nearest one inside.
         applied = self.pool.applied(action)
-        answers = self.pool.step({self.number(s, e): applied[s, e] for s, e in zip(*playing.nonzero(), strict=True)})
+        answers = self.pool.step({i: applied[lane] for i, lane in self.lanes.items()})
         next_obs, reward = tree_map(np.copy, obs), np.zeros(self.shape)
         terminated, truncated = np.zeros(self.shape, bool), np.zeros(self.shape, bool)
-        for i, (shown, *outcome, _) in answers.items():
-            lane = self.lane(i)
+        ended = False
+        for i, (shown, value, ends, cut_off, _) in answers.items():
+            lane = self.lanes[i]
             put(next_obs, lane, shown)
-            reward[lane], terminated[lane], truncated[lane] = outcome
-        self.obs, self.playing = next_obs, playing & ~(terminated | truncated)
+            reward[lane], terminated[lane], truncated[lane] = value, ends, cut_off
+            ended = ended or ends or cut_off
+        self.obs = next_obs
+        if ended:
+            self.play(self.playing & ~(terminated | truncated))
         return Step(obs, action, applied, reward, terminated, truncated, next_obs, answers)
-
-    def number(self, s: int, e: int) -> int:
-        """What the pool calls an environment."""
-        return int(s) * self.shape[1] + int(e)
 
     def lane(self, number: int) -> tuple[int, int]:
         """s and e of the pool's environment of that number."""
@@ -112,8 +117,8 @@ class EnvironmentLoop:
         want = (*self.shape, self.pool.spec.action_dim)
         if action.shape != want:
             raise UserError(f"the policy returns actions of shape {action.shape} instead of [S, E, A], {want}")
-        wrong = self.playing & ~np.isfinite(action).all(-1)
-        if wrong.any():
+        finite = np.isfinite(action)
+        if not finite.all() and (wrong := self.playing & ~finite.all(-1)).any():
             raise UserError(
                 f"the policy of seed {policy.seeds[int(wrong.any(1).argmax())]} returns actions that are not finite:"
                 " its training diverged; lower the learning rate or raise beta"
@@ -128,4 +133,7 @@ def zeros(spec: Spec, shape: tuple[int, ...]) -> Tree:
 
 def put(tree: Tree, index: tuple[int, ...], value: Tree) -> None:
     """Write one observation into those of many."""
-    tree_map(lambda leaf, part: leaf.__setitem__(index, part), tree, value)
+    if isinstance(tree, np.ndarray):
+        tree[index] = value
+    else:
+        tree_map(lambda leaf, part: put(leaf, index, part), tree, value)
