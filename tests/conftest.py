@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # before torch; commands
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from offlinerl.cli import main
 from offlinerl.experience.sources import OfflineData
@@ -33,6 +34,21 @@ def random_table(rows: int = 400, spec: Spec = SPEC, seed: int = 0) -> Batch:
         next_obs=obs[1:],
         last=last,
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coarse_pictures():
+    """Pictures are drawn coarsely and their parts not fitted to each other, which takes as long as a short training.
+    Commands in processes of their own draw them as users see them."""
+    savefig = Figure.savefig
+
+    def coarse(self, *args, **kwargs):
+        self.set_layout_engine("none")
+        savefig(self, *args, **(kwargs | {"dpi": 20}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", coarse)
+        yield
 
 
 @pytest.fixture

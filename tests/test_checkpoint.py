@@ -19,7 +19,7 @@ from offlinerl.training.config import parameters
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
 
-SETTINGS = dict(hidden=(16, 16), dropout=0.1, decay_steps=40)
+SETTINGS = dict(hidden=(16,), dropout=0.1, decay_steps=40)
 
 
 @pytest.fixture(autouse=True)

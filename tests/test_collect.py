@@ -230,9 +230,10 @@ def test_resuming_what_is_finished_says_what_there_is_to_do(here, capsys):
 @pytest.mark.parametrize("source", ["random", "learning"])
 def test_sigkill_loses_no_finished_episode(here, source, kills):
     """Killed at random moments and resumed each time, a collection ends like one that never was."""
-    argv = ("random", "--env", "Pendulum-v1", "--dataset", "pendulum/killed-v0", "--episodes", 400, "--envs", 2)
-    if source == "learning":  # long enough not to end before the last kill
-        argv = learner("pendulum/killed-v0", 800 + 800 * kills, "--envs", 2, "--eval-every", 100, *QUICK)
+    count = 80 + 40 * kills  # long enough not to end before the last kill, as are the steps below
+    argv = ("random", "--env", "Pendulum-v1", "--dataset", "pendulum/killed-v0", "--episodes", count, "--envs", 2)
+    if source == "learning":
+        argv = learner("pendulum/killed-v0", 800 + 400 * kills, "--envs", 2, "--eval-every", 100, *QUICK)
     rng, journal = random.Random(kills), here / "runs/pendulum-killed-v0" / EPISODES
     known: list[int] = []
     for _ in range(kills):
@@ -249,16 +250,16 @@ def test_sigkill_loses_no_finished_episode(here, source, kills):
             now = [kept.crc(i) for i in range(len(kept))]
         assert len(now) >= len(known) and now[: len(known)] == known, "an episode that was there is lost"
         known = now
-    assert 0 < len(known) < 400
+    assert 0 < len(known) < count
     assert collect(*argv, "--resume") == 0
     assert not leftovers(here)
     killed = episodes("pendulum/killed-v0")
     assert collect(*(str(word).replace("killed", "whole") for word in argv)) == 0
     whole = episodes("pendulum/whole-v0")
     if source == "random":  # a lane that was ahead when it was killed stays ahead
-        assert len(killed) == len(whole) == 400
+        assert len(killed) == len(whole) == count
         a, b = ({episode[0][0].tobytes() for episode in each} for each in (killed, whole))
-        assert len(a) == len(b) == 400 and len(a & b) >= 400 - kills
+        assert len(a) == len(b) == count and len(a & b) >= count - kills
     else:
         assert same(killed, whole)
 
