@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pendulum
 import pytest
+from test_layers import LAYERS
 
 from offlinerl import agents
 from offlinerl.cli import agent_settings, parser
@@ -70,3 +71,8 @@ def test_every_agent_is_in_the_documentation():
     reference = (ROOT / "docs/reference/agents.md").read_text("utf-8")
     for name in agents.names():
         assert f"`{name}`" in text and f"::: offlinerl.agents.{name}\n" in reference + "\n", name
+
+
+def test_the_architecture_shows_the_layers_as_they_are():
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/architecture.md").read_text("utf-8"), re.M)
+    assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == LAYERS[:-1]
