@@ -36,10 +36,10 @@ def random_table(rows: int = 400, spec: Spec = SPEC, seed: int = 0) -> Batch:
     )
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def coarse_pictures():
     """Pictures are drawn coarsely and their parts not fitted to each other, which takes as long as a short training.
-    Commands in processes of their own draw them as users see them."""
+    Commands in processes of their own, and tests/test_report.py, draw them as users see them."""
     savefig = Figure.savefig
 
     def coarse(self, *args, **kwargs):
