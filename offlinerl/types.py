@@ -134,12 +134,12 @@ class Spec:
     @property
     def action_mid(self) -> np.ndarray:
         """Middle of the actions' bounds, ``[A]`` float32."""
-        return (np.float32(self.action_high) + np.float32(self.action_low)) / 2
+        return (np.asarray(self.action_high, np.float32) + np.asarray(self.action_low, np.float32)) / 2
 
     @property
     def action_half(self) -> np.ndarray:
         """Half the width of the actions' bounds, ``[A]`` float32: the environment's units of one of ours."""
-        return (np.float32(self.action_high) - np.float32(self.action_low)) / 2
+        return (np.asarray(self.action_high, np.float32) - np.asarray(self.action_low, np.float32)) / 2
 
     def in_unit(self, action: np.ndarray) -> np.ndarray:
         """The environment's actions ``[..., A]`` in units of [-1, 1], with zeros in dimensions whose bounds are equal;

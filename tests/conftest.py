@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # before torch; commands
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from offlinerl.cli import main
 from offlinerl.data.dataset import Dataset
@@ -35,6 +36,21 @@ def random_table(rows: int = 400, spec: Spec = SPEC, seed: int = 0) -> Dataset:
         terminated=terminated,
         last=last,
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coarse_pictures():
+    """Pictures are drawn coarsely and their parts not fitted to each other, which takes as long as a short training.
+    Commands in processes of their own, and tests/test_report.py, draw them as users see them."""
+    savefig = Figure.savefig
+
+    def coarse(self, *args, **kwargs):
+        self.set_layout_engine("none")
+        savefig(self, *args, **(kwargs | {"dpi": 20}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", coarse)
+        yield
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
 from offlinerl.util.settings import defaults
 
-SETTINGS = dict(hidden=(16, 16), dropout=0.1, decay_steps=40)
+SETTINGS = dict(hidden=(16,), dropout=0.1, decay_steps=40)
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from offlinerl.cli import main
 from offlinerl.data.load import load
 
 TINY = ("--compile", "false", "--updates", 30, "--batch", 16, "--eval-every", 10, "--eval-episodes", 2,
-        "--final-episodes", 3)  # fmt: skip
+        "--final-episodes", 3, "--agent.hidden", "[16,16]")  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,7 +23,10 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setenv("OFFLINERL_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "quick.yaml").write_text("train: {eval_episodes: 1, final_episodes: 1, warm_up: 200}\n")
+    monkeypatch.setattr("offlinerl.training.collection.REFERENCE_EPISODES", 4)
+    (tmp_path / "quick.yaml").write_text(
+        "train: {eval_episodes: 1, final_episodes: 1, warm_up: 200, steps_per_update: 4}\n"
+    )
     return tmp_path
 
 
@@ -51,7 +54,7 @@ def leftovers(folder):
 
 
 def test_a_learning_agent_leaves_a_dataset_and_a_policy(here):
-    assert collect(*learner("pendulum/td3-v0", 2000, "--envs", 2)) == 0
+    assert collect(*learner("pendulum/td3-v0", 2000, "--envs", 2, *QUICK)) == 0
     dataset = minari.load_dataset("pendulum/td3-v0")
     assert dataset.total_episodes == 10 and dataset.total_steps == 2000
     env = dataset.recover_environment()
@@ -90,7 +93,7 @@ def test_what_was_collected_can_be_trained_on(here):
 
 
 def test_a_checkpoint_collects_with_noise(here):
-    assert collect(*learner("pendulum/td3-v0", 400)) == 0
+    assert collect(*learner("pendulum/td3-v0", 400, *QUICK)) == 0
     policy = here / "runs/pendulum-td3-v0/last.ckpt"
     for name, noise in (("still", 0), ("noisy", 0.5)):
         argv = ("--env", "Pendulum-v1", "--dataset", f"pendulum/{name}-v0", "--episodes", 2, "--noise", noise)
@@ -230,8 +233,9 @@ def test_resuming_what_is_finished_says_what_there_is_to_do(here, capsys):
 @pytest.mark.parametrize("source", ["random", "learning"])
 def test_sigkill_loses_no_finished_episode(here, source, kills):
     """Killed at random moments and resumed each time, a collection ends like one that never was."""
-    argv = ("random", "--env", "Pendulum-v1", "--dataset", "pendulum/killed-v0", "--episodes", 400, "--envs", 2)
-    if source == "learning":  # long enough not to end before the last kill
+    count = 80 + 40 * kills  # long enough not to end before the last kill, as are the steps below
+    argv = ("random", "--env", "Pendulum-v1", "--dataset", "pendulum/killed-v0", "--episodes", count, "--envs", 2)
+    if source == "learning":
         argv = learner("pendulum/killed-v0", 800 + 800 * kills, "--envs", 2, "--eval-every", 100, *QUICK)
     rng, journal = random.Random(kills), here / "runs/pendulum-killed-v0" / EPISODES
     known: list[int] = []
@@ -249,16 +253,16 @@ def test_sigkill_loses_no_finished_episode(here, source, kills):
             now = [kept.crc(i) for i in range(len(kept))]
         assert len(now) >= len(known) and now[: len(known)] == known, "an episode that was there is lost"
         known = now
-    assert 0 < len(known) < 400
+    assert 0 < len(known) < count
     assert collect(*argv, "--resume") == 0
     assert not leftovers(here)
     killed = episodes("pendulum/killed-v0")
     assert collect(*(str(word).replace("killed", "whole") for word in argv)) == 0
     whole = episodes("pendulum/whole-v0")
     if source == "random":  # a lane that was ahead when it was killed stays ahead
-        assert len(killed) == len(whole) == 400
+        assert len(killed) == len(whole) == count
         a, b = ({episode[0][0].tobytes() for episode in each} for each in (killed, whole))
-        assert len(a) == len(b) == 400 and len(a & b) >= 400 - kills
+        assert len(a) == len(b) == count and len(a & b) >= count - kills
     else:
         assert same(killed, whole)
 

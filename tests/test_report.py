@@ -13,6 +13,11 @@ from offlinerl.evaluation import plots
 from offlinerl.evaluation.report import probability_of_improvement, read
 
 
+@pytest.fixture(scope="module")
+def coarse_pictures():
+    """Pictures are drawn here as users see them."""
+
+
 def finished(
     folder, agent="xql", dataset="kitchen", level=70.0, seeds=3, evaluations=6, losses=6, kind="normalized", **more
 ):

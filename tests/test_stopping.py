@@ -62,7 +62,7 @@ def same(a, b):
 def test_stopped_at_any_moment(kind, number, kills, here):
     """Short of a save every second, nothing is lost; ``whole`` is the same run, never stopped."""
     folder, whole = here / f"{kind}-{number}-{kills}", here / f"{kind}-{kills}"
-    argv = (*KINDS[kind], *length(kind, (3_000 if kind == "offline" else 600) * (kills + 1)))
+    argv = (*KINDS[kind], *length(kind, (1_500 if kind == "offline" else 300) * (kills + 1)))
     if not whole.exists():
         assert fit(*argv, "--out", whole) == 0
     rng, command = random.Random(kills), ("fit", *argv, "--save-every", 1 / 60, "--out", folder)
@@ -70,7 +70,7 @@ def test_stopped_at_any_moment(kind, number, kills, here):
         process = pendulum.start(*command, cwd=here)
         while "into" not in process.stdout.readline():
             assert process.poll() is None, process.stderr.read()
-        time.sleep(rng.uniform(0, 1))
+        time.sleep(rng.uniform(0, 0.5))
         assert process.poll() is None, "it ended too early to be stopped"
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
@@ -113,7 +113,7 @@ def once(monkeypatch, owner, name, when=lambda: True):
 @pytest.mark.parametrize("moment", ["before the first update", "in an evaluation", "in the last evaluation"])
 def test_sigterm_at_delicate_moments(kind, moment, here, capsys, monkeypatch):
     folder, whole = here / f"{kind}-{moment}", here / f"{kind}-whole"
-    argv = (*KINDS[kind], *length(kind, 400))
+    argv = (*KINDS[kind], *length(kind, 200))
     if not whole.exists():
         assert fit(*argv, "--out", whole) == 0
     end = checkpoint.read(whole / "last.ckpt")["offlinerl"]["updates"]

@@ -99,7 +99,8 @@ class GridWorld(Finite):
     Actions are right, left, up and down. As registered, an episode is truncated after 100 steps.
 
     Args:
-        height, width: of the grid, in cells.
+        height: of the grid, in cells.
+        width: of the grid, in cells.
 
     Raises:
         UserError: the grid has fewer than three cells.

@@ -42,7 +42,7 @@ def capture(steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[S
         Functions to call as ``steps``; ``steps`` themselves, with a warning, where compiling fails (no C++
         compiler, say).
     """
-    shape_of_result = None
+    shape_of_result: Any = None
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         nonlocal shape_of_result

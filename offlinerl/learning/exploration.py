@@ -163,8 +163,8 @@ def epsilon_greedy(greedy: Tensor, epsilon: float, num_actions: int, rng: EnvStr
     if not random.any():
         return greedy
     anything = np.minimum(np.floor(luck[..., 1:] * num_actions), num_actions - 1)
-    random, anything = (torch.from_numpy(x).to(greedy.device) for x in (random, anything))
-    return torch.where(random, anything, greedy)
+    chosen, numbers = (torch.from_numpy(x).to(greedy.device) for x in (random, anything))
+    return torch.where(chosen, numbers, greedy)
 
 
 def linear(start: float, end: float, duration: int, step: int) -> float:

@@ -47,7 +47,7 @@ class Adam(torch.optim.Optimizer):
         for group in self.param_groups:
             group["lr"].fill_(fraction * group["initial_lr"])
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # a closure could not be traced
         """Apply one update by each parameter's ``.grad``."""
         self.descend([p.grad for group in self.param_groups for p in group["params"]])
 
