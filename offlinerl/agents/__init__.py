@@ -30,13 +30,11 @@ class Outline:
     """What the source of an algorithm says of it.
 
     Attributes:
-        online, on_policy, whole_episodes: as of its ``Agent``.
+        kinds: as of its ``Agent``.
         settings: and their defaults, see ``offlinerl.training.config.parameters``.
     """
 
-    online: bool
-    on_policy: bool
-    whole_episodes: bool
+    kinds: frozenset[str]
     settings: Mapping[str, Any]
 
 
@@ -93,7 +91,7 @@ def _defined(module: str) -> str:
 
 
 def _facts(module: str, name: str) -> dict[str, Any] | None:
-    """The plain class attributes and the settings of an agent class, inherited ones too; None of another class."""
+    """The kinds of batch and the settings of an agent class, inherited ones too; None of another class."""
     classes, imported = _source(module)
     base = next((base.id for base in classes[name].bases if isinstance(base, ast.Name)), None)
     if (module, name) == ("offlinerl.agents.base", "Agent"):
@@ -108,9 +106,8 @@ def _facts(module: str, name: str) -> dict[str, Any] | None:
         return None
     facts = dict(facts)
     for node in classes[name].body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            facts |= {target.id: node.value.value for target in targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["kinds"]:
+            facts["kinds"] = frozenset(ast.literal_eval(node.value.args[0]))  # of frozenset({...})
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
             own = {key.arg: ast.literal_eval(value) if value else Parameter.empty for key, value in pairs}

@@ -36,7 +36,6 @@ class DQN(Agent):
         epsilon_steps: environment steps over which it falls linearly.
     """
 
-    online = True
     discrete = True
 
     def __init__(

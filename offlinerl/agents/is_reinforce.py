@@ -37,7 +37,7 @@ class ISREINFORCE(Agent):
         max_grad_norm: of a step's gradient, a seed.
     """
 
-    whole_episodes = True
+    kinds = frozenset({"episodes"})
     discrete = None
 
     LATER = ("policy_loss", "effective_episodes", "largest_weight", "mean_weight")

@@ -44,8 +44,6 @@ class SAC(Agent):
         target_entropy: in nats; None: minus the number of action dimensions.
     """
 
-    online = True
-
     def __init__(
         self,
         spec: Spec,

@@ -42,7 +42,6 @@ class TD3(Agent):
         hold: share of these, in [0, 1), for which the rates stay as they are before a cosine takes them down.
     """
 
-    online = True
     last_init: Init | None = None
     """How the last layers start, if not like the others."""
     atoms: int | None = None

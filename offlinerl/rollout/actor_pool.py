@@ -218,8 +218,8 @@ class Crew:
         self.returns, self.lengths = ([deque(maxlen=RECENT) for _ in self.seeds] for _ in range(2))
 
     def rollout(self, agent: Agent, count: int, random: int = 0) -> Iterator[Transition]:
-        """Take ``count`` steps in every environment, the first ``random`` of them at random, and count them on the
-        agent, whose weights go out once."""
+        """Take ``count`` steps in every environment, the first ``random`` of them at random. The agent's weights go
+        out once."""
         weights = self.place.share({name: value.cpu().numpy() for name, value in agent.state_dict().items()})
         deliveries = self._all("rollout", weights, agent.steps, count, random)
         fields = zip(*(delivery.steps for delivery in deliveries), strict=True)
@@ -229,7 +229,6 @@ class Crew:
             while ended and ended[0].t == t:
                 self._finish(ended.popleft())
             yield Transition(*(field[t] for field in steps))
-            agent.steps += len(self.lanes)
 
     def cut(self) -> None:
         """Truncate every episode under way, for nothing follows."""

@@ -64,11 +64,9 @@ class Interaction:
         self.action_mid, self.action_half = self.spec.action_mid, self.spec.action_half
 
     def rollout(self, agent: Agent, count: int, random: int = 0) -> Iterator[Transition]:
-        """Take ``count`` steps in every environment, the first ``random`` of them at random, and count them on the
-        agent."""
+        """Take ``count`` steps in every environment, the first ``random`` of them at random."""
         for i in range(count):
             yield self.step(agent, random=i < random)
-            agent.steps += len(self.lanes)
 
     def step(self, agent: Agent | None, random: bool = False) -> Transition:
         """Take a step in every environment, after resetting those whose episode has ended.

@@ -20,25 +20,31 @@ if TYPE_CHECKING:
     from offlinerl.agents.base import Agent
 
 SECTIONS = {"fit", "agent", "train", "datasets", "environments", "collect", "versions"}
-SAVE_EVERY = 5.0
-"""Minutes of training after which it is saved, also between evaluations."""
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
+"""Where metrics can go; the last two are extras of the package."""
+
+RECORDS = dict(save_every=5.0, log_every=500, logger="csv,tensorboard")
+"""What every training keeps: itself after so many minutes, also between evaluations, and its metrics after so many
+updates or steps."""
 
 OFFLINE = dict(
     updates=100_000, batch=256, eval_every=10_000, eval_episodes=10, final_episodes=50, block=50, compile="auto",
-    online_steps=0, online_eval_every=1_000, envs=1, steps_per_update=1, capacity=1_000_000, save_every=SAVE_EVERY,
+    online_steps=0, online_eval_every=1_000, envs=1, steps_per_update=1, capacity=1_000_000, old_share=None,
+    final_old_share=None, **RECORDS,
 )  # fmt: skip
-"""Settings of a training on a dataset and of fine-tuning after it, and their defaults."""
+"""Settings of a training on a dataset and of fine-tuning after it, and their defaults. In fine-tuning, ``old_share`` of
+a batch is the dataset's, and ``final_old_share`` at the end; null: as large a share as the dataset has of all rows."""
 
 EPISODES = dict(
     updates=100_000, batch=32, eval_every=10_000, eval_episodes=10, final_episodes=50, block=5, compile="auto",
-    save_every=SAVE_EVERY,
+    **RECORDS,
 )  # fmt: skip
 """Of a training on a dataset's whole episodes, of which ``batch`` make a batch; what it makes is not fine-tuned."""
 
 ONLINE = dict(
     steps=100_000, batch=256, eval_every=5_000, eval_episodes=10, final_episodes=20, block=1, compile="auto", envs=1,
     steps_per_update=1, warm_up=1_000, capacity=1_000_000, prioritized=False, priority_alpha=0.6, priority_beta=0.4,
-    workers=0, save_every=SAVE_EVERY,
+    workers=0, **RECORDS,
 )  # fmt: skip
 """Settings of a training by acting; see ``offlinerl.experience.sources.ReplayData`` and
 ``offlinerl.experience.ring.Replay``. ``workers`` are processes that act, see
@@ -46,9 +52,12 @@ ONLINE = dict(
 
 ON_POLICY = dict(
     steps=1_000_000, batch=2_048, eval_every=20_000, eval_episodes=10, final_episodes=20, compile="auto", envs=1,
-    save_every=SAVE_EVERY,
+    **RECORDS,
 )  # fmt: skip
 """Settings of a training on the policy's own rollouts, of ``batch`` steps each in ``envs`` environments."""
+
+BY_SOURCE = dict(transitions=OFFLINE, episodes=EPISODES, replay=ONLINE, rollouts=ON_POLICY)
+"""The settings of a training and their defaults, by what it learns from; see ``offlinerl.training.selection``."""
 
 ROLLOUT = 32
 """Steps that a worker takes between two deliveries, unless ``block`` says otherwise, for a way costs milliseconds."""
@@ -88,7 +97,7 @@ LIMITS = {
         ("at least 1", lambda x: x >= 1),
     ),
     **dict.fromkeys(
-        (OFFLINE | ONLINE | ON_POLICY).keys() - {"compile", "prioritized", "save_every"},
+        (OFFLINE | ONLINE | ON_POLICY).keys() - {"compile", "prioritized", "save_every", "logger"},
         ("at least 1", lambda x: x >= 1),
     ),
     **dict.fromkeys(("warm_up", "online_steps", "workers"), ("at least 0", lambda x: x >= 0)),
@@ -98,6 +107,8 @@ LIMITS = {
     "num_atoms": ("at least 2", lambda x: x >= 2),
     "exploration": ("gaussian, ou or parameter", lambda x: x in ("gaussian", "ou", "parameter")),
     "baseline": ("none, average or value", lambda x: x in ("none", "average", "value")),
+    **dict.fromkeys(("old_share", "final_old_share"), ("from 0 to 1 or null", lambda x: x is None or 0 <= x <= 1)),
+    "logger": (f"some of {', '.join(LOGGERS)}, with commas between", lambda x: {*x.split(",")} <= {*LOGGERS}),
     **dict.fromkeys(("target_kl", "max_grad_norm"), ("greater than 0 or null", lambda x: x is None or x > 0)),
     **dict.fromkeys(("tau", "baseline_rate"), ("greater than 0 and at most 1", lambda x: 0 < x <= 1)),
     **dict.fromkeys(("expectile", "shrink"), ("between 0 and 1", lambda x: 0 < x < 1)),
@@ -106,7 +117,7 @@ LIMITS = {
 }
 """What a setting must be, by name; a name means the same in every algorithm."""
 
-NULLABLE = {"target_entropy", "target_kl", "max_grad_norm"}
+NULLABLE = {"target_entropy", "target_kl", "max_grad_norm", "old_share", "final_old_share"}
 """Numbers that may be null."""
 
 
@@ -141,19 +152,23 @@ def resolve(
     agent_name: str,
     agent: type[Agent] | Outline,
     entry: Entry,
+    source: str,
     file: Path | None = None,
     over: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The settings of a run: ``{"agent": {...}, "train": {...}}``.
 
     From weakest to strongest: the algorithm's defaults, ``configs/<agent>/<family>.yaml``, its value for this
-    dataset or environment, ``file``, ``over``. The family of an online agent is always "online".
+    dataset or environment, ``file``, ``over``. The family is the dataset's, and "online" where there is none.
+
+    Args:
+        source: what the training learns from, one of ``BY_SOURCE``.
 
     Raises:
         UserError: a setting is unknown or of the wrong type; the message names the nearest ones.
     """
-    defaults = training_defaults(agent)
-    family = paths.share("configs", agent_name, f"{'online' if agent.online else entry.family}.yaml")
+    defaults, online = BY_SOURCE[source], source in ("replay", "rollouts")
+    family = paths.share("configs", agent_name, f"{'online' if online else entry.family}.yaml")
     asked = merge(_read_for(Path(file), entry) if file else {}, over or {})
     settings = merge(dict(agent={}, train=defaults), _read_for(family, entry) if family.is_file() else {})
     settings = merge(settings, asked)
@@ -164,14 +179,7 @@ def resolve(
     return {section: settings[section] for section in ("agent", "train")}
 
 
-def training_defaults(agent: type[Agent] | Outline) -> dict[str, Any]:
-    """The settings of a training of an agent, with their defaults."""
-    if agent.online:
-        return ON_POLICY if agent.on_policy else ONLINE
-    return EPISODES if agent.whole_episodes else OFFLINE
-
-
-def of_run(settings: Mapping[str, Any], agent: type[Agent] | Outline) -> dict[str, Any]:
+def of_run(settings: Mapping[str, Any], agent: type[Agent] | Outline, source: str) -> dict[str, Any]:
     """The settings that a run's ``config.yaml`` states, which may be an older version's: what it does not know is as by
     default, and what it knows beyond stays.
 
@@ -179,7 +187,7 @@ def of_run(settings: Mapping[str, Any], agent: type[Agent] | Outline) -> dict[st
         UserError: a setting has another type or lies out of range.
     """
     checked = dict(settings)
-    for section, defaults in dict(agent=parameters(agent), train=training_defaults(agent)).items():
+    for section, defaults in dict(agent=parameters(agent), train=BY_SOURCE[source]).items():
         known = {key: value for key, value in settings[section].items() if key in defaults}
         checked[section] = {**defaults, **settings[section], **typed(known, defaults)}
     return checked
