@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from offlinerl.util.folder import append, trim
 
 PROJECT = "offlinerl"
 """The project of W&B and the experiment of MLflow that runs are in."""
+
+MLFLOW = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+"""Where MLflow keeps them, as it does by itself."""
 
 
 class Recorder:
@@ -52,7 +56,7 @@ class Recorder:
         make = dict(
             tensorboard=lambda _: TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
             wandb=lambda run: WandbLogger(name, folder, id=run, project=PROJECT, resume="allow"),
-            mlflow=lambda run: MLFlowLogger(PROJECT, name, save_dir=str(self.folder / "mlruns"), run_id=run),
+            mlflow=lambda run: MLFlowLogger(PROJECT, name, MLFLOW, run_id=run),
         )
         for name in self.names:
             if name in make:
