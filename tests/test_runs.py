@@ -280,7 +280,7 @@ def test_loggers_are_chosen(here, refused, monkeypatch):
 def test_extra_loggers_get_the_metrics_and_go_on(name, here, monkeypatch):
     module = pytest.importorskip(name, reason=f"the extra `{name}` is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    folder = here / name
+    folder = here / f"with-{name}"
     argv = ("bc", "--dataset", pendulum.ID, "--updates", 20, "--eval-every", 20, *TINY, "--logger", name)
     assert fit(*argv, "--out", folder) == 0
     known = read(folder / "last.ckpt")["callbacks"]["Run"]["loggers"][name]
@@ -290,7 +290,7 @@ def test_extra_loggers_get_the_metrics_and_go_on(name, here, monkeypatch):
     if name == "mlflow":
         client = module.MlflowClient("sqlite:///mlflow.db")
         history = client.get_metric_history(known, "train/actor_loss/seed_0")
-        assert [entry.step for entry in history] == [20, 40]
+        assert [entry.step for entry in history] == [20, 40] and client.get_run(known).info.run_name == folder.name
     else:
         assert list(folder.glob("wandb/offline-run-*"))
 

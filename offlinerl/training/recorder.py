@@ -52,11 +52,11 @@ class Recorder:
 
     def open_loggers(self) -> list[Logger]:
         """Lightning's loggers, which go on with what they logged before an interruption."""
-        name, folder = self.folder.resolve().name, str(self.folder)
+        title, folder = self.folder.resolve().name, str(self.folder)
         make = dict(
             tensorboard=lambda _: TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
-            wandb=lambda run: WandbLogger(name, folder, id=run, project=PROJECT, resume="allow"),
-            mlflow=lambda run: MLFlowLogger(PROJECT, name, MLFLOW, run_id=run),
+            wandb=lambda run: WandbLogger(title, folder, id=run, project=PROJECT, resume="allow"),
+            mlflow=lambda run: MLFlowLogger(PROJECT, title, MLFLOW, run_id=run),
         )
         for name in self.names:
             if name in make:
