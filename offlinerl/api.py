@@ -32,13 +32,13 @@ def fit(
     threads: int | None = None,
     obs_keys: Sequence[str] | None = None,
     limits: Mapping[str, Any] | None = None,
+    init: Path | None = None,
 ) -> dict[str, Any]:
     """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
 
     Args:
         agent: one of ``offlinerl.agents.names()``, an installed one, a class as ``module:Class``, or the class itself.
-        dataset: a name, a Minari id or a file; see ``offlinerl.data.registry.resolve``. None if the agent learns
-            online.
+        dataset: a name, a Minari id or a file; see ``offlinerl.data.registry.resolve``. None: it learns by acting.
         env: the environment to act in; with a dataset, to evaluate in where it is not the dataset's own.
         seeds: S integers, trained side by side; by default just 0.
         file: a YAML file of settings, or another run's ``config.yaml``, which tells the agent, the dataset and
@@ -47,11 +47,12 @@ def fit(
         device: "auto", "cpu" or "cuda".
         out: the run's folder, which may not hold anything yet; by default a new one below ``runs/``.
         resume: the folder of a run to go on with, by its own settings. What may change is its length, each phase's by
-            its own setting; ``save_every``; ``decay_steps``, to stretch a schedule over the longer run; and the place
-            of its dataset.
+            its own setting; ``save_every``; ``logger``; ``decay_steps``, to stretch a schedule over the longer run; and
+            the place of its dataset.
         threads: CPU threads to compute with; by default as many as cores.
         obs_keys: the parts of the observations to learn from, in this order; by default all.
         limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
+        init: a checkpoint, or a run's folder, whose weights to begin with.
 
     Returns:
         What ``summary.json`` holds.
@@ -63,33 +64,33 @@ def fit(
     agent_name = None if agent is None else agents.name_of(agent)
     if resume:
         settings, changes = settings_of(Path(resume), agent_name, dataset, over or {})
-        from offlinerl.training.acting import run_of
+        from offlinerl.training.build import build
         from offlinerl.util.device import pick_device
         from offlinerl.util.threads import set_threads
 
         set_threads(threads)
-        run = run_of(settings, pick_device(device), Path(resume))
+        run = build(settings, pick_device(device), Path(resume))
         run.restore()
         if changes:
             settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
             _say_of_schedule(run, changes)
         write_config(run.folder, settings)
         return run.train()
-    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over, obs_keys, limits)
+    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over, obs_keys, limits, init)
     about = settings["fit"]
     short = about["agent"].rpartition(":")[2].rpartition(".")[2]
     folder = Path(out) if out else next_free(Path("runs") / f"{short}-{entry.name.replace('/', '-')}")
     resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
     require_free(folder, f"{f'go on with --resume {folder} or ' if resumable else ''}name another --out")
-    from offlinerl.training.acting import run_of
+    from offlinerl.training.build import build
     from offlinerl.util.device import pick_device
     from offlinerl.util.threads import set_threads
 
     set_threads(threads)
-    run = run_of(settings, pick_device(device), folder)
+    run = build(settings, pick_device(device), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if run.data is not None:
-        about["fingerprint"] = run.data["sha256"]
+    if data := run.dataset["data"]:
+        about["fingerprint"] = data["sha256"]
     write_config(folder, settings)
     return run.train()
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,17 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.experience.ring import Replay
-from offlinerl.experience.sources import EpisodeData, OfflineData, ReplayData, RolloutData
+from offlinerl.experience.sources import EpisodeData, OfflineData, ReplayData, RolloutData, Source
 from offlinerl.experience.table import Table
 from offlinerl.rollout.collector import Collector
 from offlinerl.training import config
 from offlinerl.training.loop import hushed_lightning
+from offlinerl.training.selection import source_of
 from offlinerl.types import Batch, Spec
 from offlinerl.util.atomic import write_json
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
+from offlinerl.util.paths import share
 from offlinerl.util.settings import settings_of
 from offlinerl.util.trees import tree_map
 
@@ -67,7 +69,7 @@ def benchmark(
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name()
     display.say(f"{agent_name}, batch {batch}, {len(seeds)} seed(s), on {name}, {torch.get_num_threads()} CPU threads")
     eager, compiled = (build(agent_name, seeds, where, compile, batch) for compile in (False, True))
-    source = source_of(eager, batch)
+    source = synthetic_source(eager, batch)
     flops = count_flops(build(agent_name, seeds, where, False, batch), source)
     began = time.perf_counter()
     compiled.learn(source.draw(compiled.period))
@@ -79,7 +81,8 @@ def benchmark(
     S = len(seeds)
     limit = rates["matmul"] / flops * S
     load = load_million()
-    steps = steps_per_second(agent_name, where) if compiled.online else None
+    acts = share("configs", agent_name, "online.yaml").is_file()  # its papers say by what schedule
+    steps = steps_per_second(agent_name, where) if acts else None
     results = dict(
         agent=agent_name,
         batch=batch,
@@ -132,16 +135,16 @@ def build(agent_name: str, seeds: Sequence[int], device: torch.device, compile: 
     return agent
 
 
-def source_of(agent: Agent, batch: int) -> OfflineData | SyntheticRollouts:
+def synthetic_source(agent: Agent, batch: int) -> OfflineData | SyntheticRollouts:
     """Random blocks of the kind the agent learns from, of 48 updates; of fewer where their rows are episodes."""
-    if agent.on_policy:
+    if "rollouts" in agent.kinds:
         return SyntheticRollouts(agent, batch)
-    kind, updates = (EpisodeData, 2) if agent.whole_episodes else (OfflineData, 48)
+    kind, updates = (OfflineData, 48) if "transitions" in agent.kinds else (EpisodeData, 2)
     table = Table(synthetic_table(spec=agent.spec), agent.spec, agent.gamma, agent.n_step, agent.device)
     return kind(table, agent.seeds, batch, updates)
 
 
-class SyntheticRollouts:
+class SyntheticRollouts(Source):
     """The same random rollout again and again, of eight minibatches if the agent takes it in such.
 
     Args:
@@ -155,8 +158,19 @@ class SyntheticRollouts:
         one = table.transitions(torch.arange(rows, device=agent.device))
         self.rollout = tree_map(lambda x: x.expand(1, len(agent.seeds), 1, *x.shape), one)  # [1, S, 1, T, ...]
 
+    piece = 1
+
     def draw(self, _: int | None = None) -> Batch:
         return self.rollout
+
+    def blocks(self, count: int) -> Iterator[Batch]:
+        return (self.draw() for _ in range(count))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        return True
 
 
 def synthetic_table(rows: int = 20_000, spec: Spec = KITCHEN) -> Dataset:
@@ -214,13 +228,14 @@ def steps_per_second(
     """
     agent_class = agents.get(agent_name)
     entry = registry.task(speed_task(agent_class))
-    settings = config.resolve(agent_name, agent_class, entry, over=over)
+    source = source_of(agent_name, agent_class.kinds, None, entry.name)
+    settings = config.resolve(agent_name, agent_class, entry, source, over=over)
     train = settings["train"]
     collector = Collector(entry.env, (0,), range(train["envs"]))
     agent = agent_class(collector.spec, (0,), **config.of_agent(settings)).to(device)
     agent.configure_optimizers()
     agent.compile = True
-    if agent.on_policy:
+    if source == "rollouts":
         source = RolloutData(agent, collector, train["batch"])
     else:
         source = ReplayData(
@@ -229,7 +244,6 @@ def steps_per_second(
         )  # fmt: skip
     while agent.updates < 2 * agent.period:
         agent.learn(source.draw())
-    source.steps_ahead = 10**6 * source.stride
 
     class Clock(L.Callback):
         def on_train_start(self, *_: Any) -> None:
@@ -241,7 +255,7 @@ def steps_per_second(
 
     clock = Clock()
     with hushed_lightning():
-        quiet_trainer(device, clock).fit(agent, source)
+        quiet_trainer(device, clock).fit(agent, source.epoch(10**6 * source.stride))
     collector.close()
     return clock.steps / clock.seconds
 
@@ -287,14 +301,6 @@ def lightning_share(agent: Agent, source: OfflineData | SyntheticRollouts, block
 
         return call
 
-    class Timed:
-        def __len__(self) -> int:
-            return blocks
-
-        def __iter__(self) -> Iterable[Batch]:
-            for _ in range(blocks):
-                yield timed(source.draw)()
-
     class Clock(L.Callback):
         def on_train_epoch_start(self, *_: Any) -> None:
             self.began = time.perf_counter()
@@ -302,13 +308,13 @@ def lightning_share(agent: Agent, source: OfflineData | SyntheticRollouts, block
         def on_train_epoch_end(self, *_: Any) -> None:
             self.seconds = time.perf_counter() - self.began
 
-    clock, learn = Clock(), agent.learn
-    agent.learn = timed(learn)
+    clock, learn, draw = Clock(), agent.learn, source.draw
+    agent.learn, source.draw = timed(learn), timed(draw)
     try:
         with hushed_lightning():
-            quiet_trainer(agent.device, clock).fit(agent, Timed())
+            quiet_trainer(agent.device, clock).fit(agent, source.epoch(blocks * source.piece))
     finally:
-        agent.learn = learn
+        agent.learn, source.draw = learn, draw
     return max(0.0, 1 - inner / clock.seconds)
 
 

@@ -34,20 +34,22 @@ def fit(args: argparse.Namespace) -> int:
     train = {
         "updates": args.updates, "steps": args.steps, "online_steps": args.online_steps, "batch": args.batch,
         "eval_every": args.eval_every, "eval_episodes": args.eval_episodes, "final_episodes": args.final_episodes,
-        "save_every": args.save_every, "compile": args.compile,
+        "save_every": args.save_every, "log_every": args.log_every, "logger": args.logger, "compile": args.compile,
     }  # fmt: skip
     if args.resume is None and args.config is None:
         if args.agent is None:
             raise WrongUsage("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
         if args.dataset is None and args.env is None:
             raise WrongUsage(
-                "fit needs --dataset, a name or a file, or --env for an agent that learns by acting; `offlinerl"
-                " datasets list` shows the names"
+                "fit needs --dataset, a name or a file, or --env to learn by acting; `offlinerl datasets list` shows"
+                " the names"
             )
-    if args.resume is not None and any((args.out, args.seeds, args.config, args.env, args.obs_keys, limits_of(args))):
+    if args.resume is not None and any(
+        (args.out, args.seeds, args.config, args.env, args.obs_keys, args.init, limits_of(args))
+    ):
         raise WrongUsage(
             "--resume goes on with a run's own settings: leave out --out, --seeds, --config, --env, --obs-keys,"
-            " --max-episode-steps and --action-range"
+            " --init, --max-episode-steps and --action-range"
         )
     api.fit(
         args.agent,
@@ -62,6 +64,7 @@ def fit(args: argparse.Namespace) -> int:
         threads=args.threads,
         obs_keys=args.obs_keys,
         limits=limits_of(args),
+        init=args.init,
     )
     return 0
 
@@ -330,8 +333,8 @@ def parser() -> argparse.ArgumentParser:
     add_limits(p)
     p.add_argument("--obs-keys", **obs_keys)
     p.add_argument("--seeds", type=seed_list, metavar="N,N", help="seeds to train at once, as in 0,1,2 (default: 0)")
-    p.add_argument("--updates", type=count, metavar="N", help="gradient steps, of an agent with a dataset")
-    p.add_argument("--steps", type=count, metavar="N", help="environment steps, of an agent that learns by acting")
+    p.add_argument("--updates", type=count, metavar="N", help="gradient steps, on a dataset")
+    p.add_argument("--steps", type=count, metavar="N", help="environment steps, without one")
     p.add_argument("--online-steps", type=count, metavar="N", help="then fine-tune in the environment for N steps")
     p.add_argument("--config", type=Path, metavar="FILE", help="settings over the built-in ones; a run has such a file")
     p.add_argument(
@@ -341,6 +344,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--eval-episodes", type=count, metavar="N", help="episodes of an evaluation while training")
     p.add_argument("--final-episodes", type=count, metavar="N", help="episodes of the evaluation of the last policy")
     p.add_argument("--save-every", type=share, metavar="MINUTES", help="save at least this often (default: 5)")
+    p.add_argument("--log-every", type=count, metavar="N", help="updates or steps between metrics (default: 500)")
+    p.add_argument("--logger", metavar="A,B", help="of csv, tensorboard, wandb, mlflow (default: the first two)")
+    p.add_argument("--init", type=Path, metavar="CKPT", help="begin with the weights of a checkpoint or a run")
     p.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: as many as cores)")
     p.add_argument("--compile", type=on_off, metavar="WHEN", help="compile the update: auto (default), true or false")
     p.add_argument("--device", **device)
@@ -352,7 +358,7 @@ def parser() -> argparse.ArgumentParser:
         add_help=False,
         epilog="--agent.KEY VALUE sets any setting of an agent that learns; see `offlinerl collect AGENT --help`.",
     )  # fmt: skip
-    p.add_argument("source", help="an online agent, which learns meanwhile; a checkpoint or a run; random; or scripted")
+    p.add_argument("source", help="an agent, which learns meanwhile; a checkpoint or a run; random; or scripted")
     p.add_argument("--agent-class", **agent_class)
     p.add_argument("--env", required=True, metavar="ID", help="where to act: a Gymnasium id or a dataset's name")
     add_limits(p)

@@ -43,7 +43,7 @@ def test_every_file_is_an_agent():
 def test_updates_are_finite_and_move_every_group(build, spec, source_of):
     agent = build(spec, (0, 1))
     before = {name: p.detach().clone() for name, p in agent.named_parameters()}
-    metrics = agent.learn(source_of((0, 1)).draw())
+    metrics, _ = agent.learn(source_of((0, 1)).draw())
     assert agent.updates == 5
     for name, value in metrics.items():
         assert value.shape == (2,) and value.isfinite().all(), name
@@ -89,7 +89,7 @@ def test_seeds_in_turn_equal_seeds_at_once(build, spec, source_of, monkeypatch):
         agent, data = build(spec, (3, 1, 4, 1)), source_of((3, 1, 4, 1))
         agent.double()
         for _ in range(3):
-            metrics = agent.learn(tree_map(lambda x: x.double(), data.draw()))
+            metrics, _ = agent.learn(tree_map(lambda x: x.double(), data.draw()))
         assert [part.seeds[0] for part in agent._parts] == [3, 1, 4, 1][::size]
         return agent, metrics
 
@@ -242,4 +242,4 @@ def test_a_metric_is_averaged_over_the_updates_that_have_it(spec, source_of):
             return metrics | dict(two=10 + metrics["one"]) if k == 1 else metrics
 
     agent, numbers = Delayed(spec, (0,), **SMALL), iter(range(4))
-    assert agent.learn(source_of((0,)).draw(4)) == dict(one=1.5, two=12.0)
+    assert agent.learn(source_of((0,)).draw(4))[0] == dict(one=1.5, two=12.0)

@@ -47,27 +47,25 @@ class KeepSource(L.Callback):
         return self.source.state_dict()
 
 
-def source(seeds, updates=20):
-    made = OfflineData(Table(random_table(), SPEC, 0.99), seeds, 32, 5)
-    made.updates_ahead = updates
-    return made
+def source(seeds):
+    return OfflineData(Table(random_table(), SPEC, 0.99), seeds, 32, 5)
 
 
 def test_resume_equals_never_stopping(tmp_path):
     seeds = (0, 1)
     whole = XQL(SPEC, seeds, **SETTINGS)
-    trainer().fit(whole, source(seeds, 40))
+    trainer().fit(whole, source(seeds).epoch(40))
 
-    first, data = XQL(SPEC, seeds, **SETTINGS), source(seeds, 15)
+    first, data = XQL(SPEC, seeds, **SETTINGS), source(seeds)
     half = trainer(KeepSource(data))
-    half.fit(first, data)
+    half.fit(first, data.epoch(15))
     checkpoint.save(half, tmp_path / "last.ckpt")
     saved = checkpoint.read(tmp_path / "last.ckpt")
-    second, data = XQL(SPEC, seeds, **SETTINGS), source(seeds, 25)
+    second, data = XQL(SPEC, seeds, **SETTINGS), source(seeds)
     checkpoint.load_into(second, saved, tmp_path / "last.ckpt")
     data.load_state_dict(saved["callbacks"]["KeepSource"])
     assert second.updates == 15
-    trainer().fit(second, data)
+    trainer().fit(second, data.epoch(25))
 
     assert second.updates == whole.updates == 40
     for name, tensor in whole.state_dict().items():
@@ -80,17 +78,17 @@ def test_resume_equals_never_stopping(tmp_path):
 
 def test_forgetting_the_generators_would_be_noticed(tmp_path):
     """The test above can fail: without the sampler's state, the weights differ."""
-    first, data = XQL(SPEC, (0,), **SETTINGS), source((0,), 15)
+    first, data = XQL(SPEC, (0,), **SETTINGS), source((0,))
     half = trainer()
-    half.fit(first, data)
+    half.fit(first, data.epoch(15))
     checkpoint.save(half, tmp_path / "last.ckpt")
     ends = []
     for restore in (True, False):
-        agent, again = XQL(SPEC, (0,), **SETTINGS), source((0,), 15)
+        agent, again = XQL(SPEC, (0,), **SETTINGS), source((0,))
         checkpoint.load_into(agent, checkpoint.read(tmp_path / "last.ckpt"), tmp_path / "last.ckpt")
         if restore:
             again.load_state_dict(data.state_dict())
-        trainer().fit(agent, again)
+        trainer().fit(agent, again.epoch(15))
         ends.append(agent.actor.log_std)
     assert not torch.equal(*ends)
 
@@ -104,7 +102,7 @@ def test_lightnings_counter_counts_updates():
             seen.append(trainer.global_step)
 
     run = trainer(Watch(), epochs=2)
-    run.fit(agent, source((0,), 10))
+    run.fit(agent, source((0,)).epoch(10))
     assert seen == [5, 10, 15, 20] and agent.updates == 20
 
 
@@ -116,7 +114,7 @@ def test_lightnings_own_model_checkpoint_saves(tmp_path):
     L.Trainer(
         accelerator="cpu", devices=1, max_epochs=1, logger=False, callbacks=[keep], enable_progress_bar=False,
         enable_model_summary=False, log_every_n_steps=1,
-    ).fit(agent, source((0,), 20))  # fmt: skip
+    ).fit(agent, source((0,)).epoch(20))  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step=10.ckpt", "step=20.ckpt"]
 
 
@@ -124,7 +122,7 @@ def test_a_checkpoint_needs_nothing_else(tmp_path):
     agent = IQL(SPEC, (4, 2), expectile=0.8, **SETTINGS)
     agent.task = dict(env=dict(id="Somewhere-v0"), score=None)
     run = trainer()
-    run.fit(agent, source((4, 2), 10))
+    run.fit(agent, source((4, 2)).epoch(10))
     checkpoint.save(run, tmp_path / "a.ckpt")
     loaded = checkpoint.load_agent(tmp_path / "a.ckpt")
     assert type(loaded) is IQL and loaded.config.expectile == 0.8 and loaded.seeds == (4, 2) and loaded.spec == SPEC
@@ -164,7 +162,7 @@ def test_every_setting_comes_back(name, tmp_path):
 def test_lightnings_loader_works_with_weights_only(tmp_path):
     agent = XQL(SPEC, (0,), **SETTINGS)
     run = trainer()
-    run.fit(agent, source((0,), 10))
+    run.fit(agent, source((0,)).epoch(10))
     checkpoint.save(run, tmp_path / "a.ckpt")
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert content["offlinerl"]["agent"] == "offlinerl.agents.xql:XQL"
@@ -174,7 +172,7 @@ def test_lightnings_loader_works_with_weights_only(tmp_path):
 
 def test_a_checkpoint_of_other_networks_is_refused(tmp_path):
     run = trainer()
-    run.fit(XQL(SPEC, (0,), **SETTINGS), source((0,), 5))
+    run.fit(XQL(SPEC, (0,), **SETTINGS), source((0,)).epoch(5))
     checkpoint.save(run, tmp_path / "a.ckpt")
     other = XQL(SPEC, (0,), hidden=(8, 8))
     with pytest.raises(UserError, match="does not fit"):

@@ -273,7 +273,7 @@ def test_wrong_commands_say_what_to_do(here, capsys):
         (("randm", *env, "--dataset", "a/b-v0", "--steps", 5), 1, "random"),
         (("random", *env, "--dataset", "noversion", "--steps", 5), 1, "version"),
         (("random", *env, "--dataset", "ab/c-v0"), 1, "--steps or --episodes"),
-        (("xql", *env, "--dataset", "ab/c-v0", "--steps", 5), 1, "learns from a dataset"),
+        (("is_reinforce", *env, "--dataset", "ab/c-v0", "--steps", 5), 1, "learns from whole episodes of a dataset"),
         (("td3", *env, "--dataset", "ab/c-v0", "--episodes", 5), 1, "--steps"),
         (("scripted", *env, "--dataset", "ab/c-v0", "--episodes", 1), 1, "offlinerl/Kitchen-v0"),
         (("td3", "--env", "CartPole-v1", "--dataset", "ab/c-v0", "--steps", 5), 1, "dqn"),

@@ -65,11 +65,12 @@ class Loop:
         self.double = double
 
     def run(self, steps):
-        self.source.steps_ahead = steps
-        for block in chain.from_iterable(self.source):
+        for block in chain.from_iterable(self.source.epoch(steps)):
             if self.double:
                 block = tree_map(lambda x: x.double(), block)
-            self.agent.metrics |= self.agent.learn(block)
+            metrics, priority = self.agent.learn(block)
+            self.agent.metrics |= metrics
+            self.source.learned(priority)
         return self
 
 

@@ -142,14 +142,13 @@ def test_runs_of_one_environment_are_compared(run, here, capsys):
 
 def test_wrong_commands_say_what_to_do(here, capsys):
     for argv, says in (
-        (("td3", "--dataset", pendulum.ID), "--env"),
-        (("xql", "--env", "Pendulum-v1"), "--dataset"),
+        (("is_reinforce", "--env", "Pendulum-v1"), "learns from whole episodes of a dataset: give --dataset"),
         (("td3", "--env", "Pendulum-v2"), "Pendulum-v1"),
         (("td3", "--env", "CartPole-v1"), "dqn"),
         (("td3", "--env", "Pendulum-v1", "--updates", 5), "steps"),
         (("td3", "--env", "Pendulum-v1", "--agent.exploration", "white"), "gaussian"),
         (("td3", "--env", "Pendulum-v1", "--steps", 501, "--config", here / "warm.yaml"), "multiple of 2"),
-        (("ppo", "--dataset", pendulum.ID), "--env"),
+        (("ppo", "--dataset", pendulum.ID), "ppo learns from rollouts of its own: give --env instead of --dataset"),
         (("is_reinforce", "--dataset", pendulum.ID, "--online-steps", 5), "no setting 'online_steps'"),
         (("ppo", "--env", "Pendulum-v1", "--batch", 25, "--config", here / "envs.yaml"), "multiple of envs"),
         (("reinforce", "--env", "CartPole-v1", "--agent.baseline", "mean"), "average"),

@@ -74,7 +74,7 @@ class Loop:
 
     def run(self, rollouts):
         for _ in range(rollouts):
-            self.agent.metrics |= self.agent.learn(self.rollout())
+            self.agent.metrics |= self.agent.learn(self.rollout())[0]
         return self
 
 
@@ -398,10 +398,10 @@ def test_a_policy_is_evaluated_at_its_likeliest_action_within_bounds():
 
 def test_the_source_goes_as_far_as_it_is_asked_to():
     loop = Loop("a2c", (0,), envs=2, batch=10)
-    loop.source.steps_ahead = 330
-    rollouts = [stretch for stretch in loop.source]
-    assert len(rollouts) == len(loop.source) == 2
-    assert sum(1 for _ in chain.from_iterable(rollouts)) == 33 and loop.agent.steps == 330
+    epoch = loop.source.epoch(330)
+    pieces = list(epoch)
+    assert len(pieces) == len(epoch) == 2
+    assert sum(1 for _ in chain.from_iterable(pieces)) == 33 and loop.agent.steps == 330
     with pytest.raises(UserError, match="multiple of envs"):
         Loop("a2c", (0,), envs=3, batch=10)
 
@@ -565,14 +565,14 @@ def test_off_policy_clones_first_and_then_sets_out_from_the_clone(spec, source_o
     agent = ISREINFORCE(spec, (0, 1), hidden=(8,), behavior_updates=8)
     agent.learn(source.draw())
     policy = copy.deepcopy(agent.policy.state_dict())
-    cloned = agent.learn(source.draw())
+    cloned, _ = agent.learn(source.draw())
     assert cloned["behavior_loss"].isfinite().all()
     assert set(cloned) == {"behavior_loss", *ISREINFORCE.LATER}, "a table has the same columns from the start"
     assert all(torch.equal(p, policy[name]) for name, p in agent.policy.state_dict().items())
     behavior = copy.deepcopy(agent.behavior.state_dict())
-    metrics = agent.learn(source.draw(1))
+    metrics, _ = agent.learn(source.draw(1))
     assert metrics["effective_episodes"].tolist() == pytest.approx([6.0, 6.0]), "the policy is the clone still"
-    metrics = agent.learn(source.draw())
+    metrics, _ = agent.learn(source.draw())
     assert all(torch.equal(p, behavior[name]) for name, p in agent.behavior.state_dict().items())
     assert (metrics["effective_episodes"] < 6).all()
 
@@ -599,6 +599,6 @@ def test_weights_that_vanish_or_explode_keep_the_gradient_finite(spec, source_of
         agent.updates = 2  # one of them is far from the data
         with torch.no_grad():
             getattr(agent, network).net.layers[-1].bias += 30
-        metrics = agent.learn(source.draw())
+        metrics, _ = agent.learn(source.draw())
         assert (metrics["largest_weight"].log().abs() > 80).all()
         assert all(p.isfinite().all() for p in agent.parameters())

@@ -19,7 +19,7 @@ from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.cli import main
 from offlinerl.envs.make import Pool
-from offlinerl.training.loop import Run
+from offlinerl.training.recorder import Recorder
 from offlinerl.util.atomic import write_json
 
 FEW = ("--compile", "false", "--batch", 8, "--agent.hidden", "[8]", "--eval-episodes", 1, "--final-episodes", 2)
@@ -244,7 +244,7 @@ def test_a_run_finds_its_file_from_any_folder_and_follows_it(here, capsys, monke
 )  # fmt: skip
 def test_what_is_no_number_is_the_worst_score(best, mean, better):
     run = SimpleNamespace(best=None if best is None else {"mean": best})
-    assert Run.is_best(run, SimpleNamespace(mean=mean)) is better
+    assert Recorder.is_best(run, SimpleNamespace(mean=mean)) is better
 
 
 def test_json_has_null_for_what_it_cannot_say(tmp_path):

@@ -23,7 +23,7 @@ from offlinerl.envs.make import make, spec_of
 from offlinerl.rollout.actor_pool import DEATHS, ActorPool, LocalBackend, Lost, one_thread
 from offlinerl.rollout.collector import Collector
 from offlinerl.rollout.ray_backend import RayBackend
-from offlinerl.training import acting, config, request
+from offlinerl.training import build, config, request
 from offlinerl.util.errors import UserError
 
 COUNTING = {"spec": gym.envs.registration.EnvSpec("test/Counting-v0", "counting:Counting").to_json()}
@@ -74,7 +74,9 @@ class Life:
             with torch.no_grad():
                 for p in self.agent.parameters():
                     p *= 1 + 0.2 * torch.randn(p.shape, generator=rng)
-            self.steps += self.pool.rollout(self.agent, count, random=3 - count * self.rollouts)
+            for step in self.pool.rollout(self.agent, count, random=3 - count * self.rollouts):
+                self.steps.append(step)
+                self.agent.steps += len(LANES)
             self.rollouts += 1
         return self
 
@@ -359,7 +361,7 @@ def test_a_worker_that_cannot_begin_says_why(cluster):
 def test_collect_with_workers(cluster, here, monkeypatch, capsys):
     words = ("--workers", 2, "--steps", 800)
     assert main(argv("ray", *words)) == 0
-    monkeypatch.setattr(acting, "RayBackend", lambda workers, address: LocalBackend())
+    monkeypatch.setattr(build, "RayBackend", lambda workers, address: LocalBackend())
     assert main(argv("one", *words)) == 0
     assert len(episodes("ray")) == 4 and same(episodes("ray"), episodes("one"))
     one, two = (read(here / f"runs/pendulum-{name}-v0/last.ckpt") for name in ("ray", "one"))
@@ -404,6 +406,6 @@ def test_stopped_and_resumed_on_ray(here, monkeypatch, how):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "differently" not in out
-    monkeypatch.setattr(acting, "RayBackend", lambda workers, address: LocalBackend())
+    monkeypatch.setattr(build, "RayBackend", lambda workers, address: LocalBackend())
     assert main(argv("one", *words)) == 0
     assert same(episodes("ray"), episodes("one"))

@@ -139,4 +139,5 @@ def _classes(module: str) -> dict[str, type]:
 
 def _is_plain(line: ast.stmt, known: dict[str, Any]) -> bool:
     value = line.value if isinstance(line, ast.Assign | ast.AnnAssign) else None
-    return isinstance(value, ast.Constant) or (isinstance(value, ast.Name) and value.id in known)
+    values = value.elts if isinstance(value, ast.Tuple) else [value]
+    return all(isinstance(v, ast.Constant) or (isinstance(v, ast.Name) and v.id in known) for v in values)

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
@@ -33,6 +33,16 @@ torch.serialization.add_safe_globals([Spec])  # checkpoints hold one and are rea
 
 Noise = dict[str, Any]
 """Random numbers of one update: trees of tensors ``[S, ...]``."""
+
+
+class Blocks(Protocol):
+    """Blocks ``[K, S, B, ...]`` to learn from, each made when the one before it has been learnt from."""
+
+    learned: Callable[[Tensor | None], None]
+    """To be called after each, with the priorities of its rows or None."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
 
 OF_KIND = dict(discrete="dqn", continuous="td3")
 
@@ -62,8 +72,6 @@ class Agent(L.LightningModule, ABC):
         compile: whether ``learn`` compiles ``update``.
         stack: which of the seeds it trains: all of them, but in a ``part``.
         metrics: the latest mean over a block of each metric, ``[S]``.
-        priorities: what the last block's ``update`` returned as "priority", ``[K, S, B]``, for the replay it was
-            drawn from; None if nothing.
 
     Raises:
         UserError: the task's actions are not of the kind the algorithm needs, or a setting is wrong.
@@ -74,12 +82,9 @@ class Agent(L.LightningModule, ABC):
     config: Any
     period = 1
     """Updates until the pattern of what ``update`` does repeats (for TD3, its actor delay)."""
-    online = False
-    """Whether it learns by acting in an environment, rather than from a fixed dataset."""
-    whole_episodes = False
-    """Whether a row of its batches is an episode, ``[S, B, T, ...]``, rather than a step of one."""
-    on_policy = False
-    """Whether it learns from what its policy has just done and nothing else."""
+    kinds = ("transitions",)
+    """The kinds of batch it learns from: "transitions" ``[S, B, ...]``, whoever made them; whole "episodes"
+    ``[S, B, T, ...]``; or "rollouts" ``[S, E, T, ...]`` of its policy as it is. What there is, a user's flags say."""
     discrete: bool | None = False
     """Whether its actions are numbers of a finite set, rather than vectors; None: either."""
 
@@ -105,7 +110,6 @@ class Agent(L.LightningModule, ABC):
         self.compile = False
         self.stack = slice(None)
         self.metrics: Metrics = {}
-        self.priorities: Tensor | None = None
         self.optim: dict[str, Adam] = {}
         self.rng = Streams(self.seeds, "update")
         self.explore_rng = EnvStreams(self.seeds, (0,), "explore")
@@ -256,11 +260,12 @@ class Agent(L.LightningModule, ABC):
             for optimizer in self.optim.values():
                 optimizer.anneal(max(0.0, 1 - self.steps / steps))
 
-    def learn(self, block: Batch) -> Metrics:
+    def learn(self, block: Batch) -> tuple[Metrics, Tensor | None]:
         """Take one update for every slice of a block ``[K, S, B, ...]``.
 
         Returns:
-            The mean over the block of each metric ``update`` returned, where it did.
+            The mean over the block of each metric ``update`` returned, where it did, and the priorities ``[K, S, B]``
+            that it gives the block's rows; None if it gives none.
         """
         if not self.optim:
             self.configure_optimizers()
@@ -274,8 +279,9 @@ class Agent(L.LightningModule, ABC):
             for name, value in self._step(batch, self.draw(batch_size), self.phase()).items():
                 found.setdefault(name, []).append(value)
             self.updates += 1
-        self.priorities = torch.stack(found.pop("priority")) if "priority" in found else None
-        return {name: torch.stack(values).mean(0) if updates > 1 else values[0] for name, values in found.items()}
+        priority = torch.stack(found.pop("priority")) if "priority" in found else None
+        means = {name: torch.stack(values).mean(0) if updates > 1 else values[0] for name, values in found.items()}
+        return means, priority
 
     def _step(self, batch: Batch, noise: Noise, k: int) -> Metrics:
         given = {name: column for name, column in batch._asdict().items() if column is not None}
@@ -326,10 +332,12 @@ class Agent(L.LightningModule, ABC):
             tensors += [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         return list({id(t): t for t in tensors}.values())
 
-    def training_step(self, blocks: Batch | Iterator[Batch], _: int) -> None:
-        """Learn from a block, or from one after another as they come."""
-        for block in [blocks] if isinstance(blocks, tuple) else blocks:
-            self.metrics |= self.learn(block)
+    def training_step(self, blocks: Blocks, _: int) -> None:
+        """Learn from one block after another as they come, and say what priorities their rows get."""
+        for block in blocks:
+            metrics, priority = self.learn(block)
+            self.metrics |= metrics
+            blocks.learned(priority)
         # Optimisers stepped behind Lightning's back leave its global_step at zero, and whatever waits for
         # it would never save: count the updates there too.
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress

@@ -96,6 +96,25 @@ def load_into(agent: Agent, saved: dict[str, Any], path: Path) -> None:
         ) from error
 
 
+def load_weights(agent: Agent, path: Path) -> None:
+    """Put a checkpoint's weights and targets into an agent that has not begun yet, whatever trained them.
+
+    Raises:
+        UserError: its networks are others.
+    """
+    saved, have = read(path)["state_dict"], agent.state_dict()
+    for name in sorted(saved.keys() ^ have.keys()) or have:
+        there, here = (
+            "nothing" if name not in state else "x".join(map(str, state[name].shape)) for state in (saved, have)
+        )
+        if there != here:
+            raise UserError(
+                f"the checkpoint {path} has other networks: {name} is {there} there and {here} here; give the agent,"
+                " the seeds and the sizes it was trained with"
+            )
+    agent.load_state_dict(saved)
+
+
 def require_like(saved: Any, fresh: Any, what: str) -> None:
     """Raises a ValueError, which names the place, unless something saved is made as something fresh is: of mappings
     with its keys, tensors of its shapes and types, and numbers and words where it has such. What is None there may be

@@ -40,7 +40,6 @@ class DQN(Agent):
     """
 
     config_class = DQNConfig
-    online = True
     discrete = True
 
     def build(self) -> None:

@@ -39,7 +39,7 @@ class ISREINFORCE(Agent):
     """
 
     config_class = ISREINFORCEConfig
-    whole_episodes = True
+    kinds = ("episodes",)
     discrete = None
 
     LATER = ("policy_loss", "effective_episodes", "largest_weight", "mean_weight")

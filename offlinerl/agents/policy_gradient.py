@@ -67,8 +67,7 @@ class PolicyGradient(Agent):
     """Adam's, as in PPO's own code. Scaled rewards make the value's gradients small, more so where they are shortened
     with the policy's: those of its hidden layers come near this, which slows their steps."""
 
-    online = True
-    on_policy = True
+    kinds = ("rollouts",)
     discrete = None
 
     def build(self) -> None:
@@ -121,7 +120,7 @@ class PolicyGradient(Agent):
         found = self.descend_together(both, self.config.max_grad_norm)
         return dict(policy_loss=found["policy"], value_loss=2 * found["value"])
 
-    def learn(self, block: Batch) -> Metrics:
+    def learn(self, block: Batch) -> tuple[Metrics, None]:
         """Improve on a rollout, ``[1, S, E, T, ...]``."""
         if not self.optim:
             self.configure_optimizers()
@@ -136,7 +135,7 @@ class PolicyGradient(Agent):
             metrics["entropy"] = self.policy(sample.obs).entropy().mean(-1)
         if "value_loss" in metrics:
             metrics["explained_variance"] = explained_variance(sample)
-        return metrics
+        return metrics, None
 
     def compute_advantages(self, rollout: Batch) -> Sample:
         """Advantages and the value's targets of a rollout ``[S, E, T, ...]``."""
@@ -176,7 +175,7 @@ class PolicyGradient(Agent):
         rng, used = self.rng.to(self.device), rows // size * size
         order = torch.cat([rng.permutation(rows)[:, :used] for _ in range(self.epochs)], 1)  # [S, K B]
         seeds = torch.arange(len(order), device=order.device).unsqueeze(1)  # [S, 1]
-        return super().learn(Sample(*(x[seeds, order].unflatten(1, (-1, size)).transpose(0, 1) for x in sample)))
+        return super().learn(Sample(*(x[seeds, order].unflatten(1, (-1, size)).transpose(0, 1) for x in sample)))[0]
 
     def advantage_of(self, sample: Sample) -> Tensor:
         """The advantage, normalised where it is to be: ``[S, B]``."""

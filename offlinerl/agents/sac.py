@@ -44,7 +44,6 @@ class SAC(Agent):
     """Maximum-entropy actor-critic (paper, algorithm 1)."""
 
     config_class = SACConfig
-    online = True
 
     def build(self) -> None:
         config, A = self.config, self.spec.action_dim

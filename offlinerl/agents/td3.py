@@ -51,7 +51,6 @@ class TD3(Agent):
     """Clipped double Q-learning, delayed policy updates and target policy smoothing (paper, algorithm 1)."""
 
     config_class = TD3Config
-    online = True
     last_init: Init | None = None
     """How the last layers start, if not like the others."""
 

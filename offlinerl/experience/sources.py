@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,15 +16,72 @@ from offlinerl.experience.ring import Replay
 from offlinerl.experience.table import Table
 from offlinerl.learning.rng import Streams
 from offlinerl.rollout.collector import Collector
-from offlinerl.types import Batch
+from offlinerl.types import Batch, Transition
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
 
-STRETCH = 16
-"""Updates from a replay to a batch of Lightning's, whose hooks cost as much as a small update."""
+PIECE = 16
+"""Updates from a replay to a piece."""
 
 
-class OfflineData:
+class Source(ABC):
+    """Blocks of K updates for an agent.
+
+    Attributes:
+        piece: updates or steps to one of Lightning's batches, whose hooks cost as much as a small update.
+    """
+
+    piece: int
+
+    @abstractmethod
+    def blocks(self, count: int) -> Iterator[Batch]:
+        """The next blocks, of so many updates or steps together, each made when it is asked for."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What it takes to go on."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Go on from a saved state; whether everything came back to where it stood."""
+
+    def learned(self, priority: Tensor | None) -> None:  # noqa: B027  most sources draw uniformly
+        """Told of the priorities ``[K, S, B]`` that the learner gives the rows of the latest block, if it does."""
+
+    def epoch(self, count: int) -> Epoch:
+        """The next updates or steps, so many, for Lightning to train on."""
+        return Epoch(self, count)
+
+
+class Epoch:
+    """So many updates or steps of a source, in pieces; the last one may be shorter than the others."""
+
+    def __init__(self, source: Source, count: int):
+        self.source, self.count = source, count
+
+    def __len__(self) -> int:
+        return -(-self.count // self.source.piece)
+
+    def __iter__(self) -> Iterator[Piece]:
+        for first in range(0, self.count, self.source.piece):
+            yield Piece(self.source, min(self.source.piece, self.count - first))
+
+
+class Piece:
+    """Blocks that come one after another, each when the one before it has been learnt from.
+
+    Attributes:
+        learned: to be told what the learner makes of each; see ``Source.learned``.
+    """
+
+    def __init__(self, source: Source, count: int):
+        self.blocks, self.learned = source.blocks(count), source.learned
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.blocks
+
+
+class OfflineData(Source):
     """Uniform minibatches of a fixed table.
 
     Args:
@@ -31,35 +89,27 @@ class OfflineData:
         seeds: S integers; each draws its own rows.
         batch_size: B.
         updates: K, updates a block.
-
-    Attributes:
-        updates_ahead: updates an epoch; its last block may be shorter than the others.
     """
 
     def __init__(self, table: Table, seeds: Sequence[int], batch_size: int, updates: int = 50):
-        self.table, self.batch_size, self.updates, self.updates_ahead = table, batch_size, updates, updates
+        self.table, self.batch_size, self.piece = table, batch_size, updates
         self.streams = Streams(seeds, "rows", table.numbers.device)
 
     def draw(self, updates: int | None = None) -> Batch:
         """The next block, ``[K, S, B, ...]``."""
-        rows = self.streams.integers(len(self.table), (updates or self.updates, self.batch_size))  # [S, K, B]
+        rows = self.streams.integers(len(self.table), (updates or self.piece, self.batch_size))  # [S, K, B]
         return self.table.transitions(rows.transpose(0, 1))
 
-    def __len__(self) -> int:
-        return -(-self.updates_ahead // self.updates)
+    def blocks(self, count: int) -> Iterator[Batch]:
+        for first in range(0, count, self.piece):
+            yield self.draw(min(self.piece, count - first))
 
-    def __iter__(self) -> Iterator[Batch]:
-        ahead = self.updates_ahead
-        while ahead > 0:
-            block = min(self.updates, ahead)
-            yield self.draw(block)
-            ahead -= block
-
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return self.streams.state_dict()
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
         self.streams.load_state_dict(state)
+        return True
 
 
 class EpisodeData(OfflineData):
@@ -75,65 +125,63 @@ class EpisodeData(OfflineData):
         self.rows = torch.from_numpy(table.starts[:, None] + steps).to(table.numbers.device)  # [episodes, T]
 
     def draw(self, updates: int | None = None) -> Batch:
-        episodes = self.streams.integers(len(self.rows), (updates or self.updates, self.batch_size))
+        episodes = self.streams.integers(len(self.rows), (updates or self.piece, self.batch_size))
         return self.table.transitions(self.rows[episodes].transpose(0, 1))
 
 
-class ActingData:
-    """What the sources share whose agent acts: blocks are lived through one after another, each when the one before
-    it has been learnt from.
+class ActingData(Source):
+    """What the sources share whose agent acts: between two blocks it takes steps, which are counted here, on the agent.
 
     Args:
         agent: acts, and learns from the blocks.
         collector: its environments.
         block_steps: steps of a seed to a block.
-        least: to a batch of Lightning's, rounded up to whole blocks.
+        least: to a piece, rounded up to whole blocks.
 
     Attributes:
-        steps_ahead: steps an epoch; its last stretch and block may be shorter than the others.
+        stride: the fewest steps that a piece may have; it has a whole multiple of them.
+        replay: what keeps the steps, if they are kept.
     """
+
+    stride: int
+    replay: Replay | None = None
 
     def __init__(self, agent: Agent, collector: Collector, block_steps: int, least: int):
         self.agent, self.collector, self.envs = agent, collector, len(collector.lanes)
         self.block_steps = block_steps
-        self.stretch_steps = block_steps * -(-least // block_steps)
-        self.steps_ahead = self.stretch_steps
+        self.piece = block_steps * -(-least // block_steps)
         agent.explore_in(collector.lanes)
 
+    @abstractmethod
     def draw(self, steps: int | None = None) -> Batch:
         """The next block, of so many steps."""
-        raise NotImplementedError
+
+    def collect(self, count: int, random: int = 0) -> Iterator[Transition]:
+        """Take ``count`` steps in every environment, the first ``random`` of them at random."""
+        for transition in self.collector.rollout(self.agent, count, random):
+            self.agent.steps += self.envs
+            yield transition
 
     @property
     def steps(self) -> int:
         """Environment steps of every seed so far."""
         return self.agent.steps
 
-    def __len__(self) -> int:
-        return -(-self.steps_ahead // self.stretch_steps)
-
-    def __iter__(self) -> Iterator[Iterator[Batch]]:
-        """Stretches of blocks."""
-        for first in range(0, self.steps_ahead, self.stretch_steps):
-            yield self.stretch(min(self.stretch_steps, self.steps_ahead - first))
-
-    def stretch(self, steps: int) -> Iterator[Batch]:
-        """Blocks of so many steps together."""
-        for first in range(0, steps, self.block_steps):
-            yield self.draw(min(self.block_steps, steps - first))
+    def blocks(self, count: int) -> Iterator[Batch]:
+        for first in range(0, count, self.block_steps):
+            yield self.draw(min(self.block_steps, count - first))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the environments stand; what a replay holds is kept apart, for it is large."""
         return dict(interaction=self.collector.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Go on from a saved state; whether the environments came back to where they stood."""
         return self.collector.load_state_dict(state["interaction"])
 
 
 class ReplayData(ActingData):
-    """Minibatches of what the agent has just lived through: every block steps the environments, adds to the
-    replay and draws from it.
+    """Minibatches of the agent's own experience: every block steps the environments, adds to the replay and draws from
+    it.
 
     Args:
         agent: acts, and learns from the blocks.
@@ -143,14 +191,17 @@ class ReplayData(ActingData):
         updates: K, updates a block; rounded up to whole steps of all environments.
         steps_per_update: environment steps of a seed for every update. One is what TD3 and SAC do, four DQN.
         warm_up: steps of a seed, taken at random, before the first update.
-        table: a dataset to draw from too, every row of it as often as one of the replay's: fine-tuning.
-        reward: what to learn from, given the rewards ``[S, E]`` and their sum in the episode so far; the
+        table: a dataset to draw from too: fine-tuning.
+        old_share: how much of a batch is the dataset's, from 0 to 1, given the steps so far; by default every row of
+            both is equally likely.
+        reward: what to learn from, given what was paid ``[S, E]`` and the sum paid in the episode so far; the
             rewards themselves by default.
 
     Attributes:
-        stride: the fewest steps of a seed that make whole updates of whole steps of its environments; all others
-            are multiples of it.
+        stride: the fewest steps of a seed that make whole updates of whole steps of its environments.
     """
+
+    replay: Replay
 
     def __init__(
         self,
@@ -162,21 +213,19 @@ class ReplayData(ActingData):
         steps_per_update: int = 1,
         warm_up: int = 1000,
         table: Table | None = None,
+        old_share: Callable[[int], float] | None = None,
         reward: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     ):
         self.stride = math.lcm(len(collector.lanes), steps_per_update)
         block_steps = -(-updates * steps_per_update // self.stride) * self.stride
-        super().__init__(agent, collector, block_steps, least=STRETCH * steps_per_update)
-        self.replay, self.table, self.reward = replay, table, reward
+        super().__init__(agent, collector, block_steps, least=PIECE * steps_per_update)
+        self.replay, self.table, self.old_share, self.reward = replay, table, old_share, reward
         self.batch_size, self.steps_per_update, self.warm_up = batch_size, steps_per_update, warm_up
 
     def draw(self, steps: int | None = None) -> Batch:
         """The next block, ``[K, S, B, ...]``; while warming up, one of no updates at all."""
-        if self.agent.priorities is not None:
-            self.replay.prioritize(self.agent.priorities)
         steps = steps or self.block_steps
-        count, random = steps // self.envs, -(-(self.warm_up - self.steps) // self.envs)
-        for transition in self.collector.rollout(self.agent, count, random):
+        for transition in self.collect(steps // self.envs, -(-(self.warm_up - self.steps) // self.envs)):
             if self.reward is not None:
                 transition = transition._replace(reward=self.reward(transition.reward, self.collector.totals()))
             self.replay.add(transition)
@@ -186,16 +235,25 @@ class ReplayData(ActingData):
         """K minibatches of the replay, and of the table if there is one."""
         if self.table is None:
             return self.replay.sample(updates, self.batch_size)
-        old = len(self.table)
-        rows = self.replay.streams.integers(old + len(self.replay), (updates, self.batch_size)).transpose(0, 1)
-        lived = self.replay.transitions((rows - old).clamp(min=0))
-        given = self.table.transitions(rows.clamp(max=old - 1))
-        is_old = rows < old  # [K, S, B]
+        streams, old, B = self.replay.streams, len(self.table), self.batch_size
+        if self.old_share is None:
+            rows = streams.integers(old + len(self.replay), (updates, B)).transpose(0, 1)
+            is_old = rows < old  # [K, S, B]
+            given = self.table.transitions(rows.clamp(max=old - 1))
+            own = self.replay.transitions((rows - old).clamp(min=0))
 
-        def either(given: Tensor, lived: Tensor) -> Tensor:
-            return torch.where(is_old.view(*is_old.shape, *[1] * (given.ndim - 3)), given, lived)
+            def either(old: Tensor, new: Tensor) -> Tensor:
+                return torch.where(is_old.view(*is_old.shape, *[1] * (old.ndim - 3)), old, new)
 
-        return tree_map(either, given, lived)
+            return tree_map(either, given, own)
+        count = round(B * self.old_share(self.steps))
+        given = self.table.transitions(streams.integers(old, (updates, count)).transpose(0, 1))
+        own = self.replay.transitions(streams.integers(len(self.replay), (updates, B - count)).transpose(0, 1))
+        return tree_map(lambda *pair: torch.cat(pair, 2), given, own)
+
+    def learned(self, priority: Tensor | None) -> None:
+        if priority is not None:
+            self.replay.prioritize(priority)
 
 
 class RolloutData(ActingData):
@@ -206,25 +264,22 @@ class RolloutData(ActingData):
         collector: its environments.
         batch_size: steps of a seed in a rollout, those of all its environments together.
 
-    Attributes:
-        stride: steps of a rollout; an epoch has whole ones.
-
     Raises:
         UserError: the environments cannot share the steps evenly.
     """
 
-    STRETCH = 256
-    """Steps of a seed, at least, to a batch of Lightning's."""
+    PIECE = 256
+    """Steps of a seed, at least, to a piece."""
 
     def __init__(self, agent: Agent, collector: Collector, batch_size: int):
-        super().__init__(agent, collector, batch_size, least=self.STRETCH)
+        super().__init__(agent, collector, batch_size, least=self.PIECE)
         self.stride = batch_size
         if batch_size % self.envs:
             raise UserError(f"batch must be a multiple of envs, which is {self.envs}, and not {batch_size}")
 
     def draw(self, steps: int | None = None) -> Batch:
         """The next rollout, ``[1, S, E, T, ...]``."""
-        rollout = list(self.collector.rollout(self.agent, (steps or self.stride) // self.envs))
+        rollout = list(self.collect((steps or self.stride) // self.envs))
         obs, action, reward, terminated, next_obs, last = tree_map(self._stacked, *rollout)
         return Batch(obs, action, reward, self.agent.gamma * (1 - terminated), next_obs, last)
 
@@ -233,40 +288,3 @@ class RolloutData(ActingData):
         column = np.stack(steps, 2)
         column = column if column.dtype == np.uint8 else column.astype(np.float32)
         return torch.from_numpy(column).unsqueeze(0).to(self.agent.device)
-
-
-class FineTuningData:
-    """Blocks of a dataset until the agent has taken so many updates, and then of what it lives through besides.
-
-    Args:
-        offline: the dataset.
-        online: the environments; its replay draws from the dataset too.
-        switch: updates after which they begin to be stepped.
-
-    Attributes:
-        updates_ahead: updates an epoch, which may not cross the switch.
-    """
-
-    def __init__(self, offline: OfflineData, online: ReplayData, switch: int):
-        self.offline, self.online, self.switch = offline, online, switch
-        self.updates_ahead = offline.updates
-
-    def _part(self) -> OfflineData | ReplayData:
-        if self.online.agent.updates < self.switch:
-            self.offline.updates_ahead = self.updates_ahead
-            return self.offline
-        self.online.steps_ahead = self.updates_ahead * self.online.steps_per_update
-        return self.online
-
-    def __len__(self) -> int:
-        return len(self._part())
-
-    def __iter__(self) -> Iterator[Batch | Iterator[Batch]]:
-        return iter(self._part())
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(offline=self.offline.state_dict(), online=self.online.state_dict())
-
-    def load_state_dict(self, state: dict[str, Any]) -> bool:
-        self.offline.load_state_dict(state["offline"])
-        return self.online.load_state_dict(state["online"])

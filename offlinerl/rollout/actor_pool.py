@@ -219,8 +219,8 @@ class ActorPool:
         self.returns, self.lengths = ([deque(maxlen=RECENT) for _ in self.seeds] for _ in range(2))
 
     def rollout(self, agent: Agent, count: int, random: int = 0) -> Iterator[Transition]:
-        """Take ``count`` steps in every environment, the first ``random`` of them at random, and count them on the
-        agent, whose weights go out once."""
+        """Take ``count`` steps in every environment, the first ``random`` of them at random. The agent's weights go
+        out once."""
         weights = self.backend.share({name: value.cpu().numpy() for name, value in agent.state_dict().items()})
         deliveries = self._all("rollout", weights, agent.steps, count, random)
         of_workers = (delivery.steps for delivery in deliveries)
@@ -230,7 +230,6 @@ class ActorPool:
             while ended and ended[0].t == t:
                 self._finish(ended.popleft())
             yield tree_map(lambda x, t=t: x[t], steps)
-            agent.steps += len(self.lanes)
 
     def truncate(self) -> None:
         """Truncate every episode under way, for nothing follows."""

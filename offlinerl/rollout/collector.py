@@ -74,11 +74,9 @@ class Collector:
         return ~self.loop.playing
 
     def rollout(self, agent: Agent, count: int, random: int = 0) -> Iterator[Transition]:
-        """Take ``count`` steps in every environment, the first ``random`` of them at random, and count them on the
-        agent."""
+        """Take ``count`` steps in every environment, the first ``random`` of them at random."""
         for i in range(count):
             yield self.step(agent, random=i < random)
-            agent.steps += len(self.lanes)
 
     def step(self, policy: Policy, random: bool = False) -> Transition:
         """Take a step in every environment, after resetting those whose episode has ended.

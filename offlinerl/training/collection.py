@@ -26,8 +26,9 @@ from offlinerl.learning.rng import EnvStreams
 from offlinerl.recipes.generate import demonstration
 from offlinerl.rollout.collector import Collector, mean_of
 from offlinerl.rollout.policy import Noisy, Policy, apart
-from offlinerl.training.acting import OnlineRun
+from offlinerl.training.build import build
 from offlinerl.training.config import read
+from offlinerl.training.loop import Run
 from offlinerl.training.request import require_source, settings_for
 from offlinerl.util.atomic import sweep
 from offlinerl.util.device import pick_device
@@ -35,6 +36,7 @@ from offlinerl.util.display import Display, shown
 from offlinerl.util.errors import UserError, reading
 from offlinerl.util.folder import find_checkpoint, numbered, require_free, versions, write_config
 from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
+from offlinerl.util.settings import plain
 from offlinerl.util.threads import set_threads
 
 REFERENCE_EPISODES, REFERENCE_LANES = 20, 4
@@ -67,7 +69,7 @@ def collect(
     """Collect episodes and write them as a Minari dataset.
 
     Args:
-        source: an online agent, which learns while it collects; a checkpoint, or a run's folder, whose last one is
+        source: an agent, which learns while it collects; a checkpoint, or a run's folder, whose last one is
             meant; "random"; "scripted"; or a policy itself.
         env: a Gymnasium id, or a name in the registry.
         dataset_id: ``(namespace/)name-vN``.
@@ -106,7 +108,7 @@ def collect(
         raise UserError(f"{folder} holds an unfinished collection: go on with --resume, or delete it to start again")
     if not unfinished:
         require_free(folder, "give --append to add to its dataset, or name another --out")
-    if agents.is_name(source):
+    if isinstance(source, str) and agents.is_name(source):
         over = dict(over or {})
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over["train"] = {**over.get("train", {}), **given}
@@ -116,7 +118,8 @@ def collect(
         settings["collect"] = dict(dataset=dataset_id, first=first_episode(folder, target))
         if ray_address and not settings["train"]["workers"]:
             raise UserError("--ray-address is where workers run: say how many with --workers")
-        return Learning(settings, pick_device(device), folder, target, append, ray_address).collect()
+        run = build(settings, pick_device(device), folder, ray_address)
+        return Learning(run, Collection(folder, run.task, dataset_id, target, append, source, seed, settings)).collect()
     task = Task.of(registry.limited(registry.task(env, obs_keys), limits or {}))
     policy = policy_of(source, pick_device(device), agent_class)
     target = target_of(dataset_id, unfinished, append, source, task)
@@ -333,92 +336,67 @@ class Collection:
             self.folder.rmdir()
 
 
-class Learning(OnlineRun):
-    """The training of an online agent, whose episodes are all kept.
+class Learning:
+    """The training of an agent, whose episodes are all kept: a run that a collection goes along with.
 
-    A run that was killed goes on from its latest checkpoint and lives through the steps since then once more, the same
-    to the bit; the journal has those episodes already.
+    A run that was killed goes on from its latest checkpoint and takes the steps since then once more, the same to the
+    bit; the journal has those episodes already.
 
     Args:
-        settings, device, folder: as of any run.
-        target: the dataset's folder.
-        append: whether it may be there.
-        ray_address: see ``ActingRun``.
+        run: what trains the agent.
+        collection: where its episodes go.
     """
 
-    def __init__(
-        self,
-        settings: dict[str, Any],
-        device: torch.device,
-        folder: Path,
-        target: Path,
-        append: bool,
-        ray_address: str | None = None,
-    ):
-        self.ray_address = ray_address
-        super().__init__(settings, device, folder)
-        about = self.about
+    def __init__(self, run: Run, collection: Collection):
+        self.run, self.collection, self.collector = run, collection, run.acting.collector
         self.collected = 0  # episodes up to now, which may be fewer than the journal has
-        self.collection = Collection(
-            folder,
-            self.task,
-            settings["collect"]["dataset"],
-            target,
-            append,
-            about["agent"],
-            about["seeds"][0],
-            settings,
-        )
         self.collector.on_episode = self.keep
+        run.companion = self
+        run.checkpointer.go_on = "the same command with --resume"
 
     def collect(self) -> Path:
         """Train to the end and write the dataset."""
+        run, folder = self.run, self.run.folder
         with closing(self.collector), self.collection.opened() as collection:
-            if (self.folder / "config.yaml").is_file():
-                self.require_same(read(self.folder / "config.yaml"))
-            self.restore()
-            write_config(self.folder, self.settings)
-            summary = self.train()
-            if not self.pool.endless:
+            if (folder / "config.yaml").is_file():
+                self.require_same(read(folder / "config.yaml"))
+            run.restore()
+            write_config(folder, run.settings)
+            summary = run.train()
+            if not run.pool.endless:
                 collection.measure(lambda: summary["last"]["mean_return"])
-        for replay in self.folder.glob("replay-*.pt"):
+        for replay in folder.glob("replay-*.pt"):
             replay.unlink()  # large, and of use to nobody now
         return collection.seal()
 
-    def finish(self) -> dict[str, Any]:
-        summary = super().finish()
+    def finish(self) -> None:
         self.collector.truncate()  # after the last checkpoint, from which a resumed collection does so again
-        return summary
 
     def require_same(self, before: dict[str, Any]) -> None:
         """Raises a UserError if a setting is not what it was, other than the number of steps."""
+        older = plain(TrainConfig())  # an older version may not have known a setting
         for section in ("fit", "agent", "train"):
-            for key, value in self.settings[section].items():
-                if key not in ("steps", "save_every") and before[section].get(key) != value:
+            for key, value in self.run.settings[section].items():
+                known = before[section].get(key, older.get(key))
+                if key not in ("steps", "save_every") and known != value:
                     raise UserError(
-                        f"{self.folder} was begun with {key} {before[section].get(key)}, not {value}; give the same"
-                        " command as before, or another --out"
+                        f"{self.run.folder} was begun with {key} {known}, not {value}; give the same command as before,"
+                        " or another --out"
                     )
 
     def keep(self, s: int, e: int, episode: Episode) -> None:
-        journal = self.collection.journal
-        if not journal.append(episode, self.collected):
-            self.display.say(f"episode {self.collected} came out differently this time; the first one is kept")
+        if not self.collection.journal.append(episode, self.collected):
+            self.run.display.say(f"episode {self.collected} came out differently this time; the first one is kept")
         self.collected += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(super().state_dict(), collected=self.collected)
+        return dict(collected=self.collected)
 
-    def restore_state(self, state: dict[str, Any]) -> None:
-        super().restore_state(state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.collected = state["collected"]
 
     def note(self) -> str:
         return self.collection.note(self.collector.returns)
-
-    @property
-    def go_on(self) -> str:
-        return "the same command with --resume"
 
 
 def policy_of(source: str | Policy, device: torch.device, agent_class: str | None = None) -> Policy | None:

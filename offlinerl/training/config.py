@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from offlinerl.agents.base import Agent
 
 SECTIONS = {"fit", "agent", "train", "datasets", "environments", "collect", "versions"}
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
+"""Where metrics can go; the last two are extras of the package."""
+
 ROLLOUT = 32
 """Steps that a worker takes between two deliveries, unless ``block`` says otherwise, for a way costs milliseconds."""
 
@@ -32,6 +35,15 @@ class TrainConfig(Config):
     final_episodes: int = setting(20, "episodes of the evaluation of the last policy", low=1)
     compile: bool = setting("auto", "compile the update; auto: if the run is long enough to earn it", choices=("auto",))
     save_every: float = setting(5.0, "minutes after which it is saved, also between evaluations", above=0)
+    log_every: int = setting(500, "updates or steps between two rows of metrics", low=1)
+    logger: str = setting(
+        "csv,tensorboard", "where metrics go: some of csv, tensorboard, wandb and mlflow, with commas"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not {*self.logger.split(",")} <= {*LOGGERS}:
+            raise UserError(f"logger must be some of {', '.join(LOGGERS)}, with commas between, not {self.logger!r}")
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,10 @@ class OfflineConfig(EpisodesConfig):
     envs: int = setting(1, "environments side by side", low=1)
     steps_per_update: int = setting(1, "environment steps for every gradient step", low=1)
     capacity: int = setting(1_000_000, "transitions that the replay holds", low=1)
+    old_share: float | None = setting(
+        None, "the dataset's share of a batch in fine-tuning; null: as large as of all rows", low=0, high=1
+    )
+    final_old_share: float | None = setting(None, "and at the end; null: the same", low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,10 @@ class OnlineConfig(OnPolicyConfig):
     priority_alpha: float = setting(0.6, "how much the error counts", low=0, high=1)
     priority_beta: float = setting(0.4, "how much of that the weights make up for at the start", low=0, high=1)
     workers: int = setting(0, "processes that act; 0: this one alone", low=0)
+
+
+BY_SOURCE = dict(transitions=OfflineConfig, episodes=EpisodesConfig, replay=OnlineConfig, rollouts=OnPolicyConfig)
+"""The settings of a training by what it learns from; see ``offlinerl.training.selection``."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,19 +136,23 @@ def resolve(
     agent_name: str,
     agent: type[Agent],
     entry: Entry,
+    source: str,
     file: Path | None = None,
     over: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The settings of a run: ``{"agent": {...}, "train": {...}}``.
 
     From weakest to strongest: the algorithm's defaults, ``configs/<agent>/<family>.yaml``, its value for this
-    dataset or environment, ``file``, ``over``. The family of an online agent is always "online".
+    dataset or environment, ``file``, ``over``. The family is the dataset's, and "online" where there is none.
+
+    Args:
+        source: what the training learns from, one of ``BY_SOURCE``.
 
     Raises:
         UserError: a setting is unknown or of the wrong type; the message names the nearest ones.
     """
-    training = training_class(agent)
-    family = paths.share("configs", agent_name, f"{'online' if agent.online else entry.family}.yaml")
+    training, online = BY_SOURCE[source], source in ("replay", "rollouts")
+    family = paths.share("configs", agent_name, f"{'online' if online else entry.family}.yaml")
     asked = merge(_read_for(Path(file), entry) if file else {}, over or {})
     settings = merge(dict(agent={}, train={}), _read_for(family, entry) if family.is_file() else {})
     settings = merge(settings, asked)
@@ -138,15 +162,6 @@ def resolve(
         settings["train"] |= _for_workers(settings["train"], asked.get("train", {}))
     return {section: settings[section] for section in ("agent", "train")}
 
-
-def training_class(agent: type[Agent]) -> type[TrainConfig]:
-    """The settings of a training of an agent."""
-    if agent.online:
-        return OnPolicyConfig if agent.on_policy else OnlineConfig
-    return EpisodesConfig if agent.whole_episodes else OfflineConfig
-
-
-def of_run(settings: Mapping[str, Any], agent: type[Agent]) -> dict[str, Any]:
     """The settings that a run's ``config.yaml`` states, which may be an older version's: what it does not know is as by
     default, and what it knows beyond stays.
 
@@ -154,7 +169,7 @@ def of_run(settings: Mapping[str, Any], agent: type[Agent]) -> dict[str, Any]:
         UserError: a setting has another type or lies out of range.
     """
     checked = dict(settings)
-    for section, known in dict(agent=agent.config_class, train=training_class(agent)).items():
+    for section, known in dict(agent=agent.config_class, train=BY_SOURCE[source]).items():
         stated = {key: value for key, value in settings[section].items() if key in settings_of(known)}
         checked[section] = {**settings[section], **plain(known(**stated))}
     return checked

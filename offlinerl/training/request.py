@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from offlinerl import agents
 from offlinerl.data import registry
 from offlinerl.training import config
+from offlinerl.training.selection import source_of
 from offlinerl.util.errors import UserError
 from offlinerl.util.folder import find_checkpoint
 from offlinerl.util.settings import typed
@@ -28,6 +30,7 @@ def settings_for(
     over: Mapping[str, Any] | None,
     obs_keys: Sequence[str] | None = None,
     limits: Mapping[str, Any] | None = None,
+    init: Path | None = None,
 ) -> tuple[dict[str, Any], registry.Entry]:
     """All settings of a new run, and the task it is about; for the arguments see ``fit``.
 
@@ -36,7 +39,7 @@ def settings_for(
     """
     about = dict(
         agent=agent_name, dataset=dataset and str(dataset), env=env, seeds=seeds and list(seeds),
-        obs_keys=obs_keys and list(obs_keys), **(limits or {}),
+        obs_keys=obs_keys and list(obs_keys), init=init and str(find_checkpoint(init).resolve()), **(limits or {}),
     )  # fmt: skip
     again = config.read(file).get("fit", {}) if file else {}
     again = {key: value for key, value in again.items() if key not in HISTORY}
@@ -44,21 +47,26 @@ def settings_for(
     _checked_about(about)
     keys = about.get("obs_keys")
     agent = agents.outline(about["agent"])
-    if agent.online:
-        if about["dataset"] is not None:
-            raise UserError(
-                f"{about['agent']} learns by acting and not from a dataset: give --env instead of --dataset"
-            )
-        if about["env"] is None:
-            raise UserError(f"{about['agent']} learns by acting: give --env, as in: --env Pendulum-v1")
+    source = source_of(about["agent"], agent.kinds, about["dataset"], about["env"])
+    if about["dataset"] is None:
         entry = registry.task(about["env"], keys)
     else:
-        if about["dataset"] is None:
-            raise UserError(f"{about['agent']} learns from a dataset: give --dataset, as in: --dataset kitchen")
         entry = registry.resolve(about["dataset"], about["env"], keys)
         if entry.kind == "file":
             about["dataset"] = str(entry.path.resolve())  # to be found from another folder too
-    return dict(fit=about, **config.resolve(about["agent"], agent, entry, file, over)), entry
+    settings = config.resolve(about["agent"], agent, entry, source, file, over)
+    train = settings["train"]
+    require_loggers(train["logger"])
+    if train.get("final_old_share") is not None and train["old_share"] is None:
+        raise UserError("final_old_share is what old_share falls or rises to: give old_share too")
+    return dict(fit=about, **settings), entry
+
+
+def require_loggers(names: str) -> None:
+    """Raises a UserError if a logger's package is not installed."""
+    for name in {"wandb", "mlflow"} & {*names.split(",")}:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"the logger {name} is an extra that is not installed: pip install 'offlinerl[{name}]'")
 
 
 def _checked_about(about: dict[str, Any]) -> dict[str, Any]:
@@ -69,8 +77,8 @@ def _checked_about(about: dict[str, Any]) -> dict[str, Any]:
     """
     if about.get("agent") is None:
         raise UserError("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
-    for name in ("agent", "dataset", "env"):
-        if not isinstance(about[name], str | None):
+    for name in ("agent", "dataset", "env", "init"):
+        if not isinstance(about.get(name), str | None):
             raise UserError(f"{name} must be a name, not {about[name]!r}")
     keys, seeds = about.get("obs_keys"), about["seeds"]
     if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
@@ -105,8 +113,6 @@ def require_source(
         UserError: there is no such source or environment, or a setting is wrong.
     """
     if agents.is_name(source):
-        if not agents.outline(source).online:
-            raise UserError(f"{source} learns from a dataset and collects none; collect from its checkpoint instead")
         if episodes is not None:
             raise UserError(f"{source} learns while it collects, which is counted in --steps, not in --episodes")
         settings_for(source, None, env, None, file, over)
@@ -116,11 +122,7 @@ def require_source(
             near = difflib.get_close_matches(
                 source, [*agents.names(), *agents.installed(), "random", "scripted"], n=2, cutoff=0.5
             )
-            hint = (
-                f"did you mean {' or '.join(near)}?"
-                if near
-                else "name an online agent, a checkpoint, random or scripted"
-            )
+            hint = f"did you mean {' or '.join(near)}?" if near else "name an agent, a checkpoint, random or scripted"
             raise UserError(f"there is no agent or checkpoint {source!r}; {hint}")
         find_checkpoint(source)
     if workers or ray_address:
@@ -154,8 +156,10 @@ def settings_of(
         raise UserError(f"{folder / 'config.yaml'} lacks its section {missing.pop()!r}; start the run again")
     try:
         settings["fit"] = _checked_about(dict(dataset=None, env=None, seeds=[0]) | settings["fit"])
-        outline = agents.outline(settings["fit"]["agent"])
-        settings = config.of_run(settings, outline)
+        known = settings["fit"]
+        outline = agents.outline(known["agent"])
+        source = source_of(known["agent"], outline.kinds, known["dataset"], known["env"])
+        settings = config.of_run(settings, outline, source)
     except UserError as error:
         raise UserError(f"{folder / 'config.yaml'}: {error}") from error
     about, agent, train = (settings[section] for section in ("fit", "agent", "train"))
@@ -163,8 +167,11 @@ def settings_of(
         raise UserError(f"the run in {folder} has agent {about['agent']}, not {agent_name}; leave it out")
     _place_of_dataset(folder, about, dataset)
     given, asked = dict(over.get("train", {})), dict(over.get("agent", {}))
-    if "save_every" in given:
-        train["save_every"] = typed(config.training_class(outline), "save_every", given.pop("save_every"))
+    training = config.BY_SOURCE[source]
+    for name in ("save_every", "logger"):
+        if name in given:
+            train[name] = typed(training, name, given.pop(name))
+    require_loggers(train["logger"])
     lengths = [name for name in ("steps", "updates", "online_steps") if train.get(name)]
     longer = {name: given.pop(name) for name in lengths if given.get(name, train[name]) != train[name]}
     given = {name: value for name, value in given.items() if value != train.get(name)}

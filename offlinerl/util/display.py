@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,13 @@ class Display:
 
     @contextmanager
     def bar(self, what: str, total: int, done: int = 0, unit: str = "updates") -> Iterator[None]:
-        """Show a bar until the ``with`` ends, if there is a terminal to show it on."""
+        """Show a bar until the ``with`` ends, if there is a terminal or a notebook to show it on."""
         columns = (
             TextColumn(what), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
-        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        notebook = self.console.is_jupyter and find_spec("ipywidgets") is not None
+        self.progress = Progress(*columns, console=self.console, disable=not (self.console.is_terminal or notebook))
         self.unit = unit
         with self.progress:
             self.bar_id = self.progress.add_task(what, total=total, completed=done, rate="", note="")

@@ -1,0 +1,270 @@
+"""Runs from their settings: the task, the agent and what it learns from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from offlinerl import agents
+from offlinerl.agents import checkpoint
+from offlinerl.agents.base import Agent
+from offlinerl.data import dataset, load, registry, rewards
+from offlinerl.envs.make import Pool, unbounded_actions, with_limits
+from offlinerl.evaluation.evaluate import make_pool
+from offlinerl.evaluation.task import Task
+from offlinerl.experience.ring import Replay
+from offlinerl.experience.sources import (
+    ActingData,
+    EpisodeData,
+    OfflineData,
+    ReplayData,
+    RolloutData,
+)
+from offlinerl.experience.table import Table, entries_outside
+from offlinerl.learning.exploration import linear
+from offlinerl.rollout.actor_pool import ActorPool
+from offlinerl.rollout.collector import Collector
+from offlinerl.rollout.ray_backend import RayBackend
+from offlinerl.training import config
+from offlinerl.training.loop import Run
+from offlinerl.training.schedule import Schedule, Stage
+from offlinerl.training.selection import source_of
+from offlinerl.types import Spec
+from offlinerl.util.display import Display
+from offlinerl.util.errors import UserError
+from offlinerl.util.trees import Tree, tree_leaves
+
+COMPILE_WORTHWHILE = 3_000
+"""Updates from which compiling, which takes half a minute, is earned back."""
+
+
+def build(settings: dict[str, Any], device: torch.device, folder: Path, ray_address: str | None = None) -> Run:
+    """The run that some settings describe.
+
+    Args:
+        settings: ``{"fit": {...}, "agent": {...}, "train": {...}}``, what ``config.yaml`` holds.
+        device: where to train.
+        folder: where results go.
+        ray_address: of the cluster that its workers run on; by default this machine.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    make = online if settings["fit"]["dataset"] is None else on_dataset
+    return make(settings, device, folder, Display(), ray_address)
+
+
+def online(
+    settings: dict[str, Any], device: torch.device, folder: Path, display: Display, ray_address: str | None
+) -> Run:
+    """A training by acting in an environment, which counts its steps. On rollouts, both its length and the steps
+    between evaluations are rounded up to whole ones."""
+    about, train = settings["fit"], settings["train"]
+    task = Task.of(registry.limited(registry.task(about["env"], about.get("obs_keys")), about))
+    pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
+    agent = agent_for(task, pool, settings, device, folder)
+    collector = collector_for(task, agent, settings, display, ray_address)
+    if source_of(about["agent"], agent.kinds, None, about["env"]) == "rollouts":
+        source: ActingData = RolloutData(agent, collector, train["batch"])
+        steps, every = (-(-train[name] // train["batch"]) * train["batch"] for name in ("steps", "eval_every"))
+        updates = steps // train["batch"] * agent.updates_in(train["batch"])
+    else:
+        steps, every = train["steps"], train["eval_every"]
+        updates = steps // train["steps_per_update"]
+        source = ReplayData(
+            agent, collector, replay_for(agent, train, steps), train["batch"], train["block"],
+            train["steps_per_update"], train["warm_up"],
+        )  # fmt: skip
+        require_whole(train, source, "steps", "eval_every")
+    agent.compile = wants_compile(train["compile"], updates)
+    schedule = Schedule("step", [Stage("online", source, steps, every, "--steps")])
+    return Run(
+        settings, folder, display, agent, task, pool, schedule, dict(dataset=None, data=None, dataset_score=None)
+    )
+
+
+def on_dataset(
+    settings: dict[str, Any], device: torch.device, folder: Path, display: Display, ray_address: str | None
+) -> Run:
+    """A training on a fixed dataset, which counts updates. If it is to go on in the environment, as in XQL's second
+    table, every ``steps_per_update`` steps there bring one."""
+    about, train = settings["fit"], settings["train"]
+    entry = registry.resolve(about["dataset"], about["env"], about.get("obs_keys"))
+    entry = registry.limited(entry, about)
+    raw = load.load(entry, reward="none")
+    contents = contents_of(raw)
+    if about.get("fingerprint", contents["sha256"]) != contents["sha256"]:
+        raise UserError(
+            f"the dataset {about['dataset']} is not what the run in {folder} was trained on: its contents differ; give"
+            " --dataset a copy of that one, or start a new run"
+        )
+    data = rewards.with_reward(raw, entry.reward)
+    display.say(
+        f"{entry.name}: {len(data):,} transitions in {len(data.episode_starts):,} episodes,"
+        f" {shape_of(data.observations)}, {data.action.shape[1]} actions"
+    )
+    task = within_data(task_of(entry, data, about), data, display)
+    pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
+    require_own_units(entry, data, pool.spec, task, display)
+    agent = agent_for(task, pool, settings, device, folder)
+    agent.compile = wants_compile(train["compile"], train["updates"])
+    kind = source_of(about["agent"], agent.kinds, about["dataset"], about["env"])
+    table = Table(data, pool.spec, agent.gamma, agent.n_step, device)
+    offline = dict(transitions=OfflineData, episodes=EpisodeData)[kind](
+        table, about["seeds"], train["batch"], train["block"]
+    )
+    stages = [Stage("offline", offline, train["updates"], train["eval_every"], "--updates")]
+    if steps := train.get("online_steps"):
+        share, last = train["old_share"], train["final_old_share"]
+        own = ReplayData(
+            agent, collector_for(task, agent, settings, display, ray_address), replay_for(agent, train, steps),
+            train["batch"], steps_per_update=train["steps_per_update"], warm_up=0, table=table,
+            old_share=None if share is None else partial(linear, share, share if last is None else last, steps),
+            reward=rewards.online_reward(entry, raw),
+        )  # fmt: skip
+        require_whole(train, own, "online_steps")
+        scale = train["steps_per_update"]
+        end = train["updates"] + steps // scale
+        stages.append(Stage("online", own, end, train["online_eval_every"], "--online-steps", scale))
+    facts = dict(dataset=entry.name, data=contents, dataset_score=dataset_score(entry, raw))
+    return Run(settings, folder, display, agent, task, pool, Schedule("update", stages), facts)
+
+
+def agent_for(task: Task, pool: Pool, settings: dict[str, Any], device: torch.device, folder: Path) -> Agent:
+    """The agent for the pool's task, with the weights of the checkpoint that a new run is to begin with."""
+    about = settings["fit"]
+    if about.get("obs_keys") and not pool.envs[0].has_wrapper_attr("leaves"):
+        raise UserError(f"{task.env_id} observes one vector without parts; leave out --obs-keys")
+    try:
+        agent = agents.get(about["agent"])(pool.spec, about["seeds"], **config.of_agent(settings))
+    except UserError as error:
+        raise UserError(f"{task.env_id}: {error}") from error
+    agent.task = json.loads(json.dumps(asdict(task)))
+    agent.to(device)
+    if about.get("init") and not (folder / "last.ckpt").is_file():
+        checkpoint.load_weights(agent, Path(about["init"]))
+    agent.configure_optimizers()
+    return agent
+
+
+def collector_for(
+    task: Task, agent: Agent, settings: dict[str, Any], display: Display, ray_address: str | None
+) -> Collector | ActorPool:
+    """The environments to act in, here or in as many workers as the settings say."""
+    train, seeds = settings["train"], agent.seeds
+    lanes, workers = range(train["envs"]), train.get("workers", 0)
+    first = settings.get("collect", {}).get("first", 0)
+    if not workers:
+        return Collector(task.env, seeds, lanes, task.obs_keys, first)
+    make = partial(type(agent), agent.spec, seeds, **config.of_agent(settings))
+    backend = RayBackend(workers, ray_address)
+    return ActorPool(task.env, seeds, lanes, task.obs_keys, make, workers, backend, display.say, first)
+
+
+def replay_for(agent: Agent, train: Mapping[str, Any], longest: int) -> Replay:
+    """A replay for so many steps at the most."""
+    return Replay.of(agent, train, min(train["capacity"], longest + train["envs"]))
+
+
+def require_whole(train: Mapping[str, Any], source: ReplayData, *names: str) -> None:
+    """Raises a UserError unless these settings are whole numbers of strides."""
+    for name in names:
+        if train[name] % source.stride:
+            raise UserError(
+                f"{name} must be a multiple of {source.stride}, for {source.envs} environments and"
+                f" {source.steps_per_update} steps per update, not {train[name]}"
+            )
+
+
+def require_own_units(entry: registry.Entry, data: dataset.Dataset, spec: Spec, task: Task, display: Display) -> None:
+    """Says how many entries of the actions will be clipped, and raises a UserError if most would be."""
+    if spec.num_actions or data.action.shape[1] != spec.action_dim:  # another shape is refused later
+        return
+    outside, entries = entries_outside(data.action, spec), data.action.size
+    if not outside:
+        return
+    count = f"{outside:,} of {entries:,} entries of the actions ({outside / entries:.1%})"
+    what = f"{entry.name}: {count} lie outside the bounds of {task.env_id}"
+    if 2 * outside > entries:
+        bounds = f"{min(spec.action_low):g} to {max(spec.action_high):g}"
+        raise UserError(
+            f"{what}, {bounds}: they are in other units; rescale them, or name the environment they were collected"
+            " in with --env"
+        )
+    display.say(f"{what} and are clipped to them")
+
+
+def within_data(task: Task, data: dataset.Dataset, display: Display) -> Task:
+    """The task with the data's range as the bounds of those actions that its environment leaves without."""
+    if "action_range" in task.env or data.action.shape[1] != len(open_ := unbounded_actions(task.env)):
+        return task
+    if not open_.any():
+        return task
+    low, high = data.action.min(0), data.action.max(0)
+    display.say(
+        f"{task.env_id} has actions without bounds, which take those of the data, {low.min():g} to {high.max():g};"
+        " --action-range LOW,HIGH gives others"
+    )
+    return replace(task, env={**task.env, "action_range": [low.tolist(), high.tolist()]})
+
+
+def task_of(entry: registry.Entry, data: dataset.Dataset, limits: Mapping[str, Any]) -> Task:
+    """What evaluation needs of a dataset's task; the limits, see ``offlinerl.envs.make.with_limits``, are for an
+    environment that only the data itself names.
+
+    Raises:
+        UserError: nothing tells which environment the data belongs to.
+    """
+    env = entry.env
+    if env is None and "env_spec" in data.provenance:
+        env = with_limits({"spec": data.provenance["env_spec"]}, limits)
+    if env is None:
+        raise UserError(
+            f"nothing says which environment {entry.name} was collected in; name it with --env, by a Gymnasium id"
+            " or a registry name such as kitchen-complete-v0"
+        )
+    return replace(Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"))
+
+
+def shape_of(observations: Tree) -> str:
+    """What a dataset's rows observe, in words."""
+    if not isinstance(observations, dict) and observations.ndim == 2:
+        return f"{observations.shape[1]} observations"
+    listed = (f"{path or 'images'} {'x'.join(map(str, leaf.shape[1:]))}" for path, leaf in tree_leaves(observations))
+    return f"observations of {', '.join(listed)}"
+
+
+def contents_of(raw: dataset.Dataset) -> dict[str, Any]:
+    """How much a dataset holds, and a checksum of it, whatever its file is called."""
+    digest = hashlib.sha256()
+    for _, column in tree_leaves((raw.obs, raw.action, raw.reward, raw.terminated, raw.last)):
+        digest.update(f"{column.dtype} {column.shape}".encode())
+        digest.update(np.ascontiguousarray(column))
+    return dict(rows=len(raw), episodes=len(raw.episode_starts), sha256=digest.hexdigest())
+
+
+def dataset_score(entry: registry.Entry, raw: dataset.Dataset) -> float | None:
+    """Mean score of the dataset's own episodes, from rewards as stored; None without a score range."""
+    if entry.score is None:
+        return None
+    highest = np.maximum.reduceat(raw.reward, raw.episode_starts)
+    totals = dict(
+        counts=highest,  # D4RL's Kitchen files hold the tasks completed so far in every row
+        success=highest > 0,
+    ).get(entry.score.get("data", entry.score["from"]), raw.episode_returns)
+    return float(np.mean(entry.score_of(totals)))
+
+
+def wants_compile(setting: bool | str, updates: int) -> bool:
+    """Whether to compile the update: "auto" does if the run is long enough to earn it back."""
+    if setting not in (True, False, "auto"):
+        raise UserError(f"compile must be auto, true or false, not {setting!r}")
+    return updates >= COMPILE_WORTHWHILE if setting == "auto" else bool(setting)

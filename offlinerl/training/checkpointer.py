@@ -1,0 +1,119 @@
+"""What a run saves, so that it can go on, and what it says when it is stopped."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from offlinerl.agents import checkpoint
+from offlinerl.agents.base import Agent
+from offlinerl.experience.ring import Replay
+from offlinerl.util.atomic import aside, sweep
+from offlinerl.util.errors import UNSOUND, UserError
+from offlinerl.util.folder import copy_whole
+from offlinerl.util.interrupt import Interrupted
+
+STATE = "Run"
+"""Under which name a checkpoint holds a run's state."""
+
+
+class Checkpointer:
+    """``last.ckpt`` and ``best.ckpt`` in a run's folder. A replay is saved beside the former, for it is large.
+
+    Args:
+        folder: the run's.
+        agent: what is trained.
+        replay: of what it experienced, if that is kept.
+        every: minutes after which ``last.ckpt`` is due again.
+
+    Attributes:
+        go_on: the command that goes on with the run.
+    """
+
+    def __init__(self, folder: Path, agent: Agent, replay: Replay | None, every: float):
+        self.folder, self.agent, self.replay, self.every = folder, agent, replay, every
+        self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
+        self.saved = time.perf_counter()
+        self.go_on = f"offlinerl fit --resume {folder}"
+
+    def due(self) -> bool:
+        """Whether too much would be lost."""
+        return time.perf_counter() - self.saved >= 60 * self.every
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Save everything it takes to go on. At any moment there is a checkpoint and the replay that belongs to it."""
+        if self.replay is not None:
+            with aside(self._replay_file, overwrite=True) as temporary:
+                torch.save(self.replay.state_dict(), temporary)
+        checkpoint.save(trainer, self.last)
+        for replay in set(self.folder.glob("replay-*.pt")) - {self._replay_file}:
+            replay.unlink()
+        self.saved = time.perf_counter()
+
+    def save_best(self, trainer: L.Trainer) -> None:
+        """Save the policies apart, for they are the best so far."""
+        checkpoint.save(trainer, self.best)
+
+    def finish(self, state: dict[str, Any], best: bool) -> None:
+        """Put a finished run's state into ``last.ckpt``, and copy that if it is the best."""
+        checkpoint.amend(self.last, STATE, state)
+        if best:
+            copy_whole(self.last, self.best)
+
+    def restore(self) -> dict[str, Any] | None:
+        """Continue from ``last.ckpt``: weights, targets, optimisers, generators and counters.
+
+        Returns:
+            The run's state; None if nothing was saved.
+
+        Raises:
+            UserError: the checkpoint is damaged, or another kind of file.
+        """
+        sweep(self.folder)  # a process that was killed may have been writing
+        if not self.last.is_file():
+            return None
+        saved = checkpoint.read(self.last)
+        checkpoint.load_into(self.agent, saved, self.last)
+        if STATE not in saved.get("callbacks", {}):
+            raise UserError(f"{self.last} was not saved by `offlinerl fit`, which goes on with its own")
+        return saved["callbacks"][STATE]
+
+    def restore_replay(self) -> None:
+        """Continue from the replay that belongs to ``last.ckpt``.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        if self.replay is None:
+            return
+        try:
+            saved = torch.load(self._replay_file, map_location=self.replay.packed.device, weights_only=True)
+            self.replay.load_state_dict(saved)
+        except (*UNSOUND, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"{self._replay_file} is missing or damaged, without which this run cannot go on"
+            ) from error
+
+    @property
+    def _replay_file(self) -> Path:
+        return self.folder / f"replay-{self.agent.steps}.pt"
+
+    def interrupted(self, now: int, end: int, clock: str, status: int) -> Interrupted:
+        """To be raised once everything is saved."""
+        if self.last.is_file():
+            done = f"interrupted after {now:,} of {end:,} {clock}s, which are saved"
+        else:
+            done = f"interrupted before the first {clock}"
+        return Interrupted(f"{done}; go on with: {self.go_on}", status)
+
+    def interrupted_at_once(self) -> Interrupted:
+        """To be raised where nothing more is saved."""
+        lost = "interrupted at once, and what was trained since the last save is lost"
+        if not self.last.is_file():
+            return Interrupted(f"{lost}, which is everything; delete {self.folder} and start again")
+        return Interrupted(f"{lost}; go on with: {self.go_on}")

@@ -1,0 +1,143 @@
+"""What a run leaves to be read: its tables, the series of its loggers and its lines on the screen."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from offlinerl.evaluation.statistics import Evaluation
+from offlinerl.util.display import Display
+from offlinerl.util.folder import append, trim
+
+PROJECT = "offlinerl"
+"""The project of W&B and the experiment of MLflow that runs are in."""
+
+MLFLOW = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+"""Where MLflow keeps them, as it does by itself."""
+
+
+class Recorder:
+    """Rows and series of metrics and evaluations, one a seed.
+
+    Args:
+        folder: the run's.
+        settings: of the run, for the loggers.
+        clock: the column that rows are counted by.
+        score_kind: what a score is.
+        display: where lines go.
+
+    Attributes:
+        logged: what the clock showed when metrics were logged last.
+        evaluated: at the latest evaluation.
+        score: of the latest evaluation; None before the first one.
+        best: the best evaluation's mean, each seed's score and what the clock showed.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], clock: str, score_kind: str, display: Display):
+        self.folder, self.settings, self.clock = folder, settings, clock
+        self.score_kind, self.display = score_kind, display
+        self.seeds: Sequence[int] = settings["fit"]["seeds"]
+        self.names = settings["train"]["logger"].split(",")
+        self.every = settings["train"]["log_every"]
+        self.logged = self.evaluated = 0
+        self.score: float | None = None
+        self.best: dict[str, Any] | None = None
+        self.loggers: dict[str, Logger] = {}
+        self.versions: dict[str, str | None] = {}  # by which W&B and MLflow know the run
+
+    def open_loggers(self) -> list[Logger]:
+        """Lightning's loggers, which go on with what they logged before an interruption."""
+        title, folder = self.folder.resolve().name, str(self.folder)
+        make = dict(
+            tensorboard=lambda _: TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
+            wandb=lambda run: WandbLogger(title, folder, id=run, project=PROJECT, resume="allow"),
+            mlflow=lambda run: MLFlowLogger(PROJECT, title, MLFLOW, run_id=run),
+        )
+        for name in self.names:
+            if name in make:
+                self.loggers[name] = make[name](self.versions.get(name))
+                if name not in self.versions:  # MLflow refuses what has changed
+                    self.loggers[name].log_hyperparams(self.settings)
+        return list(self.loggers.values())
+
+    def metrics(self, counters: Mapping[str, int], values: Mapping[str, Sequence[float]], rate: float) -> None:
+        """Log numbers of every seed, always the same names once there is anything; ``metrics.csv`` gets a row a seed.
+
+        Args:
+            counters: the first columns.
+            values: S numbers under every name.
+            rate: updates a second.
+        """
+        self.logged = counters[self.clock]
+        if not values:
+            return
+        if "csv" in self.names:
+            rows = [
+                {**counters, "seed": seed, **{name: value[s] for name, value in values.items()},
+                 "updates_per_second": rate}
+                for s, seed in enumerate(self.seeds)
+            ]  # fmt: skip
+            append(self.folder / "metrics.csv", rows)
+        self._log({f"train/{name}": value for name, value in values.items()}, self.logged)
+
+    def evaluation(self, counters: Mapping[str, int], result: Evaluation) -> bool:
+        """Append a row an episode to ``evaluations.csv``, in place of an earlier evaluation at this time; whether it is
+        the best so far."""
+        now = self.evaluated = counters[self.clock]
+        self.score = result.mean
+        trim(self.folder / "evaluations.csv", self.clock, now - 1)
+        rows = [
+            {
+                **counters, "seed": seed, "episode": i, "return": float(result.returns[s, i]),
+                "score": float(result.scores[s, i]), "length": int(result.lengths[s, i]),
+                "success": "nan" if result.success is None else int(result.success[s, i]),
+            }
+            for s, seed in enumerate(self.seeds)
+            for i in range(result.scores.shape[1])
+        ]  # fmt: skip
+        append(self.folder / "evaluations.csv", rows)
+        self._log({"evaluation/score": result.per_seed.tolist()}, now)
+        when = f"{self.clock} {now:>9,}"
+        self.display.evaluated(when, self.score_kind, result.mean, result.per_seed, result.interval())
+        better = self.is_best(result)
+        if better:
+            self.best = {"mean": result.mean, "per_seed": result.per_seed.tolist(), self.clock: now}
+        return better
+
+    def is_best(self, result: Evaluation) -> bool:
+        """Whether no evaluation so far was as good; a score that is not a number is the worst."""
+        return self.best is None or _comparable(result.mean) > _comparable(self.best["mean"])
+
+    def close(self) -> None:
+        """Be done with the loggers."""
+        for logger in self.loggers.values():
+            logger.finalize("success")
+        if "wandb" in self.loggers:
+            self.loggers["wandb"].experiment.finish()
+
+    def _log(self, values: Mapping[str, Sequence[float]], now: int) -> None:
+        series = {f"{name}/seed_{seed}": of[s] for name, of in values.items() for s, seed in enumerate(self.seeds)}
+        for logger in self.loggers.values():
+            logger.log_metrics(series, now)
+
+    def trim(self) -> None:
+        """Drop the rows of the tables that a resumed run will write again."""
+        trim(self.folder / "metrics.csv", self.clock, self.logged)
+        trim(self.folder / "evaluations.csv", self.clock, self.evaluated, ("score",))
+
+    def state_dict(self) -> dict[str, Any]:
+        versions = self.versions | {name: self.loggers[name].version for name in self.loggers if name != "tensorboard"}
+        return dict(evaluated=self.evaluated, best=self.best, logged=self.logged, loggers=versions)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.evaluated, self.best, self.logged = state["evaluated"], state["best"], state["logged"]
+        self.versions = state.get("loggers", {})  # not in the checkpoints of older versions
+
+
+def _comparable(score: float) -> float:
+    return -math.inf if math.isnan(score) else score

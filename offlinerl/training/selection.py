@@ -1,0 +1,33 @@
+"""What a run learns from, which its flags say and not the agent's class."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from offlinerl.util.errors import UserError
+
+KINDS = dict(transitions="transitions", episodes="whole episodes of a dataset", rollouts="rollouts of its own")
+
+
+def source_of(agent_name: str, kinds: Set[str], dataset: str | None, env: str | None) -> str:
+    """What an agent that learns from such kinds of batch has to learn from.
+
+    Returns:
+        "transitions" or "episodes" of a dataset; without one, "rollouts" or the "replay" of its own transitions.
+
+    Raises:
+        UserError: it cannot learn from what there is.
+    """
+    can = f"{agent_name} learns from {' or '.join(what for kind, what in KINDS.items() if kind in kinds)}"
+    offline = [kind for kind in ("transitions", "episodes") if kind in kinds]
+    online = [dict(transitions="replay").get(kind, kind) for kind in ("rollouts", "transitions") if kind in kinds]
+    if dataset is not None:
+        if not offline:
+            raise UserError(f"{can}: give --env instead of --dataset")
+        return offline[0]
+    if not online:
+        raise UserError(f"{can}: give --dataset, as in: --dataset kitchen")
+    if env is None:
+        instead = "--dataset, as in: --dataset kitchen, or " if offline else ""
+        raise UserError(f"{can}: give {instead}--env, as in: --env Pendulum-v1")
+    return online[0]

@@ -1,0 +1,307 @@
+"""What a run learns from, where it begins and what it leaves: flags, not the agent's class, say so."""
+
+import csv
+import json
+from functools import partial
+
+import pendulum
+import pytest
+import torch
+import yaml
+from conftest import random_table
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from offlinerl.agents.checkpoint import read
+from offlinerl.agents.td3 import TD3
+from offlinerl.cli import main
+from offlinerl.experience.ring import Replay
+from offlinerl.experience.sources import OfflineData, ReplayData
+from offlinerl.learning.exploration import linear
+from offlinerl.rollout.collector import Interaction
+from offlinerl.training.schedule import Schedule, Stage
+from offlinerl.training.selection import source_of
+from offlinerl.util.errors import UserError
+
+TINY = ("--compile", "false", "--batch", 16, "--eval-episodes", 1, "--final-episodes", 2, "--agent.hidden", "[16,16]")
+CARTPOLE = "cartpole/random-v0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here(tmp_path_factory):
+    with pendulum.workplace(tmp_path_factory.mktemp("runs")) as folder:
+        argv = ("collect", "random", "--env", "CartPole-v1", "--dataset", CARTPOLE, "--steps", "200")
+        assert main(argv) == 0
+        yield folder
+
+
+def fit(*argv):
+    return main(["fit", *map(str, argv)])
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def weights(folder):
+    return read(folder / "last.ckpt")["state_dict"]
+
+
+# Flags choose the source
+
+
+@pytest.mark.parametrize("name", ["td3", "sac", "d4pg", "dqn"])
+def test_off_policy_agents_train_on_a_fixed_dataset(name, here):
+    folder, dataset = here / f"offline-{name}", CARTPOLE if name == "dqn" else pendulum.ID
+    argv = (name, "--dataset", dataset, "--updates", 40, "--eval-every", 20, *TINY)
+    assert fit(*argv, "--out", folder) == 0
+    found = summary(folder)
+    assert (found["updates"], found["steps"], found["clock"], found["dataset"]) == (40, 0, "updates", dataset)
+    assert found["env"] == ("CartPole-v1" if name == "dqn" else "Pendulum-v1")
+    assert {row["update"] for row in rows(folder / "evaluations.csv")} == {"20", "40"}
+    assert "step" not in rows(folder / "metrics.csv")[-1]
+
+
+@pytest.mark.parametrize("name", ["xql", "iql", "bc"])
+def test_offline_agents_learn_by_acting(name, here):
+    folder = here / f"online-{name}"
+    (here / "warm.yaml").write_text("train: {warm_up: 50}\n")
+    argv = (name, "--env", "Pendulum-v1", "--steps", 250, "--eval-every", 125, "--config", here / "warm.yaml", *TINY)
+    assert fit(*argv, "--out", folder) == 0
+    found = summary(folder)
+    assert (found["updates"], found["steps"], found["clock"], found["dataset"]) == (200, 250, "steps", None)
+    assert float(rows(folder / "metrics.csv")[-1]["episode_return"]) < 0
+    assert len(list(folder.glob("replay-*.pt"))) == 1
+
+    if name != "xql":
+        return
+    half = here / f"half-{name}"
+    assert fit("--config", folder / "config.yaml", "--steps", 125, "--out", half) == 0
+    assert fit("--resume", half, "--steps", 250) == 0
+    assert all(torch.equal(tensor, weights(half)[key]) for key, tensor in weights(folder).items())
+
+
+TRANSITIONS, ROLLOUTS, EPISODES = ({kind} for kind in ("transitions", "rollouts", "episodes"))
+
+
+@pytest.mark.parametrize(
+    "kinds, dataset, env, source",
+    [
+        (TRANSITIONS, "kitchen", None, "transitions"),
+        (TRANSITIONS, "kitchen", "Pendulum-v1", "transitions"),
+        (TRANSITIONS, None, "Pendulum-v1", "replay"),
+        (ROLLOUTS, None, "Pendulum-v1", "rollouts"),
+        (EPISODES, "kitchen", None, "episodes"),
+        (TRANSITIONS | ROLLOUTS, "kitchen", None, "transitions"),
+        (TRANSITIONS | ROLLOUTS, None, "Pendulum-v1", "rollouts"),
+    ],
+)
+def test_flags_choose_the_source(kinds, dataset, env, source):
+    assert source_of("a", kinds, dataset, env) == source
+
+
+@pytest.mark.parametrize(
+    "kinds, dataset, env, says",
+    [
+        (ROLLOUTS, "kitchen", None, "a learns from rollouts of its own: give --env instead of --dataset"),
+        (EPISODES, None, "Pendulum-v1", "a learns from whole episodes of a dataset: give --dataset"),
+        (TRANSITIONS, None, None, "a learns from transitions: give --dataset, .*, or --env"),
+        (ROLLOUTS, None, None, "a learns from rollouts of its own: give --env"),
+    ],
+)
+def test_an_agent_says_what_it_cannot_learn_from(kinds, dataset, env, says):
+    with pytest.raises(UserError, match=says):
+        source_of("a", kinds, dataset, env)
+
+
+# Old data and new
+
+
+class Mixed:
+    """A replay mixed with a dataset, whose rewards are all 1000."""
+
+    def __init__(self, old_share=None):
+        interaction = Interaction({"id": "Pendulum-v1"}, (0, 1))
+        self.agent = TD3(interaction.spec, (0, 1), hidden=(8,))
+        table = random_table(60, interaction.spec)._replace(reward=torch.full((60,), 1000.0).numpy())
+        offline = OfflineData(table, interaction.spec, (0, 1), 10)
+        replay = Replay(interaction.spec, (0, 1), 200)
+        self.source = ReplayData(
+            self.agent, interaction, replay, 10, updates=10, warm_up=0, table=offline, old_share=old_share
+        )
+
+    def shares(self, steps):
+        """Of every block, how much of a batch is old, ``[K, S]``."""
+        return [(block.reward == 1000).float().mean(-1) for piece in self.source.epoch(steps) for block in piece]
+
+
+def test_the_share_of_old_data_is_what_it_should_be():
+    for start, end, expected in ((0.5, 0.5, [0.5] * 4), (0.8, 0.0, [0.6, 0.4, 0.2, 0.0]), (0.0, 1.0, None)):
+        shares = Mixed(partial(linear, start, end, 40)).shares(40)
+        found = [share.unique().tolist() for share in shares]
+        assert all(len(share) == 1 for share in found), "the same in every batch of every seed"
+        wanted = expected or [round(10 * (i + 1) / 4) / 10 for i in range(4)]
+        assert [share for (share,) in found] == pytest.approx(wanted)
+
+
+def test_without_a_share_every_row_is_equally_likely():
+    shares = torch.stack(Mixed().shares(120))  # [blocks, K, S]
+    assert len(shares[-1].unique()) > 1
+    assert shares[0].mean() == pytest.approx(60 / 70, abs=0.08) and shares[-1].mean() == pytest.approx(
+        60 / 180, abs=0.1
+    )
+
+
+def test_fine_tuning_with_an_annealed_share(here):
+    (here / "share.yaml").write_text("train: {old_share: 0.5, final_old_share: 0, online_eval_every: 20}\n")
+    folder = here / "annealed"
+    argv = ("sac", "--dataset", pendulum.ID, "--updates", 20, "--online-steps", 40, "--eval-every", 20, *TINY)
+    assert fit(*argv, "--config", here / "share.yaml", "--out", folder) == 0
+    found = summary(folder)
+    assert (found["updates"], found["steps"]) == (60, 40) and found["offline"]["episodes"] == 2
+    assert [row["update"] for row in rows(folder / "evaluations.csv")] == ["20", "20", "40", "60", "60"]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["old_share"] == 0.5
+
+
+def test_a_share_that_makes_no_sense_is_refused(here, refused):
+    for text, says in (
+        ("{old_share: 1.5}", "old_share must be from 0 to 1 or null"),
+        ("{final_old_share: 0.5}", "give old_share too"),
+    ):
+        (here / "wrong.yaml").write_text(f"train: {text}\n")
+        assert says in refused("fit", "sac", "--dataset", pendulum.ID, "--config", here / "wrong.yaml")
+
+
+# What is due when
+
+
+def test_a_schedule_counts_every_stage_from_its_beginning():
+    class Counted:
+        def epoch(self, count):
+            return count
+
+    stages = [
+        Stage("offline", Counted(), 50, 20, "--updates"),
+        Stage("online", Counted(), 100, 30, "--online-steps", 2),
+    ]
+    schedule, now, ends = Schedule("update", stages), 0, []
+    while now < schedule.end:
+        now += schedule.epoch(now) // schedule.stage(now).scale
+        ends.append((now, schedule.due(now)))
+    assert ends == [(20, True), (40, True), (50, True), (80, True), (100, False)]
+    assert schedule.epoch(45) == 5 and schedule.epoch(60) == 40, "after an interruption it goes as far as it would have"
+    assert schedule.switches == [50] and schedule.stage(49).name == "offline" and schedule.stage(50).name == "online"
+
+
+# Where it begins
+
+
+def test_a_run_begins_with_the_weights_of_another(here, refused):
+    first, second = here / "first", here / "second"
+    assert fit("td3", "--dataset", pendulum.ID, "--updates", 20, "--seeds", "0,1", *TINY, "--out", first) == 0
+    (here / "still.yaml").write_text("train: {warm_up: 60}\n")
+    argv = ("xtd3", "--env", "Pendulum-v1", "--steps", 50, "--seeds", "0,1", *TINY, "--config", here / "still.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        assert fit(*argv, "--init", "first", "--out", second) == 0
+    for name, tensor in weights(first).items():
+        assert torch.equal(tensor, weights(second)[name]), "there was no update yet"
+    assert read(second / "last.ckpt")["offlinerl"]["updates"] == 0 and summary(second)["steps"] == 50
+    assert yaml.safe_load((second / "config.yaml").read_text())["fit"]["init"] == str((first / "last.ckpt").resolve())
+
+    (first / "last.ckpt").rename(here / "moved.ckpt")
+    assert fit("--resume", second, "--steps", 100) == 0, "it has weights of its own by now"
+
+    line = refused("fit", *argv, "--init", here / "moved.ckpt", "--seeds", "0", "--out", here / "third")
+    assert "moved.ckpt has other networks" in line and "the seeds" in line
+    line = refused("fit", "sac", *argv[1:], "--init", here / "moved.ckpt", "--out", here / "third")
+    assert "moved.ckpt has other networks" in line
+    assert "there is no checkpoint" in refused("fit", *argv, "--init", here / "none.ckpt")
+    assert "--init" in refused("fit", "--resume", second, "--init", here / "moved.ckpt", status=2)
+    assert not (here / "third").exists()
+
+
+# What it leaves
+
+
+@pytest.fixture(scope="module")
+def logged(here):
+    folder = here / "logged"
+    argv = ("bc", "--dataset", pendulum.ID, "--updates", 100, "--eval-every", 50, "--seeds", "0,1", *TINY)
+    (here / "block.yaml").write_text("train: {block: 10}\n")
+    assert fit(*argv, "--log-every", 20, "--config", here / "block.yaml", "--out", folder) == 0
+    return folder
+
+
+def test_metrics_are_logged_as_often_as_asked(logged):
+    assert [row["update"] for row in rows(logged / "metrics.csv") if row["seed"] == "1"] == [
+        "20",
+        "40",
+        "60",
+        "80",
+        "100",
+    ]
+
+
+def test_tensorboard_has_a_series_for_every_seed(logged):
+    found = EventAccumulator(str(logged)).Reload()
+    assert {f"{name}/seed_{seed}" for name in ("train/actor_loss", "evaluation/score") for seed in (0, 1)} == set(
+        found.Tags()["scalars"]
+    )
+    table = [float(row["actor_loss"]) for row in rows(logged / "metrics.csv") if row["seed"] == "1"]
+    series = found.Scalars("train/actor_loss/seed_1")
+    assert [event.step for event in series] == [20, 40, 60, 80, 100]
+    assert [event.value for event in series] == pytest.approx(table, rel=1e-5)
+
+
+def test_any_yaml_reader_takes_the_settings(logged):
+    settings = yaml.safe_load((logged / "hparams.yaml").read_text())
+    config = yaml.safe_load((logged / "config.yaml").read_text())
+    assert settings == {section: config[section] for section in ("fit", "agent", "train")}
+
+
+def test_loggers_are_chosen(here, refused, monkeypatch):
+    folder, argv = here / "quiet", ("bc", "--dataset", pendulum.ID, "--updates", 20, *TINY)
+    assert fit(*argv, "--logger", "csv", "--out", folder) == 0
+    assert (folder / "metrics.csv").exists() and not list(folder.glob("events.*"))
+    assert fit("--resume", folder, "--updates", 40, "--logger", "tensorboard") == 0
+    assert {row["update"] for row in rows(folder / "metrics.csv")} == {"20"} and list(folder.glob("events.*"))
+    assert "csv, tensorboard, wandb, mlflow" in refused("fit", *argv, "--logger", "csv,visdom")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("wandb", "mlflow"):
+        assert f"pip install 'offlinerl[{name}]'" in refused("fit", *argv, "--logger", f"csv,{name}")
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_extra_loggers_get_the_metrics_and_go_on(name, here, monkeypatch):
+    module = pytest.importorskip(name, reason=f"the extra `{name}` is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = here / f"with-{name}"
+    argv = ("bc", "--dataset", pendulum.ID, "--updates", 20, "--eval-every", 20, *TINY, "--logger", name)
+    assert fit(*argv, "--out", folder) == 0
+    known = read(folder / "last.ckpt")["callbacks"]["Run"]["loggers"][name]
+    assert fit("--resume", folder, "--updates", 40) == 0
+    assert read(folder / "last.ckpt")["callbacks"]["Run"]["loggers"][name] == known
+    assert not (folder / "metrics.csv").exists()
+    if name == "mlflow":
+        client = module.MlflowClient("sqlite:///mlflow.db")
+        history = client.get_metric_history(known, "train/actor_loss/seed_0")
+        assert [entry.step for entry in history] == [20, 40] and client.get_run(known).info.run_name == folder.name
+    else:
+        assert list(folder.glob("wandb/offline-run-*"))
+
+
+def test_the_bar_shows_in_a_notebook_that_has_widgets(monkeypatch):
+    from offlinerl.util import display
+
+    for widgets in (True, False):
+        monkeypatch.setattr(display, "find_spec", lambda name, widgets=widgets: widgets or None)
+        shown = display.Display()
+        shown.console.is_jupyter = True
+        monkeypatch.setattr(display.Progress, "start", lambda self: None)
+        with shown.bar("training", 10):
+            assert shown.progress.disable is not widgets
