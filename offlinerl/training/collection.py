@@ -27,7 +27,7 @@ from offlinerl.recipes.generate import demonstration
 from offlinerl.rollout.collector import Collector, mean_of
 from offlinerl.rollout.policy import Noisy, Policy, apart
 from offlinerl.training.build import build
-from offlinerl.training.config import read
+from offlinerl.training.config import TrainConfig, read
 from offlinerl.training.loop import Run
 from offlinerl.training.request import require_source, settings_for
 from offlinerl.util.atomic import sweep

@@ -112,7 +112,7 @@ def require_source(
     Raises:
         UserError: there is no such source or environment, or a setting is wrong.
     """
-    if agents.is_name(source):
+    if isinstance(source, str) and agents.is_name(source):
         if episodes is not None:
             raise UserError(f"{source} learns while it collects, which is counted in --steps, not in --episodes")
         settings_for(source, None, env, None, file, over)
