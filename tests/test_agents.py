@@ -54,7 +54,7 @@ def test_updates_are_finite_and_move_every_group(build, spec, source_of):
 def test_descend_moves_its_own_group_alone(spec, source_of):
     agent = XQL(spec, (0,), **SMALL)
     agent.configure_optimizers()
-    batch = [x[0] for x in source_of((0,)).draw(1)]
+    batch = tree_map(lambda x: x[0], source_of((0,)).draw(1))
     before = {name: p.detach().clone() for name, p in agent.named_parameters()}
     agent.descend("critic", losses.squared(agent.critic(batch[0], batch[1]) - agent.value(batch[0]).unsqueeze(1)))
     moved = {name.split(".")[0] for name, p in agent.named_parameters() if not torch.equal(p, before[name])}

@@ -116,7 +116,7 @@ def test_no_reset_is_ever_a_successor():
     loop = Loop("td3", seeds=(0, 1), envs=3, env=counting.ID).run(150)
     assert loop.collector.episodes.min() >= 5
     rows = loop.replay.packed[:, : loop.replay.added].flatten(0, 2)
-    obs, action, reward, terminated, next_obs, last = rows.split(loop.replay.widths, -1)
+    obs, action, reward, terminated, next_obs, last = rows.split([*loop.replay.widths.values()], -1)
     assert torch.equal(next_obs[:, 0], obs[:, 0]), "a successor belongs to another episode"
     assert torch.equal(next_obs[:, 1], obs[:, 1] + 1), "a step is missing or false"
     torch.testing.assert_close(next_obs[:, 2], obs[:, 2] + 2 * action[:, 0], rtol=0, atol=1e-5)
@@ -129,7 +129,7 @@ def test_no_reset_is_ever_a_successor():
 def test_truncation_bootstraps_in_the_loop():
     loop = Loop("td3", seeds=(0,), env=counting.ID).run(100)
     rows = loop.replay.packed[0, :100, 0]
-    _, _, _, terminated, _, last = rows.split(loop.replay.widths, -1)
+    _, _, _, terminated, _, last = rows.split([*loop.replay.widths.values()], -1)
     batch = loop.replay.transitions(torch.arange(100).view(1, 1, -1))
     cut = (last == 1) & (terminated == 0)
     assert cut.any()

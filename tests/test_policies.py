@@ -20,7 +20,6 @@ from offlinerl.envs.make import Pool
 from offlinerl.evaluation.evaluate import evaluate
 from offlinerl.evaluation.task import Task
 from offlinerl.evaluation.video import record_videos
-from offlinerl.experience.sources import ActingData
 from offlinerl.rollout.collector import Collector
 from offlinerl.rollout.policy import Policy
 from offlinerl.training.collection import collect
@@ -178,7 +177,7 @@ def test_an_evaluation_does_not_disturb_exploring(exploration):
     def transitions(interrupted):
         collector = Collector(TASK.env, (0, 1), range(3))
         agent = TD3(collector.spec, (0, 1), hidden=(8,), exploration=exploration, layer_norm=True)
-        ActingData(agent, collector, 1, 1)
+        agent.explore_in(collector.lanes)
         taken = []
         for i in range(20):
             taken.append(collector.step(agent, random=i < 3))
@@ -249,5 +248,5 @@ def test_wrong_actions_are_the_policy_s_fault(policy, says, here):
 def test_a_policy_for_another_task_is_refused():
     policy = Stacking()
     policy.spec = Spec(4, 1, (-2.0,), (2.0,))
-    with pytest.raises(UserError, match="has 3 observations and 1 actions, the policy 4 and 1"):
+    with pytest.raises(UserError, match="has 3 observations and 1 actions, the policy 4 observations and 1"):
         evaluate(policy, TASK, 1)

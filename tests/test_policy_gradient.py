@@ -140,7 +140,7 @@ def test_a_sampled_policy_gradient_is_the_exact_one(member, mdp, logits, monkeyp
     V, _ = tabular.evaluate(mdp, tabular.softmax_policy(logits))
     put(agent.value.net, V[:, None])
     found = recorded(agent, mdp, monkeypatch)
-    RolloutData(agent, loop.interaction, 40).draw()  # episodes all begin together; from now on they are at any step
+    RolloutData(agent, loop.collector, 40).draw()  # episodes all begin together; from now on they are at any step
     agent.learn(loop.rollout())
     sampled = torch.cat(found).numpy().astype(float) / (1 - mdp.gamma)  # a step's share of an episode's gradient
     assert len(sampled) == S

@@ -1,9 +1,11 @@
 """What a run learns from, where it begins and what it leaves: flags, not the agent's class, say so."""
 
 import csv
+import dataclasses
 import json
 from functools import partial
 
+import numpy as np
 import pendulum
 import pytest
 import torch
@@ -15,9 +17,10 @@ from offlinerl.agents.checkpoint import read
 from offlinerl.agents.td3 import TD3
 from offlinerl.cli import main
 from offlinerl.experience.ring import Replay
-from offlinerl.experience.sources import OfflineData, ReplayData
+from offlinerl.experience.sources import ReplayData
+from offlinerl.experience.table import Table
 from offlinerl.learning.exploration import linear
-from offlinerl.rollout.collector import Interaction
+from offlinerl.rollout.collector import Collector
 from offlinerl.training.schedule import Schedule, Stage
 from offlinerl.training.selection import source_of
 from offlinerl.util.errors import UserError
@@ -125,13 +128,13 @@ class Mixed:
     """A replay mixed with a dataset, whose rewards are all 1000."""
 
     def __init__(self, old_share=None):
-        interaction = Interaction({"id": "Pendulum-v1"}, (0, 1))
-        self.agent = TD3(interaction.spec, (0, 1), hidden=(8,))
-        table = random_table(60, interaction.spec)._replace(reward=torch.full((60,), 1000.0).numpy())
-        offline = OfflineData(table, interaction.spec, (0, 1), 10)
-        replay = Replay(interaction.spec, (0, 1), 200)
+        collector = Collector({"id": "Pendulum-v1"}, (0, 1))
+        self.agent = TD3(collector.spec, (0, 1), hidden=(8,))
+        data = dataclasses.replace(random_table(60, collector.spec), reward=np.full(60, 1000, np.float32))
+        table = Table(data, collector.spec, self.agent.gamma)
+        replay = Replay(collector.spec, (0, 1), 200)
         self.source = ReplayData(
-            self.agent, interaction, replay, 10, updates=10, warm_up=0, table=offline, old_share=old_share
+            self.agent, collector, replay, 10, updates=10, warm_up=0, table=table, old_share=old_share
         )
 
     def shares(self, steps):

@@ -184,7 +184,7 @@ class Collection:
         self.metadata = dict(
             author="offlinerl",
             description=f"{described(source)} in {task.env_id}, seed {seed}",
-            algorithm_name=source if agents.is_name(source) else described(source).split()[0],
+            algorithm_name=described(source).split()[0],
             licence="MIT",
             requirements=["offlinerl"],
             seed=seed,
@@ -431,7 +431,7 @@ def described(source: str | Policy) -> str:
     """What a dataset's provenance calls a source."""
     if not isinstance(source, str | Path):
         return f"{type(source).__module__}:{type(source).__qualname__}"
-    named = source in ("random", "scripted") or agents.is_name(source)
+    named = source in ("random", "scripted") or agents.is_name(str(source))
     return source if named or not Path(source).exists() else f"checkpoint {find_checkpoint(source).resolve()}"
 
 

@@ -162,6 +162,8 @@ def resolve(
         settings["train"] |= _for_workers(settings["train"], asked.get("train", {}))
     return {section: settings[section] for section in ("agent", "train")}
 
+
+def of_run(settings: Mapping[str, Any], agent: type[Agent], source: str) -> dict[str, Any]:
     """The settings that a run's ``config.yaml`` states, which may be an older version's: what it does not know is as by
     default, and what it knows beyond stays.
 
