@@ -344,13 +344,13 @@ def record_camera(here, nested):
 @pytest.mark.parametrize(
     "nested, rest, image, size", [(False, "goal,state", "camera", 6), (True, "goal,seen/state", "seen/camera", 6)]
 )
-def test_images_and_chosen_parts_train(here, camera, nested, rest, image, size, capsys):
+def test_images_and_chosen_parts_train(here, camera, nested, rest, image, capsys):
     record_camera(here, nested)
     fit = ["fit", "bc", "--dataset", "test/camera-v0", *FEW, "--out"]
     assert main([*fit, "seeing"]) == 0
     assert f"{image} 24x24x3" in capsys.readouterr().out
     assert main([*fit, "run", "--obs-keys", rest]) == 0
-    assert f"{size} observations" in capsys.readouterr().out
+    assert "6 observations" in capsys.readouterr().out
     assert rest.split(",")[0] in Path("run/config.yaml").read_text()
     for run in ("seeing", "run"):
         assert main(["evaluate", f"{run}/last.ckpt", "--episodes", "1"]) == 0

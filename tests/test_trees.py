@@ -1,14 +1,22 @@
 """Observations that are images, and dictionaries of images and vectors, from the file to the network."""
 
+import json
+from pathlib import Path
+
 import gymnasium as gym
+import minari
 import numpy as np
 import pytest
 import torch
+from minari.data_collector.episode_buffer import EpisodeBuffer
+from pendulum import empty_workplace
 
 from offlinerl.agents.bc import BC
 from offlinerl.agents.ppo import PPO
 from offlinerl.agents.xql import XQL
+from offlinerl.cli import main
 from offlinerl.data.dataset import Dataset
+from offlinerl.data.load import load
 from offlinerl.envs import spaces
 from offlinerl.experience.ring import Replay
 from offlinerl.experience.sources import OfflineData
@@ -160,3 +168,75 @@ def test_a_space_of_parts_keeps_its_images():
     columns = dict(image=np.zeros((2, 16, 16, 3), np.uint8), state=np.zeros((2, 7)))
     seen = spaces.observe(leaves, [columns[path] for path in leaves])
     assert seen["image"].dtype == np.uint8 and seen["state"].shape == (2, 7)
+
+
+class Camera(gym.Env):
+    """Six steps, which an image and a vector count.
+
+    Args:
+        discrete: whether actions are the numbers 3, 4 and 5, rather than vectors.
+    """
+
+    observation_space = gym.spaces.Dict(
+        image=gym.spaces.Box(0, 255, (64, 64, 3), np.uint8), state=gym.spaces.Box(-1, 1, (7,), np.float32)
+    )
+
+    def __init__(self, discrete):
+        self.action_space = gym.spaces.Discrete(3, start=3) if discrete else gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self.seen(), {}
+
+    def seen(self):
+        return dict(image=np.full((64, 64, 3), self.count, np.uint8), state=np.full(7, self.count / 10, np.float32))
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.count += 1
+        return self.seen(), float(np.sum(action)), self.count == 6, False, {}
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """Lets Minari make a dataset, and returns its name."""
+
+    def record(discrete):
+        env, buffers = gym.make("test/Camera-v0", discrete=discrete), []
+        env.action_space.seed(0)
+        for seed in range(8):
+            shown, steps = [env.reset(seed=seed)[0]], []
+            while not steps or not steps[-1][2]:
+                action = env.action_space.sample()
+                obs, *outcome, _ = env.step(action)
+                shown.append(obs)
+                steps.append((action, *outcome))
+            observations = {path: np.stack([obs[path] for obs in shown]) for path in ("image", "state")}
+            buffers.append(EpisodeBuffer(seed, seed, None, observations, *map(np.array, zip(*steps, strict=True)), {}))
+        minari.create_dataset_from_buffers(
+            "test/camera-v0", buffers, env, algorithm_name="random", author="test", jpeg_encoding=False
+        )
+        return "test/camera-v0"
+
+    with empty_workplace(tmp_path):
+        gym.register("test/Camera-v0", f"{__name__}:Camera", max_episode_steps=10)
+        yield record
+        del gym.registry["test/Camera-v0"]
+
+
+@pytest.mark.parametrize(("agent", "discrete"), [("bc", False), ("xql", False), ("dqn", True)])
+def test_a_dataset_of_images_that_minari_made_trains_and_evaluates(agent, discrete, recorded):
+    dataset = recorded(discrete)
+    data = load(dataset)
+    assert data.observations["image"].dtype == np.uint8 and len(data.observations["image"]) == 8 * 7
+    np.testing.assert_array_equal(data.obs["image"][:, 0, 0, 0], np.tile(np.arange(6), 8))
+    np.testing.assert_array_equal(data.next_obs["image"][:, 5, 5, 1], np.tile(np.arange(1, 7), 8))
+    if discrete:
+        assert set(data.action[:, 0]) <= {3, 4, 5}
+    few = ["--updates", "2", "--eval-every", "2", "--eval-episodes", "1", "--final-episodes", "1", "--batch", "4"]
+    assert main(["fit", agent, "--dataset", dataset, *few, "--compile", "false", "--out", "run"]) == 0
+    assert main(["evaluate", "run", "--episodes", "2", "--json", "found.json"]) == 0
+    assert json.loads(Path("found.json").read_text())["mean_length"] == 6
+    assert main(["collect", "run", "--env", dataset, "--episodes", "2", "--dataset", "test/again-v0"]) == 0
+    assert load("test/again-v0").observations["image"].dtype == np.uint8

@@ -282,7 +282,7 @@ def test_settings_for_workers(monkeypatch):
     class Long(config.OnlineConfig):
         block: int = 128
 
-    monkeypatch.setattr(config, "training_class", lambda _: Long)
+    monkeypatch.setitem(config.BY_SOURCE, "replay", Long)
     assert settings("td3", workers=1) == (1, 128), "blocks are longer anyway"
     with pytest.raises(UserError, match="workers must be at least 0"):
         settings(workers=-1)

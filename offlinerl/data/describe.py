@@ -33,7 +33,7 @@ def describe(dataset: Dataset, entry: Entry | None = None) -> dict[str, Any]:
         rows=len(dataset),
         episodes=len(lengths),
         megabytes=round(dataset.nbytes / 1e6, 1),
-        obs=tree_map(_column, dataset.observations),
+        obs=tree_map(lambda leaf: _column(leaf) | dict(shape=[len(dataset), *leaf.shape[1:]]), dataset.observations),
         action=_column(dataset.action) | _range(dataset.action),
         reward=_column(dataset.reward) | _range(dataset.reward) | dict(mean=float(dataset.reward.mean())),
         returns=_quantiles(returns),

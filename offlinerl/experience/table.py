@@ -57,7 +57,7 @@ class Table:
     def transitions(self, rows: Tensor) -> Batch:
         """The rows of those numbers, ``[...]``: fields ``[..., ...]``."""
         flat = rows.reshape(-1)
-        numbers = self.numbers.index_select(0, flat).view(*rows.shape, -1)
+        numbers = self.numbers.index_select(0, flat).view(*rows.shape, sum(self.widths))
         action, reward, discount, last = numbers.split(self.widths, -1)
         obs, next_obs = (self.observed(place.index_select(0, flat), rows.shape) for place in self.places)
         return Batch(obs, action, reward.squeeze(-1), discount.squeeze(-1), next_obs, last.squeeze(-1))
