@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from offlinerl import agents
 from offlinerl.training.request import settings_for, settings_of
+from offlinerl.util.errors import UserError
 from offlinerl.util.folder import next_free, require_free, write_config
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
+    from minari import MinariDataset
+
     from offlinerl.agents.base import Agent
+    from offlinerl.data.dataset import Dataset
+    from offlinerl.rollout.policy import Policy
     from offlinerl.training.loop import Run
 
 
@@ -103,3 +108,68 @@ def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
             f"the learning rate falls over {decay:,} updates as before and stays at its end; --agent.decay_steps"
             " updates stretches it over the longer run"
         )
+
+
+def evaluate(
+    policy: str | Path | Policy, env: str | None = None, episodes: int = 50, **settings: Any
+) -> dict[str, Any]:
+    """Evaluate the policies of a checkpoint or of a run's folder, or any policy.
+
+    Args:
+        policy: a checkpoint, a run's folder, or what acts.
+        env: where, by a Gymnasium id or a dataset's name; by default the checkpoint's own.
+        episodes: of each seed's policy.
+        settings: of ``offlinerl.evaluation.evaluate.evaluate_checkpoint``; of a policy just ``seed``.
+
+    Returns:
+        ``mean``, ``ci95`` and ``per_seed`` of the score, and more; see ``evaluate_checkpoint``.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    from offlinerl.evaluation import evaluate as evaluation
+    from offlinerl.evaluation.task import task_named
+
+    if isinstance(policy, str | Path):
+        return evaluation.evaluate_checkpoint(Path(policy), env=env, episodes=episodes, **settings)
+    if env is None:
+        raise UserError("a policy does not say what it is for: give env")
+    task = task_named(env)
+    found = evaluation.evaluate(policy, task, episodes, **settings)
+    return dict(
+        env=task.env_id, seeds=list(policy.seeds), episodes=episodes, score_kind=task.score_kind, mean=found.mean,
+        ci95=list(found.interval()), per_seed=found.per_seed.tolist(), mean_return=float(found.returns.mean()),
+        mean_length=float(found.lengths.mean()), success=None if found.success is None else float(found.success.mean()),
+    )  # fmt: skip
+
+
+def collect(source: str | Policy, env: str, dataset_id: str, **settings: Any) -> Path:
+    """Collect a dataset with an agent, a checkpoint, "random", "scripted" or any policy; for the settings see
+    ``offlinerl.training.collection.collect``."""
+    from offlinerl.training import collection
+
+    return collection.collect(source, env, dataset_id, **settings)
+
+
+def load_dataset(
+    source: str | Path | MinariDataset | Mapping[str, Any], env: str | None = None, **settings: Any
+) -> Dataset:
+    """The transitions of a dataset, in numpy.
+
+    Args:
+        source: a name, a Minari id, a file or a folder, a dataset that Minari opened, or arrays: ``obs``, ``action``,
+            ``reward``, ``terminated`` and, if there are, ``truncated`` and ``next_obs``; see
+            ``offlinerl.data.arrays.from_arrays``.
+        env: the environment of a file.
+        settings: of ``offlinerl.data.load.load``.
+
+    Raises:
+        UserError: it is unknown, out of reach or not sound.
+    """
+    from offlinerl.data import arrays, load
+
+    if isinstance(source, Mapping):
+        return arrays.from_arrays(source)
+    if not isinstance(source, str | Path):
+        source = Path(source.storage.data_path)  # of Minari
+    return load.load(source, env, **settings)

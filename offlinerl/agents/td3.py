@@ -80,7 +80,7 @@ class TD3(Agent):
     def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
         metrics = self.update_critic(batch, noise)
         if k == self.period - 1:
-            metrics["actor_loss"] = self.descend("actor", -self.action_value(batch.obs, self.actor(batch.obs)))
+            metrics["actor_loss"] = self.descend("actor", self.actor_loss(batch))
             soft_update(self.target_critic, self.critic, self.config.tau)
             soft_update(self.target_actor, self.actor, self.config.tau)
         return metrics
@@ -103,6 +103,10 @@ class TD3(Agent):
             return action
         clip = self.config.target_noise_clip
         return (action + (self.config.target_noise * noise["target"]).clamp(-clip, clip)).clamp(-1, 1)
+
+    def actor_loss(self, batch: Batch) -> Tensor:
+        """``[S, B]``, paper, algorithm 1."""
+        return -self.action_value(batch.obs, self.actor(batch.obs))
 
     def action_value(self, obs: Tensor, action: Tensor) -> Tensor:
         """What the actor climbs, ``[S, B]``: the first critic."""

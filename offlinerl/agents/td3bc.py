@@ -1,0 +1,31 @@
+"""TD3+BC: a minimalist approach to offline reinforcement learning (Fujimoto & Gu, NeurIPS 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from offlinerl.agents.base import setting
+from offlinerl.agents.td3 import TD3, TD3Config
+from offlinerl.learning import losses
+from offlinerl.types import Batch
+
+
+@dataclass(frozen=True)
+class TD3BCConfig(TD3Config):
+    alpha: float = setting(2.5, "weight of the action value against staying near the dataset's actions", above=0)
+
+
+class TD3BC(TD3):
+    """TD3 whose actor is also a regression on the dataset's actions. The action values are scaled to a mean size of
+    alpha in every batch, so that rewards of any scale do (paper, equations 3 and 5).
+    """
+
+    config_class = TD3BCConfig
+
+    def actor_loss(self, batch: Batch) -> Tensor:
+        action = self.actor(batch.obs)  # [S, B, A]
+        q = self.action_value(batch.obs, action)  # [S, B]
+        scale = self.config.alpha / q.detach().abs().mean(-1, keepdim=True)  # [S, 1]
+        return losses.squared(action - batch.action).mean(-1) - scale * q

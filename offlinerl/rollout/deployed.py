@@ -1,0 +1,87 @@
+"""A trained policy as a function of numpy observations, as a robot's control loop calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from offlinerl.agents import checkpoint
+from offlinerl.agents.base import Agent
+from offlinerl.util.errors import UserError
+from offlinerl.util.trees import Tree, tree_map
+
+
+class DeployedPolicy:
+    """One seed's policy: called with an observation, or with a batch of them, it returns the action for each.
+
+    Args:
+        agent: S policies.
+        seed: which of them; by default the first one.
+
+    Raises:
+        UserError: there is none of that seed.
+    """
+
+    def __init__(self, agent: Agent, seed: int | None = None):
+        seed = agent.seeds[0] if seed is None else seed
+        if seed not in agent.seeds:
+            raise UserError(f"there is no policy of seed {seed}; there are those of {', '.join(map(str, agent.seeds))}")
+        s = agent.seeds.index(seed)
+        self.agent, self.spec, self.seed = agent.part(slice(s, s + 1)), agent.spec, seed
+        self.leaves = {leaf.path: leaf for leaf in agent.spec.obs}
+        self.low, self.high = (np.asarray(side, np.float32) for side in (agent.spec.action_low, agent.spec.action_high))
+        self.reset()
+
+    def reset(self) -> None:
+        """An episode begins: forget what was remembered of the one before."""
+        self.agent.begin(np.ones((1, 1), bool), np.zeros((1, 1), int))
+
+    @torch.inference_mode()
+    def __call__(self, obs: Tree) -> np.ndarray:
+        """The best action as the environment takes it: within its bounds, ``[A]`` float32, or a number if actions are
+        discrete. For a batch of observations ``[B, ...]`` it is ``[B, A]`` or ``[B]``.
+
+        Raises:
+            UserError: the observation has another shape than the policy's.
+        """
+        path, leaf = next(iter(self.leaves.items()))
+        first = np.asarray(obs[path] if isinstance(obs, Mapping) and path else obs)
+        batched = first.ndim > len(leaf.shape)
+        want = {name: leaf.shape for name, leaf in self.leaves.items()}
+        tree = {name: obs[name] for name in self.leaves} if isinstance(obs, Mapping) else {"": obs}
+        have = {name: np.shape(part)[batched:] for name, part in tree.items()}
+        if have != want:
+            raise UserError(f"the policy takes observations of shape {want.get('', want)}, not {have.get('', have)}")
+        arrays = {name: np.asarray(part, self.leaves[name].dtype) for name, part in tree.items()}
+        seen = arrays.get("", arrays)
+        seen = tree_map(lambda x: torch.from_numpy(x)[None] if batched else torch.from_numpy(x)[None, None], seen)
+        action = self.agent.act(tree_map(lambda x: x.to(self.agent.device), seen))[0].cpu().numpy()  # [B, A]
+        if self.spec.num_actions:
+            action = action[:, 0].astype(np.int64) + self.spec.first_action
+        else:
+            action = action.clip(self.low, self.high)
+        return action if batched else action[0]
+
+
+def load_policy(
+    path: str | Path,
+    seed: int | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    agent_class: type[Agent] | str | None = None,
+) -> DeployedPolicy:
+    """The policy in a checkpoint.
+
+    Args:
+        path: a checkpoint, or a run's folder, whose last one is meant.
+        seed: which of those that were trained side by side; by default the first one.
+        device: where it computes.
+        agent_class: its class, if that is neither ours nor installed; see ``offlinerl.agents.checkpoint.load_agent``.
+
+    Raises:
+        UserError: there is none, or none of that seed.
+    """
+    return DeployedPolicy(checkpoint.load_agent(Path(path), device, agent_class=agent_class), seed)

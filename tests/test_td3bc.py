@@ -1,0 +1,48 @@
+"""TD3+BC against its equations, and from a dataset to a table."""
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from pendulum import empty_workplace
+
+from offlinerl.agents.td3bc import TD3BC
+from offlinerl.cli import main
+
+
+def test_the_actors_loss_by_hand(spec, source_of):
+    agent = TD3BC(spec, (0, 1), hidden=(8,), alpha=3.0)
+    batch = source_of((0, 1)).draw(1)
+    batch = type(batch)(*(x if x is None else x[0] for x in batch))
+    found = agent.actor_loss(batch)
+    for s in (0, 1):
+        alone = copy.deepcopy(agent)
+        action = alone.actor(batch.obs)[s]
+        q = alone.critic(batch.obs, alone.actor(batch.obs))[s, 0]
+        meant = ((action - batch.action[s]) ** 2).mean(-1) - 3.0 / q.abs().mean() * q
+        torch.testing.assert_close(found[s], meant)
+    found.mean(-1).sum().backward()
+    scaled = agent.actor.net.layers[0].weight.grad
+    agent.zero_grad()
+    action = agent.actor(batch.obs)
+    q = agent.critic(batch.obs, action)[:, 0]
+    fixed = 3.0 / q.abs().mean(-1, keepdim=True).detach()  # no gradient flows through the scale
+    (((action - batch.action) ** 2).mean(-1) - fixed * q).mean(-1).sum().backward()
+    torch.testing.assert_close(agent.actor.net.layers[0].weight.grad, scaled)
+
+
+def test_it_trains_on_what_was_collected_and_is_tabled_beside_others(tmp_path, capsys):
+    few = ["--updates", "4", "--eval-every", "4", "--eval-episodes", "1", "--final-episodes", "1", "--batch", "8"]
+    with empty_workplace(tmp_path):
+        assert (
+            main(["collect", "random", "--env", "Pendulum-v1", "--episodes", "2", "--dataset", "some/random-v0"]) == 0
+        )
+        for agent in ("bc", "xql", "td3bc"):
+            fit = ["fit", agent, "--dataset", "some/random-v0", *few, "--compile", "false", "--out", agent]
+            assert main(fit) == 0
+        assert json.loads(Path("td3bc/summary.json").read_text())["updates"] == 4
+        capsys.readouterr()
+        assert main(["report", "bc", "xql", "td3bc"]) == 0
+        table = capsys.readouterr().out
+    assert all(agent in table for agent in ("bc", "xql", "td3bc"))
