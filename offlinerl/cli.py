@@ -263,7 +263,8 @@ class AgentHelp(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, *_: Any) -> NoReturn:
         from offlinerl import agents
-        from offlinerl.training.config import training_class
+        from offlinerl.training.config import BY_SOURCE
+        from offlinerl.training.selection import sources_of
         from offlinerl.util.settings import described
 
         name = getattr(args, "agent", None) or getattr(args, "source", None)
@@ -274,11 +275,13 @@ class AgentHelp(argparse.Action):
             )
             for key, kind, help in described(agent.config_class):
                 group.add_argument(f"--agent.{key}", metavar=kind, help=help)
-            training = parser.add_argument_group(
-                f"settings of training {name}", "in the section `train` of a --config file; some have flags, see above"
-            )
-            for key, kind, help in described(training_class(agent)):
-                training.add_argument(f"{key}: {kind}", help=help)
+            for source, how in sources_of(agent.kinds).items():
+                training = parser.add_argument_group(
+                    f"settings of training {name} {how}",
+                    "in the section `train` of a --config file; some have flags, see above",
+                )
+                for key, kind, help in described(BY_SOURCE[source]):
+                    training.add_argument(f"{key}: {kind}", help=help)
         parser.print_help()
         parser.exit()
 

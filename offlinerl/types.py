@@ -99,7 +99,8 @@ class Spec:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a checkpoint, which may be an older version's, with ``obs_dim`` alone."""
-        self.__init__(state.pop("obs", None) or state.pop("obs_dim"), **state)
+        obs = state.pop("obs", None) or state.pop("obs_dim")
+        vars(self).update(vars(Spec(obs, **state)))
 
     @classmethod
     def of(cls, observation: gymnasium.Space, action: gymnasium.Space) -> Spec:
@@ -110,9 +111,10 @@ class Spec:
             Leaf(path, tuple(space.shape), "uint8" if space.dtype == np.uint8 and len(space.shape) > 1 else "float32")
             for path, space in spaces.items()
         )
-        if hasattr(action, "n"):
-            return cls(obs, 1, (0.0,), (float(action.n - 1),), int(action.n), int(action.start))
-        return cls(obs, action.shape[0], *(tuple(map(float, side)) for side in (action.low, action.high)))
+        if (count := getattr(action, "n", None)) is not None:
+            return cls(obs, 1, (0.0,), (float(count - 1),), int(count), int(getattr(action, "start", 0)))
+        low, high = (tuple(map(float, getattr(action, side))) for side in ("low", "high"))
+        return cls(obs, len(low), low, high)
 
     @property
     def is_vector(self) -> bool:

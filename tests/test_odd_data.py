@@ -342,7 +342,7 @@ def record_camera(here, nested):
 
 
 @pytest.mark.parametrize(
-    "nested, rest, image, size", [(False, "goal,state", "camera", 6), (True, "goal,seen/state", "seen/camera", 6)]
+    "nested, rest, image", [(False, "goal,state", "camera"), (True, "goal,seen/state", "seen/camera")]
 )
 def test_images_and_chosen_parts_train(here, camera, nested, rest, image, capsys):
     record_camera(here, nested)

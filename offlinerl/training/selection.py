@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Collection
 
 from offlinerl.util.errors import UserError
 
 KINDS = dict(transitions="transitions", episodes="whole episodes of a dataset", rollouts="rollouts of its own")
 
 
-def source_of(agent_name: str, kinds: Set[str], dataset: str | None, env: str | None) -> str:
+def sources_of(kinds: Collection[str]) -> dict[str, str]:
+    """What an agent that learns from such kinds of batch may have to learn from, and how that is said."""
+    ways = dict(
+        transitions=dict(transitions="on a dataset", replay="by acting"), episodes=dict(episodes="on a dataset"),
+        rollouts=dict(rollouts="by acting"),
+    )  # fmt: skip
+    return {source: how for kind in kinds for source, how in ways[kind].items()}
+
+
+def source_of(agent_name: str, kinds: Collection[str], dataset: str | None, env: str | None) -> str:
     """What an agent that learns from such kinds of batch has to learn from.
 
     Returns:

@@ -34,8 +34,10 @@ def setting(
     Args:
         default: its value if nothing else is said.
         help: what it means, with units, in a phrase.
-        low, high: least and greatest value.
-        above, below: bounds that are not values themselves.
+        low: least value.
+        high: greatest value.
+        above: lower bound, which is no value itself.
+        below: upper bound, likewise.
         choices: the words a ``str`` may be; values that any other setting may have besides those of its type.
     """
     limits = dict(low=low, high=high, above=above, below=below)
