@@ -1,6 +1,8 @@
 """A small cheap task for tests of the command line: short episodes of Pendulum by random actions."""
 
 import copy
+import csv
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +12,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from offlinerl.agents.checkpoint import read
+from offlinerl.cli import main
 from offlinerl.data.episode import Episode
 from offlinerl.data.minari_writer import write_minari
 
@@ -63,3 +67,23 @@ def start(*argv, cwd, **environment):
         [sys.executable, "-m", "offlinerl", *map(str, argv)], cwd=cwd, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env={**os.environ, **environment},
     )  # fmt: skip
+
+
+def fit(*argv):
+    """The exit status of a training."""
+    return main(["fit", *map(str, argv)])
+
+
+def rows(path):
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def weights(folder):
+    """Those of a run's last checkpoint, by name."""
+    return read(folder / "last.ckpt")["state_dict"]

@@ -1,6 +1,5 @@
 """``offlinerl fit`` of agents that learn by acting, and fine-tuning, as a user meets them."""
 
-import csv
 import json
 import shutil
 import signal
@@ -10,6 +9,7 @@ import numpy as np
 import pendulum
 import pytest
 import torch
+from pendulum import fit, rows, summary, weights
 
 from offlinerl.agents.checkpoint import read
 from offlinerl.cli import main
@@ -26,23 +26,6 @@ def here(tmp_path_factory):
         (folder / "few.yaml").write_text("train: {eval_episodes: 1, final_episodes: 2}\n")
         (folder / "envs.yaml").write_text("train: {envs: 2}\n")
         yield folder
-
-
-def fit(*argv):
-    return main(["fit", *map(str, argv)])
-
-
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def summary(folder):
-    return json.loads((folder / "summary.json").read_text())
-
-
-def weights(folder):
-    return read(folder / "last.ckpt")["state_dict"]
 
 
 def kill_once_saved(like, folder):

@@ -1,8 +1,6 @@
 """What a run learns from, where it begins and what it leaves: flags, not the agent's class, say so."""
 
-import csv
 import dataclasses
-import json
 from functools import partial
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import random_table
+from pendulum import fit, rows, summary, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from offlinerl.agents.checkpoint import read
@@ -35,23 +34,6 @@ def here(tmp_path_factory):
         argv = ("collect", "random", "--env", "CartPole-v1", "--dataset", CARTPOLE, "--steps", "200")
         assert main(argv) == 0
         yield folder
-
-
-def fit(*argv):
-    return main(["fit", *map(str, argv)])
-
-
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def summary(folder):
-    return json.loads((folder / "summary.json").read_text())
-
-
-def weights(folder):
-    return read(folder / "last.ckpt")["state_dict"]
 
 
 # Flags choose the source
