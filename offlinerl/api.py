@@ -137,9 +137,7 @@ def evaluate(
     task = task_named(env)
     found = evaluation.evaluate(policy, task, episodes, **settings)
     return dict(
-        env=task.env_id, seeds=list(policy.seeds), episodes=episodes, score_kind=task.score_kind, mean=found.mean,
-        ci95=list(found.interval()), per_seed=found.per_seed.tolist(), mean_return=float(found.returns.mean()),
-        mean_length=float(found.lengths.mean()), success=None if found.success is None else float(found.success.mean()),
+        env=task.env_id, seeds=list(policy.seeds), episodes=episodes, score_kind=task.score_kind, **found.facts()
     )  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """The command line as a user meets it, on a small task."""
 
-import csv
 import json
 import logging
 import signal
@@ -13,6 +12,7 @@ import numpy as np
 import pendulum
 import pytest
 import yaml
+from pendulum import rows, summary
 
 import offlinerl
 from offlinerl.agents.checkpoint import read
@@ -39,15 +39,6 @@ def run(here):
 
 def offlinerl_(argv):
     return main([str(word) for word in argv])
-
-
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def summary(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 # Training

@@ -25,6 +25,7 @@ from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError
 from offlinerl.util.folder import find_checkpoint
+from offlinerl.util.trees import observed_in_words
 
 
 def evaluate(
@@ -81,11 +82,7 @@ def check_spec(policy: Policy, pool: Pool) -> None:
 
 
 def _observations(spec: Spec) -> str:
-    if spec.is_vector:
-        return f"{spec.obs_dim} observations"
-    return "observations of " + ", ".join(
-        f"{leaf.path or 'images'} {'x'.join(map(str, leaf.shape))}" for leaf in spec.obs
-    )
+    return observed_in_words({leaf.path: leaf.shape for leaf in spec.obs})
 
 
 def _actions(spec: Spec) -> str:
@@ -194,12 +191,7 @@ def evaluate_checkpoint(
         seeds=list(agent.seeds),
         episodes=episodes,
         score_kind=task.score_kind,
-        mean=result.mean,
-        ci95=list(result.interval()),
-        per_seed=result.per_seed.tolist(),
-        mean_return=float(result.returns.mean()),
-        mean_length=float(result.lengths.mean()),
-        success=None if result.success is None else float(result.success.mean()),
+        **result.facts(),
     )
     display.evaluation(results)
     if json_file is not None:

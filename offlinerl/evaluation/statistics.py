@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,14 @@ class Evaluation:
     @property
     def mean(self) -> float:
         return float(self.scores.mean())
+
+    def facts(self) -> dict[str, Any]:
+        """Its figures, as plain data."""
+        return dict(
+            mean=self.mean, ci95=list(self.interval()), per_seed=self.per_seed.tolist(),
+            mean_return=float(self.returns.mean()), mean_length=float(self.lengths.mean()),
+            success=None if self.success is None else float(self.success.mean()),
+        )  # fmt: skip
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         return bootstrap(self.scores, level)

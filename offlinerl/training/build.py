@@ -40,7 +40,7 @@ from offlinerl.training.selection import source_of
 from offlinerl.types import Spec
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError
-from offlinerl.util.trees import Tree, tree_leaves
+from offlinerl.util.trees import observed_in_words, tree_leaves
 
 COMPILE_WORTHWHILE = 3_000
 """Updates from which compiling, which takes half a minute, is earned back."""
@@ -107,9 +107,10 @@ def on_dataset(
             " --dataset a copy of that one, or start a new run"
         )
     data = rewards.with_reward(raw, entry.reward)
+    observed = observed_in_words({path: leaf.shape[1:] for path, leaf in tree_leaves(data.observations)})
     display.say(
         f"{entry.name}: {len(data):,} transitions in {len(data.episode_starts):,} episodes,"
-        f" {shape_of(data.observations)}, {data.action.shape[1]} actions"
+        f" {observed}, {data.action.shape[1]} actions"
     )
     task = within_data(task_of(entry, data, about), data, display)
     pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
@@ -232,14 +233,6 @@ def task_of(entry: registry.Entry, data: dataset.Dataset, limits: Mapping[str, A
             " or a registry name such as kitchen-complete-v0"
         )
     return replace(Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"))
-
-
-def shape_of(observations: Tree) -> str:
-    """What a dataset's rows observe, in words."""
-    if not isinstance(observations, dict) and observations.ndim == 2:
-        return f"{observations.shape[1]} observations"
-    listed = (f"{path or 'images'} {'x'.join(map(str, leaf.shape[1:]))}" for path, leaf in tree_leaves(observations))
-    return f"observations of {', '.join(listed)}"
 
 
 def contents_of(raw: dataset.Dataset) -> dict[str, Any]:

@@ -32,3 +32,10 @@ def tree_leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
 def first_leaf(tree: Tree) -> Any:
     """Any leaf, to ask for what all have in common."""
     return next(tree_leaves(tree))[1]
+
+
+def observed_in_words(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The leaves of an observation, by their paths and shapes, for a message."""
+    if list(shapes) == [""] and len(shapes[""]) == 1:
+        return f"{shapes[''][0]} observations"
+    return "observations of " + ", ".join(f"{path or 'images'} {'x'.join(map(str, s))}" for path, s in shapes.items())
