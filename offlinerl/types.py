@@ -50,6 +50,17 @@ class Batch(NamedTuple):
     weight: Tensor | None = None  # [S, B]  importance weight, at most 1; None where every row counts the same
 
 
+class Window(NamedTuple):
+    """Steps of episodes. Where an episode is over, its last step is repeated and the mask is 0."""
+
+    obs: Tensor  # [S, B, T, O]
+    action: Tensor  # [S, B, T, A]  in units of [-1, 1]; a discrete one is its number
+    reward: Tensor  # [S, B, T]
+    to_go: Tensor  # [S, B, T]  undiscounted sum of the rewards from here to the episode's end
+    step: Tensor  # [S, B, T] int64, from 0 where the episode begins
+    mask: Tensor  # [S, B, T]  1 or 0
+
+
 class Transition(NamedTuple):
     """One step of every environment, in numpy. ``next_obs`` is the true successor, also where an episode ends."""
 

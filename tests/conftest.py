@@ -14,7 +14,8 @@ from offlinerl.cli import main
 from offlinerl.data.dataset import Dataset
 from offlinerl.experience.sources import OfflineData
 from offlinerl.experience.table import Table
-from offlinerl.types import Spec
+from offlinerl.types import Batch, Leaf, Spec
+from offlinerl.util.trees import tree_leaves, tree_map
 
 torch.set_num_threads(min(THREADS, torch.get_num_threads()))
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -36,6 +37,14 @@ def random_table(rows: int = 400, spec: Spec = SPEC, seed: int = 0) -> Dataset:
         terminated=terminated,
         last=last,
     )
+
+
+def transitions(data: Dataset, gamma: float, n: int = 1) -> Batch:
+    """All rows of a dataset as an agent trains on them, in numpy."""
+    leaves = tuple(Leaf(path, leaf.shape[1:], str(leaf.dtype)) for path, leaf in tree_leaves(data.observations))
+    bounds = abs(data.action).max(0) + 1
+    table = Table(data, Spec(leaves, data.action.shape[1], tuple(-bounds), tuple(bounds)), gamma, n)
+    return tree_map(lambda x: x.numpy(), table.transitions(torch.arange(len(data))))
 
 
 @pytest.fixture(scope="module", autouse=True)

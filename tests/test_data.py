@@ -6,9 +6,10 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
+from conftest import transitions
 
 from offlinerl.data.d4rl import load_hdf5
-from offlinerl.data.dataset import Dataset, n_step_sums
+from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
 from offlinerl.data.load import load
 from offlinerl.data.minari_reader import load_minari
@@ -208,7 +209,7 @@ def table(reward, terminated, last):
 
 
 def test_truncation_bootstraps_and_termination_does_not():
-    batch = table([1, 1, 1, 1], [0, 1, 0, 0], [0, 1, 0, 1]).transitions(0.9)
+    batch = transitions(table([1, 1, 1, 1], [0, 1, 0, 0], [0, 1, 0, 1]), 0.9)
     np.testing.assert_allclose(batch.discount, [0.9, 0, 0.9, 0.9])
     np.testing.assert_array_equal(batch.last, [False, True, False, True])
 
@@ -216,7 +217,7 @@ def test_truncation_bootstraps_and_termination_does_not():
 def test_n_step_by_hand():
     # one episode of four rows that terminates, one of two that is cut off
     data = table([1, 2, 4, 8, 16, 32], [0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1])
-    batch = data.transitions(0.5, 3)
+    batch = transitions(data, 0.5, 3)
     np.testing.assert_allclose(batch.reward, [1 + 1 + 1, 2 + 2 + 2, 4 + 4, 8, 16 + 16, 32])
     np.testing.assert_allclose(batch.discount, [0.125, 0, 0, 0, 0.25, 0.5])
     np.testing.assert_array_equal(batch.next_obs[:, 0], [3, 4, 4, 4, 6, 6])
@@ -230,7 +231,7 @@ def test_n_step_equals_a_loop():
     reward, terminated = random.normal(size=size), random.random(size) < 0.05
     last = terminated | (random.random(size) < 0.05)
     last[-1] = True
-    got = n_step_sums(reward, terminated, last, gamma, n)
+    got = transitions(table(reward, terminated, last), gamma, n)
     for i in range(size):
         total, k = 0.0, 0
         while True:
@@ -240,16 +241,19 @@ def test_n_step_equals_a_loop():
                 break
         tail = i + k - 1
         np.testing.assert_allclose(
-            [got[0][i], got[1][i], got[2][i]], [total, 0 if terminated[tail] else gamma**k, tail], rtol=1e-5
+            [got.reward[i], got.discount[i], got.next_obs[i, 0]],
+            [total, 0 if terminated[tail] else gamma**k, tail + 1],
+            rtol=1e-5,
+            atol=1e-6,
         )
 
 
 def test_a_window_stops_at_a_terminal_inside_a_trajectory():
     terminated, last = np.array([[0, 1, 0, 0], [0, 0, 0, 1]], bool)
-    reward, discount, tail = n_step_sums(np.ones(4), terminated, last, 1, 3)
-    np.testing.assert_array_equal(reward, [2, 1, 2, 1])
-    np.testing.assert_array_equal(discount, [0, 0, 1, 1])
-    np.testing.assert_array_equal(tail, [1, 1, 3, 3])
+    batch = transitions(table([1, 1, 1, 1], terminated, last), 1, 3)
+    np.testing.assert_array_equal(batch.reward, [2, 1, 2, 1])
+    np.testing.assert_array_equal(batch.discount, [0, 0, 1, 1])
+    np.testing.assert_array_equal(batch.next_obs[:, 0], [2, 2, 4, 4])
 
 
 # --------------------------------------------------------------------------------------------- rewards

@@ -74,6 +74,15 @@ class Loop:
         return self
 
 
+def rows_of(replay):
+    """Columns ``[S, rows, ...]``: obs, action, reward, terminated, next_obs, last."""
+    one_step = copy.copy(replay)
+    one_step.n_step = 1
+    batch = one_step.transitions(torch.arange(len(replay)).expand(1, len(replay.newest), -1))
+    obs, action, reward, discount, next_obs, last = (x[0] for x in batch[:6])
+    return obs, action, reward, (discount == 0).float(), next_obs, last
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_updates_are_finite_and_move_every_group(variant):
     loop = Loop(variant).run(18)
@@ -93,7 +102,8 @@ def test_stacked_seeds_equal_seeds_alone_with_environments_in_the_loop(variant):
     assert stack.agent.updates == 40
     for s, seed in enumerate(seeds):
         alone = Loop(variant, (seed,), envs=2, double=True).run(60)
-        torch.testing.assert_close(stack.replay.packed[s], alone.replay.packed[0], rtol=0, atol=1e-5)
+        for have, want in zip(rows_of(stack.replay), rows_of(alone.replay), strict=True):
+            torch.testing.assert_close(have[s], want[0], rtol=0, atol=1e-5)
         for (name, p), q in zip(stack.agent.named_parameters(), alone.agent.parameters(), strict=True):
             torch.testing.assert_close(p[s], q[0], rtol=0, atol=1e-6, msg=f"{name} of seed {seed}")
 
@@ -115,26 +125,24 @@ def test_no_reset_is_ever_a_successor():
     """Over several episodes of different lengths in every environment; see ``counting``."""
     loop = Loop("td3", seeds=(0, 1), envs=3, env=counting.ID).run(150)
     assert loop.collector.episodes.min() >= 5
-    rows = loop.replay.packed[:, : loop.replay.added].flatten(0, 2)
-    obs, action, reward, terminated, next_obs, last = rows.split([*loop.replay.widths.values()], -1)
+    obs, action, reward, terminated, next_obs, last = (x.flatten(0, 1) for x in rows_of(loop.replay))
     assert torch.equal(next_obs[:, 0], obs[:, 0]), "a successor belongs to another episode"
     assert torch.equal(next_obs[:, 1], obs[:, 1] + 1), "a step is missing or false"
     torch.testing.assert_close(next_obs[:, 2], obs[:, 2] + 2 * action[:, 0], rtol=0, atol=1e-5)
-    assert torch.equal(reward[:, 0], next_obs[:, 1])
+    assert torch.equal(reward, next_obs[:, 1])
     assert last.sum() > 20 and (terminated <= last).all()
-    ends = last[:, 0].bool()
+    ends = last.bool()
     assert (terminated[ends] == 0).any() and (terminated[ends] == 1).any(), "both kinds of ending must occur"
 
 
 def test_truncation_bootstraps_in_the_loop():
     loop = Loop("td3", seeds=(0,), env=counting.ID).run(100)
-    rows = loop.replay.packed[0, :100, 0]
-    _, _, _, terminated, _, last = rows.split([*loop.replay.widths.values()], -1)
+    _, _, _, terminated, _, last = (x[0] for x in rows_of(loop.replay))
     batch = loop.replay.transitions(torch.arange(100).view(1, 1, -1))
     cut = (last == 1) & (terminated == 0)
     assert cut.any()
-    assert (batch.discount[0, 0][cut[:, 0]] == pytest.approx(0.99)) and (batch.last[0, 0][cut[:, 0]] == 1).all()
-    assert (batch.discount[0, 0][terminated[:, 0] == 1] == 0).all()
+    assert (batch.discount[0, 0][cut] == pytest.approx(0.99)) and (batch.last[0, 0][cut] == 1).all()
+    assert (batch.discount[0, 0][terminated == 1] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -152,12 +160,12 @@ def test_the_schedule_of_steps_and_updates(envs, steps_per_update, block, update
 
 def test_warm_up_covers_the_actions_and_then_the_policy_acts():
     loop = Loop("td3", (0,), warm_up=150).run(150)
-    actions = loop.replay.packed[0, :150, 0, 3]
+    actions = rows_of(loop.replay)[1][0, :, 0]
     assert actions.min() < -0.9 and actions.max() > 0.9 and abs(actions.mean()) < 0.2
     assert loop.agent.updates == 0
     loop.run(20)
-    policy = loop.agent.actor(loop.replay.packed[:, 150:170, 0, :3])[0, :, 0]
-    assert (loop.replay.packed[0, 150:170, 0, 3] - policy).abs().max() < 0.8
+    obs, action, *_ = (x[:, 150:170] for x in rows_of(loop.replay))
+    assert (action - loop.agent.actor(obs)).abs().max() < 0.8
 
 
 def test_an_episode_is_its_seed_and_its_actions():

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import pytest
+from conftest import transitions
 from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -104,7 +105,7 @@ def check(data: Dataset, obs, next_obs, action, reward, terminated, last) -> Non
         assert column.flags.c_contiguous
     assert data.last[-1]
     for n in (1, 2, 3, 10):
-        batch = data.transitions(GAMMA, n)
+        batch = transitions(data, GAMMA, n)
         totals, discounts, tails, stops = zip(*(sum_of(reward, terminated, last, row, n) for row in range(len(reward))),
                                               strict=True)  # fmt: skip
         np.testing.assert_allclose(batch.reward, totals, rtol=1e-5)

@@ -30,7 +30,7 @@ def filled(steps, capacity, n_step=1, seeds=1, envs=1, priorities=None, **ends):
 
 def everything(replay):
     """Every transition that can be drawn, by its observation: (reward, discount, next_obs, last) of seed 0."""
-    rows = torch.arange(len(replay)).expand(1, len(replay.packed), -1)
+    rows = torch.arange(len(replay)).expand(1, len(replay.newest), -1)
     batch = replay.transitions(rows)
     columns = (batch.reward, batch.discount, batch.next_obs.squeeze(-1), batch.last)
     return {
@@ -53,7 +53,7 @@ def test_the_newest_slot_can_be_drawn_and_all_are_equally_likely():
 
 def test_environments_and_seeds_keep_apart():
     replay = filled(steps=9, capacity=12, seeds=2, envs=3, n_step=3)
-    assert len(replay) == 12 and replay.places == 4
+    assert len(replay) == 12 and replay.steps == 4
     batch = replay.sample(4, 64)
     assert batch.obs.shape == (4, 2, 64, 1) and batch.reward.shape == (4, 2, 64)
     for s in range(2):

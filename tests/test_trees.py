@@ -71,16 +71,147 @@ def test_a_successor_is_kept_once():
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_table_gives_the_rows_of_its_dataset(n):
     data = random_rows(60)
-    table, meant = Table(data, SPEC, 0.9, n), data.transitions(0.9, n)
     rows = torch.randint(60, (2, 3, 4))
-    found = table.transitions(rows)
+    found = Table(data, SPEC, 0.9, n).transitions(rows)
+    steps = torch.minimum(torch.full_like(rows, n), 10 - rows % 10)
+    tail = (rows + steps - 1).numpy()
     for path in ("image", "state"):
-        for have, want in ((found.obs, meant.obs), (found.next_obs, meant.next_obs)):
-            np.testing.assert_array_equal(have[path].numpy(), want[path][rows.numpy()])
-            assert have[path].numpy().dtype == want[path].dtype
-    np.testing.assert_array_equal(found.reward.numpy(), meant.reward[rows.numpy()])
-    np.testing.assert_array_equal(found.discount.numpy(), meant.discount[rows.numpy()])
-    np.testing.assert_array_equal(found.last.numpy(), meant.last[rows.numpy()])
+        for have, want in ((found.obs, data.obs[path][rows]), (found.next_obs, data.next_obs[path][tail])):
+            np.testing.assert_array_equal(have[path].numpy(), want)
+            assert have[path].numpy().dtype == want.dtype
+    rows, steps = rows.numpy(), steps.numpy()
+    sums = sum(0.9**k * np.where(k < steps, data.reward[np.minimum(rows + k, 59)], 0) for k in range(n))
+    np.testing.assert_allclose(found.reward.numpy(), sums, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.discount.numpy(), 0.9**steps * ~data.terminated[tail], rtol=1e-6)
+    np.testing.assert_array_equal(found.last.numpy(), data.last[tail])
+
+
+def test_a_window_is_the_steps_of_one_episode():
+    data = random_rows(60)
+    table, rows = Table(data, SPEC, 0.9), torch.tensor([[3, 17], [50, 59]])
+    found = table.windows(rows, 6)
+    assert found.obs["image"].shape == (2, 2, 6, 16, 16, 3) and found.obs["image"].dtype == torch.uint8
+    for window in np.ndindex(2, 2):
+        row = int(rows[window])
+        here = np.minimum(np.arange(row, row + 6), row // 10 * 10 + 9)
+        part = tree_map(lambda x, window=window: x[window].numpy(), found)
+        np.testing.assert_array_equal(part.obs["state"], data.obs["state"][here])
+        np.testing.assert_allclose(part.action, data.action[here], atol=2e-5)
+        np.testing.assert_array_equal(part.reward, data.reward[here])
+        np.testing.assert_array_equal(part.step, here % 10)
+        np.testing.assert_array_equal(part.mask, np.arange(6) <= 9 - row % 10)
+        to_go = [data.reward[step : step // 10 * 10 + 10].sum() for step in here]
+        np.testing.assert_allclose(part.to_go, to_go, rtol=1e-5, atol=1e-5)
+
+
+def test_a_goal_is_a_later_observation_of_the_same_episode():
+    data = random_rows(60)
+    data.observations["state"][:, 0] = np.arange(66)  # 11 observations to an episode
+    rows = torch.arange(60).repeat_interleave(500)
+    goals = Table(data, SPEC, 0.9).goals(rows, torch.rand(len(rows)))["state"][:, 0].long().view(60, 500)
+    for row, found in enumerate(goals):
+        later = np.arange(data.next_at[row], row // 10 * 11 + 11)
+        counts = np.bincount(found.numpy(), minlength=66)
+        assert counts.sum() == counts[later].sum() == 500
+        assert (abs(counts[later] - 500 / len(later)) < 6 * (500 / len(later)) ** 0.5).all()
+
+
+def test_frames_are_stacked_within_their_episode():
+    data = random_rows(60)
+    data.observations["image"][:] = np.arange(66, dtype=np.uint8)[:, None, None, None]
+    data.observations["state"][:] = np.arange(66)[:, None]
+    spec = Spec((Leaf("image", (16, 16, 9), "uint8"), Leaf("state", (21,), "float32")), 2, (-1.0, -1.0), (1.0, 1.0))
+    batch = Table(data, spec, 0.9, n_step=2, stack=3).transitions(torch.arange(60))
+
+    def frames(places):
+        """The two before each and itself, as far as its episode goes back."""
+        return np.stack([np.maximum(places - back, places // 11 * 11) for back in (2, 1, 0)], -1)
+
+    tail = np.minimum(np.arange(60) + 1, np.arange(60) // 10 * 10 + 9)
+    for obs, places in ((batch.obs, data.at), (batch.next_obs, data.next_at[tail])):
+        assert obs["image"].shape == (60, 16, 16, 9) and obs["image"].dtype == torch.uint8
+        np.testing.assert_array_equal(obs["image"][:, 0, 0].numpy(), frames(places).repeat(3, -1))
+        np.testing.assert_array_equal(obs["state"].numpy(), frames(places).repeat(7, -1))
+
+
+def test_a_memory_mapped_dataset_is_not_read_into_memory(tmp_path):
+    data = random_rows(60)
+    data.write(tmp_path / "columns")
+    mapped = Dataset.mapped(tmp_path / "columns")
+    assert {type(leaf) for _, leaf in tree_leaves(mapped.observations)} == {np.memmap}
+    assert mapped.name == data.name and mapped.provenance == data.provenance
+    table, rows = Table(mapped, SPEC, 0.9), torch.arange(60)
+    assert table.observations["image"].data_ptr() == mapped.observations["image"].ctypes.data, "images were copied"
+    for (_, one), (_, other) in zip(
+        tree_leaves(table.transitions(rows)), tree_leaves(Table(data, SPEC, 0.9).transitions(rows)), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def steps_of(lengths, S=1, E=1, stack=1):
+    """Steps of episodes of these lengths, in every environment; image and state tell a frame's number, and with
+    ``stack`` an environment shows so many of the latest ones."""
+    number = 0
+    for length in lengths:
+        frames = [number] * (stack - 1) + list(range(number, number + length + 1))
+        number += length + 1
+        for t in range(length):
+            obs, following = (
+                dict(
+                    image=np.tile(np.uint8(frames[at : at + stack]).repeat(3), (S, E, 16, 16, 1)),
+                    state=np.tile(np.float32(frames[at : at + stack]).repeat(7), (S, E, 1)),
+                )
+                for at in (t, t + 1)
+            )
+            last = np.full((S, E), t == length - 1)
+            yield Transition(obs, np.zeros((S, E, 2)), np.full((S, E), obs["state"].max()), last, following, last)
+
+
+def test_a_ring_keeps_every_image_once():
+    ring = Replay(SPEC, (0, 1), 1000, 2)
+    assert ring.nbytes <= 1.2 * 2 * 1000 * (16 * 16 * 3 + 4 * (7 + 2 + 3))
+    assert ring.observations["image"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+@pytest.mark.parametrize("lengths", [[9] * 12, [1] * 40, [3, 1, 1, 12, 2, 7, 1, 1, 1, 30]])
+def test_a_ring_of_images_gives_what_was_shown(lengths, stack):
+    """Also where episodes are so short that the oldest steps must go before their turn."""
+    leaves = (Leaf("image", (16, 16, 3 * stack), "uint8"), Leaf("state", (7 * stack,), "float32"))
+    spec, steps = Spec(leaves, 2, (-1.0, -1.0), (1.0, 1.0)), list(steps_of(lengths, stack=stack))
+    for priorities in (None, (0.6, 0.4)):
+        ring = Replay(spec, (0,), 16, priorities=priorities, stack=stack)
+        for added, step in enumerate(steps, 1):
+            ring.add(step)
+            assert min(added, 7) <= len(ring) <= 16
+            batch = ring.transitions(torch.arange(len(ring)).view(1, 1, -1))
+            newest = steps[added - len(ring) : added]
+            for field in ("obs", "next_obs"):
+                for path in ("image", "state"):
+                    want = np.concatenate([getattr(step, field)[path] for step in newest], 1)
+                    np.testing.assert_array_equal(getattr(batch, field)[path][0].numpy(), want)
+        drawn = ring.sample(20, 50).reward.unique().tolist()
+        assert drawn == sorted({float(step.reward[0, 0]) for step in newest})
+        again = Replay(spec, (0,), 16, priorities=priorities, stack=stack)
+        again.load_state_dict(ring.state_dict())
+        for step in steps[:5]:
+            ring.add(step)
+            again.add(step)
+        for (_, one), (_, other) in zip(tree_leaves(ring.sample(2, 9)), tree_leaves(again.sample(2, 9)), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_ring_does_not_lead_from_an_episode_that_was_left_into_the_next():
+    """As after a restart, where the episodes under way begin again without an end."""
+    spec = Spec(1, 1, (-1.0,), (1.0,))
+    ring, rows = Replay(spec, (0,), 20, gamma=0.5, n_step=3), [(0, 1), (1, 2), (10, 11), (11, 12), (12, 13)]
+    for obs, following in rows:
+        column = np.full((1, 1), 1.0)
+        shown = (np.full((1, 1, 1), number, np.float32) for number in (obs, following))
+        ring.add(Transition(next(shown), column[..., None], column, column == 0, next(shown), column == 0))
+    batch = ring.transitions(torch.arange(5).view(1, 1, -1))
+    assert batch.next_obs.flatten().tolist() == [2, 2, 13, 13, 13]
+    assert batch.last.flatten().tolist() == [1, 1, 0, 0, 0]
 
 
 def test_a_table_takes_hardly_more_than_what_is_stored():

@@ -83,8 +83,9 @@ class Agent(L.LightningModule, ABC):
     period = 1
     """Updates until the pattern of what ``update`` does repeats (for TD3, its actor delay)."""
     kinds = ("transitions",)
-    """The kinds of batch it learns from: "transitions" ``[S, B, ...]``, whoever made them; whole "episodes"
-    ``[S, B, T, ...]``; or "rollouts" ``[S, E, T, ...]`` of its policy as it is. What there is, a user's flags say."""
+    """The kinds of batch it learns from: "transitions" ``[S, B, ...]``, whoever made them; "windows" of T steps, which
+    are its setting ``context``, and whole "episodes", both ``[S, B, T, ...]``; or "rollouts" ``[S, E, T, ...]`` of its
+    policy as it is. What there is, a user's flags say."""
     discrete: bool | None = False
     """Whether its actions are numbers of a finite set, rather than vectors; None: either."""
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from offlinerl.types import Batch
+from offlinerl.util.atomic import aside, write_json
+from offlinerl.util.errors import UserError, reading
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
+
+COLUMNS = ("observations", "at", "next_at", "action", "reward", "terminated", "last")
+ABOUT = "dataset.json"
+"""What a folder of columns holds besides them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +67,41 @@ class Dataset:
         observations = tree_map(merged, obs, next_obs) if apart.any() else obs
         return cls(observations, at, at + ~(own & ~following), **columns)
 
+    def write(self, folder: str | Path) -> None:
+        """Write every column as a file of numpy into a new folder, which appears when it is whole; see ``mapped``.
+
+        Raises:
+            UserError: the folder exists, or the disk is full.
+        """
+        with aside(Path(folder)) as temporary:
+            for path, column in tree_leaves(self._columns()):
+                file = temporary / f"{path}.npy"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                np.save(file, column)
+            write_json(temporary / ABOUT, dict(name=self.name, provenance=self.provenance))
+
+    @classmethod
+    def mapped(cls, folder: str | Path) -> Dataset:
+        """The dataset in a folder that ``write`` made. Its columns stay on the disk, and the system reads what is used
+        and drops what is not: a dataset may be larger than the memory.
+
+        Raises:
+            UserError: the folder holds none.
+        """
+        folder = Path(folder)
+        if not (folder / ABOUT).is_file():
+            raise UserError(f"{folder} holds no dataset: it lacks {ABOUT}; write one there with Dataset.write")
+        columns: dict[str, Any] = {}
+        with reading(f"the dataset {folder}", "write it again"):
+            for file in sorted(folder.rglob("*.npy")):
+                name, _, path = file.relative_to(folder).with_suffix("").as_posix().partition("/")
+                column = np.load(file, mmap_mode="c")
+                columns[name] = {**columns.get(name, {}), path: column} if path else column
+            return cls(**columns, **json.loads((folder / ABOUT).read_text("utf-8")))
+
+    def _columns(self) -> dict[str, Tree]:
+        return {name: column for name, column in vars(self).items() if name in COLUMNS}
+
     def __len__(self) -> int:
         return len(self.reward)
 
@@ -72,18 +114,6 @@ class Dataset:
     def next_obs(self) -> Tree:
         """And its successor."""
         return tree_map(lambda leaf: leaf[self.next_at], self.observations)
-
-    def transitions(self, gamma: float, n: int = 1) -> Batch:
-        """The rows as an agent trains on them, every field ``[rows, ...]`` in numpy; ``last`` says that the n-step
-        window reached the end of its episode.
-
-        Args:
-            gamma: discount of one step.
-            n: steps summed into a reward, fewer at the end of an episode.
-        """
-        reward, discount, tail = n_step_sums(self.reward, self.terminated, self.last, gamma, n)
-        next_obs = tree_map(lambda leaf: leaf[self.next_at[tail]], self.observations)
-        return Batch(self.obs, self.action, reward, discount, next_obs, (self.last | self.terminated)[tail])
 
     @cached_property
     def episode_starts(self) -> np.ndarray:
@@ -103,46 +133,9 @@ class Dataset:
     @property
     def nbytes(self) -> int:
         """Bytes of all columns."""
-        columns = (self.observations, self.at, self.next_at, self.action, self.reward, self.terminated, self.last)
-        return sum(column.nbytes for _, column in tree_leaves(columns))
+        return sum(column.nbytes for _, column in tree_leaves(self._columns()))
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """``[rows]`` bool, where two columns hold the same."""
     return (one == other).all(tuple(range(1, one.ndim)))
-
-
-def n_step_sums(
-    reward: np.ndarray, terminated: np.ndarray, last: np.ndarray, gamma: float, n: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Discounted sums of up to n rewards, which stop where the episode does.
-
-    Args:
-        reward: ``[rows]``.
-        terminated: ``[rows]`` bool.
-        last: ``[rows]`` bool, true in the very last row.
-        gamma: discount of one step.
-        n: longest window, in steps.
-
-    Returns:
-        ``reward``: ``[rows]`` float32, ``sum_k gamma^k r_k`` over the k < n steps taken;
-        ``discount``: ``[rows]`` float32, ``gamma^steps``, and 0 where the window ran into a terminal state;
-        ``tail``: ``[rows]`` the last row of each window, whose successor is the one to bootstrap from.
-
-    Raises:
-        ValueError: n is less than 1.
-
-    Source: Sutton and Barto, Reinforcement Learning, 2nd edition, 2018, equation 7.1.
-    """
-    if n < 1:
-        raise ValueError(f"n-step windows take at least one step, not {n}")
-    end = terminated | last
-    total = reward.astype(np.float64)
-    tail = np.arange(len(reward))
-    going = tail[~end]  # the windows that may take another step
-    for k in range(1, n):
-        total[going] += gamma**k * reward[going + k]
-        tail[going] += 1
-        going = going[~end[going + k]]
-    discount = gamma ** (tail - np.arange(len(reward)) + 1.0) * ~terminated[tail]
-    return total.astype(np.float32), discount.astype(np.float32), tail

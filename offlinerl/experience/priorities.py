@@ -40,6 +40,11 @@ class Priorities:
         rows = rows.to(self.tree.device).expand(len(self.tree), -1)
         self._set(rows, self.largest.expand(rows.shape))
 
+    def remove(self, rows: Tensor) -> None:
+        """Never draw rows ``[n]`` of any seed again."""
+        rows = rows.to(self.tree.device).expand(len(self.tree), -1)
+        self._set(rows, torch.zeros_like(rows, dtype=torch.float64))
+
     def update(self, rows: Tensor, priority: Tensor) -> None:
         """Give rows ``[K, S, B]`` priorities ``[K, S, B]``; of a row that comes twice one of them counts. A priority
         that is not finite leaves its row as it was."""

@@ -1,4 +1,4 @@
-"""The replay buffer: a ring of transitions on the training device, one for every seed."""
+"""The replay buffer: a table on the training device that grows and wraps, one for every seed."""
 
 from __future__ import annotations
 
@@ -11,31 +11,40 @@ from torch import Tensor
 
 from offlinerl.agents.base import Agent
 from offlinerl.experience.priorities import Priorities
+from offlinerl.experience.table import Rows, frame_of
 from offlinerl.learning.rng import Streams
-from offlinerl.types import Batch, Leaf, Spec, Transition
-from offlinerl.util.trees import Tree, tree_leaves
+from offlinerl.types import Batch, Spec, Transition
+from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
-NUMBER = Leaf("", (1,), "float32")
+ROOM = 9 / 8
+"""Images kept, to a transition: every episode has one more than it has steps."""
 
 
-class Replay:
-    """The newest ``capacity`` transitions of every seed (Lin, 1992), packed so that a minibatch is one gather.
+class Replay(Rows):
+    """The newest ``capacity`` transitions of every seed (Lin, 1992).
 
-    Row ``(t, e)`` holds the step that environment e took at place t of the ring, so an episode lies along t and an
-    n-step sum walks along it, as far as the episode's end or the newest row.
+    Row ``(t, e)`` holds the step that environment e took at place t of the ring, so an episode lies along t. The
+    observations of every environment are a ring of their own, which holds each once. Of vectors there is room for two
+    to a transition; of images for ``ROOM``, and where episodes are so short that it does not do, the oldest
+    transitions go earlier.
 
     Args:
         spec: shapes of the task.
         seeds: S integers; each has its own ring and draws its own rows.
         capacity: transitions of a seed, rounded down to whole steps of its environments.
         envs: E, environments of a seed.
-        gamma: discount of one step.
-        n_step: rewards summed, at most.
+        gamma: see ``Rows``.
+        n_step: see ``Rows``.
         priorities: draw by priority: the exponents alpha of the priority and beta of the importance weights.
         device: where the ring lies.
+        stack: see ``Rows``.
 
     Attributes:
-        added: steps put in so far, of every environment; the newest lies at place ``(added - 1) % places``.
+        added: steps put in so far, of every environment; the newest lies at place ``(added - 1) % steps``.
+        oldest: the first of them that can be drawn.
+        slots: ``[S, steps, E]`` the observation that every row begins with, counted from the first one of its
+            environment on; its successor is the next one.
+        newest: ``[S, E]`` what every environment showed last, counted likewise.
         drawn: the rows of the latest minibatches drawn by priority, ``[K, S, B]``.
     """
 
@@ -49,34 +58,30 @@ class Replay:
         n_step: int = 1,
         priorities: tuple[float, float] | None = None,
         device: torch.device | str = "cpu",
+        stack: int = 1,
     ):
-        S = len(seeds)
-        self.envs, self.places, self.gamma, self.n_step = envs, max(1, capacity // envs), gamma, n_step
-        self.paths = [leaf.path for leaf in spec.obs]
-        self.widths, self.images = self._columns(spec, S, device)
-        self.packed = torch.zeros(S, self.places, envs, sum(self.widths.values()), device=device)
-        self.staged = np.zeros((S, envs, sum(self.widths.values())), np.float32)
-        views = np.split(self.staged, np.cumsum([*self.widths.values()])[:-1], -1)
-        self.columns = dict(zip(self.widths, views, strict=True))
-        self.added = 0
-        self.streams = Streams(seeds, "rows", device)
-        self.offsets = torch.arange(S, device=device).view(1, S, 1) * (self.places * envs)
-        self.priorities = Priorities(S, self.places * envs, *priorities, device) if priorities else None
-
-    def _columns(self, spec: Spec, S: int, device: torch.device | str) -> tuple[dict[str, int], dict[str, Tensor]]:
-        """The widths of the columns that are packed, and the images, each a ring of its own in its own dtype; the
-        names are those of the leaves of a ``Transition``."""
-        leaves = dict(action=Leaf("", (spec.action_dim,), ""), reward=NUMBER, terminated=NUMBER, last=NUMBER)
-        for field in ("obs", "next_obs"):
-            leaves |= {f"{field}/{leaf.path}".rstrip("/"): leaf for leaf in spec.obs}
-        fields = [name for field in Transition._fields for name in leaves if name.split("/")[0] == field]
-        images = {
-            name: torch.zeros(S, self.places, self.envs, *leaves[name].shape, dtype=getattr(torch, leaves[name].dtype))
-            for name in fields
-            if len(leaves[name].shape) > 1
+        S, self.envs, self.steps = len(seeds), envs, max(1, capacity // envs)
+        self.gamma, self.n_step, self.stack = gamma, n_step, stack
+        leaves = {leaf.path: frame_of(leaf, stack) for leaf in spec.obs}
+        images = any(len(leaf.shape) > 1 for leaf in leaves.values())
+        self.size = (int(ROOM * self.steps) if images else 2 * self.steps) + stack
+        kept = {
+            path: torch.zeros(S * envs * self.size, *leaf.shape, dtype=getattr(torch, leaf.dtype), device=device)
+            for path, leaf in leaves.items()
         }
-        widths = {name: leaves[name].shape[0] for name in fields if name not in images}
-        return widths, {name: ring.to(device) for name, ring in images.items()}
+        self.observations = kept.get("", kept)
+        self.ages = torch.zeros(S * envs * self.size, dtype=torch.int32, device=device)
+        self.numbers = torch.zeros(S * self.steps * envs, spec.action_dim + 3, device=device)
+        self.slots = torch.zeros(S, self.steps, envs, dtype=torch.int64, device=device)
+        self.began = np.zeros((S, self.steps, envs), np.int64)  # the same, on the CPU
+        self.newest = np.full((S, envs), -1)
+        self.age = np.zeros((S, envs), np.int32)
+        self.shown: Tree = None
+        self.ended = np.ones((S, envs), bool)
+        self.added = self.oldest = 0
+        self.streams = Streams(seeds, "rows", device)
+        self.offsets = torch.arange(S, device=device).view(1, S, 1) * (self.steps * envs)
+        self.priorities = Priorities(S, self.steps * envs, *priorities, device) if priorities else None
 
     @classmethod
     def of(cls, agent: Agent, train: Mapping[str, Any], capacity: int) -> Replay:
@@ -87,89 +92,135 @@ class Replay:
 
     def __len__(self) -> int:
         """Transitions of a seed that can be drawn."""
-        return min(self.added, self.places) * self.envs
+        return (self.added - self.oldest) * self.envs
+
+    def places(self, which: int, rows: Tensor) -> Tensor:
+        slots = (self.slots.view(-1).index_select(0, rows) + which) % self.size
+        lanes = rows // (self.steps * self.envs) * self.envs + rows % self.envs
+        return lanes * self.size + slots
+
+    def following(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        place = rows // self.envs % self.steps
+        following = torch.where(place == self.steps - 1, rows - (self.steps - 1) * self.envs, rows + self.envs)
+        return following, place != (self.added - 1) % self.steps
 
     def add(self, step: Transition) -> None:
         """Put in one step of every environment, over the oldest one if the ring is full."""
-        place = self.added % self.places
-        for name, leaf in tree_leaves(step._asdict()):
-            if name in self.images:
-                self.images[name][:, place].copy_(torch.from_numpy(leaf))
-            else:
-                self.columns[name][...] = leaf.reshape(self.columns[name].shape)
-        self.packed[:, place].copy_(torch.from_numpy(self.staged))
+        S, E = self.newest.shape
+        place, numbers = self.added % self.steps, self._steps()
+        obs, next_obs = (tree_map(self._newest_frame, shown) for shown in (step.obs, step.next_obs))
+        new = self.ended if self.shown is None else self.ended | ~_same(obs, self.shown)
+        if (cut := new & ~self.ended).any():  # an episode began anew without an end of the one before
+            numbers[:, place - 1, :, -1] += torch.from_numpy(cut).to(numbers)
+        self._show(obs, new, np.where(new, 0, self.age))
+        self.began[:, place] = self.newest
+        self.slots[:, place].copy_(torch.from_numpy(self.newest))
+        self._show(next_obs, np.ones((S, E), bool), self.age + 1)
+        columns = (step.reward, step.terminated, step.last)
+        row = np.concatenate([step.action, *(column[..., None] for column in columns)], -1, dtype=np.float32)
+        numbers[:, place].copy_(torch.from_numpy(row))
         if self.priorities is not None:
-            self.priorities.add(torch.arange(place * self.envs, (place + 1) * self.envs))
+            self.priorities.add(torch.arange(place * E, (place + 1) * E))
         self.added += 1
+        self.shown, self.ended = next_obs, step.last
+        self._forget()
+
+    def _show(self, obs: Tree, where: np.ndarray, age: np.ndarray) -> None:
+        """Keep what some of the environments show."""
+        self.newest, self.age = self.newest + where, age
+        lanes = np.flatnonzero(where)
+        if not len(lanes):
+            return
+        places = torch.from_numpy(lanes * self.size + self.newest.flat[lanes] % self.size).to(self.ages.device)
+
+        def keep(ring: Tensor, leaf: np.ndarray) -> None:
+            ring.index_copy_(0, places, torch.from_numpy(leaf.reshape(-1, *leaf.shape[2:])[lanes]).to(ring))
+
+        tree_map(keep, self.observations, obs)
+        self.ages.index_copy_(0, places, torch.from_numpy(age.flat[lanes]).to(self.ages))
+
+    def _newest_frame(self, leaf: np.ndarray) -> np.ndarray:
+        return leaf[..., -(leaf.shape[-1] // self.stack) :]
+
+    def _forget(self) -> None:
+        """Leave out the steps whose place, or one of whose observations, was taken by newer ones."""
+        self.oldest = max(self.oldest, self.added - self.steps)
+        while (self.began[:, place := self.oldest % self.steps] - self.stack + 1 <= self.newest - self.size).any():
+            if self.priorities is not None:
+                self.priorities.remove(torch.arange(place * self.envs, (place + 1) * self.envs))
+            self.oldest += 1
 
     def sample(self, updates: int, batch_size: int) -> Batch:
         """K minibatches, ``[K, S, B, ...]``: uniform, or by priority where the ring was made so."""
         shape = (updates, batch_size)
         if self.priorities is None:
-            rows = self.streams.integers(len(self), shape).transpose(0, 1)  # [K, S, B]
-            return self.transitions(rows)
+            return self.transitions(self.streams.integers(len(self), shape).transpose(0, 1))  # [K, S, B]
         self.drawn, weight = self.priorities.sample(self.streams, len(self), shape)
-        return self.transitions(self.drawn)._replace(weight=weight)
+        return super().transitions(self.drawn + self.offsets)._replace(weight=weight)
 
     def prioritize(self, priority: Tensor) -> None:
         """Give the rows drawn last their priorities, ``[K, S, B]``, such as absolute errors."""
         self.priorities.update(self.drawn, priority)
 
     def transitions(self, rows: Tensor) -> Batch:
-        """What begins in some rows ``[K, S, B]``, counted along places and environments."""
-        flat = self.packed.flatten(0, 2)  # [S * places * E, W]
-        rows = rows + self.offsets
-        found = self._gather(flat, rows)
-        reward, terminated, last = (found[name].squeeze(-1) for name in ("reward", "terminated", "last"))
-        total, discount, tail = reward, self.gamma * (1 - terminated), rows
-        ending = found
-        if self.n_step > 1:
-            newest = (self.added - 1) % self.places
-            for _ in range(self.n_step - 1):
-                place = tail // self.envs % self.places
-                going = (last == 0) & (place != newest)
-                tail = torch.where(going, self._successor(tail, place), tail)
-                ending = self._gather(flat, tail)
-                reward, terminated, last = (ending[name].squeeze(-1) for name in ("reward", "terminated", "last"))
-                total = torch.where(going, total + discount * reward, total)
-                discount = torch.where(going, discount * self.gamma * (1 - terminated), discount)
-        obs, next_obs = self._observed("obs", found, rows), self._observed("next_obs", ending, tail)
-        return Batch(obs, found["action"], total, discount, next_obs, last)
-
-    def _observed(self, field: str, found: Mapping[str, Tensor], rows: Tensor) -> Tree:
-        """Observations of rows whose packed columns were gathered."""
-
-        def leaf(path: str) -> Tensor:
-            name = f"{field}/{path}".rstrip("/")
-            if name in found:
-                return found[name]
-            ring = self.images[name].flatten(0, 2)
-            return ring.index_select(0, rows.reshape(-1)).view(*rows.shape, *ring.shape[1:])
-
-        return leaf("") if self.paths == [""] else {path: leaf(path) for path in self.paths}
-
-    def _successor(self, rows: Tensor, place: Tensor) -> Tensor:
-        """The rows one step later in the same environment."""
-        return torch.where(place == self.places - 1, rows - (self.places - 1) * self.envs, rows + self.envs)
-
-    def _gather(self, flat: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        packed = flat.index_select(0, rows.reshape(-1)).view(*rows.shape, flat.shape[-1])
-        return dict(zip(self.widths, packed.split([*self.widths.values()], -1), strict=True))
+        """What begins in some rows ``[K, S, B]``, counted from the oldest on along steps and environments."""
+        return super().transitions((rows + self.oldest * self.envs) % (self.steps * self.envs) + self.offsets)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows in use and what else it takes to go on."""
-        used = min(self.added, self.places)
+        used, kept = min(self.added, self.steps), min(int(self.newest.max()) + 1, self.size)
         return dict(
-            packed=self.packed[:, :used].clone(), added=self.added,
-            images={name: ring[:, :used].clone() for name, ring in self.images.items()},
+            added=self.added, size=self.size, newest=torch.from_numpy(self.newest), slots=self.slots[:, :used].clone(),
+            numbers=self._steps()[:, :used].clone(), lanes=[lane[:, :kept].clone() for lane in self._lanes()],
             streams=self.streams.state_dict(), priorities=self.priorities and self.priorities.state_dict(),
         )  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.packed[:, : state["packed"].shape[1]] = state["packed"].to(self.packed.device)
-        for name, ring in self.images.items():
-            ring[:, : state["images"][name].shape[1]] = state["images"][name].to(ring.device)
-        self.added = state["added"]
+        """Go on from a saved ring, of another size too, unless it had wrapped."""
+        if "packed" in state:  # of version 0.1
+            self._add_packed(state["packed"].cpu(), state["added"])
+        else:
+            self._load_rows(state)
         self.streams.load_state_dict(state["streams"])
         if self.priorities is not None:
             self.priorities.load_state_dict(state["priorities"])
+
+    def _load_rows(self, state: dict[str, Any]) -> None:
+        S, E = self.newest.shape
+        used, self.added, self.newest = state["slots"].shape[1], state["added"], state["newest"].cpu().numpy().copy()
+        self._steps()[:, :used].copy_(state["numbers"])
+        self.slots[:, :used].copy_(state["slots"])
+        self.began[:, :used] = state["slots"].cpu()
+        for lane, newest in enumerate(self.newest.flat):
+            slots = torch.arange(max(0, newest + 1 - min(self.size, state["size"])), newest + 1)
+            for ring, saved in zip(self._lanes(), state["lanes"], strict=True):
+                ring[lane, slots % self.size] = saved[lane, slots % state["size"]].to(ring)
+        places = torch.from_numpy(self.newest.ravel() % self.size) + torch.arange(S * E) * self.size
+        self.shown = tree_map(lambda ring: ring[places].unflatten(0, (S, E)).cpu().numpy(), self.observations)
+        self.age = self.ages[places].view(S, E).cpu().numpy()
+        self.ended = self._steps()[:, (self.added - 1) % self.steps, :, -1].bool().cpu().numpy()
+        self._forget()
+
+    def _add_packed(self, packed: Tensor, added: int) -> None:
+        """Rows ``[S, steps, E, W]`` of vectors, each with its successor."""
+        widths = [self.observations.shape[1], self.numbers.shape[1] - 3, 1, 1, self.observations.shape[1], 1]
+        used = packed.shape[1]
+        self.added = added - used
+        for t in range(added - used, added):
+            obs, action, reward, terminated, next_obs, last = np.split(packed[:, t % used].numpy(), np.cumsum(widths)[:-1], -1)
+            self.add(Transition(obs, action, reward[..., 0], terminated[..., 0] > 0, next_obs, last[..., 0] > 0))
+
+    def _steps(self) -> Tensor:
+        """The numbers, ``[S, steps, E, A + 3]``."""
+        return self.numbers.view(*self.slots.shape, -1)
+
+    def _lanes(self) -> list[Tensor]:
+        """The observations and their ages, ``[S E, size, ...]``."""
+        return [leaf.unflatten(0, (-1, self.size)) for _, leaf in tree_leaves((self.observations, self.ages))]
+
+
+def _same(one: Tree, other: Tree) -> np.ndarray:
+    """``[S, E]`` bool, where two observations are the same."""
+    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
+    same = [(a == b).all(tuple(range(2, a.ndim))) for (_, a), (_, b) in pairs]
+    return np.logical_and.reduce(same)

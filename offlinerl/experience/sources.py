@@ -16,7 +16,7 @@ from offlinerl.experience.ring import Replay
 from offlinerl.experience.table import Table
 from offlinerl.learning.rng import Streams
 from offlinerl.rollout.collector import Collector
-from offlinerl.types import Batch, Transition
+from offlinerl.types import Batch, Transition, Window
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
 
@@ -34,7 +34,7 @@ class Source(ABC):
     piece: int
 
     @abstractmethod
-    def blocks(self, count: int) -> Iterator[Batch]:
+    def blocks(self, count: int) -> Iterator[Batch | Window]:
         """The next blocks, of so many updates or steps together, each made when it is asked for."""
 
     @abstractmethod
@@ -95,12 +95,12 @@ class OfflineData(Source):
         self.table, self.batch_size, self.piece = table, batch_size, updates
         self.streams = Streams(seeds, "rows", table.numbers.device)
 
-    def draw(self, updates: int | None = None) -> Batch:
+    def draw(self, updates: int | None = None) -> Batch | Window:
         """The next block, ``[K, S, B, ...]``."""
         rows = self.streams.integers(len(self.table), (updates or self.piece, self.batch_size))  # [S, K, B]
         return self.table.transitions(rows.transpose(0, 1))
 
-    def blocks(self, count: int) -> Iterator[Batch]:
+    def blocks(self, count: int) -> Iterator[Batch | Window]:
         for first in range(0, count, self.piece):
             yield self.draw(min(self.piece, count - first))
 
@@ -121,12 +121,27 @@ class EpisodeData(OfflineData):
 
     def __init__(self, table: Table, *args: Any, **kwargs: Any):
         super().__init__(table, *args, **kwargs)
-        steps = np.minimum(np.arange(table.lengths.max()), table.lengths[:, None] - 1)
-        self.rows = torch.from_numpy(table.starts[:, None] + steps).to(table.numbers.device)  # [episodes, T]
+        steps = torch.arange(int(table.lengths.max()), device=table.lengths.device)
+        self.rows = table.starts[:, None] + torch.minimum(steps, table.lengths[:, None] - 1)  # [episodes, T]
 
     def draw(self, updates: int | None = None) -> Batch:
         episodes = self.streams.integers(len(self.rows), (updates or self.piece, self.batch_size))
         return self.table.transitions(self.rows[episodes].transpose(0, 1))
+
+
+class WindowData(OfflineData):
+    """Minibatches of windows, ``[K, S, B, T, ...]``, each from a row on that is drawn uniformly.
+
+    The arguments are those of ``OfflineData``, with B windows, and their length T.
+    """
+
+    def __init__(self, *args: Any, length: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.length = length
+
+    def draw(self, updates: int | None = None) -> Window:
+        rows = self.streams.integers(len(self.table), (updates or self.piece, self.batch_size))
+        return self.table.windows(rows.transpose(0, 1), self.length)
 
 
 class ActingData(Source):

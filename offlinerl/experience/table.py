@@ -1,4 +1,4 @@
-"""A dataset on the training device, from which blocks are gathered."""
+"""Rows in memory, from which blocks of batches are gathered: those of a dataset, and what every kind of row has."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offlinerl.data.dataset import Dataset, n_step_sums
-from offlinerl.types import Batch, Spec
+from offlinerl.data.dataset import Dataset
+from offlinerl.types import Batch, Leaf, Spec, Window
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
@@ -15,19 +15,102 @@ ACTION_MARGIN = 1e-5
 """Actions are clipped this far inside their bounds, as in the reference IQL and XQL."""
 
 
-class Table:
-    """The transitions of a dataset. Every observation lies there once, in its own dtype, and a row knows where its own
-    and its successor are; the numbers of a row lie side by side, so that one gather brings them all.
+class Rows:
+    """Transitions, whose batches are index arithmetic: every observation lies there once, in its own dtype, and a row
+    knows where its own and its successor are; the numbers of a row lie side by side, so that one gather brings them
+    all.
+
+    Attributes:
+        numbers: ``[R, A + 3]`` action, reward, terminated, last; 1 in ``last`` where the trajectory does not go on.
+        observations: a tree of ``[M, ...]``; those of an episode lie one behind the other, in a ring of ``size`` each.
+        ages: ``[M]`` how many observations of its episode were before each.
+        gamma: discount of one step.
+        n_step: rewards summed, at most.
+        stack: frames to an observation: those before it in its episode, the oldest first; the first one is repeated.
+    """
+
+    numbers: Tensor
+    observations: Tree
+    ages: Tensor
+    size: int
+    gamma: float
+    n_step: int
+    stack: int
+
+    def places(self, which: int, rows: Tensor) -> Tensor:
+        """Where the observations of rows ``[n]`` are, or, if ``which`` is 1, their successors."""
+        raise NotImplementedError
+
+    def following(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows one step later in the same episode, ``[n]``, and where there are such."""
+        raise NotImplementedError
+
+    def transitions(self, rows: Tensor) -> Batch:
+        """What begins in some rows, ``[...]``: fields ``[..., ...]``.
+
+        The n-step sum walks along the episode as far as its end, or the newest row (Sutton and Barto, Reinforcement
+        Learning, 2nd edition, 2018, equation 7.1).
+        """
+        flat = rows.reshape(-1)
+        action, reward, terminated, last = self._gather(flat)
+        discount, tail = self.gamma * (1 - terminated), flat
+        for _ in range(self.n_step - 1):
+            following, going = self.following(tail)
+            going &= last == 0
+            tail = torch.where(going, following, tail)
+            _, value, terminated, last = self._gather(tail)
+            reward = torch.where(going, reward + discount * value, reward)
+            discount = torch.where(going, discount * self.gamma * (1 - terminated), discount)
+        obs, next_obs = (self.observed(self.places(which, at)) for which, at in enumerate((flat, tail)))
+        batch = Batch(obs, action, reward, discount, next_obs, last)
+        return tree_map(lambda x: x.view(*rows.shape, *x.shape[1:]), batch)
+
+    def _gather(self, rows: Tensor) -> tuple[Tensor, ...]:
+        numbers = self.numbers.index_select(0, rows)
+        return numbers[:, :-3], *numbers[:, -3:].unbind(-1)
+
+    def observed(self, places: Tensor) -> Tree:
+        """The observations at some places ``[n]``, ``[n, ...]``."""
+        if self.stack > 1:
+            back = torch.arange(self.stack - 1, -1, -1, device=places.device)
+            back = torch.minimum(back, self.ages.index_select(0, places).unsqueeze(-1))  # [n, stack]
+            ring = places - places % self.size
+            places = ring.unsqueeze(-1) + (places.unsqueeze(-1) - back) % self.size
+        return tree_map(lambda leaf: stacked(leaf.index_select(0, places.flatten()), self.stack), self.observations)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        columns = (value for value in vars(self).values() if isinstance(value, Tensor | dict))
+        return sum(leaf.nbytes for column in columns for _, leaf in tree_leaves(column) if isinstance(leaf, Tensor))
+
+
+def stacked(frames: Tensor, count: int) -> Tensor:
+    """Every ``count`` of some frames as one observation: vectors ``[n count, O] -> [n, count O]``, images ``[n count,
+    H, W, C] -> [n, H, W, count C]``."""
+    return frames if count == 1 else frames.unflatten(0, (-1, count)).movedim(1, -2).flatten(-2)
+
+
+def frame_of(leaf: Leaf, stack: int) -> Leaf:
+    """One frame of an observation that is a stack of them."""
+    if stack == 1:
+        return leaf
+    *shape, last = leaf.shape
+    return leaf._replace(shape=(*shape, last // stack))
+
+
+class Table(Rows):
+    """The transitions of a dataset; one that is memory-mapped stays where it is, on a CPU.
 
     Args:
         dataset: with actions in the environment's units.
         spec: shapes and bounds they must have.
-        gamma: discount of one step.
-        n_step: rewards summed, at most.
+        gamma: see ``Rows``.
+        n_step: see ``Rows``.
         device: where the table lies.
+        stack: see ``Rows``.
 
     Attributes:
-        observations: a tree of ``[M, ...]``.
         starts: ``[episodes]`` the first row of each.
         lengths: ``[episodes]`` rows of each.
 
@@ -35,41 +118,82 @@ class Table:
         UserError: the dataset's shapes are not those of ``spec``.
     """
 
-    def __init__(self, dataset: Dataset, spec: Spec, gamma: float, n_step: int = 1, device: torch.device | str = "cpu"):
-        require_shapes(dataset, spec)
-        reward, discount, tail = n_step_sums(dataset.reward, dataset.terminated, dataset.last, gamma, n_step)
+    def __init__(
+        self, dataset: Dataset, spec: Spec, gamma: float, n_step: int = 1, device: torch.device | str = "cpu",
+        stack: int = 1,
+    ):  # fmt: skip
+        require_shapes(dataset, spec, stack)
+        self.gamma, self.n_step, self.stack = gamma, n_step, stack
         action = spec.in_unit(dataset.action) if spec.num_actions else in_unit(dataset.action, spec)
-        last = (dataset.last | dataset.terminated)[tail]
-        numbers = np.concatenate(
-            [action, *(column[:, None] for column in (reward, discount, last))], 1, dtype=np.float32
-        )
+        ends = dataset.terminated | dataset.last
+        columns = (dataset.reward, dataset.terminated, ends)
+        numbers = np.concatenate([action, *(column[:, None] for column in columns)], 1, dtype=np.float32)
+        self.numbers = torch.from_numpy(numbers).to(device)
         self.observations = tree_map(lambda leaf: torch.from_numpy(leaf).to(device), dataset.observations)
-        self.numbers = torch.from_numpy(numbers).to(device)  # [rows, A + 3]
-        self.widths = [action.shape[1], 1, 1, 1]
-        places = np.stack([dataset.at, dataset.next_at[tail]])
-        self.places = torch.from_numpy(places).to(device)  # [2, rows]
-        self.starts, self.lengths = dataset.episode_starts, dataset.episode_lengths
+        self.size = len(next(tree_leaves(dataset.observations))[1])
+        self._places = torch.from_numpy(np.stack([dataset.at, dataset.next_at])).to(device)  # [2, R]
+        starts, lengths = dataset.episode_starts, dataset.episode_lengths
+        self.starts, self.lengths = (torch.from_numpy(of_each).to(device) for of_each in (starts, lengths))
+        first = dataset.at[starts]
+        ages = np.arange(self.size) - np.repeat(first, np.diff(np.r_[first, self.size]))
+        self.ages = torch.from_numpy(ages.astype(np.int32)).to(device)
 
     def __len__(self) -> int:
         """Transitions."""
         return len(self.numbers)
 
-    def transitions(self, rows: Tensor) -> Batch:
-        """The rows of those numbers, ``[...]``: fields ``[..., ...]``."""
-        flat = rows.reshape(-1)
-        numbers = self.numbers.index_select(0, flat).view(*rows.shape, sum(self.widths))
-        action, reward, discount, last = numbers.split(self.widths, -1)
-        obs, next_obs = (self.observed(place.index_select(0, flat), rows.shape) for place in self.places)
-        return Batch(obs, action, reward.squeeze(-1), discount.squeeze(-1), next_obs, last.squeeze(-1))
+    def places(self, which: int, rows: Tensor) -> Tensor:
+        return self._places[which].index_select(0, rows)
 
-    def observed(self, places: Tensor, shape: torch.Size) -> Tree:
-        """The observations at those places ``[n]``, as ``[*shape, ...]``."""
-        return tree_map(lambda leaf: leaf.index_select(0, places).view(*shape, *leaf.shape[1:]), self.observations)
+    def following(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        following = rows + 1
+        return following, following < len(self)
+
+    def episode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The first and the last row of the episodes that some rows ``[...]`` are in."""
+        number = torch.bucketize(rows, self.starts, right=True) - 1
+        return self.starts[number], self.starts[number] + self.lengths[number] - 1
+
+    def windows(self, rows: Tensor, length: int) -> Window:
+        """The steps of an episode from some rows ``[...]`` on, fields ``[..., T, ...]``. Where the episode is over, its
+        last row is repeated and the mask is 0.
+
+        Args:
+            rows: where the windows begin.
+            length: T.
+        """
+        first, final = self.episode(rows)
+        steps = rows.unsqueeze(-1) + torch.arange(length, device=rows.device)  # [..., T]
+        at = torch.minimum(steps, final.unsqueeze(-1))
+        flat = at.flatten()
+        action, reward, *_ = (x.view(*at.shape, *x.shape[1:]) for x in self._gather(flat))
+        obs = tree_map(lambda x: x.view(*at.shape, *x.shape[1:]), self.observed(self.places(0, flat)))
+        return Window(obs, action, reward, self.to_go[at], at - first.unsqueeze(-1), (steps == at).float())
 
     @property
-    def nbytes(self) -> int:
-        """Bytes on the device."""
-        return sum(leaf.nbytes for _, leaf in tree_leaves((self.observations, self.numbers, self.places)))
+    def to_go(self) -> Tensor:
+        """``[R]`` the sum of the rewards from every row to its episode's end."""
+        if not hasattr(self, "_to_go"):
+            total = self.numbers[:, -3].double().cumsum(0)
+            _, final = self.episode(torch.arange(len(self), device=total.device))
+            self._to_go = (total[final] - total).float() + self.numbers[:, -3]
+        return self._to_go
+
+    def goals(self, rows: Tensor, uniform: Tensor) -> Tree:
+        """What was reached later in the same episode: the successor of a row that is drawn uniformly from every row on
+        to its episode's last, as in "future" of hindsight experience replay (Andrychowicz et al., 2017, section 4.5).
+
+        Args:
+            rows: ``[...]``.
+            uniform: ``[...]`` random numbers in [0, 1).
+
+        Returns:
+            Observations ``[..., ...]``, which a goal-conditioned agent takes a goal from.
+        """
+        left = self.episode(rows)[1] - rows + 1
+        later = rows + (uniform * left).long().clamp(max=left - 1)
+        found = self.observed(self.places(1, later.flatten()))
+        return tree_map(lambda x: x.view(*rows.shape, *x.shape[1:]), found)
 
 
 def in_unit(action: np.ndarray, spec: Spec) -> np.ndarray:
@@ -84,9 +208,9 @@ def entries_outside(action: np.ndarray, spec: Spec) -> int:
     return int(((action < low - slack) | (action > high + slack)).sum())
 
 
-def require_shapes(dataset: Dataset, spec: Spec) -> None:
+def require_shapes(dataset: Dataset, spec: Spec, stack: int = 1) -> None:
     """Raises a UserError if rows do not have the task's shapes, or hold a discrete action that it does not have."""
-    shapes = {leaf.path: leaf.shape for leaf in spec.obs}
+    shapes = {leaf.path: frame_of(leaf, stack).shape for leaf in spec.obs}
     observed = tree_map(lambda leaf: leaf.shape[1:], dataset.observations)
     for name, have, want in (
         ("observations", observed, shapes.get("", shapes)),

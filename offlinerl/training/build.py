@@ -27,6 +27,7 @@ from offlinerl.experience.sources import (
     OfflineData,
     ReplayData,
     RolloutData,
+    WindowData,
 )
 from offlinerl.experience.table import Table, entries_outside
 from offlinerl.learning.exploration import linear
@@ -119,8 +120,9 @@ def on_dataset(
     agent.compile = wants_compile(train["compile"], train["updates"])
     kind = source_of(about["agent"], agent.kinds, about["dataset"], about["env"])
     table = Table(data, pool.spec, agent.gamma, agent.n_step, device)
-    offline = dict(transitions=OfflineData, episodes=EpisodeData)[kind](
-        table, about["seeds"], train["batch"], train["block"]
+    window = dict(length=agent.config.context) if kind == "windows" else {}
+    offline = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData)[kind](
+        table, about["seeds"], train["batch"], train["block"], **window
     )
     stages = [Stage("offline", offline, train["updates"], train["eval_every"], "--updates")]
     if steps := train.get("online_steps"):

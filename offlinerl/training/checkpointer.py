@@ -92,7 +92,7 @@ class Checkpointer:
         if self.replay is None:
             return
         try:
-            saved = torch.load(self._replay_file, map_location=self.replay.packed.device, weights_only=True)
+            saved = torch.load(self._replay_file, map_location=self.replay.numbers.device, weights_only=True)
             self.replay.load_state_dict(saved)
         except (*UNSOUND, OSError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(

@@ -57,6 +57,14 @@ class EpisodesConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
+class WindowsConfig(EpisodesConfig):
+    """Of a training on windows of a dataset's episodes."""
+
+    batch: int = setting(64, "windows of a gradient step", low=1)
+    block: int = 50
+
+
+@dataclass(frozen=True)
 class OfflineConfig(EpisodesConfig):
     """Of a training on a dataset and of fine-tuning after it."""
 
@@ -101,7 +109,10 @@ class OnlineConfig(OnPolicyConfig):
     workers: int = setting(0, "processes that act; 0: this one alone", low=0)
 
 
-BY_SOURCE = dict(transitions=OfflineConfig, episodes=EpisodesConfig, replay=OnlineConfig, rollouts=OnPolicyConfig)
+BY_SOURCE = dict(
+    transitions=OfflineConfig, windows=WindowsConfig, episodes=EpisodesConfig, replay=OnlineConfig,
+    rollouts=OnPolicyConfig,
+)  # fmt: skip
 """The settings of a training by what it learns from; see ``offlinerl.training.selection``."""
 
 
