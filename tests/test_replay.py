@@ -111,6 +111,25 @@ def test_a_saved_ring_goes_on_as_if_never_stopped(steps, before, after, prioriti
     assert all(torch.equal(a, b) for a, b in zip(ring.sample(3, 9)[:6], other.sample(3, 9)[:6], strict=True))
 
 
+@pytest.mark.parametrize("steps", [7, 13])
+def test_the_ring_of_a_former_version_goes_on(steps):
+    """It held rows with their successors side by side, ``[S, places, E, obs action reward terminated next_obs last]``;
+    one of 10 places that is not full yet, and one that has wrapped."""
+    ring = filled(steps, 20, n_step=3, seeds=2, envs=2, lasts=(6, 9))
+    packed = torch.zeros(2, min(steps, 10), 2, 6)
+    for t in range(max(0, steps - 10), steps):
+        obs, action, reward, over, next_obs, last = step(t, seeds=2, envs=2, lasts=(6, 9))
+        columns = (obs, action, reward[..., None], over[..., None], next_obs, last[..., None])
+        packed[:, t % 10] = torch.from_numpy(np.concatenate(columns, -1)).float()
+    other = Replay(SPEC, range(2), 20, 2, GAMMA, 3)
+    other.load_state_dict(dict(packed=packed, added=steps, streams=ring.streams.state_dict(), priorities=None))
+    for replay in (ring, other):
+        replay.add(step(steps, seeds=2, envs=2))
+    assert everything(ring) == everything(other) and other.added == steps + 1
+    for a, b in zip(ring.sample(3, 9)[:6], other.sample(3, 9)[:6], strict=True):
+        assert torch.equal(a, b)
+
+
 def test_priorities_draw_in_proportion_and_weigh_against_it():
     """Against Schaul et al., equations 1 and 2, computed directly."""
     alpha, beta, rows = 0.7, 0.5, 11

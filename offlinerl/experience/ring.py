@@ -16,6 +16,8 @@ from offlinerl.learning.rng import Streams
 from offlinerl.types import Batch, Spec, Transition
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
+ALL = slice(None)
+
 ROOM = 9 / 8
 """Images kept, to a transition: every episode has one more than it has steps."""
 
@@ -43,7 +45,7 @@ class Replay(Rows):
         added: steps put in so far, of every environment; the newest lies at place ``(added - 1) % steps``.
         oldest: the first of them that can be drawn.
         slots: ``[S, steps, E]`` the observation that every row begins with, counted from the first one of its
-            environment on; its successor is the next one.
+            environment on, in numpy; its successor is the next one.
         newest: ``[S, E]`` what every environment showed last, counted likewise.
         drawn: the rows of the latest minibatches drawn by priority, ``[K, S, B]``.
     """
@@ -70,12 +72,13 @@ class Replay(Rows):
             for path, leaf in leaves.items()
         }
         self.observations = kept.get("", kept)
-        self.ages = torch.zeros(S * envs * self.size, dtype=torch.int32, device=device)
+        self.ages = torch.zeros(S * envs * self.size, dtype=torch.int64, device=device) if stack > 1 else None
         self.numbers = torch.zeros(S * self.steps * envs, spec.action_dim + 3, device=device)
-        self.slots = torch.zeros(S, self.steps, envs, dtype=torch.int64, device=device)
-        self.began = np.zeros((S, self.steps, envs), np.int64)  # the same, on the CPU
+        self.places = torch.zeros(2, S * self.steps * envs, dtype=torch.int64, device=device)
+        self.slots = np.zeros((S, self.steps, envs), np.int64)
+        self.lanes = np.arange(S * envs).reshape(S, envs) * self.size
         self.newest = np.full((S, envs), -1)
-        self.age = np.zeros((S, envs), np.int32)
+        self.age = np.zeros((S, envs), np.int64)
         self.shown: Tree = None
         self.ended = np.ones((S, envs), bool)
         self.added = self.oldest = 0
@@ -94,11 +97,6 @@ class Replay(Rows):
         """Transitions of a seed that can be drawn."""
         return (self.added - self.oldest) * self.envs
 
-    def places(self, which: int, rows: Tensor) -> Tensor:
-        slots = (self.slots.view(-1).index_select(0, rows) + which) % self.size
-        lanes = rows // (self.steps * self.envs) * self.envs + rows % self.envs
-        return lanes * self.size + slots
-
     def following(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         place = rows // self.envs % self.steps
         following = torch.where(place == self.steps - 1, rows - (self.steps - 1) * self.envs, rows + self.envs)
@@ -106,38 +104,48 @@ class Replay(Rows):
 
     def add(self, step: Transition) -> None:
         """Put in one step of every environment, over the oldest one if the ring is full."""
-        S, E = self.newest.shape
-        place, numbers = self.added % self.steps, self._steps()
-        obs, next_obs = (tree_map(self._newest_frame, shown) for shown in (step.obs, step.next_obs))
-        new = self.ended if self.shown is None else self.ended | ~_same(obs, self.shown)
-        if (cut := new & ~self.ended).any():  # an episode began anew without an end of the one before
-            numbers[:, place - 1, :, -1] += torch.from_numpy(cut).to(numbers)
-        self._show(obs, new, np.where(new, 0, self.age))
-        self.began[:, place] = self.newest
-        self.slots[:, place].copy_(torch.from_numpy(self.newest))
-        self._show(next_obs, np.ones((S, E), bool), self.age + 1)
+        place, E = self.added % self.steps, self.envs
+        obs, next_obs = step.obs, step.next_obs
+        if self.stack > 1:
+            obs, next_obs = (tree_map(self._newest_frame, shown) for shown in (obs, next_obs))
+        new = self.ended
+        if self.shown is not None and obs is not self.shown:
+            new = new | ~_same(obs, self.shown)
+        if new.any():
+            if (cut := new & ~self.ended).any():  # an episode began anew without an end of the one before
+                self._steps()[:, place - 1, :, -1] += torch.from_numpy(cut).to(self.numbers)
+            self._show(obs, new)
+        self.slots[:, place], at = self.newest, self._places_of(self.newest)
+        self._show(next_obs, ALL)
+        both = torch.from_numpy(np.stack([at, self._places_of(self.newest)]))
+        self.places.view(2, *self.slots.shape)[:, :, place].copy_(both)
         columns = (step.reward, step.terminated, step.last)
         row = np.concatenate([step.action, *(column[..., None] for column in columns)], -1, dtype=np.float32)
-        numbers[:, place].copy_(torch.from_numpy(row))
+        self._steps()[:, place].copy_(torch.from_numpy(row))
         if self.priorities is not None:
             self.priorities.add(torch.arange(place * E, (place + 1) * E))
         self.added += 1
         self.shown, self.ended = next_obs, step.last
         self._forget()
 
-    def _show(self, obs: Tree, where: np.ndarray, age: np.ndarray) -> None:
-        """Keep what some of the environments show."""
-        self.newest, self.age = self.newest + where, age
-        lanes = np.flatnonzero(where)
-        if not len(lanes):
-            return
-        places = torch.from_numpy(lanes * self.size + self.newest.flat[lanes] % self.size).to(self.ages.device)
+    def _show(self, obs: Tree, where: np.ndarray | Any) -> None:
+        """Keep what the environments ``where`` show, all of them or a mask ``[S, E]`` of those in a new episode."""
+        new = where is not ALL
+        self.newest[where] += 1
+        self.age[where] = 0 if new else self.age + 1
+        places = torch.from_numpy(self._places_of(self.newest)[where].reshape(-1)).to(self.places.device)
 
         def keep(ring: Tensor, leaf: np.ndarray) -> None:
-            ring.index_copy_(0, places, torch.from_numpy(leaf.reshape(-1, *leaf.shape[2:])[lanes]).to(ring))
+            ring.index_copy_(0, places, torch.from_numpy(leaf[where].reshape(-1, *leaf.shape[2:])).to(ring))
 
         tree_map(keep, self.observations, obs)
-        self.ages.index_copy_(0, places, torch.from_numpy(age.flat[lanes]).to(self.ages))
+        if self.ages is not None:
+            self.ages.index_copy_(0, places, torch.from_numpy(self.age[where].reshape(-1)).to(places))
+
+    def _places_of(self, slots: np.ndarray) -> np.ndarray:
+        """Where the observations of every environment with these numbers are, ``[S, E]`` or ``[S, steps, E]``."""
+        lanes = self.lanes if slots.ndim == 2 else self.lanes[:, None]
+        return lanes + slots % self.size
 
     def _newest_frame(self, leaf: np.ndarray) -> np.ndarray:
         return leaf[..., -(leaf.shape[-1] // self.stack) :]
@@ -145,7 +153,7 @@ class Replay(Rows):
     def _forget(self) -> None:
         """Leave out the steps whose place, or one of whose observations, was taken by newer ones."""
         self.oldest = max(self.oldest, self.added - self.steps)
-        while (self.began[:, place := self.oldest % self.steps] - self.stack + 1 <= self.newest - self.size).any():
+        while (self.slots[:, place := self.oldest % self.steps] - self.stack + 1 <= self.newest - self.size).any():
             if self.priorities is not None:
                 self.priorities.remove(torch.arange(place * self.envs, (place + 1) * self.envs))
             self.oldest += 1
@@ -164,13 +172,16 @@ class Replay(Rows):
 
     def transitions(self, rows: Tensor) -> Batch:
         """What begins in some rows ``[K, S, B]``, counted from the oldest on along steps and environments."""
-        return super().transitions((rows + self.oldest * self.envs) % (self.steps * self.envs) + self.offsets)
+        if self.oldest:
+            rows = (rows + self.oldest * self.envs) % (self.steps * self.envs)
+        return super().transitions(rows + self.offsets)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows in use and what else it takes to go on."""
         used, kept = min(self.added, self.steps), min(int(self.newest.max()) + 1, self.size)
         return dict(
-            added=self.added, size=self.size, newest=torch.from_numpy(self.newest), slots=self.slots[:, :used].clone(),
+            added=self.added, size=self.size, newest=torch.from_numpy(self.newest.copy()),
+            slots=torch.from_numpy(self.slots[:, :used].copy()),
             numbers=self._steps()[:, :used].clone(), lanes=[lane[:, :kept].clone() for lane in self._lanes()],
             streams=self.streams.state_dict(), priorities=self.priorities and self.priorities.state_dict(),
         )  # fmt: skip
@@ -186,28 +197,29 @@ class Replay(Rows):
             self.priorities.load_state_dict(state["priorities"])
 
     def _load_rows(self, state: dict[str, Any]) -> None:
-        S, E = self.newest.shape
         used, self.added, self.newest = state["slots"].shape[1], state["added"], state["newest"].cpu().numpy().copy()
         self._steps()[:, :used].copy_(state["numbers"])
-        self.slots[:, :used].copy_(state["slots"])
-        self.began[:, :used] = state["slots"].cpu()
+        self.slots[:, :used] = state["slots"].cpu()
+        for which, places in enumerate(self.places.view(2, *self.slots.shape)):
+            places.copy_(torch.from_numpy(self._places_of(self.slots + which)))
         for lane, newest in enumerate(self.newest.flat):
             slots = torch.arange(max(0, newest + 1 - min(self.size, state["size"])), newest + 1)
             for ring, saved in zip(self._lanes(), state["lanes"], strict=True):
                 ring[lane, slots % self.size] = saved[lane, slots % state["size"]].to(ring)
-        places = torch.from_numpy(self.newest.ravel() % self.size) + torch.arange(S * E) * self.size
-        self.shown = tree_map(lambda ring: ring[places].unflatten(0, (S, E)).cpu().numpy(), self.observations)
-        self.age = self.ages[places].view(S, E).cpu().numpy()
+        places = torch.from_numpy(self._places_of(self.newest)).to(self.places.device)
+        self.shown = tree_map(lambda ring: ring[places].cpu().numpy(), self.observations)
+        if self.ages is not None:
+            self.age = self.ages[places].cpu().numpy()
         self.ended = self._steps()[:, (self.added - 1) % self.steps, :, -1].bool().cpu().numpy()
         self._forget()
 
     def _add_packed(self, packed: Tensor, added: int) -> None:
         """Rows ``[S, steps, E, W]`` of vectors, each with its successor."""
-        widths = [self.observations.shape[1], self.numbers.shape[1] - 3, 1, 1, self.observations.shape[1], 1]
-        used = packed.shape[1]
+        O, A, used = self.observations.shape[1], self.numbers.shape[1] - 3, packed.shape[1]
+        ends = np.cumsum([O, A, 1, 1, O])
         self.added = added - used
         for t in range(added - used, added):
-            obs, action, reward, terminated, next_obs, last = np.split(packed[:, t % used].numpy(), np.cumsum(widths)[:-1], -1)
+            obs, action, reward, terminated, next_obs, last = np.split(packed[:, t % used].numpy(), ends, -1)
             self.add(Transition(obs, action, reward[..., 0], terminated[..., 0] > 0, next_obs, last[..., 0] > 0))
 
     def _steps(self) -> Tensor:

@@ -23,7 +23,8 @@ class Rows:
     Attributes:
         numbers: ``[R, A + 3]`` action, reward, terminated, last; 1 in ``last`` where the trajectory does not go on.
         observations: a tree of ``[M, ...]``; those of an episode lie one behind the other, in a ring of ``size`` each.
-        ages: ``[M]`` how many observations of its episode were before each.
+        places: ``[2, R]`` where the observation and its successor are.
+        ages: ``[M]`` how many observations of its episode were before each; None without ``stack``.
         gamma: discount of one step.
         n_step: rewards summed, at most.
         stack: frames to an observation: those before it in its episode, the oldest first; the first one is repeated.
@@ -31,15 +32,12 @@ class Rows:
 
     numbers: Tensor
     observations: Tree
-    ages: Tensor
+    places: Tensor
+    ages: Tensor | None
     size: int
     gamma: float
     n_step: int
     stack: int
-
-    def places(self, which: int, rows: Tensor) -> Tensor:
-        """Where the observations of rows ``[n]`` are, or, if ``which`` is 1, their successors."""
-        raise NotImplementedError
 
     def following(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The rows one step later in the same episode, ``[n]``, and where there are such."""
@@ -61,7 +59,7 @@ class Rows:
             _, value, terminated, last = self._gather(tail)
             reward = torch.where(going, reward + discount * value, reward)
             discount = torch.where(going, discount * self.gamma * (1 - terminated), discount)
-        obs, next_obs = (self.observed(self.places(which, at)) for which, at in enumerate((flat, tail)))
+        obs, next_obs = self.observed(0, flat), self.observed(1, tail)
         batch = Batch(obs, action, reward, discount, next_obs, last)
         return tree_map(lambda x: x.view(*rows.shape, *x.shape[1:]), batch)
 
@@ -69,9 +67,10 @@ class Rows:
         numbers = self.numbers.index_select(0, rows)
         return numbers[:, :-3], *numbers[:, -3:].unbind(-1)
 
-    def observed(self, places: Tensor) -> Tree:
-        """The observations at some places ``[n]``, ``[n, ...]``."""
-        if self.stack > 1:
+    def observed(self, which: int, rows: Tensor) -> Tree:
+        """The observations of rows ``[n]`` or, if ``which`` is 1, their successors, ``[n, ...]``."""
+        places = self.places[which].index_select(0, rows)
+        if self.ages is not None:
             back = torch.arange(self.stack - 1, -1, -1, device=places.device)
             back = torch.minimum(back, self.ages.index_select(0, places).unsqueeze(-1))  # [n, stack]
             ring = places - places % self.size
@@ -131,19 +130,16 @@ class Table(Rows):
         self.numbers = torch.from_numpy(numbers).to(device)
         self.observations = tree_map(lambda leaf: torch.from_numpy(leaf).to(device), dataset.observations)
         self.size = len(next(tree_leaves(dataset.observations))[1])
-        self._places = torch.from_numpy(np.stack([dataset.at, dataset.next_at])).to(device)  # [2, R]
+        self.places = torch.from_numpy(np.stack([dataset.at, dataset.next_at])).to(device)
         starts, lengths = dataset.episode_starts, dataset.episode_lengths
         self.starts, self.lengths = (torch.from_numpy(of_each).to(device) for of_each in (starts, lengths))
         first = dataset.at[starts]
         ages = np.arange(self.size) - np.repeat(first, np.diff(np.r_[first, self.size]))
-        self.ages = torch.from_numpy(ages.astype(np.int32)).to(device)
+        self.ages = torch.from_numpy(ages).to(device) if stack > 1 else None
 
     def __len__(self) -> int:
         """Transitions."""
         return len(self.numbers)
-
-    def places(self, which: int, rows: Tensor) -> Tensor:
-        return self._places[which].index_select(0, rows)
 
     def following(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         following = rows + 1
@@ -167,7 +163,7 @@ class Table(Rows):
         at = torch.minimum(steps, final.unsqueeze(-1))
         flat = at.flatten()
         action, reward, *_ = (x.view(*at.shape, *x.shape[1:]) for x in self._gather(flat))
-        obs = tree_map(lambda x: x.view(*at.shape, *x.shape[1:]), self.observed(self.places(0, flat)))
+        obs = tree_map(lambda x: x.view(*at.shape, *x.shape[1:]), self.observed(0, flat))
         return Window(obs, action, reward, self.to_go[at], at - first.unsqueeze(-1), (steps == at).float())
 
     @property
@@ -192,7 +188,7 @@ class Table(Rows):
         """
         left = self.episode(rows)[1] - rows + 1
         later = rows + (uniform * left).long().clamp(max=left - 1)
-        found = self.observed(self.places(1, later.flatten()))
+        found = self.observed(1, later.flatten())
         return tree_map(lambda x: x.view(*rows.shape, *x.shape[1:]), found)
 
 

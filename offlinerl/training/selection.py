@@ -25,7 +25,8 @@ def source_of(agent_name: str, kinds: Collection[str], dataset: str | None, env:
     """What an agent that learns from such kinds of batch has to learn from.
 
     Returns:
-        "transitions", "windows" or "episodes" of a dataset; without one, "rollouts" or the "replay" of its own transitions.
+        "transitions", "windows" or "episodes" of a dataset; without one, "rollouts" or the "replay" of its own
+        transitions.
 
     Raises:
         UserError: it cannot learn from what there is.
