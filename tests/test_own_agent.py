@@ -1,5 +1,6 @@
 """An agent in a file outside the package does what ours do."""
 
+import csv
 import json
 import sys
 from importlib.metadata import EntryPoint
@@ -62,6 +63,21 @@ class Gentle(TD3):
     config_class = GentleConfig
 
 
+@dataclass(frozen=True)
+class WindowedConfig(RegressionConfig):
+    context: int = setting(4, "steps of a window", low=1)
+
+
+class Windowed(Regression):
+    config_class = WindowedConfig
+    kinds = ("windows",)
+
+    def update(self, batch, noise, k):
+        obs, action, mask = (x.flatten(1, 2) for x in (batch.obs, batch.action, batch.mask))
+        error = (self.actor(obs) - action).square().mean(-1)
+        return dict(loss=self.descend("actor", error * mask), share=mask.mean(-1))
+
+
 class NoAgent:
     pass
 '''
@@ -80,6 +96,15 @@ def here(tmp_path_factory):
         patch.syspath_prepend(folder)
         yield folder
         sys.modules.pop("mine", None)
+
+
+def test_an_agent_may_learn_from_windows(here):
+    fit = ("fit", "mine:Windowed", "--dataset", pendulum.ID, "--updates", 200, "--eval-every", 100, "--log-every", 50)
+    assert main([*map(str, (*fit, *FEW, "--agent.context", 30, "--out", "windowed"))]) == 0
+    with open("windowed/metrics.csv", newline="") as file:
+        first, *_, last = csv.DictReader(file)
+    assert float(last["loss"]) < 0.95 * float(first["loss"])
+    assert 0.5 < float(last["share"]) < 1, "windows reach beyond the episodes, which are masked there"
 
 
 @pytest.fixture(scope="module")
