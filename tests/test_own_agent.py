@@ -104,7 +104,7 @@ def test_an_agent_may_learn_from_windows(here):
     with open("windowed/metrics.csv", newline="") as file:
         first, *_, last = csv.DictReader(file)
     assert float(last["loss"]) < 0.95 * float(first["loss"])
-    assert 0.5 < float(last["share"]) < 1, "windows reach beyond the episodes, which are masked there"
+    assert 0.2 < float(last["share"]) < 0.9, "windows reach beyond the episodes, which are masked there"
 
 
 @pytest.fixture(scope="module")
