@@ -1,5 +1,7 @@
 """Environments: the registered tasks, how they are made, and how several are stepped at once."""
 
+import gymnasium as gym
+
 from offlinerl.envs import control, finite, kitchen
 
 
@@ -8,6 +10,8 @@ def register() -> None:
     kitchen.register()
     control.register()
     finite.register()
+    if "offlinerl/AntDirection-v0" not in gym.registry:
+        gym.register("offlinerl/AntDirection-v0", "offlinerl.envs.ant:AntDirection", max_episode_steps=1000)
 
 
 register()

@@ -1,0 +1,179 @@
+"""D4RL's ant: the model, and the task of walking where a direction points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
+
+FRAME_SKIP = 5
+"""Steps of the simulator, 0.02 s each, that an action is held for."""
+
+RESET_NOISE = 0.1
+"""Half-width of the uniform noise on the first positions, deviation of the Gaussian one on the first velocities."""
+
+LEGS = {1: (1, 1, "-1 1 0", "30 70"), 2: (-1, 1, "1 1 0", "-70 -30"), 3: (-1, -1, "-1 1 0", "-70 -30"), 4: (1, -1, "1 1 0", "30 70")}  # fmt: skip
+"""Where a leg points to in x and y; its ankle's axis and range in degrees."""
+
+MOTORS = (4, 1, 2, 3)
+"""The legs in the order of the actions, each with its hip first."""
+
+LEG = """
+    <body>
+      <geom type="capsule" size=".08" fromto="0 0 0 {x:.1f} {y:.1f} 0"/>
+      <body pos="{x:.1f} {y:.1f} 0">
+        <joint name="hip_{leg}" axis="0 0 1" range="-30 30"/>
+        <geom type="capsule" size=".08" fromto="0 0 0 {x:.1f} {y:.1f} 0"/>
+        <body pos="{x:.1f} {y:.1f} 0">
+          <joint name="ankle_{leg}" axis="{axis}" range="{bounds}"/>
+          <geom type="capsule" size=".08" fromto="0 0 0 {xx:.1f} {yy:.1f} 0"/>
+        </body>
+      </body>
+    </body>"""
+
+MODEL = """
+<mujoco model="ant">
+  <option timestep="0.02" integrator="RK4"/>
+  <default>
+    <joint limited="true" armature="1" damping="1"/>
+    <geom conaffinity="0" margin=".01" friction="1 .5 .5" solref=".02 1" solimp=".8 .8 .01" density="5" rgba=".8 .5 .2 1"/>
+    <motor ctrllimited="true" ctrlrange="-1 1" gear="30"/>
+  </default>
+  <asset>
+    <texture type="skybox" builtin="flat" rgb1="1 1 1" width="8" height="8"/>
+    <texture name="floor" type="2d" builtin="checker" rgb1=".82 .84 .86" rgb2=".9 .91 .92" width="300" height="300"/>
+    <material name="floor" texture="floor" texuniform="true" texrepeat=".5 .5"/>
+  </asset>
+  <worldbody>
+    <light directional="true" ambient=".3 .3 .3" diffuse=".7 .7 .7" specular="0 0 0" pos="0 0 10" dir=".2 .3 -1"/>
+    <geom name="floor" type="plane" conaffinity="1" size="100 100 .2" material="floor" rgba="1 1 1 1"/>
+    <body name="torso" pos="0 0 .75">
+      <joint type="free" limited="false" margin=".01" armature="0" damping="0"/>
+      <geom size=".25"/>{legs}
+    </body>{world}
+  </worldbody>
+  <actuator>{motors}</actuator>
+</mujoco>
+"""
+
+
+def model(world: str = "") -> mujoco.MjModel:
+    """Compile D4RL's ant on a floor without end: 8 motors of +-30, RK4 in steps of 0.02 s.
+
+    Its numbers are those of D4RL's ``ant.xml``, which OGBench ships as well (Fu et al., 2020, Apache 2.0; Park et al.,
+    2024, MIT): OpenAI Gym's ant with motors of 30 instead of 150 and hips that turn less far.
+
+    Args:
+        world: elements of MJCF to put around it.
+    """
+    legs = "".join(
+        LEG.format(leg=leg, x=0.2 * x, y=0.2 * y, xx=0.4 * x, yy=0.4 * y, axis=axis, bounds=bounds)
+        for leg, (x, y, axis, bounds) in LEGS.items()
+    )
+    motors = "".join(f'<motor joint="{joint}_{leg}"/>' for leg in MOTORS for joint in ("hip", "ankle"))
+    return mujoco.MjModel.from_xml_string(MODEL.format(legs=legs, motors=motors, world=world))
+
+
+class Ant(gym.Env[np.ndarray, np.ndarray]):
+    """D4RL's ant at 10 Hz: the simulation and its pictures, without a task.
+
+    An action is the torque of every motor in units of 30, ``[8]`` in [-1, 1]; what exceeds the bounds is clipped.
+
+    Args:
+        model: see ``offlinerl.envs.ant.model``.
+        obs_size: of the observations.
+        camera: attributes of the camera, a ``mujoco.MjvCamera``.
+        render_mode: None, "human", "rgb_array" or "depth_array".
+    """
+
+    metadata = {"render_modes": ["human", "rgb_array", "depth_array"], "render_fps": 10}
+
+    def __init__(
+        self, model: mujoco.MjModel, obs_size: int, camera: Mapping[str, Any], render_mode: str | None = None
+    ) -> None:
+        self.model, self.data = model, mujoco.MjData(model)
+        self.render_mode = render_mode
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (obs_size,), np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, (8,), np.float32)
+        self._camera = camera
+        self._renderer: MujocoRenderer | None = None
+
+    def stand(self) -> None:
+        """Put the ant where the model has it, with D4RL's noise on its positions and velocities."""
+        mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos += self.np_random.uniform(-RESET_NOISE, RESET_NOISE, self.model.nq)
+        self.data.qvel += RESET_NOISE * self.np_random.standard_normal(self.model.nv)
+        mujoco.mj_forward(self.model, self.data)
+
+    def move(self, action: np.ndarray) -> None:
+        """Hold the torques of an action for 0.1 s."""
+        self.data.ctrl[:] = action
+        mujoco.mj_step(self.model, self.data, FRAME_SKIP)
+        if self.render_mode == "human":
+            self.render()
+
+    def render(self) -> np.ndarray | None:
+        """An image ``[480, 480, 3]`` of uint8 (a depth map in "depth_array"), or None on a screen."""
+        if self.render_mode is None:
+            return None
+        if self._renderer is None:
+            self.model.vis.global_.offwidth = self.model.vis.global_.offheight = 480
+            self._renderer = MujocoRenderer(self.model, self.data, dict(self._camera), 480, 480)
+        return self._renderer.render(self.render_mode)
+
+    def close(self) -> None:
+        """Release the renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+class AntDirection(Ant):
+    """The ant in the open, to go in a direction that changes every 100 steps: what a goal-reaching policy learns from.
+
+    The observation is a float32 vector of 29: the positions of the joints without the torso's x and y (13; m, a
+    quaternion, rad), their velocities (14; m/s, rad/s) and the direction, a unit vector in x and y. A step pays the
+    distance in m by which the torso moved along it. The episode terminates when the torso's height leaves
+    [0.2, 1] m.
+
+    Args:
+        render_mode: None, "human", "rgb_array" or "depth_array".
+
+    Source: Park et al., OGBench, 2024 (arXiv 2410.20092), which trains the policies for its mazes in it.
+    """
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(
+            model(), 29, dict(type=mujoco.mjtCamera.mjCAMERA_TRACKING, trackbodyid=1, distance=8.0), render_mode
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode. A seed decides all that happens in it, but for the actions."""
+        super().reset(seed=seed)
+        self.stand()
+        self._steps = 0
+        self._turn()
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Hold the torques for 0.1 s."""
+        before = self.data.qpos[:2].copy()
+        self.move(action)
+        reward = float((self.data.qpos[:2] - before) @ self.direction)
+        self._steps += 1
+        if self._steps % 100 == 0:
+            self._turn()
+        return self._observation(), reward, not 0.2 <= self.data.qpos[2] <= 1, False, {}
+
+    def _turn(self) -> None:
+        direction = self.np_random.standard_normal(2)
+        self.direction = direction / np.linalg.norm(direction)
+
+    def _observation(self) -> np.ndarray:
+        return np.concatenate([self.data.qpos[2:], self.data.qvel, self.direction], dtype=np.float32)
