@@ -12,6 +12,9 @@ def register() -> None:
     finite.register()
     if "offlinerl/AntDirection-v0" not in gym.registry:
         gym.register("offlinerl/AntDirection-v0", "offlinerl.envs.ant:AntDirection", max_episode_steps=1000)
+        for maze, steps in dict(umaze=700, medium=1000, large=1000).items():
+            name = f"offlinerl/AntMaze-{maze}-v0"
+            gym.register(name, "offlinerl.envs.antmaze:AntMaze", max_episode_steps=steps, kwargs={"maze": maze})
 
 
 register()

@@ -9,6 +9,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
+from numpy.typing import ArrayLike
 
 FRAME_SKIP = 5
 """Steps of the simulator, 0.02 s each, that an action is held for."""
@@ -16,7 +17,12 @@ FRAME_SKIP = 5
 RESET_NOISE = 0.1
 """Half-width of the uniform noise on the first positions, deviation of the Gaussian one on the first velocities."""
 
-LEGS = {1: (1, 1, "-1 1 0", "30 70"), 2: (-1, 1, "1 1 0", "-70 -30"), 3: (-1, -1, "-1 1 0", "-70 -30"), 4: (1, -1, "1 1 0", "30 70")}  # fmt: skip
+LEGS = {
+    1: (1, 1, "-1 1 0", "30 70"),
+    2: (-1, 1, "1 1 0", "-70 -30"),
+    3: (-1, -1, "-1 1 0", "-70 -30"),
+    4: (1, -1, "1 1 0", "30 70"),
+}
 """Where a leg points to in x and y; its ankle's axis and range in degrees."""
 
 MOTORS = (4, 1, 2, 3)
@@ -40,16 +46,21 @@ MODEL = """
   <option timestep="0.02" integrator="RK4"/>
   <default>
     <joint limited="true" armature="1" damping="1"/>
-    <geom conaffinity="0" margin=".01" friction="1 .5 .5" solref=".02 1" solimp=".8 .8 .01" density="5" rgba=".8 .5 .2 1"/>
+    <geom conaffinity="0" margin=".01" friction="1 .5 .5" solref=".02 1" solimp=".8 .8 .01" density="5"
+          rgba=".8 .5 .2 1"/>
     <motor ctrllimited="true" ctrlrange="-1 1" gear="30"/>
   </default>
+  <visual>
+    <headlight ambient=".45 .45 .45" diffuse="0 0 0" specular="0 0 0"/>
+    <quality shadowsize="4096"/>
+  </visual>
   <asset>
     <texture type="skybox" builtin="flat" rgb1="1 1 1" width="8" height="8"/>
     <texture name="floor" type="2d" builtin="checker" rgb1=".82 .84 .86" rgb2=".9 .91 .92" width="300" height="300"/>
     <material name="floor" texture="floor" texuniform="true" texrepeat=".5 .5"/>
   </asset>
   <worldbody>
-    <light directional="true" ambient=".3 .3 .3" diffuse=".7 .7 .7" specular="0 0 0" pos="0 0 10" dir=".2 .3 -1"/>
+    <light directional="true" diffuse=".5 .5 .5" specular="0 0 0" pos="0 0 10" dir=".2 .3 -1"/>
     <geom name="floor" type="plane" conaffinity="1" size="100 100 .2" material="floor" rgba="1 1 1 1"/>
     <body name="torso" pos="0 0 .75">
       <joint type="free" limited="false" margin=".01" armature="0" damping="0"/>
@@ -102,10 +113,12 @@ class Ant(gym.Env[np.ndarray, np.ndarray]):
         self._camera = camera
         self._renderer: MujocoRenderer | None = None
 
-    def stand(self) -> None:
-        """Put the ant where the model has it, with D4RL's noise on its positions and velocities."""
+    def stand(self, xy: ArrayLike | None = None) -> None:
+        """Put the ant where the model has it, with D4RL's noise on its positions and velocities, or at x and y in m."""
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos += self.np_random.uniform(-RESET_NOISE, RESET_NOISE, self.model.nq)
+        if xy is not None:
+            self.data.qpos[:2] = xy
         self.data.qvel += RESET_NOISE * self.np_random.standard_normal(self.model.nv)
         mujoco.mj_forward(self.model, self.data)
 

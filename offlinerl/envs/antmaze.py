@@ -1,0 +1,176 @@
+"""D4RL's AntMaze: D4RL's ant in D4RL's mazes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from offlinerl.envs.ant import Ant, model
+
+CELL = 4.0
+"""Metres a cell is wide."""
+
+GOAL_RADIUS = 0.5
+"""Metres between the torso and the goal at which it is reached."""
+
+
+@dataclass(frozen=True)
+class Maze:
+    """A maze of square cells; x grows with the column and y with the row, and the start lies at the origin.
+
+    Attributes:
+        rows: a string a row: ``#`` is a wall, ``r`` the start and ``g`` the goal of an evaluation.
+    """
+
+    rows: tuple[str, ...]
+
+    def cells(self, kinds: str) -> list[tuple[int, int]]:
+        """Row and column of the cells of some kinds, row by row."""
+        return [(i, j) for i, row in enumerate(self.rows) for j, kind in enumerate(row) if kind in kinds]
+
+    @property
+    def free(self) -> list[tuple[int, int]]:
+        """Row and column of the cells without a wall."""
+        return self.cells(".rg")
+
+    def centre(self, cell: tuple[int, int]) -> np.ndarray:
+        """x and y in m of the centre of a cell, given by row and column."""
+        ((row, column),) = self.cells("r")
+        return CELL * np.array([cell[1] - column, cell[0] - row], float)
+
+    def cell(self, xy: np.ndarray) -> tuple[int, int]:
+        """Row and column of the cell that a position in m lies in."""
+        ((row, column),) = self.cells("r")
+        x, y = np.floor(np.asarray(xy) / CELL + 0.5).astype(int)
+        return int(y + row), int(x + column)
+
+
+MAZES = {
+    "umaze": Maze(
+        (
+            "#####",
+            "#r..#",
+            "###.#",
+            "#g..#",
+            "#####",
+        )
+    ),
+    "medium": Maze(
+        (
+            "########",
+            "#r.##..#",
+            "#..#...#",
+            "##...###",
+            "#..#...#",
+            "#.#..#.#",
+            "#...#.g#",
+            "########",
+        )
+    ),
+    "large": Maze(
+        (
+            "############",
+            "#r...#.....#",
+            "#.##.#.#.#.#",
+            "#......#...#",
+            "#.####.###.#",
+            "#..#.#.....#",
+            "##.#.#.#.###",
+            "#..#...#.g.#",
+            "############",
+        )
+    ),
+}
+
+
+def world(maze: Maze) -> str:
+    """MJCF of the walls, 2 m high, and of the goal's mark."""
+    walls = [
+        '<geom type="box" size="2 2 1" pos="{} {} 1" contype="1" conaffinity="1" rgba=".35 .42 .52 1"/>'.format(
+            *maze.centre(cell)
+        )
+        for cell in maze.cells("#")
+    ]
+    # Where it does not coincide with the world's origin, the simulator looks up where it has been moved to.
+    goal = f'<site name="goal" type="cylinder" size="{GOAL_RADIUS} .01" pos="1 1 0" rgba=".1 .6 .3 1"/>'
+    return "\n".join([*walls, goal])
+
+
+class AntMaze(Ant):
+    """D4RL's ant on its way through a maze to a goal that it does not observe.
+
+    The observation is a float32 vector of 29: the positions of the joints (15: the torso's x, y and z in m, its
+    quaternion, 8 angles in rad) and their velocities (14; m/s, rad/s). An action is the torque of every motor in units
+    of 30, ``[8]`` in [-1, 1], held for 0.1 s; what exceeds the bounds is clipped.
+
+    An episode starts at the cell ``r``. Its goal is the centre of the cell ``g`` + U(0, 1) + U(0, 0.5) m in x and in y.
+    A step after which the torso is within 0.5 m of the goal pays 1 and terminates the episode; any other pays 0.
+    ``info["success"]`` says whether it was such a step. As registered, episodes are truncated after 700 steps in the
+    umaze and after 1000 in the others.
+
+    Args:
+        maze: "umaze", "medium" or "large".
+        goal_seed: None draws the goal anew in every episode, as D4RL's v2 does. A number draws one goal from it for
+            all episodes; D4RL's v0 has one goal an environment.
+        continuing_task: whether the episode goes on at the goal, as in the collection of data.
+        render_mode: None, "human", "rgb_array" or "depth_array".
+
+    Raises:
+        ValueError: there is no such maze.
+
+    Source: Fu et al., D4RL, 2020 (arXiv 2004.07219), and its code.
+    """
+
+    def __init__(
+        self,
+        maze: str = "umaze",
+        goal_seed: int | None = None,
+        continuing_task: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        if maze not in MAZES:
+            raise ValueError(f"there is no maze {maze!r}; known: {', '.join(MAZES)}")
+        self.maze, self.continuing_task = MAZES[maze], continuing_task
+        shape = np.array([len(self.maze.rows[0]), len(self.maze.rows)])
+        corners = self.maze.centre((0, 0)), self.maze.centre((shape[1] - 1, shape[0] - 1))
+        camera = dict(
+            lookat=np.append(np.mean(corners, 0), 0), distance=1.3 * CELL * shape.max(), elevation=-90.0, azimuth=90.0
+        )
+        super().__init__(model(world(self.maze)), 29, camera, render_mode)
+        self._one_goal = None if goal_seed is None else self.draw_goal(np.random.default_rng(goal_seed))
+
+    def draw_goal(self, rng: np.random.Generator) -> np.ndarray:
+        """A goal of an evaluation, x and y in m."""
+        (cell,) = self.maze.cells("g")
+        return self.maze.centre(cell) + rng.uniform(0, 1, 2) + rng.uniform(0, 0.5, 2)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode. A seed decides all that happens in it, but for the actions.
+
+        Args:
+            seed: of what is drawn.
+            options: ``start`` and ``goal`` may give these, as x and y in m.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        goal = self.draw_goal(self.np_random) if self._one_goal is None else self._one_goal
+        self.goal = np.asarray(options.get("goal", goal), float)
+        self.model.site("goal").pos[:2] = self.goal
+        self.stand(options.get("start"))
+        return self._observation(), {"success": self._reached()}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Hold the torques for 0.1 s."""
+        self.move(action)
+        success = self._reached()
+        return self._observation(), float(success), success and not self.continuing_task, False, {"success": success}
+
+    def _reached(self) -> bool:
+        return bool(np.linalg.norm(self.data.qpos[:2] - self.goal) <= GOAL_RADIUS)
+
+    def _observation(self) -> np.ndarray:
+        return np.concatenate([self.data.qpos, self.data.qvel], dtype=np.float32)
