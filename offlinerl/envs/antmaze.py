@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,21 +32,19 @@ class Maze:
         """Row and column of the cells of some kinds, row by row."""
         return [(i, j) for i, row in enumerate(self.rows) for j, kind in enumerate(row) if kind in kinds]
 
-    @property
+    @cached_property
+    def start(self) -> tuple[int, int]:
+        """Row and column of ``r``."""
+        return self.cells("r")[0]
+
+    @cached_property
     def free(self) -> list[tuple[int, int]]:
         """Row and column of the cells without a wall."""
         return self.cells(".rg")
 
     def centre(self, cell: tuple[int, int]) -> np.ndarray:
         """x and y in m of the centre of a cell, given by row and column."""
-        ((row, column),) = self.cells("r")
-        return CELL * np.array([cell[1] - column, cell[0] - row], float)
-
-    def cell(self, xy: np.ndarray) -> tuple[int, int]:
-        """Row and column of the cell that a position in m lies in."""
-        ((row, column),) = self.cells("r")
-        x, y = np.floor(np.asarray(xy) / CELL + 0.5).astype(int)
-        return int(y + row), int(x + column)
+        return CELL * np.array([cell[1] - self.start[1], cell[0] - self.start[0]], float)
 
 
 MAZES = {
@@ -112,6 +112,8 @@ class AntMaze(Ant):
 
     Args:
         maze: "umaze", "medium" or "large".
+        starts: None, or rows and columns of the cells to start in, at the centre of one of them + U(0, 1) m in x and y.
+        goals: rows and columns of the cells to choose the goal's from, if it is not to be ``g``.
         goal_seed: None draws the goal anew in every episode, as D4RL's v2 does. A number draws one goal from it for
             all episodes; D4RL's v0 has one goal an environment.
         continuing_task: whether the episode goes on at the goal, as in the collection of data.
@@ -126,6 +128,8 @@ class AntMaze(Ant):
     def __init__(
         self,
         maze: str = "umaze",
+        starts: Sequence[tuple[int, int]] | None = None,
+        goals: Sequence[tuple[int, int]] | None = None,
         goal_seed: int | None = None,
         continuing_task: bool = False,
         render_mode: str | None = None,
@@ -133,6 +137,7 @@ class AntMaze(Ant):
         if maze not in MAZES:
             raise ValueError(f"there is no maze {maze!r}; known: {', '.join(MAZES)}")
         self.maze, self.continuing_task = MAZES[maze], continuing_task
+        self.starts, self.goals = starts, goals or self.maze.cells("g")
         shape = np.array([len(self.maze.rows[0]), len(self.maze.rows)])
         corners = self.maze.centre((0, 0)), self.maze.centre((shape[1] - 1, shape[0] - 1))
         camera = dict(
@@ -142,25 +147,17 @@ class AntMaze(Ant):
         self._one_goal = None if goal_seed is None else self.draw_goal(np.random.default_rng(goal_seed))
 
     def draw_goal(self, rng: np.random.Generator) -> np.ndarray:
-        """A goal of an evaluation, x and y in m."""
-        (cell,) = self.maze.cells("g")
-        return self.maze.centre(cell) + rng.uniform(0, 1, 2) + rng.uniform(0, 0.5, 2)
+        """The goal of an episode, x and y in m."""
+        return self._draw_from(self.goals, rng) + rng.uniform(0, 0.5, 2)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode. A seed decides all that happens in it, but for the actions.
-
-        Args:
-            seed: of what is drawn.
-            options: ``start`` and ``goal`` may give these, as x and y in m.
-        """
+        """Start an episode. A seed decides all that happens in it, but for the actions."""
         super().reset(seed=seed)
-        options = options or {}
-        goal = self.draw_goal(self.np_random) if self._one_goal is None else self._one_goal
-        self.goal = np.asarray(options.get("goal", goal), float)
+        self.goal = self.draw_goal(self.np_random) if self._one_goal is None else self._one_goal
         self.model.site("goal").pos[:2] = self.goal
-        self.stand(options.get("start"))
+        self.stand(self._draw_from(self.starts, self.np_random) if self.starts else None)
         return self._observation(), {"success": self._reached()}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -168,6 +165,9 @@ class AntMaze(Ant):
         self.move(action)
         success = self._reached()
         return self._observation(), float(success), success and not self.continuing_task, False, {"success": success}
+
+    def _draw_from(self, cells: Sequence[tuple[int, int]], rng: np.random.Generator) -> np.ndarray:
+        return self.maze.centre(cells[rng.integers(len(cells))]) + rng.uniform(0, 1, 2)
 
     def _reached(self) -> bool:
         return bool(np.linalg.norm(self.data.qpos[:2] - self.goal) <= GOAL_RADIUS)
