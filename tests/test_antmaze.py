@@ -290,5 +290,6 @@ def test_the_picture_shows_the_ant_and_the_goal(monkeypatch):
     pytest.skip("neither EGL nor OSMesa draws here")
 
 
+@pytest.mark.filterwarnings("ignore:.*A Box observation space")
 def test_gymnasium_finds_nothing_to_mend():
     check_env(maze("umaze").unwrapped, skip_render_check=True)
