@@ -140,7 +140,7 @@ def synthetic_source(agent: Agent, batch: int) -> OfflineData | SyntheticRollout
     if "rollouts" in agent.kinds:
         return SyntheticRollouts(agent, batch)
     kind, updates = (OfflineData, 48) if "transitions" in agent.kinds else (EpisodeData, 2)
-    table = Table(synthetic_table(spec=agent.spec), agent.spec, agent.gamma, agent.n_step, agent.device)
+    table = Table.of(agent, synthetic_table(spec=agent.spec))
     return kind(table, agent.seeds, batch, updates)
 
 

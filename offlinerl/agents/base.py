@@ -86,6 +86,8 @@ class Agent(L.LightningModule, ABC):
     """The kinds of batch it learns from: "transitions" ``[S, B, ...]``, whoever made them; "windows" of T steps, which
     are its setting ``context``, and whole "episodes", both ``[S, B, T, ...]``; or "rollouts" ``[S, E, T, ...]`` of its
     policy as it is. What there is, a user's flags say."""
+    next_actions = False
+    """Whether its batches must hold the actions that the data took next."""
     discrete: bool | None = False
     """Whether its actions are numbers of a finite set, rather than vectors; None: either."""
 

@@ -53,13 +53,17 @@ class TD3(Agent):
     config_class = TD3Config
     last_init: Init | None = None
     """How the last layers start, if not like the others."""
+    critic_layer_norm = False
 
     def build(self) -> None:
         config, A, init, last = self.config, self.spec.action_dim, self.init_rng, self.last_init
         hidden, atoms = config.hidden, getattr(config, "num_atoms", None)
         self.period = config.policy_delay
         self.exploration = exploration_of(config.exploration, config.sigma)
-        self.critic = Critic(self.encoder("critic"), A, hidden, init("critic"), config.critics, uniform, last, atoms)
+        self.critic = Critic(
+            self.encoder("critic"), A, hidden, init("critic"), config.critics, uniform, last, atoms,
+            self.critic_layer_norm,
+        )  # fmt: skip
         self.actor = DeterministicActor(
             self.encoder("actor"), A, hidden, init("actor"), config.layer_norm, uniform, last
         )
@@ -87,14 +91,17 @@ class TD3(Agent):
 
     def update_critic(self, batch: Batch, noise: Noise) -> Metrics:
         with torch.no_grad():
-            next_q = self.target_critic(batch.next_obs, self.next_action(batch, noise)).amin(1)  # [S, B]
-            target = batch.reward + batch.discount * next_q  # [S, B]
+            target = batch.reward + batch.discount * self.next_value(batch, noise)  # [S, B]
         q = self.critic(batch.obs, batch.action)  # [S, N, B]
         loss = self.weighted(batch, self.critic_loss(target.unsqueeze(1) - q))  # [S, N, B]
         metrics = dict(critic_loss=self.descend("critic", loss), q=q.detach().mean((1, 2)))
         if batch.weight is not None:
             metrics["priority"] = (target.unsqueeze(1) - q.detach()).abs().mean(1)  # [S, B]
         return metrics
+
+    def next_value(self, batch: Batch, noise: Noise) -> Tensor:
+        """What the targets expect of the successor, ``[S, B]``."""
+        return self.target_critic(batch.next_obs, self.next_action(batch, noise)).amin(1)
 
     def next_action(self, batch: Batch, noise: Noise) -> Tensor:
         """The target policy's action, smoothed (paper, equation 14), ``[S, B, A]``."""

@@ -91,7 +91,9 @@ class Replay(Rows):
         """The replay that an agent's training settings ask for, but for its size."""
         priorities = (train["priority_alpha"], train["priority_beta"]) if train.get("prioritized") else None
         spec, seeds, gamma, n_step = agent.spec, agent.seeds, agent.gamma, agent.n_step
-        return cls(spec, seeds, capacity, train["envs"], gamma, n_step, priorities, agent.device)
+        ring = cls(spec, seeds, capacity, train["envs"], gamma, n_step, priorities, agent.device)
+        ring.next_actions = agent.next_actions
+        return ring
 
     def __len__(self) -> int:
         """Transitions of a seed that can be drawn."""

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offlinerl.agents.base import Agent
 from offlinerl.data.dataset import Dataset
 from offlinerl.types import Batch, Leaf, Spec, Window
 from offlinerl.util.errors import UserError
@@ -27,6 +28,7 @@ class Rows:
         ages: ``[M]`` how many observations of its episode were before each; None without ``stack``.
         gamma: discount of one step.
         n_step: rewards summed, at most.
+        next_actions: whether batches hold the actions after theirs.
         stack: frames to an observation: those before it in its episode, the oldest first; the first one is repeated.
     """
 
@@ -38,6 +40,7 @@ class Rows:
     gamma: float
     n_step: int
     stack: int
+    next_actions = False
 
     def following(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The rows one step later in the same episode, ``[n]``, and where there are such."""
@@ -61,6 +64,10 @@ class Rows:
             discount = torch.where(going, discount * self.gamma * (1 - terminated), discount)
         obs, next_obs = self.observed(0, flat), self.observed(1, tail)
         batch = Batch(obs, action, reward, discount, next_obs, last)
+        if self.next_actions:
+            following, going = self.following(tail)
+            following = torch.where(going & (last == 0), following, tail)
+            batch = batch._replace(next_action=self._gather(following)[0])
         return tree_map(lambda x: x.view(*rows.shape, *x.shape[1:]), batch)
 
     def _gather(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -136,6 +143,13 @@ class Table(Rows):
         first = dataset.at[starts]
         ages = np.arange(self.size) - np.repeat(first, np.diff(np.r_[first, self.size]))
         self.ages = torch.from_numpy(ages).to(device) if stack > 1 else None
+
+    @classmethod
+    def of(cls, agent: Agent, dataset: Dataset) -> Table:
+        """The table that an agent learns from."""
+        table = cls(dataset, agent.spec, agent.gamma, agent.n_step, agent.device)
+        table.next_actions = agent.next_actions
+        return table
 
     def __len__(self) -> int:
         """Transitions."""

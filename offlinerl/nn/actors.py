@@ -58,8 +58,10 @@ class SquashedGaussianActor(nn.Module):
 
     def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Reparameterised actions ``[S, B, A]`` and their log-probabilities ``[S, B]``, from standard normal
-        ``noise`` ``[S, B, A]``."""
+        ``noise`` ``[S, B, A]``; n of each, ``[S, B, n, A]`` and ``[S, B, n]``, from noise of that shape."""
         mean, std = self.mean_and_std(obs)
+        if noise.ndim > mean.ndim:
+            mean, std = mean.unsqueeze(2), std.unsqueeze(2)
         x = mean + std * noise
         log_prob = -0.5 * noise.square() - std.log() - 0.5 * math.log(2 * math.pi)
         # log(1 - tanh(x)^2), in a form that neither overflows nor cancels

@@ -50,16 +50,23 @@ class Critic(nn.Module):
         init: Init = orthogonal,
         last_init: Init | None = None,
         atoms: int | None = None,
+        layer_norm: bool = False,
     ):
         super().__init__()
         self.encoder, self.critics, self.atoms = encoder, critics, atoms
         sizes = [encoder.features + action_dim, *hidden, atoms or 1]
-        self.net = MLP(sizes, (len(rng), critics), rng, init=init, last_init=last_init)
+        self.net = MLP(sizes, (len(rng), critics), rng, layer_norm, init=init, last_init=last_init)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         x = torch.cat([self.encoder(obs), action], -1).unsqueeze(1)  # [S, 1, B, F + A]
         x = self.net(x.expand(-1, self.critics, -1, -1))  # [S, N, B, atoms]
         return x if self.atoms else x.squeeze(-1)
+
+    def of_many(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Of many actions for every observation, ``[S, B, O], [S, B, n, A] -> [S, N, B, n]``."""
+        features, n = self.encoder(obs), actions.shape[2]
+        x = torch.cat([features.unsqueeze(2).expand(-1, -1, n, -1), actions], -1).flatten(1, 2)  # [S, B n, F + A]
+        return self.net(x.unsqueeze(1).expand(-1, self.critics, -1, -1)).squeeze(-1).unflatten(-1, (-1, n))
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
         """The first of the N alone, ``[S, B]``, or ``[S, B, atoms]``."""

@@ -119,7 +119,7 @@ def on_dataset(
     agent = agent_for(task, pool, settings, device, folder)
     agent.compile = wants_compile(train["compile"], train["updates"])
     kind = source_of(about["agent"], agent.kinds, about["dataset"], about["env"])
-    table = Table(data, pool.spec, agent.gamma, agent.n_step, device)
+    table = Table.of(agent, data)
     window = dict(length=agent.config.context) if kind == "windows" else {}
     offline = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData)[kind](
         table, about["seeds"], train["batch"], train["block"], **window

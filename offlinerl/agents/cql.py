@@ -1,0 +1,64 @@
+"""CQL: Conservative Q-Learning for offline reinforcement learning (Kumar, Zhou, Tucker & Levine, NeurIPS 2020)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from offlinerl.agents.base import Noise, fixed, setting
+from offlinerl.agents.sac import SAC, SACConfig
+from offlinerl.learning import losses
+from offlinerl.types import Batch, Metrics
+
+
+@dataclass(frozen=True)
+class CQLConfig(SACConfig):
+    lr: float = setting(3e-4, "Adam's learning rate of the critics", above=0)
+    actor_lr: float = setting(3e-5, "and of the actor and the temperature", above=0)
+    cql_alpha: float = setting(5.0, "weight of the conservative term, alpha in the paper", low=0)
+    samples: int = setting(10, "actions of each of three proposals that its integral is estimated with", low=1)
+    n_step: int = fixed(1)
+
+
+class CQL(SAC):
+    """SAC whose critics are also pushed down where they are large and up on the data's actions: CQL(H) (paper,
+    equation 4), so that what they expect of a policy is a lower bound. As in the authors' code, the target has no
+    entropy in it.
+    """
+
+    config_class = CQLConfig
+
+    def configure_optimizers(self):
+        rates = dict(critic=self.config.lr, actor=self.config.actor_lr, temperature=self.config.actor_lr)
+        return self.adam(rates, critic=self.critic, actor=self.actor, temperature=self.temperature)
+
+    def update_critic(self, batch: Batch, noise: Noise, alpha: Tensor) -> Metrics:
+        with torch.no_grad():
+            action, _ = self.actor(batch.next_obs, noise["next_action"])
+            target = batch.reward + batch.discount * self.target_critic(batch.next_obs, action).amin(1)  # [S, B]
+        q = self.critic(batch.obs, batch.action)  # [S, N, B]
+        gap = self.soft_maximum(batch, noise) - q
+        loss = 0.5 * losses.squared(target.unsqueeze(1) - q) + self.config.cql_alpha * gap
+        return dict(
+            critic_loss=self.descend("critic", loss), q=q.detach().mean((1, 2)), gap=gap.detach().mean((1, 2))
+        )  # fmt: skip
+
+    def soft_maximum(self, batch: Batch, noise: Noise) -> Tensor:
+        """The log of the integral of exp Q(s, a) over a, ``[S, N, B]``, by importance sampling from uniform actions, the
+        policy's at ``s`` and the policy's at the successor (paper, appendix F)."""
+        with torch.no_grad():
+            here, log_here = self.actor(batch.obs, noise["here"])  # [S, B, samples, A] and [S, B, samples]
+            there, log_there = self.actor(batch.next_obs, noise["there"])
+            log_uniform = torch.full_like(log_here, -self.spec.action_dim * math.log(2))
+            actions = torch.cat([noise["uniform"], here, there], 2)
+            log_density = torch.cat([log_uniform, log_here, log_there], 2)  # [S, B, 3 samples]
+        q = self.critic.of_many(batch.obs, actions)  # [S, N, B, 3 samples]
+        return (q - log_density.unsqueeze(1)).logsumexp(-1) - math.log(3 * self.config.samples)
+
+    def draw(self, batch_size: int) -> Noise:
+        rng, shape = self.rng.to(self.device), (batch_size, self.config.samples, self.spec.action_dim)
+        many = dict(here=rng.normal(shape), there=rng.normal(shape), uniform=rng.uniform(-1, 1, shape))
+        return super().draw(batch_size) | many

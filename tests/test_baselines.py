@@ -1,0 +1,175 @@
+"""AWAC, CQL, one-step RL and ReBRAC against their equations."""
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import SPEC, random_table
+
+from offlinerl import agents
+from offlinerl.agents.awac import AWAC
+from offlinerl.agents.cql import CQL
+from offlinerl.agents.onestep import OneStep
+from offlinerl.agents.rebrac import ReBRAC
+from offlinerl.experience.sources import OfflineData
+from offlinerl.experience.table import Table
+from offlinerl.util.errors import UserError
+from offlinerl.util.trees import tree_map
+
+NAMES = ("awac", "cql", "onestep", "rebrac")
+SMALL = dict(hidden=(16, 16))
+
+
+def source_for(agent, rows=400, batch=16):
+    return OfflineData(Table.of(agent, random_table(rows)), agent.seeds, batch, 4)
+
+
+def one_batch(agent, **kwargs):
+    """A batch ``[S, B, ...]`` and the noise of an update on it."""
+    batch = tree_map(lambda x: x[0], source_for(agent, **kwargs).draw(1))
+    return batch, agent.draw(batch.action.shape[1])
+
+
+def recorded(agent, monkeypatch):
+    """What the agent descends, by name, without a step being taken."""
+    found = {}
+
+    def descend(name, loss, max_norm=None):
+        found[name] = loss.detach()
+        return loss.detach().mean(-1).flatten(1).sum(-1) if loss.ndim > 2 else loss.detach().mean(-1)
+
+    monkeypatch.setattr(agent, "descend", descend)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_updates_are_finite_and_move_every_group(name):
+    agent = agents.get(name)(SPEC, (0, 1), **SMALL)
+    before = {name: p.detach().clone() for name, p in agent.named_parameters()}
+    metrics, _ = agent.learn(source_for(agent).draw())
+    for key, value in metrics.items():
+        assert value.shape == (2,) and value.isfinite().all(), key
+    for key, p in agent.named_parameters():
+        assert p.isfinite().all() and not torch.equal(p, before[key]), f"{key} did not move"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stacked_seeds_equal_seeds_alone_and_a_diverged_one_stays_alone(name):
+    seeds = (3, 1, 4)
+
+    def trained(*some, ill=None):
+        agent = agents.get(name)(SPEC, some, **SMALL).double()
+        source = source_for(agent)
+        if ill is not None:
+            with torch.no_grad():
+                for p in agent.parameters():
+                    p[ill] = math.nan
+        agent.learn(tree_map(lambda x: x.double(), source.draw()))
+        return agent
+
+    stack, ill = trained(*seeds), trained(*seeds, ill=1)
+    for s, seed in enumerate(seeds):
+        for (key, p), q in zip(stack.named_parameters(), trained(seed).parameters(), strict=True):
+            torch.testing.assert_close(p[s], q[0], rtol=0, atol=1e-9, msg=f"{key} of seed {seed}")
+    for (key, p), q in zip(stack.named_parameters(), ill.named_parameters(), strict=True):
+        assert torch.equal(p[0], q[1][0]) and torch.equal(p[2], q[1][2]), key
+
+
+def test_awac_by_hand(monkeypatch):
+    agent = AWAC(SPEC, (0, 1), temperature=2.0, **SMALL)
+    batch, noise = one_batch(agent)
+    with torch.no_grad():
+        for p in agent.target.parameters():
+            p.mul_(1.1)
+    start, found = copy.deepcopy(agent), recorded(agent, monkeypatch)
+    agent.update(batch, noise, 0)
+    with torch.no_grad():
+        std = start.actor.log_std.exp()
+        following = (start.actor.mean(batch.next_obs) + std * noise["next_action"]).clamp(-1, 1)
+        target = batch.reward + batch.discount * start.target(batch.next_obs, following).min(1).values
+        q = start.critic(batch.obs, batch.action)
+        torch.testing.assert_close(found["critic"], (target.unsqueeze(1) - q) ** 2)
+        here = (start.actor.mean(batch.obs) + std * noise["action"]).clamp(-1, 1)
+        advantage = q.min(1).values - start.critic(batch.obs, here).min(1).values
+        normal = torch.distributions.Normal(start.actor.mean(batch.obs), std)
+        log_prob = normal.log_prob(batch.action).sum(-1)
+        torch.testing.assert_close(found["actor"], -torch.exp(2 * advantage).clamp(max=100) * log_prob)
+
+
+def test_cql_by_hand(monkeypatch):
+    agent = CQL(SPEC, (0, 1), cql_alpha=3.0, samples=4, **SMALL)
+    batch, noise = one_batch(agent)
+    start, found = copy.deepcopy(agent), recorded(agent, monkeypatch)
+    agent.update(batch, noise, 0)
+    with torch.no_grad():
+        following, _ = start.actor(batch.next_obs, noise["next_action"])
+        target = batch.reward + batch.discount * start.target_critic(batch.next_obs, following).min(1).values
+        q = start.critic(batch.obs, batch.action)  # [S, N, B]
+        weights = []
+        for i in range(4):
+            for obs, name in ((batch.obs, "here"), (batch.next_obs, "there")):
+                action, log_prob = start.actor(obs, noise[name][:, :, i])
+                weights.append(start.critic(batch.obs, action) - log_prob.unsqueeze(1))
+            weights.append(start.critic(batch.obs, noise["uniform"][:, :, i]) + 2 * math.log(2))
+        integral = torch.stack(weights).exp().mean(0).log()
+        meant = 0.5 * (target.unsqueeze(1) - q) ** 2 + 3.0 * (integral - q)
+    torch.testing.assert_close(found["critic"], meant, rtol=1e-4, atol=1e-5)
+
+
+def test_the_soft_maximum_of_cql_is_the_integral():
+    """Of a quadratic Q, against a sum over a grid of actions."""
+    agent = CQL(SPEC, (0,), samples=3_000, **SMALL)
+    batch, noise = one_batch(agent, batch=2)
+
+    def of_many(obs, actions):
+        return (-3 * (actions - 0.3).square().sum(-1)).unsqueeze(1)
+
+    agent.critic.of_many = of_many
+    line = torch.linspace(-1, 1, 801)
+    grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).view(1, 1, -1, 2)
+    exact = of_many(None, grid).logsumexp(-1) + 2 * math.log(2 / 800)
+    torch.testing.assert_close(agent.soft_maximum(batch, noise)[0, 0], exact[0, 0].expand(2), rtol=0, atol=0.05)
+
+
+def test_one_step_regresses_to_the_mean_of_the_datas_own_values(monkeypatch):
+    agent = OneStep(SPEC, (0, 1), **SMALL)
+    batch, noise = one_batch(agent)
+    start, found = copy.deepcopy(agent), recorded(agent, monkeypatch)
+    agent.update(batch, noise, 0)
+    with torch.no_grad():
+        error = start.target(batch.obs, batch.action).min(1).values - start.value(batch.obs)
+    torch.testing.assert_close(found["value"], 0.5 * error**2)
+    with pytest.raises(UserError, match="no setting 'expectile'"):
+        OneStep(SPEC, expectile=0.7)
+
+
+def test_rebrac_by_hand(monkeypatch):
+    agent = ReBRAC(SPEC, (0, 1), actor_bc=0.5, critic_bc=0.25, **SMALL)
+    batch, noise = one_batch(agent, batch=64)
+    start, found = copy.deepcopy(agent), recorded(agent, monkeypatch)
+    agent.update(batch, noise, 1)
+    with torch.no_grad():
+        smooth = (0.2 * noise["target"]).clamp(-0.5, 0.5)
+        following = (start.target_actor(batch.next_obs) + smooth).clamp(-1, 1)
+        far = ((following - batch.next_action) ** 2).sum(-1)
+        value = start.target_critic(batch.next_obs, following).min(1).values
+        assert (batch.last == 1).any() and (batch.last * batch.discount > 0).any()
+        target = batch.reward + batch.discount * torch.where(batch.last == 1, value, value - 0.25 * far)
+        q = start.critic(batch.obs, batch.action)
+        torch.testing.assert_close(found["critic"], (target.unsqueeze(1) - q) ** 2)
+        action = start.actor(batch.obs)
+        q = start.critic(batch.obs, action).min(1).values
+        meant = 0.5 * ((action - batch.action) ** 2).sum(-1) - q / q.abs().mean(-1, keepdim=True)
+        torch.testing.assert_close(found["actor"], meant)
+    assert start.critic.net.norms and not start.actor.net.norms
+
+
+def test_the_next_action_is_the_datas_own():
+    agent = ReBRAC(SPEC, (0,), n_step=3, **SMALL)
+    data = random_table(60)
+    batch = Table.of(agent, data).transitions(torch.arange(60))
+    for row in range(60):
+        tail = min(row + 2, row // 20 * 20 + 19)
+        if batch.last[row] == 0:
+            torch.testing.assert_close(batch.next_action[row], torch.from_numpy(data.action[tail + 1]))
