@@ -47,8 +47,8 @@ class CQL(SAC):
         )  # fmt: skip
 
     def soft_maximum(self, batch: Batch, noise: Noise) -> Tensor:
-        """The log of the integral of exp Q(s, a) over a, ``[S, N, B]``, by importance sampling from uniform actions, the
-        policy's at ``s`` and the policy's at the successor (paper, appendix F)."""
+        """The log of the integral of exp Q(s, a) over a, ``[S, N, B]``, by importance sampling from uniform actions,
+        the policy's at ``s`` and the policy's at the successor (paper, appendix F)."""
         with torch.no_grad():
             here, log_here = self.actor(batch.obs, noise["here"])  # [S, B, samples, A] and [S, B, samples]
             there, log_there = self.actor(batch.next_obs, noise["there"])
