@@ -241,6 +241,7 @@ def test_what_is_wrong_is_said_before_torch_is_imported(here):
         "fit is_reinforce --env Pendulum-v1": 1,
         "fit ppo --dataset kitchen": 1,
         "fit td3 --env Pendulum-v9": 1,
+        "fit td3 --env Pendulum-v1 --agent.normalize true": 1,
         "fit ppo --env Pendulum-v1 --agent.clipp 0.1": 1,
         "fit ddpg --env Pendulum-v1 --agent.policy_delay 2": 1,
         "fit xql --dataset kitchen --out junk/../a.hdf5": 1,

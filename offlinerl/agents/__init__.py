@@ -127,6 +127,8 @@ def _classes(module: str) -> dict[str, type]:
     for node in ast.parse(path.read_text("utf-8")).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{__name__}."):
             known |= {name: found for name, found in _classes(node.module).items() if isinstance(found, type)}
+        elif isinstance(node, ast.ImportFrom):
+            known |= {a.asname: known[a.name] for a in node.names if a.asname and a.name in known}
         elif isinstance(node, ast.ClassDef):
             node.bases = [base for base in node.bases if isinstance(base, ast.Name) and base.id in known]
             unevaluated = 0

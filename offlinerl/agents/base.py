@@ -7,7 +7,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,10 +21,11 @@ import offlinerl
 from offlinerl.learning.compile import Step, capture, signature
 from offlinerl.learning.optim import Adam, clip_norm
 from offlinerl.learning.rng import EnvStreams, Streams, generator
-from offlinerl.nn.encoders import Encoder, encoder_of
+from offlinerl.nn.encoders import Encoder, Normalized, encoder_of
 from offlinerl.types import Batch, Metrics, Spec
 from offlinerl.util.errors import UserError
-from offlinerl.util.settings import Config, fixed, make, plain, setting
+from offlinerl.util.settings import Config as BaseConfig
+from offlinerl.util.settings import fixed, make, plain, setting
 from offlinerl.util.trees import first_leaf, tree_map
 
 __all__ = ["Agent", "Config", "Noise", "fixed", "setting"]
@@ -48,6 +49,15 @@ OF_KIND = dict(discrete="dqn", continuous="td3")
 
 CPU_ROWS = 1280
 """Rows ``[S, B]`` that a CPU trains at once; where a core has 1 MiB of second-level cache, more are slower a row."""
+
+
+@dataclass(frozen=True)
+class Config(BaseConfig):
+    """The settings of every agent."""
+
+    normalize: bool = setting(
+        False, "shift and scale the vectors of observations by the mean and deviation of every dimension in the dataset"
+    )
 
 
 class Agent(L.LightningModule, ABC):
@@ -77,7 +87,7 @@ class Agent(L.LightningModule, ABC):
         UserError: the task's actions are not of the kind the algorithm needs, or a setting is wrong.
     """
 
-    config_class: type[Config] = Config
+    config_class: type[BaseConfig] = Config
     """The dataclass of its settings."""
     config: Any
     period = 1
@@ -160,7 +170,27 @@ class Agent(L.LightningModule, ABC):
 
     def encoder(self, network: str) -> Encoder:
         """What one network sees of observations; an algorithm may make another."""
-        return encoder_of(self.spec, self.init_rng(f"{network} encoder"))
+        rng = self.init_rng(f"{network} encoder")
+        return encoder_of(self.spec, rng, getattr(self.config, "normalize", False))
+
+    def normalize_by(self, moments: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Shift and scale the vectors of observations by these from now on, where ``normalize`` is set; a checkpoint
+        keeps them.
+
+        Args:
+            moments: mean and deviation ``[O]`` of every vector by its path, as ``Dataset.moments`` has them.
+
+        Raises:
+            UserError: no network takes them, for its encoders are others than ours.
+        """
+        encoders = [module for module in self.modules() if isinstance(module, Normalized)]
+        if moments and not encoders:
+            raise UserError(
+                f"the encoders of {type(self).__name__} do not normalise: leave out normalize, or give them a"
+                " Normalized of offlinerl.nn.encoders for every vector"
+            )
+        for encoder in encoders:
+            encoder.set(*moments[encoder.path])
 
     def adam(self, lr: float | Mapping[str, float], eps: float = 1e-8, **modules: nn.Module) -> list[Adam]:
         """One optimiser a named group of parameters, for ``configure_optimizers`` to return.

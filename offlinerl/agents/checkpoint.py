@@ -100,9 +100,16 @@ def load_weights(agent: Agent, path: Path) -> None:
     """Put a checkpoint's weights and targets into an agent that has not begun yet, whatever trained them.
 
     Raises:
-        UserError: its networks are others.
+        UserError: its networks are others, or of them only one normalises observations.
     """
-    saved, have = read(path)["state_dict"], agent.state_dict()
+    content, have = read(path), agent.state_dict()
+    normalized = bool((content.get("hyper_parameters") or {}).get("normalize"))
+    if normalized != getattr(agent.config, "normalize", False):
+        raise UserError(
+            f"the checkpoint {path} was trained {'with' if normalized else 'without'} normalised observations; give"
+            f" --agent.normalize {str(normalized).lower()}"
+        )
+    saved = content["state_dict"]
     for name in sorted(saved.keys() ^ have.keys()) or have:
         there, here = (
             "nothing" if name not in state else "x".join(map(str, state[name].shape)) for state in (saved, have)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from offlinerl.data.scales import Moments, moments
 from offlinerl.util.atomic import aside, write_json
 from offlinerl.util.errors import UserError, reading
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
@@ -129,6 +130,11 @@ class Dataset:
     def episode_returns(self) -> np.ndarray:
         """``[episodes]`` undiscounted sums of ``reward``, float64."""
         return np.add.reduceat(self.reward, self.episode_starts, dtype=np.float64)
+
+    @cached_property
+    def moments(self) -> Moments:
+        """What the vectors among the observations are normalised by; every observation counts once."""
+        return moments(self.observations)
 
     @property
     def nbytes(self) -> int:

@@ -10,7 +10,7 @@ import gymnasium
 import h5py
 import numpy as np
 
-from offlinerl.data import d4rl, load, minari_reader, registry
+from offlinerl.data import d4rl, load, minari_reader, registry, scales
 from offlinerl.data.columns import nonfinite_rows, open_hdf5
 from offlinerl.data.registry import Entry
 from offlinerl.envs import spaces
@@ -22,7 +22,8 @@ from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 class Finding(NamedTuple):
     """Something wrong with a dataset, or worth a look."""
 
-    kind: str  # unequal lengths, not finite, shape, action range, duplicates, jump, overlapping ends, missing end
+    kind: str  # unequal lengths, not finite, shape, action range, duplicates, jump, overlapping ends, missing end,
+    # scales
     message: str  # one sentence
     rows: np.ndarray  # the rows concerned, counted from 0 in the source
     fault: bool = True  # False for a note on what may well be meant
@@ -68,7 +69,7 @@ def validate(entry: Entry | str, low: float | None = None, high: float | None = 
     if isinstance(columns, Finding):
         return [columns]
     findings = [_not_finite(columns), *_unfit(columns, entry, env), _outside(columns, space, low, high)]
-    findings += [_duplicates(columns), _late_terminals(columns)]
+    findings += [_duplicates(columns), _late_terminals(columns), _far_apart(columns)]
     sure = not (path.is_dir() or entry.overlong or entry.split == "jump")
     findings += [_too_long(columns, entry.steps_allowed if sure else entry.max_episode_steps, sure)]
     if not path.is_dir():  # Minari's episodes have their ends, and every observation its successor
@@ -221,6 +222,12 @@ def _duplicates(columns: _Columns) -> Finding:
     repeated = np.ones(len(rows), bool)
     repeated[first] = False
     return Finding("duplicates", "rows repeat an earlier row", np.flatnonzero(repeated), fault=False)
+
+
+def _far_apart(columns: _Columns) -> Finding:
+    """Dimensions of the observations that a network sees little of beside others."""
+    message = scales.far_apart(columns.obs, scales.moments(columns.obs))
+    return Finding("scales", message or "", np.arange(len(columns.reward) if message else 0), fault=False)
 
 
 def _jumps(columns: _Columns, split: str | None) -> Finding:

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
@@ -41,6 +42,40 @@ class Identity(Encoder):
 
     def forward(self, obs: Tensor) -> Tensor:
         return obs
+
+
+class Normalized(Encoder):
+    """A vector, every dimension of which is shifted by its mean and scaled by its deviation in a dataset, and held
+    within ``LIMIT``. Until these are set, by mean 0 and deviation 1.
+
+    Nothing is added to a deviation, however small: it is small in the user's units, and in smaller ones it would not
+    be. A dimension that is constant in the dataset is only shifted, for it has no scale. The limit is for what was
+    constant there, or nearly, and is not where the policy acts.
+
+    Args:
+        features: O.
+        path: of the vector in the observation.
+    """
+
+    LIMIT = 10.0
+    """Deviations, as in Stable-Baselines3's ``VecNormalize``; at most one value in a hundred lies further out."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, features: int, path: str = ""):
+        super().__init__()
+        self.features, self.path = features, path
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+
+    def set(self, mean: np.ndarray, std: np.ndarray) -> None:
+        """Normalise by these from now on, ``[O]`` each; the deviation of a constant dimension is 0."""
+        self.mean.copy_(torch.from_numpy(mean))
+        self.scale.copy_(torch.from_numpy(np.where(std > 0, std, 1.0)))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return ((obs - self.mean) / self.scale).clamp(-self.LIMIT, self.LIMIT)
 
 
 class Convolution(nn.Module):
@@ -103,17 +138,20 @@ class Parts(Encoder):
         return torch.cat([part(obs[path]) for path, part in zip(self.paths, self.parts, strict=True)], -1)
 
 
-def encoder_of(spec: Spec, rng: Sequence[Generator]) -> Encoder:
+def encoder_of(spec: Spec, rng: Sequence[Generator], normalize: bool = False) -> Encoder:
     """The encoder for a task's observations: identity for vectors, convolutions for images, both side by side for a
     dictionary of them.
 
     Args:
         spec: the task's.
         rng: S generators for the initial weights.
+        normalize: whether vectors are shifted and scaled.
     """
 
     def of(leaf: Leaf) -> Encoder:
-        return Identity(leaf.shape[0]) if len(leaf.shape) == 1 else Images(leaf.shape, rng)
+        if len(leaf.shape) > 1:
+            return Images(leaf.shape, rng)
+        return Normalized(leaf.shape[0], leaf.path) if normalize else Identity(leaf.shape[0])
 
     if spec.obs[0].path == "":
         return of(spec.obs[0])

@@ -16,7 +16,7 @@ import torch
 from offlinerl import agents
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
-from offlinerl.data import dataset, load, registry, rewards
+from offlinerl.data import dataset, load, registry, rewards, scales
 from offlinerl.envs.make import Pool, unbounded_actions, with_limits
 from offlinerl.evaluation.evaluate import make_pool
 from offlinerl.evaluation.task import Task
@@ -116,7 +116,9 @@ def on_dataset(
     task = within_data(task_of(entry, data, about), data, display)
     pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
     require_own_units(entry, data, pool.spec, task, display)
-    agent = agent_for(task, pool, settings, device, folder)
+    agent = agent_for(task, pool, settings, device, folder, data)
+    if not getattr(agent.config, "normalize", True) and (apart := scales.far_apart(data.observations, data.moments)):
+        display.say(f"{entry.name}: {apart}")
     agent.compile = wants_compile(train["compile"], train["updates"])
     kind = source_of(about["agent"], agent.kinds, about["dataset"], about["env"])
     table = Table.of(agent, data)
@@ -141,8 +143,16 @@ def on_dataset(
     return Run(settings, folder, display, agent, task, pool, Schedule("update", stages), facts)
 
 
-def agent_for(task: Task, pool: Pool, settings: dict[str, Any], device: torch.device, folder: Path) -> Agent:
-    """The agent for the pool's task, with the weights of the checkpoint that a new run is to begin with."""
+def agent_for(
+    task: Task,
+    pool: Pool,
+    settings: dict[str, Any],
+    device: torch.device,
+    folder: Path,
+    data: dataset.Dataset | None = None,
+) -> Agent:
+    """The agent for the pool's task. A new run begins with the weights of a checkpoint, which has its own statistics
+    of observations, or takes those of its data."""
     about = settings["fit"]
     if about.get("obs_keys") and not pool.envs[0].has_wrapper_attr("leaves"):
         raise UserError(f"{task.env_id} observes one vector without parts; leave out --obs-keys")
@@ -152,8 +162,11 @@ def agent_for(task: Task, pool: Pool, settings: dict[str, Any], device: torch.de
         raise UserError(f"{task.env_id}: {error}") from error
     agent.task = json.loads(json.dumps(asdict(task)))
     agent.to(device)
-    if about.get("init") and not (folder / "last.ckpt").is_file():
-        checkpoint.load_weights(agent, Path(about["init"]))
+    if not (folder / "last.ckpt").is_file():
+        if about.get("init"):
+            checkpoint.load_weights(agent, Path(about["init"]))
+        elif data is not None and getattr(agent.config, "normalize", False):
+            agent.normalize_by(data.moments)
     agent.configure_optimizers()
     return agent
 

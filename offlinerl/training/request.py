@@ -56,6 +56,12 @@ def settings_for(
             about["dataset"] = str(entry.path.resolve())  # to be found from another folder too
     settings = config.resolve(about["agent"], agent, entry, source, file, over)
     train = settings["train"]
+    if settings["agent"].get("normalize") and about["dataset"] is None and not about.get("init"):
+        own = ", or take normalize_obs, which keeps running ones" if "normalize_obs" in settings["agent"] else ""
+        raise UserError(
+            "normalize takes the mean and deviation of a dataset, and this run has none: leave it out, or begin with"
+            f" --init at a checkpoint that has them{own}"
+        )
     require_loggers(train["logger"])
     if train.get("final_old_share") is not None and train["old_share"] is None:
         raise UserError("final_old_share is what old_share falls or rises to: give old_share too")

@@ -1,0 +1,78 @@
+"""The scales of observations: the mean and the deviation of every dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from offlinerl.data.columns import BLOCK
+from offlinerl.util.trees import Tree, tree_leaves
+
+Moments = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Mean and standard deviation ``[O]``, float64, of every vector of an observation by its path."""
+
+APART = 1000.0
+"""Factor between two deviations from which the smaller one is lost on a network."""
+
+STEADY = 0.5
+"""Correlation of a dimension with itself one row later, below which it is mostly noise."""
+
+
+def moments(observations: Tree) -> Moments:
+    """Mean and deviation of every dimension of the vectors ``[M, O]`` among the leaves; images are left out.
+
+    A dimension is constant, with a deviation of exactly 0, where it deviates by no more than float32 rounds its mean:
+    that is relative to the dimension's own size, so that no choice of units makes a signal a constant.
+    """
+    return {path: _moments(leaf) for path, leaf in tree_leaves(observations) if leaf.ndim == 2}
+
+
+def _moments(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    with np.errstate(invalid="ignore", over="ignore"):  # a NaN makes a dimension constant, and is told elsewhere
+        mean = _total(column, lambda block: block) / len(column)
+        std = np.sqrt(_total(column, lambda block: np.square(block - mean)) / len(column))
+        single = np.finfo(np.float32)
+        return mean, np.where(std > np.maximum(single.eps * abs(mean), single.tiny), std, 0.0)
+
+
+def _total(column: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The sum over all rows of what a function makes of a block of them in float64, ``[O]``."""
+    blocks = (column[at : at + BLOCK].astype(np.float64) for at in range(0, len(column), BLOCK))
+    return np.sum([of(block).sum(0) for block in blocks], 0)
+
+
+def far_apart(observations: Tree, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str | None:
+    """A sentence that names the dimensions with the least and the greatest deviation if they are further than ``APART``
+    from each other; None if they are not.
+
+    Constant dimensions do not count, nor as the least those that are mostly noise beside others that are not, such as
+    the reading of a joint that nobody moves: a network loses nothing with them.
+
+    Args:
+        observations: a tree of ``[M, ...]``, in the order of time.
+        found: their ``moments``.
+    """
+    varying = {(path, d): std[d] for path, (_, std) in found.items() for d in np.flatnonzero(std)}
+    if not varying or max(varying.values()) <= APART * min(varying.values()):
+        return None
+    correlated = {path: _correlation(leaf, found[path][1]) for path, leaf in tree_leaves(observations) if path in found}
+    signals = {(path, d): std for (path, d), std in varying.items() if correlated[path][d] >= STEADY} or varying
+    least, greatest = min(signals, key=signals.__getitem__), max(varying, key=varying.__getitem__)
+    if (ratio := varying[greatest] / varying[least]) <= APART:
+        return None
+    low, high = (f"{varying[path, d]:.2g} in dimension {d}{path and f' of {path}'}" for path, d in (least, greatest))
+    return (
+        f"the scales of the observations differ by a factor of {ratio:,.0f} (a standard deviation of {low}, of {high});"
+        " fit --agent.normalize true trains on them"
+    )
+
+
+def _correlation(column: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Of every dimension with itself one row later, ``[O]``, by the mean square of its steps (von Neumann, 1941)."""
+    if len(column) < 2:
+        return np.zeros_like(std)
+    starts = range(0, len(column) - 1, BLOCK)
+    steps = (np.diff(column[at : at + BLOCK + 1].astype(np.float64), axis=0) for at in starts)
+    change = np.sum([np.square(step).sum(0) for step in steps], 0) / (len(column) - 1)
+    return 1 - change / (2 * np.square(np.where(std > 0, std, 1.0)))
