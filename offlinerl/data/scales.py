@@ -18,6 +18,9 @@ APART = 1000.0
 STEADY = 0.5
 """Correlation of a dimension with itself one row later, below which it is mostly noise."""
 
+QUIETLY = np.errstate(invalid="ignore", over="ignore")
+"""A NaN or an infinity makes a dimension constant here, and is told elsewhere."""
+
 
 def moments(observations: Tree) -> Moments:
     """Mean and deviation of every dimension of the vectors ``[M, O]`` among the leaves; images are left out.
@@ -28,12 +31,12 @@ def moments(observations: Tree) -> Moments:
     return {path: _moments(leaf) for path, leaf in tree_leaves(observations) if leaf.ndim == 2}
 
 
+@QUIETLY
 def _moments(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    with np.errstate(invalid="ignore", over="ignore"):  # a NaN makes a dimension constant, and is told elsewhere
-        mean = _total(column, lambda block: block) / len(column)
-        std = np.sqrt(_total(column, lambda block: np.square(block - mean)) / len(column))
-        single = np.finfo(np.float32)
-        return mean, np.where(std > np.maximum(single.eps * abs(mean), single.tiny), std, 0.0)
+    mean = _total(column, lambda block: block) / len(column)
+    std = np.sqrt(_total(column, lambda block: np.square(block - mean)) / len(column))
+    single = np.finfo(np.float32)
+    return mean, np.where(std > np.maximum(single.eps * abs(mean), single.tiny), std, 0.0)
 
 
 def _total(column: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -68,6 +71,7 @@ def far_apart(observations: Tree, found: Mapping[str, tuple[np.ndarray, np.ndarr
     )
 
 
+@QUIETLY
 def _correlation(column: np.ndarray, std: np.ndarray) -> np.ndarray:
     """Of every dimension with itself one row later, ``[O]``, by the mean square of its steps (von Neumann, 1941)."""
     if len(column) < 2:
