@@ -26,6 +26,7 @@ from offlinerl.experience.sources import OfflineData
 from offlinerl.experience.table import Table
 from offlinerl.learning.rng import generator
 from offlinerl.nn.encoders import Identity, Normalized, encoder_of
+from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
 
@@ -141,7 +142,7 @@ def test_a_policy_applies_what_its_checkpoint_keeps(here, trained):
 @pytest.mark.parametrize("name", agents.names())
 def test_every_agent_sees_what_a_plain_one_sees_of_normalised_data(name):
     agent_class, data = agents.get(name), random_table(60)
-    spec = SPEC if agent_class.discrete is not True else offlinerl.Spec(5, 1, (0.0,), (2.0,), 3)
+    spec = SPEC if agent_class.discrete is not True else Spec(5, 1, (0.0,), (2.0,), 3)
     normalised, plain = (agent_class(spec, (0, 1), hidden=(8,), normalize=normalize) for normalize in (True, False))
     data = Dataset(
         **vars(data) | dict(observations=data.observations * np.float32([1, 1e3, 1e-3, 1, 1]) + np.float32(7))
@@ -252,6 +253,16 @@ def test_constant_dimensions_are_safe_and_small_ones_count():
     np.testing.assert_allclose(seen[:, 3:].std(0, correction=0), 1, rtol=1e-3)
     elsewhere = encoder(torch.full((1, 1, 6), 1e6))
     assert elsewhere.abs().max() == Normalized.LIMIT
+
+
+def test_every_frame_of_a_stack_is_normalised_alike():
+    data = random_table(40)
+    table = Table(data, Spec(10, 2, (-1.0, -1.0), (1.0, 1.0)), 0.99, stack=2)
+    one, two = Normalized(5), Normalized(10)
+    for encoder in (one, two):
+        encoder.set(*data.moments[""])
+    obs = table.transitions(torch.arange(40)).obs  # [B, 2 O]
+    assert torch.equal(two(obs), torch.cat([one(obs[:, :5]), one(obs[:, 5:])], -1))
 
 
 def test_moments_are_exact_over_blocks(monkeypatch):

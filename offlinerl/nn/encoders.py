@@ -70,9 +70,11 @@ class Normalized(Encoder):
         self.register_buffer("scale", torch.ones(features))
 
     def set(self, mean: np.ndarray, std: np.ndarray) -> None:
-        """Normalise by these from now on, ``[O]`` each; the deviation of a constant dimension is 0."""
-        self.mean.copy_(torch.from_numpy(mean))
-        self.scale.copy_(torch.from_numpy(np.where(std > 0, std, 1.0)))
+        """Normalise by these from now on, ``[O]`` each, or of one frame where the vector is a stack of frames; the
+        deviation of a constant dimension is 0."""
+        frames = self.features // len(mean)
+        self.mean.copy_(torch.from_numpy(mean).repeat(frames))
+        self.scale.copy_(torch.from_numpy(np.where(std > 0, std, 1.0)).repeat(frames))
 
     def forward(self, obs: Tensor) -> Tensor:
         return ((obs - self.mean) / self.scale).clamp(-self.LIMIT, self.LIMIT)
