@@ -7,6 +7,7 @@ __version__ = "0.2.0.dev0"
 
 _HOMES = {
     "api": ("fit", "evaluate", "collect", "load_dataset"),
+    "training.result": ("FitResult",),
     "rollout.deployed": ("load_policy", "DeployedPolicy"),
     "rollout.policy": ("Policy",),
     "data.dataset": ("Dataset",),

@@ -5,29 +5,36 @@ What loads torch is imported when all that was asked for has been checked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offlinerl import agents
+from offlinerl.data.dataset import Dataset
+from offlinerl.envs.make import described
 from offlinerl.training.request import settings_for, settings_of
 from offlinerl.util.errors import UserError
 from offlinerl.util.folder import next_free, require_free, write_config
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
+    from gymnasium import Env
     from minari import MinariDataset
 
     from offlinerl.agents.base import Agent
-    from offlinerl.data.dataset import Dataset
+    from offlinerl.rollout.deployed import DeployedPolicy
     from offlinerl.rollout.policy import Policy
     from offlinerl.training.loop import Run
+    from offlinerl.training.result import FitResult
+
+    Data = str | Path | Dataset | MinariDataset | Mapping[str, Any]
+    Environment = str | Env | Callable[[], Env]
 
 
 def fit(
     agent: str | type[Agent] | None = None,
-    dataset: str | None = None,
+    dataset: Data | None = None,
     *,
-    env: str | None = None,
+    env: Environment | None = None,
     seeds: Sequence[int] | None = None,
     file: Path | None = None,
     over: Mapping[str, Any] | None = None,
@@ -38,13 +45,17 @@ def fit(
     obs_keys: Sequence[str] | None = None,
     limits: Mapping[str, Any] | None = None,
     init: Path | None = None,
-) -> dict[str, Any]:
+) -> FitResult:
     """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
 
     Args:
         agent: one of ``offlinerl.agents.names()``, an installed one, a class as ``module:Class``, or the class itself.
-        dataset: a name, a Minari id or a file; see ``offlinerl.data.registry.resolve``. None: it learns by acting.
-        env: the environment to act in; with a dataset, to evaluate in where it is not the dataset's own.
+        dataset: a name, a Minari id or a file; see ``offlinerl.data.registry.resolve``; or what ``load_dataset`` takes
+            or returns. None: it learns by acting.
+        env: the environment to act in; with a dataset, to evaluate in where it is not the dataset's own. A Gymnasium id
+            or a registry name; or an environment, which is made again from its Gymnasium specification, wrappers
+            included, if it has a whole one, and else serves where one at a time is enough; or a function that makes
+            one.
         seeds: S integers, trained side by side; by default just 0.
         file: a YAML file of settings, or another run's ``config.yaml``, which tells the agent, the dataset and
             the seeds too.
@@ -53,34 +64,36 @@ def fit(
         out: the run's folder, which may not hold anything yet; by default a new one below ``runs/``.
         resume: the folder of a run to go on with, by its own settings. What may change is its length, each phase's by
             its own setting; ``save_every``; ``logger``; ``decay_steps``, to stretch a schedule over the longer run; and
-            the place of its dataset.
+            the place of its dataset. A dataset or an environment that was an object has to be given again.
         threads: CPU threads to compute with; by default as many as cores.
         obs_keys: the parts of the observations to learn from, in this order; by default all.
         limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
         init: a checkpoint, or a run's folder, whose weights to begin with.
 
     Returns:
-        What ``summary.json`` holds.
+        The finished run: its scores, tables, policies and folder.
 
     Raises:
         UserError: anything the user can put right.
         Interrupted: Ctrl-C; the run is saved and can be resumed.
     """
     agent_name = None if agent is None else agents.name_of(agent)
+    dataset, env = _dataset(dataset), _environment(env)
     if resume:
-        settings, changes = settings_of(Path(resume), agent_name, dataset, over or {})
+        settings, entry, changes = settings_of(Path(resume), agent_name, dataset, env, over or {})
         from offlinerl.training.build import build
+        from offlinerl.training.result import FitResult
         from offlinerl.util.device import pick_device
         from offlinerl.util.threads import set_threads
 
         set_threads(threads)
-        run = build(settings, pick_device(device), Path(resume))
+        run = build(settings, entry, pick_device(device), Path(resume))
         run.restore()
         if changes:
             settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
             _say_of_schedule(run, changes)
         write_config(run.folder, settings)
-        return run.train()
+        return FitResult(run.folder, run.train(), run.agent)
     settings, entry = settings_for(agent_name, dataset, env, seeds, file, over, obs_keys, limits, init)
     about = settings["fit"]
     short = about["agent"].rpartition(":")[2].rpartition(".")[2]
@@ -88,16 +101,17 @@ def fit(
     resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
     require_free(folder, f"{f'go on with --resume {folder} or ' if resumable else ''}name another --out")
     from offlinerl.training.build import build
+    from offlinerl.training.result import FitResult
     from offlinerl.util.device import pick_device
     from offlinerl.util.threads import set_threads
 
     set_threads(threads)
-    run = build(settings, pick_device(device), folder)
+    run = build(settings, entry, pick_device(device), folder)
     folder.mkdir(parents=True, exist_ok=True)
     if data := run.dataset["data"]:
         about["fingerprint"] = data["sha256"]
     write_config(folder, settings)
-    return run.train()
+    return FitResult(folder, run.train(), run.agent)
 
 
 def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
@@ -111,13 +125,14 @@ def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
 
 
 def evaluate(
-    policy: str | Path | Policy, env: str | None = None, episodes: int = 50, **settings: Any
+    policy: str | Path | Policy | DeployedPolicy, env: Environment | None = None, episodes: int = 50, **settings: Any
 ) -> dict[str, Any]:
     """Evaluate the policies of a checkpoint or of a run's folder, or any policy.
 
     Args:
         policy: a checkpoint, a run's folder, or what acts.
-        env: where, by a Gymnasium id or a dataset's name; by default the checkpoint's own.
+        env: where, by a Gymnasium id or a dataset's name, or an environment or a function that makes one; by default
+            the checkpoint's own.
         episodes: of each seed's policy.
         settings: of ``offlinerl.evaluation.evaluate.evaluate_checkpoint``; of a policy just ``seed``.
 
@@ -127,31 +142,65 @@ def evaluate(
     Raises:
         UserError: anything the user can put right.
     """
+    env = _environment(env)
+    from offlinerl.data import registry
     from offlinerl.evaluation import evaluate as evaluation
-    from offlinerl.evaluation.task import task_named
+    from offlinerl.evaluation.task import Task
 
     if isinstance(policy, str | Path):
         return evaluation.evaluate_checkpoint(Path(policy), env=env, episodes=episodes, **settings)
     if env is None:
         raise UserError("a policy does not say what it is for: give env")
-    task = task_named(env)
+    policy, task = _acting(policy), Task.of(registry.task(env))
     found = evaluation.evaluate(policy, task, episodes, **settings)
     return dict(
         env=task.env_id, seeds=list(policy.seeds), episodes=episodes, score_kind=task.score_kind, **found.facts()
     )  # fmt: skip
 
 
-def collect(source: str | Policy, env: str, dataset_id: str, **settings: Any) -> Path:
-    """Collect a dataset with an agent, a checkpoint, "random", "scripted" or any policy; for the settings see
-    ``offlinerl.training.collection.collect``."""
+def collect(source: str | Policy | DeployedPolicy, env: Environment, dataset_id: str, **settings: Any) -> Path:
+    """Collect a dataset with an agent, a checkpoint, "random", "scripted" or any policy in an environment, see ``fit``;
+    for the settings see ``offlinerl.training.collection.collect``."""
+    env = _environment(env)
     from offlinerl.training import collection
 
-    return collection.collect(source, env, dataset_id, **settings)
+    return collection.collect(_acting(source), env, dataset_id, **settings)
 
 
-def load_dataset(
-    source: str | Path | MinariDataset | Mapping[str, Any], env: str | None = None, **settings: Any
-) -> Dataset:
+def _acting(policy: Any) -> Any:
+    """The policy in one that is called with numpy observations."""
+    from offlinerl.rollout.deployed import DeployedPolicy
+
+    return policy.agent if isinstance(policy, DeployedPolicy) else policy
+
+
+def _environment(env: Environment | None) -> Any:
+    return env if env is None or isinstance(env, str) else described(env)
+
+
+def _dataset(source: Data | None) -> str | Path | Dataset | None:
+    """What is not an object of Minari's, whose datasets lie in folders, or arrays."""
+    if source is None or isinstance(source, str | Path | Dataset):
+        return source
+    if isinstance(source, Mapping):
+        from offlinerl.data.arrays import from_arrays
+
+        return from_arrays(source)
+    try:
+        folder, part = Path(source.storage.data_path), len(source.episode_indices) < source.storage.total_episodes
+    except AttributeError:
+        raise UserError(
+            "dataset must be a name, a path, a Dataset, a dictionary of arrays or a dataset that Minari opened, not"
+            f" {type(source).__name__}"
+        ) from None
+    if part:
+        raise UserError(
+            f"this is a part of the Minari dataset {source.spec.dataset_id}; store it as one, or give it whole"
+        )
+    return str(folder)
+
+
+def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Dataset:
     """The transitions of a dataset, in numpy.
 
     Args:
@@ -164,10 +213,7 @@ def load_dataset(
     Raises:
         UserError: it is unknown, out of reach or not sound.
     """
-    from offlinerl.data import arrays, load
+    from offlinerl.data import load
 
-    if isinstance(source, Mapping):
-        return arrays.from_arrays(source)
-    if not isinstance(source, str | Path):
-        source = Path(source.storage.data_path)  # of Minari
-    return load.load(source, env, **settings)
+    found = _dataset(source)
+    return found if isinstance(found, Dataset) else load.load(found, env, **settings)

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from offlinerl.data.scales import Moments, moments
 from offlinerl.util.atomic import aside, write_json
 from offlinerl.util.errors import UserError, reading
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
+
+if TYPE_CHECKING:
+    from offlinerl.data.registry import Entry
 
 COLUMNS = ("observations", "at", "next_at", "action", "reward", "terminated", "last")
 ABOUT = "dataset.json"
@@ -35,6 +38,7 @@ class Dataset:
         last: ``[rows]`` bool, the last row of each episode, whether it terminated or was cut off.
         name: what it was loaded as.
         provenance: where the rows come from, and what was done to them.
+        entry: the task that it was loaded with, if it was by ``offlinerl.data.load.load``.
     """
 
     observations: Tree
@@ -46,6 +50,7 @@ class Dataset:
     last: np.ndarray
     name: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
+    entry: Entry | None = field(default=None, repr=False)
 
     @classmethod
     def of_rows(cls, obs: Tree, next_obs: Tree, **columns: Any) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from offlinerl.data import registry
@@ -36,6 +37,8 @@ def load(
         UserError: the dataset is unknown, out of reach, or not sound.
     """
     entry = source if isinstance(source, Entry) else registry.resolve(str(source), env, obs_keys)
+    if entry.kind == "object":
+        return entry.where
     path = locate(entry)
     if path.is_dir() and mode != "lossless":
         raise UserError(f"{entry.name} is not a file in D4RL's format; the mode {mode} is for those only")
@@ -49,7 +52,7 @@ def load(
                 longest=None if entry.overlong else allowed, env=entry.env,
             )  # fmt: skip
     dataset.provenance.update(dataset=entry.name, checksum=entry.checksum(path))
-    return with_reward(dataset, entry.reward if reward is None else reward)
+    return replace(with_reward(dataset, entry.reward if reward is None else reward), entry=entry)
 
 
 def locate(entry: Entry) -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -26,6 +26,9 @@ from offlinerl.envs.make import steps_allowed, with_limits
 from offlinerl.util import paths
 from offlinerl.util.atomic import DISK_FULL, aside
 from offlinerl.util.errors import UserError, reading
+
+if TYPE_CHECKING:
+    from offlinerl.data.dataset import Dataset
 
 TIMEOUT = 10
 """Seconds a server has to answer."""
@@ -37,10 +40,10 @@ class Entry:
 
     Attributes:
         name: what it is called here.
-        source: one of ``{"builtin": folder}``, ``{"recipe": name}``, ``{"minari": id}``, ``{"file": path}``
-            and ``{"d4rl": {"url": ..., "bytes": ..., "sha256": ...}}``, the last two where they are known.
-        env: ``{"id": ..., "kwargs": {...}}`` for ``gymnasium.make``, or ``{"spec": ...}`` with a
-            specification's JSON; None if it is not known, as before a Minari dataset is installed.
+        source: one of ``{"builtin": folder}``, ``{"recipe": name}``, ``{"minari": id}``, ``{"file": path}``,
+            ``{"object": dataset}`` and ``{"d4rl": {"url": ..., "bytes": ..., "sha256": ...}}``, the last two where they
+            are known.
+        env: what ``offlinerl.envs.make.make`` takes; None if it is not known, as before a Minari dataset is installed.
         reward: rule for the training rewards, one of ``offlinerl.data.load.REWARDS``.
         score: ``{"min": ..., "max": ..., "from": "return" or "success"}``; None if the return is the score.
         family: which ``configs/<agent>/<family>.yaml`` fits.
@@ -69,12 +72,12 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """builtin, recipe, minari, d4rl or file."""
+        """builtin, recipe, minari, d4rl, file or object."""
         return next(iter(self.source))
 
     @property
     def where(self) -> Any:
-        """The source's folder, recipe, Minari id, path or download."""
+        """The source's folder, recipe, Minari id, path, download or dataset."""
         return self.source[self.kind]
 
     @property
@@ -148,29 +151,38 @@ def entry(name: str) -> Entry:
         raise UserError(f"there is no dataset {name!r}{_nearest(name, names())}") from None
 
 
-def resolve(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] | None = None) -> Entry:
+def resolve(
+    source: str | Dataset | Mapping[str, Any],
+    env: str | Mapping[str, Any] | None = None,
+    obs_keys: Sequence[str] | None = None,
+) -> Entry:
     """Finds the dataset a user means, and never one that only looks like it.
 
     Args:
-        name_or_file: a name in the registry, the id of a Minari dataset, a Minari folder, the folder of an
+        source: a name in the registry, the id of a Minari dataset, a Minari folder, the folder of an
             unfinished collection, or an HDF5 file in D4RL's format. A file named after an entry,
-            ``kitchen-complete-v0.hdf5``, brings its task along.
-        env: another environment: a name in the registry, which brings its whole task, or a Gymnasium id, which may
-            begin with the module that registers it, ``module:Id``.
+            ``kitchen-complete-v0.hdf5``, brings its task along. Or a dataset itself; or what a file holds of one, which
+            is not enough.
+        env: another environment: a name in the registry, which brings its whole task; or a Gymnasium id, which may
+            begin with the module that registers it, ``module:Id``; or what ``offlinerl.envs.make.make`` takes.
         obs_keys: the parts of the observations to use; by default the dataset's own.
 
     Raises:
         UserError: there is no such dataset or environment.
     """
-    found = _resolve(name_or_file, env)
+    found = _resolve(source, env)
     return dataclasses.replace(found, obs_keys=tuple(obs_keys)) if obs_keys else found
 
 
-def _resolve(name_or_file: str, env: str | None) -> Entry:
-    found = _find(name_or_file)
+def _resolve(source: str | Dataset | Mapping[str, Any], env: str | Mapping[str, Any] | None) -> Entry:
+    if isinstance(source, Mapping):
+        raise UserError(
+            f"the dataset {source['name']} was given as an object, which no file holds: pass it again as dataset="
+        )
+    found = _find(source) if isinstance(source, str) else _of_object(source)
     if env is None:
         return found
-    if env in _load():
+    if isinstance(env, str) and env in _load():
         task = _load()[env]
         return dataclasses.replace(
             task,
@@ -180,28 +192,33 @@ def _resolve(name_or_file: str, env: str | None) -> Entry:
             licence=found.licence or task.licence,
             citation=found.citation or task.citation,
         )
-    _require_environment(env)
-    return dataclasses.replace(found, env={"id": env}, score=None)
+    return dataclasses.replace(found, env=_environment(env), score=None)
 
 
-def task(env: str, obs_keys: Sequence[str] | None = None) -> Entry:
+def _of_object(data: Dataset) -> Entry:
+    """A dataset's own task; rewards that follow a rule already keep it."""
+    task, rule = data.entry or Entry(data.name or "dataset", {}), data.provenance.get("reward", "none")
+    return dataclasses.replace(task, source={"object": data}, reward=task.reward if rule == "none" else rule)
+
+
+def task(env: str | Mapping[str, Any], obs_keys: Sequence[str] | None = None) -> Entry:
     """The task to act in that a user means, without a dataset.
 
     Args:
-        env: a Gymnasium id, whose return is the score, or a name in the registry, which brings its environment and
-            score range.
+        env: a Gymnasium id or what ``offlinerl.envs.make.make`` takes, whose return is the score, or a name in the
+            registry, which brings its environment and score range.
         obs_keys: the parts of the observations to use; by default the task's own.
 
     Raises:
         UserError: there is no such environment.
     """
-    if env in _load():
+    if isinstance(env, str) and env in _load():
         found = _load()[env]
         if found.env is None:
             raise UserError(f"{env} names no environment of its own until it is installed; give a Gymnasium id")
         return dataclasses.replace(found, obs_keys=tuple(obs_keys)) if obs_keys else found
-    _require_environment(env)
-    return Entry(env, {}, {"id": env}, obs_keys=tuple(obs_keys) if obs_keys else None)
+    found = Entry("", {}, _environment(env), obs_keys=tuple(obs_keys) if obs_keys else None)
+    return dataclasses.replace(found, name=found.env_id)
 
 
 def limited(entry: Entry, limits: Mapping[str, Any]) -> Entry:
@@ -209,14 +226,17 @@ def limited(entry: Entry, limits: Mapping[str, Any]) -> Entry:
     return entry if entry.env is None else dataclasses.replace(entry, env=with_limits(entry.env, limits))
 
 
-def _require_environment(env: str) -> None:
-    """Raises a UserError that names the nearest ones where Gymnasium knows none by that id; one that is like no
-    other may still be known to a simulator that is not loaded yet."""
+def _environment(env: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """What to make. Raises a UserError that names the nearest ones where Gymnasium knows none by that id; one that is
+    like no other may still be known to a simulator that is not loaded yet."""
+    if not isinstance(env, str):
+        return env
     import gymnasium  # here, because a list of datasets needs none
 
     near = difflib.get_close_matches(env, [*names(), *gymnasium.registry], n=3, cutoff=0.8)
     if env not in gymnasium.registry and near:
         raise UserError(f"there is no environment {env!r}; did you mean {_or(near)}?")
+    return {"id": env}
 
 
 def _find(name_or_file: str) -> Entry:
@@ -253,10 +273,10 @@ def _exported_from(path: Path) -> dict[str, Any]:
         return {}
     with reading(f"what {path} says of its task", "export it again"):
         keys = _checked_keys(task.get("obs_keys"))
-        return dict(env=_checked_env(task.get("env")), obs_keys=tuple(keys) if keys else None)
+        return dict(env=checked_env(task.get("env")), obs_keys=tuple(keys) if keys else None)
 
 
-def _checked_env(env: Any) -> Mapping[str, Any] | None:
+def checked_env(env: Any) -> Mapping[str, Any] | None:
     """A description of an environment, see ``offlinerl.envs.make``; raises a ValueError if it is none."""
     if env is None:
         return None
@@ -309,7 +329,7 @@ def minari_metadata(folder: Path) -> dict[str, Any]:
                 metadata |= dict(total_episodes=len(journal), total_steps=journal.steps)
         for key in ("env_spec", "eval_env_spec"):
             if metadata.get(key) is not None:
-                _checked_env({"spec": metadata[key]})
+                checked_env({"spec": metadata[key]})
         _checked_keys(metadata.get("obs_keys"))
         for key, kind in dict(dataset_id=str, ref_min_score=float, ref_max_score=float).items():
             if metadata.get(key) is not None and not isinstance(metadata[key], (kind, int) if kind is float else kind):

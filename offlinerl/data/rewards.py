@@ -70,18 +70,26 @@ def online_reward(entry: Entry, raw: Dataset) -> Callable[[np.ndarray, np.ndarra
     if entry.reward == "minus_one":
         return lambda reward, total: reward - 1
     if entry.reward == "scale_by_return_range":
+        if raw.provenance.get("reward") == entry.reward:
+            raise UserError(
+                f"the rewards of {raw.name} are scaled already, which does not say how to scale the environment's: load"
+                ' it with reward="none"'
+            )
         factor = np.float32(_range_factor(raw))
         return lambda reward, total: reward * factor
     return lambda reward, total: reward
 
 
 def with_reward(dataset: Dataset, rule: str) -> Dataset:
-    """The dataset with its rewards replaced by one of the ``REWARDS``; the other columns are shared.
+    """The dataset with its rewards replaced by one of the ``REWARDS``, unless that was done already; the other columns
+    are shared.
 
     Raises:
         UserError: the rule is unknown, or does not apply to these rewards.
     """
     if rule not in REWARDS:
         raise UserError(f"unknown reward rule {rule!r}; choose one of {', '.join(REWARDS)}")
+    if dataset.provenance.get("reward") == rule:
+        return dataset
     reward = REWARDS[rule](dataset).astype(np.float32, copy=False)
     return dataclasses.replace(dataset, reward=reward, provenance={**dataset.provenance, "reward": rule})

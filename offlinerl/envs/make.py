@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -30,9 +30,10 @@ def make(
     """Make an environment that shows what agents see; see ``offlinerl.envs.spaces.observe``.
 
     Args:
-        env: ``{"id": ..., "kwargs": {...}}``, or ``{"spec": ...}`` with Gymnasium's JSON of a specification. Besides it
-            may have ``max_episode_steps``, after which episodes are truncated, and ``action_range``, the lower and the
-            upper bounds that its actions shall have, a number or A of them each.
+        env: ``{"id": ..., "kwargs": {...}}``, or ``{"spec": ...}`` with Gymnasium's JSON of a specification, or
+            ``{"id": ..., "factory": ...}`` with a function that makes it, see ``described``. Besides it may have
+            ``max_episode_steps``, after which episodes are truncated, and ``action_range``, the lower and the upper
+            bounds that its actions shall have, a number or A of them each.
         obs_keys: the parts of a ``Dict`` observation, in order; all of them by default.
         render_mode: passed on if given.
         seen: False leaves its observations as they are, whatever they are.
@@ -46,6 +47,8 @@ def make(
     try:
         if "spec" in env:
             made = gym.make(gym.envs.registration.EnvSpec.from_json(env["spec"]), **extra)
+        elif "factory" in env:
+            made = _made_by(env["factory"], env["id"], env.get("max_episode_steps"))
         else:
             if env["id"] not in gym.registry:
                 gym.register_envs(robotics.load())
@@ -58,6 +61,77 @@ def make(
     if "action_range" in env:
         made = Bounded(made, *env["action_range"])
     return spaces.Observed(made, obs_keys) if seen and not spaces.is_seen(made.observation_space) else made
+
+
+def described(env: gym.Env | Callable[[], gym.Env]) -> dict[str, Any]:
+    """An environment of a user's, or a function that makes one, as ``make`` takes it: by the specification where
+    Gymnasium can make it again from that, wrappers included, else as the object that it is.
+
+    Raises:
+        UserError: it is neither, or the function fails.
+    """
+    if isinstance(env, gym.Env):
+        known = specification(env)
+        return {"spec": known} if known else {"id": _path_of(env), "factory": Lender(env)}
+    if not callable(env):
+        raise UserError(
+            f"env must be a name, a gymnasium.Env or a function that makes one, not {type(env).__name__} {env!r:.60}"
+        )
+    made = make({"id": getattr(env, "__qualname__", repr(env)), "factory": env}, seen=False)
+    made.close()
+    return {"id": _path_of(made), "factory": env}
+
+
+def plain(env: Any) -> Any:
+    """What a file can hold of a description: all but the object."""
+    return {**env, "factory": None} if isinstance(env, Mapping) and "factory" in env else env
+
+
+def _path_of(env: gym.Env) -> str:
+    kind = type(env.unwrapped)
+    return env.spec.id if env.spec else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _made_by(factory: Callable[[], gym.Env] | None, name: str, limit: int | None) -> gym.Env:
+    if factory is None:
+        raise UserError(f"the environment {name} was given as an object, which no file holds: pass it again as env=")
+    made = factory()
+    if not isinstance(made, gym.Env):
+        raise UserError(f"the function {name} makes no gymnasium.Env but {type(made).__name__} {made!r:.60}")
+    return made if limit is None else gym.wrappers.TimeLimit(made, limit)
+
+
+class Lender:
+    """Lends a user's one environment, which cannot be made again, to one borrower at a time."""
+
+    def __init__(self, env: gym.Env):
+        self.env, self.lent = env, False
+
+    def __call__(self) -> gym.Env:
+        if self.lent:
+            raise UserError(
+                f"{checks.name_of(self.env)} is one environment, and several are needed here at a time, for seeds or"
+                " episodes side by side or to act in one and evaluate in another: pass a function that makes one, as in"
+                " env=lambda: MyEnv()"
+            )
+        self.lent = True
+        return Lent(self.env, self)
+
+
+class Lent(gym.Wrapper):
+    """A user's environment; to close it gives it back."""
+
+    def __init__(self, env: gym.Env, lender: Lender):
+        super().__init__(env)
+        self.lender = lender
+
+    def close(self) -> None:
+        self.lender.lent = False
+
+
+def side_by_side(env: Mapping[str, Any], wanted: int) -> int:
+    """How many of an environment there can be at a time."""
+    return 1 if isinstance(env.get("factory"), Lender) else wanted
 
 
 class Bounded(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -95,9 +169,11 @@ class Bounded(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
 def specification(env: gym.Env) -> str | None:
     """What it takes to make an environment of ``make`` again, as Gymnasium's JSON; it shows its own
-    observations then. None if it was registered with something that no name leads to,
-    such as a function within another."""
+    observations then. None if it has no specification, or one with wrappers that do not say how they were made, or
+    with something that no name leads to, such as a function within another."""
     spec = copy.deepcopy(native(env).spec)
+    if spec is None or any(wrapper.kwargs is None for wrapper in spec.additional_wrappers):
+        return None
     maker = spec.entry_point
     if callable(maker):
         module, name = (getattr(maker, attribute, None) for attribute in ("__module__", "__qualname__"))
@@ -140,6 +216,10 @@ def steps_allowed(env: Mapping[str, Any]) -> int | None:
         return env["max_episode_steps"]
     if "spec" in env:
         return json.loads(env["spec"]).get("max_episode_steps")
+    if "factory" in env:
+        made = make(env, seen=False)
+        made.close()
+        return limit_of(made)
     if "max_episode_steps" in env.get("kwargs", {}):
         return env["kwargs"]["max_episode_steps"]
     module, _, name = env["id"].rpartition(":")
@@ -149,6 +229,13 @@ def steps_allowed(env: Mapping[str, Any]) -> int | None:
     if name not in gym.registry:
         gym.register_envs(robotics.load())
     return gym.registry[name].max_episode_steps if name in gym.registry else None
+
+
+def limit_of(env: gym.Env) -> int | None:
+    """After how many steps an environment truncates its episodes; None if nothing says so."""
+    if env.spec is not None:
+        return env.spec.max_episode_steps
+    return env.get_wrapper_attr("_max_episode_steps") if env.has_wrapper_attr("_max_episode_steps") else None
 
 
 def spec_of(env: gym.Env) -> Spec:
@@ -186,8 +273,8 @@ _TRIED: dict[str, gym.envs.registration.EnvSpec | None] = {}
 
 def _require_sound(env: Mapping[str, Any], obs_keys: Sequence[str] | None) -> None:
     """Try an environment once in a process, in an instance of its own, so that nothing of it stays."""
-    key, registered = json.dumps([env, obs_keys]), gym.registry.get(env.get("id"))
-    if key in _TRIED and _TRIED[key] is registered:
+    key, registered = json.dumps([plain(env), obs_keys]), gym.registry.get(env.get("id"))
+    if "factory" not in env and key in _TRIED and _TRIED[key] is registered:
         return
     made = make(env, obs_keys)
     try:
@@ -276,8 +363,7 @@ class Pool:
     @property
     def endless(self) -> bool:
         """Whether no limit truncates its episodes."""
-        spec = self.envs[0].spec
-        return spec is None or spec.max_episode_steps is None
+        return limit_of(self.envs[0]) is None
 
     def applied(self, action: np.ndarray) -> np.ndarray:
         """What comes of an agent's actions ``[..., A]``: within their bounds, and whole where the environment's are."""

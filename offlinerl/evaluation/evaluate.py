@@ -12,10 +12,11 @@ import numpy as np
 
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
+from offlinerl.data import registry
 from offlinerl.envs.checks import Unsound, one
-from offlinerl.envs.make import Pool, with_limits
+from offlinerl.envs.make import Pool, side_by_side, with_limits
 from offlinerl.evaluation.statistics import Evaluation
-from offlinerl.evaluation.task import Task, task_named
+from offlinerl.evaluation.task import Task
 from offlinerl.evaluation.video import record_videos
 from offlinerl.rollout.loop import EnvironmentLoop
 from offlinerl.rollout.policy import Policy, apart
@@ -65,7 +66,7 @@ def evaluate(
 
 def make_pool(task: Task, seeds: int, episodes: int) -> Pool:
     """Environments for an evaluation: two a core or one a seed, whichever is more."""
-    lanes = min(episodes, max(1, round(2 * (os.cpu_count() or 1) / seeds)))
+    lanes = side_by_side(task.env, min(episodes, max(1, round(2 * (os.cpu_count() or 1) / seeds))))
     return Pool(task.env, seeds * lanes, task.obs_keys)
 
 
@@ -74,9 +75,8 @@ def check_spec(policy: Policy, pool: Pool) -> None:
     if want is None:
         return
     if (have.obs, have.action_dim, have.num_actions) != (want.obs, want.action_dim, want.num_actions):
-        name = pool.envs[0].spec.id
         raise UserError(
-            f"{name} has {_observations(have)} and {_actions(have)}, the policy {_observations(want)} and"
+            f"{pool.name} has {_observations(have)} and {_actions(have)}, the policy {_observations(want)} and"
             f" {_actions(want)}; evaluate it in the environment it was trained for"
         )
 
@@ -135,7 +135,7 @@ def _success(pool: Pool, i: int, reached: Any) -> float:
 def evaluate_checkpoint(
     path: Path,
     *,
-    env: str | None = None,
+    env: str | Mapping[str, Any] | None = None,
     episodes: int = 50,
     seed: int = 0,
     video: Path | None = None,
@@ -148,8 +148,8 @@ def evaluate_checkpoint(
 
     Args:
         path: a checkpoint of a run, or its folder, whose last one is meant.
-        env: another task than the checkpoint's own: a registry name, or a Gymnasium id, whose score is the
-            return.
+        env: another task than the checkpoint's own: a registry name, or a Gymnasium id or what
+            ``offlinerl.envs.make.make`` takes, whose score is the return.
         episodes: episodes of each seed's policy.
         seed: reset seed of the first one.
         video: a folder for one GIF a seed.
@@ -165,7 +165,7 @@ def evaluate_checkpoint(
     agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
     if env is None and not agent.task:
         raise UserError(f"the checkpoint {path} does not say what it was trained for; name an environment with --env")
-    task = Task(**agent.task) if env is None else task_named(env)
+    task = Task(**agent.task) if env is None else Task.of(registry.task(env))
     task = replace(
         task, env=with_limits(task.env, limits or {}), obs_keys=task.obs_keys or (agent.task or {}).get("obs_keys")
     )

@@ -11,14 +11,15 @@ import gymnasium
 import numpy as np
 
 from offlinerl.data import registry
+from offlinerl.envs.make import plain
 
 
 @dataclass(frozen=True)
 class Task:
-    """What evaluation must know of a task; plain data, so that a checkpoint can carry it.
+    """What evaluation must know of a task.
 
     Attributes:
-        env: ``{"id": ..., "kwargs": ...}`` or ``{"spec": ...}``; see ``offlinerl.envs.make``.
+        env: what to make; see ``offlinerl.envs.make.make``.
         obs_keys: parts of a ``Dict`` observation.
         score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, or None: the return is the score.
         score_kind: what the score is called: "normalized", "minari" or "return".
@@ -39,6 +40,10 @@ class Task:
         """The Gymnasium id of the environment."""
         return self.env["id"] if "id" in self.env else json.loads(self.env["spec"])["id"]
 
+    def plain(self) -> dict[str, Any]:
+        """What a checkpoint holds of it: all but an object that makes the environment."""
+        return json.loads(json.dumps({**vars(self), "env": plain(self.env)}))
+
     @property
     def facts(self) -> dict[str, Any]:
         """What tells the task from others, as plain data that is the same by whichever name the task was given."""
@@ -48,7 +53,7 @@ class Task:
             spec = gymnasium.registry.get(self.env["id"])
             known = {} if spec is None else dict(kwargs=spec.kwargs, max_episode_steps=spec.max_episode_steps)
         kwargs = {**known.get("kwargs", {}), **self.env.get("kwargs", {})}
-        given = {key: value for key, value in self.env.items() if key not in ("id", "spec", "kwargs")}
+        given = {key: value for key, value in self.env.items() if key not in ("id", "spec", "kwargs", "factory")}
         limit = kwargs.pop("max_episode_steps", known.get("max_episode_steps"))
         wrappers = list(known.get("additional_wrappers", ()))
         env = dict(id=self.env_id, kwargs=kwargs, max_episode_steps=limit, wrappers=wrappers) | given
@@ -61,8 +66,3 @@ class Task:
             return returns
         raw = success if self.score.get("from") == "success" else returns
         return registry.normalized_score(raw, self.score["min"], self.score["max"])
-
-
-def task_named(env: str) -> Task:
-    """The task of a registry name, or that of a Gymnasium id, whose score is its return."""
-    return Task.of(registry.entry(env)) if env in registry.names() else Task({"id": env})

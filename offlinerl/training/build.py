@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,11 +46,18 @@ COMPILE_WORTHWHILE = 3_000
 """Updates from which compiling, which takes half a minute, is earned back."""
 
 
-def build(settings: dict[str, Any], device: torch.device, folder: Path, ray_address: str | None = None) -> Run:
+def build(
+    settings: dict[str, Any],
+    entry: registry.Entry,
+    device: torch.device,
+    folder: Path,
+    ray_address: str | None = None,
+) -> Run:
     """The run that some settings describe.
 
     Args:
         settings: ``{"fit": {...}, "agent": {...}, "train": {...}}``, what ``config.yaml`` holds.
+        entry: the dataset and the task, or the task alone to learn by acting.
         device: where to train.
         folder: where results go.
         ray_address: of the cluster that its workers run on; by default this machine.
@@ -60,16 +66,21 @@ def build(settings: dict[str, Any], device: torch.device, folder: Path, ray_addr
         UserError: anything the user can put right.
     """
     make = online if settings["fit"]["dataset"] is None else on_dataset
-    return make(settings, device, folder, Display(), ray_address)
+    return make(settings, entry, device, folder, Display(), ray_address)
 
 
 def online(
-    settings: dict[str, Any], device: torch.device, folder: Path, display: Display, ray_address: str | None
+    settings: dict[str, Any],
+    entry: registry.Entry,
+    device: torch.device,
+    folder: Path,
+    display: Display,
+    ray_address: str | None,
 ) -> Run:
     """A training by acting in an environment, which counts its steps. On rollouts, both its length and the steps
     between evaluations are rounded up to whole ones."""
     about, train = settings["fit"], settings["train"]
-    task = Task.of(registry.limited(registry.task(about["env"], about.get("obs_keys")), about))
+    task = Task.of(entry)
     pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
     agent = agent_for(task, pool, settings, device, folder)
     collector = collector_for(task, agent, settings, display, ray_address)
@@ -93,18 +104,21 @@ def online(
 
 
 def on_dataset(
-    settings: dict[str, Any], device: torch.device, folder: Path, display: Display, ray_address: str | None
+    settings: dict[str, Any],
+    entry: registry.Entry,
+    device: torch.device,
+    folder: Path,
+    display: Display,
+    ray_address: str | None,
 ) -> Run:
     """A training on a fixed dataset, which counts updates. If it is to go on in the environment, as in XQL's second
     table, every ``steps_per_update`` steps there bring one."""
     about, train = settings["fit"], settings["train"]
-    entry = registry.resolve(about["dataset"], about["env"], about.get("obs_keys"))
-    entry = registry.limited(entry, about)
     raw = load.load(entry, reward="none")
     contents = contents_of(raw)
     if about.get("fingerprint", contents["sha256"]) != contents["sha256"]:
         raise UserError(
-            f"the dataset {about['dataset']} is not what the run in {folder} was trained on: its contents differ; give"
+            f"the dataset {entry.name} is not what the run in {folder} was trained on: its contents differ; give"
             " --dataset a copy of that one, or start a new run"
         )
     data = rewards.with_reward(raw, entry.reward)
@@ -160,7 +174,7 @@ def agent_for(
         agent = agents.get(about["agent"])(pool.spec, about["seeds"], **config.of_agent(settings))
     except UserError as error:
         raise UserError(f"{task.env_id}: {error}") from error
-    agent.task = json.loads(json.dumps(asdict(task)))
+    agent.task = task.plain()
     agent.to(device)
     if not (folder / "last.ckpt").is_file():
         if about.get("init"):
@@ -260,8 +274,8 @@ def contents_of(raw: dataset.Dataset) -> dict[str, Any]:
 
 
 def dataset_score(entry: registry.Entry, raw: dataset.Dataset) -> float | None:
-    """Mean score of the dataset's own episodes, from rewards as stored; None without a score range."""
-    if entry.score is None:
+    """Mean score of the dataset's own episodes, from rewards as stored; None without these or a score range."""
+    if entry.score is None or raw.provenance.get("reward", "none") != "none":
         return None
     highest = np.maximum.reduceat(raw.reward, raw.episode_starts)
     totals = dict(

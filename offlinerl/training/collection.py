@@ -19,7 +19,7 @@ from offlinerl.agents import checkpoint
 from offlinerl.data import episode_log, journal, registry
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import EPISODES, Journal
-from offlinerl.envs.make import make, specification
+from offlinerl.envs.make import make, side_by_side, specification
 from offlinerl.evaluation.evaluate import check_spec, evaluate
 from offlinerl.evaluation.task import Task
 from offlinerl.learning.rng import EnvStreams
@@ -45,7 +45,7 @@ REFERENCE_EPISODES, REFERENCE_LANES = 20, 4
 
 def collect(
     source: str | Policy,
-    env: str,
+    env: str | Mapping[str, Any],
     dataset_id: str,
     *,
     steps: int | None = None,
@@ -71,7 +71,7 @@ def collect(
     Args:
         source: an agent, which learns while it collects; a checkpoint, or a run's folder, whose last one is
             meant; "random"; "scripted"; or a policy itself.
-        env: a Gymnasium id, or a name in the registry.
+        env: a Gymnasium id, a name in the registry, or what ``offlinerl.envs.make.make`` takes.
         dataset_id: ``(namespace/)name-vN``.
         steps: environment steps to take; episodes under way at the end are truncated there.
         episodes: or episodes to finish, if nothing learns meanwhile.
@@ -113,12 +113,11 @@ def collect(
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over["train"] = {**over.get("train", {}), **given}
         settings, entry = settings_for(source, None, env, [seed], file, over, obs_keys, limits)
-        task = Task.of(registry.limited(entry, limits or {}))
-        target = target_of(dataset_id, unfinished, append, source, task)
+        target = target_of(dataset_id, unfinished, append, source, Task.of(entry))
         settings["collect"] = dict(dataset=dataset_id, first=first_episode(folder, target))
         if ray_address and not settings["train"]["workers"]:
             raise UserError("--ray-address is where workers run: say how many with --workers")
-        run = build(settings, pick_device(device), folder, ray_address)
+        run = build(settings, entry, pick_device(device), folder, ray_address)
         return Learning(run, Collection(folder, run.task, dataset_id, target, append, source, seed, settings)).collect()
     task = Task.of(registry.limited(registry.task(env, obs_keys), limits or {}))
     policy = policy_of(source, pick_device(device), agent_class)
@@ -415,7 +414,8 @@ def policy_of(source: str | Policy, device: torch.device, agent_class: str | Non
 def score_range(task: Task, expert: float) -> dict[str, float]:
     """Minari's reference scores: the mean return of uniformly random actions, over twenty episodes, and that of
     the policy without its noise. Empty where the policy is no better than chance, for then there is no range."""
-    collector, returns = Collector(task.env, (0,), range(REFERENCE_LANES), task.obs_keys), []
+    lanes = range(side_by_side(task.env, REFERENCE_LANES))
+    collector, returns = Collector(task.env, (0,), lanes, task.obs_keys), []
     collector.on_episode = lambda s, e, episode: returns.append(float(episode.rewards.sum()))
     try:
         while len(returns) < REFERENCE_EPISODES:
@@ -454,8 +454,8 @@ def first_episode(folder: Path, target: Path) -> int:
     return int(registry.minari_metadata(target / "data")["total_episodes"]) if target.exists() else 0
 
 
-def env_spec(task: Task) -> str:
-    """The specification of a task's environment, as JSON."""
+def env_spec(task: Task) -> str | None:
+    """The specification of a task's environment, as JSON; None if it has none."""
     env = make(task.env, task.obs_keys)
     env.close()
     return specification(env)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from offlinerl import agents
 from offlinerl.data import registry
+from offlinerl.envs.make import plain
 from offlinerl.training import config
 from offlinerl.training.selection import source_of
 from offlinerl.util.errors import UserError
@@ -18,13 +20,14 @@ from offlinerl.util.folder import find_checkpoint
 from offlinerl.util.settings import typed
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
+    from offlinerl.data.dataset import Dataset
     from offlinerl.rollout.policy import Policy
 
 
 def settings_for(
     agent_name: str | None,
-    dataset: str | None,
-    env: str | None,
+    dataset: str | Path | Dataset | None,
+    env: str | Mapping[str, Any] | None,
     seeds: Sequence[int] | None,
     file: Path | None,
     over: Mapping[str, Any] | None,
@@ -38,22 +41,16 @@ def settings_for(
         UserError: one is missing, unknown or out of range.
     """
     about = dict(
-        agent=agent_name, dataset=dataset and str(dataset), env=env, seeds=seeds and list(seeds),
+        agent=agent_name, dataset=stated(dataset), env=plain(env), seeds=seeds and list(seeds),
         obs_keys=obs_keys and list(obs_keys), init=init and str(find_checkpoint(init).resolve()), **(limits or {}),
     )  # fmt: skip
     again = config.read(file).get("fit", {}) if file else {}
     again = {key: value for key, value in again.items() if key not in HISTORY}
     about = dict(dataset=None, env=None, seeds=[0]) | again | {k: v for k, v in about.items() if v is not None}
     _checked_about(about)
-    keys = about.get("obs_keys")
     agent = agents.outline(about["agent"])
     source = source_of(about["agent"], agent.kinds, about["dataset"], about["env"])
-    if about["dataset"] is None:
-        entry = registry.task(about["env"], keys)
-    else:
-        entry = registry.resolve(about["dataset"], about["env"], keys)
-        if entry.kind == "file":
-            about["dataset"] = str(entry.path.resolve())  # to be found from another folder too
+    entry = entry_of(about, dataset, env)
     settings = config.resolve(about["agent"], agent, entry, source, file, over)
     train = settings["train"]
     if settings["agent"].get("normalize") and about["dataset"] is None and not about.get("init"):
@@ -66,6 +63,31 @@ def settings_for(
     if train.get("final_old_share") is not None and train["old_share"] is None:
         raise UserError("final_old_share is what old_share falls or rises to: give old_share too")
     return dict(fit=about, **settings), entry
+
+
+def stated(dataset: str | Path | Dataset | None) -> str | dict[str, Any] | None:
+    """What a file says of a dataset: its name, and of one that is an object what it was."""
+    if dataset is None or isinstance(dataset, str | Path):
+        return dataset and str(dataset)
+    facts = json.loads(json.dumps(dataset.provenance, default=str))
+    return dict(name=dataset.name or "dataset", rows=len(dataset), provenance=facts)
+
+
+def entry_of(about: dict[str, Any], dataset: Any = None, env: Any = None) -> registry.Entry:
+    """The dataset and the task that a run's section ``fit`` is about; what was an object must be given. The path of a
+    file is made absolute, to be found from another folder too.
+
+    Raises:
+        UserError: there is none.
+    """
+    dataset, env = about["dataset"] if dataset is None else dataset, about["env"] if env is None else env
+    keys = about.get("obs_keys")
+    if dataset is None:
+        return registry.limited(registry.task(env, keys), about)
+    entry = registry.resolve(str(dataset) if isinstance(dataset, Path) else dataset, env, keys)
+    if entry.kind == "file":
+        about["dataset"] = str(entry.path.resolve())
+    return registry.limited(entry, about)
 
 
 def require_loggers(names: str) -> None:
@@ -84,7 +106,7 @@ def _checked_about(about: dict[str, Any]) -> dict[str, Any]:
     if about.get("agent") is None:
         raise UserError("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
     for name in ("agent", "dataset", "env", "init"):
-        if not isinstance(about.get(name), str | None):
+        if not isinstance(about.get(name), str | None) and not _is_stated(name, about[name]):
             raise UserError(f"{name} must be a name, not {about[name]!r}")
     keys, seeds = about.get("obs_keys"), about["seeds"]
     if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
@@ -101,9 +123,20 @@ def _checked_about(about: dict[str, Any]) -> dict[str, Any]:
     return about
 
 
+def _is_stated(name: str, value: Any) -> bool:
+    """Whether this is what a run's settings hold of a dataset or an environment that is an object."""
+    try:
+        known = dict(
+            dataset=lambda: isinstance(value["name"], str), env=lambda: registry.checked_env(value) is not None
+        )
+        return name in known and known[name]()
+    except (LookupError, TypeError, ValueError):
+        return False
+
+
 def require_source(
     source: str | Policy,
-    env: str,
+    env: str | Mapping[str, Any],
     file: Path | None,
     over: Mapping[str, Any] | None,
     *,
@@ -135,7 +168,9 @@ def require_source(
         raise UserError("workers act for an agent that learns, and this one does not: give --envs instead of --workers")
     if steps is None and episodes is None:
         raise UserError("collect needs --steps or --episodes")
-    registry.task(env)
+    task = registry.task(env)
+    if source == "scripted" and "factory" in task.env:
+        raise UserError("a script acts in what it knows by its name: give env as a name, or a policy")
 
 
 HISTORY = ("extended", "fingerprint")
@@ -143,9 +178,13 @@ HISTORY = ("extended", "fingerprint")
 
 
 def settings_of(
-    folder: Path, agent_name: str | None, dataset: str | None, over: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of a run to resume, and what changes its length or its schedule.
+    folder: Path,
+    agent_name: str | None,
+    dataset: str | Path | Dataset | None,
+    env: str | Mapping[str, Any] | None,
+    over: Mapping[str, Any],
+) -> tuple[dict[str, Any], registry.Entry, dict[str, Any]]:
+    """The settings of a run to resume, its dataset and task, and what changes its length or its schedule.
 
     Raises:
         UserError: the folder holds no run, its dataset is gone or another one, or something else is to be changed.
@@ -171,7 +210,13 @@ def settings_of(
     about, agent, train = (settings[section] for section in ("fit", "agent", "train"))
     if agent_name not in (None, about["agent"]):
         raise UserError(f"the run in {folder} has agent {about['agent']}, not {agent_name}; leave it out")
+    if env is not None and plain(env) != about["env"]:
+        had, has = (
+            given and (given if isinstance(given, str) else registry.task(given).name) for given in (about["env"], env)
+        )
+        raise UserError(f"the run in {folder} has --env {had}, not {has}; leave it out, or give that one")
     _place_of_dataset(folder, about, dataset)
+    entry = entry_of(about, dataset, env)
     given, asked = dict(over.get("train", {})), dict(over.get("agent", {}))
     training = config.BY_SOURCE[source]
     for name in ("save_every", "logger"):
@@ -194,18 +239,18 @@ def settings_of(
     train |= longer
     if "decay_steps" in changes:
         agent["decay_steps"] = typed(outline.config_class, "decay_steps", changes["decay_steps"])
-    return settings, changes
+    return settings, entry, changes
 
 
-def _place_of_dataset(folder: Path, about: dict[str, Any], given: str | None) -> None:
+def _place_of_dataset(folder: Path, about: dict[str, Any], dataset: str | Path | Dataset | None) -> None:
     """Put the dataset's new place, if it is given, into a run's settings; whether it holds the same is seen when it is
     read."""
-    known = about["dataset"]
+    known, given = about["dataset"], stated(dataset)
     if given is None or given == known:
-        if known is not None and Path(known).is_absolute() and not Path(known).exists():
+        if isinstance(known, str) and Path(known).is_absolute() and not Path(known).exists():
             raise UserError(f"the dataset {known} of the run in {folder} is gone; say with --dataset where it is now")
         return
     if known is None or "fingerprint" not in about:
-        raise UserError(f"the run in {folder} has --dataset {known}, not {given}; leave it out")
-    entry = registry.resolve(given, about["env"])
-    about["dataset"] = str(entry.path.resolve()) if entry.kind == "file" else given
+        had, has = (at["name"] if isinstance(at, dict) else at for at in (known, given))
+        raise UserError(f"the run in {folder} has --dataset {had}, not {has}; leave it out")
+    about["dataset"] = given

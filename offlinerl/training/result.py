@@ -1,0 +1,54 @@
+"""A finished run, as ``offlinerl.fit`` returns it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offlinerl.agents.base import Agent
+from offlinerl.evaluation.plots import read_columns
+from offlinerl.rollout.deployed import DeployedPolicy, load_policy
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A finished run.
+
+    Attributes:
+        folder: where its files are.
+        summary: what ``summary.json`` holds.
+        agent: what was trained, all seeds of it.
+    """
+
+    folder: Path
+    summary: dict[str, Any] = field(repr=False)
+    agent: Agent = field(repr=False)
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The last policies' ``mean`` over seeds and episodes, its 95% interval ``ci95`` and the means ``per_seed``."""
+        return self.summary["last"]
+
+    @property
+    def table(self) -> dict[str, np.ndarray]:
+        """The evaluations by column, a row an episode: ``update``, ``seed``, ``return``, ``score``, ``length``, ..."""
+        return read_columns(self.folder / "evaluations.csv")
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """What was logged while it learned by column, a row a seed; empty if ``metrics.csv`` was not written."""
+        path = self.folder / "metrics.csv"
+        return read_columns(path) if path.is_file() else {}
+
+    @cached_property
+    def policy(self) -> DeployedPolicy:
+        """The last policy of the first seed, a function of numpy observations."""
+        return self.load_policy()
+
+    def load_policy(self, seed: int | None = None) -> DeployedPolicy:
+        """The last policy of a seed, by default of the first one, from ``last.ckpt``."""
+        return load_policy(self.folder, seed, agent_class=type(self.agent))
