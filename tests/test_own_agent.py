@@ -167,11 +167,11 @@ def test_an_agent_that_acts_collects_while_it_learns(here):
 def test_through_python(run, here):
     import mine
 
-    facts = api.fit(
+    run_of_python = api.fit(
         mine.Regression, pendulum.ID, out=here / "python", seeds=[0, 1],
         over=dict(agent=dict(power=1), train=dict(yaml.safe_load((run / "config.yaml").read_text())["train"])),
     )  # fmt: skip
-    assert facts["agent"] == "mine:Regression"
+    assert run_of_python.summary["agent"] == "mine:Regression" and type(run_of_python.policy.agent) is mine.Regression
     assert (here / "python/evaluations.csv").read_text() == (run / "evaluations.csv").read_text()
     for given in (mine.Regression, "mine:Regression"):
         loaded = checkpoint.load_agent(here / "python", agent_class=given)

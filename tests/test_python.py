@@ -3,18 +3,71 @@
 import json
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from pendulum import empty_workplace
+import yaml
+from pendulum import empty_workplace, rows, weights
 
 import offlinerl
 from offlinerl.util.errors import UserError
 
 FEW = dict(updates=4, eval_every=4, eval_episodes=1, final_episodes=1, batch=8, compile=False)
+ACTING = dict(steps=40, warm_up=20, eval_every=20, eval_episodes=1, final_episodes=2, batch=8, compile=False)
+
+
+class Room(gym.Env):
+    """A user's own environment, registered nowhere: walk to the middle, in one of four directions if discrete."""
+
+    def __init__(self, discrete=False, limit=20):
+        self.limit, self.closed = limit, False
+        self.observation_space = gym.spaces.Box(-3, 3, (2,), np.float32)
+        self.action_space = gym.spaces.Discrete(4) if discrete else gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.steps = self.np_random.uniform(-3, 3, 2).astype(np.float32), 0
+        return self.place.copy(), {}
+
+    def step(self, action):
+        way = action if np.ndim(action) else np.array([(1, 0), (0, 1), (-1, 0), (0, -1)][action])
+        self.place = np.clip(self.place + way, -3, 3).astype(np.float32)
+        self.steps += 1
+        far = float(np.linalg.norm(self.place))
+        return self.place.copy(), -far, far < 0.5, self.steps == self.limit, {}
+
+    def close(self):
+        self.closed = True
+
+
+class Unrecorded(gym.Wrapper):
+    """A wrapper that Gymnasium cannot make again."""
+
+
+def walk(episodes=4, limit=20):
+    """Arrays of random episodes in a room."""
+    env, found = Room(limit=limit), []
+    env.action_space.seed(0)
+    for episode in range(episodes):
+        (obs, _), over = env.reset(seed=episode), False
+        while not over:
+            action = env.action_space.sample()
+            after, reward, terminated, truncated, _ = env.step(action)
+            found.append((obs, action, reward, terminated, truncated, after))
+            obs, over = after, terminated or truncated
+    names = ("obs", "action", "reward", "terminated", "truncated", "next_obs")
+    return {name: np.array(column) for name, column in zip(names, zip(*found, strict=True), strict=True)}
+
+
+@pytest.fixture
+def here(tmp_path):
+    with empty_workplace(tmp_path) as folder:
+        yield folder
 
 
 def test_every_public_name_is_there():
@@ -33,11 +86,19 @@ def test_importing_loads_no_torch():
 def test_from_collecting_to_acting(tmp_path):
     with empty_workplace(tmp_path):
         offlinerl.collect("random", "Pendulum-v1", "some/random-v0", episodes=2)
-        summary = offlinerl.fit("bc", "some/random-v0", seeds=[3, 5], over=dict(train=FEW), out=Path("run"))
+        run = offlinerl.fit("bc", "some/random-v0", seeds=[3, 5], over=dict(train=FEW | dict(log_every=4)), out="run")
         found = offlinerl.evaluate("run", episodes=2)
-        assert summary["last"]["per_seed"] and found["seeds"] == [3, 5]
-        assert json.loads(Path("run/summary.json").read_text())["last"] == summary["last"]
+        assert found["seeds"] == [3, 5]
+        assert run.summary == json.loads(Path("run/summary.json").read_text()) and run.scores == run.summary["last"]
+        assert run.scores["mean"] == pytest.approx(np.mean(run.scores["per_seed"])) and len(run.scores["ci95"]) == 2
+        assert run.folder == Path("run") and run.agent.updates == 4 and "summary" not in repr(run)
+        np.testing.assert_array_equal(run.table["seed"], [3, 5])
+        np.testing.assert_allclose(run.table["score"], run.scores["per_seed"])
+        assert run.metrics["update"].tolist() == [4, 4] and np.isfinite(run.metrics["actor_loss"]).all()
         policy, other = offlinerl.load_policy("run"), offlinerl.load_policy("run", seed=5)
+        example = np.ones(3, np.float32)
+        assert run.policy is run.policy and run.policy(example) == policy(example)
+        assert run.load_policy(5)(example) == other(example)
     env = gym.make("Pendulum-v1")
     obs, _ = env.reset(seed=0)
     action = policy(obs)
@@ -117,3 +178,171 @@ def test_what_minari_opened_is_a_dataset(tmp_path):
         offlinerl.collect("random", "Pendulum-v1", "some/random-v0", episodes=2)
         data = offlinerl.load_dataset(minari.load_dataset("some/random-v0"))
         np.testing.assert_array_equal(data.obs, offlinerl.load_dataset("some/random-v0").obs)
+
+
+def test_from_objects_to_acting(here):
+    """A dataset from arrays and an environment that only this process knows go through everything that names go."""
+    arrays, room = walk(), Room()
+    whole = offlinerl.fit("td3bc", arrays, env=room, over=dict(train=FEW | dict(updates=8)), out="whole")
+    run = offlinerl.fit("td3bc", offlinerl.load_dataset(arrays), env=room, over=dict(train=FEW), out="run")
+    stated = yaml.safe_load(Path("run/config.yaml").read_text())["fit"]
+    assert stated["dataset"]["name"] == "arrays" and stated["dataset"]["rows"] == len(arrays["obs"])
+    assert stated["fingerprint"] == run.summary["data"]["sha256"]
+    assert (
+        stated["env"] == dict(id=f"{Room.__module__}.Room", factory=None) and run.summary["env"] == stated["env"]["id"]
+    )
+    again = dict(resume="run", over=dict(train=dict(updates=8)))
+    lost = "was given as an object, which no file holds: pass it again as"
+    with pytest.raises(UserError, match=f"the dataset arrays {lost} dataset="):
+        offlinerl.fit(**again, env=room)
+    with pytest.raises(UserError, match=f"the environment .*Room {lost} env="):
+        offlinerl.fit(**again, dataset=arrays)
+    with pytest.raises(UserError, match="its contents differ"):
+        offlinerl.fit(**again, dataset=arrays | dict(reward=arrays["reward"] + 1), env=room)
+    with pytest.raises(UserError, match=r"has --env .*Room, not Pendulum-v1; leave it out, or give that one"):
+        offlinerl.fit(**again, dataset=arrays, env="Pendulum-v1")
+    resumed = offlinerl.fit(**again, dataset=arrays, env=Room)
+    assert resumed.scores == whole.scores
+    assert rows(resumed.folder / "evaluations.csv") == rows(whole.folder / "evaluations.csv")
+    other = weights(whole.folder)
+    assert all(torch.equal(weight, other[name]) for name, weight in weights(resumed.folder).items())
+    with pytest.raises(UserError, match=lost):
+        offlinerl.evaluate("run")
+    found = offlinerl.evaluate("run", env=room, episodes=3, seed=5)
+    assert found["mean"] == offlinerl.evaluate(resumed.policy, env=Room, episodes=3, seed=5)["mean"]
+    assert Room().action_space.contains(offlinerl.load_policy("run")(arrays["obs"][0]))
+    offlinerl.collect(resumed.policy, room, "own/policy-v0", steps=30)
+    offlinerl.collect("random", Room, "own/random-v0", episodes=2, envs=2)
+    assert len(offlinerl.load_dataset("own/policy-v0")) == 30
+    assert not room.closed, "it is the user's"
+
+
+def test_a_run_from_objects_begins_again_by_its_settings(here):
+    offlinerl.fit("bc", walk(), env=Room(), over=dict(train=FEW), out="first")
+    with pytest.raises(UserError, match="pass it again as dataset="):
+        offlinerl.fit(file="first/config.yaml", env=Room())
+    with pytest.raises(UserError, match="pass it again as env="):
+        offlinerl.fit(file="first/config.yaml", dataset=walk())
+    offlinerl.fit(file="first/config.yaml", dataset=walk(), env=Room(), out="second")
+    assert rows(Path("first/evaluations.csv")) == rows(Path("second/evaluations.csv"))
+
+
+@pytest.mark.parametrize(("agent", "discrete"), [("sac", False), ("dqn", True)])
+def test_acting_in_an_environment_from_a_function(agent, discrete, here):
+    def make():
+        return Room(discrete)
+
+    run = offlinerl.fit(agent, env=make, seeds=[0, 1], over=dict(train=ACTING), out="run")
+    assert len(run.scores["per_seed"]) == 2 and run.table["length"].max() <= 20
+    longer = dict(train=dict(steps=60))
+    assert offlinerl.fit(resume="run", env=make, over=longer).agent.steps == 60
+    offlinerl.collect(
+        agent, make, "own/learned-v0", steps=40, over=dict(train=dict(batch=8, warm_up=20, compile=False))
+    )
+    assert len(offlinerl.load_dataset("own/learned-v0")) == 40
+
+
+def test_one_environment_is_used_by_one_at_a_time(here):
+    for _ in range(2):
+        for wrong in (
+            lambda: offlinerl.fit("sac", env=Room(), over=dict(train=ACTING)),
+            lambda: offlinerl.fit("bc", walk(), env=Room(), seeds=[0, 1], over=dict(train=FEW)),
+            lambda: offlinerl.collect("random", Room(), "own/random-v0", episodes=2, envs=2),
+        ):
+            with pytest.raises(UserError, match=r"Room is one environment, and several .* env=lambda: MyEnv\(\)"):
+                wrong()
+    assert not list(Path().glob("runs/*"))
+
+
+def test_an_environment_with_a_specification_is_made_again_by_it(here):
+    env = gym.wrappers.RescaleAction(gym.make("Pendulum-v1", g=5.0, max_episode_steps=10), -0.5, 0.5)
+    run = offlinerl.fit("sac", env=env, seeds=[0, 1], over=dict(train=ACTING), out="run")
+    assert run.summary["env"] == "Pendulum-v1" and run.summary["task"]["env"]["kwargs"] == dict(g=5.0)
+    assert set(run.table["length"]) == {10} and run.agent.spec.action_high == (0.5,)
+    assert offlinerl.fit(resume="run", over=dict(train=dict(steps=60))).agent.steps == 60, "its files say it all"
+    assert offlinerl.evaluate("run", episodes=2)["mean_length"] == 10
+    odd = Unrecorded(env)
+    with pytest.raises(UserError, match="Pendulum-v1 is one environment"):
+        offlinerl.fit("sac", env=odd, over=dict(train=ACTING))
+    assert offlinerl.evaluate(run.policy, env=odd, episodes=1)["mean_length"] == 10
+
+
+def test_limits_hold_for_objects_too():
+    still = type(
+        "Still", (offlinerl.Policy,), dict(act=lambda self, obs, explore=False: torch.zeros(*obs.shape[:2], 2))
+    )
+    from offlinerl.envs.make import described, limit_of, make, steps_allowed
+
+    about = described(lambda: Room(limit=10**6))
+    assert steps_allowed(about) is None and steps_allowed({**about, "max_episode_steps": 7}) == 7
+    assert limit_of(make({**about, "max_episode_steps": 7})) == 7
+    assert steps_allowed(described(lambda: gym.wrappers.TimeLimit(Room(), 5))) == 5
+    assert offlinerl.evaluate(still(), env=Room, episodes=2)["episodes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        (3, "env must be a name, a gymnasium.Env or a function that makes one, not int 3"),
+        (lambda: 3, "makes no gymnasium.Env but int 3"),
+        (lambda: 1 / 0, "cannot be made: division by zero"),
+        (lambda: Room(discrete=True), "Room: BC takes no discrete actions"),
+        (lambda: gym.make("Pendulum-v1"), "the dataset's observations have shape (2,) and the environment's (3,)"),
+        (None, "nothing says which environment arrays was collected in; name it with --env"),
+    ],
+)
+def test_what_is_no_environment_for_the_data_is_refused(env, says, here):
+    with pytest.raises(UserError) as error:
+        offlinerl.fit("bc", walk(), env=env, over=dict(train=FEW))
+    assert says in str(error.value)
+
+
+def test_data_that_is_none_is_refused(here):
+    with pytest.raises(UserError, match="a dictionary of arrays or a dataset that Minari opened, not int"):
+        offlinerl.fit("bc", 3, env=Room)
+    with pytest.raises(UserError, match="the arrays have unequal lengths"):
+        offlinerl.fit("bc", walk() | dict(reward=np.zeros(3)), env=Room)
+    with pytest.raises(UserError, match="the dataset's actions have shape"):
+        offlinerl.fit("bc", walk() | dict(action=np.zeros((len(walk()["obs"]), 3))), env=Room, over=dict(train=FEW))
+
+
+def test_an_environment_that_cannot_be_sent_to_workers(here):
+    lock = threading.Lock()
+
+    def make():
+        with lock:
+            return Room()
+
+    with pytest.raises(UserError, match="Room cannot be sent to workers .*: pass a function that can be pickled"):
+        offlinerl.collect("sac", make, "own/sac-v0", steps=40, workers=2, over=dict(train=dict(compile=False)))
+
+
+def test_what_minari_opened_trains_and_a_part_of_it_is_refused(here):
+    import minari
+
+    offlinerl.collect("random", "Pendulum-v1", "some/random-v0", episodes=2)
+    opened = minari.load_dataset("some/random-v0")
+    by_object = offlinerl.fit("bc", opened, over=dict(train=FEW), out="object")
+    by_name = offlinerl.fit("bc", "some/random-v0", over=dict(train=FEW), out="name")
+    assert by_object.scores == by_name.scores and by_object.summary["data"] == by_name.summary["data"]
+    assert offlinerl.fit(resume="object", over=dict(train=dict(updates=8))).agent.updates == 8, "it lies in a folder"
+    with pytest.raises(UserError, match="this is a part of the Minari dataset some/random-v0"):
+        offlinerl.fit("bc", opened.filter_episodes(lambda episode: episode.id == 0))
+
+
+def test_a_loaded_dataset_keeps_its_task():
+    """Its environment, its score and the rule of its rewards, which is not applied twice."""
+    from offlinerl.data import registry, rewards
+    from offlinerl.data.load import load
+
+    named, given = (registry.resolve(source) for source in ("kitchen", offlinerl.load_dataset("kitchen")))
+    assert (given.name, given.env, given.score, given.family) == (named.name, named.env, named.score, named.family)
+    maze = registry.entry("antmaze-umaze-v0")
+    stored = replace(offlinerl.load_dataset(walk()), entry=maze)
+    for data in (stored, rewards.with_reward(stored, maze.reward)):
+        entry = registry.resolve(data)
+        assert entry.reward == maze.reward == "minus_one" and load(entry) is data
+        np.testing.assert_array_equal(rewards.with_reward(load(entry), entry.reward).reward, stored.reward - 1)
+    scaled = rewards.with_reward(stored, "scale_by_return_range")
+    with pytest.raises(UserError, match='scaled already, .*: load it with reward="none"'):
+        rewards.online_reward(registry.resolve(scaled), scaled)

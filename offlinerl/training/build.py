@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import torch
 
@@ -16,6 +17,7 @@ from offlinerl import agents
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.data import dataset, load, registry, rewards, scales
+from offlinerl.envs.checks import described
 from offlinerl.envs.make import Pool, unbounded_actions, with_limits
 from offlinerl.evaluation.evaluate import make_pool
 from offlinerl.evaluation.task import Task
@@ -194,9 +196,21 @@ def collector_for(
     first = settings.get("collect", {}).get("first", 0)
     if not workers:
         return Collector(task.env, seeds, lanes, task.obs_keys, first)
+    require_portable(task)
     make = partial(type(agent), agent.spec, seeds, **config.of_agent(settings))
     backend = RayBackend(workers, ray_address)
     return ActorPool(task.env, seeds, lanes, task.obs_keys, make, workers, backend, display.say, first)
+
+
+def require_portable(task: Task) -> None:
+    """Raises a UserError if the task's environment is an object that no other process can be given."""
+    try:
+        cloudpickle.dumps(task.env)
+    except Exception as error:  # whatever a user's object raises
+        raise UserError(
+            f"{task.env_id} cannot be sent to workers ({described(error)}): pass a function that can be pickled, or no"
+            " workers"
+        ) from error
 
 
 def replay_for(agent: Agent, train: Mapping[str, Any], longest: int) -> Replay:
