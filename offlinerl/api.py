@@ -183,9 +183,7 @@ def _dataset(source: Data | None) -> str | Path | Dataset | None:
     if source is None or isinstance(source, str | Path | Dataset):
         return source
     if isinstance(source, Mapping):
-        from offlinerl.data.arrays import from_arrays
-
-        return from_arrays(source)
+        return load_dataset(source)
     try:
         folder, part = Path(source.storage.data_path), len(source.episode_indices) < source.storage.total_episodes
     except AttributeError:
@@ -208,12 +206,14 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
             ``reward``, ``terminated`` and, if there are, ``truncated`` and ``next_obs``; see
             ``offlinerl.data.arrays.from_arrays``.
         env: the environment of a file.
-        settings: of ``offlinerl.data.load.load``.
+        settings: of ``offlinerl.data.load.load``; of arrays just ``name``.
 
     Raises:
         UserError: it is unknown, out of reach or not sound.
     """
-    from offlinerl.data import load
+    from offlinerl.data import arrays, load
 
+    if isinstance(source, Mapping):
+        return arrays.from_arrays(source, **settings)
     found = _dataset(source)
-    return found if isinstance(found, Dataset) else load.load(found, env, **settings)
+    return found if isinstance(found, Dataset) else load.load(str(found), env, **settings)

@@ -192,7 +192,7 @@ def test_from_objects_to_acting(here):
         stated["env"] == dict(id=f"{Room.__module__}.Room", factory=None) and run.summary["env"] == stated["env"]["id"]
     )
     again = dict(resume="run", over=dict(train=dict(updates=8)))
-    lost = "was given as an object, which no file holds: pass it again as"
+    lost = "was given as an object, which no file holds: pass it again, in Python, as"
     with pytest.raises(UserError, match=f"the dataset arrays {lost} dataset="):
         offlinerl.fit(**again, env=room)
     with pytest.raises(UserError, match=f"the environment .*Room {lost} env="):
@@ -219,9 +219,9 @@ def test_from_objects_to_acting(here):
 
 def test_a_run_from_objects_begins_again_by_its_settings(here):
     offlinerl.fit("bc", walk(), env=Room(), over=dict(train=FEW), out="first")
-    with pytest.raises(UserError, match="pass it again as dataset="):
+    with pytest.raises(UserError, match="pass it again, in Python, as dataset="):
         offlinerl.fit(file="first/config.yaml", env=Room())
-    with pytest.raises(UserError, match="pass it again as env="):
+    with pytest.raises(UserError, match="pass it again, in Python, as env="):
         offlinerl.fit(file="first/config.yaml", dataset=walk())
     offlinerl.fit(file="first/config.yaml", dataset=walk(), env=Room(), out="second")
     assert rows(Path("first/evaluations.csv")) == rows(Path("second/evaluations.csv"))

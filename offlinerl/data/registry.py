@@ -177,7 +177,8 @@ def resolve(
 def _resolve(source: str | Dataset | Mapping[str, Any], env: str | Mapping[str, Any] | None) -> Entry:
     if isinstance(source, Mapping):
         raise UserError(
-            f"the dataset {source['name']} was given as an object, which no file holds: pass it again as dataset="
+            f"the dataset {source['name']} was given as an object, which no file holds: pass it again, in Python, as"
+            " dataset="
         )
     found = _find(source) if isinstance(source, str) else _of_object(source)
     if env is None:

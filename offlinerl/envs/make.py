@@ -94,7 +94,9 @@ def _path_of(env: gym.Env) -> str:
 
 def _made_by(factory: Callable[[], gym.Env] | None, name: str, limit: int | None) -> gym.Env:
     if factory is None:
-        raise UserError(f"the environment {name} was given as an object, which no file holds: pass it again as env=")
+        raise UserError(
+            f"the environment {name} was given as an object, which no file holds: pass it again, in Python, as env="
+        )
     made = factory()
     if not isinstance(made, gym.Env):
         raise UserError(f"the function {name} makes no gymnasium.Env but {type(made).__name__} {made!r:.60}")
