@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from offlinerl import agents
 from offlinerl.data.dataset import Dataset
@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # what loads torch is imported when all that was asked for ha
     from offlinerl.training.loop import Run
     from offlinerl.training.result import FitResult
 
-    Data = str | Path | Dataset | MinariDataset | Mapping[str, Any]
-    Environment = str | Env | Callable[[], Env]
+    Data: TypeAlias = str | Path | Dataset | MinariDataset | Mapping[str, Any]
+    Environment: TypeAlias = str | Env | Callable[[], Env]
 
 
 def fit(
@@ -78,9 +78,9 @@ def fit(
         Interrupted: Ctrl-C; the run is saved and can be resumed.
     """
     agent_name = None if agent is None else agents.name_of(agent)
-    dataset, env = _dataset(dataset), _environment(env)
+    dataset, where = _dataset(dataset), _environment(env)
     if resume:
-        settings, entry, changes = settings_of(Path(resume), agent_name, dataset, env, over or {})
+        settings, entry, changes = settings_of(Path(resume), agent_name, dataset, where, over or {})
         from offlinerl.training.build import build
         from offlinerl.training.result import FitResult
         from offlinerl.util.device import pick_device
@@ -94,7 +94,7 @@ def fit(
             _say_of_schedule(run, changes)
         write_config(run.folder, settings)
         return FitResult(run.folder, run.train(), run.agent)
-    settings, entry = settings_for(agent_name, dataset, env, seeds, file, over, obs_keys, limits, init)
+    settings, entry = settings_for(agent_name, dataset, where, seeds, file, over, obs_keys, limits, init)
     about = settings["fit"]
     short = about["agent"].rpartition(":")[2].rpartition(".")[2]
     folder = Path(out) if out else next_free(Path("runs") / f"{short}-{entry.name.replace('/', '-')}")
@@ -142,29 +142,29 @@ def evaluate(
     Raises:
         UserError: anything the user can put right.
     """
-    env = _environment(env)
+    where = _environment(env)
     from offlinerl.data import registry
     from offlinerl.evaluation import evaluate as evaluation
     from offlinerl.evaluation.task import Task
 
     if isinstance(policy, str | Path):
-        return evaluation.evaluate_checkpoint(Path(policy), env=env, episodes=episodes, **settings)
-    if env is None:
+        return evaluation.evaluate_checkpoint(Path(policy), env=where, episodes=episodes, **settings)
+    if where is None:
         raise UserError("a policy does not say what it is for: give env")
-    policy, task = _acting(policy), Task.of(registry.task(env))
-    found = evaluation.evaluate(policy, task, episodes, **settings)
+    acting, task = _acting(policy), Task.of(registry.task(where))
+    found = evaluation.evaluate(acting, task, episodes, **settings)
     return dict(
-        env=task.env_id, seeds=list(policy.seeds), episodes=episodes, score_kind=task.score_kind, **found.facts()
+        env=task.env_id, seeds=list(acting.seeds), episodes=episodes, score_kind=task.score_kind, **found.facts()
     )  # fmt: skip
 
 
 def collect(source: str | Policy | DeployedPolicy, env: Environment, dataset_id: str, **settings: Any) -> Path:
     """Collect a dataset with an agent, a checkpoint, "random", "scripted" or any policy in an environment, see ``fit``;
     for the settings see ``offlinerl.training.collection.collect``."""
-    env = _environment(env)
+    where = _environment(env)
     from offlinerl.training import collection
 
-    return collection.collect(_acting(source), env, dataset_id, **settings)
+    return collection.collect(_acting(source), where, dataset_id, **settings)
 
 
 def _acting(policy: Any) -> Any:
