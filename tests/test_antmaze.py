@@ -14,7 +14,7 @@ from offlinerl.envs import ant
 from offlinerl.envs.antmaze import AntMaze
 from offlinerl.envs.make import make
 from offlinerl.evaluation.evaluate import evaluate
-from offlinerl.evaluation.task import task_named
+from offlinerl.evaluation.task import Task
 from offlinerl.rollout.policy import Policy
 
 LAYOUTS = {
@@ -218,7 +218,7 @@ class Steady(Policy):
 
 def test_an_evaluation_scores_the_share_of_episodes_that_reach_the_goal(monkeypatch):
     monkeypatch.setattr(AntMaze, "draw_goal", lambda self, rng: np.array([0, 8.0 * (rng.random() < 0.5)]))
-    found = evaluate(Steady(), task_named("antmaze-umaze-v2"), 5)
+    found = evaluate(Steady(), Task.of(resolve("antmaze-umaze-v2")), 5)
     near = found.lengths[0] == 1
     assert 0 < near.sum() < 5 and (found.lengths[0] == np.where(near, 1, 700)).all()
     for column, one in ((found.success, 1), (found.returns, 1), (found.scores, 100)):
