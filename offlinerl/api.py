@@ -116,7 +116,7 @@ def fit(
 
 def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
     """Tell a user who made a run longer what becomes of a schedule that was to end with it."""
-    decay = run.settings["agent"].get("decay_steps")
+    decay = getattr(run.agent.config, "decay_steps", None)
     if decay is not None and "decay_steps" not in changes:
         run.display.say(
             f"the learning rate falls over {decay:,} updates as before and stays at its end; --agent.decay_steps"

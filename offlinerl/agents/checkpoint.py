@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,8 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint of offlinerl")
     if lacking := ({"state_dict", "optimizer_states"} - set(content)) | ({"updates", "rng"} - set(ours)):
         raise UserError(f"the checkpoint {path} is damaged: it lacks {min(lacking)}; use another one of the run")
+    if "version" not in ours and ours["agent"] in ("dqn", "offlinerl.agents.dqn:DQN"):  # 0.1 named its layers otherwise
+        content["state_dict"] = {re.sub(r"^\w+", r"\g<0>.net", name): w for name, w in content["state_dict"].items()}
     return content
 
 
