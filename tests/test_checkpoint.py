@@ -12,7 +12,6 @@ from offlinerl import agents
 from offlinerl.agents import base as agent_module
 from offlinerl.agents import checkpoint
 from offlinerl.agents.bc import BC
-from offlinerl.agents.dqn import DQN
 from offlinerl.agents.iql import IQL
 from offlinerl.agents.xql import XQL
 from offlinerl.experience.sources import OfflineData
@@ -240,20 +239,6 @@ def test_no_class_is_imported_because_a_file_says_so(stated, tmp_path):
     torch.save(content, path)
     with pytest.raises(UserError, match="not one of offlinerl's"):
         checkpoint.load_agent(path)
-
-
-def test_a_dqn_of_an_earlier_version_is_refused_by_its_name(tmp_path):
-    """Its network's layers had other names."""
-    agent = DQN(Spec(5, 1, (0.0,), (2.0,), 3), (0,), hidden=(8,))
-    content = dict(optimizer_states=[o.state_dict() for o in agent.configure_optimizers()])
-    weights = {name.replace(".net.", "."): weight for name, weight in agent.state_dict().items()}
-    content |= dict(state_dict=weights, hyper_parameters=dict(agent.hparams))
-    assert set(weights) != set(agent.state_dict())
-    agent.on_save_checkpoint(content)
-    del content["offlinerl"]["version"]
-    torch.save(content, tmp_path / "a.ckpt")
-    with pytest.raises(UserError, match="a.ckpt, written by offlinerl 0.1 or earlier, does not fit"):
-        checkpoint.load_agent(tmp_path / "a.ckpt")
 
 
 @pytest.mark.parametrize("gone", ["state_dict", "optimizer_states", "hyper_parameters"])

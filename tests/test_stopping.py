@@ -185,7 +185,7 @@ def test_a_schedule_stays_unless_it_is_to_be_stretched(here, capsys):
 def test_each_phase_is_extended_by_its_own_flag(here, capsys):
     folder = here / "phases"
     argv = ("iql", "--dataset", pendulum.ID, *FEW, "--updates", 40, "--eval-every", 20, "--online-steps", 40)
-    assert fit(*argv, "--out", folder) == 0
+    assert fit(*argv, "--agent.decay_steps", "updates", "--out", folder) == 0
     capsys.readouterr()
     before = (folder / "last.ckpt").read_bytes()
     assert fit("--resume", folder, "--updates", 60) == 1

@@ -173,8 +173,9 @@ class Replay(Rows):
         self.priorities.update(self.drawn, priority)
 
     def transitions(self, rows: Tensor) -> Batch:
-        """What begins in some rows ``[K, S, B]``, counted from the oldest on along steps and environments."""
-        if self.oldest:
+        """What begins in some rows ``[K, S, B]``, counted along places and environments: from the ring's first place
+        on, or from the oldest step's where not all of a full ring can be drawn."""
+        if self.oldest > max(0, self.added - self.steps):
             rows = (rows + self.oldest * self.envs) % (self.steps * self.envs)
         return super().transitions(rows + self.offsets)
 
