@@ -47,14 +47,29 @@ def transitions(data: Dataset, gamma: float, n: int = 1) -> Batch:
     return tree_map(lambda x: x.numpy(), table.transitions(torch.arange(len(data))))
 
 
+LONGEST = (
+    "stopping", "collect", "online_cli", "fuzz", "checkpoint", "cli", "edges", "notebooks", "policy_gradient", "docs",
+    "bad_input", "odd_environments", "agents", "workers",
+)  # fmt: skip
+"""Files of tests by how long they take; the others take less."""
+
+
+def pytest_collection_modifyitems(items):
+    """The longest come first, so that at the end no worker is alone with one of them."""
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def coarse_pictures():
-    """Pictures are drawn coarsely and their parts not fitted to each other, which takes as long as a short training.
-    Commands in processes of their own, and tests/test_report.py, draw them as users see them."""
+    """Pictures are drawn coarsely, without ticks and with their parts not fitted to each other, which takes as long as
+    a short training. Commands in processes of their own, and tests/test_report.py, draw them as users see them."""
     savefig = Figure.savefig
 
     def coarse(self, *args, **kwargs):
         self.set_layout_engine("none")
+        for axes in self.axes:
+            axes.set_axis_off()
         savefig(self, *args, **(kwargs | {"dpi": 20}))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -15,6 +15,7 @@ from offlinerl.cli import main
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.load import load
 
+SHORT = "train: {eval_episodes: 1, final_episodes: 1, warm_up: 200, steps_per_update: 4}\n"
 AGENT = ("--env", "Pendulum-v1", "--compile", "false", "--batch", 16, "--agent.hidden", "[16,16]")
 
 
@@ -24,10 +25,17 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("OFFLINERL_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("offlinerl.training.collection.REFERENCE_EPISODES", 4)
-    (tmp_path / "quick.yaml").write_text(
-        "train: {eval_episodes: 1, final_episodes: 1, warm_up: 200, steps_per_update: 4}\n"
-    )
+    (tmp_path / "quick.yaml").write_text(SHORT)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    """The checkpoint of an agent that learned for two episodes."""
+    with pendulum.empty_workplace(tmp_path_factory.mktemp("policy")) as folder:
+        (folder / "quick.yaml").write_text(SHORT)
+        assert pendulum.fit("td3", *AGENT, "--steps", 400, *QUICK, "--out", folder / "td3") == 0
+        return folder / "td3/last.ckpt"
 
 
 def collect(*argv):
@@ -92,9 +100,7 @@ def test_what_was_collected_can_be_trained_on(here):
     assert not (here / "runs/pendulum-random-v0").exists(), "nothing is left of a collection without a policy"
 
 
-def test_a_checkpoint_collects_with_noise(here):
-    assert collect(*learner("pendulum/td3-v0", 400, *QUICK)) == 0
-    policy = here / "runs/pendulum-td3-v0/last.ckpt"
+def test_a_checkpoint_collects_with_noise(here, policy):
     for name, noise in (("still", 0), ("noisy", 0.5)):
         argv = ("--env", "Pendulum-v1", "--dataset", f"pendulum/{name}-v0", "--episodes", 2, "--noise", noise)
         assert collect(policy, *argv) == 0
@@ -151,7 +157,7 @@ APPENDED = dict(
     random=("random", "--episodes", 3),
     random_steps=("random", "--steps", 450),
     lanes=("random", "--episodes", 3, "--envs", 3),
-    checkpoint=("policy/last.ckpt", "--episodes", 3, "--noise", 0.3),
+    checkpoint=(None, "--episodes", 3, "--noise", 0.3),
     learning=("td3", *AGENT[2:], "--steps", 400, "--eval-every", 400, "--envs", 2, *QUICK),
     script=("scripted", "--episodes", 1),
 )
@@ -165,14 +171,15 @@ def distinct(name):
 
 
 @pytest.mark.parametrize("kind", APPENDED)
-def test_appending_goes_on_where_the_dataset_ends(here, kind):
+def test_appending_goes_on_where_the_dataset_ends(here, kind, policy):
     """Three times the same command, and once more with other environments side by side."""
     source, *more = APPENDED[kind]
-    if kind == "checkpoint":
-        assert collect(*learner("pendulum/policy-v0", 400, *QUICK), "--out", "policy") == 0
     env = "offlinerl/Kitchen-v0" if kind == "script" else "Pendulum-v1"
-    argv = (source, "--env", env, "--dataset", "some/appended-v0", *more)
+    argv = (source or policy, "--env", env, "--dataset", "some/appended-v0", *more)
     assert collect(*argv) == 0
+    if kind == "script":
+        dataset = load("some/appended-v0")
+        assert dataset.obs.shape[1] == 60 and dataset.episode_returns[0] >= 2
     sizes, first = [len(episodes("some/appended-v0"))], episodes("some/appended-v0")
     times = ((), ()) if kind in ("script", "learning") else ((), (), ("--envs", 2))
     for changed in times:
@@ -283,10 +290,3 @@ def test_wrong_commands_say_what_to_do(here, capsys):
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1, error
     assert not (here / "minari/ab").exists()
-
-
-def test_scripted_kitchen(here):
-    argv = ("--env", "offlinerl/Kitchen-v0", "--dataset", "kitchen/scripted-v0", "--episodes", 1)
-    assert collect("scripted", *argv) == 0
-    dataset = load("kitchen/scripted-v0")
-    assert dataset.obs.shape[1] == 60 and dataset.episode_returns[0] >= 2

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SMALLER = [
     (r"\bupdates(\W+)[\d_]+", r"updates\g<1>5"), (r"\bepisodes=\d+", "episodes=1"), (r"range\(20\)", "range(1)"),
+    (r"epoch\([\d_]+\)", "epoch(50)"),
     (r'((?:fit|load_dataset)\(.*)"kitchen"', rf'\g<1>"{pendulum.ID}"'),
 ]  # fmt: skip
 """What is shown runs for minutes. It is tested with a few updates and episodes, and trainings with a small task."""

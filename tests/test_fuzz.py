@@ -23,7 +23,7 @@ from offlinerl.cli import main
 from offlinerl.data.episode_log import write_collection
 from offlinerl.data.journal import EPISODES, Journal
 
-CASES = int(os.environ.get("FUZZ_CASES", 200))
+CASES = int(os.environ.get("FUZZ_CASES", 120))
 SECONDS = 60
 """What a command may take."""
 

@@ -62,7 +62,7 @@ def same(a, b):
 def test_stopped_at_any_moment(kind, number, kills, here):
     """Short of a save every second, nothing is lost; ``whole`` is the same run, never stopped."""
     folder, whole = here / f"{kind}-{number}-{kills}", here / f"{kind}-{kills}"
-    argv = (*KINDS[kind], *length(kind, (1_500 if kind == "offline" else 300) * (kills + 1)))
+    argv = (*KINDS[kind], *length(kind, 1_500 * kills if kind == "offline" else 300 * (kills + 1)))
     if not whole.exists():
         assert fit(*argv, "--out", whole) == 0
     rng, command = random.Random(kills), ("fit", *argv, "--save-every", 1 / 60, "--out", folder)
