@@ -22,6 +22,7 @@ _HOMES = {
     "agents.cql": ("CQL",),
     "agents.awac": ("AWAC",),
     "agents.onestep": ("OneStep",),
+    "agents.dt": ("DT",),
     "agents.dqn": ("DQN",),
     "agents.ddpg": ("DDPG",),
     "agents.td3": ("TD3",),

@@ -269,6 +269,9 @@ class Agent(L.LightningModule, ABC):
         """
         self.explore_rng.begin(where, episodes)
 
+    def receive(self, reward: np.ndarray) -> None:
+        """The rewards ``[S, E]`` of the step that the latest actions led to, as the environment gave them."""
+
     def exploring(self, obs: Tensor) -> EnvStreams:
         """The random numbers to explore with, given ``[S, E, O]``."""
         if len(self.explore_rng.lanes) != (lanes := first_leaf(obs).shape[1]):

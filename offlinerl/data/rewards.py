@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,33 +51,43 @@ REWARDS = {
 """Training rewards by rule. Scores always come from what the environment pays."""
 
 
-def online_reward(entry: Entry, raw: Dataset) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """What the environment pays, made into the rewards that a dataset is trained with.
+class OnlineReward(NamedTuple):
+    """The environment's rewards as those that a dataset is trained with: plain data, so that a checkpoint may hold it.
+
+    Called with the rewards of a step and their sum in the episode so far, both ``[...]``.
+    """
+
+    of_sum: bool = False
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def __call__(self, reward: np.ndarray, total: np.ndarray) -> np.ndarray:
+        return (total if self.of_sum else reward) * np.float32(self.scale) + np.float32(self.shift)
+
+
+def online_reward(entry: Entry, raw: Dataset) -> OnlineReward:
+    """What makes the environment's rewards into those that a dataset is trained with.
 
     Args:
         entry: the dataset's, with its rule.
         raw: the dataset with its rewards as stored.
 
-    Returns:
-        A function of the rewards paid in a step and of their sum in the episode so far, both ``[...]``.
-
     Raises:
         UserError: see ``with_reward``.
     """
-    stored_counts = (entry.score or {}).get("data") == "counts"  # D4RL's Kitchen: the environment pays once a task
+    stored_counts = (entry.score or {}).get("data") == "counts"  # D4RL's Kitchen, whose environment rewards a task once
     if entry.reward == "count" or stored_counts:
-        return lambda reward, total: total
+        return OnlineReward(of_sum=True)
     if entry.reward == "minus_one":
-        return lambda reward, total: reward - 1
-    if entry.reward == "scale_by_return_range":
-        if raw.provenance.get("reward") == entry.reward:
-            raise UserError(
-                f"the rewards of {raw.name} are scaled already, which does not say how to scale the environment's: load"
-                ' it with reward="none"'
-            )
-        factor = np.float32(_range_factor(raw))
-        return lambda reward, total: reward * factor
-    return lambda reward, total: reward
+        return OnlineReward(shift=-1.0)
+    if entry.reward != "scale_by_return_range":
+        return OnlineReward()
+    if raw.provenance.get("reward") == entry.reward:
+        raise UserError(
+            f"the rewards of {raw.name} are scaled already, which does not say how to scale the environment's: load"
+            ' it with reward="none"'
+        )
+    return OnlineReward(scale=float(_range_factor(raw)))
 
 
 def with_reward(dataset: Dataset, rule: str) -> Dataset:

@@ -23,12 +23,15 @@ class Task:
         obs_keys: parts of a ``Dict`` observation.
         score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, or None: the return is the score.
         score_kind: what the score is called: "normalized", "minari" or "return".
+        reward: of an agent that acts by its rewards, how they become those it was trained with; see
+            ``offlinerl.data.rewards.OnlineReward``.
     """
 
     env: Mapping[str, Any]
     obs_keys: Sequence[str] | None = None
     score: Mapping[str, Any] | None = None
     score_kind: str = "return"
+    reward: Sequence[Any] | None = None
 
     @classmethod
     def of(cls, entry: registry.Entry) -> Task:

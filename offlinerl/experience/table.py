@@ -161,7 +161,7 @@ class Table(Rows):
 
     def episode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The first and the last row of the episodes that some rows ``[...]`` are in."""
-        number = torch.bucketize(rows, self.starts, right=True) - 1
+        number = torch.bucketize(rows.contiguous(), self.starts, right=True) - 1
         return self.starts[number], self.starts[number] + self.lengths[number] - 1
 
     def windows(self, rows: Tensor, length: int) -> Window:

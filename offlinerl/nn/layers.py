@@ -28,6 +28,12 @@ def uniform(weight: Tensor, bias: Tensor, rng: Generator, bound: float | None = 
     bias.uniform_(-bound, bound, generator=rng)
 
 
+def normal(weight: Tensor, bias: Tensor, rng: Generator, std: float = 0.02) -> None:
+    """Normal weights of a small deviation, as transformers have (Radford et al., GPT, 2018); zero biases."""
+    weight.normal_(0, std, generator=rng)
+    bias.zero_()
+
+
 class Linear(nn.Module):
     """One affine map for every entry of the leading axes.
 

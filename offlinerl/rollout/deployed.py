@@ -39,6 +39,10 @@ class DeployedPolicy:
         """An episode begins: forget what was remembered of the one before."""
         self.agent.begin(np.ones((1, 1), bool), np.zeros((1, 1), int))
 
+    def receive(self, reward: float) -> None:
+        """The reward of the latest action, for policies that act by the return that is still to come."""
+        self.agent.receive(np.full((1, 1), reward))
+
     @torch.inference_mode()
     def __call__(self, obs: Tree) -> np.ndarray:
         """The best action as the environment takes it: within its bounds, ``[A]`` float32, or a number if actions are

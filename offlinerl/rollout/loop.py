@@ -104,6 +104,8 @@ class EnvironmentLoop:
             reward[lane], terminated[lane], truncated[lane] = value, ends, cut_off
             ended = ended or ends or cut_off
         self.obs = next_obs
+        if (receive := getattr(policy, "receive", None)) is not None:
+            receive(reward)
         if ended:
             self.play(self.playing & ~(terminated | truncated))
         return Step(obs, action, applied, reward, terminated, truncated, next_obs, answers)

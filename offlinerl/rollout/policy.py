@@ -43,6 +43,10 @@ class Policy(Protocol):
             episodes: ``[S, E]`` the number of the latest episode in every environment; -1 before the first one.
         """
 
+    def receive(self, reward: np.ndarray) -> None:  # noqa: B027  (most do not ask)
+        """The rewards ``[S, E]`` of the step that the latest actions led to, as the environment gave them. A policy
+        that does not derive from this class may leave it out."""
+
     @abstractmethod
     def act(self, obs: Tree, explore: bool = False) -> Tensor:
         """Actions in the environment's units, ``[S, E, ...] -> [S, E, A]``; a discrete one is its number, A = 1.
@@ -101,6 +105,9 @@ class Noisy(Policy):
     def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
         self.streams.begin(where, episodes)
         self.policy.begin(where, episodes)
+
+    def receive(self, reward: np.ndarray) -> None:
+        self.policy.receive(reward)
 
     def act(self, obs: Tree, explore: bool = False) -> Tensor:
         action = self.policy.act(obs)

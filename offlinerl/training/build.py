@@ -130,13 +130,15 @@ def on_dataset(
         f" {observed}, {data.action.shape[1]} actions"
     )
     task = within_data(task_of(entry, data, about), data, display)
+    kind = source_of(about["agent"], agents.get(about["agent"]).kinds, about["dataset"], about["env"])
+    if kind == "windows":  # such an agent acts by the return that is still to come
+        task = replace(task, reward=rewards.online_reward(entry, raw))
     pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
     require_own_units(entry, data, pool.spec, task, display)
     agent = agent_for(task, pool, settings, device, folder, data)
     if not getattr(agent.config, "normalize", True) and (apart := scales.far_apart(data.observations, data.moments)):
         display.say(f"{entry.name}: {apart}")
     agent.compile = wants_compile(train["compile"], train["updates"])
-    kind = source_of(about["agent"], agent.kinds, about["dataset"], about["env"])
     table = Table.of(agent, data)
     window = dict(length=agent.config.context) if kind == "windows" else {}
     offline = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData)[kind](
