@@ -94,7 +94,7 @@ def run(agent, dataset=None, out="run", normalize=True, over=(), lr=None, **sett
     own = dict(normalize=normalize, hidden=[32, 32], **(dict(lr=lr) if lr else {}))
     over = dict(agent=own, train=FEW | dict(over))
     found = offlinerl.fit(agent, dataset, seeds=[0, 1], over=over, out=Path(out), **settings)
-    return found["last"]["per_seed"]
+    return found.scores["per_seed"]
 
 
 def kept(folder):
@@ -143,7 +143,8 @@ def test_a_policy_applies_what_its_checkpoint_keeps(here, trained):
 def test_every_agent_sees_what_a_plain_one_sees_of_normalised_data(name):
     agent_class, data = agents.get(name), random_table(60)
     spec = SPEC if agent_class.discrete is not True else Spec(5, 1, (0.0,), (2.0,), 3)
-    normalised, plain = (agent_class(spec, (0, 1), hidden=(8,), normalize=normalize) for normalize in (True, False))
+    small = dict(embedding=8) if name == "dt" else dict(hidden=(8,))
+    normalised, plain = (agent_class(spec, (0, 1), **small, normalize=normalize) for normalize in (True, False))
     data = Dataset(
         **vars(data) | dict(observations=data.observations * np.float32([1, 1e3, 1e-3, 1, 1]) + np.float32(7))
     )

@@ -193,6 +193,7 @@ class DT(Agent):
 
     def act(self, obs: Tree, explore: bool = False) -> Tensor:
         if (envs := first_leaf(obs).shape[1]) != self.memory.count.shape[1]:
+            self.explore_in(range(envs))
             self.begin(np.ones((len(self.seeds), envs), bool), np.zeros((len(self.seeds), envs), int))
         memory, T = self.memory, self.config.context
         full, place = memory.count >= T, memory.count.clamp(max=T - 1)  # [S, E]
