@@ -181,7 +181,8 @@ class DT(Agent):
             self.forget(where.shape[1])
         self.total = np.where(where, 0, self.total)
         new, asked = torch.from_numpy(where).to(self.device), self.config.target_return
-        left = self.best if asked is None else torch.full_like(self.best, asked)  # [S, 1]
+        best = torch.where(self.best.isinf(), 0, self.best)  # [S, 1]; before it has learnt, nothing
+        left = best if asked is None else torch.full_like(best, asked)
         self.memory = self.memory._replace(
             count=self.memory.count.masked_fill(new, 0), left=torch.where(new, left, self.memory.left)
         )
