@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.experience.ring import Replay
-from offlinerl.experience.sources import EpisodeData, OfflineData, ReplayData, RolloutData, Source
+from offlinerl.experience.sources import EpisodeData, OfflineData, ReplayData, RolloutData
 from offlinerl.experience.table import Table
 from offlinerl.rollout.collector import Collector
 from offlinerl.training import config
@@ -41,7 +41,6 @@ from offlinerl.util.trees import tree_map
 
 KITCHEN = Spec(60, 9, (-1.0,) * 9, (1.0,) * 9)
 KITCHEN_DISCRETE = Spec(60, 1, (0.0,), (8.0,), 9)
-LOCOMOTION = dict(episodes=1000, steps=1000, obs=17, action=6)
 
 
 def benchmark(
@@ -80,9 +79,6 @@ def benchmark(
     )  # fmt: skip
     S = len(seeds)
     limit = rates["matmul"] / flops * S
-    load = load_million()
-    acts = share("configs", agent_name, "online.yaml").is_file()  # its papers say by what schedule
-    steps = steps_per_second(agent_name, where) if acts else None
     results = dict(
         agent=agent_name,
         batch=batch,
@@ -98,23 +94,22 @@ def benchmark(
         matmul_gflops=rates["matmul"] / 1e9,
         compile_seconds=compile_seconds,
         lightning_share=lightning_share(compiled, source),
-        load_seconds_per_million=load["seconds"],
-        load_memory_ratio=load["memory_ratio"],
+        **load_million(),
     )
-    if steps is not None:
-        results |= dict(steps_per_second=steps, steps_env=speed_task(compiled))
-    lines = (
+    lines = [
         ("updates/s", f"{results['updates_per_second']:,.0f}"),
         ("uncompiled", f"{results['eager_updates_per_second']:,.0f}"),
         ("limit, by matrix products alone", f"{limit:,.0f}  ({results['matmul_gflops']:,.0f} GFLOP/s)"),
         ("share of the limit", f"{results['share_of_limit']:.0%}"),
         ("compiling", f"{compile_seconds:.0f} s"),
         ("Lightning's share of the time", f"{results['lightning_share']:.1%}"),
-        ("loading 1M transitions", f"{load['seconds']:.2f} s"),
-        ("memory beyond the file's, over the table's", f"{load['memory_ratio']:.2f}"),
-    )
-    if steps is not None:
-        lines += ((f"environment steps/s, {speed_task(compiled)}", f"{steps:,.0f}"),)
+        ("loading 1M transitions", f"{results['load_seconds_per_million']:.2f} s"),
+        ("memory beyond the file's, over the table's", f"{results['load_memory_ratio']:.2f}"),
+    ]
+    if share("configs", agent_name, "online.yaml").is_file():  # its papers say by what schedule it acts
+        task, steps = speed_task(compiled), steps_per_second(agent_name, where)
+        results |= dict(steps_per_second=steps, steps_env=task)
+        lines.append((f"environment steps/s, {task}", f"{steps:,.0f}"))
     for label, value in lines:
         display.say(f"{label:<44} {value}")
     if json_file is not None:
@@ -135,42 +130,27 @@ def build(agent_name: str, seeds: Sequence[int], device: torch.device, compile: 
     return agent
 
 
-def synthetic_source(agent: Agent, batch: int) -> OfflineData | SyntheticRollouts:
+def synthetic_source(agent: Agent, batch: int) -> OfflineData:
     """Random blocks of the kind the agent learns from, of 48 updates; of fewer where their rows are episodes."""
     if "rollouts" in agent.kinds:
         return SyntheticRollouts(agent, batch)
     kind, updates = (OfflineData, 48) if "transitions" in agent.kinds else (EpisodeData, 2)
-    table = Table.of(agent, synthetic_table(spec=agent.spec))
-    return kind(table, agent.seeds, batch, updates)
+    return kind(Table.of(agent, synthetic_table(spec=agent.spec)), agent.seeds, batch, updates)
 
 
-class SyntheticRollouts(Source):
-    """The same random rollout again and again, of eight minibatches if the agent takes it in such.
-
-    Args:
-        agent: to learn from it.
-        batch: rows of an update.
-    """
+class SyntheticRollouts(OfflineData):
+    """The same random rollout again and again, of eight minibatches of ``batch`` rows if the agent takes it in such,
+    else of one."""
 
     def __init__(self, agent: Agent, batch: int):
         rows = 8 * batch if agent.config.minibatch else batch
         table = Table(synthetic_table(rows, agent.spec), agent.spec, agent.gamma, device=agent.device)
+        super().__init__(table, agent.seeds, rows, updates=1)
         one = table.transitions(torch.arange(rows, device=agent.device))
         self.rollout = tree_map(lambda x: x.expand(1, len(agent.seeds), 1, *x.shape), one)  # [1, S, 1, T, ...]
 
-    piece = 1
-
-    def draw(self, _: int | None = None) -> Batch:
+    def draw(self, updates: int | None = None) -> Batch:
         return self.rollout
-
-    def blocks(self, count: int) -> Iterator[Batch]:
-        return (self.draw() for _ in range(count))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> bool:
-        return True
 
 
 def synthetic_table(rows: int = 20_000, spec: Spec = KITCHEN) -> Dataset:
@@ -194,7 +174,7 @@ def interleaved(repeats: int = 5, **measures: Any) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def updates_rate(agent: Agent, source: OfflineData | SyntheticRollouts, seconds: float = 1.0) -> float:
+def updates_rate(agent: Agent, source: OfflineData, seconds: float = 1.0) -> float:
     """Updates a second, sampling included; of an on-policy agent, the advantages too."""
     agent.learn(source.draw())
     first, began = agent.updates, time.perf_counter()
@@ -204,7 +184,7 @@ def updates_rate(agent: Agent, source: OfflineData | SyntheticRollouts, seconds:
     return (agent.updates - first) / elapsed
 
 
-def count_flops(agent: Agent, source: OfflineData | SyntheticRollouts) -> float:
+def count_flops(agent: Agent, source: OfflineData) -> float:
     """Floating-point operations of the matrix products of one update of all seeds, on average."""
     with FlopCounterMode(display=False) as counter:
         agent.learn(source.draw(agent.period))
@@ -245,19 +225,25 @@ def steps_per_second(
     while agent.updates < 2 * agent.period:
         agent.learn(source.draw())
 
-    class Clock(L.Callback):
-        def on_train_start(self, *_: Any) -> None:
-            self.began, self.first = time.perf_counter(), source.steps
-
-        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-            self.seconds, self.steps = time.perf_counter() - self.began, source.steps - self.first
-            trainer.should_stop = self.seconds > seconds
-
-    clock = Clock()
+    first, clock = source.steps, Clock(seconds)
     with hushed_lightning():
         quiet_trainer(device, clock).fit(agent, source.epoch(10**6 * source.stride))
     collector.close()
-    return clock.steps / clock.seconds
+    return (source.steps - first) / clock.seconds
+
+
+class Clock(L.Callback):
+    """The seconds of a training up to its latest batch, and its end where they are more than a limit."""
+
+    def __init__(self, limit: float = float("inf")):
+        self.limit = limit
+
+    def on_train_start(self, *_: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.seconds = time.perf_counter() - self.began
+        trainer.should_stop = self.seconds > self.limit
 
 
 def quiet_trainer(device: torch.device, *callbacks: L.Callback) -> L.Trainer:
@@ -286,7 +272,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def lightning_share(agent: Agent, source: OfflineData | SyntheticRollouts, blocks: int = 20) -> float:
+def lightning_share(agent: Agent, source: OfflineData, blocks: int = 20) -> float:
     """The part of a training that is neither drawing a block nor learning from it."""
     inner = 0.0
 
@@ -300,13 +286,6 @@ def lightning_share(agent: Agent, source: OfflineData | SyntheticRollouts, block
             return result
 
         return call
-
-    class Clock(L.Callback):
-        def on_train_epoch_start(self, *_: Any) -> None:
-            self.began = time.perf_counter()
-
-        def on_train_epoch_end(self, *_: Any) -> None:
-            self.seconds = time.perf_counter() - self.began
 
     clock, learn, draw = Clock(), agent.learn, source.draw
     agent.learn, source.draw = timed(learn), timed(draw)
@@ -338,33 +317,29 @@ print(seconds, (peak() - before) / data.nbytes)
 
 
 def load_million() -> dict[str, float]:
-    """Seconds to load a million transitions from a Minari file, in a fresh process, and the peak memory this
-    takes over the size of the table."""
-    rng = np.random.default_rng(0)
-    shape = LOCOMOTION
+    """Seconds to load a million transitions of locomotion's shapes from a Minari file, in a fresh process, and the peak
+    memory this takes over the size of the table."""
+    rng, steps = np.random.default_rng(0), 1000
 
     def episodes(count: int) -> Iterable[Episode]:
-        steps = shape["steps"]
         for _ in range(count):
-            end = np.zeros(steps, bool)
-            end[-1] = True
             yield Episode(
-                rng.normal(size=(steps + 1, shape["obs"])).astype(np.float32),
-                rng.uniform(-1, 1, (steps, shape["action"])).astype(np.float32),
-                rng.normal(size=steps), np.zeros(steps, bool), end,
+                rng.normal(size=(steps + 1, 17)).astype(np.float32),
+                rng.uniform(-1, 1, (steps, 6)).astype(np.float32),
+                rng.normal(size=steps), np.zeros(steps, bool), np.arange(steps) == steps - 1,
             )  # fmt: skip
 
     with tempfile.TemporaryDirectory() as folder:
-        for name, count in (("small", 2), ("million", shape["episodes"])):
+        for name, count in (("small", 2), ("million", 1_000_000 // steps)):
             write_minari(
                 Path(folder) / name, episodes(count), dataset_id=f"benchmark/{name}-v0", env_spec=None,
-                observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (shape["obs"],), np.float32),
-                action_space=gymnasium.spaces.Box(-1, 1, (shape["action"],), np.float32),
+                observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (17,), np.float32),
+                action_space=gymnasium.spaces.Box(-1, 1, (6,), np.float32),
             )  # fmt: skip
         command = [sys.executable, "-c", _LOAD, f"{folder}/small", f"{folder}/million"]
         runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
     seconds, ratio = (statistics.median(float(run[i]) for run in runs) for i in (0, 1))
-    return dict(seconds=seconds, memory_ratio=ratio)
+    return dict(load_seconds_per_million=seconds, load_memory_ratio=ratio)
 
 
 def cpu_name() -> str:

@@ -13,29 +13,31 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from offlinerl import __version__
-from offlinerl.util.errors import UserError
-from offlinerl.util.interrupt import TERMINATED, AtOnce, leave, on_interrupt
+from offlinerl.util.errors import DISK_FULL, UserError
+from offlinerl.util.interrupt import TERMINATED, AtOnce, Interrupted, leave, on_interrupt
 
 
-class WrongUsage(Exception):
-    """Flags that do not make sense; exit status 2."""
+class WrongUsage(UserError):
+    """Flags that do not make sense."""
+
+    status = 2
 
 
 # Commands
 
 
-def fit(args: argparse.Namespace) -> int:
+def fit(args: argparse.Namespace) -> None:
     from offlinerl import api
 
-    train = {
-        "updates": args.updates, "steps": args.steps, "online_steps": args.online_steps, "batch": args.batch,
-        "eval_every": args.eval_every, "eval_episodes": args.eval_episodes, "final_episodes": args.final_episodes,
-        "save_every": args.save_every, "log_every": args.log_every, "logger": args.logger, "compile": args.compile,
-    }  # fmt: skip
+    train = given(
+        args, "updates", "steps", "online_steps", "batch", "eval_every", "eval_episodes", "final_episodes",
+        "save_every", "log_every", "logger", "compile",
+    )  # fmt: skip
     if args.resume is None and args.config is None:
         if args.agent is None:
             raise WrongUsage("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
@@ -44,65 +46,35 @@ def fit(args: argparse.Namespace) -> int:
                 "fit needs --dataset, a name or a file, or --env to learn by acting; `offlinerl datasets list` shows"
                 " the names"
             )
-    if args.resume is not None and any(
-        (args.out, args.seeds, args.config, args.env, args.obs_keys, args.init, limits_of(args))
-    ):
+    limits = limits_of(args)
+    if args.resume is not None and any((args.out, args.seeds, args.config, args.env, args.obs_keys, args.init, limits)):
         raise WrongUsage(
             "--resume goes on with a run's own settings: leave out --out, --seeds, --config, --env, --obs-keys,"
             " --init, --max-episode-steps and --action-range"
         )
     api.fit(
-        args.agent,
-        args.dataset,
-        env=args.env,
-        seeds=args.seeds,
-        file=args.config,
-        over=dict(train={key: value for key, value in train.items() if value is not None}, agent=args.settings),
-        device=args.device,
-        out=args.out,
-        resume=args.resume,
-        threads=args.threads,
-        obs_keys=args.obs_keys,
-        limits=limits_of(args),
-        init=args.init,
-    )
-    return 0
+        args.agent, args.dataset, env=args.env, seeds=args.seeds, file=args.config,
+        over=dict(train=train, agent=args.settings), device=args.device, out=args.out, resume=args.resume,
+        threads=args.threads, obs_keys=args.obs_keys, limits=limits, init=args.init,
+    )  # fmt: skip
 
 
-def collect(args: argparse.Namespace) -> int:
+def collect(args: argparse.Namespace) -> None:
     from offlinerl.training import request
 
-    train = {
-        "batch": args.batch, "eval_every": args.eval_every, "save_every": args.save_every, "compile": args.compile,
-    }  # fmt: skip
-    over = dict(train={key: value for key, value in train.items() if value is not None}, agent=args.settings)
+    over = dict(train=given(args, "batch", "eval_every", "save_every", "compile"), agent=args.settings)
     length = dict(steps=args.steps, episodes=args.episodes, workers=args.workers, ray_address=args.ray_address)
     request.require_source(args.source, args.env, args.config, over, **length)
     from offlinerl.training import collection
 
     collection.collect(
-        args.source,
-        args.env,
-        args.dataset,
-        **length,
-        noise=args.noise,
-        seed=args.seed,
-        envs=args.envs,
-        file=args.config,
-        over=over,
-        device=args.device,
-        out=args.out,
-        resume=args.resume,
-        append=args.append,
-        threads=args.threads,
-        obs_keys=args.obs_keys,
-        limits=limits_of(args),
-        agent_class=args.agent_class,
-    )
-    return 0
+        args.source, args.env, args.dataset, **length, noise=args.noise, seed=args.seed, envs=args.envs,
+        file=args.config, over=over, device=args.device, out=args.out, resume=args.resume, append=args.append,
+        threads=args.threads, obs_keys=args.obs_keys, limits=limits_of(args), agent_class=args.agent_class,
+    )  # fmt: skip
 
 
-def evaluate(args: argparse.Namespace) -> int:
+def evaluate(args: argparse.Namespace) -> None:
     from offlinerl.data import registry
     from offlinerl.util.folder import find_checkpoint
 
@@ -115,30 +87,30 @@ def evaluate(args: argparse.Namespace) -> int:
         args.checkpoint, env=args.env, episodes=args.episodes, seed=args.seed, video=args.video, json_file=args.json,
         device=args.device, limits=limits_of(args), agent_class=args.agent_class,
     )  # fmt: skip
-    return 0
+
+
+def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The values of the flags of these names that were given."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def limits_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What flags say of an environment's limits."""
-    given = dict(max_episode_steps=args.max_episode_steps, action_range=args.action_range)
-    return {key: value for key, value in given.items() if value is not None}
+    return given(args, "max_episode_steps", "action_range")
 
 
-def datasets_list(args: argparse.Namespace) -> int:
+def datasets_list(args: argparse.Namespace) -> None:
     from offlinerl.data import listing
 
     listing.list_datasets()
-    return 0
 
 
-def datasets_show(args: argparse.Namespace) -> int:
+def datasets_show(args: argparse.Namespace) -> None:
     from offlinerl.data import registry
 
     registry.resolve(args.name)  # a wrong name is known before what reads the right one is loaded, as below
     from offlinerl import dataset_commands
 
     dataset_commands.show(args.name, args.png or Path(f"{Path(args.name).stem}.png"), args.obs_keys)
-    return 0
 
 
 def datasets_validate(args: argparse.Namespace) -> int:
@@ -147,41 +119,34 @@ def datasets_validate(args: argparse.Namespace) -> int:
     return dataset_commands.validate(args.name, args.env, args.obs_keys)
 
 
-def datasets_generate(args: argparse.Namespace) -> int:
+def datasets_generate(args: argparse.Namespace) -> None:
     from offlinerl import dataset_commands
 
-    episodes = None if args.episodes is None else range(args.episodes)
-    dataset_commands.generate(
-        args.name, args.out, episodes=episodes, processes=args.processes, overwrite=args.overwrite
-    )
-    return 0
+    dataset_commands.generate(args.name, args.out, args.episodes, args.processes, args.overwrite)
 
 
-def datasets_import(args: argparse.Namespace) -> int:
+def datasets_import(args: argparse.Namespace) -> None:
     from offlinerl import dataset_commands
 
     dataset_commands.import_file(args.file, args.id, args.env, args.overwrite)
-    return 0
 
 
-def datasets_export(args: argparse.Namespace) -> int:
+def datasets_export(args: argparse.Namespace) -> None:
     from offlinerl.data import registry
 
     registry.resolve(args.name)
     from offlinerl import dataset_commands
 
     dataset_commands.export(args.name, args.file, args.overwrite)
-    return 0
 
 
-def report(args: argparse.Namespace) -> int:
+def report(args: argparse.Namespace) -> None:
     from offlinerl.evaluation import report
 
     report.report(args.runs, args.out)
-    return 0
 
 
-def benchmark(args: argparse.Namespace) -> int:
+def benchmark(args: argparse.Namespace) -> None:
     from offlinerl import agents
 
     agents.require(args.agent)
@@ -191,7 +156,6 @@ def benchmark(args: argparse.Namespace) -> int:
         args.agent, batch=args.batch, seeds=args.seeds or [0], device=args.device, threads=args.threads,
         json_file=args.json,
     )  # fmt: skip
-    return 0
 
 
 # The parser
@@ -254,8 +218,35 @@ def on_off(text: str) -> bool | str:
 class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, without the usage of all flags before it."""
 
+    def __init__(self, **options: Any):
+        super().__init__(formatter_class=partial(argparse.HelpFormatter, max_help_position=28), **options)
+
+    def add_shared(self, *flags: str) -> None:
+        """Add flags that several commands have."""
+        for flag in flags:
+            self.add_argument(flag, **SHARED[flag])
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+SHARED: dict[str, dict[str, Any]] = {
+    "name": dict(help="a name, a Minari id or a D4RL file"),
+    "--agent-class": dict(metavar="MODULE:CLASS", help="the class of a checkpoint's agent, if it is your own"),
+    "--max-episode-steps": dict(type=count, metavar="N", help="steps after which episodes are truncated"),
+    "--action-range": dict(type=span, metavar="LOW,HIGH", help="bounds for actions that have none, as in -1,1"),
+    "--obs-keys": dict(
+        type=names, metavar="A,B", help="parts of the observations to use, as in state,goal (default: all)"
+    ),
+    "--batch": dict(
+        type=count, metavar="N", help="transitions a gradient step; a rollout, of an on-policy agent"
+    ),
+    "--threads": dict(type=count, metavar="N", help="CPU threads (default: as many as cores)"),
+    "--compile": dict(type=on_off, metavar="WHEN", help="compile the update: auto (default), true or false"),
+    "--device": dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)"),
+    "--json": dict(type=Path, metavar="FILE", help="write the results to a file"),
+    "--overwrite": dict(action="store_true", help="replace what is there already"),
+}  # fmt: skip
 
 
 class AgentHelp(argparse.Action):
@@ -286,45 +277,23 @@ class AgentHelp(argparse.Action):
         parser.exit()
 
 
-def wide(prog: str) -> argparse.HelpFormatter:
-    return argparse.HelpFormatter(prog, max_help_position=28)
-
-
 def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="offlinerl", description="Offline reinforcement learning.", formatter_class=wide)
+    top = Parser(prog="offlinerl", description="Offline reinforcement learning.")
     top.add_argument("--version", action="version", version=f"offlinerl {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, function: Any, help: str, within: Any = commands, **options: Any) -> argparse.ArgumentParser:
+    def command(name: str, function: Any, help: str, within: Any = commands, learner: str | None = None) -> Parser:
+        """A command; of one that may train an agent, ``learner`` is what to call the agent."""
+        epilog = learner and f"--agent.KEY VALUE sets any setting of {learner}; see `offlinerl {name} AGENT --help`."
         description = help[0].upper() + help[1:] + "."
-        added = within.add_parser(name, help=help, description=description, formatter_class=wide, **options)
-        if "epilog" in options:
+        added = within.add_parser(name, help=help, description=description, epilog=epilog, add_help=learner is None)
+        if learner:
             added.add_argument("-h", "--help", action=AgentHelp, nargs=0, help="show this, and an agent's settings")
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
         added.set_defaults(function=function)
         return added
 
-    device = dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
-    obs_keys = dict(type=names, metavar="A,B", help="parts of the observations to use, as in state,goal (default: all)")
-    limits = {
-        "--max-episode-steps": dict(type=count, metavar="N", help="steps after which episodes are truncated"),
-        "--action-range": dict(type=span, metavar="LOW,HIGH", help="bounds for actions that have none, as in -1,1"),
-    }
-
-    def add_limits(p: argparse.ArgumentParser) -> None:
-        for flag, options in limits.items():
-            p.add_argument(flag, **options)
-
-    agent_class = dict(metavar="MODULE:CLASS", help="the class of a checkpoint's agent, if it is your own")
-    overwrite = dict(action="store_true", help="replace what is there already")
-
-    p = command(
-        "fit",
-        fit,
-        "train an agent on a dataset or in an environment",
-        add_help=False,
-        epilog="--agent.KEY VALUE sets any setting of the agent; see `offlinerl fit AGENT --help`.",
-    )
+    p = command("fit", fit, "train an agent on a dataset or in an environment", learner="the agent")
     p.add_argument(
         "agent",
         nargs="?",
@@ -333,16 +302,13 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--dataset", metavar="NAME", help="a name of `offlinerl datasets list`, a Minari id or a D4RL file")
     p.add_argument("--env", metavar="ID", help="where to act, or a file's task: a Gymnasium id or a dataset's name")
-    add_limits(p)
-    p.add_argument("--obs-keys", **obs_keys)
+    p.add_shared("--max-episode-steps", "--action-range", "--obs-keys")
     p.add_argument("--seeds", type=seed_list, metavar="N,N", help="seeds to train at once, as in 0,1,2 (default: 0)")
     p.add_argument("--updates", type=count, metavar="N", help="gradient steps, on a dataset")
     p.add_argument("--steps", type=count, metavar="N", help="environment steps, without one")
     p.add_argument("--online-steps", type=count, metavar="N", help="then fine-tune in the environment for N steps")
     p.add_argument("--config", type=Path, metavar="FILE", help="settings over the built-in ones; a run has such a file")
-    p.add_argument(
-        "--batch", type=count, metavar="N", help="transitions a gradient step; a rollout, of an on-policy agent"
-    )
+    p.add_shared("--batch")
     p.add_argument("--eval-every", type=count, metavar="N", help="updates or steps between evaluations")
     p.add_argument("--eval-episodes", type=count, metavar="N", help="episodes of an evaluation while training")
     p.add_argument("--final-episodes", type=count, metavar="N", help="episodes of the evaluation of the last policy")
@@ -350,23 +316,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--log-every", type=count, metavar="N", help="updates or steps between metrics (default: 500)")
     p.add_argument("--logger", metavar="A,B", help="of csv, tensorboard, wandb, mlflow (default: the first two)")
     p.add_argument("--init", type=Path, metavar="CKPT", help="begin with the weights of a checkpoint or a run")
-    p.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: as many as cores)")
-    p.add_argument("--compile", type=on_off, metavar="WHEN", help="compile the update: auto (default), true or false")
-    p.add_argument("--device", **device)
+    p.add_shared("--threads", "--compile", "--device")
     p.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one below runs/)")
     p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
 
-    p = command(
-        "collect", collect, "collect a dataset with an agent, a checkpoint, random or scripted",
-        add_help=False,
-        epilog="--agent.KEY VALUE sets any setting of an agent that learns; see `offlinerl collect AGENT --help`.",
-    )  # fmt: skip
+    about = "collect a dataset with an agent, a checkpoint, random or scripted"
+    p = command("collect", collect, about, learner="an agent that learns")
     p.add_argument("source", help="an agent, which learns meanwhile; a checkpoint or a run; random; or scripted")
-    p.add_argument("--agent-class", **agent_class)
+    p.add_shared("--agent-class")
     p.add_argument("--env", required=True, metavar="ID", help="where to act: a Gymnasium id or a dataset's name")
-    add_limits(p)
+    p.add_shared("--max-episode-steps", "--action-range")
     p.add_argument("--dataset", required=True, metavar="ID", help="what to call it, (namespace/)name-vN")
-    p.add_argument("--obs-keys", **obs_keys)
+    p.add_shared("--obs-keys")
     length = p.add_mutually_exclusive_group()
     length.add_argument("--steps", type=count, metavar="N", help="environment steps to take")
     length.add_argument("--episodes", type=count, metavar="N", help="episodes to finish, if nothing learns")
@@ -378,53 +339,47 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--append", action="store_true", help="add to a dataset that the same source collected")
     p.add_argument("--resume", action="store_true", help="go on with this collection where it was stopped")
     p.add_argument("--config", type=Path, metavar="FILE", help="settings of the agent over the built-in ones")
-    p.add_argument(
-        "--batch", type=count, metavar="N", help="transitions a gradient step; a rollout, of an on-policy agent"
-    )
+    p.add_shared("--batch")
     p.add_argument("--eval-every", type=count, metavar="N", help="steps between evaluations of the agent")
     p.add_argument("--save-every", type=share, metavar="MINUTES", help="save it at least this often (default: 5)")
-    p.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: as many as cores)")
-    p.add_argument("--compile", type=on_off, metavar="WHEN", help="compile the update: auto (default), true or false")
-    p.add_argument("--device", **device)
+    p.add_shared("--threads", "--compile", "--device")
     p.add_argument("--out", type=Path, metavar="DIR", help="where to work (default: below runs/)")
 
     p = command("evaluate", evaluate, "evaluate the policies in a checkpoint")
     p.add_argument("checkpoint", type=Path, help="such as runs/xql-kitchen/last.ckpt, or a run's folder")
-    p.add_argument("--agent-class", **agent_class)
+    p.add_shared("--agent-class")
     p.add_argument("--env", metavar="ID", help="another environment than the checkpoint's own")
-    add_limits(p)
+    p.add_shared("--max-episode-steps", "--action-range")
     p.add_argument("--episodes", type=count, default=50, metavar="N", help="episodes of every policy (default: 50)")
     p.add_argument("--seed", type=whole, default=0, metavar="N", help="reset seed of the first episode (default: 0)")
     p.add_argument("--video", type=Path, metavar="DIR", help="record one episode of every seed's policy as GIF")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
-    p.add_argument("--device", **device)
+    p.add_shared("--json", "--device")
 
-    nested = commands.add_parser("datasets", help="list, show, validate and make datasets", formatter_class=wide)
+    nested = commands.add_parser("datasets", help="list, show, validate and make datasets")
     within = nested.add_subparsers(dest="action", required=True, metavar="ACTION")
     command("list", datasets_list, "list the datasets by name", within)
     p = command("show", datasets_show, "print a dataset in figures and draw its histograms", within)
-    p.add_argument("name", help="a name, a Minari id or a D4RL file")
-    p.add_argument("--obs-keys", **obs_keys)
+    p.add_shared("name", "--obs-keys")
     p.add_argument("--png", type=Path, metavar="FILE", help="where to draw (default: NAME.png)")
     p = command("validate", datasets_validate, "find what is wrong with a dataset; status 1 if it has a fault", within)
-    p.add_argument("name", help="a name, a Minari id or a D4RL file")
+    p.add_shared("name")
     p.add_argument("--env", metavar="ID", help="the environment it was collected in: a Gymnasium id or a name")
-    p.add_argument("--obs-keys", **obs_keys)
+    p.add_shared("--obs-keys")
     p = command("generate", datasets_generate, "make a dataset from its recipe", within)
     p.add_argument("name", help="a recipe, such as kitchen")
     p.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the cache)")
     p.add_argument("--episodes", type=count, metavar="N", help="only the first ones (default: all)")
     p.add_argument("--processes", type=count, default=os.cpu_count() or 1, metavar="N", help="simulators side by side")
-    p.add_argument("--overwrite", **overwrite)
+    p.add_shared("--overwrite")
     p = command("import", datasets_import, "install a D4RL file as a Minari dataset", within)
     p.add_argument("file", type=Path, help="a D4RL file")
     p.add_argument("id", help="what to call it, (namespace/)name-vN")
     p.add_argument("--env", metavar="ID", help="the environment it was collected in: a Gymnasium id or a name")
-    p.add_argument("--overwrite", **overwrite)
+    p.add_shared("--overwrite")
     p = command("export", datasets_export, "write a dataset as a D4RL file", within)
-    p.add_argument("name", help="a name, a Minari id or a D4RL file")
+    p.add_shared("name")
     p.add_argument("file", type=Path, help="the HDF5 file to write")
-    p.add_argument("--overwrite", **overwrite)
+    p.add_shared("--overwrite")
 
     p = command("report", report, "compare runs in a table and a picture")
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
@@ -434,9 +389,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("agent", nargs="?", default="xql", help="xql, iql, bc ... (default: xql)")
     p.add_argument("--batch", type=count, default=256, metavar="N", help="transitions a gradient step (default: 256)")
     p.add_argument("--seeds", type=seed_list, metavar="N,N", help="as in 0,1,2 (default: 0)")
-    p.add_argument("--device", **device)
-    p.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: as many as cores)")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    p.add_shared("--device", "--threads", "--json")
     return top
 
 
@@ -480,24 +433,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if settings and args.function not in (fit, collect):
             raise WrongUsage(f"{args.command} takes no --agent settings")
         with on_interrupt(leave, [signal.SIGTERM]):
-            return args.function(args)
-    except WrongUsage as error:
-        return fail(args, error, 2)
+            return args.function(args) or 0
     except UserError as error:
-        return fail(args, error, error.status)
+        return fail(args, error)
     except KeyboardInterrupt:
-        return fail(args, UserError("interrupted"), 1)
+        return fail(args, Interrupted("interrupted"))
     except AtOnce:
-        return fail(args, UserError("stopped by SIGTERM"), TERMINATED)
+        return fail(args, Interrupted("stopped by SIGTERM", TERMINATED))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, `head` say, has left
         return 0
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return fail(args, UserError(f"{named(error)}the disk is full: free some space"), 1)
-        if error.errno in PATH_TROUBLE:
-            return fail(args, UserError(f"{named(error)}{os.strerror(error.errno).lower()}"), 1)
-        raise
+        if error.errno not in (*DISK_FULL, *PATH_TROUBLE):
+            raise
+        full = error.errno in DISK_FULL
+        trouble = "the disk is full: free some space" if full else os.strerror(error.errno).lower()
+        return fail(args, UserError(f"{error.filename}: {trouble}" if error.filename else trouble))
 
 
 PATH_TROUBLE = (
@@ -505,16 +456,12 @@ PATH_TROUBLE = (
 )  # fmt: skip
 
 
-def named(error: OSError) -> str:
-    return f"{error.filename}: " if error.filename else ""
-
-
-def fail(args: argparse.Namespace, error: Exception, status: int) -> int:
+def fail(args: argparse.Namespace, error: UserError) -> int:
     """One sentence on standard error, and the traceback if it was asked for."""
     if getattr(args, "debug", False):
         raise error
     print(f"offlinerl {args.command}: {error}", file=sys.stderr)
-    return status
+    return error.status
 
 
 if __name__ == "__main__":

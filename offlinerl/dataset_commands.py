@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import h5py
 import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete
 from rich.progress import Progress
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
-from offlinerl.data import dataset, describe, load, registry
+from offlinerl.data import describe, load, registry
+from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
 from offlinerl.data.listing import console, print_table
 from offlinerl.data.minari_writer import Sink, write_minari
@@ -22,6 +24,7 @@ from offlinerl.data.validate import validate as find_faults
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make, specification
 from offlinerl.recipes import generate as recipes
+from offlinerl.util import paths
 from offlinerl.util.atomic import aside
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_map
@@ -44,15 +47,11 @@ def show(name: str, png: Path | None = None, obs_keys: Sequence[str] | None = No
 
 
 def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] | None = None) -> int:
-    """Prints what is wrong with a dataset, and notes on what may be meant.
+    """Prints what is wrong with a dataset, and notes on what may be meant; the exit status: 1 if there is a fault.
 
     Args:
-        name_or_file: a dataset's name, Minari id or file.
+        name_or_file: see ``show``, as for ``obs_keys``.
         env: the environment it was collected in, whose shapes and bounds it must have; by default its own.
-        obs_keys: the parts of the observations to use; by default the dataset's own.
-
-    Returns:
-        The exit status: 1 if there is a fault, else 0.
     """
     findings = find_faults(registry.resolve(name_or_file, env, obs_keys))
     for kind, message, rows, fault in findings:
@@ -61,33 +60,24 @@ def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] 
     faults = any(finding.fault for finding in findings)
     if not faults:
         console.print(f"{name_or_file}: nothing wrong was found", markup=False)
-    return 1 if faults else 0
+    return int(faults)
 
 
-def generate(
-    name: str,
-    out: Path | None = None,
-    episodes: Iterable[int] | None = None,
-    processes: int = 1,
-    overwrite: bool = False,
-) -> Path:
+def generate(name: str, out: Path | None, episodes: int | None, processes: int, overwrite: bool) -> None:
     """Makes a dataset from its recipe and writes it as a Minari dataset.
 
     Args:
         name: of the recipe.
-        out: the folder to write; in the cache by default.
-        episodes: numbers of the episodes to make; all by default.
+        out: the folder to write; None: one in the cache.
+        episodes: how many of the recipe's first ones to make; None: all.
         processes: how many to make at a time.
-        overwrite: replace what is there already.
-
-    Returns:
-        The folder.
+        overwrite: replace the folder if it exists.
     """
     recipe = recipes.recipe(name)
-    numbers = list(range(recipe["episodes"]) if episodes is None else episodes)
-    path = Path(out) if out else registry.paths.cache("datasets", name)
+    numbers = list(range(recipe["episodes"] if episodes is None else episodes))
+    path = out or paths.cache("datasets", name)
     env = gymnasium.make(recipe["env"])
-    with _progress() as bar:
+    with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"generating {name}", total=len(numbers))
         write_minari(
             path,
@@ -101,22 +91,17 @@ def generate(
             overwrite=overwrite,
         )
     console.print(f"{name}: {len(numbers)} episodes in {path}")
-    return path
 
 
-def import_file(file: Path, dataset_id: str, env: str | None = None, overwrite: bool = False) -> Path:
-    """Installs a file in D4RL's format as a Minari dataset; its environment comes along if it is known, with its
-    spaces.
+def import_file(file: Path, dataset_id: str, env: str | None = None, overwrite: bool = False) -> None:
+    """Installs a file in D4RL's format as a Minari dataset, with its environment if that is known.
 
     Args:
-        file: in D4RL's format; one named after an entry of the registry is that dataset.
+        file: one named after an entry of the registry is that dataset.
         dataset_id: the id to install it under, ``(namespace/)name-vN``.
-        env: the environment it was collected in, where its name does not tell: a Gymnasium id, or a name in
+        env: the environment it was collected in, where its name does not say: a Gymnasium id, or a name in
             the registry.
         overwrite: replace a dataset of that id.
-
-    Returns:
-        The dataset's folder.
 
     Raises:
         UserError: the file cannot be read, there is no such environment, or the file's rows do not fit it.
@@ -125,7 +110,9 @@ def import_file(file: Path, dataset_id: str, env: str | None = None, overwrite: 
     dataset = load.load(entry, reward="none")
     spec, observation_space, action_space = _home(entry, dataset, asked=env is not None)
     path = registry.minari_root() / dataset_id
-    parts = dict(obs_keys=list(entry.obs_keys)) if entry.obs_keys else {}
+    metadata = _metadata(f"{entry.name}, imported", "unknown", entry.licence, **dataset.provenance)
+    if entry.obs_keys:
+        metadata["obs_keys"] = list(entry.obs_keys)
     try:
         write_minari(
             path,
@@ -134,7 +121,7 @@ def import_file(file: Path, dataset_id: str, env: str | None = None, overwrite: 
             env_spec=spec,
             observation_space=observation_space,
             action_space=action_space,
-            metadata=_metadata(f"{entry.name}, imported", "unknown", entry.licence, **dataset.provenance) | parts,
+            metadata=metadata,
             overwrite=overwrite,
         )
     except (ValueError, TypeError) as error:
@@ -142,72 +129,47 @@ def import_file(file: Path, dataset_id: str, env: str | None = None, overwrite: 
             f"{dataset_id} cannot be written ({error}); a dataset is called as in pendulum/mine-v0, with a version"
         ) from error
     console.print(f"{dataset_id}: {len(dataset)} transitions in {path}")
-    return path
 
 
 def export(name: str, file: Path, overwrite: bool = False) -> Path:
-    """Writes a dataset as a file in D4RL's format, with ``next_observations``, that loads back equal and names its
-    environment.
-
-    Args:
-        name: a dataset's name, Minari id or file.
-        file: the HDF5 file to write.
-        overwrite: replace what is there already.
-
-    Returns:
-        ``file``.
-    """
+    """Writes a dataset, see ``show``, as an HDF5 file in D4RL's format, with ``next_observations``, that loads back
+    equal and names its environment; returns ``file``."""
     entry = registry.resolve(name)
     dataset = load.load(entry, reward="none")
-    env, keys = entry.env, entry.obs_keys or dataset.provenance.get("obs_keys")
+    keys = entry.obs_keys or dataset.provenance.get("obs_keys")
     if isinstance(dataset.observations, Mapping):
         raise UserError(f"{name}: a file in D4RL's format holds one array of observations, and these have parts")
     columns = dict(
-        observations=dataset.obs,
-        actions=dataset.action,
-        rewards=dataset.reward,
-        terminals=dataset.terminated,
-        timeouts=dataset.last & ~dataset.terminated,
-        next_observations=dataset.next_obs,
-    )
+        observations=dataset.obs, actions=dataset.action, rewards=dataset.reward, terminals=dataset.terminated,
+        timeouts=dataset.last & ~dataset.terminated, next_observations=dataset.next_obs,
+    )  # fmt: skip
     with aside(Path(file), overwrite) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
         for key, column in columns.items():
             hdf5.create_dataset(key, data=column, compression="gzip", shuffle=True)
         hdf5.attrs["provenance"] = json.dumps(dataset.provenance, default=str)
-        hdf5.attrs["task"] = json.dumps(dict(env=env, obs_keys=keys and list(keys)))
+        hdf5.attrs["task"] = json.dumps(dict(env=entry.env, obs_keys=keys and list(keys)))
     console.print(f"{name}: {len(dataset)} transitions in {file}")
     return Path(file)
 
 
-def _episodes(
-    dataset: dataset.Dataset, observation_space: gymnasium.Space, action_space: gymnasium.Space
-) -> Iterator[Episode]:
+def _episodes(dataset: Dataset, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Iterator[Episode]:
     """The episodes of a table; choices are stored by their numbers, as their spaces have them."""
-    discrete = gymnasium.spaces.Discrete
     for start, length in zip(dataset.episode_starts, dataset.episode_lengths, strict=True):
         span = slice(start, start + length)
         shown = np.r_[dataset.at[span], dataset.next_at[span][-1:]]
         observations = tree_map(lambda leaf, shown=shown: leaf[shown], dataset.observations)
         actions = dataset.action[span]
-        if isinstance(observation_space, discrete):
+        if isinstance(observation_space, Discrete):
             observations = observations.argmax(1) + observation_space.start
-        if isinstance(action_space, discrete):
+        if isinstance(action_space, Discrete):
             actions = actions[:, 0].astype(np.int64)
-        terminations = dataset.terminated[span]
-        truncations = dataset.last[span] & ~terminations
-        yield Episode(observations, actions, dataset.reward[span], terminations, truncations)
+        terminated = dataset.terminated[span]
+        yield Episode(observations, actions, dataset.reward[span], terminated, dataset.last[span] & ~terminated)
 
 
-def _home(entry: Entry, dataset: dataset.Dataset, asked: bool) -> tuple[str | None, gymnasium.Space, gymnasium.Space]:
+def _home(entry: Entry, dataset: Dataset, asked: bool) -> tuple[str | None, gymnasium.Space, gymnasium.Space]:
     """The specification and the spaces of the environment a table belongs to; if none is known, no specification and
-    spaces without bounds.
-
-    Args:
-        asked: whether the user named the environment, which must then be there.
-
-    Raises:
-        UserError: it cannot be made though it was asked for, or the table does not fit it.
-    """
+    spaces without bounds. One that the user asked for must exist, and the table must fit it."""
     boxes = _box(dataset.observations), _box(dataset.action)
     if entry.env is None:
         return None, *boxes
@@ -219,16 +181,15 @@ def _home(entry: Entry, dataset: dataset.Dataset, asked: bool) -> tuple[str | No
         return None, *boxes
     observation_space, action_space = env.observation_space, env.action_space
     env.close()
-    if not (isinstance(observation_space, gymnasium.spaces.Discrete) or spaces.is_seen(observation_space)):
+    if not (isinstance(observation_space, Discrete) or spaces.is_seen(observation_space)):
         observation_space = spaces.observed(spaces.parts(observation_space, entry.obs_keys, entry.env_id))
     shapes = [tree_map(lambda leaf: leaf.shape[1:], dataset.observations), dataset.action.shape[1:]]
-    obs_shape, action_shape = spaces.shapes(observation_space), action_space.shape
-    if isinstance(observation_space, gymnasium.spaces.Discrete):
-        obs_shape = (int(observation_space.n),)
-    if shapes != [obs_shape, action_shape or (1,)]:
+    choices = isinstance(observation_space, Discrete)
+    due = [(int(observation_space.n),) if choices else spaces.shapes(observation_space), action_space.shape or (1,)]
+    if shapes != due:
         raise UserError(
             f"{entry.name}: observations of shape {shapes[0]} and actions of shape {shapes[1]} do not fit"
-            f" {entry.env_id}, which has {obs_shape} and {action_shape or (1,)}; name the environment the data was"
+            f" {entry.env_id}, which has {due[0]} and {due[1]}; name the environment the data was"
             " collected in with --env"
         )
     return specification(env), observation_space, action_space
@@ -236,21 +197,17 @@ def _home(entry: Entry, dataset: dataset.Dataset, asked: bool) -> tuple[str | No
 
 def _box(column: Tree) -> gymnasium.Space:
     if isinstance(column, Mapping):
-        return gymnasium.spaces.Dict({path: _box(leaf) for path, leaf in column.items()})
+        return Dict({path: _box(leaf) for path, leaf in column.items()})
     if column.dtype == np.uint8:
-        return gymnasium.spaces.Box(0, 255, column.shape[1:], np.uint8)
-    return gymnasium.spaces.Box(-np.inf, np.inf, column.shape[1:], np.float32)
+        return Box(0, 255, column.shape[1:], np.uint8)
+    return Box(-np.inf, np.inf, column.shape[1:], np.float32)
 
 
 def _metadata(description: str, algorithm: str, licence: str = "MIT", **provenance: Any) -> dict[str, Any]:
     return dict(
-        author="offlinerl",
-        description=description,
-        algorithm_name=algorithm,
-        licence=licence,
-        requirements=["offlinerl"],
-        provenance=provenance,
-    )
+        author="offlinerl", description=description, algorithm_name=algorithm, licence=licence,
+        requirements=["offlinerl"], provenance=provenance,
+    )  # fmt: skip
 
 
 def _lines(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -263,7 +220,3 @@ def _lines(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _plain(value: Any) -> str:
     return f"{value:,.6g}" if isinstance(value, float) else "" if value is None else str(value)
-
-
-def _progress() -> Progress:
-    return Progress(console=console, disable=not console.is_terminal)

@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 
 from offlinerl.data.journal import EPISODES, Journal
-from offlinerl.envs.make import steps_allowed, with_limits
+from offlinerl.envs.make import id_of, steps_allowed, with_limits
 from offlinerl.util import paths
 from offlinerl.util.atomic import DISK_FULL, aside
 from offlinerl.util.errors import UserError, reading
@@ -100,9 +100,7 @@ class Entry:
     @property
     def env_id(self) -> str | None:
         """The Gymnasium id of the environment."""
-        if self.env is None:
-            return None
-        return self.env["id"] if "id" in self.env else json.loads(self.env["spec"])["id"]
+        return None if self.env is None else id_of(self.env)
 
     @property
     def steps_allowed(self) -> int | None:

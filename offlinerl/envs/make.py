@@ -87,6 +87,11 @@ def plain(env: Any) -> Any:
     return {**env, "factory": None} if isinstance(env, Mapping) and "factory" in env else env
 
 
+def id_of(env: Mapping[str, Any]) -> str:
+    """The Gymnasium id of a described environment."""
+    return env["id"] if "id" in env else json.loads(env["spec"])["id"]
+
+
 def _path_of(env: gym.Env) -> str:
     kind = type(env.unwrapped)
     return env.spec.id if env.spec else f"{kind.__module__}.{kind.__qualname__}"

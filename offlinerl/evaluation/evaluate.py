@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,45 +54,10 @@ def evaluate(
     Raises:
         UserError: the environment's shapes are not the policy's, or the policy's actions are not finite.
     """
-    S = len(policy.seeds)
-    own = pool is None
-    pool = pool or make_pool(task, S, episodes)
+    if pool is None:
+        with closing(make_pool(task, len(policy.seeds), episodes)) as pool:
+            return evaluate(policy, task, episodes, seed, pool, progress)
     check_spec(policy, pool)
-    try:
-        return _rollouts(policy, task, episodes, seed, pool, progress or (lambda done: None))
-    finally:
-        if own:
-            pool.close()
-
-
-def make_pool(task: Task, seeds: int, episodes: int) -> Pool:
-    """Environments for an evaluation: two a core or one a seed, whichever is more."""
-    lanes = side_by_side(task.env, min(episodes, max(1, round(2 * (os.cpu_count() or 1) / seeds))))
-    return Pool(task.env, seeds * lanes, task.obs_keys)
-
-
-def check_spec(policy: Policy, pool: Pool) -> None:
-    have, want = pool.spec, policy.spec
-    if want is None:
-        return
-    if (have.obs, have.action_dim, have.num_actions) != (want.obs, want.action_dim, want.num_actions):
-        raise UserError(
-            f"{pool.name} has {_observations(have)} and {_actions(have)}, the policy {_observations(want)} and"
-            f" {_actions(want)}; evaluate it in the environment it was trained for"
-        )
-
-
-def _observations(spec: Spec) -> str:
-    return observed_in_words({leaf.path: leaf.shape for leaf in spec.obs})
-
-
-def _actions(spec: Spec) -> str:
-    return f"{spec.num_actions} discrete actions" if spec.num_actions else f"{spec.action_dim} actions"
-
-
-def _rollouts(
-    policy: Policy, task: Task, episodes: int, seed: int, pool: Pool, progress: Callable[[int], None]
-) -> Evaluation:
     S = len(policy.seeds)
     loop = EnvironmentLoop(pool, S, lambda s, e, episode: seed + episode)
     policy = apart(policy, loop.shape[1])
@@ -118,11 +84,32 @@ def _rollouts(
             if reached is not None:
                 knows_success, success[episode] = True, max(success[episode], _success(pool, i, reached))
             ended += terminated or truncated
-        progress(ended)
+        if progress:
+            progress(ended)
     succeeded = success > 0
-    return Evaluation(
-        returns, lengths.astype(int), succeeded if knows_success else None, task.scores(returns, succeeded)
-    )
+    known = succeeded if knows_success else None
+    return Evaluation(returns, lengths.astype(int), known, task.scores(returns, succeeded))
+
+
+def make_pool(task: Task, seeds: int, episodes: int) -> Pool:
+    """Environments for an evaluation: two a core or one a seed, whichever is more."""
+    lanes = side_by_side(task.env, min(episodes, max(1, round(2 * (os.cpu_count() or 1) / seeds))))
+    return Pool(task.env, seeds * lanes, task.obs_keys)
+
+
+def check_spec(policy: Policy, pool: Pool) -> None:
+    """Raises a UserError unless the environments have the shapes that the policy is for."""
+    have, want = pool.spec, policy.spec
+    if want and (have.obs, have.action_dim, have.num_actions) != (want.obs, want.action_dim, want.num_actions):
+        raise UserError(
+            f"{pool.name} has {_in_words(have)}, the policy {_in_words(want)}; evaluate it in the environment it was"
+            " trained for"
+        )
+
+
+def _in_words(spec: Spec) -> str:
+    actions = f"{spec.num_actions} discrete actions" if spec.num_actions else f"{spec.action_dim} actions"
+    return f"{observed_in_words({leaf.path: leaf.shape for leaf in spec.obs})} and {actions}"
 
 
 def _success(pool: Pool, i: int, reached: Any) -> float:
@@ -169,30 +156,22 @@ def evaluate_checkpoint(
     task = replace(
         task, env=with_limits(task.env, limits or {}), obs_keys=task.obs_keys or (agent.task or {}).get("obs_keys")
     )
-    pool = make_pool(task, len(agent.seeds), episodes)
-    if pool.endless:
-        display.warn_of_endless(pool.name)
-    try:
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        display.advance(done)
+
+    with closing(make_pool(task, len(agent.seeds), episodes)) as pool:
+        if pool.endless:
+            display.warn_of_endless(pool.name)
         with display.bar("evaluating", episodes * len(agent.seeds), unit="episodes"):
-            done = 0
-
-            def progress(count: int) -> None:
-                nonlocal done
-                done += count
-                display.advance(done)
-
             result = evaluate(agent, task, episodes, seed, pool, progress)
-    finally:
-        pool.close()
     results = dict(
-        checkpoint=str(path),
-        env=task.env_id,
-        updates=agent.updates,
-        seeds=list(agent.seeds),
-        episodes=episodes,
-        score_kind=task.score_kind,
-        **result.facts(),
-    )
+        checkpoint=str(path), env=task.env_id, updates=agent.updates, seeds=list(agent.seeds), episodes=episodes,
+        score_kind=task.score_kind, **result.facts(),
+    )  # fmt: skip
     display.evaluation(results)
     if json_file is not None:
         write_json(json_file, results)

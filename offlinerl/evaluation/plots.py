@@ -37,27 +37,17 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
 
 def by_time(columns: dict[str, np.ndarray], clock: str, value: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Times ``[U]``, in updates or steps, seeds ``[S]`` and the mean of a column over the rows of each, ``[S, U]``."""
-    times, seeds = np.unique(columns[clock]), np.unique(columns["seed"])
-    table = np.full((len(seeds), len(times)), np.nan)
-    for s, seed in enumerate(seeds):
-        for u, time in enumerate(times):
-            chosen = (columns["seed"] == seed) & (columns[clock] == time)
-            if chosen.any():
-                table[s, u] = columns[value][chosen].mean()
-    return times, seeds, table
+    times, u = np.unique(columns[clock], return_inverse=True)
+    seeds, s = np.unique(columns["seed"], return_inverse=True)
+    total, rows = np.zeros((2, len(seeds), len(times)))
+    np.add.at(total, (s, u), columns[value])
+    np.add.at(rows, (s, u), 1)
+    return times, seeds, np.divide(total, rows, out=np.full_like(total, np.nan), where=rows > 0)
 
 
 def clock_of(summary: dict) -> str:
     """What a run counts: "updates" or "steps"."""
     return summary.get("clock", "updates")
-
-
-def shortened(count: float) -> str:
-    """A number as in 500, 20k or 1M."""
-    for unit, sign in ((1_000_000, "M"), (1000, "k")):
-        if count >= unit:
-            return f"{count / unit:g}{sign}"
-    return f"{count:g}"
 
 
 def curves(runs: Sequence[Path], path: Path) -> Path:
@@ -68,12 +58,14 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
     from matplotlib.transforms import offset_copy
 
     summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
     agents = [summary["agent"] for summary in summaries]
     alone, clock = len(runs) == 1, clock_of(summaries[0])
-    metrics = read_columns(runs[0] / "metrics.csv") if alone and (runs[0] / "metrics.csv").exists() else {}
+    table = runs[0] / "metrics.csv"
+    metrics = read_columns(table) if alone and table.exists() else {}
     drawn = [name for name in DRAWN if name in metrics]
     figure = Figure(figsize=(7 + 3.4 * len(drawn), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -84,8 +76,8 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
         colour = f"C{number}"
         score_axis.plot(times, np.nanmean(scores, 0), color=colour, marker="o", markersize=3.5, linewidth=2)
         score_axis.fill_between(times, np.nanmin(scores, 0), np.nanmax(scores, 0), color=colour, alpha=0.15)
-        for row in scores if alone else []:
-            score_axis.plot(times, row, color=colour, linewidth=0.6, alpha=0.6)
+        if alone:
+            score_axis.plot(times, scores.T, color=colour, linewidth=0.6, alpha=0.6)
         (low, high), centre = summary["last"]["ci95"], summary["last"]["mean"]
         decimals = places(low, high)
         last = f"{shown(centre, decimals)} [{shown(low, decimals)}, {shown(high, decimals)}]"
@@ -109,8 +101,8 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
         score_axis.set_ylim(bottom=min(0, score_axis.get_ylim()[0]))
     for axis, name in zip(axes[1:], drawn, strict=True):
         times, seeds, values = by_time(metrics, clock[:-1], name)
-        there = ~np.isnan(values).all(0)
-        times, values = times[there], values[:, there]
+        known = ~np.isnan(values).all(0)
+        times, values = times[known], values[:, known]
         marker = "o" if len(times) < 10 else None
         if len(seeds) > 1:
             axis.plot(times, values.T, linewidth=0.7, alpha=0.5, color="C0")
@@ -121,11 +113,10 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
         axis.set_xlim(0, 1.03 * longest)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.xaxis.set_major_formatter(lambda x, _: shortened(x))
-        axis.locator_params(axis="x", nbins=6)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500, 20k or 1M
+        axis.locator_params(axis="x", nbins=6, integer=True)
     handles, labels = score_axis.get_legend_handles_labels()
-    columns = 2 if alone else 1
-    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=9, frameon=False)
+    figure.legend(handles, labels, loc="outside lower left", ncols=2 if alone else 1, fontsize=9, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with aside(path, overwrite=True) as temporary:
         figure.savefig(temporary, dpi=130, format="png")

@@ -24,17 +24,11 @@ COLUMNS = ("run", "agent", "seeds", "length", "mean", "95% interval", "per seed"
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run.
-
-    Attributes:
-        folder: where it is.
-        summary: its ``summary.json``.
-        scores: of the episodes of the last policies, ``[S, episodes]``.
-    """
+    """A finished run: its folder, its ``summary.json`` and the scores of the last policies' episodes."""
 
     folder: Path
     summary: dict[str, Any]
-    scores: np.ndarray
+    scores: np.ndarray  # [S, episodes]
 
     @property
     def about(self) -> dict[str, Any]:
@@ -42,14 +36,11 @@ class Finished:
         did not write one down, by their name and score."""
         of = self.summary
         data = of.get("data") or dict(name=of["dataset"] or of["env"], score=of.get("dataset_score"))
-        return dict(
-            env=of.get("env"), task=of.get("task"), data=data, kind=of["score_kind"],
-            clock=plots.clock_of(of),
-        )  # fmt: skip
+        clock = plots.clock_of(of)
+        return dict(env=of.get("env"), task=of.get("task"), data=data, kind=of["score_kind"], clock=clock)
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """The 95% interval of the mean."""
         return bootstrap(self.scores)
 
     @cached_property
@@ -103,57 +94,46 @@ def read(folder: Path) -> Finished:
 def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> float:
     """Probability that a training of X scores higher than one of Y, over all pairs of their seeds.
 
-    A tie counts one half: the Mann-Whitney statistic, as in Agarwal et al., 2021, section 4.3.
-
-    Args:
-        x: a score a seed, ``[S]``.
-        y: likewise.
+    A tie counts one half: the Mann-Whitney statistic, as in Agarwal et al., 2021, section 4.3. ``x`` and ``y`` are
+    scores per seed, ``[S]``.
     """
     difference = x[:, None] - y
     return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
 
 
-def report(runs: Sequence[Path], out: Path | None = None) -> str:
-    """Print a table of the runs of every task and dataset, which are told apart by what they are and not by their
-    names alone, and, with ``out``, write ``report.md`` and pictures of the curves.
-
-    Args:
-        runs: folders of finished runs.
-        out: a folder; made if it is not there.
-
-    Returns:
-        The report in Markdown.
+def report(runs: Sequence[Path], out: Path | None = None) -> None:
+    """Print a table of the runs of every task and dataset, which are distinguished by what they are and not by their
+    names alone, and write ``report.md`` and pictures of the curves into the folder ``out`` if it is given.
 
     Raises:
         UserError: a folder holds no finished run.
     """
     groups: dict[str, list[Finished]] = {}
-    for run in map(read, map(Path, runs)):
+    for run in map(read, runs):
         groups.setdefault(json.dumps(run.about, sort_keys=True), []).append(run)
     to, text, pictures = console(), ["# Runs compared", "", EXPLANATION], set()
-    for number, (title, group) in enumerate(zip(_titles(list(groups.values())), groups.values(), strict=True)):
-        rows, notes, summary = [run.row for run in group], _notes(group), group[0].summary
-        kind, clock = summary["score_kind"], plots.clock_of(summary)
+    for number, (name, group) in enumerate(zip(_titles(list(groups.values())), groups.values(), strict=True)):
+        rows, notes, about = [run.row for run in group], _notes(group), group[0].about
+        kind, clock = about["kind"], about["clock"]
+        title = f"{name}: {UNITS[kind]}"
         if number:
             to.print()
-        table(to, f"{title}: {UNITS[kind]}", COLUMNS, rows)
+        table(to, title, COLUMNS, rows)
         for note in notes:
             to.print(note)
-        text += ["", f"## {title}: {UNITS[kind]}", "", *_markdown(COLUMNS, rows), *(f"\n{note}" for note in notes)]
+        text += ["", f"## {title}", "", *_markdown(COLUMNS, rows), *(f"\n{note}" for note in notes)]
         if out is not None:
             task = f"{_name(group[0]).replace('/', '-')}-{kind}" + "-steps" * (clock == "steps")
             stem = Path("curves" if len(groups) == 1 else f"curves-{task}")
-            name = next(f"{path}.png" for path in numbered(stem) if path not in pictures)
-            pictures.add(Path(name.removesuffix(".png")))
+            picture = next(path for path in numbered(stem) if path not in pictures)
+            pictures.add(picture)
             folders = [run.folder for run in group]
             with reading(f"the run in {' or '.join(map(str, folders))}", "leave it out or run the training again"):
-                plots.curves(folders, Path(out) / name)
-            text += ["", f"![{UNITS[kind]} over {clock}]({name})"]
-    markdown = "\n".join(text) + "\n"
+                plots.curves(folders, out / f"{picture}.png")
+            text += ["", f"![{UNITS[kind]} over {clock}]({picture}.png)"]
     if out is not None:
-        write_whole(Path(out) / "report.md", markdown)
+        write_whole(out / "report.md", "\n".join(text) + "\n")
         to.print(f"written to {out}")
-    return markdown
 
 
 EXPLANATION = (
@@ -167,7 +147,7 @@ def _name(run: Finished) -> str:
 
 
 def _titles(groups: Sequence[Sequence[Finished]]) -> list[str]:
-    """The dataset of every group of runs, and where several have one of that name, what else tells them apart."""
+    """The dataset of every group of runs, and where several have one of that name, what else distinguishes them."""
     abouts = [dict(group[0].about, name=_name(group[0])) for group in groups]
     titles = []
     for about in abouts:
@@ -212,17 +192,14 @@ def _notes(group: Sequence[Finished]) -> list[str]:
     if scores:
         decimals = max(places(*run.interval) for run in group)
         notes.append(f"The average episode of the dataset scores {shown(scores.pop(), decimals)}.")
-    names = [run.row[0] if _shared(run, group) else run.summary["agent"] for run in group]
+    agents = [run.summary["agent"] for run in group]
+    names = [run.row[0] if agents.count(agent) > 1 else agent for run, agent in zip(group, agents, strict=True)]
     for (x, a), (y, b) in itertools.combinations(zip(group, names, strict=True), 2):
         if len(x.scores) == len(y.scores) == 1:
-            continue  # one pair tells nothing
+            continue  # one pair shows nothing
         chance = probability_of_improvement(x.scores.mean(-1), y.scores.mean(-1))
         notes.append(f"{a} scores higher than {b} in {chance:.0%} of the pairs of their seeds.")
     return notes
-
-
-def _shared(run: Finished, group: Sequence[Finished]) -> bool:
-    return sum(other.summary["agent"] == run.summary["agent"] for other in group) > 1
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

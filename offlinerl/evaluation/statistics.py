@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Episodes of every seed's policy, each array ``[S, episodes]``; ``success`` is None if no step told of it."""
+    """Episodes of every seed's policy, each array ``[S, episodes]``; ``success`` is None if no step reported it."""
 
     returns: np.ndarray
     lengths: np.ndarray
@@ -34,16 +34,16 @@ class Evaluation:
             success=None if self.success is None else float(self.success.mean()),
         )  # fmt: skip
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        return bootstrap(self.scores, level)
+    def interval(self) -> tuple[float, float]:
+        return bootstrap(self.scores)
 
 
-def bootstrap(scores: np.ndarray, level: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean score, ``[S, episodes]``.
+def bootstrap(scores: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """The 95% percentile bootstrap interval of the mean of scores ``[S, episodes]``.
 
     Seeds are resampled, and episodes within each (Davison & Hinkley, 1997, section 3.8), so that the
-    interval tells how another training would score and not only how another evaluation would; with one
-    seed it can only tell the latter.
+    interval shows how another training would score and not only how another evaluation would; with one
+    seed it can only show the latter.
     """
     rng = np.random.default_rng(seed)
     S, episodes = scores.shape
@@ -53,6 +53,5 @@ def bootstrap(scores: np.ndarray, level: float = 0.95, draws: int = 10_000, seed
         seeds = rng.integers(S, size=(size, S, 1))
         chosen = rng.integers(episodes, size=(size, S, episodes))
         means[i : i + size] = scores[seeds, chosen].mean((1, 2))
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""What evaluation must know of a task."""
+"""The task that an evaluation is of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 
 from offlinerl.data import registry
-from offlinerl.envs.make import plain
+from offlinerl.envs.make import id_of, plain
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Task:
 
     @property
     def env_id(self) -> str:
-        """The Gymnasium id of the environment."""
-        return self.env["id"] if "id" in self.env else json.loads(self.env["spec"])["id"]
+        return id_of(self.env)
 
     def plain(self) -> dict[str, Any]:
         """What a checkpoint holds of it: all but an object that makes the environment."""
@@ -49,7 +48,7 @@ class Task:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What tells the task from others, as plain data that is the same by whichever name the task was given."""
+        """What distinguishes the task, as plain data that is the same by whichever name the task was given."""
         if "spec" in self.env:
             known = json.loads(self.env["spec"])
         else:

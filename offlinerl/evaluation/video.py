@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -39,7 +37,13 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path) -> None:
             while loop.playing.any():
                 loop.step(policy)
                 frames.append(env.render())
-            _require_pictures(frames, task.env_id, instead)
+            if not all(isinstance(f, np.ndarray) and f.dtype == np.uint8 and f.ndim == 3 for f in frames):
+                raise UserError(
+                    f"{task.env_id} renders no pictures: in the mode rgb_array its render() must return arrays [height,"
+                    f" width, 3] of uint8, not {type(frames[0]).__name__}"
+                )
+            if not any(map(np.any, frames)):
+                raise UserError(f"{task.env_id} renders black frames here; {instead}")
             imageio.mimsave(folder / f"seed-{number}.gif", frames, duration=1000 / frames_per_second(env), loop=0)
     except UserError:
         raise
@@ -47,16 +51,6 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path) -> None:
         raise UserError(f"{task.env_id} cannot be rendered here ({described(error)}); {instead}") from error
     finally:
         pool.close()
-
-
-def _require_pictures(frames: Sequence[Any], name: str, instead: str) -> None:
-    if not all(isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 for frame in frames):
-        raise UserError(
-            f"{name} renders no pictures: in the mode rgb_array its render() must return arrays [height, width, 3] of"
-            f" uint8, not {type(frames[0]).__name__}"
-        )
-    if not any(np.any(frame) for frame in frames):
-        raise UserError(f"{name} renders black frames here; {instead}")
 
 
 def frames_per_second(env: gymnasium.Env) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -16,14 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import DISK_FULL, UserError
 
 if TYPE_CHECKING:  # a list of datasets needs neither
     pass
-
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says when a file cannot grow."""
 
 
 @contextmanager
