@@ -19,7 +19,7 @@ from offlinerl.experience.table import Table
 from offlinerl.learning.compile import capture
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
-from offlinerl.util.settings import defaults
+from offlinerl.util.settings import plain
 
 SETTINGS = dict(hidden=(16,), dropout=0.1, decay_steps=40)
 
@@ -142,7 +142,7 @@ def other(default):
 @pytest.mark.parametrize("name", agents.names())
 def test_every_setting_comes_back(name, tmp_path):
     agent_class = agents.get(name)
-    settings = {key: other(default) for key, default in defaults(agent_class.config_class).items()}
+    settings = {key: other(default) for key, default in plain(agent_class.config_class()).items()}
     agent = agent_class(SPEC if not agent_class.discrete else Spec(5, 1, (0.0,), (2.0,), 3), (4,), **settings)
     optimizers = [optimizer.state_dict() for optimizer in agent.configure_optimizers()]
     content = dict(state_dict=agent.state_dict(), optimizer_states=optimizers, hyper_parameters=dict(agent.hparams))

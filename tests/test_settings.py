@@ -14,7 +14,7 @@ from offlinerl.agents.td3 import TD3Config
 from offlinerl.agents.xql import XQL
 from offlinerl.cli import main
 from offlinerl.util.errors import UserError
-from offlinerl.util.settings import Config, defaults, fixed, make, plain, setting, settings_of
+from offlinerl.util.settings import Config, fixed, make, plain, setting, settings_of
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def test_a_variant_keeps_what_it_does_not_state():
 
     assert "count" not in settings_of(Variant) and Variant().count == 7 and Variant().rate == 0.25
     assert settings_of(Variant)["rate"].metadata == settings_of(Base)["rate"].metadata
-    assert list(defaults(Variant))[-1] == "more" and Base().rate == 0.5
+    assert list(plain(Variant()))[-1] == "more" and Base().rate == 0.5
     with pytest.raises(UserError, match="rate must be greater than 0"):
         Variant(rate=0)
     with pytest.raises(UserError, match="a variant has no setting 'count'; did you mean"):
@@ -102,7 +102,7 @@ def test_what_would_silently_not_be_a_setting_is_refused():
         rate: float = 0.25
 
     with pytest.raises(TypeError, match="@dataclass"):
-        defaults(Undecorated)
+        plain(Undecorated())
 
 
 def test_agents_are_made_by_keyword():
@@ -121,7 +121,7 @@ def test_agents_are_made_by_keyword():
 
 
 def test_variants_share_what_they_do_not_change():
-    changed = {name for name, value in plain(DDPGConfig()).items() if value != defaults(TD3Config)[name]}
+    changed = {name for name, value in plain(DDPGConfig()).items() if value != plain(TD3Config())[name]}
     assert changed == {"tau", "actor_lr", "critic_lr", "hidden", "exploration", "sigma"}
     agent = DDPG(SPEC, (0,), hidden=(4,))
     assert agent.period == 1 and agent.critic.net.layers[0].weight.shape[1] == 1

@@ -7,7 +7,6 @@ What a user asks for of ours is checked without importing it, for that loads tor
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import pkgutil
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, did_you_mean
 from offlinerl.util.settings import Config, fixed, setting
 
 if TYPE_CHECKING:
@@ -42,8 +41,8 @@ def installed() -> dict[str, EntryPoint]:
 
 def is_name(name: str) -> bool:
     """Whether this names an agent: one of ours, an installed one, or a class as ``module:Class``."""
-    module, colon, found = name.partition(":")
-    return name in names() or name in installed() or bool(colon and _is_path(module) and _is_path(found))
+    is_class = name.count(":") == 1 and all(word.isidentifier() for word in name.replace(":", ".").split("."))
+    return is_class or name in names() or name in installed()
 
 
 def name_of(agent: str | type[Agent]) -> str:
@@ -100,13 +99,8 @@ def require(name: str) -> None:
     """Raises a UserError, which names the nearest ones, if this names no agent."""
     if not is_name(name):
         known = [*names(), *installed()]
-        near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}, and module:Class"
+        hint = did_you_mean(str(name), known, f"there are {', '.join(known)}, and module:Class", near=2)
         raise UserError(f"there is no agent {name!r}; {hint}")
-
-
-def _is_path(words: str) -> bool:
-    return all(word.isidentifier() for word in words.split("."))
 
 
 def _skeleton(name: str) -> type[Agent]:
@@ -120,9 +114,8 @@ def _skeleton(name: str) -> type[Agent]:
 def _classes(module: str) -> dict[str, type]:
     """The classes that one of our files defines or takes from others here: settings as they are, and of the rest the
     attributes that are constants or settings. Of the file, nothing else is executed."""
-    known: dict[str, Any] = {c.__name__: c for c in (Config, UserError, dataclass, fixed, setting)} | dict(
-        __name__=module
-    )
+    known: dict[str, Any] = {c.__name__: c for c in (Config, UserError, dataclass, fixed, setting)}
+    known["__name__"] = module
     path = Path(__file__).with_name(f"{module.rpartition('.')[2]}.py")
     for node in ast.parse(path.read_text("utf-8")).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{__name__}."):

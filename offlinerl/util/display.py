@@ -41,7 +41,7 @@ def places(low: float | None, high: float | None = None) -> int:
 
 
 def shown(value: float | None, decimals: int | None = None) -> str:
-    """A number with so many decimal places, by default as many as it needs by itself; "nan" for None."""
+    """A number with so many decimal places, by default as many as it needs alone; "nan" for None."""
     if value is None:
         return "nan"
     return f"{value:.{places(value) if decimals is None else decimals}f}"
@@ -77,10 +77,8 @@ class Display:
 
     def __init__(self) -> None:
         self.console = console()
-        self.progress: Progress | None = None
 
     def warn_of_endless(self, env: str) -> None:
-        """Say that nothing may end an environment's episodes."""
         self.say(
             f"{env} has no time limit: an episode that does not end by itself goes on for ever; give"
             " --max-episode-steps N to truncate it"
@@ -98,19 +96,17 @@ class Display:
         )  # fmt: skip
         notebook = self.console.is_jupyter and find_spec("ipywidgets") is not None
         self.progress = Progress(*columns, console=self.console, disable=not (self.console.is_terminal or notebook))
-        self.unit = unit
         with self.progress:
-            self.bar_id = self.progress.add_task(what, total=total, completed=done, rate="", note="")
+            self.progress.add_task(what, total=total, completed=done, rate="", note="", unit=unit)
             yield
-        self.progress = None
 
     def advance(self, done: int, note: str = "") -> None:
         """Show how much is done and, beside it, a note."""
         if self.progress.disable:
             return  # without a terminal this would be a good part of a small step's time
         task = self.progress.tasks[0]
-        speed = f"{task.speed:,.0f} {self.unit}/s" if task.speed else ""
-        self.progress.update(self.bar_id, completed=done, rate=speed, note=note)
+        speed = f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else ""
+        self.progress.update(task.id, completed=done, rate=speed, note=note)
 
     def evaluated(
         self, when: str, kind: str, mean: float, per_seed: Sequence[float], interval: tuple[float, float]

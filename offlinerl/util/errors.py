@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -45,3 +46,15 @@ def reading(what: str, advice: str) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"it lacks {lines[0]}" if isinstance(error, KeyError) else lines[0].rstrip(".")
+
+
+def either(*words: object) -> str:
+    """As in "a, b or c"."""
+    *first, last = map(str, words)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, near: int = 3) -> str:
+    """Asks for the nearest ones of the known names, if any is near; else what to say otherwise."""
+    found = difflib.get_close_matches(name, known, near, 0.5)
+    return f"did you mean {either(*found)}?" if found else otherwise

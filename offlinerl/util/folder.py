@@ -73,19 +73,17 @@ def versions() -> dict[str, str]:
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Append rows to a CSV file, with a header if it is new. Columns that it lacks, as one of an older version may, are
     added to it."""
-    columns = list(rows[0])
+    columns, known, earlier = list(rows[0]), [], []
     if path.exists() and path.stat().st_size:
         with path.open(newline="") as file:
             table = csv.DictReader(file)
             known = list(table.fieldnames or ())
             earlier = [] if set(columns) <= set(known) else list(table)
-        if set(columns) <= set(known):
-            columns = known
-        else:
-            columns += [column for column in known if column not in columns]
-            write_whole(path, _text(columns, earlier))
+    if set(columns) <= set(known):
+        columns = known
     else:
-        write_whole(path, _text(columns, []))
+        columns += [column for column in known if column not in columns]
+        write_whole(path, _text(columns, earlier))
     with path.open("a", newline="") as file:
         file.write(_text(columns, rows, header=False))
 

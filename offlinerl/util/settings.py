@@ -3,18 +3,19 @@ from these alone."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from functools import cache
 from numbers import Real
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, did_you_mean, either
 
 C = TypeVar("C", bound="Config")
 
@@ -85,11 +86,6 @@ def settings_of(config: type[Config]) -> dict[str, Field]:
     return {f.name: f for f in fields(config) if f.init}
 
 
-def defaults(config: type[Config]) -> dict[str, Any]:
-    """The settings' defaults, as plain data."""
-    return plain(config())
-
-
 def plain(config: Config) -> dict[str, Any]:
     """Settings and their values as any reader of YAML takes them."""
     values = {name: getattr(config, name) for name in settings_of(type(config))}
@@ -99,17 +95,14 @@ def plain(config: Config) -> dict[str, Any]:
 def make(config: type[C], given: Mapping[str, Any], complaint: str) -> C:
     """Settings with these values.
 
-    Args:
-        complaint: how the sentence begins that says of an unknown one, as in "xql has no setting".
-
     Raises:
-        UserError: one is unknown, has another type or is out of range.
+        UserError: one is unknown, of which the message begins with the complaint, as in "xql has no setting"; or it has
+            another type or is out of range.
     """
     known = settings_of(config)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+            hint = did_you_mean(name, known, f"there are {', '.join(known)}")
             raise UserError(f"{complaint} {name!r}; {hint}")
     return config(**given)
 
@@ -134,8 +127,9 @@ def typed(config: type[Config], name: str, value: Any) -> Any:
     kind, nullable = _hints(config)[name]
     about = settings_of(config)[name].metadata
     choices = about.get("choices", ())
-    if kind in (int, float) and isinstance(value, str) and _is_number(value):
-        value = float(value)  # YAML 1.1 takes 3e-4 for text
+    if kind in (int, float) and isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)  # YAML 1.1 takes 3e-4 for text
     if (value is None and nullable) or (isinstance(value, (str, float)) and value in choices):
         return value
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -146,36 +140,39 @@ def typed(config: type[Config], name: str, value: Any) -> Any:
     }.get(kind, True)  # fmt: skip
     if fits and (kind not in (int, float) or _within(value, about)):
         return kind(value) if kind in (int, float, tuple) else value
-    words = [limits(about) if fits else WANTED[kind]]
-    words = (
-        [*choices, "true", "false"] if kind is bool else [*choices] if kind is str and choices else words + [*choices]
-    )
-    raise UserError(f"{name} must be {_either(*words, *(['null'] if nullable else []))}, not {value!r}")
+    words = [*choices]
+    if kind is bool:
+        words += ["true", "false"]
+    elif kind is not str or not choices:
+        words = [limits(about) if fits else WANTED[kind], *choices]
+    raise UserError(f"{name} must be {either(*words, *(['null'] if nullable else []))}, not {value!r}")
 
 
 WANTED = {
-    bool: "true or false", int: "a whole number", float: "a number", str: "a word",
-    tuple: "a list of whole numbers, such as [256, 256]",
+    int: "a whole number", float: "a number", str: "a word", tuple: "a list of whole numbers, such as [256, 256]",
 }  # fmt: skip
+
+BOUNDS = {
+    "above": ("greater than", operator.gt),
+    "low": ("at least", operator.ge),
+    "high": ("at most", operator.le),
+    "below": ("less than", operator.lt),
+}
+"""The limits of a setting: how to say them, and how a value keeps to them."""
 
 
 def limits(about: Mapping[str, Any]) -> str:
     """The limits of a setting's metadata, in words; nothing where there are none."""
-    low, high, above, below = (about.get(limit) for limit in ("low", "high", "above", "below"))
-    if low is not None and high is not None:
-        return f"from {low:g} to {high:g}"
-    if above is not None and below is not None:
-        return f"between {above:g} and {below:g}"
-    bounds = {"greater than": above, "at least": low, "at most": high, "less than": below}
-    return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+    stated = {name: about[name] for name in BOUNDS if about.get(name) is not None}
+    if stated.keys() >= {"low", "high"}:
+        return "from {low:g} to {high:g}".format_map(stated)
+    if stated.keys() >= {"above", "below"}:
+        return "between {above:g} and {below:g}".format_map(stated)
+    return " and ".join(f"{BOUNDS[name][0]} {bound:g}" for name, bound in stated.items())
 
 
 def _within(value: float, about: Mapping[str, Any]) -> bool:
-    low, high, above, below = (about.get(limit) for limit in ("low", "high", "above", "below"))
-    return (
-        (low is None or value >= low) and (high is None or value <= high)
-        and (above is None or value > above) and (below is None or value < below)
-    )  # fmt: skip
+    return all(keeps(value, about[name]) for name, (_, keeps) in BOUNDS.items() if about.get(name) is not None)
 
 
 def described(config: type[Config]) -> Iterator[tuple[str, str, str]]:
@@ -187,16 +184,3 @@ def described(config: type[Config]) -> Iterator[tuple[str, str, str]]:
         about = "; ".join(filter(None, (f.metadata.get("help"), limits(f.metadata))))
         default = json.dumps(list(f.default) if isinstance(f.default, tuple) else f.default, default=str).strip('"')
         yield name, "|".join(words) or "WORD", f"{about} (default: {default})".strip().replace("%", "%%")
-
-
-def _either(*words: Any) -> str:
-    *first, last = map(str, words)
-    return f"{', '.join(first)} or {last}" if first else last
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

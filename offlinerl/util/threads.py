@@ -46,7 +46,7 @@ def _libgomp() -> ctypes.CDLL | None:
 
 
 def _delay() -> float | None:
-    """Seconds that this process's living threads have waited for a core, or None where the system does not tell."""
+    """Seconds that the threads of this process have waited for a core, or None where the system does not say."""
     waited = 0
     try:
         for task in os.scandir("/proc/self/task"):
@@ -79,7 +79,7 @@ class Watch:
     def __init__(self, openmp: ctypes.CDLL, waited: float, now: float):
         self.openmp, self.waited, self.now = openmp, waited, now
         self.quiet = 0.0  # seconds
-        self.sleepers: Sleepers | None = None
+        self.sleepers: threading.Event | None = None  # set for them to end
 
     def look(self, waited: float, now: float) -> None:
         """Take the latest figures into account."""
@@ -88,25 +88,17 @@ class Watch:
         self.waited, self.now = waited, now
         self.quiet = 0.0 if busy else self.quiet + passed
         if busy and self.sleepers is None:
-            self.sleepers = Sleepers(self.openmp)
+            self.sleepers = threading.Event()
+            threading.Thread(target=_sleep, args=(self.openmp, self.sleepers), name="sleepers", daemon=True).start()
         elif self.sleepers is not None and self.quiet > QUIET_AFTER:
-            self.sleepers.end()
+            self.sleepers.set()
             self.sleepers = None
 
 
-class Sleepers:
-    """As many OpenMP threads as there are cores, which sleep until ``end``: with them a process has more threads than
-    cores, and libgomp spins short."""
-
-    def __init__(self, openmp: ctypes.CDLL):
-        self._ended = threading.Event()
-        threading.Thread(target=self._sleep, args=(openmp,), name="sleepers", daemon=True).start()
-
-    def _sleep(self, openmp: ctypes.CDLL) -> None:
-        # A parallel region, whose threads stay with the thread that entered it, of a function that does nothing.
-        nothing = ctypes.cast(openmp.omp_get_thread_num, ctypes.c_void_p)
-        openmp.GOMP_parallel(nothing, None, (os.cpu_count() or 1) + 1, 0)
-        self._ended.wait()
-
-    def end(self) -> None:
-        self._ended.set()
+def _sleep(openmp: ctypes.CDLL, end: threading.Event) -> None:
+    """Keep as many OpenMP threads as there are cores asleep: with them a process has more threads than cores, and
+    libgomp spins short."""
+    # A parallel region, whose threads stay with the thread that entered it, of a function that does nothing.
+    nothing = ctypes.cast(openmp.omp_get_thread_num, ctypes.c_void_p)
+    openmp.GOMP_parallel(nothing, None, (os.cpu_count() or 1) + 1, 0)
+    end.wait()
