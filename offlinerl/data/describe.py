@@ -13,32 +13,21 @@ from offlinerl.data.registry import Entry
 from offlinerl.util.figures import literal
 from offlinerl.util.trees import tree_map
 
-QUANTILES = (0, 25, 50, 75, 100)
-
 
 def describe(dataset: Dataset, entry: Entry | None = None) -> dict[str, Any]:
-    """A dataset in figures. Load it with ``reward="none"`` to see returns as the environment pays them.
-
-    Args:
-        dataset: the table.
-        entry: the task it belongs to, for its scores, licence and notes.
-
-    Returns:
-        Plain numbers, strings, lists and dictionaries of them, ready for JSON.
-    """
-    returns, lengths = dataset.episode_returns, dataset.episode_lengths
-    terminations = int(dataset.terminated.sum())
+    """A dataset in figures, and what is known of the task it belongs to, as plain data ready for JSON. Load it with
+    ``reward="none"`` to see returns of the environment's own rewards."""
     facts = dict(
         name=dataset.name,
         rows=len(dataset),
-        episodes=len(lengths),
+        episodes=len(dataset.episode_lengths),
         megabytes=round(dataset.nbytes / 1e6, 1),
         obs=tree_map(lambda leaf: _column(leaf) | dict(shape=[len(dataset), *leaf.shape[1:]]), dataset.observations),
         action=_column(dataset.action) | _range(dataset.action),
         reward=_column(dataset.reward) | _range(dataset.reward) | dict(mean=float(dataset.reward.mean())),
-        returns=_quantiles(returns),
-        lengths=_quantiles(lengths),
-        terminations=terminations,
+        returns=_quantiles(dataset.episode_returns),
+        lengths=_quantiles(dataset.episode_lengths),
+        terminations=int(dataset.terminated.sum()),
         truncations=int((dataset.last & ~dataset.terminated).sum()),
     )
     if entry is not None:
@@ -56,19 +45,13 @@ def _range(column: np.ndarray) -> dict[str, float]:
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:
-    points = np.percentile(values, QUANTILES)
-    return {f"{q}%": float(point) for q, point in zip(QUANTILES, points, strict=True)} | {
-        "mean": float(np.mean(values))
-    }
+    points = {f"{q}%": float(np.percentile(values, q)) for q in (0, 25, 50, 75, 100)}
+    return points | dict(mean=float(np.mean(values)))
 
 
 def plot(dataset: Dataset, path: Path) -> Path:
-    """Draws how returns and lengths of the episodes are distributed, as a PNG.
-
-    Args:
-        dataset: the table, its rewards as they are to be shown.
-        path: the image to write.
-    """
+    """Draws how returns, of the rewards as the table has them, and lengths of the episodes are distributed, as a PNG;
+    returns ``path``."""
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(f"{literal(dataset.name)}: {len(dataset.episode_starts):,} episodes, {len(dataset):,} transitions")
     panels = (

@@ -1,4 +1,4 @@
-"""What ``offlinerl datasets list`` does, apart from the other commands, for it loads next to nothing."""
+"""What ``offlinerl datasets list`` does, in a module of its own because it loads next to nothing."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def list_datasets() -> None:
     root = registry.minari_root()
     installed = (folder.parent.relative_to(root).as_posix() for folder in sorted(root.glob("**/data")))
     others = {name: Entry(name, {"minari": name}) for name in installed if name not in named}
-    rows = []
-    for name, entry in (named | others).items():
-        here = "yes" if _is_here(entry) else ""
-        rows.append((name, entry.kind, here, entry.env_id or "", entry.licence))
+    rows = [
+        (name, entry.kind, "yes" if _is_here(entry) else "", entry.env_id or "", entry.licence)
+        for name, entry in (named | others).items()
+    ]
     print_table(("name", "source", "here", "environment", "licence"), rows)
 
 

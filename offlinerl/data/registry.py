@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
 import http.client
@@ -12,8 +11,8 @@ import operator
 import os
 import re
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.envs.make import id_of, steps_allowed, with_limits
 from offlinerl.util import paths
 from offlinerl.util.atomic import DISK_FULL, aside
-from offlinerl.util.errors import UserError, reading
+from offlinerl.util.errors import UserError, did_you_mean, either, reading
 
 if TYPE_CHECKING:
     from offlinerl.data.dataset import Dataset
@@ -51,7 +50,7 @@ class Entry:
         citation: of the data.
         max_episode_steps: length at which the data's episodes were cut off.
         obs_keys: parts of a ``Dict`` observation and their order.
-        split: "jump" where the position tells episodes apart.
+        split: "jump" where a jump of the position marks a new episode.
         overlong: whether the data is known to have episodes longer than its environment allows.
         note: what one should know before comparing numbers.
     """
@@ -146,7 +145,8 @@ def entry(name: str) -> Entry:
     try:
         return _load()[name]
     except KeyError:
-        raise UserError(f"there is no dataset {name!r}{_nearest(name, names())}") from None
+        hint = did_you_mean(name, names(), "see `offlinerl datasets list`")
+        raise UserError(f"there is no dataset {name!r}; {hint}") from None
 
 
 def resolve(
@@ -168,36 +168,29 @@ def resolve(
     Raises:
         UserError: there is no such dataset or environment.
     """
-    found = _resolve(source, env)
-    return dataclasses.replace(found, obs_keys=tuple(obs_keys)) if obs_keys else found
-
-
-def _resolve(source: str | Dataset | Mapping[str, Any], env: str | Mapping[str, Any] | None) -> Entry:
     if isinstance(source, Mapping):
         raise UserError(
             f"the dataset {source['name']} was given as an object, which no file holds: pass it again, in Python, as"
             " dataset="
         )
     found = _find(source) if isinstance(source, str) else _of_object(source)
-    if env is None:
-        return found
     if isinstance(env, str) and env in _load():
         task = _load()[env]
-        return dataclasses.replace(
-            task,
-            name=found.name,
-            source=found.source,
-            obs_keys=found.obs_keys or task.obs_keys,
-            licence=found.licence or task.licence,
-            citation=found.citation or task.citation,
-        )
-    return dataclasses.replace(found, env=_environment(env), score=None)
+        own = {key: getattr(found, key) or getattr(task, key) for key in ("obs_keys", "licence", "citation")}
+        found = replace(task, name=found.name, source=found.source, **own)
+    elif env is not None:
+        found = replace(found, env=_environment(env), score=None)
+    return _with_keys(found, obs_keys)
+
+
+def _with_keys(entry: Entry, obs_keys: Sequence[str] | None) -> Entry:
+    return replace(entry, obs_keys=tuple(obs_keys)) if obs_keys else entry
 
 
 def _of_object(data: Dataset) -> Entry:
     """A dataset's own task; rewards that follow a rule already keep it."""
     task, rule = data.entry or Entry(data.name or "dataset", {}), data.provenance.get("reward", "none")
-    return dataclasses.replace(task, source={"object": data}, reward=task.reward if rule == "none" else rule)
+    return replace(task, source={"object": data}, reward=task.reward if rule == "none" else rule)
 
 
 def task(env: str | Mapping[str, Any], obs_keys: Sequence[str] | None = None) -> Entry:
@@ -215,14 +208,14 @@ def task(env: str | Mapping[str, Any], obs_keys: Sequence[str] | None = None) ->
         found = _load()[env]
         if found.env is None:
             raise UserError(f"{env} names no environment of its own until it is installed; give a Gymnasium id")
-        return dataclasses.replace(found, obs_keys=tuple(obs_keys)) if obs_keys else found
-    found = Entry("", {}, _environment(env), obs_keys=tuple(obs_keys) if obs_keys else None)
-    return dataclasses.replace(found, name=found.env_id)
+        return _with_keys(found, obs_keys)
+    described = _environment(env)
+    return _with_keys(Entry(id_of(described), {}, described), obs_keys)
 
 
 def limited(entry: Entry, limits: Mapping[str, Any]) -> Entry:
     """The entry whose environment has the ``max_episode_steps`` and ``action_range`` that ``limits`` has, if any."""
-    return entry if entry.env is None else dataclasses.replace(entry, env=with_limits(entry.env, limits))
+    return entry if entry.env is None else replace(entry, env=with_limits(entry.env, limits))
 
 
 def _environment(env: str | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -234,7 +227,7 @@ def _environment(env: str | Mapping[str, Any]) -> Mapping[str, Any]:
 
     near = difflib.get_close_matches(env, [*names(), *gymnasium.registry], n=3, cutoff=0.8)
     if env not in gymnasium.registry and near:
-        raise UserError(f"there is no environment {env!r}; did you mean {_or(near)}?")
+        raise UserError(f"there is no environment {env!r}; did you mean {either(*near)}?")
     return {"id": env}
 
 
@@ -244,13 +237,13 @@ def _find(name_or_file: str) -> Entry:
         task = _load()[name_or_file]
         if task.kind == "minari" and (minari_root() / minari_id / "data").is_dir():
             says = _of_minari(minari_root() / minari_id, task.source)
-            task = dataclasses.replace(task, env=task.env or says.env, score=task.score or says.score)
+            task = replace(task, env=task.env or says.env, score=task.score or says.score)
         return task
     if path.is_file() or path.suffix in (".hdf5", ".h5"):
         if not path.is_file():
             raise UserError(f"{path} does not exist; check the path")
         task = _load().get(path.stem) or Entry(path.stem, {}, **_exported_from(path))
-        return dataclasses.replace(task, source={"file": str(path)})
+        return replace(task, source={"file": str(path)})
     if any((path / inner).is_file() for inner in ("metadata.json", "data/metadata.json", "collection.json")):
         return _of_minari(path, {"file": str(path)})
     if (minari_root() / minari_id / "data").is_dir():
@@ -262,7 +255,7 @@ def _find(name_or_file: str) -> Entry:
 
 def _exported_from(path: Path) -> dict[str, Any]:
     """The environment and the parts of its observations that an exported file says it is from; nothing where the file
-    says nothing, or cannot be opened, which is told when it is loaded."""
+    says nothing, or cannot be opened, which loading it reports."""
     import h5py  # here, for listing datasets needs none
 
     try:
@@ -330,8 +323,8 @@ def minari_metadata(folder: Path) -> dict[str, Any]:
             if metadata.get(key) is not None:
                 checked_env({"spec": metadata[key]})
         _checked_keys(metadata.get("obs_keys"))
-        for key, kind in dict(dataset_id=str, ref_min_score=float, ref_max_score=float).items():
-            if metadata.get(key) is not None and not isinstance(metadata[key], (kind, int) if kind is float else kind):
+        for key, kinds in dict(dataset_id=str, ref_min_score=(float, int), ref_max_score=(float, int)).items():
+            if metadata.get(key) is not None and not isinstance(metadata[key], kinds):
                 raise ValueError(f"{key} is {metadata[key]!r}")
         counts = {key: operator.index(metadata[key]) for key in ("total_episodes", "total_steps")}
         return {"dataset_id": metadata["dataset_id"]} | metadata | counts
@@ -388,15 +381,6 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _nearest(name: str, candidates: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
-    return f"; did you mean {_or(near)}?" if near else "; see `offlinerl datasets list`"
-
-
-def _or(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
-
-
 @cache
 def _load() -> dict[str, Entry]:
     path = paths.share("datasets", "registry.yaml")
@@ -408,15 +392,13 @@ def _expand(section: Mapping[str, Any]) -> list[Entry]:
     """A section of the registry with ``each`` stands for every combination of the values listed there. A
     value replaces ``{its variable}`` in the section's strings, and so does whatever is listed below it."""
     section = dict(section)
-    each = section.pop("each", {})
+    each, keys = section.pop("each", {}), section.pop("obs_keys", None)
     entries = []
     for chosen in itertools.product(*(values.items() for values in each.values())):
         words: dict[str, Any] = {}
         for variable, (value, more) in zip(each, chosen, strict=True):
             words |= {variable: value, **(more or {})}
-        fields = _fill(section, words)
-        keys = fields.get("obs_keys")
-        entries.append(Entry(**{**fields, "obs_keys": tuple(keys) if keys else None}))
+        entries.append(_with_keys(Entry(**_fill(section, words)), _fill(keys, words)))
     return entries
 
 

@@ -19,7 +19,7 @@ STEADY = 0.5
 """Correlation of a dimension with itself one row later, below which it is mostly noise."""
 
 QUIETLY = np.errstate(invalid="ignore", over="ignore")
-"""A NaN or an infinity makes a dimension constant here, and is told elsewhere."""
+"""A NaN or an infinity makes a dimension constant here, and is reported elsewhere."""
 
 
 def moments(observations: Tree) -> Moments:

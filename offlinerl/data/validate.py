@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium
 import h5py
 import numpy as np
+from gymnasium.spaces import Box, Discrete
 
 from offlinerl.data import d4rl, load, minari_reader, registry, scales
 from offlinerl.data.columns import nonfinite_rows, open_hdf5
@@ -20,10 +22,10 @@ from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 
 class Finding(NamedTuple):
-    """Something wrong with a dataset, or worth a look."""
+    """Something wrong with a dataset, or worth a look. Its kind is one of: unequal lengths, not finite, shape, action
+    range, duplicates, jump, overlapping ends, missing end, scales."""
 
-    kind: str  # unequal lengths, not finite, shape, action range, duplicates, jump, overlapping ends, missing end,
-    # scales
+    kind: str
     message: str  # one sentence
     rows: np.ndarray  # the rows concerned, counted from 0 in the source
     fault: bool = True  # False for a note on what may well be meant
@@ -45,17 +47,9 @@ class _Columns(NamedTuple):
         return np.concatenate([leaf.reshape(len(leaf), -1) for _, leaf in tree_leaves(self.obs)], 1)
 
 
-def validate(entry: Entry | str, low: float | None = None, high: float | None = None) -> list[Finding]:
-    """Checks a source before it is loaded, which would refuse much of what is reported here.
-
-    Args:
-        entry: a dataset, by entry, name or file.
-        low: lower bound of continuous actions; by default the source's own or its environment's, or -1 if neither is
-            known.
-        high: upper bound of continuous actions; likewise, or 1.
-
-    Returns:
-        What was found, faults and notes; nothing for a sound dataset.
+def validate(entry: Entry | str) -> list[Finding]:
+    """Checks a dataset, by entry, name or file, before it is loaded, which would refuse much of what is reported here:
+    faults and notes, and nothing for a sound dataset.
 
     Raises:
         UserError: the source cannot be read at all.
@@ -64,11 +58,12 @@ def validate(entry: Entry | str, low: float | None = None, high: float | None = 
     path = load.locate(entry)
     with reading(f"the dataset {path}", "get or write it again"):
         columns = _minari_columns(path, entry) if path.is_dir() else _d4rl_columns(path, entry)
-        env = _environment(entry)
-        space = _action_space(path, env)
+        env = _spaces(entry)
+        action_space = _with_bounds(env and env[1], path)
     if isinstance(columns, Finding):
         return [columns]
-    findings = [_not_finite(columns), *_unfit(columns, entry, env), _outside(columns, space, low, high)]
+    unfit = _unfit(columns, entry.env_id, *env) if env else []
+    findings = [_not_finite(columns), *unfit, _outside(columns, action_space)]
     findings += [_duplicates(columns), _late_terminals(columns), _far_apart(columns)]
     sure = not (path.is_dir() or entry.overlong or entry.split == "jump")
     findings += [_too_long(columns, entry.steps_allowed if sure else entry.max_episode_steps, sure)]
@@ -93,8 +88,7 @@ def _d4rl_columns(path: Path, entry: Entry) -> _Columns | Finding:
 
 def _minari_columns(path: Path, entry: Entry) -> _Columns | Finding:
     """Rows of all episodes one after another; unequal lengths are found on the way."""
-    columns: list[list[np.ndarray]] = [[], [], [], [], []]
-    at = 0
+    episodes, at = [], 0
     for number, (obs, action, reward, terminal) in enumerate(minari_reader.minari_episodes(path, entry.obs_keys)):
         steps = len(reward)
         if {*(len(leaf) - 1 for _, leaf in tree_leaves(obs)), len(action), len(terminal)} != {steps}:
@@ -102,71 +96,51 @@ def _minari_columns(path: Path, entry: Entry) -> _Columns | Finding:
                 f"episode {number} has {len(first_leaf(obs))} observations, {len(action)} actions and {steps} rewards"
             )
             return Finding("unequal lengths", message, np.arange(at, at + steps))
-        cut = np.arange(steps) == steps - 1
-        for column, part in zip(
-            columns, (tree_map(lambda leaf: leaf[:-1], obs), action, reward, terminal, cut & ~terminal), strict=True
-        ):
-            column.append(part)
+        cut = (np.arange(steps) == steps - 1) & ~terminal
+        episodes.append((tree_map(lambda leaf: leaf[:-1], obs), action, reward, terminal, cut))
         at += steps
     if not at:
         raise UserError(f"{path} is empty: it has no episode")
-    obs, *others = columns
-    joined = tree_map(lambda *parts: np.concatenate(parts), *obs)
-    return _Columns(joined, *map(np.concatenate, others), None)
+    return _Columns(*tree_map(lambda *parts: np.concatenate(parts), *episodes), None)
 
 
-class _Environment(NamedTuple):
-    """What an environment says of its data."""
-
-    name: str
-    obs: Tree  # the shapes of an observation's leaves
-    action_space: gymnasium.Space
-
-
-def _environment(entry: Entry) -> _Environment | None:
-    """The environment of a dataset, None if it is not known or cannot be made on this machine."""
+def _spaces(entry: Entry) -> tuple[gymnasium.Space, gymnasium.Space] | None:
+    """Of the observations, as agents see them, and the actions of a dataset's environment; None if it is not known or
+    cannot be made on this machine."""
+    if entry.env is None:
+        return None
     try:
-        made = entry.env and make(entry.env, seen=False)
+        made = make(entry.env, seen=False)
     except UserError:
         if "id" in entry.env and entry.name not in registry.names():  # it was asked for
             raise
         return None
-    if not made:
-        return None
-    try:
-        seen = spaces.observed(spaces.parts(made.observation_space, entry.obs_keys, entry.env_id))
-        return _Environment(entry.env_id, spaces.shapes(seen), made.action_space)
-    finally:
-        made.close()
+    with closing(made):
+        return spaces.observed(spaces.parts(made.observation_space, entry.obs_keys, entry.env_id)), made.action_space
 
 
-def _action_space(path: Path, env: _Environment | None) -> gymnasium.Space | None:
-    """Of the environment, or else as a Minari dataset states it; None if no bounds are known."""
+def _with_bounds(known: gymnasium.Space | None, path: Path) -> gymnasium.Space | None:
+    """The space of the actions, as it is known or else as a Minari dataset states it; None if it has no bounds."""
     stated = None
     if path.is_dir():
         metadata = registry.minari_metadata(path / "data" if (path / "data").is_dir() else path)
         stated = spaces.from_json(json.loads(metadata.get("action_space", "{}")))
-    for space in (env and env.action_space, stated):
-        if isinstance(space, gymnasium.spaces.Discrete) or (
-            isinstance(space, gymnasium.spaces.Box) and space.is_bounded()
-        ):
+    for space in (known, stated):
+        if isinstance(space, Discrete) or (isinstance(space, Box) and space.is_bounded()):
             return space
     return None
 
 
-def _unfit(columns: _Columns, entry: Entry, env: _Environment | None) -> list[Finding]:
+def _unfit(columns: _Columns, env_id: str, obs_space: gymnasium.Space, action_space: gymnasium.Space) -> list[Finding]:
     """Observations or actions of another shape than the environment's."""
-    if env is None:
-        return []
-    rows = np.arange(len(columns.reward))
-    findings = []
-    shapes = tree_map(lambda leaf: leaf.shape[1:], columns.obs)
-    if shapes not in (env.obs, (), (1,)):  # a lone number may stand for a choice
-        message = f"observations have {_sizes(shapes)}, and those of {env.name} {_sizes(env.obs)}"
+    rows, findings = np.arange(len(columns.reward)), []
+    have, due = tree_map(lambda leaf: leaf.shape[1:], columns.obs), spaces.shapes(obs_space)
+    if have not in (due, (), (1,)):  # a lone number may stand for a choice
+        message = f"observations have {_sizes(have)}, and those of {env_id} {_sizes(due)}"
         findings.append(Finding("shape", message, rows))
-    action_dim, space = int(np.prod(columns.action.shape[1:])), env.action_space
-    if space.shape is not None and action_dim != int(np.prod(space.shape)):
-        message = f"actions have {action_dim} numbers, and those of {env.name} {int(np.prod(space.shape))}"
+    action_dim = int(np.prod(columns.action.shape[1:]))
+    if action_space.shape is not None and action_dim != int(np.prod(action_space.shape)):
+        message = f"actions have {action_dim} numbers, and those of {env_id} {int(np.prod(action_space.shape))}"
         findings.append(Finding("shape", message, rows))
     return findings
 
@@ -190,24 +164,22 @@ USUAL = 0.1
 """Share of the actions' entries beyond +-1 from which that cannot have been meant as their bound."""
 
 
-def _outside(columns: _Columns, space: gymnasium.Space | None, low: float | None, high: float | None) -> Finding:
+def _outside(columns: _Columns, space: gymnasium.Space | None) -> Finding:
     """Actions that the environment does not have; without bounds that are known, those beyond +-1, which nearly all
     environments have, are a fault only where they are few."""
     action = columns.action.reshape(len(columns.action), -1)
-    if isinstance(space, gymnasium.spaces.Discrete):
+    if isinstance(space, Discrete):
         wrong = (action != np.floor(action)) | (action < space.start) | (action >= space.start + space.n)
         message = f"actions are no whole numbers from {space.start} to {space.start + space.n - 1}"
         return Finding("action range", message, np.flatnonzero(wrong.any(axis=1)))
     if action.dtype.kind != "f":
         return Finding("action range", "", np.empty(0, int))
-    known = not (low is None and high is None and space is None)
-    sides = [-1.0, 1.0] if space is None else [np.ravel(space.low), np.ravel(space.high)]
-    sides = [side if asked is None else asked for asked, side in zip((low, high), sides, strict=True)]
-    if np.size(sides[0]) not in (1, action.shape[1]):
-        return Finding("action range", "", np.empty(0, int))  # another shape, which is told
-    outside = (action < sides[0]) | (action > sides[1])
-    message = f"{outside.mean():.1%} of the actions' entries lie outside [{np.min(sides[0]):g}, {np.max(sides[1]):g}]"
-    fault = known or bool(outside.mean() < USUAL)
+    low, high = (-1.0, 1.0) if space is None else (np.ravel(space.low), np.ravel(space.high))
+    if np.size(low) not in (1, action.shape[1]):
+        return Finding("action range", "", np.empty(0, int))  # another shape, which is a finding of its own
+    outside = (action < low) | (action > high)
+    message = f"{outside.mean():.1%} of the actions' entries lie outside [{np.min(low):g}, {np.max(high):g}]"
+    fault = space is not None or bool(outside.mean() < USUAL)
     if not fault:
         message += ", and their bounds are not known: name the environment with --env"
     return Finding("action range", message, np.flatnonzero(outside.any(axis=1)), fault)
@@ -219,9 +191,8 @@ def _duplicates(columns: _Columns) -> Finding:
     flat = np.concatenate([np.asarray(part, np.float32).reshape(len(part), -1) for part in parts], axis=1)
     rows = np.ascontiguousarray(flat).view(np.dtype((np.void, flat.itemsize * flat.shape[1])))[:, 0]
     first = np.unique(rows, return_index=True)[1]
-    repeated = np.ones(len(rows), bool)
-    repeated[first] = False
-    return Finding("duplicates", "rows repeat an earlier row", np.flatnonzero(repeated), fault=False)
+    repeated = np.delete(np.arange(len(rows)), first)
+    return Finding("duplicates", "rows repeat an earlier row", repeated, fault=False)
 
 
 def _far_apart(columns: _Columns) -> Finding:
@@ -253,11 +224,8 @@ def _farthest_step(steps: np.ndarray, resets: np.ndarray) -> float:
     if not len(steps):
         return np.inf
     limit = 1.3 * np.quantile(steps, 0.999)
-    if len(resets):
-        reset = 0.9 * np.quantile(resets, 0.1)
-        if reset > 1.1 * np.quantile(steps, 0.99):
-            limit = min(limit, reset)
-    return limit
+    reset = 0.9 * np.quantile(resets, 0.1) if len(resets) else 0
+    return min(limit, reset) if reset > 1.1 * np.quantile(steps, 0.99) else limit
 
 
 def _overlapping(columns: _Columns) -> Finding:
@@ -272,9 +240,7 @@ def _late_terminals(columns: _Columns) -> Finding:
 
 
 def _missing_end(columns: _Columns) -> Finding:
-    last = len(columns.terminal) - 1
-    open_end = not (columns.terminal[last] or columns.cut[last])
-    rows = np.array([last] if open_end else [], int)
+    rows = np.flatnonzero(~(columns.terminal | columns.cut)[-1:]) + len(columns.reward) - 1
     return Finding("missing end", "the last row is neither terminal nor timed out", rows, fault=False)
 
 

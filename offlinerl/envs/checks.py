@@ -43,11 +43,8 @@ def unbounded(space: gym.Space) -> np.ndarray:
 
 
 def require_sound(env: gym.Env, action: Any) -> None:
-    """Reset an environment, as it is before its observations are made into vectors, and step it once.
-
-    Args:
-        env: to be closed afterwards.
-        action: as it takes it.
+    """Reset an environment, as it is before its observations are made into vectors, and step it once, with an action
+    as it takes it.
 
     Raises:
         UserError: it does not answer as Gymnasium's environments do.
@@ -61,7 +58,7 @@ def require_sound(env: gym.Env, action: Any) -> None:
         )
     _require_observation(name, "reset", space, answer[0])
     answer = _call(name, "step", STEP, lambda: env.step(action))
-    if not is_step(answer):
+    if not _is_step(answer):
         raise UserError(f"{name}: {STEP}, not {_described(answer)}; update it to Gymnasium's interface")
     _require_observation(name, "step", space, answer[0])
     try:
@@ -91,8 +88,7 @@ def reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def is_step(answer: Any) -> bool:
-    """Whether this has the parts that a step returns."""
+def _is_step(answer: Any) -> bool:
     return isinstance(answer, tuple) and len(answer) == 5 and isinstance(answer[4], Mapping)
 
 
@@ -158,16 +154,12 @@ def observation(value: Tree, shape: Tree) -> Tree:
 
 
 def plain(answer: Any, shape: Tree) -> Step:
-    """What a step returned, its numbers as plain ones.
-
-    Args:
-        answer: of an environment's ``step``.
-        shape: of an observation, or of its leaves.
+    """What a step returned, its numbers as plain ones; ``shape`` is that of an observation, or of its leaves.
 
     Raises:
         Unsound: something is missing, has another shape, or is not finite.
     """
-    if not is_step(answer):
+    if not _is_step(answer):
         raise Unsound(f"gives {_described(answer)} where {STEP}")
     obs, reward, terminated, truncated, info = answer
     if type(reward) is not float:

@@ -36,8 +36,8 @@ TASKS = {
     "swimmer": ("swimmer6", "swimmer15"),
     "walker": ("stand", "walk", "run"),
 }
-"""The suite's tasks by domain, without the two of lqr: these have no time limit, pay less than 0, and draw the
-very model at random. ``quadruped-escape`` hands its terrain to the renderer, so it needs OpenGL to be reset at all."""
+"""The suite's tasks by domain, without the two of lqr: these have no time limit, negative rewards, and
+draw the very model at random. ``quadruped-escape`` hands its terrain to the renderer, so its reset needs OpenGL."""
 
 
 def register() -> None:
@@ -67,10 +67,10 @@ def load() -> ModuleType:
 
 
 class Control(gym.Env[np.ndarray, np.ndarray]):
-    """A task of the DeepMind Control Suite.
+    """A task of the DeepMind Control Suite (Tassa et al., 2018; Tunyasuvunakool et al., dm_control, 2020).
 
     The observation is a float32 vector: the task's arrays, flattened, in the task's order. An action is a control
-    of every actuator; the simulator clips what exceeds the bounds. A control step pays between 0 and 1.
+    of every actuator; the simulator clips what exceeds the bounds. The reward of a control step is between 0 and 1.
 
     An episode is truncated after 1000 control steps, and terminates only where the task says so by a discount
     of 0, which none of the registered ones does; the two never coincide.
@@ -87,8 +87,6 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
     Raises:
         DependencyNotInstalled: dm_control is missing.
         ValueError: the suite has no such task, or ``action_repeat`` is not a positive whole number.
-
-    Source: Tassa et al., DeepMind Control Suite, 2018; Tunyasuvunakool et al., dm_control, 2020.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}
@@ -115,11 +113,11 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
         bounds = self.control.action_spec()
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self.action_space = gym.spaces.Box(*np.float32([bounds.minimum, bounds.maximum]))
-        self._over = True
+        self._ended = True
 
     @property
     def spec(self) -> EnvSpec | None:
-        """What made this environment. It tells the time limit, though the suite and no wrapper keeps it."""
+        """What made this environment, with the time limit, though the suite and no wrapper keeps it."""
         return self._spec
 
     @spec.setter
@@ -133,7 +131,7 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
         suite's own ``random``; without one, ``np_random`` draws it."""
         super().reset(seed=seed)
         self.control.task.random.seed(self.np_random.integers(2**32) if seed is None else seed)
-        self._over = False
+        self._ended = False
         return _flat(self.control.reset().observation), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -142,17 +140,17 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
         Raises:
             ResetNeeded: the episode is over, where the suite itself would start another one unasked.
         """
-        if self._over:
+        if self._ended:
             raise gym.error.ResetNeeded("the episode is over; call reset first")
         reward = 0.0
         for _ in range(self.action_repeat):
             now = self.control.step(action)
             reward += float(now.reward)
-            self._over = now.last()
-            if self._over:
+            if now.last():
                 break
-        terminated = self._over and now.discount == 0
-        return _flat(now.observation), reward, terminated, self._over and not terminated, {}
+        self._ended = now.last()
+        terminated = self._ended and now.discount == 0
+        return _flat(now.observation), reward, terminated, self._ended and not terminated, {}
 
     def render(self) -> np.ndarray | None:
         """An image ``[height, width, 3]`` of uint8, or None without a ``render_mode``."""

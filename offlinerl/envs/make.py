@@ -10,8 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import partial
+from contextlib import closing, suppress
 from typing import Any
 
 import gymnasium as gym
@@ -48,7 +47,7 @@ def make(
         if "spec" in env:
             made = gym.make(gym.envs.registration.EnvSpec.from_json(env["spec"]), **extra)
         elif "factory" in env:
-            made = _made_by(env["factory"], env["id"], env.get("max_episode_steps"))
+            made = _made_by(env)
         else:
             if env["id"] not in gym.registry:
                 gym.register_envs(robotics.load())
@@ -97,15 +96,16 @@ def _path_of(env: gym.Env) -> str:
     return env.spec.id if env.spec else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _made_by(factory: Callable[[], gym.Env] | None, name: str, limit: int | None) -> gym.Env:
-    if factory is None:
+def _made_by(env: Mapping[str, Any]) -> gym.Env:
+    if env["factory"] is None:
         raise UserError(
-            f"the environment {name} was given as an object, which no file holds: pass it again, in Python, as env="
+            f"the environment {env['id']} was given as an object, which no file holds: pass it again, in Python, as"
+            " env="
         )
-    made = factory()
+    made = env["factory"]()
     if not isinstance(made, gym.Env):
-        raise UserError(f"the function {name} makes no gymnasium.Env but {type(made).__name__} {made!r:.60}")
-    return made if limit is None else gym.wrappers.TimeLimit(made, limit)
+        raise UserError(f"the function {env['id']} makes no gymnasium.Env but {type(made).__name__} {made!r:.60}")
+    return gym.wrappers.TimeLimit(made, env["max_episode_steps"]) if "max_episode_steps" in env else made
 
 
 class Lender:
@@ -142,12 +142,8 @@ def side_by_side(env: Mapping[str, Any], wanted: int) -> int:
 
 
 class Bounded(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """An environment with bounds for the dimensions of its actions that it leaves without; what an action does stays.
-
-    Args:
-        env: whose actions are vectors.
-        low: lower bounds, a number or A of them.
-        high: upper bounds, likewise.
+    """An environment with bounds, a number or A of them each, for the dimensions of its actions that it leaves without;
+    what an action does stays.
 
     Raises:
         UserError: its actions have bounds or are no vectors, or these are no bounds of them.
@@ -195,9 +191,8 @@ def specification(env: gym.Env) -> str | None:
 
 def unbounded_actions(env: Mapping[str, Any]) -> np.ndarray:
     """``[A]`` bool, which dimensions of an environment's actions have no bounds; none of discrete ones."""
-    made = make(env, seen=False)
-    made.close()
-    return checks.unbounded(made.action_space)
+    with closing(make(env, seen=False)) as made:
+        return checks.unbounded(made.action_space)
 
 
 def with_limits(env: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,19 +209,15 @@ def native(env: gym.Env) -> gym.Env:
 
 
 def steps_allowed(env: Mapping[str, Any]) -> int | None:
-    """The longest episode of an environment, which need not be made for that; None if nothing limits it.
-
-    Args:
-        env: see ``make``.
-    """
+    """The longest episode of an environment of ``make``, which is made only if it must be; None if nothing limits
+    it."""
     if "max_episode_steps" in env:
         return env["max_episode_steps"]
     if "spec" in env:
         return json.loads(env["spec"]).get("max_episode_steps")
     if "factory" in env:
-        made = make(env, seen=False)
-        made.close()
-        return limit_of(made)
+        with closing(make(env, seen=False)) as made:
+            return limit_of(made)
     if "max_episode_steps" in env.get("kwargs", {}):
         return env["kwargs"]["max_episode_steps"]
     module, _, name = env["id"].rpartition(":")
@@ -283,31 +274,22 @@ def _require_sound(env: Mapping[str, Any], obs_keys: Sequence[str] | None) -> No
     key, registered = json.dumps([plain(env), obs_keys]), gym.registry.get(env.get("id"))
     if "factory" not in env and key in _TRIED and _TRIED[key] is registered:
         return
-    made = make(env, obs_keys)
-    try:
+    with closing(make(env, obs_keys)) as made:
         spec = spec_of(made)
         middle = native_action(made.action_space, np.zeros(1) if spec.num_actions else spec.action_mid)
         checks.require_sound(native(made), middle)
-    finally:
-        made.close()
     _TRIED[key] = registered
 
 
 WORTHWHILE = 1e-3
-"""Seconds of work from which handing it to threads pays; torch's own threads may still be spinning on their cores."""
+"""Seconds of work from which threads are faster; torch's own threads may still be spinning on their cores."""
 
 
 class Pool:
-    """Environments stepped side by side by threads, where that pays; simulators that release Python's lock use
-    every core.
+    """So many environments of ``make``, stepped side by side by threads, where that is faster; simulators that release
+    Python's lock use every core.
 
     Nothing is reset but on request, so a successor is always the true one.
-
-    Args:
-        env: what to make; see ``make``.
-        size: how many.
-        obs_keys: see ``make``.
-        render_mode: see ``make``.
     """
 
     def __init__(
@@ -330,7 +312,7 @@ class Pool:
         Raises:
             UserError: an environment fails, or one is not finite.
         """
-        return self._each({i: partial(self._reset, i, seed) for i, seed in seeds.items()})
+        return self._each(self._reset, seeds)
 
     def step(self, actions: Mapping[int, np.ndarray]) -> dict[int, tuple]:
         """Step the environments numbered by the keys; what each ``step`` returned, its numbers as plain ones.
@@ -338,31 +320,29 @@ class Pool:
         Raises:
             UserError: an environment fails, or an observation or a reward is not finite.
         """
-        return self._each({i: partial(self._step, i, action) for i, action in actions.items()})
+        return self._each(self._step, actions)
 
     def _reset(self, i: int, seed: int) -> Tree:
         self._seeds[i], self._taken[i] = seed, 0
+        return checks.observation(self.envs[i].reset(seed=seed)[0], self._shape)
+
+    def _step(self, i: int, action: np.ndarray) -> checks.Step:
+        self._taken[i] += 1
+        return checks.plain(self.envs[i].step(native_action(self.action_space, action)), self._shape)
+
+    def _try(self, method: Callable[[int, Any], Any], i: int, given: Any) -> Any:
         try:
-            return checks.observation(self.envs[i].reset(seed=seed)[0], self._shape)
+            return method(i, given)
         except UserError:
             raise
         except Exception as error:  # it is a user's own code
             raise self.blamed(i, error) from error
 
-    def _step(self, i: int, action: np.ndarray) -> checks.Step:
-        self._taken[i] += 1
-        try:
-            return checks.plain(self.envs[i].step(native_action(self.action_space, action)), self._shape)
-        except UserError:
-            raise
-        except Exception as error:
-            raise self.blamed(i, error) from error
-
     def blamed(self, i: int, error: Exception) -> UserError:
         """What to raise for an error of environment i in its latest step or reset."""
-        step, seed = self._taken[i], self._seeds.get(i)
+        step = self._taken[i]
         when = f"in step {step} of the episode that was" if step else "when it is"
-        when = f"{when} reset with seed {seed}"
+        when = f"{when} reset with seed {self._seeds[i]}"
         if isinstance(error, checks.Unsound):
             return UserError(f"{self.name} {error} {when}; mend the environment")
         return UserError(f"{self.name} fails {when} ({checks.described(error)}); --debug shows where")
@@ -379,17 +359,17 @@ class Pool:
         inside = np.minimum(np.maximum(action, self._low), self._high)
         return inside if self.action_space.dtype.kind == "f" else np.rint(inside)
 
-    def _each(self, jobs: Mapping[int, Any]) -> dict[int, Any]:
-        if self._workers == 1 or len(jobs) == 1 or len(jobs) * self._seconds < WORTHWHILE:
+    def _each(self, method: Callable[[int, Any], Any], given: Mapping[int, Any]) -> dict[int, Any]:
+        if self._workers == 1 or len(given) == 1 or len(given) * self._seconds < WORTHWHILE:
             began = time.perf_counter()
-            done = {i: job() for i, job in jobs.items()}
-            self._seconds += 0.1 * ((time.perf_counter() - began) / max(len(jobs), 1) - self._seconds)
+            done = {i: self._try(method, i, value) for i, value in given.items()}
+            self._seconds += 0.1 * ((time.perf_counter() - began) / max(len(given), 1) - self._seconds)
             return done
-        items = list(jobs.items())
+        items = list(given.items())
         shares = [items[w :: self._workers] for w in range(self._workers)]
-        done = self._threads.map(lambda share: [(i, job()) for i, job in share], shares)
+        done = self._threads.map(lambda share: [(i, self._try(method, i, value)) for i, value in share], shares)
         found = dict(pair for share in done for pair in share)
-        return {i: found[i] for i in jobs}  # in one order, whether threads were at work or not
+        return {i: found[i] for i in given}  # in one order, whether threads were at work or not
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
