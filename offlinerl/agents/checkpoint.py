@@ -6,7 +6,7 @@ import inspect
 import io
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,31 +114,28 @@ def load_weights(agent: Agent, path: Path) -> None:
         )
     saved = content["state_dict"]
     for name in sorted(saved.keys() ^ have.keys()) or have:
-        there, here = (
-            "nothing" if name not in state else "x".join(map(str, state[name].shape)) for state in (saved, have)
-        )
-        if there != here:
+        sizes = ["x".join(map(str, state[name].shape)) if name in state else "nothing" for state in (saved, have)]
+        if sizes[0] != sizes[1]:
             raise UserError(
-                f"the checkpoint {path} has other networks: {name} is {there} there and {here} here; give the agent,"
-                " the seeds and the sizes it was trained with"
+                f"the checkpoint {path} has other networks: {name} is {sizes[0]} there and {sizes[1]} here; give the"
+                " agent, the seeds and the sizes it was trained with"
             )
     agent.load_state_dict(saved)
 
 
 def require_like(saved: Any, fresh: Any, what: str) -> None:
     """Raises a ValueError, which names the place, unless something saved is made as something fresh is: of mappings
-    with its keys, tensors of its shapes and types, and numbers and words where it has such. What is None there may be
-    anything, and a list that is empty there may be of any length."""
+    with its keys, tensors of its shapes and types, and numbers and words where it has such. Where it has None, anything
+    will do, and where it has an empty list, one of any length."""
+    inner: Iterable[Any] = ()
     if isinstance(fresh, torch.Tensor):
         fits = isinstance(saved, torch.Tensor) and (saved.shape, saved.dtype) == (fresh.shape, fresh.dtype)
     elif isinstance(fresh, Mapping):
         fits = isinstance(saved, Mapping) and set(fresh) <= set(saved)
-        for key in fresh if fits else ():
-            require_like(saved[key], fresh[key], f"{what}/{key}")
+        inner = fresh
     elif isinstance(fresh, (list, tuple)):
         fits = isinstance(saved, (list, tuple)) and (not fresh or len(saved) == len(fresh))
-        for number, inner in enumerate(fresh) if fits else ():
-            require_like(saved[number], inner, f"{what}/{number}")
+        inner = range(len(fresh))
     elif isinstance(fresh, (bool, str)):
         fits = isinstance(saved, type(fresh))
     elif isinstance(fresh, int):
@@ -147,6 +144,8 @@ def require_like(saved: Any, fresh: Any, what: str) -> None:
         fits = fresh is None or not isinstance(fresh, float) or type(saved) in (int, float)
     if not fits:
         raise ValueError(f"{what} is not as it should be")
+    for key in inner:
+        require_like(saved[key], fresh[key], f"{what}/{key}")
 
 
 def load_agent(

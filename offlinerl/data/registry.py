@@ -290,7 +290,7 @@ def _checked_keys(keys: Any) -> list[str] | None:
 def _of_minari(folder: Path, source: Mapping[str, Any]) -> Entry:
     """What a Minari dataset says of itself. Its reference scores are an expert's and a random policy's
     returns, not D4RL's, and a score from them says so."""
-    metadata = minari_metadata(folder / "data" if (folder / "data").is_dir() else folder)
+    metadata = minari_metadata(folder)
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     known = low is not None and high is not None
     spec = metadata.get("eval_env_spec") or metadata.get("env_spec")
@@ -306,12 +306,13 @@ def _of_minari(folder: Path, source: Mapping[str, Any]) -> Entry:
 
 
 def minari_metadata(folder: Path) -> dict[str, Any]:
-    """``metadata.json`` of a Minari ``data`` folder, or ``collection.json`` of an unfinished collection with
-    the episodes and steps that its journal has so far.
+    """``metadata.json`` of a Minari dataset's folder or of its ``data`` folder, or ``collection.json`` of an unfinished
+    collection with the episodes and steps that its journal has so far.
 
     Raises:
         UserError: it is missing, not JSON, or lacks what identifies and sizes a dataset.
     """
+    folder = folder / "data" if (folder / "data").is_dir() else folder
     collection = (folder / "collection.json").is_file()
     path = folder / ("collection.json" if collection else "metadata.json")
     try:

@@ -123,8 +123,7 @@ def _with_bounds(known: gymnasium.Space | None, path: Path) -> gymnasium.Space |
     """The space of the actions, as it is known or else as a Minari dataset states it; None if it has no bounds."""
     stated = None
     if path.is_dir():
-        metadata = registry.minari_metadata(path / "data" if (path / "data").is_dir() else path)
-        stated = spaces.from_json(json.loads(metadata.get("action_space", "{}")))
+        stated = spaces.from_json(json.loads(registry.minari_metadata(path).get("action_space", "{}")))
     for space in (known, stated):
         if isinstance(space, Discrete) or (isinstance(space, Box) and space.is_bounded()):
             return space
