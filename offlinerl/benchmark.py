@@ -44,23 +44,17 @@ KITCHEN_DISCRETE = Spec(60, 1, (0.0,), (8.0,), 9)
 
 
 def benchmark(
-    agent_name: str = "xql",
-    *,
-    batch: int = 256,
-    seeds: Sequence[int] = (0,),
-    device: str = "auto",
-    threads: int | None = None,
-    json_file: Path | None = None,
-) -> dict[str, Any]:
+    agent_name: str, batch: int, seeds: Sequence[int], device: str, threads: int | None, json_file: Path | None
+) -> None:
     """Measure an agent's updates on Kitchen's shapes, Lightning's share and the loading of a dataset.
 
     Args:
         agent_name: one of ``offlinerl.agents.names()``.
         batch: transitions a seed's update, or episodes where the agent learns from whole ones.
-        seeds: seeds trained side by side; a figure "a second" counts every seed's updates.
+        seeds: trained side by side; a figure "a second" counts every seed's updates.
         device: "auto", "cpu" or "cuda".
-        threads: CPU threads.
-        json_file: where to write what is returned.
+        threads: CPU threads; None: torch's choice.
+        json_file: where to write the figures, if anywhere.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -114,7 +108,6 @@ def benchmark(
         display.say(f"{label:<44} {value}")
     if json_file is not None:
         write_json(json_file, results)
-    return results
 
 
 def build(agent_name: str, seeds: Sequence[int], device: torch.device, compile: bool, batch: int = 256) -> Agent:

@@ -10,8 +10,9 @@ import json
 import operator
 import os
 import re
+import shutil
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -339,38 +340,29 @@ def minari_root() -> Path:
     return Path(given) if given else paths.home("MINARI_DATASETS_PATH") / ".minari" / "datasets"
 
 
-def download(entry: Entry, progress: Callable[[int, int], None] | None = None) -> Path:
+def download(entry: Entry) -> None:
     """Fetches a D4RL file into the cache, checked by size and sha256 where these are known.
-
-    Args:
-        progress: called with the bytes received and the bytes expected, 0 if the server does not say.
 
     Raises:
         UserError: the server cannot be reached, or what it sent is not the published file.
     """
-    url, path = entry.where["url"], entry.path
+    url = entry.where["url"]
     instead = f"download it elsewhere and pass the file with --dataset FILE --env {entry.name}"
-    with aside(path, overwrite=True) as temporary:
-        digest, received = hashlib.sha256(), 0
+    with aside(entry.path, overwrite=True) as temporary:
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response, temporary.open("wb") as file:
                 expected = int(response.headers.get("Content-Length") or 0)
-                while block := response.read(1 << 20):
-                    file.write(block)
-                    digest.update(block)
-                    received += len(block)
-                    if progress:
-                        progress(received, expected)
+                shutil.copyfileobj(response, file, 1 << 20)
         except (OSError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) in DISK_FULL:
                 raise
             raise UserError(f"{url} could not be reached; {instead}") from error
+        received = temporary.stat().st_size
         size, sha = entry.where.get("bytes", expected or received), entry.where.get("sha256")
         if received != size:
             raise UserError(f"{url} sent {received} bytes instead of {size}; try again, or {instead}")
-        if sha and digest.hexdigest() != sha:
+        if sha and sha256(temporary) != sha:
             raise UserError(f"{url} sent a file that is not the published one (its sha256 differs); {instead}")
-    return path
 
 
 def sha256(path: Path) -> str:

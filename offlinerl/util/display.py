@@ -17,10 +17,9 @@ from rich.table import Table
 UNITS = {"normalized": "normalised score", "minari": "score by Minari's references", "return": "return"}
 
 
-def console(error: bool = False) -> Console:
-    """Standard output or error; where that is no terminal, lines are neither coloured nor wrapped."""
-    file = sys.stderr if error else sys.stdout
-    return Console(file=file, soft_wrap=not file.isatty(), **PLAIN)
+def console() -> Console:
+    """Standard output; where that is no terminal, lines are neither coloured nor wrapped."""
+    return Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty(), **PLAIN)
 
 
 PLAIN = dict(highlight=False, markup=False, emoji=False)
@@ -65,11 +64,11 @@ def table(to: Console, title: str, columns: Sequence[str], rows: Sequence[Sequen
             framed.add_row(*row)
         to.print(framed)
         return
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    first, *widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     to.print(title)
-    for row in (columns, *rows):
-        first, *others = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        to.print("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
+    for name, *cells in (columns, *rows):
+        right = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        to.print("  ".join([name.ljust(first), *right]).rstrip())
 
 
 class Display:

@@ -41,8 +41,8 @@ def setting(
         below: upper bound, likewise.
         choices: the words a ``str`` may be; values that any other setting may have besides those of its type.
     """
-    limits = dict(low=low, high=high, above=above, below=below)
-    return field(default=default, metadata=dict(limits, help=help, choices=tuple(choices)))
+    about = dict(low=low, high=high, above=above, below=below, help=help, choices=tuple(choices))
+    return field(default=default, metadata=about)
 
 
 def fixed(value: Any) -> Any:
