@@ -199,6 +199,25 @@ def test_discrete_actions_and_pixels_are_kept(tmp_path):
     np.testing.assert_array_equal(data.action, [[3], [1], [2], [0]])
 
 
+# ------------------------------------------------------------------------------------------ parts of a dataset
+
+
+def test_a_part_of_a_dataset_holds_its_episodes_and_nothing_else():
+    ends = np.array([0, 1, 0, 0, 1, 1, 0, 1], bool)
+    obs, following = np.arange(8, dtype=np.float32)[:, None], np.arange(1, 9, dtype=np.float32)[:, None]
+    following[ends] += 0.5  # an observation of its own, after the episode's last step
+    columns = dict(action=obs, reward=obs[:, 0], terminated=ends & (obs[:, 0] > 3), last=ends, name="whole")
+    whole = Dataset.of_rows(obs, following, **columns)
+    part = whole.take(np.array([3, 1]))
+    rows = [2, 3, 4, 6, 7]
+    for name in ("obs", "next_obs", "action", "reward", "terminated", "last"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rows], err_msg=name)
+    assert part.episode_lengths.tolist() == [3, 2] and len(part.observations) == 7 and part.name == "whole"
+    assert whole.episode_returns.tolist() == [1, 9, 5, 13]
+    assert whole.best(0.5).reward.tolist() == [2, 3, 4, 6, 7] and whole.best(0.01).reward.tolist() == [6, 7]
+    assert whole.best(1.0).reward.tolist() == whole.reward.tolist()
+
+
 # ---------------------------------------------------------------------------------------------- n-step
 
 

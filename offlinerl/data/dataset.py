@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +135,23 @@ class Dataset:
     def episode_returns(self) -> np.ndarray:
         """``[episodes]`` undiscounted sums of ``reward``, float64."""
         return np.add.reduceat(self.reward, self.episode_starts, dtype=np.float64)
+
+    def take(self, episodes: np.ndarray) -> Dataset:
+        """The dataset of some episodes alone, given by their numbers ``[n]``; they keep their order."""
+        wanted = np.isin(np.arange(len(self.episode_starts)), episodes)
+        places = np.r_[self.at[self.episode_starts], len(first_leaf(self.observations))]
+        rows, kept = np.repeat(wanted, self.episode_lengths), np.repeat(wanted, np.diff(places))
+        moved = kept.cumsum() - 1  # where an observation is now
+        columns = {name: getattr(self, name)[rows] for name in ("action", "reward", "terminated", "last")}
+        return replace(
+            self, observations=tree_map(lambda leaf: leaf[kept], self.observations), at=moved[self.at[rows]],
+            next_at=moved[self.next_at[rows]], **columns,
+        )  # fmt: skip
+
+    def best(self, share: float) -> Dataset:
+        """The dataset of the episodes with the highest returns alone, so large a share of all, and at least one."""
+        count = max(1, round(share * len(self.episode_starts)))
+        return self.take(np.argsort(-self.episode_returns, kind="stable")[:count])
 
     @cached_property
     def moments(self) -> Moments:

@@ -124,6 +124,8 @@ def on_dataset(
             " --dataset a copy of that one, or start a new run"
         )
     data = rewards.with_reward(raw, entry.reward)
+    if train.get("top", 1) < 1:
+        data = data.best(train["top"])
     observed = observed_in_words({path: leaf.shape[1:] for path, leaf in tree_leaves(data.observations)})
     display.say(
         f"{entry.name}: {len(data):,} transitions in {len(data.episode_starts):,} episodes,"

@@ -54,6 +54,7 @@ class EpisodesConfig(TrainConfig):
     batch: int = setting(32, "episodes of a gradient step", low=1)
     final_episodes: int = 50
     block: int = setting(5, "updates between two returns to the training loop", low=1)
+    top: float = setting(1.0, "share of the episodes to learn from, those of the highest return", above=0, high=1)
 
 
 @dataclass(frozen=True)
