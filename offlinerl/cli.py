@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from offlinerl import __version__
+from offlinerl import __version__, agents
 from offlinerl.util.errors import DISK_FULL, UserError
 from offlinerl.util.interrupt import TERMINATED, AtOnce, Interrupted, leave, on_interrupt
 
@@ -52,9 +52,9 @@ def fit(args: argparse.Namespace) -> None:
             "--resume goes on with a run's own settings: leave out --out, --seeds, --config, --env, --obs-keys,"
             " --init, --max-episode-steps and --action-range"
         )
+    over = dict(train=args.settings["train"] | train, agent=args.settings["agent"])
     api.fit(
-        args.agent, args.dataset, env=args.env, seeds=args.seeds, file=args.config,
-        over=dict(train=train, agent=args.settings), device=args.device, out=args.out, resume=args.resume,
+        args.agent, args.dataset, env=args.env, seeds=args.seeds, file=args.config, over=over, device=args.device, out=args.out, resume=args.resume,
         threads=args.threads, obs_keys=args.obs_keys, limits=limits, init=args.init,
     )  # fmt: skip
 
@@ -62,7 +62,8 @@ def fit(args: argparse.Namespace) -> None:
 def collect(args: argparse.Namespace) -> None:
     from offlinerl.training import request
 
-    over = dict(train=given(args, "batch", "eval_every", "save_every", "compile"), agent=args.settings)
+    train = args.settings["train"] | given(args, "batch", "eval_every", "save_every", "compile")
+    over = dict(train=train, agent=args.settings["agent"])
     length = dict(steps=args.steps, episodes=args.episodes, workers=args.workers, ray_address=args.ray_address)
     request.require_source(args.source, args.env, args.config, over, **length)
     from offlinerl.training import collection
@@ -250,7 +251,6 @@ class AgentHelp(argparse.Action):
     """The help of a command, with the settings of the agent that was named before it."""
 
     def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, *_: Any) -> NoReturn:
-        from offlinerl import agents
         from offlinerl.training.config import BY_SOURCE
         from offlinerl.training.selection import sources_of
         from offlinerl.util.settings import described
@@ -266,7 +266,7 @@ class AgentHelp(argparse.Action):
             for source, how in sources_of(agent.kinds).items():
                 training = parser.add_argument_group(
                     f"settings of training {name} {how}",
-                    "in the section `train` of a --config file; some have flags, see above",
+                    "as --train.KEY VALUE, or in the section `train` of a --config file; some have flags, see above",
                 )
                 for key, kind, help in described(BY_SOURCE[source]):
                     training.add_argument(f"{key}: {kind}", help=help)
@@ -281,7 +281,10 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, function: Any, help: str, within: Any = commands, learner: str | None = None) -> Parser:
         """A command; of one that may train an agent, ``learner`` is what to call the agent."""
-        epilog = learner and f"--agent.KEY VALUE sets any setting of {learner}; see `offlinerl {name} AGENT --help`."
+        epilog = learner and (
+            f"--agent.KEY VALUE sets any setting of {learner}, --train.KEY VALUE any of the training;"
+            f" see `offlinerl {name} AGENT --help`."
+        )
         description = help[0].upper() + help[1:] + "."
         added = within.add_parser(name, help=help, description=description, epilog=epilog, add_help=learner is None)
         if learner:
@@ -294,8 +297,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "agent",
         nargs="?",
-        help="xql, iql, bc, is_reinforce; dqn, ddpg, td3, d4pg, sac, xtd3, xsac; reinforce, a2c, npg, trpo, ppo;"
-        " or your own as module:Class",
+        help=f"{', '.join(agents.names())}; or your own as module:Class",
     )
     p.add_argument("--dataset", metavar="NAME", help="a name of `offlinerl datasets list`, a Minari id or a D4RL file")
     p.add_argument("--env", metavar="ID", help="where to act, or a file's task: a Gymnasium id or a dataset's name")
@@ -390,28 +392,30 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def agent_settings(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take ``--agent.KEY VALUE`` and ``--agent.KEY=VALUE`` out of a command line: the rest, and what they say.
+def take_settings(words: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Take ``--agent.KEY VALUE``, ``--train.KEY=VALUE`` and their like out of a command line: the rest, and the
+    settings of ``agent`` and ``train``.
 
     Raises:
         WrongUsage: a value is missing.
     """
-    rest, settings, words = [], {}, list(words)
+    rest, settings, words = [], dict(agent={}, train={}), list(words)
     while words:
         word = words.pop(0)
         if word == "--action-range" and words:
             word = f"{word}={words.pop(0)}"  # argparse would take -1,1 for a flag
-        if not word.startswith("--agent."):
+        section, dot, key = word.removeprefix("--").partition(".")
+        if not (word.startswith("--") and dot and section in settings):
             rest.append(word)
             continue
-        key, equals, value = word.removeprefix("--agent.").partition("=")
+        key, equals, value = key.partition("=")
         if not equals:
             if not words or words[0].startswith("--"):
                 raise WrongUsage(f"{word} needs a value")
             value = words.pop(0)
         from offlinerl.training.config import parse_value
 
-        settings[key.replace("-", "_")] = parse_value(value)
+        settings[section][key.replace("-", "_")] = parse_value(value)
     return rest, settings
 
 
@@ -424,11 +428,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         sys.path.append(os.getcwd())  # for `--env module:Id` to find a module here, as it is with python -m
     try:
-        rest, settings = agent_settings(sys.argv[1:] if argv is None else argv)
+        rest, settings = take_settings(sys.argv[1:] if argv is None else argv)
         args = parser().parse_args(rest)
         args.settings = settings
-        if settings and args.function not in (fit, collect):
-            raise WrongUsage(f"{args.command} takes no --agent settings")
+        if any(settings.values()) and args.function not in (fit, collect):
+            raise WrongUsage(f"{args.command} takes no --{'agent' if settings['agent'] else 'train'} settings")
         with on_interrupt(leave, [signal.SIGTERM]):
             return args.function(args) or 0
     except UserError as error:

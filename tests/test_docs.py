@@ -8,7 +8,7 @@ import pytest
 from test_layers import LAYERS
 
 from offlinerl import agents
-from offlinerl.cli import agent_settings, parser
+from offlinerl.cli import parser, take_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -46,7 +46,7 @@ def test_the_commands_of_a_page_are_known(page):
         words = ["3" if word == "N" else word for word in words]
         if inline and "--" not in inline:
             continue  # a command's name, without all that it needs
-        parsed = parser().parse_args(agent_settings(words)[0])
+        parsed = parser().parse_args(take_settings(words)[0])
         if parsed.command == "fit" and parsed.agent not in (None, "AGENT"):
             agents.require(parsed.agent)
 

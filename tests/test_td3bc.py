@@ -41,7 +41,7 @@ def test_it_trains_on_what_was_collected_and_is_tabled_beside_others(tmp_path, c
         for agent in ("bc", "xql", "td3bc"):
             fit = ["fit", agent, "--dataset", "some/random-v0", *few, "--compile", "false", "--out", agent]
             assert main(fit) == 0
-        assert main(["fit", "bc", "--dataset", "some/random-v0", *few, "--top", "0.5", "--out", "top"]) == 0
+        assert main(["fit", "bc", "--dataset", "some/random-v0", *few, "--train.top", "0.5", "--out", "top"]) == 0
         assert "200 transitions in 1 episodes" in capsys.readouterr().out, "the better one of two"
         assert json.loads(Path("td3bc/summary.json").read_text())["updates"] == 4
         capsys.readouterr()
