@@ -54,8 +54,8 @@ def fit(args: argparse.Namespace) -> None:
         )
     over = dict(train=args.settings["train"] | train, agent=args.settings["agent"])
     api.fit(
-        args.agent, args.dataset, env=args.env, seeds=args.seeds, file=args.config, over=over, device=args.device, out=args.out, resume=args.resume,
-        threads=args.threads, obs_keys=args.obs_keys, limits=limits, init=args.init,
+        args.agent, args.dataset, env=args.env, seeds=args.seeds, file=args.config, over=over, device=args.device,
+        out=args.out, resume=args.resume, threads=args.threads, obs_keys=args.obs_keys, limits=limits, init=args.init,
     )  # fmt: skip
 
 
@@ -148,8 +148,6 @@ def report(args: argparse.Namespace) -> None:
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    from offlinerl import agents
-
     agents.require(args.agent)
     from offlinerl import benchmark
 
