@@ -76,7 +76,7 @@ def generate(name: str, out: Path | None, episodes: int | None, processes: int, 
     recipe = recipes.recipe(name)
     numbers = list(range(recipe["episodes"] if episodes is None else episodes))
     path = out or paths.cache("datasets", name)
-    env = gymnasium.make(recipe["env"])
+    env = make(recipes.environment(recipe), seen=False)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"generating {name}", total=len(numbers))
         write_minari(

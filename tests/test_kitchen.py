@@ -9,6 +9,7 @@ import mujoco
 import numpy as np
 import pytest
 
+from offlinerl.data import registry
 from offlinerl.envs.kitchen import ENV_ID, TASKS, Kitchen, register
 from offlinerl.recipes import generate
 from offlinerl.recipes.demonstrator import KitchenDemonstrator
@@ -190,6 +191,23 @@ def test_any_episode_can_be_made_again_alone(built_in):
         for one, other in zip(ours[:5], theirs[:5], strict=True):
             np.testing.assert_array_equal(one, other)
     assert counts == [1]
+
+
+def test_d4rls_three_kinds_of_data_have_recipes():
+    """Whose demonstrations hold all four tasks in order always, in a part of the episodes, and never."""
+    shares = {}
+    for kind in ("complete", "partial", "mixed"):
+        recipe, wanted = generate.recipe(f"kitchen-{kind}"), registry.entry(f"kitchen-{kind}").env["kwargs"]["tasks"]
+        orders = recipe["orders"]
+        whole = [order["weight"] for order in orders if set(wanted) <= set(order["value"])]
+        assert all(len(order["value"]) == 4 for order in orders)
+        assert [order["value"] for order in orders if set(wanted) <= set(order["value"])] in ([], [wanted])
+        shares[kind] = sum(whole) / sum(order["weight"] for order in orders)
+    assert shares == dict(complete=1, partial=0.2, mixed=0)
+    (episode,) = generate.generate("kitchen-mixed", [0])
+    again = next(generate.generate("kitchen-mixed", [0, 1]))
+    np.testing.assert_array_equal(episode.actions, again.actions)
+    assert 2 <= episode.rewards.sum() <= 3 and episode.truncations[-1] and not episode.terminations.any()
 
 
 def test_an_unknown_recipe_is_named():

@@ -41,6 +41,12 @@ def recipe(name: str) -> Recipe:
     return yaml.safe_load(path.read_text("utf-8"))
 
 
+def environment(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe's episodes are made in; see ``offlinerl.envs.make``."""
+    env = recipe["env"]
+    return {"id": env} if isinstance(env, str) else env
+
+
 def generate(
     name: str,
     episodes: Iterable[int] | None = None,
@@ -116,7 +122,7 @@ def _episode(recipe: Recipe, number: int) -> Episode:
 
 def _kitchen(recipe: Recipe, rng: np.random.Generator) -> Episode:
     """One attempt of a demonstrator drawn from the recipe, until it is done, gives up or runs out of time."""
-    pool, reset_seed = _pool(json.dumps({"id": recipe["env"]})), int(rng.integers(2**31))
+    pool, reset_seed = _pool(json.dumps(environment(recipe), sort_keys=True)), int(rng.integers(2**31))
     skill = _draw(recipe["demonstrators"], rng)
     plan = _kitchen_plan(recipe, rng, skill["digress"], skill["give_up"])
     return _play(pool, reset_seed, lambda: KitchenDemonstrator(pool.envs[0], plan, skill["noise"], rng))._replace(
