@@ -102,7 +102,7 @@ def test_placeholders_fill_urls_and_tasks():
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [
-        ("kitchen-complete", "kitchen-complete-v0"),
+        ("kitchen-complete-v1", "kitchen-complete-v0"),
         ("hopper-medum-v2", "hopper-medium-v2"),
         ("kitchn", "kitchen"),
     ],
