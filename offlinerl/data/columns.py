@@ -71,7 +71,7 @@ def allocate(rows: int, column: np.ndarray) -> np.ndarray:
 
 
 def require_finite(source: str, columns: Mapping[str, Tree], keep: np.ndarray | None = None) -> None:
-    """Refuses columns with a NaN; ``keep`` tells which rows of the source are in them."""
+    """Refuses columns with a NaN; ``keep`` says which rows of the source are in them."""
     for name, column in tree_leaves(columns):
         bad = nonfinite_rows(column)
         if len(bad):

@@ -49,7 +49,7 @@ class Entry:
         family: which ``configs/<agent>/<family>.yaml`` fits.
         licence: of the data.
         citation: of the data.
-        max_episode_steps: length at which the data's episodes were cut off.
+        max_episode_steps: length at which the data's episodes were truncated.
         obs_keys: parts of a ``Dict`` observation and their order.
         split: "jump" where a jump of the position marks a new episode.
         overlong: whether the data is known to have episodes longer than its environment allows.

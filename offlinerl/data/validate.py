@@ -37,8 +37,8 @@ class _Columns(NamedTuple):
     obs: Tree  # [N, ...]
     action: np.ndarray  # [N, A]
     reward: np.ndarray  # [N]
-    terminal: np.ndarray  # [N] bool
-    cut: np.ndarray  # [N] bool
+    terminated: np.ndarray  # [N] bool
+    truncated: np.ndarray  # [N] bool
     next_obs: Tree  # [N, ...], or None
 
     @property
@@ -89,15 +89,15 @@ def _d4rl_columns(path: Path, entry: Entry) -> _Columns | Finding:
 def _minari_columns(path: Path, entry: Entry) -> _Columns | Finding:
     """Rows of all episodes one after another; unequal lengths are found on the way."""
     episodes, at = [], 0
-    for number, (obs, action, reward, terminal) in enumerate(minari_reader.minari_episodes(path, entry.obs_keys)):
+    for number, (obs, action, reward, terminated) in enumerate(minari_reader.minari_episodes(path, entry.obs_keys)):
         steps = len(reward)
-        if {*(len(leaf) - 1 for _, leaf in tree_leaves(obs)), len(action), len(terminal)} != {steps}:
+        if {*(len(leaf) - 1 for _, leaf in tree_leaves(obs)), len(action), len(terminated)} != {steps}:
             message = (
                 f"episode {number} has {len(first_leaf(obs))} observations, {len(action)} actions and {steps} rewards"
             )
             return Finding("unequal lengths", message, np.arange(at, at + steps))
-        cut = (np.arange(steps) == steps - 1) & ~terminal
-        episodes.append((tree_map(lambda leaf: leaf[:-1], obs), action, reward, terminal, cut))
+        truncated = (np.arange(steps) == steps - 1) & ~terminated
+        episodes.append((tree_map(lambda leaf: leaf[:-1], obs), action, reward, terminated, truncated))
         at += steps
     if not at:
         raise UserError(f"{path} is empty: it has no episode")
@@ -202,7 +202,7 @@ def _far_apart(columns: _Columns) -> Finding:
 
 def _jumps(columns: _Columns, split: str | None) -> Finding:
     """Rows whose successor is not the next row, though their episode goes on."""
-    end = columns.cut if split == "jump" else columns.terminal | columns.cut
+    end = columns.truncated if split == "jump" else columns.terminated | columns.truncated
     inside = ~end[:-1]
     if columns.next_obs is not None:
         close = np.isclose(columns.next_obs[:-1], columns.obs[1:], rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -228,24 +228,24 @@ def _farthest_step(steps: np.ndarray, resets: np.ndarray) -> float:
 
 
 def _overlapping(columns: _Columns) -> Finding:
-    both = np.flatnonzero(columns.terminal & columns.cut)
+    both = np.flatnonzero(columns.terminated & columns.truncated)
     return Finding("overlapping ends", "rows are both terminal and timed out", both, fault=False)
 
 
 def _late_terminals(columns: _Columns) -> Finding:
     """A terminal state right after another: the episode went on after its end."""
-    again = np.flatnonzero(columns.terminal[:-1] & columns.terminal[1:]) + 1
+    again = np.flatnonzero(columns.terminated[:-1] & columns.terminated[1:]) + 1
     return Finding("overlapping ends", "rows are terminal right after a terminal row", again, fault=False)
 
 
 def _missing_end(columns: _Columns) -> Finding:
-    rows = np.flatnonzero(~(columns.terminal | columns.cut)[-1:]) + len(columns.reward) - 1
+    rows = np.flatnonzero(~(columns.terminated | columns.truncated)[-1:]) + len(columns.reward) - 1
     return Finding("missing end", "the last row is neither terminal nor timed out", rows, fault=False)
 
 
 def _too_long(columns: _Columns, steps: int | None, sure: bool) -> Finding:
     """Episodes longer than their environment allows, a note where the data is known to have such."""
-    end = columns.terminal | columns.cut
+    end = columns.terminated | columns.truncated
     end[-1] = True
     ends = np.flatnonzero(end)
     long = np.diff(ends, prepend=-1) > (steps or np.inf)
