@@ -15,6 +15,7 @@ from offlinerl.agents.dt import DT
 from offlinerl.data.rewards import OnlineReward
 from offlinerl.experience.sources import WindowData
 from offlinerl.experience.table import Table
+from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
 
 SMALL = dict(context=5, embedding=16, blocks=2, heads=2, longest=30, warm_up=0)
@@ -43,6 +44,11 @@ def test_stacked_seeds_equal_seeds_alone_and_a_diverged_one_stays_alone():
             torch.testing.assert_close(p[s], q[0], rtol=0, atol=1e-9, msg=f"{name} of seed {seed}")
     for (name, p), q in zip(stack.named_parameters(), ill.parameters(), strict=True):
         assert torch.equal(p[0], q[0]) and torch.equal(p[2], q[2]), name
+
+
+def test_an_embedding_is_shared_among_the_heads_evenly():
+    with pytest.raises(UserError, match="embedding must be a multiple of heads, which is 3, not 16"):
+        DT(SPEC, embedding=16, heads=3)
 
 
 def test_an_action_depends_on_what_came_before_it_alone():
