@@ -25,7 +25,7 @@ from offlinerl.envs import spaces
 from offlinerl.envs.make import make, specification
 from offlinerl.recipes import generate as recipes
 from offlinerl.util import paths
-from offlinerl.util.atomic import aside
+from offlinerl.util.atomic import atomic_write
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_map
 
@@ -143,7 +143,7 @@ def export(name: str, file: Path, overwrite: bool = False) -> Path:
         observations=dataset.obs, actions=dataset.action, rewards=dataset.reward, terminals=dataset.terminated,
         timeouts=dataset.last & ~dataset.terminated, next_observations=dataset.next_obs,
     )  # fmt: skip
-    with aside(Path(file), overwrite) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
+    with atomic_write(Path(file), overwrite) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
         for key, column in columns.items():
             hdf5.create_dataset(key, data=column, compression="gzip", shuffle=True)
         hdf5.attrs["provenance"] = json.dumps(dataset.provenance, default=str)

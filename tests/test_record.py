@@ -12,7 +12,7 @@ from offlinerl.data import minari_writer
 from offlinerl.data.episode import Episode
 from offlinerl.data.minari_reader import load_minari
 from offlinerl.data.minari_writer import write_minari
-from offlinerl.util.atomic import aside
+from offlinerl.util.atomic import atomic_write
 from offlinerl.util.errors import UserError
 
 BOX = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
@@ -153,13 +153,13 @@ def test_images_are_stored_without_loss(tmp_path):
     np.testing.assert_array_equal(load_minari(path).next_obs, pixels[1:])
 
 
-def test_files_are_written_aside_too(tmp_path):
+def test_files_are_written_atomically_too(tmp_path):
     path = tmp_path / "file"
-    with pytest.raises(RuntimeError), aside(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert names(tmp_path) == []
-    with aside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("whole")
         assert not path.exists()
     assert names(tmp_path) == ["file"] and path.read_text() == "whole"

@@ -15,7 +15,7 @@ import torch
 
 from offlinerl import agents
 from offlinerl.agents.base import Agent
-from offlinerl.util.atomic import aside
+from offlinerl.util.atomic import atomic_write
 from offlinerl.util.errors import UNSOUND, UserError
 from offlinerl.util.folder import find_checkpoint
 from offlinerl.util.settings import settings_of
@@ -27,7 +27,7 @@ def save(trainer: L.Trainer, path: Path) -> None:
     Raises:
         UserError: the disk is full.
     """
-    with aside(path, overwrite=True) as temporary:
+    with atomic_write(path, overwrite=True) as temporary:
         trainer.save_checkpoint(temporary)
 
 
@@ -68,7 +68,7 @@ def amend(path: Path, callback: str, state: dict[str, Any]) -> None:
     content["callbacks"][callback] = state
     buffer = io.BytesIO()  # of a full disk, torch would only say that writing failed
     torch.save(content, buffer)
-    with aside(path, overwrite=True) as temporary:
+    with atomic_write(path, overwrite=True) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 

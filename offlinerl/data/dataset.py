@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offlinerl.data.scales import Moments, moments
-from offlinerl.util.atomic import aside, write_json
+from offlinerl.util.atomic import atomic_write, write_json
 from offlinerl.util.errors import UserError, reading
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
@@ -79,7 +79,7 @@ class Dataset:
         Raises:
             UserError: the folder exists, or the disk is full.
         """
-        with aside(Path(folder)) as temporary:
+        with atomic_write(Path(folder)) as temporary:
             for path, column in tree_leaves(self._columns()):
                 file = temporary / f"{path}.npy"
                 file.parent.mkdir(parents=True, exist_ok=True)

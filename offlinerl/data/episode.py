@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:  # a list of datasets needs neither
-    pass
-
 
 Arrays = np.ndarray | dict[str, Any]
 """An array, or a dictionary of them where the space is a ``Dict``."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a list of datasets needs neither
     import h5py
     from gymnasium.envs.registration import EnvSpec
 from offlinerl.data.episode import Arrays, Episode
-from offlinerl.util.atomic import aside, to_json
+from offlinerl.util.atomic import atomic_write, to_json
 
 
 class Sink(io.FileIO):
@@ -101,7 +101,7 @@ def write_minari(
 
     parse_dataset_id(dataset_id)
     spec = env_spec.to_json() if isinstance(env_spec, EnvSpec) else env_spec
-    with aside(path, overwrite) as temporary:
+    with atomic_write(path, overwrite) as temporary:
         data = temporary / "data"
         data.mkdir(parents=True)
         total_episodes = total_steps = 0

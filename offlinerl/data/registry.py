@@ -24,7 +24,7 @@ import yaml
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.envs.make import id_of, steps_allowed, with_limits
 from offlinerl.util import paths
-from offlinerl.util.atomic import DISK_FULL, aside
+from offlinerl.util.atomic import DISK_FULL, atomic_write
 from offlinerl.util.errors import UserError, did_you_mean, either, reading
 
 if TYPE_CHECKING:
@@ -348,7 +348,7 @@ def download(entry: Entry) -> None:
     """
     url = entry.where["url"]
     instead = f"download it elsewhere and pass the file with --dataset FILE --env {entry.name}"
-    with aside(entry.path, overwrite=True) as temporary:
+    with atomic_write(entry.path, overwrite=True) as temporary:
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response, temporary.open("wb") as file:
                 expected = int(response.headers.get("Content-Length") or 0)

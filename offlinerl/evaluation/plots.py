@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from offlinerl.util.atomic import aside
+from offlinerl.util.atomic import atomic_write
 from offlinerl.util.display import UNITS, places, shown
 from offlinerl.util.errors import UserError
 from offlinerl.util.figures import literal
@@ -118,6 +118,6 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
     handles, labels = score_axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=2 if alone else 1, fontsize=9, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with aside(path, overwrite=True) as temporary:
+    with atomic_write(path, overwrite=True) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     return path

@@ -13,7 +13,7 @@ import torch
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.experience.ring import Replay
-from offlinerl.util.atomic import aside, sweep
+from offlinerl.util.atomic import atomic_write, sweep
 from offlinerl.util.errors import UNSOUND, UserError
 from offlinerl.util.folder import copy_whole
 from offlinerl.util.interrupt import Interrupted
@@ -48,7 +48,7 @@ class Checkpointer:
     def save(self, trainer: L.Trainer) -> None:
         """Save everything it takes to go on. At any moment there is a checkpoint and the replay that belongs to it."""
         if self.replay is not None:
-            with aside(self._replay_file, overwrite=True) as temporary:
+            with atomic_write(self._replay_file, overwrite=True) as temporary:
                 torch.save(self.replay.state_dict(), temporary)
         checkpoint.save(trainer, self.last)
         for replay in set(self.folder.glob("replay-*.pt")) - {self._replay_file}:

@@ -11,18 +11,15 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from offlinerl.util.errors import DISK_FULL, UserError
 
-if TYPE_CHECKING:  # a list of datasets needs neither
-    pass
-
 
 @contextmanager
-def aside(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields a hidden sibling of ``path``, to be written as a file or a folder, and renames it to ``path`` at
     the end. If anything is raised before, Ctrl-C included, it is deleted and ``path`` is as it was.
 
@@ -51,7 +48,7 @@ def aside(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a crash leaves the old one or the new one."""
-    with aside(path, overwrite=True) as temporary:
+    with atomic_write(path, overwrite=True) as temporary:
         temporary.write_text(text, "utf-8", "surrogateescape", newline="")
 
 

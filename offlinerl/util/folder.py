@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 import offlinerl
-from offlinerl.util.atomic import aside, write_whole
+from offlinerl.util.atomic import atomic_write, write_whole
 from offlinerl.util.errors import UserError, reading
 
 
@@ -122,5 +122,5 @@ def trim(path: Path, clock: str, time: int, needed: Sequence[str] = ()) -> None:
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    with aside(target, overwrite=True) as temporary:
+    with atomic_write(target, overwrite=True) as temporary:
         temporary.write_bytes(source.read_bytes())
