@@ -38,6 +38,7 @@ class Collector:
 
     Attributes:
         on_episode: called with s, e and every finished episode, as the environment showed it.
+        done: reset seeds of episodes to leave out, for they are finished already.
         uniform: acts uniformly at random.
         returns: of every seed's latest finished episodes.
         lengths: in steps, likewise.
@@ -106,10 +107,6 @@ class Collector:
                 episodes[s, e] += 1
         for i, obs in self.loop.begin(where, episodes, self.uniform, policy).items():
             self.recordings[i] = Recording(obs)
-
-    def skip(self, reset_seeds: Set[int]) -> None:
-        """Leave out the episodes with these reset seeds, which are there already."""
-        self.done = reset_seeds
 
     def reset_seed(self, s: int, e: int, episode: int) -> int:
         """What the episode of a number is reset with."""

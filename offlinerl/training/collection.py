@@ -16,9 +16,9 @@ import torch
 
 from offlinerl import agents
 from offlinerl.agents import checkpoint
-from offlinerl.data import episode_log, journal, registry
+from offlinerl.data import episode_log, registry
 from offlinerl.data.episode import Episode
-from offlinerl.data.journal import EPISODES, Journal
+from offlinerl.data.journal import COLLECTION, EPISODES, Journal
 from offlinerl.envs.make import make, side_by_side, specification
 from offlinerl.evaluation.evaluate import check_spec, evaluate
 from offlinerl.evaluation.task import Task
@@ -27,7 +27,7 @@ from offlinerl.recipes.generate import demonstration
 from offlinerl.rollout.collector import Collector, mean_of
 from offlinerl.rollout.policy import Noisy, Policy, apart
 from offlinerl.training.build import build
-from offlinerl.training.config import TrainConfig, read
+from offlinerl.training.config import TrainConfig, merge, read
 from offlinerl.training.loop import Run
 from offlinerl.training.request import require_source, settings_for
 from offlinerl.util.atomic import sweep
@@ -100,34 +100,30 @@ def collect(
         Interrupted: Ctrl-C; every finished episode is kept.
     """
     set_threads(threads)
-    length = dict(steps=steps, episodes=episodes, workers=workers, ray_address=ray_address)
-    require_source(source, env, file, over, **length)
+    require_source(source, env, file, over, steps=steps, episodes=episodes, workers=workers, ray_address=ray_address)
     folder = Path(out) if out else folder_for(dataset_id, append)
-    unfinished = (folder / EPISODES).is_file()
-    if unfinished and not resume:
-        raise UserError(f"{folder} holds an unfinished collection: go on with --resume, or delete it to start again")
-    if not unfinished:
+    if not (folder / EPISODES).is_file():
         require_free(folder, "give --append to add to its dataset, or name another --out")
+    elif not resume:
+        raise UserError(f"{folder} holds an unfinished collection: go on with --resume, or delete it to start again")
     if isinstance(source, str) and agents.is_name(source):
-        over = dict(over or {})
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
-        over["train"] = {**over.get("train", {}), **given}
+        over = merge(over or {}, dict(train=given))
         settings, entry = settings_for(source, None, env, [seed], file, over, obs_keys, limits)
-        target = target_of(dataset_id, unfinished, append, source, Task.of(entry))
-        settings["collect"] = dict(dataset=dataset_id, first=first_episode(folder, target))
+        collection = Collection(folder, Task.of(entry), dataset_id, append, source, seed, settings)
+        settings["collect"] = dict(dataset=dataset_id, first=collection.first)
         if ray_address and not settings["train"]["workers"]:
             raise UserError("--ray-address is where workers run: say how many with --workers")
-        run = build(settings, entry, pick_device(device), folder, ray_address)
-        return Learning(run, Collection(folder, run.task, dataset_id, target, append, source, seed, settings)).collect()
+        return Learning(build(settings, entry, pick_device(device), folder, ray_address), collection).collect()
     task = Task.of(registry.limited(registry.task(env, obs_keys), limits or {}))
     policy = policy_of(source, pick_device(device), agent_class)
-    target = target_of(dataset_id, unfinished, append, source, task)
-    collection = Collection(folder, task, dataset_id, target, append, source, seed, dict(noise=noise))
+    collection = Collection(folder, task, dataset_id, append, source, seed, dict(noise=noise))
+    unit, total = ("steps", steps) if steps is not None else ("episodes", episodes)
     with collection.opened():
         if source == "scripted":
-            collection.demonstrate(noise, steps, episodes)
+            collection.demonstrate(noise, unit, total)
         else:
-            collection.act(policy, noise, envs or 1, steps, episodes)
+            collection.act(policy, noise, envs or 1, unit, total)
     return collection.seal()
 
 
@@ -149,14 +145,18 @@ class Collection:
         folder: to work in.
         task: where episodes come from.
         dataset_id: of the dataset to be.
-        target: its folder.
-        append: whether it may be there.
+        append: whether the dataset may exist.
         source: what acts; see ``collect``.
         seed: of the collection.
         config: how it acts: the settings of an agent that learns, or the noise.
 
     Attributes:
-        first: number of the first episode of every environment, so that none is collected twice.
+        target: the dataset's folder.
+        first: number of the first episode of every environment, so that none is collected twice: as many as the dataset
+            had when the collection was begun, for no environment has come further.
+
+    Raises:
+        UserError: the dataset exists and may not be written.
     """
 
     def __init__(
@@ -164,13 +164,12 @@ class Collection:
         folder: Path,
         task: Task,
         dataset_id: str,
-        target: Path,
         append: bool,
         source: str | Policy,
         seed: int,
         config: Mapping[str, Any],
     ):
-        self.folder, self.task, self.dataset_id, self.target, self.append = folder, task, dataset_id, target, append
+        self.folder, self.task, self.dataset_id, self.append = folder, task, dataset_id, append
         env = make(task.env, task.obs_keys)
         env.close()
         self.about = dict(
@@ -179,40 +178,47 @@ class Collection:
             observation_space=env.observation_space,
             action_space=env.action_space,
         )
-        self.first = first_episode(folder, target)
+        agent = described(source)
+        self.target = registry.minari_root() / dataset_id
+        sealed = (folder / EPISODES).is_file() and self.target.exists()
+        if not sealed:  # sealing again changes nothing, or says what is wrong
+            episode_log.check_target(dataset_id, append, agent, self.about["env_spec"])
+        self.first = 0
+        if (folder / COLLECTION).is_file():
+            self.first = registry.minari_metadata(folder).get("provenance", {}).get("first", 0)
+        elif self.target.exists():
+            self.first = int(registry.minari_metadata(self.target / "data")["total_episodes"])
         self.metadata = dict(
             author="offlinerl",
-            description=f"{described(source)} in {task.env_id}, seed {seed}",
-            algorithm_name=described(source).split()[0],
+            description=f"{agent} in {task.env_id}, seed {seed}",
+            algorithm_name=agent.split()[0],
             licence="MIT",
             requirements=["offlinerl"],
             seed=seed,
-            provenance=dict(agent=described(source), seed=seed, config=config, first=self.first, versions=versions()),
+            provenance=dict(agent=agent, seed=seed, config=config, first=self.first, versions=versions()),
         )
         if task.obs_keys:
             self.metadata["obs_keys"] = list(task.obs_keys)
-        self.references: dict[str, float] = {}
         self.display, self.stop = Display(), Stop()
 
     @contextmanager
-    def opened(self) -> Iterator[Collection]:
+    def opened(self) -> Iterator[None]:
         """Write the journal; what it holds already stays.
 
         Raises:
             UserError: it belongs to another dataset, or another process writes it.
         """
-        folder, stated = self.folder, self.folder / journal.COLLECTION
+        folder, stated = self.folder, self.folder / COLLECTION
         with Journal(folder / EPISODES) as self.journal:
             sweep(folder)  # a process that was killed may have been writing
-            fresh = dict(agent=self.metadata["provenance"]["agent"], seed=self.metadata["seed"], **self.about)
             if stated.is_file():
-                old = registry.minari_metadata(folder)
+                old, now = registry.minari_metadata(folder), dict(seed=self.metadata["seed"], **self.about)
                 with reading(f"{stated}", "give another --out"):
-                    known = dict(old, agent=old["provenance"]["agent"])
+                    old["agent"], now["agent"] = (of["provenance"]["agent"] for of in (old, self.metadata))
                 for key in ("agent", "seed", "dataset_id", "env_spec"):
-                    if known.get(key) != fresh[key]:
+                    if old.get(key) != now[key]:
                         raise UserError(
-                            f"{folder} collects with {key} {known.get(key)}, not {fresh[key]}; give the same command as"
+                            f"{folder} collects with {key} {old.get(key)}, not {now[key]}; give the same command as"
                             " before, or another --out"
                         )
             else:
@@ -220,7 +226,7 @@ class Collection:
             if len(self.journal):
                 self.display.say(f"{len(self.journal)} episodes, {self.journal.steps:,} steps are there already")
             try:
-                yield self
+                yield
             except BaseException as error:
                 if not len(self.journal):
                     self.clear()  # it failed before there was anything to go on with
@@ -228,44 +234,66 @@ class Collection:
                     self.display.say(f"failed after {self.kept}")
                 raise
 
-    def act(self, policy: Policy | None, noise: float, envs: int, steps: int | None, episodes: int | None) -> None:
-        """Let a policy that does not learn, or chance, act until there are so many steps or episodes."""
-        first = self.metadata["seed"]
-        seeds, lanes = range(first, first + (len(policy.seeds) if policy else 1)), range(envs)
-        collector = Collector(self.task.env, seeds, lanes, self.task.obs_keys, self.first)
-        if collector.pool.endless:
-            self.display.warn_of_endless(collector.pool.name)
-        acting = collector.uniform
-        if policy:
-            check_spec(policy, collector.pool)
-            acting = Noisy(apart(policy, envs), noise, collector.spec, EnvStreams(seeds, lanes, "noise"))
-        collector.skip({episode.seed for episode in self.journal})
-        unit, total = ("steps", steps) if steps is not None else ("episodes", episodes)
-        taken = self.journal.steps
+    def until(self, unit: str, total: int, act: Callable[[], int], returns: Sequence[Iterable[float]] = ()) -> None:
+        """Act until there are so many steps or episodes.
 
-        def keep(s: int, e: int, episode: Episode) -> None:
-            if steps is not None or len(self.journal) < episodes:
-                self.journal.append(episode)
+        Args:
+            unit: "steps" or "episodes".
+            act: goes on, and returns the steps taken so far.
+            returns: of every seed's latest episodes, to be shown.
 
-        collector.on_episode = keep
-
-        def done() -> int:
-            return taken if steps is not None else len(self.journal)
-
-        try:
-            with on_interrupt(self.stop.set), self.display.bar("collecting", total, done(), unit):
-                while done() < total and not self.stop.is_set():
-                    collector.step(acting)
-                    taken += collector.began.size
-                    self.display.advance(min(done(), total), self.note(collector.returns))
-            if steps is not None and not self.stop.is_set():
-                collector.truncate()
-        finally:
-            collector.close()
+        Raises:
+            Interrupted: Ctrl-C.
+        """
+        done = self.journal.steps if unit == "steps" else len(self.journal)
+        with on_interrupt(self.stop.set), self.display.bar("collecting", total, done, unit):
+            while done < total and not self.stop.is_set():
+                taken = act()
+                done = taken if unit == "steps" else len(self.journal)
+                self.display.advance(min(done, total), self.note(returns))
         if self.stop.is_set():
             raise self.interrupted()
-        if policy and not collector.pool.endless:
+
+    def act(self, policy: Policy | None, noise: float, envs: int, unit: str, total: int) -> None:
+        """Collect from a policy that does not learn, or from uniformly random actions."""
+        seed, taken = self.metadata["seed"], self.journal.steps
+        seeds, lanes = range(seed, seed + (len(policy.seeds) if policy else 1)), range(envs)
+        collector = Collector(self.task.env, seeds, lanes, self.task.obs_keys, self.first)
+        acting, endless = collector.uniform, collector.pool.endless
+
+        def keep(s: int, e: int, episode: Episode) -> None:
+            if unit == "steps" or len(self.journal) < total:
+                self.journal.append(episode)
+
+        def step() -> int:
+            nonlocal taken
+            collector.step(acting)
+            taken += collector.began.size
+            return taken
+
+        with closing(collector):
+            if endless:
+                self.display.warn_of_endless(collector.pool.name)
+            if policy:
+                check_spec(policy, collector.pool)
+                acting = Noisy(apart(policy, envs), noise, collector.spec, EnvStreams(seeds, lanes, "noise"))
+            collector.done = {episode.seed for episode in self.journal}
+            collector.on_episode = keep
+            self.until(unit, total, step, collector.returns)
+            if unit == "steps":
+                collector.truncate()
+        if policy and not endless:
             self.measure(lambda: float(evaluate(policy, self.task, REFERENCE_EPISODES).returns.mean()))
+
+    def demonstrate(self, noise: float, unit: str, total: int) -> None:
+        """Collect from the script that knows the task."""
+
+        def play() -> int:
+            number = self.first + len(self.journal)
+            self.journal.append(demonstration(self.task.env, self.metadata["seed"], number, noise))
+            return self.journal.steps
+
+        self.until(unit, total, play)
 
     def measure(self, expert: Callable[[], float]) -> None:
         """Find the score range, given how to find what the policy returns. What is collected can do without, where the
@@ -277,26 +305,11 @@ class Collection:
 
         try:
             with on_interrupt(leave):
-                self.references = score_range(self.task, expert())
+                self.metadata |= score_range(self.task, expert())
         except Interrupted:
             raise
         except UserError as error:
             self.display.say(f"the dataset gets no reference scores, for {error}")
-
-    def demonstrate(self, noise: float, steps: int | None, episodes: int | None) -> None:
-        """Let the script that knows the task act until there are so many steps or episodes."""
-        unit, total = ("steps", steps) if steps is not None else ("episodes", episodes)
-
-        def done() -> int:
-            return self.journal.steps if steps is not None else len(self.journal)
-
-        with on_interrupt(self.stop.set), self.display.bar("collecting", total, done(), unit):
-            while done() < total and not self.stop.is_set():
-                number = self.first + len(self.journal)
-                self.journal.append(demonstration(self.task.env, self.metadata["seed"], number, noise))
-                self.display.advance(min(done(), total), f"{len(self.journal)} episodes")
-        if self.stop.is_set():
-            raise self.interrupted()
 
     def note(self, returns: Sequence[Iterable[float]]) -> str:
         """What the progress bar says beside the count."""
@@ -317,9 +330,7 @@ class Collection:
     def seal(self) -> Path:
         """Write the dataset and delete what it was made of."""
         with Journal(self.folder / EPISODES) as journal:
-            episode_log.seal(
-                journal, self.target, **self.about, metadata=self.metadata | self.references, append=self.append
-            )
+            episode_log.seal(journal, self.target, **self.about, metadata=self.metadata, append=self.append)
             self.display.say(
                 f"{self.dataset_id}: {len(journal):,} episodes, {journal.steps:,} steps in {self.target}; train on it"
                 f" with: offlinerl fit xql --dataset {self.dataset_id}"
@@ -329,7 +340,7 @@ class Collection:
 
     def clear(self) -> None:
         """Delete the journal, and the folder if nothing else is in it."""
-        for name in (journal.COLLECTION, EPISODES):
+        for name in (COLLECTION, EPISODES):
             (self.folder / name).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
@@ -356,20 +367,17 @@ class Learning:
     def collect(self) -> Path:
         """Train to the end and write the dataset."""
         run, folder = self.run, self.run.folder
-        with closing(self.collector), self.collection.opened() as collection:
+        with closing(self.collector), self.collection.opened():
             if (folder / "config.yaml").is_file():
                 self.require_same(read(folder / "config.yaml"))
             run.restore()
             write_config(folder, run.settings)
             summary = run.train()
             if not run.pool.endless:
-                collection.measure(lambda: summary["last"]["mean_return"])
+                self.collection.measure(lambda: summary["last"]["mean_return"])
         for replay in folder.glob("replay-*.pt"):
             replay.unlink()  # large, and of use to nobody now
-        return collection.seal()
-
-    def finish(self) -> None:
-        self.collector.truncate()  # after the last checkpoint, from which a resumed collection does so again
+        return self.collection.seal()
 
     def require_same(self, before: dict[str, Any]) -> None:
         """Raises a UserError if a setting is not what it was, other than the number of steps."""
@@ -388,6 +396,8 @@ class Learning:
             self.run.display.say(f"episode {self.collected} came out differently this time; the first one is kept")
         self.collected += 1
 
+    # What the run calls; see ``offlinerl.training.loop.Companion``
+
     def state_dict(self) -> dict[str, Any]:
         return dict(collected=self.collected)
 
@@ -397,31 +407,27 @@ class Learning:
     def note(self) -> str:
         return self.collection.note(self.collector.returns)
 
+    def finish(self) -> None:
+        self.collector.truncate()  # after the last checkpoint, from which a resumed collection does so again
 
-def policy_of(source: str | Policy, device: torch.device, agent_class: str | None = None) -> Policy | None:
-    """The policy of a source that does not learn; None for chance and for scripts.
 
-    Raises:
-        UserError: the checkpoint cannot be read.
-    """
-    if source in ("random", "scripted"):
-        return None
+def policy_of(source: str | Policy, device: torch.device, agent_class: str | None) -> Policy | None:
+    """The policy of a source that does not learn; None for random actions and for scripts."""
     if not isinstance(source, str | Path):
         return source
+    if source in ("random", "scripted"):
+        return None
     return checkpoint.load_agent(Path(source), device, agent_class=agent_class)
 
 
 def score_range(task: Task, expert: float) -> dict[str, float]:
     """Minari's reference scores: the mean return of uniformly random actions, over twenty episodes, and that of
-    the policy without its noise. Empty where the policy is no better than chance, for then there is no range."""
-    lanes = range(side_by_side(task.env, REFERENCE_LANES))
-    collector, returns = Collector(task.env, (0,), lanes, task.obs_keys), []
-    collector.on_episode = lambda s, e, episode: returns.append(float(episode.rewards.sum()))
-    try:
+    the policy without its noise. Empty where the policy is no better than random, for then there is no range."""
+    lanes, returns = range(side_by_side(task.env, REFERENCE_LANES)), []
+    with closing(Collector(task.env, (0,), lanes, task.obs_keys)) as collector:
+        collector.on_episode = lambda s, e, episode: returns.append(float(episode.rewards.sum()))
         while len(returns) < REFERENCE_EPISODES:
             collector.step(collector.uniform)
-    finally:
-        collector.close()
     low = float(np.mean(returns[:REFERENCE_EPISODES]))
     facts = dict(num_episodes_average_score=REFERENCE_EPISODES)
     return dict(ref_min_score=low, ref_max_score=expert, **facts) if expert > low else {}
@@ -433,29 +439,3 @@ def described(source: str | Policy) -> str:
         return f"{type(source).__module__}:{type(source).__qualname__}"
     named = source in ("random", "scripted") or agents.is_name(str(source))
     return source if named or not Path(source).exists() else f"checkpoint {find_checkpoint(source).resolve()}"
-
-
-def target_of(dataset_id: str, unfinished: bool, append: bool, source: str | Policy, task: Task) -> Path:
-    """The folder of the dataset to be; one that an unfinished collection has sealed already may be there.
-
-    Raises:
-        UserError: it is there and may not be written.
-    """
-    if unfinished and (registry.minari_root() / dataset_id).exists():
-        return registry.minari_root() / dataset_id  # sealing it again changes nothing, or says what is wrong
-    return episode_log.check_target(dataset_id, append, described(source), env_spec(task))
-
-
-def first_episode(folder: Path, target: Path) -> int:
-    """The number of the first episode to collect: as many as the dataset had when the collection in the folder was
-    begun, for no environment has come further."""
-    if (folder / journal.COLLECTION).is_file():
-        return registry.minari_metadata(folder).get("provenance", {}).get("first", 0)
-    return int(registry.minari_metadata(target / "data")["total_episodes"]) if target.exists() else 0
-
-
-def env_spec(task: Task) -> str | None:
-    """The specification of a task's environment, as JSON; None if it has none."""
-    env = make(task.env, task.obs_keys)
-    env.close()
-    return specification(env)
