@@ -72,7 +72,7 @@ def load_hdf5(
             _require_short(path, end, longest)
         observation_space, action_space = _spaces_of(file, env)
         if mode == "d4rl":
-            keep = ~(cut if flags.told else _d4rl_timeouts(terminals, max_episode_steps or rows + 1))
+            keep = ~(cut if flags.cut_known else _d4rl_timeouts(terminals, max_episode_steps or rows + 1))
             keep[-1] = False
         else:
             keep = np.ones(rows, bool) if has_next else ~end | terminals
@@ -181,8 +181,8 @@ class Flags(NamedTuple):
 
     terminal: np.ndarray  # [N] bool
     cut: np.ndarray  # [N] bool
-    basis: str  # in words, what tells
-    told: bool  # whether the file itself says where episodes were cut off
+    basis: str  # in words, by what this is known
+    cut_known: bool  # whether the file itself says where episodes were cut off
 
 
 def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | None) -> Flags:
@@ -206,7 +206,6 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
             f"{file.filename} lacks terminals; it has {has}; D4RL's keys are needed, of which terminals and timeouts"
             " say where episodes end"
         )
-    names = " and ".join([*terminal_names, *cut_names, *end_names])
     if split == "jump":
         place = file["observations"][:, :2].astype(np.float64)
         jump = np.r_[np.linalg.norm(np.diff(place, axis=0), axis=1) > JUMP, False]
@@ -215,13 +214,13 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
         terminal = end & ~cut
         if max_episode_steps and not cut_names:  # an end after that many steps is the time limit's
             terminal &= _steps_in_episode(end) != max_episode_steps
-    told = bool(cut_names or end_names)
-    if told:
-        return Flags(terminal, cut | end & ~terminal, names, told)
-    if max_episode_steps is None:
-        return Flags(terminal, cut, names, told)
-    cut = _steps_in_episode(terminal) % max_episode_steps == 0
-    return Flags(terminal, cut, " and ".join([*terminal_names, f"every {max_episode_steps} steps"]), told)
+    names, cut_known = [*terminal_names, *cut_names, *end_names], bool(cut_names or end_names)
+    if cut_known:
+        cut |= end & ~terminal
+    elif max_episode_steps is not None:
+        cut = _steps_in_episode(terminal) % max_episode_steps == 0
+        names.append(f"every {max_episode_steps} steps")
+    return Flags(terminal, cut, " and ".join(names), cut_known)
 
 
 def _steps_in_episode(end: np.ndarray) -> np.ndarray:
@@ -261,12 +260,10 @@ def _spaces_of(file: h5py.File, env: Mapping[str, Any] | None) -> tuple[gymnasiu
         observation_space, action_space = made.observation_space, made.action_space
     finally:
         made.close()
-    column = file["observations"]
-    width = int(np.prod(column.shape[1:]))
-    kinds = (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete)
-    raw = isinstance(observation_space, kinds) and column.ndim <= 2
-    raw = raw and width == int(np.prod(observation_space.shape))
-    return observation_space if raw else None, action_space
+    shape, kinds = file["observations"].shape[1:], (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete)
+    if not isinstance(observation_space, kinds) or len(shape) > 1 or np.prod(shape) != np.prod(observation_space.shape):
+        return None, action_space
+    return observation_space, action_space
 
 
 def _d4rl_timeouts(terminals: np.ndarray, max_episode_steps: int) -> np.ndarray:
@@ -283,13 +280,11 @@ def _read(column: h5py.Dataset, keep: np.ndarray, out: np.ndarray, successors: n
     """Fills ``out`` with the rows to keep, and ``successors`` with the rows after them."""
     at = 0
     for start in range(0, len(keep), BLOCK):
-        chosen = keep[start : start + BLOCK]
-        block = column[start : start + len(chosen) + 1]
-        if len(block) == len(chosen):
-            block = np.concatenate([block, block[-1:]])  # the file's last row has no row after it
+        chosen = np.flatnonzero(keep[start : start + BLOCK])
+        block = column[start : start + BLOCK + 1]
         block = block.reshape(len(block), *out.shape[1:])
-        span = slice(at, at + int(chosen.sum()))
-        out[span] = block[:-1][chosen]
+        span = slice(at, at + len(chosen))
+        out[span] = block[chosen]
         if successors is not None:
-            successors[span] = block[1:][chosen]
+            successors[span] = block[np.minimum(chosen + 1, len(block) - 1)]  # no row follows the file's last one
         at = span.stop

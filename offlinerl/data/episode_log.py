@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import h5py
 from gymnasium.envs.registration import EnvSpec
 
@@ -19,44 +18,26 @@ from offlinerl.data import registry
 from offlinerl.data.columns import open_hdf5
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import COLLECTION, Journal
-from offlinerl.data.minari_writer import write_minari
+from offlinerl.data.minari_writer import metadata_json, spec_json, write_minari
 from offlinerl.util.atomic import sweep, to_json, write_whole
 from offlinerl.util.errors import UserError
 
 
-def write_collection(
-    folder: Path,
-    *,
-    dataset_id: str,
-    env_spec: EnvSpec | str | None,
-    observation_space: gymnasium.Space,
-    action_space: gymnasium.Space,
-    metadata: Mapping[str, Any] | None = None,
-) -> Path:
+def write_collection(folder: Path, *, metadata: Mapping[str, Any] | None = None, **about: Any) -> Path:
     """Writes ``collection.json``, which says of the journal beside it what a Minari dataset's metadata would.
     The folder can then be loaded as a dataset of the episodes finished so far.
 
     Args:
         folder: where ``episodes.journal`` is, or will be.
-        metadata: further entries, as for ``offlinerl.data.minari_writer.write_minari``.
+        metadata: further entries.
+        about: ``dataset_id``, ``env_spec``, ``observation_space`` and ``action_space``; as ``metadata``, see
+            ``offlinerl.data.minari_writer.write_minari``.
 
     Returns:
         The file.
     """
-    from minari.serialization import serialize_space
-
-    entries = {
-        **(metadata or {}),
-        "dataset_id": dataset_id,
-        "data_format": "journal",
-        "jpeg_encoding": False,
-        "observation_space": serialize_space(observation_space),
-        "action_space": serialize_space(action_space),
-    }
-    if env_spec is not None:
-        entries["env_spec"] = _json(env_spec)
     path = Path(folder) / COLLECTION
-    write_whole(path, json.dumps(entries, default=to_json, indent=1))
+    write_whole(path, metadata_json(metadata or {}, "journal", **about))
     return path
 
 
@@ -65,7 +46,7 @@ def check_target(dataset_id: str, append: bool, agent: Any, env_spec: EnvSpec | 
 
     Args:
         dataset_id: ``(namespace/)name-vN``.
-        append: whether a dataset of the same agent and environment may be there.
+        append: whether a dataset of the same agent and environment may exist.
         agent: what acts, as in the provenance.
         env_spec: of the environment it acts in.
 
@@ -94,12 +75,10 @@ def seal(
     journal: Journal,
     path: Path,
     *,
-    dataset_id: str,
     env_spec: EnvSpec | str | None,
-    observation_space: gymnasium.Space,
-    action_space: gymnasium.Space,
     metadata: Mapping[str, Any],
     append: bool,
+    **about: Any,
 ) -> Path:
     """Writes the episodes of a journal as a Minari dataset, whole or not at all. One whose episodes the dataset
     has already changes nothing, so that a process killed right after sealing can do it again.
@@ -110,6 +89,7 @@ def seal(
             receives the number of episodes and steps. Where the dataset exists, its metadata stay, and this
             provenance joins the list ``provenance["appended"]``.
         append: add the episodes to a dataset of the same agent and environment, after those that it has.
+        about: ``dataset_id``, ``observation_space`` and ``action_space``; as ``env_spec``, see ``write_minari``.
 
     Returns:
         ``path``.
@@ -134,16 +114,8 @@ def seal(
             first, *appended = parts
             metadata, provenance = old, {**first, "appended": [*appended, provenance]}
             episodes = itertools.chain(_stored(path, int(old["total_episodes"])), episodes)
-        return write_minari(
-            path,
-            episodes,
-            dataset_id=dataset_id,
-            env_spec=env_spec,
-            observation_space=observation_space,
-            action_space=action_space,
-            metadata={**metadata, "provenance": provenance},
-            overwrite=old is not None,
-        )
+        metadata = {**metadata, "provenance": provenance}
+        return write_minari(path, episodes, env_spec=env_spec, metadata=metadata, overwrite=old is not None, **about)
 
 
 @contextmanager
@@ -160,7 +132,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _existing(path: Path) -> dict[str, Any] | None:
-    """The metadata of the dataset in a folder, None if there is nothing."""
+    """The metadata of the dataset in a folder, None without one."""
     if not path.exists():
         return None
     if not (path / "data").is_dir():
@@ -188,7 +160,7 @@ def _stranger(metadata: Mapping[str, Any], agent: Any, env_spec: EnvSpec | str |
     agent = json.loads(json.dumps(agent, default=to_json))
     if provenance.get("agent") != agent:
         return f"was collected by {provenance.get('agent')}, not by {agent}"
-    had, has = (json.loads(_json(spec) or "{}") for spec in (metadata.get("env_spec"), env_spec))
+    had, has = (json.loads(spec_json(spec) or "{}") for spec in (metadata.get("env_spec"), env_spec))
     for key in {**had, **has}:
         if had.get(key) != has.get(key):
             return f"was collected in an environment whose {key} is {had.get(key)!r}, not {has.get(key)!r}"
@@ -200,10 +172,6 @@ def _parts(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     provenance = metadata.get("provenance")
     first = dict(provenance) if isinstance(provenance, Mapping) else {}
     return [first, *first.pop("appended", [])]
-
-
-def _json(env_spec: EnvSpec | str | None) -> str | None:
-    return env_spec.to_json() if isinstance(env_spec, EnvSpec) else env_spec
 
 
 def _stored(folder: Path, count: int) -> Iterator[Episode]:

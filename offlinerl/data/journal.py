@@ -52,24 +52,21 @@ class Journal:
         self._ends, self._checksums = array("Q", [0]), array("I")
         if write:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
         try:
-            self._file = io.FileIO(self.path, "r+" if write else "r", opener=_create if write else None)
+            self._file = io.FileIO(self.path, "r+" if write else "r")
         except FileNotFoundError as error:
             raise UserError(f"{self.path} does not exist; check the path") from error
         try:
             if write:
-                self._lock()
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it with the process
             self.torn = self._index()
             if write and self.torn:
                 self._file.truncate(self._ends[-1])
-        except BaseException:
+        except BaseException as error:
             self.close()
-            raise
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it with the process
-        except BlockingIOError as error:
+            if not isinstance(error, BlockingIOError):
+                raise
             raise UserError(
                 f"{self.path} is being written by another process; let it end or choose another folder"
             ) from error
@@ -141,7 +138,7 @@ class Journal:
 
     @property
     def digest(self) -> str:
-        """What tells these episodes from others, as hexadecimal digits."""
+        """A checksum of all episodes, in hexadecimal digits."""
         return hashlib.sha256(self._checksums.tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -166,10 +163,6 @@ class Journal:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-
-
-def _create(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CREAT, 0o666)
 
 
 def _encode(episode: Episode) -> bytes:

@@ -126,9 +126,15 @@ def _has_jpeg(metadata: Mapping[str, Any]) -> bool:
     return metadata.get("jpeg_encoding", True) and "uint8" in str(metadata.get("observation_space", "uint8"))
 
 
-def minari_episodes(folder: Path, obs_keys: Sequence[str] | None = None) -> Iterator[_Arrays]:
-    """Observations, a tree of ``[T + 1, ...]``, actions ``[T, A]``, rewards ``[T]`` and terminations ``[T]`` of each
-    episode of a Minari dataset or of an unfinished collection, given by its folder.
+_Parts = Mapping[str, gymnasium.Space | None]
+_Raw = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
+
+
+def minari_episodes(
+    folder: Path, obs_keys: Sequence[str] | None = None
+) -> Iterator[tuple[Tree, np.ndarray, np.ndarray, np.ndarray]]:
+    """Observations as agents see them, a tree of ``[T + 1, ...]``, actions ``[T, A]``, rewards ``[T]`` and terminations
+    ``[T]`` of each episode of a Minari dataset or of an unfinished collection, given by its folder.
 
     Raises:
         UserError: it cannot be read, or holds flags or choices that mean nothing.
@@ -142,19 +148,9 @@ def minari_episodes(folder: Path, obs_keys: Sequence[str] | None = None) -> Iter
     if metadata.get("data_format", "hdf5") == "hdf5" and not _has_jpeg(metadata):
         episodes = _hdf5_episodes(folder / "main_data.hdf5", int(metadata["total_episodes"]), parts)
     else:
-        episodes = _journal_episodes(folder, parts) if _is_journal(metadata) else _minari_episodes(folder, parts)
-    return _encoded(episodes, parts, metadata["dataset_id"])
-
-
-_Arrays = tuple[Tree, np.ndarray, np.ndarray, np.ndarray]
-_Parts = Mapping[str, gymnasium.Space | None]
-_Raw = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
-
-
-def _encoded(episodes: Iterable[_Raw], parts: _Parts, source: str) -> Iterator[_Arrays]:
-    """Episodes with what agents see of their observations."""
+        episodes = _other_episodes(folder, metadata, parts)
     for number, (columns, actions, rewards, terminations) in enumerate(episodes):
-        place = f"{source}, episode {number}"
+        place = f"{metadata['dataset_id']}, episode {number}"
         rewards = single(rewards, f"{place}: rewards")
         terminations = as_flags(terminations, f"{place}: terminations")
         try:
@@ -198,7 +194,12 @@ def _shrink_cache(file: h5py.File, size: int = 1 << 20) -> None:
     file.id.set_mdc_config(config)
 
 
-def _minari_episodes(folder: Path, parts: _Parts) -> Iterator[_Raw]:
+def _other_episodes(folder: Path, metadata: Mapping[str, Any], parts: _Parts) -> Iterator[_Raw]:
+    """As ``_hdf5_episodes``, from a journal or through Minari itself."""
+    if _is_journal(metadata):
+        with Journal(folder / EPISODES, write=False) as journal:
+            yield from _columns(journal, parts)
+        return
     import minari
 
     try:
@@ -206,11 +207,6 @@ def _minari_episodes(folder: Path, parts: _Parts) -> Iterator[_Raw]:
     except ImportError as error:
         needed = getattr(error, "name", None) or "pyarrow"
         raise UserError(f"{folder} is stored in a format that needs {needed}: pip install {needed}") from error
-
-
-def _journal_episodes(folder: Path, parts: _Parts) -> Iterator[_Raw]:
-    with Journal(folder / EPISODES, write=False) as journal:
-        yield from _columns(journal, parts)
 
 
 def _is_journal(metadata: Mapping[str, Any]) -> bool:

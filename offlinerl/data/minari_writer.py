@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import gymnasium
+import h5py
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
-from offlinerl.util.errors import UserError
-
-if TYPE_CHECKING:  # a list of datasets needs neither
-    import gymnasium
-    import h5py
-    from gymnasium.envs.registration import EnvSpec
-from offlinerl.data.episode import Arrays, Episode
+from offlinerl.data.episode import Episode
 from offlinerl.util.atomic import atomic_write, to_json
+from offlinerl.util.errors import UserError
+from offlinerl.util.trees import tree_leaves
 
 
 class Sink(io.FileIO):
@@ -92,15 +91,15 @@ def write_minari(
 
     Source: the layout of Minari 0.5.4, ``minari/dataset/_storages/hdf5_storage.py``.
     """
-    # Here, because listing or inspecting D4RL files needs no Minari, which takes a second to import.
-    import h5py
-    from gymnasium.envs.registration import EnvSpec
+    # Minari takes a second to import, which what writes no dataset need not wait for.
     from minari import __version__ as minari_version
     from minari.dataset.minari_dataset import parse_dataset_id
-    from minari.serialization import serialize_space
 
     parse_dataset_id(dataset_id)
-    spec = env_spec.to_json() if isinstance(env_spec, EnvSpec) else env_spec
+    metadata = dict(metadata or {})
+    for key in ("author", "author_email"):  # Minari makes a set of it, which would be the letters of a string
+        if isinstance(metadata.get(key), str):
+            metadata[key] = [metadata[key]]
     with atomic_write(path, overwrite) as temporary:
         data = temporary / "data"
         data.mkdir(parents=True)
@@ -108,69 +107,71 @@ def write_minari(
         # The format of HDF5 1.10 (2016) indexes a chunk in a few bytes, where the default takes kilobytes.
         with Sink(data / "main_data.hdf5") as sink, h5py.File(sink, "w", libver="v110") as file:
             for episode in episodes:
-                total_steps += _write_episode(file, total_episodes, episode)
+                _write_episode(file, total_episodes, episode)
                 total_episodes += 1
+                total_steps += len(episode.rewards)
                 sink.check()
         if not total_episodes:
             raise UserError(f"{path} was not written, because there was no episode to write")
-        megabytes = (data / "main_data.hdf5").stat().st_size / 1e6
-        entries = {
-            **_for_minari(metadata or {}),
-            "dataset_id": dataset_id,
-            "minari_version": minari_version,
-            "data_format": "hdf5",
-            "jpeg_encoding": False,  # lossy, and Minari's default for anything shaped like an image
-            "observation_space": serialize_space(observation_space),
-            "action_space": serialize_space(action_space),
-            "total_episodes": total_episodes,
-            "total_steps": total_steps,
-            "dataset_size": round(megabytes, 1),
-        }
-        if spec is not None:
-            entries["env_spec"] = spec
-        (data / "metadata.json").write_text(json.dumps(entries, default=to_json, indent=1))
+        facts = dict(
+            minari_version=minari_version,
+            total_episodes=total_episodes,
+            total_steps=total_steps,
+            dataset_size=round((data / "main_data.hdf5").stat().st_size / 1e6, 1),  # megabytes
+        )
+        text = metadata_json(metadata | facts, "hdf5", dataset_id, env_spec, observation_space, action_space)
+        (data / "metadata.json").write_text(text)
     return Path(path)
 
 
-def _write_episode(file: h5py.File, number: int, episode: Episode) -> int:
-    """Writes one episode and returns its number of steps T."""
-    import h5py
+def metadata_json(
+    metadata: Mapping[str, Any],
+    data_format: str,
+    dataset_id: str,
+    env_spec: EnvSpec | str | None,
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+) -> str:
+    """The metadata of a dataset in a format, as Minari reads them; for the other arguments see ``write_minari``."""
+    from minari.serialization import serialize_space
 
+    entries = {
+        **metadata,
+        "dataset_id": dataset_id,
+        "data_format": data_format,
+        "jpeg_encoding": False,  # lossy, and Minari's default for anything shaped like an image
+        "observation_space": serialize_space(observation_space),
+        "action_space": serialize_space(action_space),
+    }
+    if env_spec is not None:
+        entries["env_spec"] = spec_json(env_spec)
+    return json.dumps(entries, default=to_json, indent=1)
+
+
+def spec_json(env_spec: EnvSpec | str | None) -> str | None:
+    """An environment's specification as JSON, which it may be already."""
+    return env_spec.to_json() if isinstance(env_spec, EnvSpec) else env_spec
+
+
+def _write_episode(file: h5py.File, number: int, episode: Episode) -> None:
     steps = len(episode.rewards)
-    expected = {"observations": steps + 1, "actions": steps, "terminations": steps, "truncations": steps}
-    for field, length in expected.items():
-        for name, array in _leaves(field, getattr(episode, field)):
-            if len(array) != length or not steps:
-                raise ValueError(f"episode {number}: {name} has {len(array)} rows for {steps} rewards")
+    lengths = {"observations": steps + 1, "actions": steps, "terminations": steps, "truncations": steps}
     group = file.create_group(f"episode_{number}")
     group.attrs.update(id=number, total_steps=steps)
     if episode.seed is not None:
         group.attrs["seed"] = episode.seed
     group.create_group("infos")  # Minari cannot read an episode without it
-    for field, value in episode.columns.items():
-        for name, array in _leaves(field, value):
-            array = np.asarray(array)
-            dtype = h5py.string_dtype() if array.dtype.kind == "U" else array.dtype
-            packing = dict(compression="gzip", shuffle=True, chunks=_chunk(array)) if array.nbytes else {}
-            group.create_dataset(name, data=array.astype(dtype, copy=False), **packing)
-    return steps
-
-
-def _leaves(name: str, value: Arrays | Mapping) -> Iterator[tuple[str, np.ndarray]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(f"{name}/{key}", inner)
-    else:
-        yield name, value
+    for name, array in tree_leaves(episode.columns):
+        field = name.partition("/")[0]
+        if not steps or (field in lengths and len(array) != lengths[field]):
+            raise ValueError(f"episode {number}: {name} has {len(array)} rows for {steps} rewards")
+        array = np.asarray(array)
+        dtype = h5py.string_dtype() if array.dtype.kind == "U" else array.dtype
+        packing = dict(compression="gzip", shuffle=True, chunks=_chunk(array)) if array.nbytes else {}
+        group.create_dataset(name, data=array.astype(dtype, copy=False), **packing)
 
 
 def _chunk(array: np.ndarray, target: int = 1 << 20) -> tuple[int, ...]:
     """Whole rows, about a megabyte of them: an episode is then read in one or a few pieces."""
     rows = target * len(array) // array.nbytes
     return (min(len(array), max(1, rows)), *array.shape[1:])
-
-
-def _for_minari(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Minari turns authors into a set, which would make letters of a lone string."""
-    fields = ("author", "author_email")
-    return {**metadata, **{key: [metadata[key]] for key in fields if isinstance(metadata.get(key), str)}}

@@ -46,9 +46,9 @@ REWARDS = {
     "none": _as_is,
     "minus_one": _minus_one,  # AntMaze: a cost of one a step until the goal
     "scale_by_return_range": _scale_by_return_range,  # locomotion: x 1000 / (best return - worst return)
-    "count": _count,  # Kitchen: tasks completed so far, which D4RL's files hold and the environment pays once
+    "count": _count,  # Kitchen: tasks completed so far, which D4RL's files hold and the environment rewards once
 }
-"""Training rewards by rule. Scores always come from what the environment pays."""
+"""Training rewards by rule. Scores always come from the environment's own."""
 
 
 class OnlineReward(NamedTuple):
