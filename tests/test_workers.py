@@ -20,7 +20,7 @@ from offlinerl.agents.checkpoint import read
 from offlinerl.cli import main
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.envs.make import make, spec_of
-from offlinerl.rollout.actor_pool import DEATHS, ActorPool, LocalBackend, Lost, one_thread
+from offlinerl.rollout.actor_pool import DEATHS, ActorPool, Lost, Worker, one_thread
 from offlinerl.rollout.collector import Collector
 from offlinerl.rollout.ray_backend import RayBackend
 from offlinerl.training import build, config, request
@@ -92,6 +92,28 @@ class Life:
             assert a[:3] == b[:3], "other episodes, or in another order"
             assert all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(a[3:], b[3:], strict=True))
         return True
+
+
+class LocalBackend:
+    """Workers that take turns in this process: what they deliver is what those of any other backend must."""
+
+    def start(self, *args):
+        return Worker(*args)
+
+    def share(self, weights):
+        return weights
+
+    def submit(self, worker, method, *arguments):
+        return getattr(worker, method)(*arguments)
+
+    def receive(self, answer):
+        return answer
+
+    def stop(self, worker):
+        worker.close()
+
+    def close(self):
+        pass
 
 
 class Mortal(LocalBackend):

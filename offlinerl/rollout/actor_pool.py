@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,13 +51,10 @@ class Worker:
     """The environments of some lanes, and a copy of the agent that acts in them.
 
     Args:
-        env: what to make; see ``offlinerl.envs.make``.
-        seeds: S integers.
+        env, seeds, obs_keys, first: see ``Collector``.
         lanes: E integers, which of a seed's environments are its own.
-        obs_keys: parts of a ``Dict`` observation.
         agent: makes the agent.
         envs: environments of a seed in all workers together.
-        first: see ``Collector``.
         state: of the worker that this one replaces.
     """
 
@@ -94,19 +92,16 @@ class Worker:
             for self.t in range(count):
                 self.agent.steps = steps + self.t * self.envs
                 taken.append(self.collector.step(self.agent, random=self.t < random))
-        return self._deliver(tree_map(lambda *steps: np.stack(steps), *taken))
+        return self.report(tree_map(lambda *steps: np.stack(steps), *taken))
 
     def truncate(self) -> Delivery:
         """Truncate every episode under way."""
         self.t = 0
         self.collector.truncate()
-        return self._deliver()
+        return self.report()
 
-    def report(self) -> Delivery:
-        """Do nothing, and say so."""
-        return self._deliver()
-
-    def _deliver(self, steps: Transition | None = None) -> Delivery:
+    def report(self, steps: Transition | None = None) -> Delivery:
+        """Deliver these steps, and the state after them."""
         ended, self.ended = self.ended, []
         state = dict(interaction=self.collector.state_dict(), explore=self.agent.explore_state())
         return Delivery(steps, ended, in_numpy(state), self.same)
@@ -116,47 +111,14 @@ class Worker:
 
 
 class Backend(Protocol):
-    """Where workers live: how they are made, given orders and heard."""
+    """Where workers run."""
 
-    def start(self, *args: Any) -> Any:
-        """A new worker; for the arguments see ``Worker``."""
-
-    def share(self, weights: Mapping[str, np.ndarray]) -> Any:
-        """Weights in the form in which orders pass them on."""
-
-    def submit(self, worker: Any, method: str, *arguments: Any) -> Any:
-        """Have a worker call one of its methods; what to ``receive`` the answer by."""
-
-    def receive(self, answer: Any) -> Delivery:
-        """Wait for an answer. Raises ``Lost`` if the worker died."""
-
-    def stop(self, worker: Any) -> None:
-        """Be done with a worker, dead or alive."""
-
-    def close(self) -> None:
-        """Leave nothing behind."""
-
-
-class LocalBackend:
-    """Workers that take turns in this process: what they deliver is what those of any other backend must."""
-
-    def start(self, *args: Any) -> Worker:
-        return Worker(*args)
-
-    def share(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        return weights
-
-    def submit(self, worker: Worker, method: str, *arguments: Any) -> Delivery:
-        return getattr(worker, method)(*arguments)
-
-    def receive(self, answer: Delivery) -> Delivery:
-        return answer
-
-    def stop(self, worker: Worker) -> None:
-        worker.close()
-
-    def close(self) -> None:
-        pass
+    def start(self, *args: Any) -> Any: ...  # a new worker; for the arguments see ``Worker``
+    def share(self, weights: Mapping[str, np.ndarray]) -> Any: ...  # weights in the form that ``submit`` takes
+    def submit(self, worker: Any, method: str, *arguments: Any) -> Any: ...  # call a method; for ``receive``
+    def receive(self, answer: Any) -> Delivery: ...  # wait for an answer; raises ``Lost`` if the worker died
+    def stop(self, worker: Any) -> None: ...  # end a worker, dead or alive
+    def close(self) -> None: ...  # free what the backend itself holds
 
 
 class ActorPool:
@@ -170,20 +132,14 @@ class ActorPool:
     processors are of one kind.
 
     Args:
-        env: what to make; see ``offlinerl.envs.make``.
-        seeds: S integers.
-        lanes: E integers, which of a seed's environments to run.
-        obs_keys: parts of a ``Dict`` observation.
+        env, seeds, lanes, obs_keys, first: see ``Collector``.
         agent: makes an agent like the one that ``rollout`` is given; other processes call it too.
         workers: N.
-        backend: where they live.
-        say: told of deaths.
-        first: see ``Collector``.
+        backend: where they run.
+        say: called with a message when a worker died.
 
     Attributes:
-        on_episode: called with s, e and every finished episode, by time, then by s and e.
-        returns: of every seed's latest finished episodes.
-        lengths: in steps, likewise.
+        on_episode, returns, lengths: see ``Collector``; episodes come by time, then by s and e.
 
     Raises:
         UserError: E is not a multiple of N; later, that a worker died again and again.
@@ -253,22 +209,20 @@ class ActorPool:
         return self.backend.start(*self.worker_args[w], self.states[w])
 
     def _receive(self, w: int, answer: Any, method: str, *arguments: Any) -> Delivery:
-        deaths = 0
-        while True:
+        for deaths in itertools.count():
             try:
                 delivery = self.backend.receive(answer)
             except Lost as error:
-                deaths += 1
-                if deaths == DEATHS:
-                    raise UserError(f"worker {w} died {deaths} times in a row: {error}") from error
+                if deaths + 1 == DEATHS:
+                    raise UserError(f"worker {w} died {DEATHS} times in a row: {error}") from error
                 self.say(f"worker {w} died; another goes on from what it delivered last")
                 self.backend.stop(self.workers[w])
                 self.workers[w] = self._start(w)
                 answer = self.backend.submit(self.workers[w], method, *arguments)
-                continue
-            if deaths and not delivery.same:
-                self.say("the simulator does not repeat itself here: the episodes under way begin again")
-            return delivery
+            else:
+                if deaths and not delivery.same:
+                    self.say("the simulator does not repeat itself here: the episodes under way begin again")
+                return delivery
 
     def _ended(self, deliveries: Sequence[Delivery]) -> deque[Ended]:
         """The episodes that ended, in order, by lane instead of a worker's own."""
@@ -278,7 +232,7 @@ class ActorPool:
 
     def _finish(self, ended: Ended) -> None:
         _, s, e, episode = ended
-        self.returns[s].append(float(np.cumsum(episode.rewards)[-1]))  # in the order in which they were paid
+        self.returns[s].append(float(np.cumsum(episode.rewards)[-1]))  # summed in the order of the steps
         self.lengths[s].append(len(episode.rewards))
         if self.on_episode is not None:
             self.on_episode(s, e, episode)

@@ -84,7 +84,7 @@ class Collector:
 
         Args:
             policy: acts, and explores.
-            random: act at random instead; the policy is told of new episodes all the same.
+            random: act at random instead; the policy's ``begin`` is called all the same.
         """
         self._begin(policy)
         step = self.loop.step(self.uniform if random else policy, explore=True)

@@ -56,7 +56,7 @@ class EnvironmentLoop:
         self.obs = zeros(pool.spec, self.shape)
 
     def begin(self, where: np.ndarray, episodes: np.ndarray, *policies: Policy) -> dict[int, Tree]:
-        """Reset the environments ``where`` for the episodes of these numbers, both ``[S, E]``, and tell the policies.
+        """Begin the episodes of these numbers in the environments ``where``, both ``[S, E]``, and in the policies.
 
         Returns:
             The first observations, by the number of the environment.
@@ -69,7 +69,7 @@ class EnvironmentLoop:
         return shown
 
     def reset(self, where: np.ndarray) -> dict[int, Tree]:
-        """Reset some environments for their latest episodes, which nobody is told; what they show, by their numbers."""
+        """Reset some environments, but no policy, for their latest episodes; what they show, by their numbers."""
         lanes = {i: self.lane(i) for i in np.flatnonzero(where).tolist()}
         shown = self.pool.reset({i: self.reset_seed(*lane, int(self.episodes[lane])) for i, lane in lanes.items()})
         self.obs = tree_map(np.copy, self.obs)

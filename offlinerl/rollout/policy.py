@@ -1,4 +1,4 @@
-"""What acts in environments: agents, chance, scripts, noise around another policy, and a user's own."""
+"""What acts in environments: agents, random actions, scripts, noise around another policy, and a user's own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Policy(Protocol):
     device: torch.device | str = "cpu"
 
     def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:  # noqa: B027  (most remember nothing)
-        """Told where episodes begin, before ``act`` gets their first observations. Everywhere else the episode under
+        """Called where episodes begin, before ``act`` gets their first observations. Everywhere else the episode under
         way goes on, or nothing is played: such an environment shows what it showed last and takes no action. If E is
         another than before, nothing of before goes on.
 
@@ -58,8 +58,8 @@ class Policy(Protocol):
 
 
 def apart(policy: Policy, envs: int) -> Policy:
-    """The policy to act in other environments, E a seed. An agent, which may be exploring elsewhere, keeps its place
-    there; other policies begin anew wherever they are told to."""
+    """The policy to act in other environments, E a seed. An agent that explores elsewhere can go on with that later;
+    other policies begin anew with each call of ``begin``."""
     return policy.acting_in(range(envs)) if isinstance(policy, Agent) else policy
 
 
@@ -86,7 +86,7 @@ class Uniform(Policy):
 
 
 class Noisy(Policy):
-    """A policy that does not explore by itself, with noise on what it does.
+    """A policy that does not explore, with noise on its actions.
 
     Args:
         policy: S policies.

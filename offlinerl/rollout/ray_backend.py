@@ -62,9 +62,9 @@ class RayBackend:
         if self.ray.is_initialized():
             return
         here = dict(address="local", num_cpus=self.workers, include_dashboard=False)
-        there = dict(address=self.address)
+        where = dict(address=self.address) if self.address else here
         try:
-            self.ray.init(**(there if self.address else here), log_to_driver=False, logging_level=logging.ERROR)
+            self.ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             if not self.address:
                 raise
