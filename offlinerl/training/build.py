@@ -16,20 +16,15 @@ import torch
 from offlinerl import agents
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
-from offlinerl.data import dataset, load, registry, rewards, scales
+from offlinerl.data import load, rewards, scales
+from offlinerl.data.dataset import Dataset
+from offlinerl.data.registry import Entry
 from offlinerl.envs.checks import described
 from offlinerl.envs.make import Pool, unbounded_actions, with_limits
 from offlinerl.evaluation.evaluate import make_pool
 from offlinerl.evaluation.task import Task
 from offlinerl.experience.ring import Replay
-from offlinerl.experience.sources import (
-    ActingData,
-    EpisodeData,
-    OfflineData,
-    ReplayData,
-    RolloutData,
-    WindowData,
-)
+from offlinerl.experience.sources import ActingData, EpisodeData, OfflineData, ReplayData, RolloutData, WindowData
 from offlinerl.experience.table import Table, entries_outside
 from offlinerl.learning.exploration import linear
 from offlinerl.rollout.actor_pool import ActorPool
@@ -49,11 +44,7 @@ COMPILE_WORTHWHILE = 3_000
 
 
 def build(
-    settings: dict[str, Any],
-    entry: registry.Entry,
-    device: torch.device,
-    folder: Path,
-    ray_address: str | None = None,
+    settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None = None
 ) -> Run:
     """The run that some settings describe.
 
@@ -68,20 +59,13 @@ def build(
         UserError: anything the user can put right.
     """
     make = online if settings["fit"]["dataset"] is None else on_dataset
-    return make(settings, entry, device, folder, Display(), ray_address)
+    return make(settings, entry, device, folder, ray_address)
 
 
-def online(
-    settings: dict[str, Any],
-    entry: registry.Entry,
-    device: torch.device,
-    folder: Path,
-    display: Display,
-    ray_address: str | None,
-) -> Run:
+def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None) -> Run:
     """A training by acting in an environment, which counts its steps. On rollouts, both its length and the steps
     between evaluations are rounded up to whole ones."""
-    about, train = settings["fit"], settings["train"]
+    about, train, display = settings["fit"], settings["train"], Display()
     task = Task.of(entry)
     pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
     agent = agent_for(task, pool, settings, device, folder)
@@ -106,16 +90,11 @@ def online(
 
 
 def on_dataset(
-    settings: dict[str, Any],
-    entry: registry.Entry,
-    device: torch.device,
-    folder: Path,
-    display: Display,
-    ray_address: str | None,
+    settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None
 ) -> Run:
     """A training on a fixed dataset, which counts updates. If it is to go on in the environment, as in XQL's second
-    table, every ``steps_per_update`` steps there bring one."""
-    about, train = settings["fit"], settings["train"]
+    table, every ``steps_per_update`` steps bring one."""
+    about, train, display = settings["fit"], settings["train"], Display()
     raw = load.load(entry, reward="none")
     contents = contents_of(raw)
     if about.get("fingerprint", contents["sha256"]) != contents["sha256"]:
@@ -138,8 +117,8 @@ def on_dataset(
     pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
     require_own_units(entry, data, pool.spec, task, display)
     agent = agent_for(task, pool, settings, device, folder, data)
-    if not getattr(agent.config, "normalize", True) and (apart := scales.far_apart(data.observations, data.moments)):
-        display.say(f"{entry.name}: {apart}")
+    if not getattr(agent.config, "normalize", True) and (fault := scales.far_apart(data.observations, data.moments)):
+        display.say(f"{entry.name}: {fault}")
     agent.compile = wants_compile(train["compile"], train["updates"])
     table = Table.of(agent, data)
     window = dict(length=agent.config.context) if kind == "windows" else {}
@@ -164,12 +143,7 @@ def on_dataset(
 
 
 def agent_for(
-    task: Task,
-    pool: Pool,
-    settings: dict[str, Any],
-    device: torch.device,
-    folder: Path,
-    data: dataset.Dataset | None = None,
+    task: Task, pool: Pool, settings: dict[str, Any], device: torch.device, folder: Path, data: Dataset | None = None
 ) -> Agent:
     """The agent for the pool's task. A new run begins with the weights of a checkpoint, which has its own statistics
     of observations, or takes those of its data."""
@@ -200,14 +174,6 @@ def collector_for(
     first = settings.get("collect", {}).get("first", 0)
     if not workers:
         return Collector(task.env, seeds, lanes, task.obs_keys, first)
-    require_portable(task)
-    make = partial(type(agent), agent.spec, seeds, **config.of_agent(settings))
-    backend = RayBackend(workers, ray_address)
-    return ActorPool(task.env, seeds, lanes, task.obs_keys, make, workers, backend, display.say, first)
-
-
-def require_portable(task: Task) -> None:
-    """Raises a UserError if the task's environment is an object that no other process can be given."""
     try:
         cloudpickle.dumps(task.env)
     except Exception as error:  # whatever a user's object raises
@@ -215,6 +181,9 @@ def require_portable(task: Task) -> None:
             f"{task.env_id} cannot be sent to workers ({described(error)}): pass a function that can be pickled, or no"
             " workers"
         ) from error
+    make = partial(type(agent), agent.spec, seeds, **config.of_agent(settings))
+    backend = RayBackend(workers, ray_address)
+    return ActorPool(task.env, seeds, lanes, task.obs_keys, make, workers, backend, display.say, first)
 
 
 def replay_for(agent: Agent, train: Mapping[str, Any], longest: int) -> Replay:
@@ -232,7 +201,7 @@ def require_whole(train: Mapping[str, Any], source: ReplayData, *names: str) -> 
             )
 
 
-def require_own_units(entry: registry.Entry, data: dataset.Dataset, spec: Spec, task: Task, display: Display) -> None:
+def require_own_units(entry: Entry, data: Dataset, spec: Spec, task: Task, display: Display) -> None:
     """Says how many entries of the actions will be clipped, and raises a UserError if most would be."""
     if spec.num_actions or data.action.shape[1] != spec.action_dim:  # another shape is refused later
         return
@@ -250,11 +219,12 @@ def require_own_units(entry: registry.Entry, data: dataset.Dataset, spec: Spec, 
     display.say(f"{what} and are clipped to them")
 
 
-def within_data(task: Task, data: dataset.Dataset, display: Display) -> Task:
+def within_data(task: Task, data: Dataset, display: Display) -> Task:
     """The task with the data's range as the bounds of those actions that its environment leaves without."""
-    if "action_range" in task.env or data.action.shape[1] != len(open_ := unbounded_actions(task.env)):
+    if "action_range" in task.env:
         return task
-    if not open_.any():
+    open_ = unbounded_actions(task.env)
+    if data.action.shape[1] != len(open_) or not open_.any():
         return task
     low, high = data.action.min(0), data.action.max(0)
     display.say(
@@ -264,12 +234,12 @@ def within_data(task: Task, data: dataset.Dataset, display: Display) -> Task:
     return replace(task, env={**task.env, "action_range": [low.tolist(), high.tolist()]})
 
 
-def task_of(entry: registry.Entry, data: dataset.Dataset, limits: Mapping[str, Any]) -> Task:
+def task_of(entry: Entry, data: Dataset, limits: Mapping[str, Any]) -> Task:
     """What evaluation needs of a dataset's task; the limits, see ``offlinerl.envs.make.with_limits``, are for an
     environment that only the data itself names.
 
     Raises:
-        UserError: nothing tells which environment the data belongs to.
+        UserError: no environment is known.
     """
     env = entry.env
     if env is None and "env_spec" in data.provenance:
@@ -282,7 +252,7 @@ def task_of(entry: registry.Entry, data: dataset.Dataset, limits: Mapping[str, A
     return replace(Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"))
 
 
-def contents_of(raw: dataset.Dataset) -> dict[str, Any]:
+def contents_of(raw: Dataset) -> dict[str, Any]:
     """How much a dataset holds, and a checksum of it, whatever its file is called."""
     digest = hashlib.sha256()
     for _, column in tree_leaves((raw.obs, raw.action, raw.reward, raw.terminated, raw.last)):
@@ -291,7 +261,7 @@ def contents_of(raw: dataset.Dataset) -> dict[str, Any]:
     return dict(rows=len(raw), episodes=len(raw.episode_starts), sha256=digest.hexdigest())
 
 
-def dataset_score(entry: registry.Entry, raw: dataset.Dataset) -> float | None:
+def dataset_score(entry: Entry, raw: Dataset) -> float | None:
     """Mean score of the dataset's own episodes, from rewards as stored; None without these or a score range."""
     if entry.score is None or raw.provenance.get("reward", "none") != "none":
         return None
@@ -305,6 +275,4 @@ def dataset_score(entry: registry.Entry, raw: dataset.Dataset) -> float | None:
 
 def wants_compile(setting: bool | str, updates: int) -> bool:
     """Whether to compile the update: "auto" does if the run is long enough to earn it back."""
-    if setting not in (True, False, "auto"):
-        raise UserError(f"compile must be auto, true or false, not {setting!r}")
-    return updates >= COMPILE_WORTHWHILE if setting == "auto" else bool(setting)
+    return updates >= COMPILE_WORTHWHILE if setting == "auto" else setting

@@ -56,7 +56,7 @@ class Checkpointer:
         self.saved = time.perf_counter()
 
     def save_best(self, trainer: L.Trainer) -> None:
-        """Save the policies apart, for they are the best so far."""
+        """Save the policies as the best so far."""
         checkpoint.save(trainer, self.best)
 
     def finish(self, state: dict[str, Any], best: bool) -> None:

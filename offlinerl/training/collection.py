@@ -1,4 +1,4 @@
-"""``offlinerl collect``: datasets from agents that learn, from trained policies, from chance and from scripts.
+"""``offlinerl collect``: datasets from agents that learn, trained policies, random actions and scripts.
 
 Every episode is on disk the moment it ends, in a journal that a killed process leaves whole. At the end the journal
 becomes a Minari dataset.
@@ -6,7 +6,7 @@ becomes a Minari dataset.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,11 +24,12 @@ from offlinerl.evaluation.evaluate import check_spec, evaluate
 from offlinerl.evaluation.task import Task
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.recipes.generate import demonstration
+from offlinerl.rollout.actor_pool import ActorPool
 from offlinerl.rollout.collector import Collector, mean_of
 from offlinerl.rollout.policy import Noisy, Policy, apart
 from offlinerl.training.build import build
 from offlinerl.training.config import TrainConfig, merge, read
-from offlinerl.training.loop import Run
+from offlinerl.training.loop import Companion, Run
 from offlinerl.training.request import require_source, settings_for
 from offlinerl.util.atomic import sweep
 from offlinerl.util.device import pick_device
@@ -114,7 +115,8 @@ def collect(
         settings["collect"] = dict(dataset=dataset_id, first=collection.first)
         if ray_address and not settings["train"]["workers"]:
             raise UserError("--ray-address is where workers run: say how many with --workers")
-        return Learning(build(settings, entry, pick_device(device), folder, ray_address), collection).collect()
+        collection.learn(build(settings, entry, pick_device(device), folder, ray_address))
+        return collection.seal()
     task = Task.of(registry.limited(registry.task(env, obs_keys), limits or {}))
     policy = policy_of(source, pick_device(device), agent_class)
     collection = Collection(folder, task, dataset_id, append, source, seed, dict(noise=noise))
@@ -138,8 +140,9 @@ def folder_for(dataset_id: str, append: bool) -> Path:
             return folder if append else stem
 
 
-class Collection:
-    """A folder with a journal in it, until it is sealed as a dataset.
+class Collection(Companion):
+    """A folder with a journal in it, until it is sealed as a dataset. It goes along with the run of an agent that
+    learns, and its journal then has all episodes of that.
 
     Args:
         folder: to work in.
@@ -152,6 +155,8 @@ class Collection:
 
     Attributes:
         target: the dataset's folder.
+        collector: what acts, if it is no script.
+        collected: episodes of a run up to now, which may be fewer than the journal has.
         first: number of the first episode of every environment, so that none is collected twice: as many as the dataset
             had when the collection was begun, for no environment has come further.
 
@@ -200,6 +205,8 @@ class Collection:
         if task.obs_keys:
             self.metadata["obs_keys"] = list(task.obs_keys)
         self.display, self.stop = Display(), Stop()
+        self.collector: Collector | ActorPool | None = None
+        self.collected = 0
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -234,13 +241,8 @@ class Collection:
                     self.display.say(f"failed after {self.kept}")
                 raise
 
-    def until(self, unit: str, total: int, act: Callable[[], int], returns: Sequence[Iterable[float]] = ()) -> None:
-        """Act until there are so many steps or episodes.
-
-        Args:
-            unit: "steps" or "episodes".
-            act: goes on, and returns the steps taken so far.
-            returns: of every seed's latest episodes, to be shown.
+    def until(self, unit: str, total: int, act: Callable[[], int]) -> None:
+        """Call ``act``, which returns the steps taken so far, until the total of "steps" or "episodes" is reached.
 
         Raises:
             Interrupted: Ctrl-C.
@@ -250,15 +252,15 @@ class Collection:
             while done < total and not self.stop.is_set():
                 taken = act()
                 done = taken if unit == "steps" else len(self.journal)
-                self.display.advance(min(done, total), self.note(returns))
+                self.display.advance(min(done, total), self.note())
         if self.stop.is_set():
-            raise self.interrupted()
+            self.leave(self.stop.signal)
 
     def act(self, policy: Policy | None, noise: float, envs: int, unit: str, total: int) -> None:
         """Collect from a policy that does not learn, or from uniformly random actions."""
         seed, taken = self.metadata["seed"], self.journal.steps
         seeds, lanes = range(seed, seed + (len(policy.seeds) if policy else 1)), range(envs)
-        collector = Collector(self.task.env, seeds, lanes, self.task.obs_keys, self.first)
+        collector = self.collector = Collector(self.task.env, seeds, lanes, self.task.obs_keys, self.first)
         acting, endless = collector.uniform, collector.pool.endless
 
         def keep(s: int, e: int, episode: Episode) -> None:
@@ -279,7 +281,7 @@ class Collection:
                 acting = Noisy(apart(policy, envs), noise, collector.spec, EnvStreams(seeds, lanes, "noise"))
             collector.done = {episode.seed for episode in self.journal}
             collector.on_episode = keep
-            self.until(unit, total, step, collector.returns)
+            self.until(unit, total, step)
             if unit == "steps":
                 collector.truncate()
         if policy and not endless:
@@ -295,29 +297,73 @@ class Collection:
 
         self.until(unit, total, play)
 
+    def learn(self, run: Run) -> None:
+        """Collect from the training of an agent.
+
+        A run that was killed goes on from its latest checkpoint and takes the steps since then once more, the same to
+        the bit; the journal has those episodes already.
+        """
+        self.collector, self.display = run.acting.collector, run.display
+        self.collector.on_episode = self.keep
+        run.companion, run.checkpointer.go_on = self, "the same command with --resume"
+        with closing(self.collector), self.opened():
+            if (self.folder / "config.yaml").is_file():
+                self.require_same(run.settings, read(self.folder / "config.yaml"))
+            run.restore()
+            write_config(self.folder, run.settings)
+            summary = run.train()
+            if not run.pool.endless:
+                self.measure(lambda: summary["last"]["mean_return"])
+        for replay in self.folder.glob("replay-*.pt"):
+            replay.unlink()  # large, and of use to nobody now
+
+    def require_same(self, settings: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+        """Raises a UserError if a setting is not what it was, other than the number of steps."""
+        older = plain(TrainConfig())  # an older version may not have known a setting
+        for section in ("fit", "agent", "train"):
+            for key, value in settings[section].items():
+                known = before[section].get(key, older.get(key))
+                if key not in ("steps", "save_every") and known != value:
+                    raise UserError(
+                        f"{self.folder} was begun with {key} {known}, not {value}; give the same command as before, or"
+                        " another --out"
+                    )
+
+    def keep(self, s: int, e: int, episode: Episode) -> None:
+        """Add the next episode of a run to the journal, unless it has it from before a restart."""
+        if not self.journal.append(episode, self.collected):
+            self.display.say(f"episode {self.collected} came out differently this time; the first one is kept")
+        self.collected += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(collected=self.collected)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.collected = state["collected"]
+
+    def note(self) -> str:
+        mean, count = mean_of(self.collector.returns if self.collector else ()), f"{len(self.journal):,} episodes"
+        return count if mean is None else f"{count}, return {shown(mean)}"
+
+    def finish(self) -> None:
+        self.collector.truncate()  # after the last checkpoint, from which a resumed collection does so again
+
     def measure(self, expert: Callable[[], float]) -> None:
         """Find the score range, given how to find what the policy returns. What is collected can do without, where the
         environment fails."""
 
-        def leave(number: int) -> NoReturn:
-            self.stop.set(number)
-            raise self.interrupted()
-
         try:
-            with on_interrupt(leave):
+            with on_interrupt(self.leave):
                 self.metadata |= score_range(self.task, expert())
         except Interrupted:
             raise
         except UserError as error:
             self.display.say(f"the dataset gets no reference scores, for {error}")
 
-    def note(self, returns: Sequence[Iterable[float]]) -> str:
-        """What the progress bar says beside the count."""
-        mean, count = mean_of(returns), f"{len(self.journal):,} episodes"
-        return count if mean is None else f"{count}, return {shown(mean)}"
-
-    def interrupted(self) -> Interrupted:
-        return Interrupted(f"interrupted after {self.kept}", self.stop.status)
+    def leave(self, number: int) -> NoReturn:
+        """What a signal does, now or at the end of a step."""
+        self.stop.set(number)
+        raise Interrupted(f"interrupted after {self.kept}", self.stop.status)
 
     @property
     def kept(self) -> str:
@@ -344,71 +390,6 @@ class Collection:
             (self.folder / name).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
-
-
-class Learning:
-    """The training of an agent, whose episodes are all kept: a run that a collection goes along with.
-
-    A run that was killed goes on from its latest checkpoint and takes the steps since then once more, the same to the
-    bit; the journal has those episodes already.
-
-    Args:
-        run: what trains the agent.
-        collection: where its episodes go.
-    """
-
-    def __init__(self, run: Run, collection: Collection):
-        self.run, self.collection, self.collector = run, collection, run.acting.collector
-        self.collected = 0  # episodes up to now, which may be fewer than the journal has
-        self.collector.on_episode = self.keep
-        run.companion = self
-        run.checkpointer.go_on = "the same command with --resume"
-
-    def collect(self) -> Path:
-        """Train to the end and write the dataset."""
-        run, folder = self.run, self.run.folder
-        with closing(self.collector), self.collection.opened():
-            if (folder / "config.yaml").is_file():
-                self.require_same(read(folder / "config.yaml"))
-            run.restore()
-            write_config(folder, run.settings)
-            summary = run.train()
-            if not run.pool.endless:
-                self.collection.measure(lambda: summary["last"]["mean_return"])
-        for replay in folder.glob("replay-*.pt"):
-            replay.unlink()  # large, and of use to nobody now
-        return self.collection.seal()
-
-    def require_same(self, before: dict[str, Any]) -> None:
-        """Raises a UserError if a setting is not what it was, other than the number of steps."""
-        older = plain(TrainConfig())  # an older version may not have known a setting
-        for section in ("fit", "agent", "train"):
-            for key, value in self.run.settings[section].items():
-                known = before[section].get(key, older.get(key))
-                if key not in ("steps", "save_every") and known != value:
-                    raise UserError(
-                        f"{self.run.folder} was begun with {key} {known}, not {value}; give the same command as before,"
-                        " or another --out"
-                    )
-
-    def keep(self, s: int, e: int, episode: Episode) -> None:
-        if not self.collection.journal.append(episode, self.collected):
-            self.run.display.say(f"episode {self.collected} came out differently this time; the first one is kept")
-        self.collected += 1
-
-    # What the run calls; see ``offlinerl.training.loop.Companion``
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(collected=self.collected)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.collected = state["collected"]
-
-    def note(self) -> str:
-        return self.collection.note(self.collector.returns)
-
-    def finish(self) -> None:
-        self.collector.truncate()  # after the last checkpoint, from which a resumed collection does so again
 
 
 def policy_of(source: str | Policy, device: torch.device, agent_class: str | None) -> Policy | None:

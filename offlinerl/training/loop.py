@@ -40,17 +40,10 @@ EVALUATION_SEED = 1_000_000
 class Companion(Protocol):
     """Another job that goes along with a run, such as to keep all its episodes."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it besides the run's state."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the state of a checkpoint."""
-
-    def note(self) -> str:
-        """What the progress bar says beside the count."""
-
-    def finish(self) -> None:
-        """Called once the run is at its end and saved."""
+    def state_dict(self) -> dict[str, Any]: ...  # what a checkpoint holds of it besides the run's state
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...  # from a checkpoint
+    def note(self) -> str: ...  # what the progress bar says beside the count
+    def finish(self) -> None: ...  # called once the run is at its end and saved
 
 
 class Run(L.Callback):
@@ -193,8 +186,9 @@ class Run(L.Callback):
         """Evaluate the policies as they are, and keep them if they are the best so far. At a switch, they are compared
         with those at the end, and have as many episodes."""
         switch = self.now in self.schedule.switches
-        result = self.rollouts(self.train_settings["final_episodes" if switch else "eval_episodes"])
-        if result is None:
+        try:
+            result = self.rollouts(self.train_settings["final_episodes" if switch else "eval_episodes"])
+        except Interrupted:
             trainer.should_stop = True
             return
         best = self.recorder.evaluation(self.counters(), result)
@@ -204,23 +198,18 @@ class Run(L.Callback):
             self.checkpointer.save_best(trainer)
         self.checkpointer.save(trainer)
 
-    def rollouts(self, episodes: int) -> Evaluation | None:
-        """An evaluation, or None if the user interrupts it."""
+    def rollouts(self, episodes: int) -> Evaluation:
+        """An evaluation. Raises ``Interrupted`` if the user stops it."""
 
         def progress(_: int) -> None:
             if self.stop.is_set():
-                raise _Stopped
+                raise self.interrupted()
 
-        try:
-            return evaluate(self.agent, self.task, episodes, EVALUATION_SEED, self.pool, progress)
-        except _Stopped:
-            return None
+        return evaluate(self.agent, self.task, episodes, EVALUATION_SEED, self.pool, progress)
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the last policy, which is the result, and write the summary and the picture."""
         result = self.rollouts(self.train_settings["final_episodes"])
-        if result is None:
-            raise self.interrupted()
         best = self.recorder.evaluation(self.counters(), result)
         self.checkpointer.finish(self.state_dict(), best)
         summary = dict(
@@ -358,10 +347,6 @@ class Epochs:
 
     def __iter__(self) -> Iterator[Piece]:
         return iter(self.epoch())
-
-
-class _Stopped(Exception):
-    """Raised out of an evaluation by Ctrl-C."""
 
 
 def scores(result: Evaluation) -> dict[str, Any]:

@@ -18,7 +18,7 @@ PROJECT = "offlinerl"
 """The project of W&B and the experiment of MLflow that runs are in."""
 
 MLFLOW = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-"""Where MLflow keeps them, as it does by itself."""
+"""Where MLflow keeps them, as it does by default."""
 
 
 class Recorder:

@@ -46,8 +46,7 @@ def settings_for(
     )  # fmt: skip
     again = config.read(file).get("fit", {}) if file else {}
     again = {key: value for key, value in again.items() if key not in HISTORY}
-    about = dict(dataset=None, env=None, seeds=[0]) | again | {k: v for k, v in about.items() if v is not None}
-    _checked_about(about)
+    about = _checked_about(again | {k: v for k, v in about.items() if v is not None})
     agent = agents.outline(about["agent"])
     source = source_of(about["agent"], agent.kinds, about["dataset"], about["env"])
     entry = entry_of(about, dataset, env)
@@ -97,12 +96,13 @@ def require_loggers(names: str) -> None:
             raise UserError(f"the logger {name} is an extra that is not installed: pip install 'offlinerl[{name}]'")
 
 
-def _checked_about(about: dict[str, Any]) -> dict[str, Any]:
-    """The section ``fit`` of a run's settings.
+def _checked_about(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The section ``fit`` of a run's settings, with its defaults.
 
     Raises:
         UserError: an entry is missing, or is not of its kind.
     """
+    about = dict(dataset=None, env=None, seeds=[0]) | given
     if about.get("agent") is None:
         raise UserError("fit needs an agent, as in: offlinerl fit xql --dataset kitchen")
     for name in ("agent", "dataset", "env", "init"):
@@ -126,10 +126,9 @@ def _checked_about(about: dict[str, Any]) -> dict[str, Any]:
 def _is_stated(name: str, value: Any) -> bool:
     """Whether this is what a run's settings hold of a dataset or an environment that is an object."""
     try:
-        known = dict(
-            dataset=lambda: isinstance(value["name"], str), env=lambda: registry.checked_env(value) is not None
-        )
-        return name in known and known[name]()
+        if name == "dataset":
+            return isinstance(value["name"], str)
+        return name == "env" and registry.checked_env(value) is not None
     except (LookupError, TypeError, ValueError):
         return False
 
@@ -200,14 +199,13 @@ def settings_of(
     if missing := {"fit", "agent", "train"} - set(settings):
         raise UserError(f"{folder / 'config.yaml'} lacks its section {missing.pop()!r}; start the run again")
     try:
-        settings["fit"] = _checked_about(dict(dataset=None, env=None, seeds=[0]) | settings["fit"])
-        known = settings["fit"]
-        outline = agents.outline(known["agent"])
-        source = source_of(known["agent"], outline.kinds, known["dataset"], known["env"])
+        about = settings["fit"] = _checked_about(settings["fit"])
+        outline = agents.outline(about["agent"])
+        source = source_of(about["agent"], outline.kinds, about["dataset"], about["env"])
         settings = config.of_run(settings, outline, source)
     except UserError as error:
         raise UserError(f"{folder / 'config.yaml'}: {error}") from error
-    about, agent, train = (settings[section] for section in ("fit", "agent", "train"))
+    agent, train = settings["agent"], settings["train"]
     if agent_name not in (None, about["agent"]):
         raise UserError(f"the run in {folder} has agent {about['agent']}, not {agent_name}; leave it out")
     if env is not None and plain(env) != about["env"]:
@@ -226,19 +224,17 @@ def settings_of(
     lengths = [name for name in ("steps", "updates", "online_steps") if train.get(name)]
     longer = {name: given.pop(name) for name in lengths if given.get(name, train[name]) != train[name]}
     given = {name: value for name, value in given.items() if value != train.get(name)}
-    decay = config.of_agent(settings).get("decay_steps")
     changes = dict(longer)
     if "decay_steps" in agent and "decay_steps" in asked:
         changes["decay_steps"] = asked.pop("decay_steps")
-    elif longer and decay is not None:
+        agent["decay_steps"] = typed(outline.config_class, "decay_steps", changes["decay_steps"])
+    elif longer and (decay := config.of_agent(settings).get("decay_steps")) is not None:
         agent["decay_steps"] = decay  # its schedule stays what it was
     if given or asked:
         name = next(iter([*given, *asked]))
         flags = " or ".join(f"--{name.replace('_', '-')}" for name in lengths)
         raise UserError(f"a resumed run keeps its settings, so {name} cannot be given; only {flags} may grow")
     train |= longer
-    if "decay_steps" in changes:
-        agent["decay_steps"] = typed(outline.config_class, "decay_steps", changes["decay_steps"])
     return settings, entry, changes
 
 
