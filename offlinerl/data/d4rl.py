@@ -137,14 +137,12 @@ def open_d4rl(path: Path) -> Iterator[h5py.File]:
             raise UserError(f"{path} lacks {', '.join(sorted(missing))}; it has {has}; {REWRITE}")
         columns = {key: file[key] for key in D4RL_KEYS if key in file}
         for key, column in columns.items():
-            wanted = D4RL_KEYS[key]
-            if not isinstance(column, h5py.Dataset) or column.ndim not in wanted:
-                shape = getattr(column, "shape", "a group")
-                raise UserError(f"{path}: {key} must have {wanted[0]} axes, but it is {shape}")
+            axes, shape = D4RL_KEYS[key], getattr(column, "shape", "a group")
+            fits = isinstance(column, h5py.Dataset) and column.ndim in axes
+            if not fits or (axes == (1, 2) and shape[1:] not in ((), (1,))):
+                raise UserError(f"{path}: {key} must have {axes[0]} axes, but it is {shape}")
             if column.dtype.kind not in "biuf":
                 raise UserError(f"{path}: {key} must be numbers, but they are of type {column.dtype}")
-            if wanted == (1, 2) and column.ndim == 2 and column.shape[1] != 1:
-                raise UserError(f"{path}: {key} must have 1 axes, but it is {column.shape}")
         lengths = {key: len(column) for key, column in columns.items()}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
