@@ -349,16 +349,20 @@ class Collection(Companion):
         self.collector.truncate()  # after the last checkpoint, from which a resumed collection does so again
 
     def measure(self, expert: Callable[[], float]) -> None:
-        """Find the score range, given how to find what the policy returns. What is collected can do without, where the
-        environment fails."""
-
+        """Add Minari's reference scores to the metadata: the mean return of random actions, and of the policy without
+        its noise, which ``expert`` finds. They are left out where the policy is no better, for then there is no range,
+        and where the environment fails."""
         try:
             with on_interrupt(self.leave):
-                self.metadata |= score_range(self.task, expert())
+                high, low = expert(), random_return(self.task)
         except Interrupted:
             raise
         except UserError as error:
             self.display.say(f"the dataset gets no reference scores, for {error}")
+            return
+        if high > low:
+            scores = dict(ref_min_score=low, ref_max_score=high)
+            self.metadata |= dict(scores, num_episodes_average_score=REFERENCE_EPISODES)
 
     def leave(self, number: int) -> NoReturn:
         """What a signal does, now or at the end of a step."""
@@ -401,17 +405,14 @@ def policy_of(source: str | Policy, device: torch.device, agent_class: str | Non
     return checkpoint.load_agent(Path(source), device, agent_class=agent_class)
 
 
-def score_range(task: Task, expert: float) -> dict[str, float]:
-    """Minari's reference scores: the mean return of uniformly random actions, over twenty episodes, and that of
-    the policy without its noise. Empty where the policy is no better than random, for then there is no range."""
+def random_return(task: Task) -> float:
+    """The mean return of uniformly random actions."""
     lanes, returns = range(side_by_side(task.env, REFERENCE_LANES)), []
     with closing(Collector(task.env, (0,), lanes, task.obs_keys)) as collector:
         collector.on_episode = lambda s, e, episode: returns.append(float(episode.rewards.sum()))
         while len(returns) < REFERENCE_EPISODES:
             collector.step(collector.uniform)
-    low = float(np.mean(returns[:REFERENCE_EPISODES]))
-    facts = dict(num_episodes_average_score=REFERENCE_EPISODES)
-    return dict(ref_min_score=low, ref_max_score=expert, **facts) if expert > low else {}
+    return float(np.mean(returns[:REFERENCE_EPISODES]))
 
 
 def described(source: str | Policy) -> str:
