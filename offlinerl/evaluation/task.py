@@ -44,7 +44,8 @@ class Task:
 
     def plain(self) -> dict[str, Any]:
         """What a checkpoint holds of it: all but an object that makes the environment."""
-        return json.loads(json.dumps({**vars(self), "env": plain(self.env)}))
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        return json.loads(json.dumps({**known, "env": plain(self.env)}))
 
     @property
     def facts(self) -> dict[str, Any]:
