@@ -125,6 +125,20 @@ def test_a_deployed_policy_acts_as_the_agent_and_discrete_actions_by_their_names
     assert set(policy(obs).tolist()) <= {4, 5, 6} and policy(obs[0]) in (4, 5, 6)
 
 
+def test_a_policy_acts_whose_agent_was_exploring(spec):
+    """In several environments, as at the end of an online run."""
+    from offlinerl.rollout.deployed import DeployedPolicy
+
+    agent = offlinerl.TD3(spec, (0, 1), hidden=(8,), exploration="ou")
+    agent.configure_optimizers()
+    obs = torch.randn(2, 3, spec.obs_dim)
+    agent.explore_in(range(3))
+    agent.begin(np.ones((2, 3), bool), np.zeros((2, 3), int))
+    agent.act(obs, explore=True)
+    want = agent.act(obs)[1, 0].detach().numpy()
+    np.testing.assert_allclose(DeployedPolicy(agent, 1)(obs[1, 0].numpy()), want, rtol=1e-5, atol=1e-6)
+
+
 def test_a_policy_object_is_evaluated():
     class Still(offlinerl.Policy):
         def act(self, obs, explore=False):

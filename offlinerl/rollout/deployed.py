@@ -31,6 +31,7 @@ class DeployedPolicy:
             raise UserError(f"there is no policy of seed {seed}; there are those of {', '.join(map(str, agent.seeds))}")
         s = agent.seeds.index(seed)
         self.agent, self.spec, self.seed = agent.part(slice(s, s + 1)), agent.spec, seed
+        self.agent.explore_in([0])  # whatever its seeds were exploring
         self.leaves = {leaf.path: leaf for leaf in agent.spec.obs}
         self.low, self.high = (np.asarray(side, np.float32) for side in (agent.spec.action_low, agent.spec.action_high))
         self.reset()
