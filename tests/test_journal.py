@@ -14,6 +14,7 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
+from episodes import BOX, ENV, ID, SPACES, episode, filled, sealed
 
 from offlinerl import dataset_commands
 from offlinerl.data import registry, validate
@@ -24,22 +25,6 @@ from offlinerl.data.load import load
 from offlinerl.data.minari_reader import load_minari
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.util.errors import UserError
-
-ID = "test/cartpole-v0"
-ENV = gymnasium.spec("CartPole-v1")
-BOX = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32)
-TWO = gymnasium.spaces.Discrete(2)
-SPACES = dict(observation_space=BOX, action_space=TWO)
-
-
-def episode(number=0, steps=None):
-    """Other numbers have other values and other lengths."""
-    rng = np.random.default_rng(number)
-    steps = 3 + number % 5 if steps is None else steps
-    last = np.arange(steps) == steps - 1
-    observations = rng.normal(size=(steps + 1, 4)).astype(np.float32)
-    over, seed = last & (number % 2 > 0), None if number == 1 else number
-    return Episode(observations, rng.integers(2, size=steps), np.ones(steps), over, last, seed=seed)
 
 
 def strange():
@@ -80,12 +65,6 @@ def assert_holds(episodes, numbers):
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "run" / EPISODES
-
-
-def filled(path, numbers=range(3)):
-    with Journal(path) as journal:
-        assert all(journal.append(episode(number)) for number in numbers)
-    return path
 
 
 def names(folder: Path):
@@ -207,13 +186,15 @@ def test_reading_creates_nothing(path):
 
 
 def child(code, *argv, **more):
-    """Python code in a process of its own that knows the functions of this file."""
+    """Python code in a process of its own that can import from this folder."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n" + textwrap.dedent(code)
     return subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], stdout=subprocess.PIPE, text=True, **more)
 
 
 FOREVER = """
-from test_journal import *
+import itertools
+from episodes import episode
+from offlinerl.data.journal import Journal
 with Journal(sys.argv[1]) as journal:
     for number in itertools.count(len(journal)):
         journal.append(episode(number, 2000 if number % 3 else None), number)
@@ -259,8 +240,11 @@ def test_one_process_writes_and_others_read(path):
 
 
 LIMITED = """
-from test_journal import *
 import resource
+from pathlib import Path
+from episodes import episode
+from offlinerl.data.journal import Journal
+from offlinerl.util.errors import UserError
 with Journal(sys.argv[1]) as journal:
     limit = Path(sys.argv[1]).stat().st_size + 100
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -296,16 +280,6 @@ def root(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setenv("OFFLINERL_HOME", str(tmp_path / "cache"))
     return tmp_path / "minari"
-
-
-def sealed(journal_path, numbers, agent="random", env_spec=ENV, append=False, **provenance):
-    """Collects some episodes and makes a dataset of them."""
-    with Journal(filled(journal_path, numbers)) as journal:
-        path = check_target(ID, append, agent, env_spec)
-        provenance = dict(collected_by="offlinerl", agent=agent, **provenance)
-        metadata = dict(author="offlinerl", description=f"from {journal_path.name}", provenance=provenance)
-        more = dict(dataset_id=ID, env_spec=env_spec, metadata=metadata, append=append)
-        return seal(journal, path, **SPACES, **more)
 
 
 def contents(folder):
@@ -471,8 +445,10 @@ def test_a_damaged_dataset_is_not_appended_to(tmp_path, root):
 
 
 APPEND = """
-from test_journal import *
+import sys
+from pathlib import Path
 import minari
+from episodes import sealed
 print("ready", flush=True)
 sealed(Path(sys.argv[1]), range(int(sys.argv[2]), int(sys.argv[2]) + 3), append=True)
 """
