@@ -240,10 +240,10 @@ def test_resuming_what_is_finished_says_what_there_is_to_do(here, capsys):
 @pytest.mark.parametrize("source", ["random", "learning"])
 def test_sigkill_loses_no_finished_episode(here, source, kills):
     """Killed at random moments and resumed each time, a collection ends like one that never was."""
-    count = 80 + 40 * kills  # long enough not to end before the last kill, as are the steps below
+    count = 20 + 30 * kills  # long enough not to end before the last kill, as are the steps below
     argv = ("random", "--env", "Pendulum-v1", "--dataset", "pendulum/killed-v0", "--episodes", count, "--envs", 2)
     if source == "learning":
-        argv = learner("pendulum/killed-v0", 800 + 800 * kills, "--envs", 2, "--eval-every", 100, *QUICK)
+        argv = learner("pendulum/killed-v0", 800 * kills, "--envs", 2, "--eval-every", 100, *QUICK)
     rng, journal = random.Random(kills), here / "runs/pendulum-killed-v0" / EPISODES
     known: list[int] = []
     for _ in range(kills):
