@@ -25,7 +25,7 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.experience.ring import Replay
-from offlinerl.experience.sources import EpisodeData, OfflineData, ReplayData, RolloutData
+from offlinerl.experience.sources import EpisodeData, OfflineData, ReplayData, RolloutData, WindowData
 from offlinerl.experience.table import Table
 from offlinerl.rollout.collector import Collector
 from offlinerl.training import config
@@ -127,8 +127,12 @@ def synthetic_source(agent: Agent, batch: int) -> OfflineData:
     """Random blocks of the kind the agent learns from, of 48 updates; of fewer where their rows are episodes."""
     if "rollouts" in agent.kinds:
         return SyntheticRollouts(agent, batch)
-    kind, updates = (OfflineData, 48) if "transitions" in agent.kinds else (EpisodeData, 2)
-    return kind(Table.of(agent, synthetic_table(spec=agent.spec)), agent.seeds, batch, updates)
+    table = Table.of(agent, synthetic_table(spec=agent.spec))
+    if "transitions" in agent.kinds:
+        return OfflineData(table, agent.seeds, batch, 48)
+    if "windows" in agent.kinds:
+        return WindowData(table, agent.seeds, batch, 2, length=agent.config.context)
+    return EpisodeData(table, agent.seeds, batch, 2)
 
 
 class SyntheticRollouts(OfflineData):

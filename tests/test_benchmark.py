@@ -54,7 +54,7 @@ def test_steps_per_second_counts_those_of_rollouts(uncompiled):
 
 
 def test_every_agent_has_a_source_to_be_measured_on():
-    for name, updates in (("ppo", 80), ("trpo", 81), ("a2c", 1), ("is_reinforce", 2), ("dqn", 48)):
+    for name, updates in (("ppo", 80), ("trpo", 81), ("a2c", 1), ("is_reinforce", 2), ("dqn", 48), ("dt", 2)):
         agent = benchmark.build(name, (0, 1), torch.device("cpu"), compile=False, batch=4)
         agent.learn(benchmark.synthetic_source(agent, 4).draw())
         assert agent.updates == updates, name
