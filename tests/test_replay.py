@@ -111,6 +111,16 @@ def test_a_saved_ring_goes_on_as_if_never_stopped(steps, before, after, prioriti
     assert all(torch.equal(a, b) for a, b in zip(ring.sample(3, 9)[:6], other.sample(3, 9)[:6], strict=True))
 
 
+def test_a_ring_saved_empty_begins_like_a_new_one():
+    ring, other = filled(0, 5, seeds=2, envs=2), Replay(SPEC, range(2), 5, 2, GAMMA)
+    other.load_state_dict(ring.state_dict())
+    for replay in (ring, other):
+        replay.add(step(0, seeds=2, envs=2))
+        replay.add(step(1, seeds=2, envs=2))
+    assert everything(ring) == everything(other) and (ring.newest == other.newest).all()
+    assert torch.equal(ring.numbers, other.numbers)
+
+
 @pytest.mark.parametrize("steps", [7, 13])
 def test_the_ring_of_a_former_version_goes_on(steps):
     """It held rows with their successors side by side, ``[S, places, E, obs action reward terminated next_obs last]``;

@@ -207,11 +207,8 @@ class DT(Agent):
 
         if memory.obs is None:
             memory = memory._replace(obs=tree_map(lambda x: x.unsqueeze(2).expand(-1, -1, T, *x.shape[2:]), obs))
-        seen, to_go, step = (
-            tree_map(put, memory.obs, obs),
-            put(memory.to_go, memory.left),
-            put(memory.step, memory.count),
-        )
+        seen = tree_map(put, memory.obs, obs)
+        to_go, step = put(memory.to_go, memory.left), put(memory.step, memory.count)
         action = put(memory.action, torch.zeros_like(memory.action[:, :, 0]))  # not known, and nothing looks at it yet
         at = place[..., None, None].expand(-1, -1, 1, self.spec.action_dim)
         new = self.model(seen, action, to_go / self.scale.unsqueeze(-1), step).gather(2, at)  # [S, E, 1, A]

@@ -200,6 +200,8 @@ class Replay(Rows):
             self.priorities.load_state_dict(state["priorities"])
 
     def _load_rows(self, state: dict[str, Any]) -> None:
+        if not state["added"]:  # a run that is still on its dataset
+            return
         used, self.added, self.newest = state["slots"].shape[1], state["added"], state["newest"].cpu().numpy().copy()
         self._steps()[:, :used].copy_(state["numbers"])
         self.slots[:, :used] = state["slots"].cpu()
