@@ -147,6 +147,18 @@ def report(args: argparse.Namespace) -> None:
     report.report(args.runs, args.out)
 
 
+def export(args: argparse.Namespace) -> None:
+    from offlinerl.util.folder import find_checkpoint
+
+    find_checkpoint(args.checkpoint)
+    from offlinerl.training import export
+
+    export.export_policy(
+        args.checkpoint, args.safetensors, seed=args.seed, episodes=args.episodes, overwrite=args.overwrite,
+        device=args.device, agent_class=args.agent_class,
+    )  # fmt: skip
+
+
 def benchmark(args: argparse.Namespace) -> None:
     agents.require(args.agent)
     from offlinerl import benchmark
@@ -381,6 +393,13 @@ def parser() -> argparse.ArgumentParser:
     p = command("report", report, "compare runs in a table and a picture")
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
     p.add_argument("--out", type=Path, metavar="DIR", help="where to write report.md and curves.png (default: nowhere)")
+
+    p = command("export", export, "write a policy as a small file of what acting needs")
+    p.add_argument("checkpoint", type=Path, help="such as runs/sac-Hopper-v5/last.ckpt, or a run's folder")
+    p.add_argument("--safetensors", type=Path, required=True, metavar="FILE", help="the file, with how it was trained")
+    p.add_argument("--seed", type=whole, metavar="N", help="whose policy, of several (default: the first)")
+    p.add_argument("--episodes", type=count, default=100, metavar="N", help="to measure its return by (default: 100)")
+    p.add_shared("--agent-class", "--device", "--overwrite")
 
     p = command("benchmark", benchmark, "measure updates/s, their limit, Lightning's share and loading")
     p.add_argument("agent", nargs="?", default="xql", help="xql, iql, bc ... (default: xql)")

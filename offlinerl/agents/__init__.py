@@ -21,7 +21,7 @@ from offlinerl.util.settings import Config, fixed, setting
 if TYPE_CHECKING:
     from offlinerl.agents.base import Agent
 
-BASES = {"base", "checkpoint", "policy_gradient"}
+BASES = {"base", "checkpoint", "policy_gradient", "shipped"}
 """Files that are no algorithm but what algorithms share."""
 
 GROUP = "offlinerl.agents"

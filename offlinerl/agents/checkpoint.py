@@ -14,6 +14,7 @@ import lightning as L
 import torch
 
 from offlinerl import agents
+from offlinerl.agents import shipped
 from offlinerl.agents.base import Agent
 from offlinerl.util.atomic import atomic_write
 from offlinerl.util.errors import UNSOUND, UserError
@@ -38,6 +39,10 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         UserError: there is none, it is damaged, or it is not one of ours.
     """
     path = find_checkpoint(path)
+    if path.suffix == shipped.SUFFIX:
+        raise UserError(
+            f"{path} holds a policy alone, without what learning needs; name a checkpoint or a run's folder"
+        )
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch wonders about the pickles of others
@@ -154,7 +159,7 @@ def load_agent(
     """The agent in a checkpoint, ready to act.
 
     Args:
-        path: a checkpoint, or the folder of a run, whose last one is read.
+        path: a checkpoint, the folder of a run, whose last one is read, or a policy that ``shipped`` wrote.
         device: where the agent will be.
         agent_class: its class, or ``module:Class``, if that is neither ours nor installed: a checkpoint names it, but
             nothing is imported because a file says so.
@@ -163,7 +168,20 @@ def load_agent(
         UserError: see ``read``; or the class is neither given nor known, or another one than the checkpoint's.
     """
     path = find_checkpoint(path)
+    if path.suffix == shipped.SUFFIX:
+        stated, weights = shipped.read(path, device)
+        agent = made(agent_class, dict(offlinerl=stated, hyper_parameters=stated["settings"]), path, device)
+        shipped.fill(agent, weights, path)
+        agent.task = stated["task"]
+        return agent.eval()
     saved = read(path, device)
+    agent = made(agent_class, saved, path, device)
+    load_into(agent, saved, path)
+    return agent.eval()
+
+
+def made(agent_class: type[Agent] | str | None, saved: dict[str, Any], path: Path, device: torch.device | str) -> Agent:
+    """An agent with the settings in a checkpoint, whose weights are not in it yet; see ``load_agent``."""
     if agent_class is None:
         agent_class = class_of(saved["offlinerl"]["agent"], path)
     elif isinstance(agent_class, str):
@@ -178,9 +196,7 @@ def load_agent(
         agent = agent_class(**settings)
     except (TypeError, ValueError, UserError) as error:
         raise UserError(f"the settings in the checkpoint {path} are not {agent_class.__name__}'s: {error}") from error
-    agent.to(device)
-    load_into(agent, saved, path)
-    return agent.eval()
+    return agent.to(device)
 
 
 def require_class(agent_class: type[Agent], saved: dict[str, Any], path: Path) -> None:

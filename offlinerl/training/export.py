@@ -1,0 +1,94 @@
+"""Policies for others: what acting needs of a trained agent, and how it came about, in one small file."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offlinerl.agents import checkpoint, shipped
+from offlinerl.agents.base import Agent
+from offlinerl.evaluation.evaluate import evaluate
+from offlinerl.evaluation.task import Task
+from offlinerl.training import config
+from offlinerl.util.device import pick_device
+from offlinerl.util.display import Display, shown
+from offlinerl.util.errors import UserError, reading
+from offlinerl.util.folder import find_checkpoint, versions
+
+
+def export_policy(
+    path: Path,
+    file: Path,
+    *,
+    seed: int | None = None,
+    episodes: int = 100,
+    overwrite: bool = False,
+    device: str = "auto",
+    agent_class: type[Agent] | str | None = None,
+) -> Path:
+    """Write the policy of one seed in a checkpoint as a file that ``offlinerl.load_policy``, ``evaluate`` and
+    ``collect`` take; see ``offlinerl.agents.shipped``.
+
+    Its metadata also hold ``seed``, ``updates`` and ``steps`` of the training; its ``settings`` of training and the
+    ``curve`` of evaluations ``[steps or updates, mean return]``, where the run's folder has them; what it
+    was ``measured`` to be, without exploration: mean and deviation of the return over so many episodes, the first one
+    reset with the seed 0; and ``versions``.
+
+    Args:
+        path: a checkpoint, or a run's folder, whose last one is meant.
+        file: to write; it ends in ``.safetensors``.
+        seed: which of those that were trained side by side; by default the first one.
+        episodes: to measure the policy by.
+        overwrite: replace the file if it exists.
+        device: "auto", "cpu" or "cuda".
+        agent_class: of an agent that is neither ours nor installed; see ``checkpoint.load_agent``.
+
+    Returns:
+        ``file``.
+
+    Raises:
+        UserError: there is no such checkpoint or seed, or the file exists.
+    """
+    path, display = find_checkpoint(path), Display()
+    agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
+    if seed is not None and seed not in agent.seeds:
+        raise UserError(f"{path} has no policy of seed {seed}; it has those of {', '.join(map(str, agent.seeds))}")
+    if not agent.task:
+        raise UserError(f"the checkpoint {path} does not say what it was trained for, so that it cannot be measured")
+    s = 0 if seed is None else agent.seeds.index(seed)
+    policy = agent.part(slice(s, s + 1))
+    found = evaluate(policy, Task(**agent.task), episodes)
+    measured: dict[str, Any] = dict(
+        episodes=episodes, mean_return=float(found.returns.mean()), std_return=float(found.returns.std())
+    )
+    if found.success is not None:
+        measured["success"] = float(found.success.mean())
+    facts: dict[str, Any] = dict(seed=policy.seeds[0], updates=agent.updates, steps=agent.steps)
+    facts |= trained(path.parent, policy.seeds[0], agent.updates, agent.steps)
+    shipped.write(policy, file, dict(**facts, measured=measured, versions=versions()), overwrite)
+    display.say(
+        f"{file}: {file.stat().st_size / 1e3:,.0f} kB; return {shown(measured['mean_return'])} over {episodes} episodes"
+    )
+    return file
+
+
+def trained(folder: Path, seed: int, updates: int, steps: int) -> dict[str, Any]:
+    """The settings of a run and the curve of a seed up to its updates or steps; nothing where there is no run."""
+    facts: dict[str, Any] = {}
+    if (folder / "config.yaml").is_file():
+        known = config.read(folder / "config.yaml")
+        facts["training"] = {section: known.get(section) for section in ("fit", "agent", "train")}
+    table = folder / "evaluations.csv"
+    if table.is_file():
+        returns: dict[int, list[float]] = defaultdict(list)
+        with table.open(newline="") as file, reading(f"the table {table}", "delete it to export without a curve"):
+            for row in csv.DictReader(file):
+                clock = "step" if "step" in row else "update"
+                if int(row["seed"]) == seed and int(row[clock]) <= (steps if clock == "step" else updates):
+                    returns[int(row[clock])].append(float(row["return"]))
+        facts["curve"] = [[at, round(float(np.mean(values)), 3)] for at, values in sorted(returns.items())]
+    return facts
