@@ -45,6 +45,7 @@ def fit(
     obs_keys: Sequence[str] | None = None,
     limits: Mapping[str, Any] | None = None,
     init: Path | None = None,
+    actions: str | None = None,
 ) -> FitResult:
     """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
 
@@ -52,10 +53,10 @@ def fit(
         agent: one of ``offlinerl.agents.names()``, an installed one, a class as ``module:Class``, or the class itself.
         dataset: a name, a Minari id or a file; see ``offlinerl.data.registry.resolve``; or what ``load_dataset`` takes
             or returns. None: it learns by acting.
-        env: the environment to act in; with a dataset, to evaluate in where it is not the dataset's own. A Gymnasium id
-            or a registry name; or an environment, which is made again from its Gymnasium specification, wrappers
-            included, if it has a whole one, and else serves where one at a time is enough; or a function that makes
-            one.
+        env: the environment to act in; with a dataset, to evaluate in where it is not the dataset's own. Where nothing
+            names one, losses are all that is measured. A Gymnasium id or a registry name; or an environment, which is
+            made again from its Gymnasium specification, wrappers included, if it has a whole one, and else serves where
+            one at a time is enough; or a function that makes one.
         seeds: S integers, trained side by side; by default just 0.
         file: a YAML file of settings, or another run's ``config.yaml``, which tells the agent, the dataset and
             the seeds too.
@@ -69,6 +70,8 @@ def fit(
         obs_keys: the parts of the observations to learn from, in this order; by default all.
         limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
         init: a checkpoint, or a run's folder, whose weights to begin with.
+        actions: "discrete" or "continuous", what the dataset's are where no environment says so; by default what their
+            type suggests.
 
     Returns:
         The finished run: its scores, tables, policies and folder.
@@ -94,7 +97,9 @@ def fit(
             _say_of_schedule(run, changes)
         write_config(run.folder, settings)
         return FitResult(run.folder, run.train(), run.agent)
-    settings, entry = settings_for(agent_name, dataset, where, seeds, file, over, obs_keys, limits, init)
+    settings, entry = settings_for(
+        agent_name, dataset, where, seeds, file, over, obs_keys, limits, init, actions=actions
+    )
     about = settings["fit"]
     short = about["agent"].rpartition(":")[2].rpartition(".")[2]
     folder = Path(out) if out else next_free(Path("runs") / f"{short}-{entry.name.replace('/', '-')}")

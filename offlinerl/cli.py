@@ -47,15 +47,18 @@ def fit(args: argparse.Namespace) -> None:
                 " the names"
             )
     limits = limits_of(args)
-    if args.resume is not None and any((args.out, args.seeds, args.config, args.env, args.obs_keys, args.init, limits)):
+    if args.resume is not None and any(
+        (args.out, args.seeds, args.config, args.env, args.obs_keys, args.init, args.actions, limits)
+    ):
         raise WrongUsage(
             "--resume goes on with a run's own settings: leave out --out, --seeds, --config, --env, --obs-keys,"
-            " --init, --max-episode-steps and --action-range"
+            " --init, --actions, --max-episode-steps and --action-range"
         )
     over = dict(train=args.settings["train"] | train, agent=args.settings["agent"])
     api.fit(
         args.agent, args.dataset, env=args.env, seeds=args.seeds, file=args.config, over=over, device=args.device,
         out=args.out, resume=args.resume, threads=args.threads, obs_keys=args.obs_keys, limits=limits, init=args.init,
+        actions=args.actions,
     )  # fmt: skip
 
 
@@ -312,6 +315,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dataset", metavar="NAME", help="a name of `offlinerl datasets list`, a Minari id or a D4RL file")
     p.add_argument("--env", metavar="ID", help="where to act, or a file's task: a Gymnasium id or a dataset's name")
     p.add_shared("--max-episode-steps", "--action-range", "--obs-keys")
+    p.add_argument("--actions", choices=("discrete", "continuous"), help="the data's, if no environment says so")
     p.add_argument("--seeds", type=seed_list, metavar="N,N", help="seeds to train at once, as in 0,1,2 (default: 0)")
     p.add_argument("--updates", type=count, metavar="N", help="gradient steps, on a dataset")
     p.add_argument("--steps", type=count, metavar="N", help="environment steps, without one")

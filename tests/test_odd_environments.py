@@ -498,9 +498,10 @@ def test_a_function_that_no_name_leads_to(here, refused):
     env = register("ByLambda-v0", lambda **kwargs: Reach(**kwargs))
     assert run("collect", "random", "--env", env, "--episodes", 3, "--dataset", "odd/by-lambda-v0") == 0
     fit = ("fit", "bc", "--dataset", "odd/by-lambda-v0", *FEW, "--updates", 20, "--out", here / "by-lambda")
-    assert "name it with --env" in refused(*fit)
-    assert run(*fit, "--env", env) == 0
-    assert run("evaluate", here / "by-lambda", "--episodes", 1) == 0
+    assert run(*fit) == 0
+    assert "name an environment with --env" in refused("evaluate", here / "by-lambda", "--episodes", 1)
+    assert run(*fit[:-1], here / "by-lambda-2", "--env", env) == 0
+    assert run("evaluate", here / "by-lambda-2", "--episodes", 1) == 0
 
 
 def test_arguments_bound_to_a_class(here):

@@ -302,7 +302,6 @@ def test_limits_hold_for_objects_too():
         (lambda: 1 / 0, "cannot be made: division by zero"),
         (lambda: Room(discrete=True), "Room: BC takes no discrete actions"),
         (lambda: gym.make("Pendulum-v1"), "the dataset's observations have shape (2,) and the environment's (3,)"),
-        (None, "nothing says which environment arrays was collected in; name it with --env"),
     ],
 )
 def test_what_is_no_environment_for_the_data_is_refused(env, says, here):

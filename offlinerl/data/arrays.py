@@ -54,7 +54,10 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     reward = single(arrays["reward"], "reward").astype(np.float32)[keep]
     columns = dict(action=action[keep], reward=reward)
     require_finite(name, dict(obs=obs, next_obs=next_obs, **columns))
-    facts = dict(format="arrays", rows_in_source=rows, rows_dropped=int((~keep).sum()), reward="none")
+    kind = str(np.asarray(arrays["action"]).dtype)
+    facts = dict(
+        format="arrays", action_dtype=kind, rows_in_source=rows, rows_dropped=int((~keep).sum()), reward="none"
+    )
     return Dataset.of_rows(
         obs, next_obs, terminated=terminated[keep], last=last, name=name, provenance=facts, **columns
     )

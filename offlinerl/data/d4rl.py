@@ -85,6 +85,7 @@ def load_hdf5(
         action, reward = allocate(count, file["actions"]), np.empty(count, np.float32)
         terminated = terminals[keep]
         last = (end | ~np.r_[keep[1:], False])[keep]  # it also ends where a row was left out
+        action_dtype = str(file["actions"].dtype)
         _read(file["rewards"], keep, reward)
         _read(file["actions"], keep, action)
         _read(file["observations"], keep, obs, None if has_next else next_obs)
@@ -112,6 +113,7 @@ def load_hdf5(
         rows_dropped=rows - count,
         episode_ends=flags.basis,
         successors="next_observations" if has_next else "next row",
+        action_dtype=action_dtype,
         reward="none",
     )
     return Dataset.of_rows(

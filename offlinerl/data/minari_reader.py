@@ -64,6 +64,7 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
         if observations is None:
             observations = tree_map(lambda leaf: allocate(room, leaf), shown)
             action = np.empty((rows, int(np.prod(actions.shape[1:]))), np.float32)
+            action_dtype = str(actions.dtype)
             reward, terminated = np.empty(rows, np.float32), np.empty(rows, bool)
         if at + steps > rows:
             raise mismatch
@@ -81,7 +82,9 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
     place = np.arange(rows) + np.r_[0, np.cumsum(last)[:-1]]
     observations = tree_map(lambda leaf: leaf[: rows + len(final)], observations)
     require_finite(name, dict(observations=observations, actions=action, rewards=reward))
-    keep = ("env_spec", "eval_env_spec", "ref_min_score", "ref_max_score", "author", "provenance", "seed")
+    keep = ["env_spec", "eval_env_spec", "ref_min_score", "ref_max_score", "author", "provenance", "seed"]
+    if not metadata.get("env_spec"):
+        keep.append("action_space")  # all that is known of it
     provenance = dict(
         format="journal" if _is_journal(metadata) else f"Minari {metadata.get('minari_version', '?')}",
         file=str(folder),
@@ -91,6 +94,7 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
         episode_ends="episodes as stored",
         obs_keys=[part for part in _parts(metadata, obs_keys) if part] or None,
         reward="none",
+        action_dtype=action_dtype,
         **{key: metadata[key] for key in keep if key in metadata},
     )
     return Dataset(observations, place, place + 1, action, reward, terminated, last, name, provenance)

@@ -150,7 +150,7 @@ def evaluate_checkpoint(
     """
     display, path = Display(), find_checkpoint(path)
     agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
-    if env is None and not agent.task:
+    if env is None and not (agent.task or {}).get("env"):
         raise UserError(f"the checkpoint {path} does not say what it was trained for; name an environment with --env")
     task = Task(**agent.task) if env is None else Task.of(registry.task(env))
     task = replace(

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,26 +52,76 @@ def clock_of(summary: dict) -> str:
 
 
 def curves(runs: Sequence[Path], path: Path) -> Path:
-    """Draw the scores of one or several runs of a task over their updates or steps and, for one run, ``DRAWN``.
+    """Draw the scores of one or several runs of a task over their updates or steps and, for one run, ``DRAWN``; of one
+    without an environment, its losses alone.
 
     The line is the mean over seeds, the band their range, thin lines the seeds themselves; a diamond is the
-    last policy with its 95% interval, for all runs but the first a little to the right of where it belongs.
+    last policy with its 95% interval, for all runs but the first a little to the right of where it belongs. A dashed
+    line is the loss on the episodes that were held out.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
-    from matplotlib.transforms import offset_copy
 
     summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
     agents = [summary["agent"] for summary in summaries]
     alone, clock = len(runs) == 1, clock_of(summaries[0])
-    table = runs[0] / "metrics.csv"
+    table, held_out_table = (runs[0] / name for name in ("metrics.csv", "held_out.csv"))
     metrics = read_columns(table) if alone and table.exists() else {}
+    held_out = read_columns(held_out_table) if alone and held_out_table.exists() else {}
     drawn = [name for name in DRAWN if name in metrics]
-    figure = Figure(figsize=(7 + 3.4 * len(drawn), 4.6), layout="constrained")
+    scored = summaries[0]["last"] is not None
+    if not scored:
+        drawn = drawn or [name for name in summaries[0]["losses"] if name in metrics]
+    figure = Figure(figsize=(7 * scored + 3.4 * max(len(drawn), 1 - scored), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 1 + len(drawn), width_ratios=[2.2] + [1] * len(drawn), squeeze=False)[0]
-    score_axis = axes[0]
+    widths = [2.2] * scored + [1] * max(len(drawn), 1 - scored)
+    axes = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    if scored:
+        _draw_scores(figure, axes[0], runs, summaries)
+    else:
+        figure.suptitle(literal(f"{agents[0]} on {summaries[0]['dataset']}, without an environment"))
+    for axis, name in zip(axes[scored:], drawn, strict=False):
+        _draw_metric(axis, name, metrics, clock, "C0", "training")
+        if name in held_out:
+            _draw_metric(axis, name, held_out, clock, "C1", "held out", "--")
+            axis.legend(fontsize=9, frameon=False)
+    longest = max(summary[clock] for summary in summaries)
+    for axis in axes:
+        axis.set_xlim(0, 1.03 * longest)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500, 20k or 1M
+        axis.locator_params(axis="x", nbins=6, integer=True)
+    if scored:
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower left", ncols=2 if alone else 1, fontsize=9, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, overwrite=True) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    return path
+
+
+def _draw_metric(
+    axis: Any, name: str, columns: dict[str, np.ndarray], clock: str, colour: str, label: str, style: str = "-"
+) -> None:
+    """The mean over seeds of a metric over time, and every seed's."""
+    times, seeds, values = by_time(columns, clock[:-1], name)
+    known = ~np.isnan(values).all(0)
+    times, values = times[known], values[:, known]
+    marker = "o" if len(times) < 10 else None
+    if len(seeds) > 1:
+        axis.plot(times, values.T, style, linewidth=0.7, alpha=0.5, color=colour)
+    axis.plot(times, np.nanmean(values, 0), style, linewidth=1.8, color=colour, marker=marker, markersize=3.5,
+              label=label)  # fmt: skip
+    axis.set(title=name.replace("_", " "), xlabel=clock)
+
+
+def _draw_scores(figure: Any, score_axis: Any, runs: Sequence[Path], summaries: Sequence[dict]) -> None:
+    from matplotlib.transforms import offset_copy
+
+    agents = [summary["agent"] for summary in summaries]
+    alone, clock = len(runs) == 1, clock_of(summaries[0])
     for number, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
         times, seeds, scores = by_time(read_columns(run / "evaluations.csv"), clock[:-1], "score")
         colour = f"C{number}"
@@ -99,25 +150,3 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
     score_axis.set(title=literal(first["dataset"] or first["env"]), xlabel=clock, ylabel=UNITS[first["score_kind"]])
     if first["score_kind"] != "return":
         score_axis.set_ylim(bottom=min(0, score_axis.get_ylim()[0]))
-    for axis, name in zip(axes[1:], drawn, strict=True):
-        times, seeds, values = by_time(metrics, clock[:-1], name)
-        known = ~np.isnan(values).all(0)
-        times, values = times[known], values[:, known]
-        marker = "o" if len(times) < 10 else None
-        if len(seeds) > 1:
-            axis.plot(times, values.T, linewidth=0.7, alpha=0.5, color="C0")
-        axis.plot(times, np.nanmean(values, 0), linewidth=1.8, color="C0", marker=marker, markersize=3.5)
-        axis.set(title=name.replace("_", " "), xlabel=clock)
-    longest = max(summary[clock] for summary in summaries)
-    for axis in axes:
-        axis.set_xlim(0, 1.03 * longest)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500, 20k or 1M
-        axis.locator_params(axis="x", nbins=6, integer=True)
-    handles, labels = score_axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=2 if alone else 1, fontsize=9, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path, overwrite=True) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
-    return path

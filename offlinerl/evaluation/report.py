@@ -72,6 +72,10 @@ def read(folder: Path) -> Finished:
         needed = {key: summary[key] for key in ("agent", "dataset", "seeds", "score_kind", "best")}
         clock = plots.clock_of(summary)
         needed[clock] = summary[clock]
+        if summary.get("last", ...) is None:
+            raise UserError(
+                f"the run in {folder} has no scores, for it had no environment: leave it out, or train again with --env"
+            )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} holds no finished run, for want of a sound summary.json; finish it with: offlinerl fit"

@@ -19,7 +19,7 @@ class Task:
     """What evaluation must know of a task.
 
     Attributes:
-        env: what to make; see ``offlinerl.envs.make.make``.
+        env: what to make; see ``offlinerl.envs.make.make``. None: nobody named it, and nothing is evaluated.
         obs_keys: parts of a ``Dict`` observation.
         score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, or None: the return is the score.
         score_kind: what the score is called: "normalized", "minari" or "return".
@@ -27,7 +27,7 @@ class Task:
             ``offlinerl.data.rewards.OnlineReward``.
     """
 
-    env: Mapping[str, Any]
+    env: Mapping[str, Any] | None
     obs_keys: Sequence[str] | None = None
     score: Mapping[str, Any] | None = None
     score_kind: str = "return"
@@ -39,8 +39,8 @@ class Task:
         return cls(entry.env, entry.obs_keys, entry.score, entry.score_kind)
 
     @property
-    def env_id(self) -> str:
-        return id_of(self.env)
+    def env_id(self) -> str | None:
+        return None if self.env is None else id_of(self.env)
 
     def plain(self) -> dict[str, Any]:
         """What a checkpoint holds of it: all but an object that makes the environment."""
@@ -48,8 +48,10 @@ class Task:
         return json.loads(json.dumps({**known, "env": plain(self.env)}))
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any] | None:
         """What distinguishes the task, as plain data that is the same by whichever name the task was given."""
+        if self.env is None:
+            return None
         if "spec" in self.env:
             known = json.loads(self.env["spec"])
         else:

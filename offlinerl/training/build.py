@@ -18,9 +18,10 @@ from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.data import load, rewards, scales
 from offlinerl.data.dataset import Dataset
+from offlinerl.data.inferred import KINDS, spec_of_data
 from offlinerl.data.registry import Entry
 from offlinerl.envs.checks import described
-from offlinerl.envs.make import Pool, unbounded_actions, with_limits
+from offlinerl.envs.make import Pool, id_of, unbounded_actions, with_limits
 from offlinerl.evaluation.evaluate import make_pool
 from offlinerl.evaluation.task import Task
 from offlinerl.experience.ring import Replay
@@ -31,6 +32,7 @@ from offlinerl.rollout.actor_pool import ActorPool
 from offlinerl.rollout.collector import Collector
 from offlinerl.rollout.ray_backend import RayBackend
 from offlinerl.training import config
+from offlinerl.training.held_out import HeldOut, apart
 from offlinerl.training.loop import Run
 from offlinerl.training.schedule import Schedule, Stage
 from offlinerl.training.selection import source_of
@@ -68,7 +70,8 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
     about, train, display = settings["fit"], settings["train"], Display()
     task = Task.of(entry)
     pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
-    agent = agent_for(task, pool, settings, device, folder)
+    require_parts(task, pool, about)
+    agent = agent_for(task, pool.spec, settings, device, folder)
     collector = collector_for(task, agent, settings, display, ray_address)
     if source_of(about["agent"], agent.kinds, None, about["env"]) == "rollouts":
         source: ActingData = RolloutData(agent, collector, train["batch"])
@@ -110,23 +113,45 @@ def on_dataset(
         f"{entry.name}: {len(data):,} transitions in {len(data.episode_starts):,} episodes,"
         f" {observed}, {data.action.shape[1]} actions"
     )
-    task = within_data(task_of(entry, data, about), data, display)
+    task = task_of(entry, data, about)
     kind = source_of(about["agent"], agents.get(about["agent"]).kinds, about["dataset"], about["env"])
     if kind == "windows":  # such an agent acts by the return that is still to come
         task = replace(task, reward=rewards.online_reward(entry, raw))
-    pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
-    require_own_units(entry, data, pool.spec, task, display)
-    agent = agent_for(task, pool, settings, device, folder, data)
+    steps = train.get("online_steps")
+    if task.env is None:
+        if steps:
+            raise UserError(
+                f"fine-tuning acts in an environment, and nothing names that of {entry.name}: give --env ID"
+            )
+        pool, (spec, actions) = None, spec_of_data(data, about.get("actions"), about.get("action_range"))
+        display.say(f"no environment is named, so that there will be losses and no scores; {actions}")
+        if not data.reward.any():
+            display.say(f"{entry.name}: all rewards are 0, of which only what imitates, as bc does, learns anything")
+    else:
+        if about.get("actions"):
+            raise UserError(f"{id_of(task.env)} says itself what its actions are: leave out --actions")
+        task = within_data(task, data, display)
+        pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
+        spec = pool.spec
+        require_parts(task, pool, about)
+    require_own_units(entry, data, spec, task, display)
+    share = train.get("held_out")
+    data, kept = apart(data, 0.1 * (pool is None) if share is None else share)
+    agent = agent_for(task, spec, settings, device, folder, data)
     if not getattr(agent.config, "normalize", True) and (fault := scales.far_apart(data.observations, data.moments)):
         display.say(f"{entry.name}: {fault}")
     agent.compile = wants_compile(train["compile"], train["updates"])
-    table = Table.of(agent, data)
     window = dict(length=agent.config.context) if kind == "windows" else {}
-    offline = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData)[kind](
-        table, about["seeds"], train["batch"], train["block"], **window
-    )
+    make = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData)[kind]
+    table = Table.of(agent, data)
+    offline = make(table, about["seeds"], train["batch"], train["block"], **window)
+    held_out = None
+    if kept is not None:
+        draw = partial(make, Table.of(agent, kept), about["seeds"], train["batch"], 1, **window)
+        held_out = HeldOut(agent, draw, len(kept.episode_starts) if kind == "episodes" else len(kept))
+        display.say(f"{len(kept.episode_starts):,} of the episodes are held out, to measure the losses on")
     stages = [Stage("offline", offline, train["updates"], train["eval_every"], "--updates")]
-    if steps := train.get("online_steps"):
+    if steps:
         share, last = train["old_share"], train["final_old_share"]
         own = ReplayData(
             agent, collector_for(task, agent, settings, display, ray_address), replay_for(agent, train, steps),
@@ -139,21 +164,28 @@ def on_dataset(
         end = train["updates"] + steps // scale
         stages.append(Stage("online", own, end, train["online_eval_every"], "--online-steps", scale))
     facts = dict(dataset=entry.name, data=contents, dataset_score=dataset_score(entry, raw))
-    return Run(settings, folder, display, agent, task, pool, Schedule("update", stages), facts)
+    return Run(settings, folder, display, agent, task, pool, Schedule("update", stages), facts, held_out)
+
+
+def require_parts(task: Task, pool: Pool, about: Mapping[str, Any]) -> None:
+    """Raises a UserError if parts of observations are asked for that have none."""
+    if about.get("obs_keys") and not pool.envs[0].has_wrapper_attr("leaves"):
+        raise UserError(f"{task.env_id} observes one vector without parts; leave out --obs-keys")
 
 
 def agent_for(
-    task: Task, pool: Pool, settings: dict[str, Any], device: torch.device, folder: Path, data: Dataset | None = None
+    task: Task, spec: Spec, settings: dict[str, Any], device: torch.device, folder: Path, data: Dataset | None = None
 ) -> Agent:
-    """The agent for the pool's task. A new run begins with the weights of a checkpoint, which has its own statistics
-    of observations, or takes those of its data."""
+    """The agent for a task of these shapes. A new run begins with the weights of a checkpoint, which has its own
+    statistics of observations, or takes those of its data."""
     about = settings["fit"]
-    if about.get("obs_keys") and not pool.envs[0].has_wrapper_attr("leaves"):
-        raise UserError(f"{task.env_id} observes one vector without parts; leave out --obs-keys")
     try:
-        agent = agents.get(about["agent"])(pool.spec, about["seeds"], **config.of_agent(settings))
+        agent = agents.get(about["agent"])(spec, about["seeds"], **config.of_agent(settings))
     except UserError as error:
-        raise UserError(f"{task.env_id}: {error}") from error
+        if task.env is not None:
+            raise UserError(f"{task.env_id}: {error}") from error
+        have, others = KINDS if spec.num_actions else KINDS[::-1]
+        raise UserError(f"{error}; the data's seem to be {have}, and --actions {others} says otherwise") from error
     agent.task = task.plain()
     agent.to(device)
     if not (folder / "last.ckpt").is_file():
@@ -209,7 +241,7 @@ def require_own_units(entry: Entry, data: Dataset, spec: Spec, task: Task, displ
     if not outside:
         return
     count = f"{outside:,} of {entries:,} entries of the actions ({outside / entries:.1%})"
-    what = f"{entry.name}: {count} lie outside the bounds of {task.env_id}"
+    what = f"{entry.name}: {count} lie outside the bounds{f' of {task.env_id}' if task.env else ''}"
     if 2 * outside > entries:
         bounds = f"{min(spec.action_low):g} to {max(spec.action_high):g}"
         raise UserError(
@@ -236,19 +268,10 @@ def within_data(task: Task, data: Dataset, display: Display) -> Task:
 
 def task_of(entry: Entry, data: Dataset, limits: Mapping[str, Any]) -> Task:
     """What evaluation needs of a dataset's task; the limits, see ``offlinerl.envs.make.with_limits``, are for an
-    environment that only the data itself names.
-
-    Raises:
-        UserError: no environment is known.
-    """
+    environment that only the data itself names. Its ``env`` is None where nothing names one."""
     env = entry.env
     if env is None and "env_spec" in data.provenance:
         env = with_limits({"spec": data.provenance["env_spec"]}, limits)
-    if env is None:
-        raise UserError(
-            f"nothing says which environment {entry.name} was collected in; name it with --env, by a Gymnasium id"
-            " or a registry name such as kitchen-complete-v0"
-        )
     return replace(Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"))
 
 

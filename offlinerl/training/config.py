@@ -55,6 +55,10 @@ class EpisodesConfig(TrainConfig):
     final_episodes: int = 50
     block: int = setting(5, "updates between two returns to the training loop", low=1)
     top: float = setting(1.0, "share of the episodes to learn from, those of the highest return", above=0, high=1)
+    held_out: float | None = setting(
+        None, "share of the episodes to measure the losses on instead; null: 0.1 without an environment, else none",
+        low=0, below=1,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from offlinerl.evaluation.task import Task
 from offlinerl.experience.sources import ActingData, Epoch, Piece
 from offlinerl.rollout.collector import mean_of
 from offlinerl.training.checkpointer import STATE, Checkpointer
+from offlinerl.training.held_out import HeldOut
 from offlinerl.training.recorder import Recorder
 from offlinerl.training.schedule import Schedule
 from offlinerl.util.atomic import write_json
@@ -55,15 +56,17 @@ class Run(L.Callback):
         display: where lines and the progress bar go.
         agent: what is trained.
         task: what it is evaluated in.
-        pool: environments for that.
+        pool: environments for that; None: it is not evaluated.
         schedule: what it learns from, and until when.
         dataset: what the summary says of the dataset: ``dataset`` its name, ``data`` its size and checksum and
             ``dataset_score``; all None without one.
+        held_out: measures the losses on what is not learnt from, if anything is.
 
     Attributes:
         acting: the source whose agent acts, if there is one.
         companion: another job that goes along, if there is one.
         offline: scores of the policies at the end of the first of two stages, once it is reached.
+        measured: the latest metrics on what is held out, a number a seed under every name.
     """
 
     def __init__(
@@ -73,10 +76,12 @@ class Run(L.Callback):
         display: Display,
         agent: Agent,
         task: Task,
-        pool: Pool,
+        pool: Pool | None,
         schedule: Schedule,
         dataset: dict[str, Any],
+        held_out: HeldOut | None = None,
     ):
+        self.held_out, self.measured = held_out, {}
         self.settings, self.folder, self.display, self.dataset = settings, folder, display, dataset
         self.train_settings = settings["train"]
         self.agent, self.task, self.pool, self.schedule = agent, task, pool, schedule
@@ -106,7 +111,7 @@ class Run(L.Callback):
     def train(self) -> dict[str, Any]:
         """Train to the end, evaluate the last policy and write the results."""
         about = self.settings["fit"]
-        if self.pool.endless:
+        if self.pool is not None and self.pool.endless:
             self.display.warn_of_endless(self.pool.name)
         self.display.say(
             f"{about['agent']} on {self.agent.device.type}, seeds {', '.join(map(str, self.agent.seeds))}:"
@@ -126,7 +131,8 @@ class Run(L.Callback):
             raise self.interrupted() from None
         finally:
             self.recorder.close()
-            self.pool.close()
+            if self.pool is not None:
+                self.pool.close()
             if self.acting is not None:
                 self.acting.collector.close()
         self.display.summary(summary, self.folder)
@@ -185,6 +191,10 @@ class Run(L.Callback):
     def evaluate(self, trainer: L.Trainer) -> None:
         """Evaluate the policies as they are, and keep them if they are the best so far. At a switch, they are compared
         with those at the end, and have as many episodes."""
+        self.measure()
+        if self.pool is None:
+            self.checkpointer.save(trainer)
+            return
         switch = self.now in self.schedule.switches
         try:
             result = self.rollouts(self.train_settings["final_episodes" if switch else "eval_episodes"])
@@ -198,6 +208,15 @@ class Run(L.Callback):
             self.checkpointer.save_best(trainer)
         self.checkpointer.save(trainer)
 
+    def measure(self) -> None:
+        """What is logged of the losses at an evaluation, and on what is held out."""
+        if self.held_out is not None:
+            self.measured = self.held_out.metrics()
+            self.recorder.held_out(self.counters(), self.measured)
+        if self.pool is None:
+            self.recorder.evaluated = self.now
+            self.display.losses(f"{self.clock} {self.now:>9,}", losses(self.values()), losses(self.measured))
+
     def rollouts(self, episodes: int) -> Evaluation:
         """An evaluation. Raises ``Interrupted`` if the user stops it."""
 
@@ -209,8 +228,9 @@ class Run(L.Callback):
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the last policy, which is the result, and write the summary and the picture."""
-        result = self.rollouts(self.train_settings["final_episodes"])
-        best = self.recorder.evaluation(self.counters(), result)
+        self.measure()
+        result = None if self.pool is None else self.rollouts(self.train_settings["final_episodes"])
+        best = result is not None and self.recorder.evaluation(self.counters(), result)
         self.checkpointer.finish(self.state_dict(), best)
         summary = dict(
             agent=self.settings["fit"]["agent"],
@@ -222,8 +242,10 @@ class Run(L.Callback):
             steps=self.agent.steps,
             clock=f"{self.clock}s",
             score_kind=self.task.score_kind,
-            last=dict(scores(result), mean_return=float(result.returns.mean())),
+            last=result and dict(scores(result), mean_return=float(result.returns.mean())),
             best=self.recorder.best,
+            losses=losses(self.values()),
+            held_out=losses(self.measured) or None,
             updates_per_second=self.rate(self.agent.updates),
             steps_per_second=self.rate(self.agent.steps),
             seconds=self.seconds["total"] + time.perf_counter() - self.began,
@@ -347,6 +369,11 @@ class Epochs:
 
     def __iter__(self) -> Iterator[Piece]:
         return iter(self.epoch())
+
+
+def losses(metrics: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Those of the metrics that a training lowers, a number a seed each."""
+    return {name: of_seeds for name, of_seeds in metrics.items() if name.endswith("loss")}
 
 
 def scores(result: Evaluation) -> dict[str, Any]:

@@ -85,6 +85,18 @@ class Recorder:
             append(self.folder / "metrics.csv", rows)
         self._log({f"train/{name}": value for name, value in values.items()}, self.logged)
 
+    def held_out(self, counters: Mapping[str, int], values: Mapping[str, Sequence[float]]) -> None:
+        """Append a row a seed to ``held_out.csv``: metrics on what is not learnt from, in place of earlier ones at this
+        time."""
+        now, path = counters[self.clock], self.folder / "held_out.csv"
+        trim(path, self.clock, now - 1)
+        append(
+            path,
+            [{**counters, "seed": seed, **{name: of[s] for name, of in values.items()}}
+             for s, seed in enumerate(self.seeds)],
+        )  # fmt: skip
+        self._log({f"held_out/{name}": value for name, value in values.items()}, now)
+
     def evaluation(self, counters: Mapping[str, int], result: Evaluation) -> bool:
         """Append a row an episode to ``evaluations.csv``, in place of an earlier evaluation at this time; whether it is
         the best so far."""
@@ -129,6 +141,7 @@ class Recorder:
         """Drop the rows of the tables that a resumed run will write again."""
         trim(self.folder / "metrics.csv", self.clock, self.logged)
         trim(self.folder / "evaluations.csv", self.clock, self.evaluated, ("score",))
+        trim(self.folder / "held_out.csv", self.clock, self.evaluated)
 
     def state_dict(self) -> dict[str, Any]:
         versions = self.versions | {name: self.loggers[name].version for name in self.loggers if name != "tensorboard"}

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from offlinerl import agents
 from offlinerl.data import registry
+from offlinerl.data.inferred import KINDS
 from offlinerl.envs.make import plain
 from offlinerl.training import config
 from offlinerl.training.selection import source_of
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, either
 from offlinerl.util.folder import find_checkpoint
 from offlinerl.util.settings import typed
 
@@ -34,6 +35,7 @@ def settings_for(
     obs_keys: Sequence[str] | None = None,
     limits: Mapping[str, Any] | None = None,
     init: Path | None = None,
+    **reading: Any,
 ) -> tuple[dict[str, Any], registry.Entry]:
     """All settings of a new run, and the task it is about; for the arguments see ``fit``.
 
@@ -43,6 +45,7 @@ def settings_for(
     about = dict(
         agent=agent_name, dataset=stated(dataset), env=plain(env), seeds=seeds and list(seeds),
         obs_keys=obs_keys and list(obs_keys), init=init and str(find_checkpoint(init).resolve()), **(limits or {}),
+        **reading,
     )  # fmt: skip
     again = config.read(file).get("fit", {}) if file else {}
     again = {key: value for key, value in again.items() if key not in HISTORY}
@@ -111,6 +114,8 @@ def _checked_about(given: Mapping[str, Any]) -> dict[str, Any]:
     keys, seeds = about.get("obs_keys"), about["seeds"]
     if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
         raise UserError(f"obs_keys must be a list of words, such as [state, goal], not {keys!r}")
+    if about.get("actions") not in (None, *KINDS):
+        raise UserError(f"actions must be {either(*KINDS)}, not {about['actions']!r}")
     steps, span = about.get("max_episode_steps"), about.get("action_range")
     if steps is not None and not (type(steps) is int and steps > 0):
         raise UserError(f"max_episode_steps must be a whole number from 1 on, not {steps!r}")

@@ -29,19 +29,29 @@ class FitResult:
     agent: Agent = field(repr=False)
 
     @property
-    def scores(self) -> dict[str, Any]:
-        """The last policies' ``mean`` over seeds and episodes, its 95% interval ``ci95`` and the means ``per_seed``."""
+    def scores(self) -> dict[str, Any] | None:
+        """The last policies' ``mean`` over seeds and episodes, its 95% interval ``ci95`` and the means ``per_seed``;
+        None of a run without an environment."""
         return self.summary["last"]
 
     @property
     def table(self) -> dict[str, np.ndarray]:
-        """The evaluations by column, a row an episode: ``update``, ``seed``, ``return``, ``score``, ``length``, ..."""
-        return read_columns(self.folder / "evaluations.csv")
+        """The evaluations by column, a row an episode: ``update``, ``seed``, ``return``, ``score``, ``length``, ...;
+        empty of a run without an environment."""
+        return self._columns("evaluations.csv")
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
         """What was logged while it learned by column, a row a seed; empty if ``metrics.csv`` was not written."""
-        path = self.folder / "metrics.csv"
+        return self._columns("metrics.csv")
+
+    @property
+    def held_out(self) -> dict[str, np.ndarray]:
+        """The same metrics on the episodes that were held out, at every evaluation; empty if none were."""
+        return self._columns("held_out.csv")
+
+    def _columns(self, file: str) -> dict[str, np.ndarray]:
+        path = self.folder / file
         return read_columns(path) if path.is_file() else {}
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,6 +71,10 @@ def table(to: Console, title: str, columns: Sequence[str], rows: Sequence[Sequen
         to.print("  ".join([name.ljust(first), *right]).rstrip())
 
 
+def mean_of(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
 class Display:
     """Messages, a bar and tables on standard output."""
 
@@ -115,8 +119,22 @@ class Display:
         seeds = "" if len(per_seed) == 1 else "  seeds " + listed(per_seed, decimals)
         self.say(f"{when}  {UNITS[kind]} {shown(mean, decimals)}{seeds}")
 
+    def losses(
+        self, when: str, training: Mapping[str, Sequence[float]], held_out: Mapping[str, Sequence[float]]
+    ) -> None:
+        """A line of what is measured where there is no environment, the means over the seeds."""
+        parts = [
+            f"{name.replace('_', ' ')} {mean_of(training[name]):.4g}"
+            + (f" (held out {mean_of(held_out[name]):.4g})" if name in held_out else "")
+            for name in training
+        ]
+        self.say(f"{when}  {', '.join(parts)}")
+
     def summary(self, summary: dict[str, Any], folder: Path) -> None:
         """The final table of a run."""
+        if summary["last"] is None:
+            self._summary_of_losses(summary, folder)
+            return
         last, best, clock = summary["last"], summary["best"], summary["clock"]
         unit = UNITS[summary["score_kind"]]
         decimals = places(*last["ci95"])
@@ -133,6 +151,26 @@ class Display:
             rows.append(("the data's average episode", shown(summary["dataset_score"], decimals), "", "", ""))
         title = f"{summary['agent']} on {summary['dataset'] or summary['env']}: {unit}"
         table(self.console, title, ("policy", "mean", "95% interval", "per seed", "episodes"), rows)
+        self._say_of_files(summary, folder)
+
+    def _summary_of_losses(self, summary: dict[str, Any], folder: Path) -> None:
+        """The final table of a run without an environment."""
+        held_out = summary["held_out"] or {}
+
+        def cells(values: Sequence[float] | None) -> tuple[str, str]:
+            return (f"{mean_of(values):.4g}", " ".join(f"{value:.4g}" for value in values)) if values else ("", "")
+
+        rows = [
+            (name.replace("_", " "), *cells(values), *cells(held_out.get(name)))
+            for name, values in summary["losses"].items()
+        ]
+        columns = ("loss", "training", "per seed", "held out", "per seed")
+        table(self.console, f"{summary['agent']} on {summary['dataset']}: the last losses", columns, rows)
+        self._say_of_files(summary, folder)
+        self.say(f"a score needs an environment: offlinerl evaluate {folder} --env ID")
+
+    def _say_of_files(self, summary: dict[str, Any], folder: Path) -> None:
+        clock = summary["clock"]
         self.say(
             f"{summary[clock]:,} {clock} at {summary[f'{clock}_per_second']:,.0f}/s,"
             f" {summary['seconds'] / 60:.1f} minutes in all; curves in {folder / 'curves.png'}, the policy in"

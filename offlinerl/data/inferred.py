@@ -1,0 +1,63 @@
+"""What a dataset says of its task by itself, where nobody names its environment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+
+from offlinerl.data.dataset import Dataset
+from offlinerl.envs import spaces
+from offlinerl.types import Leaf, Spec
+from offlinerl.util.errors import UserError
+from offlinerl.util.trees import tree_leaves
+
+KINDS = ("discrete", "continuous")
+"""What actions may be said to be."""
+
+
+def spec_of_data(
+    data: Dataset, kind: str | None = None, action_range: Sequence[float] | None = None
+) -> tuple[Spec, str]:
+    """The shapes of a dataset's observations, and its actions as far as the data tells.
+
+    Args:
+        data: at least one row.
+        kind: "discrete" or "continuous"; by default discrete where the source states so, or holds one whole number
+            a row in a type of whole numbers.
+        action_range: lower and upper bound of continuous actions; by default those that the source states, or else the
+            range of the data in every dimension.
+
+    Returns:
+        The spec, and in words what was taken for its actions.
+
+    Raises:
+        UserError: the actions cannot be of that kind, or a range is given for discrete ones.
+    """
+    obs = tuple(Leaf(path, leaf.shape[1:], str(leaf.dtype)) for path, leaf in tree_leaves(data.observations))
+    space = spaces.from_json(json.loads(data.provenance.get("action_space") or "{}"))
+    if kind is None:
+        whole = np.dtype(data.provenance.get("action_dtype", "float32")).kind in "biu" and data.action.shape[1] == 1
+        kind = "discrete" if isinstance(space, Discrete) or (space is None and whole) else "continuous"
+    low, high = data.action.min(0), data.action.max(0)
+    if kind == "discrete":
+        if action_range is not None:
+            raise UserError(f"{data.name} has discrete actions, which have no range: leave out --action-range")
+        if data.action.shape[1] != 1 or (data.action != np.floor(data.action)).any():
+            raise UserError(f"{data.name}: discrete actions are one whole number a row, and these are not")
+        stated = isinstance(space, Discrete)
+        first, final = (space.start, space.start + space.n - 1) if stated else (int(low[0]), int(high[0]))
+        count = int(final - first) + 1
+        basis = "as the dataset states" if stated else "those in the data"
+        spec = Spec(obs, 1, (0.0,), (float(count - 1),), count, int(first))
+        return spec, f"discrete actions from {first} to {final}, {basis}"
+    basis = "of the data, which --action-range LOW,HIGH changes"
+    if action_range is not None:
+        basis = "as given"
+        low, high = (np.full(data.action.shape[1], side) for side in action_range)
+    elif isinstance(space, Box) and space.is_bounded() and np.prod(space.shape) == data.action.shape[1]:
+        low, high, basis = space.low.ravel(), space.high.ravel(), "as the dataset states"
+    spec = Spec(obs, data.action.shape[1], tuple(map(float, low)), tuple(map(float, high)))
+    return spec, f"continuous actions within {np.min(low):.6g} to {np.max(high):.6g}, the bounds {basis}"

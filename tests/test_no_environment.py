@@ -1,0 +1,204 @@
+"""Trainings on data whose environment nobody names."""
+
+import csv
+import json
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import random_table
+from pendulum import empty_workplace
+
+import offlinerl
+from offlinerl.agents.bc import BC
+from offlinerl.cli import main
+from offlinerl.data.inferred import spec_of_data
+from offlinerl.experience.sources import OfflineData
+from offlinerl.experience.table import Table
+from offlinerl.training.held_out import HeldOut, apart
+from offlinerl.types import Spec
+from offlinerl.util.errors import UserError
+
+FEW = dict(updates=20, eval_every=10, batch=8, log_every=5, compile=False)
+
+
+@pytest.fixture
+def here(tmp_path):
+    with empty_workplace(tmp_path) as folder:
+        yield folder
+
+
+def logs(rows=200, episode=20, discrete=False, seed=0):
+    """Arrays of Pendulum's shapes: the action follows from the observation, as those of an expert do."""
+    rng = np.random.default_rng(seed)
+    obs = rng.normal(size=(rows + 1, 3)).astype(np.float32)
+    action = np.tanh(obs[:-1, :1] - obs[:-1, 1:2])
+    last = np.arange(rows) % episode == episode - 1
+    return dict(
+        obs=obs[:-1], action=(action[:, 0] > 0).astype(np.int64) + 3 if discrete else action, reward=obs[:-1, 2],
+        terminated=last & (np.arange(rows) % (2 * episode) == episode - 1), truncated=last, next_obs=obs[1:],
+    )  # fmt: skip
+
+
+def test_a_training_without_an_environment_leaves_losses_and_a_policy_that_acts(here, capsys):
+    run = offlinerl.fit("bc", logs(), seeds=[0, 1], over=dict(train={**FEW, "updates": 400, "eval_every": 200}))
+    said = capsys.readouterr().out
+    assert "no environment is named" in said and "the bounds of the data" in said and "1 of the episodes" in said
+    assert f"offlinerl evaluate {run.folder} --env ID" in said
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary["last"] is None and summary["best"] is None and summary["env"] is None and run.scores is None
+    assert set(summary["losses"]) == set(summary["held_out"]) == {"actor_loss"}
+    for losses in (summary["losses"], summary["held_out"]):
+        assert len(losses["actor_loss"]) == 2 and np.isfinite(losses["actor_loss"]).all()
+    held_out = run.held_out
+    assert held_out["update"].tolist() == [200, 200, 400, 400] and held_out["seed"].tolist() == [0, 1, 0, 1]
+    assert held_out["actor_loss"][2:].tolist() == summary["held_out"]["actor_loss"]
+    assert held_out["actor_loss"][2:].mean() < held_out["actor_loss"][:2].mean()  # it learns what it is shown
+    assert run.table == {} and (run.folder / "curves.png").stat().st_size > 1_000
+    assert not (run.folder / "best.ckpt").exists() and not (run.folder / "evaluations.csv").exists()
+    policy = offlinerl.load_policy(run.folder, seed=1)
+    obs = logs(seed=1)["obs"]
+    error = policy(obs) - np.tanh(obs[:, :1] - obs[:, 1:2])
+    assert np.abs(error).mean() < 0.5 * np.abs(np.tanh(obs[:, :1] - obs[:, 1:2])).mean()
+
+
+def test_a_score_is_had_later_from_the_environment_that_is_named_then(here, capsys):
+    run = offlinerl.fit("bc", logs(), over=dict(train=FEW))
+    with pytest.raises(UserError, match="does not say what it was trained for; name an environment with --env"):
+        offlinerl.evaluate(run.folder)
+    assert offlinerl.evaluate(run.folder, env="Pendulum-v1", episodes=1)["env"] == "Pendulum-v1"
+    with pytest.raises(UserError, match="has 4 observations"):
+        offlinerl.evaluate(run.folder, env="CartPole-v1", episodes=1)
+    assert main(["report", str(run.folder)]) == 1
+    assert "has no scores, for it had no environment" in capsys.readouterr().err
+
+
+def test_the_command_line_trains_on_a_file_alone(here, capsys):
+    import h5py
+
+    arrays = logs()
+    with h5py.File("robot.hdf5", "w") as file:
+        for ours, theirs in dict(
+            obs="observations", action="actions", reward="rewards", terminated="terminals", truncated="timeouts"
+        ).items():
+            file[theirs] = arrays[ours]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in FEW.items() if name != "compile"]
+    assert main(["fit", "bc", "--dataset", "robot.hdf5", "--out", "run", "--compile", "false", *flags]) == 0
+    assert "bc on robot: the last losses" in capsys.readouterr().out
+    with open("run/metrics.csv") as file:
+        assert [row["update"] for row in csv.DictReader(file)] == ["10", "20"]
+    assert main(["fit", "--resume", "run", "--updates", "30"]) == 0
+    assert json.loads(Path("run/summary.json").read_text())["updates"] == 30
+    assert offlinerl.load_policy("run")(np.zeros(3)).shape == (1,)
+    assert main(["fit", "xql", "--dataset", "robot.hdf5", "--online-steps", "10"]) == 1
+    assert "fine-tuning acts in an environment" in capsys.readouterr().err
+    assert main(["fit", "bc", "--dataset", "robot.hdf5", "--env", "Pendulum-v1", "--actions", "discrete"]) == 1
+    assert "Pendulum-v1 says itself what its actions are" in capsys.readouterr().err
+
+
+def test_a_resumed_run_measures_the_same(here):
+    settings = dict(train=FEW, agent=dict(dropout=0.1))
+    whole = offlinerl.fit("xql", logs(), over=settings, out="whole")
+    offlinerl.fit("xql", logs(), over=dict(settings, train={**FEW, "updates": 10}), out="parts")
+    parts = offlinerl.fit("xql", logs(), over=dict(train=dict(updates=20)), resume="parts")
+    # what a schedule makes of another length is not this test's matter, and neither of these has one
+    for name, column in whole.held_out.items():
+        np.testing.assert_array_equal(column, parts.held_out[name])
+    assert whole.summary["losses"] == parts.summary["losses"]
+
+
+def test_measuring_leaves_an_agent_as_it_was_and_says_the_loss_before_an_update():
+    data = random_table(200)
+    rest, kept = apart(data, 0.2)
+    spec = Spec(5, 2, (-4.0, -4.0), (4.0, 4.0))
+    agent = BC(spec, (0, 1), dropout=0.3, hidden=(16, 16))
+    agent.configure_optimizers()
+    agent.learn(OfflineData(Table.of(agent, rest), agent.seeds, 8, 5).draw())
+    before = [tensor.clone() for tensor in agent.trained_tensors()]
+    random = [state.clone() for state in agent.rng.state_dict()["states"]]
+    measure = HeldOut(agent, lambda: OfflineData(Table.of(agent, kept), agent.seeds, 8, 1), len(kept))
+    first = measure.metrics()
+    assert agent.updates == 5 and first == measure.metrics()
+    assert all(map(torch.equal, before, agent.trained_tensors()))
+    assert all(map(torch.equal, random, agent.rng.state_dict()["states"]))
+
+    still = BC(spec, (0, 1), hidden=(16, 16))  # the same without dropout, to be compared with the formula
+    still.configure_optimizers()
+    measure = HeldOut(still, lambda: OfflineData(Table.of(still, kept), still.seeds, 8, 1), len(kept))
+    source, expected = OfflineData(Table.of(still, kept), still.seeds, 8, 1), []
+    for _ in range(-(-len(kept) // 8)):
+        batch = source.draw()
+        expected.append(-still.actor(batch.obs[0]).log_prob(batch.action[0]).mean(-1))
+    torch.testing.assert_close(torch.tensor(measure.metrics()["actor_loss"]), torch.stack(expected).mean(0).detach())
+
+
+def test_episodes_are_held_out_whole():
+    data = random_table(400)
+    rest, kept = apart(data, 0.1)
+    assert len(kept.episode_starts) == 2 and len(rest) + len(kept) == len(data)
+    rows = {tuple(row) for row in data.obs}
+    assert {tuple(row) for row in rest.obs} | {tuple(row) for row in kept.obs} == rows
+    assert apart(data, 0.0) == (data, None)
+    one = data.take([0])
+    assert apart(one, 0.5) == (one, None)  # nothing would be left to learn from
+    two = data.take([0, 1])
+    assert [len(part.episode_starts) for part in apart(two, 0.1)] == [1, 1]
+
+
+def test_what_actions_are_follows_from_the_data():
+    arrays = logs(discrete=True)
+    spec, said = spec_of_data(offlinerl.load_dataset(arrays))
+    assert (spec.num_actions, spec.first_action, spec.obs_dim) == (2, 3, 3)
+    assert said == "discrete actions from 3 to 4, those in the data"
+    spec, said = spec_of_data(offlinerl.load_dataset(arrays), "continuous")
+    assert (spec.num_actions, spec.action_low, spec.action_high) == (0, (3.0,), (4.0,))
+    arrays["action"] = arrays["action"].astype(float)
+    assert spec_of_data(offlinerl.load_dataset(arrays))[0].num_actions == 0
+    assert spec_of_data(offlinerl.load_dataset(arrays), "discrete")[0].num_actions == 2
+    data = offlinerl.load_dataset(logs())
+    spec, said = spec_of_data(data, action_range=[-2, 2])
+    assert (spec.action_low, spec.action_high) == ((-2.0,), (2.0,)) and "within -2 to 2, the bounds as given" in said
+    spec, _ = spec_of_data(data)
+    assert (spec.action_low, spec.action_high) == ((float(data.action.min()),), (float(data.action.max()),))
+    with pytest.raises(UserError, match="discrete actions are one whole number a row"):
+        spec_of_data(data, "discrete")
+    with pytest.raises(UserError, match="leave out --action-range"):
+        spec_of_data(offlinerl.load_dataset(logs(discrete=True)), action_range=[0, 1])
+
+
+def test_discrete_actions_are_learnt_and_numbered_as_in_the_data(here):
+    run = offlinerl.fit("dqn", logs(discrete=True), over=dict(train=FEW))
+    assert set(run.policy(logs(seed=2)["obs"]).tolist()) <= {3, 4}
+    with pytest.raises(UserError, match="BC takes no discrete actions.*--actions continuous says otherwise"):
+        offlinerl.fit("bc", logs(discrete=True), over=dict(train=FEW))
+    run = offlinerl.fit("bc", logs(discrete=True), over=dict(train=FEW), actions="continuous")
+    assert 3 <= run.policy(np.zeros(3))[0] <= 4
+    with pytest.raises(UserError, match="actions must be discrete or continuous, not 'round'"):
+        offlinerl.fit("bc", logs(), over=dict(train=FEW), actions="round")
+
+
+def test_a_minari_dataset_that_names_no_environment_states_its_bounds(here, monkeypatch):
+    from episodes import ID, episode
+
+    from offlinerl.data.minari_writer import write_minari
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(here))
+    space = gym.spaces.Box(-3, 5, (1,), np.float32)
+    made = [episode(n)._replace(actions=np.full((3 + n, 1), 0.5, np.float32)) for n in range(3)]
+    write_minari(
+        here / ID, made, dataset_id=ID, env_spec=None,
+        observation_space=gym.spaces.Box(-np.inf, np.inf, (4,), np.float32), action_space=space,
+    )  # fmt: skip
+    spec, said = spec_of_data(offlinerl.load_dataset(ID))
+    assert (spec.action_low, spec.action_high) == ((-3.0,), (5.0,)) and said.endswith("as the dataset states")
+    assert offlinerl.fit("bc", ID, over=dict(train=FEW)).summary["env"] is None
+
+
+def test_the_share_that_is_held_out_is_a_setting(here):
+    run = offlinerl.fit("bc", logs(), over=dict(train={**FEW, "held_out": 0.0}))
+    assert run.summary["held_out"] is None and run.held_out == {}
+    over = dict(train={**FEW, "held_out": 0.5, "eval_episodes": 1, "final_episodes": 1})
+    run = offlinerl.fit("bc", logs(), env="Pendulum-v1", over=over)
+    assert run.scores["mean"] < 0 and run.summary["held_out"]["actor_loss"] and len(run.held_out["update"]) == 2
