@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from offlinerl import agents
 from offlinerl.data.dataset import Dataset
@@ -46,6 +46,8 @@ def fit(
     limits: Mapping[str, Any] | None = None,
     init: Path | None = None,
     actions: str | None = None,
+    columns: Sequence[str] | Mapping[str, Any] | None = None,
+    subset: str | None = None,
 ) -> FitResult:
     """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
 
@@ -72,6 +74,8 @@ def fit(
         init: a checkpoint, or a run's folder, whose weights to begin with.
         actions: "discrete" or "continuous", what the dataset's are where no environment says so; by default what their
             type suggests.
+        columns: which columns of a table are what; see ``offlinerl.data.load.load``.
+        subset: a filter key of a robomimic file or a split of a LeRobot dataset.
 
     Returns:
         The finished run: its scores, tables, policies and folder.
@@ -81,6 +85,8 @@ def fit(
         Interrupted: Ctrl-C; the run is saved and can be resumed.
     """
     agent_name = None if agent is None else agents.name_of(agent)
+    if _is_frame(dataset):
+        dataset, columns = load_dataset(dataset, columns=columns, obs_keys=obs_keys), None
     dataset, where = _dataset(dataset), _environment(env)
     if resume:
         settings, entry, changes = settings_of(Path(resume), agent_name, dataset, where, over or {})
@@ -98,7 +104,18 @@ def fit(
         write_config(run.folder, settings)
         return FitResult(run.folder, run.train(), run.agent)
     settings, entry = settings_for(
-        agent_name, dataset, where, seeds, file, over, obs_keys, limits, init, actions=actions
+        agent_name,
+        dataset,
+        where,
+        seeds,
+        file,
+        over,
+        obs_keys,
+        limits,
+        init,
+        actions=actions,
+        columns=columns,
+        subset=subset,
     )
     about = settings["fit"]
     short = about["agent"].rpartition(":")[2].rpartition(".")[2]
@@ -183,6 +200,11 @@ def _environment(env: Environment | None) -> Any:
     return env if env is None or isinstance(env, str) else described(env)
 
 
+def _is_frame(source: Any) -> bool:
+    """Whether this is a frame of pandas, or what is like one."""
+    return hasattr(source, "columns") and hasattr(source, "to_numpy")
+
+
 def _dataset(source: Data | None) -> str | Path | Dataset | None:
     """What is not an object of Minari's, whose datasets lie in folders, or arrays."""
     if source is None or isinstance(source, str | Path | Dataset):
@@ -209,15 +231,20 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
     Args:
         source: a name, a Minari id, a file or a folder, a dataset that Minari opened, or arrays: ``obs``, ``action``,
             ``reward``, ``terminated`` and, if there are, ``truncated`` and ``next_obs``; see
-            ``offlinerl.data.arrays.from_arrays``.
+            ``offlinerl.data.arrays.from_arrays``. Or a frame of pandas, whose ``columns`` are as those of a file.
         env: the environment of a file.
-        settings: of ``offlinerl.data.load.load``; of arrays just ``name``.
+        settings: of ``offlinerl.data.load.load``; of arrays just ``name``, of a frame ``name``, ``columns`` and
+            ``obs_keys``.
 
     Raises:
         UserError: it is unknown, out of reach or not sound.
     """
-    from offlinerl.data import arrays, load
+    from offlinerl.data import arrays, formats, load
+    from offlinerl.data.mapping import parse_columns
 
+    if _is_frame(source):
+        columns, name = settings.pop("columns", None), settings.pop("name", "frame")
+        return formats.of_frame(cast(Mapping[str, Any], source), columns and parse_columns(columns), name, **settings)
     if isinstance(source, Mapping):
         return arrays.from_arrays(source, **settings)
     found = _dataset(source)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from gymnasium.spaces import Box, Dict, Discrete
 from rich.progress import Progress
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
-from offlinerl.data import describe, load, registry
+from offlinerl.data import describe, edit, load, registry
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
+from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.listing import console, print_table
 from offlinerl.data.minari_writer import Sink, write_minari
 from offlinerl.data.registry import Entry
@@ -30,15 +33,16 @@ from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_map
 
 
-def show(name: str, png: Path | None = None, obs_keys: Sequence[str] | None = None) -> None:
+def show(name: str, png: Path | None = None, obs_keys: Sequence[str] | None = None, **reading: Any) -> None:
     """Prints a dataset in figures, rewards and returns as they are stored, and draws its histograms.
 
     Args:
         name: a dataset's name, Minari id or file.
         png: where to draw; nothing is drawn by default.
         obs_keys: the parts of the observations to use; by default the dataset's own.
+        reading: ``columns`` and ``subset``; see ``offlinerl.data.load.load``.
     """
-    entry = registry.resolve(name, obs_keys=obs_keys)
+    entry = registry.limited(registry.resolve(name, obs_keys=obs_keys), reading)
     dataset = load.load(entry, reward="none")
     rows = [(key, _plain(value)) for key, value in _lines(describe.describe(dataset, entry))]
     print_table(("what", "value"), rows)
@@ -46,14 +50,14 @@ def show(name: str, png: Path | None = None, obs_keys: Sequence[str] | None = No
         console.print(f"histograms: {describe.plot(dataset, Path(png))}")
 
 
-def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] | None = None) -> int:
+def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] | None = None, **reading: Any) -> int:
     """Prints what is wrong with a dataset, and notes on what may be meant; the exit status: 1 if there is a fault.
 
     Args:
-        name_or_file: see ``show``, as for ``obs_keys``.
+        name_or_file: see ``show``, as for ``obs_keys`` and ``reading``.
         env: the environment it was collected in, whose shapes and bounds it must have; by default its own.
     """
-    findings = find_faults(registry.resolve(name_or_file, env, obs_keys))
+    findings = find_faults(registry.limited(registry.resolve(name_or_file, env, obs_keys), reading))
     for kind, message, rows, fault in findings:
         first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         console.print(f"{'fault' if fault else 'note'}: {kind}: {message} ({len(rows)} rows: {first})", markup=False)
@@ -93,8 +97,15 @@ def generate(name: str, out: Path | None, episodes: int | None, processes: int, 
     console.print(f"{name}: {len(numbers)} episodes in {path}")
 
 
-def import_file(file: Path, dataset_id: str, env: str | None = None, overwrite: bool = False) -> None:
-    """Installs a file in D4RL's format as a Minari dataset, with its environment if that is known.
+def import_file(
+    file: Path,
+    dataset_id: str,
+    env: str | None = None,
+    overwrite: bool = False,
+    obs_keys: Sequence[str] | None = None,
+    **reading: Any,
+) -> None:
+    """Installs a file or folder of any format as a Minari dataset, with its environment if that is known.
 
     Args:
         file: one named after an entry of the registry is that dataset.
@@ -102,15 +113,23 @@ def import_file(file: Path, dataset_id: str, env: str | None = None, overwrite: 
         env: the environment it was collected in, where its name does not say: a Gymnasium id, or a name in
             the registry.
         overwrite: replace a dataset of that id.
+        obs_keys: see ``show``, as for ``reading``.
 
     Raises:
         UserError: the file cannot be read, there is no such environment, or the file's rows do not fit it.
     """
-    entry = registry.resolve(str(file), env)
-    dataset = load.load(entry, reward="none")
-    spec, observation_space, action_space = _home(entry, dataset, asked=env is not None)
+    entry = registry.limited(registry.resolve(str(file), env, obs_keys), reading)
+    _write_minari(
+        load.load(entry, reward="none"), entry, dataset_id, f"{entry.name}, imported", env is not None, overwrite
+    )
+
+
+def _write_minari(
+    dataset: Dataset, entry: Entry, dataset_id: str, description: str, asked: bool, overwrite: bool
+) -> None:
+    spec, observation_space, action_space = _home(entry, dataset, asked)
     path = registry.minari_root() / dataset_id
-    metadata = _metadata(f"{entry.name}, imported", "unknown", entry.licence, **dataset.provenance)
+    metadata = _metadata(description, "unknown", entry.licence, **dataset.provenance)
     if entry.obs_keys:
         metadata["obs_keys"] = list(entry.obs_keys)
     try:
@@ -135,21 +154,71 @@ def export(name: str, file: Path, overwrite: bool = False) -> Path:
     """Writes a dataset, see ``show``, as an HDF5 file in D4RL's format, with ``next_observations``, that loads back
     equal and names its environment; returns ``file``."""
     entry = registry.resolve(name)
-    dataset = load.load(entry, reward="none")
-    keys = entry.obs_keys or dataset.provenance.get("obs_keys")
+    return _write_hdf5(load.load(entry, reward="none"), entry, Path(file), overwrite)
+
+
+def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> Path:
+    name, keys = entry.name, entry.obs_keys or dataset.provenance.get("obs_keys")
     if isinstance(dataset.observations, Mapping):
         raise UserError(f"{name}: a file in D4RL's format holds one array of observations, and these have parts")
+    whole = np.dtype(dataset.provenance.get("action_dtype", "float32")).kind in "biu"  # by which they are known again
+    actions = dataset.action.astype(np.int64) if whole else dataset.action
     columns = dict(
-        observations=dataset.obs, actions=dataset.action, rewards=dataset.reward, terminals=dataset.terminated,
+        observations=dataset.obs, actions=actions, rewards=dataset.reward, terminals=dataset.terminated,
         timeouts=dataset.last & ~dataset.terminated, next_observations=dataset.next_obs,
     )  # fmt: skip
-    with atomic_write(Path(file), overwrite) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
+    with atomic_write(file, overwrite) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
         for key, column in columns.items():
             hdf5.create_dataset(key, data=column, compression="gzip", shuffle=True)
         hdf5.attrs["provenance"] = json.dumps(dataset.provenance, default=str)
         hdf5.attrs["task"] = json.dumps(dict(env=entry.env, obs_keys=keys and list(keys)))
     console.print(f"{name}: {len(dataset)} transitions in {file}")
-    return Path(file)
+    return file
+
+
+def merge(names: Sequence[str], out: str, overwrite: bool = False, **reading: Any) -> None:
+    """Puts the episodes of several datasets together.
+
+    Args:
+        names: of two datasets or more; see ``show``, as for ``reading``, which may also hold ``obs_keys``.
+        out: the HDF5 file to write, or the Minari id to install it under.
+        overwrite: replace what is there already.
+
+    Raises:
+        UserError: one cannot be read, or they do not go together.
+    """
+    parts = [_read(name, reading) for name in names]
+    _store(edit.merge(parts, out), out, f"{', '.join(names)}, merged", overwrite)
+
+
+def split(name: str, out: Sequence[str], share: float, seed: int = 0, overwrite: bool = False, **reading: Any) -> None:
+    """Divides a dataset's episodes at random; for the arguments see ``merge`` and ``offlinerl.data.edit.split``."""
+    for part, target in zip(edit.split(_read(name, reading), share, seed), out, strict=True):
+        _store(part, target, f"a part of {name}", overwrite)
+
+
+def some(name: str, out: str, asked: Mapping[str, Any], overwrite: bool = False, **reading: Any) -> None:
+    """Keeps some of a dataset's episodes; for the arguments see ``merge``, and ``offlinerl.data.edit.some`` for what is
+    asked."""
+    _store(edit.some(_read(name, reading), **asked), out, f"some of {name}", overwrite)
+
+
+def _read(name: str, reading: Mapping[str, Any]) -> Dataset:
+    return load.load(registry.limited(registry.resolve(name, obs_keys=reading.get("obs_keys")), reading), reward="none")
+
+
+def _store(dataset: Dataset, out: str, description: str, overwrite: bool) -> None:
+    """Writes a dataset into an HDF5 file or as a Minari dataset, whichever its name is of."""
+    entry = dataset.entry or Entry(Path(out).stem, {})
+    if Path(out).suffix in (".hdf5", ".h5"):
+        env = entry.env
+        if env is None and "env_spec" in dataset.provenance:
+            env = {"spec": dataset.provenance["env_spec"]}
+        _write_hdf5(dataset, replace(entry, name=description, env=env), Path(out), overwrite)
+    elif re.fullmatch(r"[-\w/]+-v\d+", out):
+        _write_minari(dataset, entry, out, description, False, overwrite)
+    else:
+        raise UserError(f"--out must be an HDF5 file, as in some.hdf5, or a Minari id, as in mine/some-v0, not {out}")
 
 
 def _episodes(dataset: Dataset, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Iterator[Episode]:
@@ -170,7 +239,9 @@ def _episodes(dataset: Dataset, observation_space: gymnasium.Space, action_space
 def _home(entry: Entry, dataset: Dataset, asked: bool) -> tuple[str | None, gymnasium.Space, gymnasium.Space]:
     """The specification and the spaces of the environment a table belongs to; if none is known, no specification and
     spaces without bounds. One that the user asked for must exist, and the table must fit it."""
-    boxes = _box(dataset.observations), _box(dataset.action)
+    spec = spec_of_data(dataset)[0]
+    actions = Discrete(spec.num_actions, start=spec.first_action) if spec.num_actions else _box(dataset.action)
+    boxes = _box(dataset.observations), actions
     if entry.env is None:
         return None, *boxes
     try:

@@ -212,7 +212,7 @@ def test_truncated_files(keep, refused, file):
 
 
 def test_a_file_that_names_no_environment(refused, file):
-    says(refused("fit", "bc", "--dataset", file()), "which environment", "--env")
+    says(refused("fit", "bc", "--dataset", file(), "--online-steps", "10"), "fine-tuning acts", "--env")
 
 
 def test_a_damaged_minari_dataset(refused, here):

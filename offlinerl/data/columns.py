@@ -92,15 +92,15 @@ def nonfinite_rows(column: np.ndarray) -> np.ndarray:
 
 
 REWRITE = (
-    "write the rows, episode after episode, into an HDF5 file with the keys of D4RL: observations, actions, rewards,"
-    " terminals and timeouts"
+    "write the rows, episode after episode, as a table (CSV, Parquet or npz), or into an HDF5 file with the keys of"
+    " D4RL: observations, actions, rewards, terminals and timeouts"
 )
 """What to do with data in another format."""
 
 OTHER_FORMATS = {
-    (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx", ".xls"): "a table or text",
-    (".parquet", ".feather", ".arrow"): "a table of columns",
-    (".npz", ".npy"): "an archive of numpy",
+    (".txt", ".json", ".jsonl", ".xlsx", ".xls", ".csv", ".tsv"): "a text or a table of another kind",
+    (".feather", ".arrow"): "a table of columns",
+    (".npy",): "an array of numpy",
     (".pkl", ".pickle", ".pt", ".pth", ".ckpt"): "a file of Python objects",
     (".zip", ".tar", ".gz", ".tgz"): "an archive",
     (".tfrecord", ".rlds"): "a file of TensorFlow's records",
@@ -123,7 +123,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     except OSError as error:
         for endings, kind in OTHER_FORMATS.items():
             if path.suffix.lower() in endings:
-                raise UserError(f"{path} is {kind}, and not an HDF5 file in D4RL's format; {REWRITE}") from error
+                raise UserError(f"{path} is {kind}, and in no format that is read; {REWRITE}") from error
         raise UserError(f"{path} is not an HDF5 file, or only a part of one; download or write it again") from error
     with file, reading(str(path), "download or write it again"):
         yield file

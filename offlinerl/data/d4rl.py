@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,7 @@ def load_hdf5(
     if mode not in ("lossless", "d4rl"):
         raise UserError(f"unknown mode {mode!r}; choose lossless or d4rl")
     with open_d4rl(path) as file:
+        origin = _origin(file)
         rows = len(file["rewards"])
         flags = episode_flags(file, max_episode_steps, split)
         terminals, cut = flags.terminal, flags.cut
@@ -116,10 +118,21 @@ def load_hdf5(
         action_dtype=action_dtype,
         reward="none",
     )
+    if origin:
+        provenance["provenance"] = origin
     return Dataset.of_rows(
         obs, next_obs, action=action, reward=reward, terminated=terminated, last=last, name=name or path.stem,
         provenance=provenance,
     )  # fmt: skip
+
+
+def _origin(file: h5py.File) -> Any:
+    """What an exported file says of where its rows come from; a file of others' may say it in words."""
+    said = file.attrs.get("provenance", "")
+    try:
+        return json.loads(said)
+    except (ValueError, TypeError):
+        return str(said)
 
 
 @contextmanager

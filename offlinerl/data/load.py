@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import glob
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from offlinerl.data import registry
+import numpy as np
+
+from offlinerl.data import formats, registry
+from offlinerl.data.assemble import concatenate
 from offlinerl.data.d4rl import Mode, load_hdf5
 from offlinerl.data.dataset import Dataset
+from offlinerl.data.mapping import known_columns, remember
 from offlinerl.data.minari_reader import _installed, load_minari
 from offlinerl.data.registry import Entry
 from offlinerl.data.rewards import with_reward
-from offlinerl.util.errors import UserError, reading
+from offlinerl.util.errors import UserError, either, reading
 
 
 def load(
@@ -22,37 +28,73 @@ def load(
     mode: Mode = "lossless",
     reward: str | None = None,
     obs_keys: Sequence[str] | None = None,
+    columns: Sequence[str] | Mapping[str, Any] | None = None,
+    subset: str | None = None,
 ) -> Dataset:
     """Loads a dataset by name, Minari id or file, downloading or unpacking what has to be.
 
     Args:
-        source: a name in the registry, a Minari id, a D4RL file, a Minari folder, the folder of an unfinished
-            collection, or an ``Entry``.
+        source: a name in the registry, a Minari id, a file or a folder of any format that is known, a pattern of
+            files, or an ``Entry``; see ``offlinerl.data.registry.resolve``.
         env: the environment of a file: a name in the registry or a Gymnasium id.
         mode: for files in D4RL's format; see ``load_hdf5``.
         reward: a rule among ``REWARDS`` instead of the dataset's own; "none" leaves them as they are stored.
         obs_keys: the parts of the observations to use, where ``source`` is no ``Entry``; by default the dataset's own.
+        columns: which columns of a table are what, as in ``{"obs": ["x", "y"], "action": ["u"], "episode": ["run"]}``
+            or ``"obs=x,y action=u episode=run"``; see ``offlinerl.data.tables``. It is written beside the table, and by
+            default read from there.
+        subset: a filter key of a robomimic file or a split of a LeRobot dataset.
 
     Raises:
         UserError: the dataset is unknown, out of reach, or not sound.
     """
     entry = source if isinstance(source, Entry) else registry.resolve(str(source), env, obs_keys)
+    if columns is not None or subset is not None:
+        entry = registry.limited(entry, dict(columns=columns, subset=subset))
     if entry.kind == "object":
         return entry.where
     path = locate(entry)
-    if path.is_dir() and mode != "lossless":
-        raise UserError(f"{entry.name} is not a file in D4RL's format; the mode {mode} is for those only")
-    with reading(f"the dataset {path}", "get or write it again"):
-        if path.is_dir():
-            dataset = load_minari(path, name=entry.name, obs_keys=entry.obs_keys)
-        else:
-            allowed = entry.steps_allowed
-            dataset = load_hdf5(
-                path, mode, name=entry.name, max_episode_steps=allowed, split=entry.split,
-                longest=None if entry.overlong else allowed, env=entry.env,
-            )  # fmt: skip
+    dataset = _read(path, entry, mode)
+    if entry.columns is not None:
+        remember(path, entry.columns)
     dataset.provenance.update(dataset=entry.name, checksum=entry.checksum(path))
     return replace(with_reward(dataset, entry.reward if reward is None else reward), entry=entry)
+
+
+def _read(path: Path, entry: Entry, mode: Mode) -> Dataset:
+    """What is in a file or folder of any format, or in several files of one."""
+    kind = formats.kind_of(path, entry.columns)
+    if kind == "several":
+        return _several(path, entry, mode)
+    if kind != "d4rl" and mode != "lossless":
+        raise UserError(f"{entry.name} is not a file in D4RL's format; the mode {mode} is for those only")
+    if kind in formats.NAMES:
+        return formats.read(kind, path, entry)
+    if given := [flag for flag in ("columns", "subset") if getattr(entry, flag) is not None]:
+        raise UserError(f"{path} is no table and has no subsets: leave out --{given[0]}")
+    with reading(f"the dataset {path}", "get or write it again"):
+        if kind == "minari":
+            return load_minari(path, name=entry.name, obs_keys=entry.obs_keys)
+        allowed = entry.steps_allowed
+        return load_hdf5(
+            path, mode, name=entry.name, max_episode_steps=allowed, split=entry.split,
+            longest=None if entry.overlong else allowed, env=entry.env,
+        )  # fmt: skip
+
+
+def _several(path: Path, entry: Entry, mode: Mode) -> Dataset:
+    """The files of a folder or a pattern, one after another."""
+    files = formats.files_of(path)
+    if entry.columns is None and (known := known_columns(path)):
+        entry = replace(entry, columns=known)
+    parts = [_read(file, entry, mode) for file in files]
+    facts = [part.provenance for part in parts]
+    if len(kinds := {fact["format"] for fact in facts}) > 1:
+        raise UserError(f"{path} has files of {either(*sorted(kinds))}; put those of one kind into their own folder")
+    total = {name: sum(fact[name] for fact in facts) for name in ("rows_in_source", "rows_dropped")}
+    about = {**facts[0], **total, "file": str(path), "files": [file.name for file in files]}
+    about["action_dtype"] = str(np.result_type(*(fact["action_dtype"] for fact in facts)))
+    return replace(concatenate(parts, str(path)), name=entry.name, provenance=about)
 
 
 def locate(entry: Entry) -> Path:
@@ -67,7 +109,7 @@ def locate(entry: Entry) -> Path:
     path = entry.path
     if kind == "d4rl" and not path.exists():
         registry.download(entry)
-    if not path.exists():
+    if not path.exists() and not glob.has_magic(str(path)):
         hint = {
             "recipe": f"generate it with `offlinerl datasets generate {entry.name}`",
             "builtin": "the installation lacks it: install the package again",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
 import http.client
 import itertools
@@ -22,6 +23,7 @@ import numpy as np
 import yaml
 
 from offlinerl.data.journal import EPISODES, Journal
+from offlinerl.data.mapping import parse_columns
 from offlinerl.envs.make import id_of, steps_allowed, with_limits
 from offlinerl.util import paths
 from offlinerl.util.atomic import DISK_FULL, atomic_write
@@ -51,6 +53,8 @@ class Entry:
         citation: of the data.
         max_episode_steps: length at which the data's episodes were truncated.
         obs_keys: parts of a ``Dict`` observation and their order.
+        columns: which columns of a table are what; see ``offlinerl.data.tables.parse_columns``.
+        subset: which of its episodes are meant, by a name that the dataset gives some of them.
         split: "jump" where a jump of the position marks a new episode.
         overlong: whether the data is known to have episodes longer than its environment allows.
         note: what one should know before comparing numbers.
@@ -69,6 +73,8 @@ class Entry:
     split: str | None = None
     overlong: bool = False
     note: str = ""
+    columns: Mapping[str, Sequence[str]] | None = None
+    subset: str | None = None
 
     @property
     def kind(self) -> str:
@@ -159,7 +165,8 @@ def resolve(
 
     Args:
         source: a name in the registry, the id of a Minari dataset, a Minari folder, the folder of an
-            unfinished collection, or an HDF5 file in D4RL's format. A file named after an entry,
+            unfinished collection, or a file or folder of another format, see ``offlinerl.data.formats``; or a folder or
+            a pattern of several files, as in ``logs/*.csv``. A file named after an entry,
             ``kitchen-complete-v0.hdf5``, brings its task along. Or a dataset itself; or what a file holds of one, which
             is not enough.
         env: another environment: a name in the registry, which brings its whole task; or a Gymnasium id, which may
@@ -215,7 +222,17 @@ def task(env: str | Mapping[str, Any], obs_keys: Sequence[str] | None = None) ->
 
 
 def limited(entry: Entry, limits: Mapping[str, Any]) -> Entry:
-    """The entry whose environment has the ``max_episode_steps`` and ``action_range`` that ``limits`` has, if any."""
+    """The entry with the ``columns`` and the ``subset`` that ``limits`` has, if any, and whose environment has its
+    ``max_episode_steps`` and ``action_range``.
+
+    Raises:
+        UserError: the columns are none.
+    """
+    if limits.get("columns") or limits.get("subset"):
+        if entry.kind == "object":
+            raise UserError("a dataset that is an object is read already: leave out columns and subset")
+        columns = limits.get("columns")
+        entry = replace(entry, columns=parse_columns(columns) if columns else None, subset=limits.get("subset"))
     return entry if entry.env is None else replace(entry, env=with_limits(entry.env, limits))
 
 
@@ -233,14 +250,17 @@ def _environment(env: str | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _find(name_or_file: str) -> Entry:
-    path, minari_id = Path(name_or_file), name_or_file.strip("/")
+    path, minari_id = Path(name_or_file).expanduser(), name_or_file.strip("/")
     if name_or_file in _load():
         task = _load()[name_or_file]
         if task.kind == "minari" and (minari_root() / minari_id / "data").is_dir():
             says = _of_minari(minari_root() / minari_id, task.source)
             task = replace(task, env=task.env or says.env, score=task.score or says.score)
         return task
-    if path.is_file() or path.suffix in (".hdf5", ".h5"):
+    if glob.has_magic(name_or_file) and not path.exists():
+        stem = re.sub(r"[^\w.-]+", "", path.stem).strip("_.-")
+        return Entry(stem or path.absolute().parent.name, {"file": str(path)})
+    if path.is_file() or path.suffix in SUFFIXES:
         if not path.is_file():
             raise UserError(f"{path} does not exist; check the path")
         task = _load().get(path.stem) or Entry(path.stem, {}, **_exported_from(path))
@@ -251,7 +271,13 @@ def _find(name_or_file: str) -> Entry:
         return _of_minari(minari_root() / minari_id, {"minari": minari_id})
     if re.fullmatch(r"[-\w][-\w/]*[-\w]/[-\w]+-v\d+", minari_id):  # with a namespace, it can be nothing else
         return Entry(minari_id, {"minari": minari_id})
+    if path.is_dir():
+        return Entry(path.absolute().name, {"file": str(path)})
     return entry(name_or_file)
+
+
+SUFFIXES = (".hdf5", ".h5", ".npz", ".csv", ".tsv", ".parquet")
+"""Ends of names that are of files."""
 
 
 def _exported_from(path: Path) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +14,9 @@ import h5py
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from offlinerl.data import d4rl, load, minari_reader, registry, scales
-from offlinerl.data.columns import nonfinite_rows, open_hdf5
+from offlinerl.data import d4rl, formats, load, minari_reader, registry, scales
+from offlinerl.data.columns import as_flags, nonfinite_rows, open_hdf5, single
+from offlinerl.data.mapping import known_columns
 from offlinerl.data.registry import Entry
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make
@@ -56,19 +59,22 @@ def validate(entry: Entry | str) -> list[Finding]:
     """
     entry = registry.resolve(entry) if isinstance(entry, str) else entry
     path = load.locate(entry)
+    kind = formats.kind_of(path, entry.columns)
     with reading(f"the dataset {path}", "get or write it again"):
-        columns = _minari_columns(path, entry) if path.is_dir() else _d4rl_columns(path, entry)
+        columns = dict(minari=_minari_columns, d4rl=_d4rl_columns).get(kind, partial(_steps_columns, kind))(path, entry)
         env = _spaces(entry)
-        action_space = _with_bounds(env and env[1], path)
+        action_space = _with_bounds(env and env[1], path, kind)
     if isinstance(columns, Finding):
         return [columns]
     unfit = _unfit(columns, entry.env_id, *env) if env else []
     findings = [_not_finite(columns), *unfit, _outside(columns, action_space)]
     findings += [_duplicates(columns), _late_terminals(columns), _far_apart(columns)]
-    sure = not (path.is_dir() or entry.overlong or entry.split == "jump")
+    sure = kind != "minari" and not (entry.overlong or entry.split == "jump")
     findings += [_too_long(columns, entry.steps_allowed if sure else entry.max_episode_steps, sure)]
-    if not path.is_dir():  # Minari's episodes have their ends, and every observation its successor
-        findings += [_jumps(columns, entry.split), _overlapping(columns), _missing_end(columns)]
+    if kind == "d4rl" or columns.next_obs is not None:  # of others, every observation is its row's successor
+        findings += [_jumps(columns, entry.split)]
+    if kind == "d4rl":  # the episodes of others have their ends
+        findings += [_overlapping(columns), _missing_end(columns)]
     return [finding for finding in findings if len(finding.rows)]
 
 
@@ -104,6 +110,34 @@ def _minari_columns(path: Path, entry: Entry) -> _Columns | Finding:
     return _Columns(*tree_map(lambda *parts: np.concatenate(parts), *episodes), None)
 
 
+def _steps_columns(kind: str, path: Path, entry: Entry) -> _Columns:
+    """Rows of all episodes one after another, of files in the other formats."""
+    episodes = []
+    if kind == "several":
+        files = formats.files_of(path)
+        entry = replace(entry, columns=entry.columns or known_columns(path))
+        found = (of for file in files for of in formats.episodes_of(_kind_of_one(file, entry), file, entry))
+    else:
+        found = formats.episodes_of(kind, path, entry)
+    for steps in found:
+        T = len(steps.action)
+        obs, next_obs = (tree_map(lambda leaf, T=T: leaf[:T], tree) for tree in (steps.obs, steps.next_obs))
+        terminated = as_flags(np.asarray(steps.terminated), f"{path}, {steps.place}: terminations")
+        truncated = (np.arange(T) == T - 1) & ~terminated
+        reward = single(steps.reward, f"{path}, {steps.place}: rewards")
+        episodes.append(_Columns(obs, np.reshape(steps.action, (T, -1)), reward, terminated, truncated, next_obs))
+    if not episodes:
+        raise UserError(f"{path} is empty: it has no episode")
+    return tree_map(lambda *parts: np.concatenate(parts), *episodes)
+
+
+def _kind_of_one(file: Path, entry: Entry) -> str:
+    kind = formats.kind_of(file, entry.columns)
+    if kind not in formats.NAMES:
+        raise UserError(f"several files of this kind are validated one by one: name {file} alone")
+    return kind
+
+
 def _spaces(entry: Entry) -> tuple[gymnasium.Space, gymnasium.Space] | None:
     """Of the observations, as agents see them, and the actions of a dataset's environment; None if it is not known or
     cannot be made on this machine."""
@@ -119,10 +153,10 @@ def _spaces(entry: Entry) -> tuple[gymnasium.Space, gymnasium.Space] | None:
         return spaces.observed(spaces.parts(made.observation_space, entry.obs_keys, entry.env_id)), made.action_space
 
 
-def _with_bounds(known: gymnasium.Space | None, path: Path) -> gymnasium.Space | None:
+def _with_bounds(known: gymnasium.Space | None, path: Path, kind: str) -> gymnasium.Space | None:
     """The space of the actions, as it is known or else as a Minari dataset states it; None if it has no bounds."""
     stated = None
-    if path.is_dir():
+    if kind == "minari":
         stated = spaces.from_json(json.loads(registry.minari_metadata(path).get("action_space", "{}")))
     for space in (known, stated):
         if isinstance(space, Discrete) or (isinstance(space, Box) and space.is_bounded()):

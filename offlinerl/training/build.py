@@ -19,6 +19,7 @@ from offlinerl.agents.base import Agent
 from offlinerl.data import load, rewards, scales
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.inferred import KINDS, spec_of_data
+from offlinerl.data.mapping import in_words
 from offlinerl.data.registry import Entry
 from offlinerl.envs.checks import described
 from offlinerl.envs.make import Pool, id_of, unbounded_actions, with_limits
@@ -113,6 +114,10 @@ def on_dataset(
         f"{entry.name}: {len(data):,} transitions in {len(data.episode_starts):,} episodes,"
         f" {observed}, {data.action.shape[1]} actions"
     )
+    if columns := data.provenance.get("columns"):
+        display.say(f"columns: {in_words(columns)}")
+    if cameras := data.provenance.get("left_out"):
+        display.say(f"cameras that --obs-keys would add: {', '.join(cameras)}")
     task = task_of(entry, data, about)
     kind = source_of(about["agent"], agents.get(about["agent"]).kinds, about["dataset"], about["env"])
     if kind == "windows":  # such an agent acts by the return that is still to come

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from offlinerl.agents.base import Agent
+from offlinerl.data import edit
 from offlinerl.data.dataset import Dataset
 from offlinerl.experience.sources import OfflineData
 
@@ -22,12 +22,9 @@ def apart(data: Dataset, share: float) -> tuple[Dataset, Dataset | None]:
         data: of which at least one episode is kept to learn from.
         share: of the episodes, to measure on; of two or more episodes at least one. None are if it is 0.
     """
-    total = len(data.episode_starts)
-    count = min(max(1, round(share * total)), total - 1) if share else 0
-    if not count:
+    if not share or len(data.episode_starts) < 2:
         return data, None
-    order = np.random.default_rng(0).permutation(total)
-    return data.take(order[count:]), data.take(order[:count])
+    return edit.split(data, 1 - share)
 
 
 class HeldOut:

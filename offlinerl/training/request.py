@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from offlinerl import agents
 from offlinerl.data import registry
 from offlinerl.data.inferred import KINDS
+from offlinerl.data.mapping import parse_columns
 from offlinerl.envs.make import plain
 from offlinerl.training import config
 from offlinerl.training.selection import source_of
@@ -85,6 +86,8 @@ def entry_of(about: dict[str, Any], dataset: Any = None, env: Any = None) -> reg
     dataset, env = about["dataset"] if dataset is None else dataset, about["env"] if env is None else env
     keys = about.get("obs_keys")
     if dataset is None:
+        if given := [name for name in ("columns", "subset") if about.get(name)]:
+            raise UserError(f"{given[0]} is of a dataset, and there is none: give --dataset")
         return registry.limited(registry.task(env, keys), about)
     entry = registry.resolve(str(dataset) if isinstance(dataset, Path) else dataset, env, keys)
     if entry.kind == "file":
@@ -114,6 +117,10 @@ def _checked_about(given: Mapping[str, Any]) -> dict[str, Any]:
     keys, seeds = about.get("obs_keys"), about["seeds"]
     if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
         raise UserError(f"obs_keys must be a list of words, such as [state, goal], not {keys!r}")
+    if about.get("columns") is not None:
+        about["columns"] = parse_columns(about["columns"])
+    if not isinstance(about.get("subset"), str | None):
+        raise UserError(f"subset must be a name, not {about['subset']!r}")
     if about.get("actions") not in (None, *KINDS):
         raise UserError(f"actions must be {either(*KINDS)}, not {about['actions']!r}")
     steps, span = about.get("max_episode_steps"), about.get("action_range")

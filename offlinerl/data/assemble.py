@@ -1,0 +1,161 @@
+"""Tables from the episodes of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from offlinerl.data.columns import allocate, as_flags, require_finite, single
+from offlinerl.data.dataset import Dataset
+from offlinerl.envs import spaces
+from offlinerl.util.errors import UserError
+from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
+
+
+class Steps(NamedTuple):
+    """One episode of T steps, as a file has it, sound or not."""
+
+    obs: Tree  # [T, ...]; or [T + 1, ...], of which the last is what the last action led to
+    action: np.ndarray  # [T, A] or [T]
+    reward: np.ndarray  # [T]
+    terminated: np.ndarray  # [T] bool, where nothing may be expected from the successor
+    next_obs: Tree = None  # [T, ...], where the file has them itself
+    place: str = ""  # where it is in the file, for messages
+    row: int = 0  # and its first row there
+
+
+def assemble(source: str, name: str, episodes: Iterable[Steps], facts: Mapping[str, Any]) -> Dataset:
+    """The dataset of some episodes. A last step without a successor is left out, unless it terminated and needs none.
+
+    Args:
+        source: where they are from, for messages.
+        name: what to call it.
+        episodes: one after another.
+        facts: what its ``provenance`` says besides its counts of rows.
+
+    Raises:
+        UserError: there are no steps, or they are not sound.
+    """
+    parts: list[Dataset] = []
+    rows, dtypes = 0, set()
+    for steps in episodes:
+        rows += len(steps.action)
+        dtypes.add(np.asarray(steps.action).dtype)
+        part = _rows_of(source, steps)
+        if part is not None:
+            parts.append(part)
+    if not parts:
+        raise UserError(f"{source} holds no step with a successor, so that there is nothing to learn from")
+    data = concatenate(parts, source)
+    counts = dict(rows_in_source=rows, rows_dropped=rows - len(data), action_dtype=str(np.result_type(*dtypes)))
+    return replace(data, name=name, provenance={**facts, **counts, "reward": "none"})
+
+
+def _rows_of(source: str, steps: Steps) -> Dataset | None:
+    """The transitions of one episode; None if it has none."""
+    where = f"{source}, {steps.place}" if steps.place else source
+    T = len(steps.action)
+    obs, next_obs = (
+        tree_map(lambda leaf: column_of(leaf, f"{where}: observations"), tree) for tree in (steps.obs, steps.next_obs)
+    )
+    action = column_of(steps.action, f"{where}: actions").reshape(T, -1)
+    reward = single(steps.reward, f"{where}: rewards")
+    terminated = as_flags(np.asarray(steps.terminated), f"{where}: terminations")
+    lengths = {len(leaf) for _, leaf in tree_leaves(obs)}
+    has_last = lengths == {T + 1}
+    if (lengths != {T} and not has_last) or not len(reward) == len(terminated) == T or (
+        next_obs is not None and {len(leaf) for _, leaf in tree_leaves(next_obs)} != {T}
+    ):  # fmt: skip
+        raise UserError(
+            f"{where}: {len(first_leaf(obs))} observations do not go with {T} actions, {len(reward)} rewards and"
+            f" {len(terminated)} terminations; record it again"
+        )
+    if reward.dtype.kind not in "biuf":
+        raise UserError(f"{where}: rewards must be numbers, but they are of type {reward.dtype}")
+    if not has_last and next_obs is None and T and not terminated[-1]:
+        T, has_last = T - 1, True
+        action, reward, terminated = action[:T], reward[:T], terminated[:T]
+    if not T:
+        return None
+    reward = reward.astype(np.float32)
+    require_finite(where, dict(observations=obs, next_observations=next_obs, actions=action, rewards=reward))
+    last = np.arange(T) == T - 1
+    columns = dict(action=action, reward=reward, terminated=terminated, last=last)
+    if next_obs is not None and not has_last:
+        return Dataset.of_rows(obs, next_obs, **columns)
+    at = np.arange(T)
+    return Dataset(obs, at, at + 1 if has_last else at + ~last, **columns)
+
+
+def column_of(array: Any, what: str) -> np.ndarray:
+    """``[rows, ...]`` of at least two axes, in the type that a dataset keeps it in.
+
+    Raises:
+        UserError: it holds something else than numbers.
+    """
+    array = np.asarray(array)
+    if array.dtype.kind not in "biuf" or not array.ndim:
+        raise UserError(f"{what} must be numbers, but they are of type {array.dtype}")
+    array = array[:, None] if array.ndim == 1 else array
+    column = allocate(len(array), array)
+    column[:] = array
+    return column
+
+
+def concatenate(parts: Sequence[Dataset], source: str = "") -> Dataset:
+    """The episodes of several datasets, one after another; the name, the provenance and the task of the first.
+
+    Raises:
+        UserError: their observations or actions have other shapes.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        for what, have, due in (
+            ("observations", part.observations, first.observations), ("actions", part.action, first.action)
+        ):  # fmt: skip
+            have, due = ({path: leaf.shape[1:] for path, leaf in tree_leaves(tree)} for tree in (have, due))
+            if have != due:
+                shapes = (f"{shape.get('', shape)}" for shape in (have, due))
+                raise UserError(
+                    f"{source or part.name}: {what} of shape {next(shapes)} do not go with those of shape"
+                    f" {next(shapes)} before them; choose parts that all of them have with --obs-keys"
+                )
+    sizes = np.cumsum([0, *(len(first_leaf(part.observations)) for part in parts)])
+    offsets = np.repeat(sizes[:-1], [len(part) for part in parts])
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("at", "next_at", "action", "reward", "terminated", "last")
+    }
+    columns |= {name: columns[name] + offsets for name in ("at", "next_at")}
+    observations = tree_map(lambda *leaves: np.concatenate(leaves), first.observations, *(
+        part.observations for part in parts[1:]
+    ))  # fmt: skip
+    return replace(first, observations=observations, **columns)
+
+
+def observed(columns: Mapping[str, np.ndarray], keys: Sequence[str] | None, source: str) -> Tree:
+    """What agents see of the parts of an observation by name; see ``offlinerl.envs.spaces.observe``.
+
+    Args:
+        columns: ``[T, ...]`` each.
+        keys: those wanted, in this order; by default all.
+        source: for messages.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    boxes = {
+        path: gymnasium.spaces.Box(*((0, 255) if column.dtype == np.uint8 else (-np.inf, np.inf)), column.shape[1:],
+                                   column.dtype if column.dtype == np.uint8 else np.float32)
+        for path, column in columns.items()
+    }  # fmt: skip
+    chosen = {}
+    for key in keys or boxes:
+        if key not in boxes:
+            raise UserError(f"{source}: observations have no part {key!r}; they have {', '.join(boxes)}")
+        chosen[key] = boxes[key]
+    return spaces.observe(chosen, [columns[key] for key in chosen])

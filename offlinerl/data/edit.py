@@ -1,0 +1,138 @@
+"""Datasets made of others: put together, divided, or some of their episodes. Where they come from is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from offlinerl.data.assemble import concatenate
+from offlinerl.data.dataset import Dataset
+from offlinerl.util.errors import UserError
+
+INHERITED = ("env_spec", "eval_env_spec", "obs_keys", "action_space", "reward", "fps", "robot")
+"""What holds of a part of a dataset as it does of the whole, and of several that have it in common."""
+
+
+def merge(parts: Sequence[Dataset], name: str = "merged") -> Dataset:
+    """The episodes of several datasets, one after another.
+
+    Raises:
+        UserError: their observations or actions have other shapes, or their rewards follow other rules.
+    """
+    rules = {part.provenance.get("reward", "none") for part in parts}
+    if len(rules) > 1:
+        raise UserError(f"{name}: its parts have rewards by other rules ({', '.join(sorted(rules))}): load them alike")
+    common = {
+        key: parts[0].provenance[key]
+        for key in INHERITED
+        if all(key in part.provenance and part.provenance[key] == parts[0].provenance[key] for part in parts)
+    }
+    dtypes = [np.dtype(part.provenance.get("action_dtype", "float32")) for part in parts]
+    facts = _made("merged", {}, parts) | common | dict(action_dtype=str(np.result_type(*dtypes)))
+    tasks = [part.entry and (part.entry.env, part.entry.score, part.entry.reward) for part in parts]
+    entry = parts[0].entry if all(task == tasks[0] for task in tasks) else None
+    return replace(concatenate(parts, name), name=name, provenance=facts, entry=entry)
+
+
+def split(data: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """The episodes in two parts, drawn at random; each part keeps their order.
+
+    Args:
+        data: at least two episodes.
+        share: of the episodes, above 0 and below 1, that the first part gets, rounded so that both have one.
+        seed: of the draw.
+
+    Raises:
+        UserError: there is just one episode.
+    """
+    total = len(data.episode_starts)
+    if total < 2:
+        raise UserError(f"{data.name} has one episode, which cannot be divided")
+    count = min(max(1, round(share * total)), total - 1)
+    order = np.random.default_rng(seed).permutation(total)
+    settings = dict(share=share, seed=seed)
+    return (
+        _part(data, order[:count], "split", settings | dict(part="first")),
+        _part(data, order[count:], "split", settings | dict(part="second")),
+    )
+
+
+def some(
+    data: Dataset,
+    *,
+    min_return: float | None = None,
+    max_return: float | None = None,
+    top: float | None = None,
+    min_length: int | None = None,
+    max_length: int | None = None,
+    success: bool | None = None,
+    episodes: Collection[int] | None = None,
+) -> Dataset:
+    """The episodes that are as all of these say; bounds are included.
+
+    Args:
+        data: with the rewards that returns shall be of.
+        min_return: of the undiscounted return.
+        max_return: of the same.
+        top: share of those that are left by all else, those of the highest return; at least one.
+        min_length: in steps.
+        max_length: in steps.
+        success: whether they succeeded; see ``succeeded``.
+        episodes: their numbers, from 0.
+
+    Raises:
+        UserError: none is left, there is no such episode, or nothing says which succeeded.
+    """
+    returns, lengths, total = data.episode_returns, data.episode_lengths, len(data.episode_starts)
+    keep = np.ones(total, bool)
+    for values, low, high in ((returns, min_return, max_return), (lengths, min_length, max_length)):
+        keep &= (values >= (-np.inf if low is None else low)) & (values <= (np.inf if high is None else high))
+    if success is not None:
+        keep &= succeeded(data) == success
+    if episodes is not None:
+        if beyond := [number for number in episodes if number >= total]:
+            raise UserError(f"{data.name} has {total} episodes, from 0 to {total - 1}, and no episode {beyond[0]}")
+        keep &= np.isin(np.arange(total), list(episodes))
+    chosen = np.flatnonzero(keep)
+    if not len(chosen):
+        raise UserError(
+            f"no episode of {data.name} is like that: returns are {returns.min():.6g} to {returns.max():.6g}, lengths"
+            f" {lengths.min()} to {lengths.max()}"
+        )
+    if top is not None:
+        chosen = chosen[np.argsort(-returns[chosen], kind="stable")[: max(1, round(top * len(chosen)))]]
+    asked = dict(
+        min_return=min_return, max_return=max_return, top=top, min_length=min_length, max_length=max_length,
+        success=success, episodes=episodes and sorted(episodes),
+    )  # fmt: skip
+    return _part(data, chosen, "filtered", {name: value for name, value in asked.items() if value is not None})
+
+
+def succeeded(data: Dataset) -> np.ndarray:
+    """``[episodes]`` bool, which episodes were given the higher one of the two rewards there are, such as 0 and 1.
+
+    Raises:
+        UserError: there are more rewards than two, or just one.
+    """
+    values = np.unique(data.reward)
+    if len(values) != 2:
+        raise UserError(
+            f"{data.name} has {len(values)} different rewards, and success shows where there are two, such as 0 and 1;"
+            " choose by return instead"
+        )
+    return np.maximum.reduceat(data.reward, data.episode_starts) == values[1]
+
+
+def _part(data: Dataset, episodes: np.ndarray, how: str, settings: Mapping[str, Any]) -> Dataset:
+    kept = {key: data.provenance[key] for key in (*INHERITED, "action_dtype") if key in data.provenance}
+    return replace(data.take(episodes), provenance=_made(how, settings, [data]) | kept)
+
+
+def _made(how: str, settings: Mapping[str, Any], parts: Sequence[Dataset]) -> dict[str, Any]:
+    return dict(
+        format=how, **settings, sources=[dict(name=part.name, **part.provenance) for part in parts],
+        rows_in_source=sum(len(part) for part in parts), rows_dropped=0, reward="none",
+    )  # fmt: skip

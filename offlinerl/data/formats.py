@@ -1,0 +1,174 @@
+"""Which format a file or a folder is in, told by its contents, and how each is read."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from offlinerl.data import lerobot, recordings, tables
+from offlinerl.data.assemble import Steps, assemble
+from offlinerl.data.dataset import Dataset
+from offlinerl.data.mapping import Columns, known_columns
+from offlinerl.data.registry import Entry
+from offlinerl.util.errors import UserError, reading
+
+NAMES = dict(
+    robomimic="robomimic HDF5", ogbench="OGBench npz", d3rlpy="d3rlpy HDF5", lerobot="LeRobot", table="table",
+)  # fmt: skip
+"""The formats that are read episode by episode."""
+
+MEANING = dict(
+    robomimic="the ends of the demonstrations", ogbench="terminals, each in a row of its own without an action",
+    d3rlpy="the ends of the episodes", lerobot="episode_index",
+)  # fmt: skip
+"""By what it is known where episodes end."""
+
+SUCCESSORS = dict(ogbench="next row", d3rlpy="next row", lerobot="next row")
+
+
+def kind_of(path: Path, columns: Columns | None = None) -> str:
+    """The format of a file or a folder: "minari", "d4rl", one of ``NAMES``, or "several" for a folder or a pattern of
+    files. What is unknown is "d4rl", whose reader says what it should have been.
+
+    Args:
+        path: of a file or a folder; or a pattern of files, as in ``logs/*.csv``.
+        columns: with which an ``.npz`` or a text is a table, whatever it looks like.
+    """
+    if path.is_dir():
+        if (path / "meta" / "info.json").is_file():
+            return "lerobot"
+        known = ("metadata.json", "data/metadata.json", "collection.json")
+        return "minari" if any((path / name).is_file() for name in known) else "several"
+    if not path.is_file():
+        return "several" if glob.has_magic(str(path)) else "d4rl"
+    with path.open("rb") as file:
+        begin = file.read(4096)
+    if begin.startswith(b"\x89HDF\r\n\x1a\n"):
+        return _of_hdf5(path)
+    if begin.startswith(b"PAR1"):
+        return "table"
+    if begin.startswith(b"PK\x03\x04"):
+        return _of_npz(path, columns)
+    named = path.suffix.lower() in (".csv", ".tsv") and b"\0" not in begin  # which may have no rows yet
+    return "table" if named or _is_text_table(begin) else "d4rl"
+
+
+def _of_hdf5(path: Path) -> str:
+    try:
+        with h5py.File(path, "r") as file:
+            if isinstance(file.get("data"), h5py.Group) and any(name.startswith("demo") for name in file["data"]):
+                return "robomimic"
+            return "d3rlpy" if {"num_episodes", "columns"} <= set(file) else "d4rl"
+    except OSError:  # a part of a file, which the reader says
+        return "d4rl"
+
+
+def _of_npz(path: Path, columns: Columns | None) -> str:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = set(archive.files)
+    except (OSError, ValueError):  # an archive of something else
+        return "d4rl"
+    more = {"rewards", "timeouts", "next_observations"}
+    is_ogbench = {"observations", "actions", "terminals"} <= names and not names & more
+    return "ogbench" if is_ogbench and columns is None and known_columns(path) is None else "table"
+
+
+def _is_text_table(begin: bytes) -> bool:
+    """Whether this is the beginning of a text of lines with columns."""
+    try:
+        lines = begin.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        if error.start < len(begin) - 4:  # not a letter that was cut in two
+            return False
+        lines = begin[: error.start].decode("utf-8-sig").splitlines()
+    if len(lines) < 2 or lines[0].lstrip()[:1] in "{[<" or "\0" in lines[0]:
+        return False
+    return tables.delimiter_of(lines[0]) in lines[0] or lines[0].replace("_", "").isalnum()
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a folder or a pattern, in the order of their names, which numbers in them do not upset.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_dir():
+        found = [file for file in path.iterdir() if file.is_file() and file.suffix.lower() in DATA]
+        what = f"the folder {path} holds no dataset, nor files of a format that is known"
+    else:
+        found = [Path(file) for file in glob.glob(str(path), recursive=True)]
+        found = [file for file in found if file.suffix.lower() not in (".yaml", ".yml")]
+        what = f"no file is like {path}"
+    if not found:
+        raise UserError(f"{what}; check the path")
+    return sorted(found, key=lambda file: [recordings._by_number(part) for part in (*file.parts[:-1], file.stem)])
+
+
+DATA = (".hdf5", ".h5", ".npz", ".csv", ".tsv", ".parquet")
+"""What files of a folder are taken for its data."""
+
+
+def episodes_of(kind: str, path: Path, entry: Entry) -> Iterator[Steps]:
+    """The episodes of a file or folder in one of the ``NAMES``.
+
+    Raises:
+        UserError: it cannot be read, or does not hold what the entry asks for.
+    """
+    if entry.subset is not None and kind not in ("robomimic", "lerobot"):
+        raise UserError(f"{path} is a {NAMES[kind]} without subsets: leave out --subset")
+    if entry.columns is not None and kind != "table":
+        raise UserError(f"{path} is in the format {NAMES[kind]}, which says what its columns are: leave out --columns")
+    with reading(f"the dataset {path}", "get or write it again"):
+        if kind == "robomimic":
+            yield from recordings.robomimic_episodes(path, entry.obs_keys, entry.subset)
+        elif kind == "lerobot":
+            yield from lerobot.lerobot_episodes(path, entry.obs_keys, entry.subset)
+        elif kind == "ogbench":
+            yield from recordings.ogbench_episodes(path, entry.obs_keys)
+        elif kind == "d3rlpy":
+            yield from recordings.d3rlpy_episodes(path, entry.obs_keys)
+        else:
+            yield from tables.table_episodes(path, columns_of(path, entry), entry.obs_keys)
+
+
+def columns_of(path: Path, entry: Entry) -> Columns:
+    """What the columns of a table are: as they were given, as it says beside the file, or by their names."""
+    given = entry.columns or known_columns(path)
+    return given or tables.usual_columns(tables.read_names(path), str(path))
+
+
+def read(kind: str, path: Path, entry: Entry) -> Dataset:
+    """A file or folder in one of the ``NAMES`` as a dataset; see ``episodes_of``."""
+    facts: dict[str, Any] = dict(format=NAMES[kind], file=str(path))
+    if kind == "table":
+        facts["columns"] = columns_of(path, entry)
+        ends = [field for field in ("episode", "terminated", "truncated", "last") if field in facts["columns"]]
+        facts["episode_ends"] = " and ".join(ends) or "the end of the file"
+        facts["successors"] = "next_obs" if "next_obs" in facts["columns"] else "next row"
+    else:
+        facts |= dict(episode_ends=MEANING[kind], successors=SUCCESSORS.get(kind, "next_obs, or else the next row"))
+    if kind == "lerobot":
+        info = lerobot.lerobot_info(path)
+        facts |= dict(version=info["codebase_version"], robot=info.get("robot_type"), fps=info.get("fps"))
+        facts["left_out"] = lerobot.left_out(path, entry.obs_keys)
+    facts |= dict(obs_keys=entry.obs_keys and list(entry.obs_keys), subset=entry.subset)
+    return assemble(str(path), entry.name, episodes_of(kind, path, entry), _known(facts))
+
+
+def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: fact for name, fact in facts.items() if fact not in (None, [])}
+
+
+def of_frame(
+    source: Mapping[str, Any], columns: Columns | None, name: str, obs_keys: Sequence[str] | None = None
+) -> Dataset:
+    """The dataset of a table in memory, columns by name; see ``tables.table_episodes``."""
+    columns = columns or tables.usual_columns([str(column) for column in source], "the table")
+    episodes = tables.table_episodes(source, columns, obs_keys)
+    return assemble(name, name, episodes, dict(format="table", columns=columns))

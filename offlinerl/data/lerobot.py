@@ -1,0 +1,196 @@
+"""Datasets in LeRobot's format, versions 2.0, 2.1 and 3.0: folders of Parquet files, with the cameras as videos."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offlinerl.data.assemble import Steps, observed
+from offlinerl.data.tables import from_arrow, parquet_reader
+from offlinerl.util.errors import UserError, reading
+from offlinerl.util.trees import Tree
+
+CAMERAS = ("video", "image")
+"""Kinds of features that are images, kept in videos or in the Parquet files."""
+
+
+def lerobot_info(folder: Path) -> dict[str, Any]:
+    """``meta/info.json`` of a dataset.
+
+    Raises:
+        UserError: it is damaged, or of a version that is not known.
+    """
+    path = folder / "meta" / "info.json"
+    with reading(f"{path}", "get the dataset again"):
+        info = json.loads(path.read_text("utf-8"))
+        version = str(info["codebase_version"])
+        if not version.startswith(("v2", "v3")):
+            raise UserError(f"{folder} is in version {version} of LeRobot's format; convert it to v2.1 or v3.0 first")
+        _ = info["features"]["action"], [feature["dtype"] for feature in info["features"].values()]
+    return info
+
+
+def left_out(folder: Path, obs_keys: Sequence[str] | None) -> list[str]:
+    """The cameras of a dataset that are not among the parts wanted."""
+    features = lerobot_info(folder)["features"]
+    return [name for name, of in features.items() if of["dtype"] in CAMERAS and name not in (obs_keys or ())]
+
+
+def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset: str | None = None) -> Iterator[Steps]:
+    """The episodes of a dataset. A frame is what was observed and the action that was commanded then; nothing was
+    observed after the last action, so that it has no successor unless it succeeded.
+
+    ``next.reward`` is the reward. Where there is none, ``next.success`` is. An episode is terminal where
+    ``next.terminated`` says so or, without that, where ``next.success`` does; ``next.done`` also marks the ends of
+    recordings that were cut off, and is not used.
+
+    Args:
+        folder: with ``meta/info.json`` and ``data/``.
+        obs_keys: features to observe; by default all ``observation.*`` that are no cameras, whose images are read where
+            they are asked for.
+        subset: a split of ``info.json``, such as "train".
+
+    Raises:
+        UserError: it cannot be read, lacks what is asked for, or needs a package that is not installed.
+
+    Source: ``lerobot/datasets`` of its repository, version 0.4.4, and its converter from v2.1 to v3.0.
+    """
+    info = lerobot_info(folder)
+    features = info["features"]
+    parts = [name for name in features if name.split(".")[0] == "observation"]
+    keys = list(obs_keys or [name for name in parts if features[name]["dtype"] not in CAMERAS])
+    if unknown := [key for key in keys if key not in parts]:
+        raise UserError(f"{folder}: observations have no part {unknown[0]!r}; they have {', '.join(parts)}")
+    if not keys:
+        raise UserError(f"{folder} has cameras alone: choose with --obs-keys among {', '.join(parts)}")
+    wanted = _episodes_of(folder, info, subset)
+    videos = [key for key in keys if features[key]["dtype"] == "video"]
+    places = _video_places(folder, info, videos)
+    columns = ["action", "episode_index", "frame_index", "timestamp", *(key for key in keys if key not in videos)]
+    columns += [name for name in ("next.reward", "next.success", "next.terminated") if name in features]
+    pq = parquet_reader()
+    files = sorted((folder / "data").rglob("*.parquet"))
+    if not files:
+        raise UserError(f"{folder} has no Parquet files below data/; get the dataset again")
+    for file in files:
+        with reading(f"{file}", "get the dataset again"):
+            table = pq.read_table(file, columns=columns)
+            found = {name: _decoded(table.column(name)) for name in columns}
+        numbers = found["episode_index"]
+        bounds = np.r_[0, np.flatnonzero(np.diff(numbers)) + 1, len(numbers)]
+        for first, end in zip(bounds[:-1], bounds[1:], strict=True):
+            number = int(numbers[first]) if end > first else -1
+            if number not in wanted:
+                continue
+            frames = {name: column[first:end] for name, column in found.items()}
+            place = f"episode {number}"
+            if (np.diff(frames["frame_index"]) != 1).any():
+                raise UserError(f"{folder}, {place}: its frames are not one after another; get the dataset again")
+            shown = {key: frames[key] for key in keys if key not in videos}
+            for key in videos:
+                path, start = places(number, key)
+                shown[key] = frames_at(path, start + frames["timestamp"], 0.5 / info["fps"])
+            yield _steps(observed(shown, keys, str(folder)), frames, place, int(first))
+
+
+def _steps(obs: Tree, frames: Mapping[str, np.ndarray], place: str, row: int) -> Steps:
+    T = len(frames["action"])
+    success = frames.get("next.success", np.zeros(T, bool))
+    reward = frames.get("next.reward", success)
+    terminated = frames.get("next.terminated", success)
+    return Steps(obs, frames["action"], reward.astype(np.float32), terminated, None, place, row)
+
+
+def _episodes_of(folder: Path, info: Mapping[str, Any], subset: str | None) -> range:
+    """The numbers of the episodes of a split, which is written as in "0:50"."""
+    if subset is None:
+        return range(int(info.get("total_episodes", 1 << 62)))
+    splits = info.get("splits") or {}
+    if subset not in splits:
+        raise UserError(f"{folder} has no subset {subset!r}; it has {', '.join(splits) or 'none'}")
+    with reading(f"the split {splits[subset]!r} of {folder}", "mend meta/info.json"):
+        first, _, end = splits[subset].partition(":")
+        return range(int(first or 0), int(end))
+
+
+def _decoded(column: Any) -> np.ndarray:
+    """A column of a Parquet file; images are stored in it as ``{"bytes": ..., "path": ...}``."""
+    if not str(column.type).startswith("struct"):
+        return from_arrow(column)
+    import imageio.v3 as images
+
+    return np.stack([images.imread(io.BytesIO(cell["bytes"])) for cell in column.to_pylist()])
+
+
+def _video_places(folder: Path, info: Mapping[str, Any], videos: Sequence[str]) -> Any:
+    """A function that tells the file of an episode's video, and at how many seconds the episode begins in it."""
+    if not videos:
+        return None
+    pattern = info["video_path"]
+    if str(info["codebase_version"]).startswith("v2"):
+        return lambda number, key: (
+            folder / pattern.format(
+                episode_chunk=number // info["chunks_size"], episode_index=number, video_key=key
+            ), 0.0,
+        )  # fmt: skip
+    pq, places = parquet_reader(), {}
+    for file in sorted((folder / "meta" / "episodes").rglob("*.parquet")):
+        with reading(f"{file}", "get the dataset again"):
+            facts = ("chunk_index", "file_index", "from_timestamp")
+            wanted = [f"videos/{key}/{fact}" for key in videos for fact in facts]
+            for row in pq.read_table(file, columns=["episode_index", *wanted]).to_pylist():
+                for key in videos:
+                    chunk, number, start = (row[f"videos/{key}/{fact}"] for fact in facts)
+                    video = pattern.format(video_key=key, chunk_index=chunk, file_index=number)
+                    places[row["episode_index"], key] = folder / video, start
+
+    def place(number: int, key: str) -> tuple[Path, float]:
+        if (number, key) not in places:
+            raise UserError(f"{folder}: meta/episodes does not say where episode {number} of {key} is; get it again")
+        return places[number, key]
+
+    return place
+
+
+def frames_at(path: Path, times: np.ndarray, tolerance: float) -> np.ndarray:
+    """The frames of a video ``[T, H, W, 3]`` uint8 that are nearest to some times.
+
+    Args:
+        path: of a video.
+        times: ``[T]`` seconds, rising.
+        tolerance: seconds within which there must be one.
+
+    Raises:
+        UserError: the video is missing or lacks a frame, or PyAV is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise UserError(
+            "videos are decoded by an extra that is not installed: pip install 'offlinerl[lerobot]', or leave the"
+            " cameras out of --obs-keys"
+        ) from error
+    if not path.is_file():
+        raise UserError(f"the video {path} is missing; get it, or leave its camera out of --obs-keys")
+    found = np.full(len(times), np.inf)  # seconds to the nearest frame so far
+    frames: list[np.ndarray | None] = [None] * len(times)
+    with reading(f"the video {path}", "get the dataset again"), av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        container.seek(max(0, int((times[0] - tolerance) / stream.time_base)), stream=stream)
+        for frame in container.decode(stream):
+            now = float(frame.pts * stream.time_base)
+            if now > times[-1] + tolerance:
+                break
+            near = np.flatnonzero((abs(times - now) <= tolerance) & (abs(times - now) < found))
+            if len(near):
+                image = frame.to_ndarray(format="rgb24")
+                for i in near:
+                    frames[i], found[i] = image, abs(times[i] - now)
+    if missing := [time for time, frame in zip(times, frames, strict=True) if frame is None]:
+        raise UserError(f"the video {path} has no frame at {missing[0]:.3f} s; get the dataset again")
+    return np.stack([frame for frame in frames if frame is not None])

@@ -1,0 +1,290 @@
+"""Plain tables, CSV, Parquet, numpy's archives and pandas' frames, by a mapping of their columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offlinerl.data.assemble import Steps, observed
+from offlinerl.data.columns import BLOCK, as_flags, single
+from offlinerl.data.d4rl import CUT, END, TERMINAL
+from offlinerl.data.mapping import EXAMPLE, Columns
+from offlinerl.util.errors import UserError, did_you_mean, reading
+from offlinerl.util.trees import Tree, tree_map
+
+USUAL: dict[str, tuple[str, ...]] = dict(
+    obs=("observations", "observation", "obs", "state", "obs[._]*", "observation[._]*", "state[._]*"),
+    action=("actions", "action", "action[._]*", "act[._]*"),
+    reward=("rewards", "reward"),
+    episode=("episode", "episode_id", "episode_index", "trajectory", "trajectory_id"),
+    terminated=(*TERMINAL, "dones", "done"),
+    truncated=CUT,
+    last=END,
+    next_obs=("next_observations", "next_observation", "next_obs", "next_obs[._]*", "next_state[._]*"),
+)
+"""What columns are taken for where nothing says so, the first name or pattern that the table has."""
+
+DELIMITERS = ",\t;|"
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of a table's columns."""
+    return list(_table(path, []))
+
+
+def table_episodes(
+    source: Path | Mapping[str, Any], columns: Columns | None = None, obs_keys: Sequence[str] | None = None
+) -> Iterator[Steps]:
+    """The episodes of a table, one row a step: what was observed, what was done then, and what that earned.
+
+    An episode ends where the column ``episode`` changes, and where ``terminated``, ``truncated`` or ``last`` is 1. A
+    table without any of these is one episode. Rows of an episode that others lie between are brought together, and
+    sorted by ``step`` if there is such a column. Where the last row of an episode has no action, it holds what the last
+    step led to.
+
+    Args:
+        source: a CSV or Parquet file, an ``.npz``, or columns by name, ``[N, ...]``.
+        columns: which are what; by default as ``USUAL``.
+        obs_keys: of the parts ``obs.NAME``; by default all.
+
+    Raises:
+        UserError: it cannot be read, or lacks a column.
+    """
+    path = source if isinstance(source, Path) else None
+    where = "the table" if path is None else str(path)
+    names = [str(name) for name in (source if path is None else _table(path, []))]
+    columns = usual_columns(names, where) if columns is None else columns
+    chosen = {field: _matching(names, patterns, where) for field, patterns in columns.items()}
+    wanted = list(dict.fromkeys(name for found in chosen.values() for name in found))
+    table = {name: np.asarray(source[name]) for name in wanted} if path is None else _table(path, wanted)
+    yield from _episodes(table, chosen, obs_keys, where)
+
+
+def usual_columns(names: Sequence[str], where: str) -> Columns:
+    """What the columns of a table are taken for.
+
+    Raises:
+        UserError: no name tells the observation or the action.
+    """
+    found = {}
+    for field, patterns in USUAL.items():
+        for pattern in patterns:
+            if any(fnmatchcase(name, pattern) for name in names):
+                found[field] = [pattern]
+                break
+    if lacking := [field for field in ("obs", "action") if field not in found]:
+        many = ", ".join(map(str, names[:20])) + (", ..." if len(names) > 20 else "")
+        what = {"obs": "observations", "action": "actions"}[lacking[0]]
+        raise UserError(f"{where}: no column is known to hold the {what}; say which, {EXAMPLE}; it has {many}")
+    return found
+
+
+def _matching(names: Sequence[str], patterns: Sequence[str], where: str) -> list[str]:
+    found = []
+    for pattern in patterns:
+        matching = [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
+        if not matching:
+            many = ", ".join(map(str, names[:20])) + (", ..." if len(names) > 20 else "")
+            raise UserError(f"{where} has no column {pattern!r}; {did_you_mean(pattern, names, f'it has {many}')}")
+        found += matching
+    return found
+
+
+def _episodes(
+    table: Mapping[str, np.ndarray], chosen: Columns, obs_keys: Sequence[str] | None, where: str
+) -> Iterator[Steps]:
+    if len(lengths := {name: len(column) for name, column in table.items()}) and len(set(lengths.values())) > 1:
+        raise UserError(f"{where}: unequal lengths: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
+    rows = len(next(iter(table.values())))
+    if not rows:
+        raise UserError(f"{where} is empty: it has no rows")
+
+    def numbers(names: Sequence[str]) -> np.ndarray:
+        for name in names:
+            if table[name].dtype.kind not in "biuf":
+                raise UserError(f"{where}: column {name} must be numbers, but row {_first_word(table[name])}")
+        if len(names) == 1:
+            return table[names[0]]
+        return np.concatenate([table[name].reshape(rows, -1) for name in names], 1)
+
+    def parts(field: str) -> Tree:
+        named = {name.partition(".")[2]: numbers(of) for name, of in chosen.items() if name.partition(".")[0] == field}
+        return named or None
+
+    def flags(field: str) -> np.ndarray:
+        if field not in chosen:
+            return np.zeros(rows, bool)
+        column = single(numbers(chosen[field]), f"{where}: {field}")
+        if column.dtype.kind == "f":
+            column = np.nan_to_num(column)  # a flag that is left blank is not set
+        return as_flags(column, f"{where}: {field}")
+
+    obs, next_obs, action = parts("obs"), parts("next_obs"), numbers(chosen["action"])
+    reward = numbers(chosen["reward"]) if "reward" in chosen else np.zeros(rows, np.float32)
+    terminated, cut = flags("terminated"), flags("truncated") | flags("last")
+    order, change = np.arange(rows), np.zeros(rows, bool)
+    if "episode" in chosen:
+        ids = single(table[chosen["episode"][0]], f"{where}: episode")
+        if len(chosen["episode"]) > 1:
+            raise UserError(f"{where}: one column tells episodes apart, not {len(chosen['episode'])}")
+        _, first, number = np.unique(ids, return_index=True, return_inverse=True)
+        number = np.argsort(np.argsort(first))[number]  # counted as they begin
+        keys = [number]
+        if "step" in chosen:
+            keys.insert(0, single(numbers(chosen["step"]), f"{where}: step"))
+        order = np.lexsort(keys)
+        number = number[order]
+        change[:-1] = number[1:] != number[:-1]
+    change[-1] = True
+    bounds = (terminated | cut)[order] | change
+    # an end that is marked in the row of the last step is that of the row behind it, if that holds what it led to
+    moved = bounds & ~change & np.r_[_lacking(action)[order][1:], False]
+    bounds[moved] = False
+    bounds[1:] |= moved[:-1]
+    reward, ends = single(reward, f"{where}: reward"), np.flatnonzero(bounds)
+    for place, (begin, end) in enumerate(zip(np.r_[0, ends[:-1] + 1], ends, strict=True)):
+        at = order[begin : end + 1]
+
+        def seen(tree: Tree, at: np.ndarray = at) -> Tree:
+            return tree and observed({key: part[at] for key, part in tree.items()}, obs_keys, where)
+
+        row = int(at[0])
+        yield _steps(seen(obs), action[at], reward[at], terminated[at], seen(next_obs), f"episode {place}", row)
+
+
+def _steps(
+    obs: Tree, action: np.ndarray, reward: np.ndarray, terminated: np.ndarray, next_obs: Tree, place: str, row: int
+) -> Steps:
+    """An episode; the last of its rows, if it has no action, is where the last step led to."""
+    if _lacking(action)[-1]:
+        if np.nan_to_num(reward[-1]) != 0:
+            raise UserError(
+                f"{place}: its last row has no action, and yet a reward: a reward belongs into the row of the action"
+                " that earned it; move the rewards up by a row"
+            )
+        ended, terminated = terminated[-1], terminated[:-1].copy()
+        terminated[-1:] |= ended
+        if next_obs is not None:
+            obs, next_obs = (tree_map(lambda leaf: leaf[:-1], tree) for tree in (obs, next_obs))
+        action, reward = action[:-1], reward[:-1]
+    return Steps(obs, action, reward, terminated, next_obs, place, row)
+
+
+def _lacking(action: np.ndarray) -> np.ndarray:
+    """``[rows]`` bool, where there is no action at all."""
+    if action.dtype.kind != "f":
+        return np.zeros(len(action), bool)
+    return np.isnan(action).reshape(len(action), -1).all(1)
+
+
+def _first_word(column: np.ndarray) -> str:
+    for row, value in enumerate(column):
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            return f"{row} holds {str(value)!r:.40}"
+    return "0 holds something else"
+
+
+def _table(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
+    """The columns of a file that are wanted; if none are, all their names, with nothing in them."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+    with reading(f"the table {path}", "write it again"):
+        if magic == b"PAR1":
+            return _parquet(path, wanted)
+        if magic[:2] == b"PK":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in wanted} if wanted else dict.fromkeys(archive.files)
+        return _csv(path, wanted)
+
+
+def _parquet(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
+    pq = parquet_reader()
+    with pq.ParquetFile(path) as file:
+        if not wanted:
+            return dict.fromkeys(file.schema_arrow.names)
+        table = file.read(columns=list(wanted))
+    return {name: from_arrow(table.column(name)) for name in wanted}
+
+
+def parquet_reader() -> Any:
+    """pyarrow.parquet.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError("Parquet files are read by an extra that is not installed: pip install pyarrow") from error
+    return pyarrow.parquet
+
+
+def from_arrow(column: Any) -> np.ndarray:
+    """A column of Arrow's as an array; one of lists of one length as ``[N, length]``."""
+    values = column.to_numpy()
+    if values.dtype == object and len(values) and isinstance(values[0], np.ndarray):
+        return np.stack([np.stack(value) if value.dtype == object else value for value in values])
+    return values
+
+
+def delimiter_of(line: str) -> str:
+    """What separates the columns of a CSV file, by its first line."""
+    return max(DELIMITERS, key=line.count)
+
+
+def _csv(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        first = file.readline()
+        delimiter = delimiter_of(first)
+        names = [name.strip() for name in next(csv.reader(io.StringIO(first), delimiter=delimiter), [])]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"its header names the column {twice!r} twice")
+        if not wanted:
+            return dict.fromkeys(names)
+        places = [names.index(name) for name in wanted]
+        blocks: list[list[np.ndarray]] = [[] for _ in wanted]
+        block: list[list[str]] = []
+        for number, row in enumerate(csv.reader(file, delimiter=delimiter)):
+            if not row:
+                continue
+            if len(row) != len(names):
+                raise ValueError(f"row {number} has {len(row)} columns, and the header {len(names)}")
+            block.append([row[place] for place in places])
+            if len(block) == BLOCK:
+                _store(block, blocks)
+                block = []
+        _store(block, blocks)
+    return {name: _joined(of) for name, of in zip(wanted, blocks, strict=True)}
+
+
+def _store(block: list[list[str]], blocks: list[list[np.ndarray]]) -> None:
+    for column, cells in zip(blocks, zip(*block, strict=True), strict=False):
+        column.append(_converted([cell.strip() for cell in cells]))
+
+
+def _converted(cells: list[str]) -> np.ndarray:
+    """Cells as whole numbers, else as numbers, of which blank ones are not known, else as words."""
+    for kind in (np.int64, np.float64):
+        try:
+            return np.array([cell or "nan" for cell in cells]).astype(kind)
+        except (ValueError, OverflowError):
+            continue
+    words = {"true": 1, "false": 0, "": 0}
+    lower = [cell.lower() for cell in cells]
+    return np.array([words[cell] for cell in lower]) if set(lower) <= set(words) else np.array(cells)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    if not parts:
+        return np.empty(0)
+    kinds = {part.dtype.kind for part in parts}
+    return np.concatenate([part.astype(str) for part in parts] if "U" in kinds else parts)

@@ -1,0 +1,123 @@
+"""Datasets made of others."""
+
+import h5py
+import numpy as np
+import pytest
+from pendulum import ID, empty_workplace, install
+from test_formats import EPISODES, assert_rows, d3rlpy, robomimic
+
+import offlinerl
+from offlinerl.cli import main
+from offlinerl.data import edit
+from offlinerl.util.errors import UserError
+
+
+@pytest.fixture
+def here(tmp_path):
+    with empty_workplace(tmp_path) as folder:
+        yield folder
+
+
+def test_merged_datasets_hold_the_episodes_of_all_and_say_of_which(here, capsys):
+    robomimic(here / "a.hdf5", EPISODES[:3]), robomimic(here / "b.hdf5", EPISODES[3:])
+    assert main(["datasets", "merge", "a.hdf5", "b.hdf5", "--out", "both.hdf5"]) == 0
+    data = offlinerl.load_dataset("both.hdf5")
+    assert_rows(data)
+    origin = data.provenance["provenance"]
+    assert origin["format"] == "merged" and [of["name"] for of in origin["sources"]] == ["a", "b"]
+    assert origin["sources"][1]["format"] == "robomimic HDF5" and origin["sources"][1]["file"] == "b.hdf5"
+    assert main(["datasets", "merge", "both.hdf5", "a.hdf5", "--out", "three/parts-v0"]) == 0
+    data = offlinerl.load_dataset("three/parts-v0")
+    assert_rows(data, EPISODES + EPISODES[:3])
+    assert data.provenance["provenance"]["sources"][0]["provenance"]["format"] == "merged", "also what came before"
+    assert main(["datasets", "merge", "a.hdf5", "b.hdf5", "--out", "both.hdf5"]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["datasets", "merge", "a.hdf5", "b.hdf5", "--out", "both"]) == 1
+    assert "--out must be an HDF5 file" in capsys.readouterr().err
+
+
+def test_parts_of_other_shapes_or_rewards_do_not_merge(here):
+    install(here / "minari")
+    robomimic(here / "a.hdf5")
+    pendulum, other = offlinerl.load_dataset(ID), offlinerl.load_dataset("a.hdf5")
+    with pytest.raises(UserError, match=r"actions of shape \(2,\) do not go with those of shape \(1,\)"):
+        edit.merge([pendulum, other])
+    with pytest.raises(UserError, match="rewards by other rules"):
+        edit.merge([pendulum, offlinerl.load_dataset(ID, reward="minus_one")])
+    whole = edit.merge([pendulum, pendulum])
+    assert whole.entry.env_id == "Pendulum-v1" and len(whole) == 2 * len(pendulum)
+    assert whole.provenance["env_spec"] == pendulum.provenance["env_spec"]
+
+
+def test_a_split_has_every_episode_once(here):
+    robomimic(here / "a.hdf5")
+    assert (
+        main(["datasets", "split", "a.hdf5", "--share", "0.7", "--seed", "3", "--out", "rest.hdf5", "held.hdf5"]) == 0
+    )
+    parts = [offlinerl.load_dataset(name) for name in ("rest.hdf5", "held.hdf5")]
+    assert [len(part.episode_starts) for part in parts] == [5, 2]
+    rows = [tuple(row) for part in parts for row in part.obs]
+    assert sorted(rows) == sorted(tuple(row) for row in offlinerl.load_dataset("a.hdf5").obs)
+    assert parts[1].provenance["provenance"]["part"] == "second"
+    again = edit.split(offlinerl.load_dataset("a.hdf5"), 0.7, 3)
+    np.testing.assert_array_equal(again[0].obs, parts[0].obs)
+    assert not np.array_equal(edit.split(offlinerl.load_dataset("a.hdf5"), 0.7, 4)[0].obs, parts[0].obs)
+    with pytest.raises(UserError, match="has one episode"):
+        edit.split(parts[0].take([0]), 0.5)
+
+
+def test_episodes_are_kept_by_return_length_and_number(here, capsys):
+    data = offlinerl.load_dataset(robomimic(here / "a.hdf5"))
+    returns, lengths = np.array([one["reward"].sum() for one in EPISODES]), [len(one["action"]) for one in EPISODES]
+    middle = float(np.median(returns))
+    by = {
+        ("--min-return", str(middle)): [n for n in range(7) if returns[n] >= middle],
+        ("--max-return", str(middle)): [n for n in range(7) if returns[n] <= middle + 1e-6],
+        ("--min-length", "6"): [n for n in range(7) if lengths[n] >= 6],
+        ("--max-length", "5", "--min-length", "5"): [n for n in range(7) if lengths[n] == 5],
+        ("--episodes", "1-3,6"): [1, 2, 3, 6],
+        ("--top", "0.3"): sorted(np.argsort(-returns)[:2]),
+    }
+    for flags, numbers in by.items():
+        if "return" in flags[0]:
+            flags = (flags[0], str(middle + (1e-4 if "max" in flags[0] else -1e-4)))
+        assert main(["datasets", "filter", "a.hdf5", *flags, "--out", "some.hdf5", "--overwrite"]) == 0
+        assert_rows(offlinerl.load_dataset("some.hdf5"), [EPISODES[n] for n in numbers])
+    with pytest.raises(UserError, match="no episode of a is like that: returns are"):
+        edit.some(data, min_length=100)
+    with pytest.raises(UserError, match="has 7 episodes, from 0 to 6, and no episode 7"):
+        edit.some(data, episodes=[7])
+    assert main(["datasets", "filter", "a.hdf5", "--out", "some.hdf5"]) == 2
+    assert main(["datasets", "filter", "a.hdf5", "--success", "--out", "some.hdf5", "--overwrite"]) == 1
+    assert "different rewards, and success shows where there are two" in capsys.readouterr().err
+
+
+def test_success_is_the_higher_of_two_rewards(here):
+    sparse = [one | dict(reward=one["terminated"] - 1.0) for one in EPISODES]
+    robomimic(here / "a.hdf5", sparse)
+    assert main(["datasets", "filter", "a.hdf5", "--success", "--out", "good.hdf5"]) == 0
+    assert main(["datasets", "filter", "a.hdf5", "--no-success", "--out", "bad.hdf5"]) == 0
+    assert_rows(offlinerl.load_dataset("good.hdf5"), sparse[1::2])
+    assert_rows(offlinerl.load_dataset("bad.hdf5"), sparse[0::2])
+    assert offlinerl.load_dataset("good.hdf5").provenance["provenance"]["success"] is True
+
+
+def test_discrete_actions_and_the_environment_survive(here):
+    d3rlpy(here / "a.h5", discrete=True)
+    for target in ("some.hdf5", "some/choices-v0"):
+        assert main(["datasets", "filter", "a.h5", "--min-length", "5", "--out", target]) == 0
+        assert np.dtype(offlinerl.load_dataset(target).provenance["action_dtype"]).kind == "i"
+    with h5py.File("some.hdf5") as file:
+        assert file["actions"].dtype == np.int64
+    install(here / "minari")
+    assert main(["datasets", "filter", ID, "--episodes", "0-2", "--out", "few.hdf5"]) == 0
+    data = offlinerl.load_dataset("few.hdf5")
+    assert data.entry.env_id == "Pendulum-v1" and len(data.episode_starts) == 3
+
+
+def test_words_of_others_do_not_keep_a_file_from_being_read(here):
+    robomimic(here / "a.hdf5")
+    assert main(["datasets", "export", "a.hdf5", "b.hdf5"]) == 0
+    with h5py.File("b.hdf5", "a") as file:
+        file.attrs["provenance"] = "from the lab"
+    assert offlinerl.load_dataset("b.hdf5").provenance["provenance"] == "from the lab"

@@ -1,0 +1,642 @@
+"""Files in the formats that people have: every row and every end is what was written."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+from pendulum import empty_workplace
+
+import offlinerl
+from offlinerl.cli import main
+from offlinerl.data import formats
+from offlinerl.data.d4rl import load_hdf5
+from offlinerl.util.errors import UserError
+from offlinerl.util.trees import tree_leaves
+
+FEW = dict(updates=6, eval_every=3, batch=8, compile=False)
+
+
+@pytest.fixture
+def here(tmp_path):
+    with empty_workplace(tmp_path) as folder:
+        yield folder
+
+
+def episode(number, steps=None, O=3, A=2):
+    """T + 1 observations and T steps, other numbers in every entry of every episode; those with odd numbers end."""
+    rng = np.random.default_rng(number)
+    T = 4 + number % 4 if steps is None else steps
+    return dict(
+        obs=rng.normal(size=(T + 1, O)).astype(np.float32), action=rng.uniform(-1, 1, (T, A)).astype(np.float32),
+        reward=rng.normal(size=T).astype(np.float32), terminated=(np.arange(T) == T - 1) & bool(number % 2),
+    )  # fmt: skip
+
+
+EPISODES = [episode(number) for number in range(7)]
+
+
+def expected(episodes=EPISODES, final=True):
+    """All transitions in plain loops; without ``final``, nothing was observed after the last step."""
+    rows = []
+    for one in episodes:
+        T = len(one["action"])
+        kept = T if final or one["terminated"][-1] else T - 1
+        for t in range(kept):
+            ends = not final and t == T - 1  # nothing is known of its successor, and nothing is needed
+            successor = one["obs"][t] if ends else one["obs"][t + 1]
+            rows.append(
+                (one["obs"][t], successor, one["action"][t], one["reward"][t], one["terminated"][t], t == kept - 1)
+            )
+    return [np.array(column) for column in zip(*rows, strict=True)]
+
+
+def assert_rows(data, episodes=EPISODES, final=True):
+    got = (data.obs, data.next_obs, data.action, data.reward, data.terminated, data.last)
+    names = ("obs", "next_obs", "action", "reward", "terminated", "last")
+    for name, have, due in zip(names, got, expected(episodes, final), strict=True):
+        np.testing.assert_array_equal(have, due, name)
+    assert data.obs.dtype == data.action.dtype == data.reward.dtype == np.float32
+    assert data.terminated.dtype == data.last.dtype == bool
+
+
+def acts(path, capsys, agents=("bc", "xql"), **more):
+    """It is shown, found to be sound, and trained on without an environment."""
+    assert main(["datasets", "show", str(path)]) == 0
+    assert main(["datasets", "validate", str(path)]) == 0, capsys.readouterr()
+    for agent in agents:
+        run = offlinerl.fit(agent, path, over=dict(train=FEW), **more)
+        data = offlinerl.load_dataset(path, **more)
+        assert offlinerl.load_policy(run.folder)(data.obs[0]).shape == data.action[0].shape
+        assert np.isfinite(list(run.summary["held_out"].values())).all()
+    return run
+
+
+# robomimic
+
+
+def robomimic(path, episodes=EPISODES, next_obs=True, images=False):
+    """As robomimic's dataset_states_to_obs.py writes it, its demonstrations in no order."""
+    with h5py.File(path, "w") as file:
+        file.create_group("data").attrs["env_args"] = json.dumps(dict(env_name="Lift", type=1, env_kwargs={}))
+        for number in reversed(range(len(episodes))):
+            one, demo = episodes[number], file.create_group(f"data/demo_{number}")
+            demo.attrs["num_samples"] = len(one["action"])
+            demo["actions"], demo["rewards"] = one["action"], one["reward"]
+            demo["dones"], demo["states"] = one["terminated"].astype(np.int64), np.zeros((len(one["action"]), 9))
+            for name, shown in dict(obs=one["obs"][:-1], **(dict(next_obs=one["obs"][1:]) if next_obs else {})).items():
+                demo[f"{name}/eef_pos"], demo[f"{name}/gripper"] = shown[:, :2].astype(np.float64), shown[:, 2:]
+                if images:
+                    demo[f"{name}/agentview_image"] = picture(shown)
+        chosen = [f"demo_{number}" for number in range(0, len(episodes), 2)]
+        file["mask/train"] = np.array(chosen, dtype="S8")
+    return path
+
+
+def picture(shown):
+    """Images [T, 16, 16, 3] that tell the observations apart."""
+    return np.broadcast_to((np.abs(shown[:, :1, None, None]) * 50).astype(np.uint8), (len(shown), 16, 16, 3)).copy()
+
+
+def test_robomimic_rows_are_those_written(here, capsys):
+    robomimic(here / "lift.hdf5")
+    data = offlinerl.load_dataset("lift.hdf5")
+    assert_rows(data)
+    assert data.provenance["format"] == "robomimic HDF5" and data.provenance["rows_dropped"] == 0
+    assert len(first := list(tree_leaves(data.observations))) == 1 and len(first[0][1]) == len(data) + len(EPISODES)
+    acts(here / "lift.hdf5", capsys)
+
+
+def test_robomimic_without_next_obs_lacks_the_last_steps_that_were_cut_off(here):
+    data = offlinerl.load_dataset(robomimic(here / "lift.hdf5", next_obs=False))
+    assert_rows(data, final=False)
+    assert data.provenance["rows_dropped"] == 4  # of the four episodes that do not terminate
+
+
+def test_robomimic_masks_choose_demonstrations_and_keys_parts(here, capsys):
+    path = robomimic(here / "lift.hdf5", images=True)
+    assert_rows(offlinerl.load_dataset(path, subset="train", obs_keys=["eef_pos", "gripper"]), EPISODES[::2])
+    turned = offlinerl.load_dataset(path, obs_keys=["gripper", "eef_pos"])
+    np.testing.assert_array_equal(turned.obs, expected()[0][:, [2, 0, 1]])
+    whole = offlinerl.load_dataset(path)
+    assert set(whole.observations) == {"agentview_image", "eef_pos", "gripper"}
+    np.testing.assert_array_equal(whole.next_obs["agentview_image"], picture(expected()[1]))
+    assert main(["fit", "bc", "--dataset", str(path), "--subset", "valid"]) == 1
+    assert "has no subset 'valid'; it has train" in capsys.readouterr().err
+    assert main(["fit", "bc", "--dataset", str(path), "--obs-keys", "joints"]) == 1
+    assert "no part 'joints'; they have agentview_image, eef_pos, gripper" in capsys.readouterr().err
+    run = offlinerl.fit("bc", path, over=dict(train=FEW))
+    assert run.policy({name: leaf[0] for name, leaf in whole.obs.items()}).shape == (2,)
+
+
+def test_robomimic_files_without_observations_say_what_to_run(here, capsys):
+    with h5py.File("demo.hdf5", "w") as file:
+        file["data/demo_0/actions"], file["data/demo_0/states"] = np.zeros((3, 2)), np.zeros((3, 5))
+    assert main(["datasets", "show", "demo.hdf5"]) == 1
+    assert "demo_0 has no observations; make them with robomimic's dataset_states_to_obs.py" in capsys.readouterr().err
+
+
+# OGBench
+
+
+def ogbench(path, episodes=EPISODES):
+    """T + 1 rows a trajectory, whose last action led nowhere."""
+    rows = [
+        (one["obs"], np.concatenate([one["action"], np.full((1, 2), 99, np.float32)]),
+         np.arange(len(one["obs"])) == len(one["action"]))
+        for one in episodes
+    ]  # fmt: skip
+    names, columns = ("observations", "actions", "terminals"), map(np.concatenate, zip(*rows, strict=True))
+    np.savez_compressed(
+        path, **dict(zip(names, columns, strict=True)), qpos=np.zeros((sum(len(r[0]) for r in rows), 4))
+    )
+    return path
+
+
+def no_ends(episodes=EPISODES):
+    zeros = dict(reward=0, terminated=False)
+    return [one | {name: np.full_like(one[name], value) for name, value in zeros.items()} for one in episodes]
+
+
+def test_ogbench_rows_are_those_written(here, capsys):
+    path = ogbench(here / "cube-single-play-v0.npz")
+    data = offlinerl.load_dataset(path)
+    assert_rows(data, no_ends())
+    assert not (data.action == 99).any(), "the action that led nowhere is not used"
+    assert data.provenance["rows_in_source"] == len(data)
+    acts(path, capsys)
+    assert "all rewards are 0" in capsys.readouterr().out
+
+
+def test_ogbench_rows_are_those_of_ogbench_itself(here):
+    ogbench_utils = pytest.importorskip("ogbench.utils", reason="ogbench is not installed")
+    path = ogbench(here / "cube-single-play-v0.npz")
+    theirs, ours = ogbench_utils.load_dataset(str(path)), offlinerl.load_dataset(path)
+    for name, column in dict(observations=ours.obs, next_observations=ours.next_obs, actions=ours.action).items():
+        np.testing.assert_array_equal(column, theirs[name])
+    np.testing.assert_array_equal(ours.last, theirs["terminals"] == 1)
+
+
+def test_an_npz_that_looks_like_ogbench_and_ends_otherwise_is_refused_and_read_as_a_table(here, capsys):
+    one = EPISODES[1]
+    columns = dict(observations=one["obs"][:-1], actions=one["action"], terminals=np.zeros(len(one["action"])))
+    np.savez("mine.npz", **columns)
+    assert main(["datasets", "show", "mine.npz"]) == 1
+    assert "the last row is not the end of a trajectory" in capsys.readouterr().err
+    data = offlinerl.load_dataset("mine.npz", columns="obs=observations action=actions terminated=terminals")
+    assert_rows(data, [one | dict(reward=one["reward"] * 0, terminated=np.zeros_like(one["terminated"]))], final=False)
+
+
+def test_ogbench_images_and_discrete_actions(here):
+    images = np.random.default_rng(0).integers(0, 255, (12, 8, 8, 6), np.uint8)
+    np.savez("powderworld.npz", observations=images, actions=np.arange(12) % 3, terminals=np.arange(12) % 6 == 5)
+    data = offlinerl.load_dataset("powderworld.npz")
+    np.testing.assert_array_equal(data.obs, images[[0, 1, 2, 3, 4, 6, 7, 8, 9, 10]])
+    np.testing.assert_array_equal(data.next_obs, images[[1, 2, 3, 4, 5, 7, 8, 9, 10, 11]])
+    assert data.action[:, 0].tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 0, 1] and data.provenance["action_dtype"] == "int64"
+
+
+# d3rlpy
+
+
+def d3rlpy(path, episodes=EPISODES, discrete=False):
+    """As d3rlpy 2.8.1's ``ReplayBuffer.dump`` does."""
+    columns = ["observations", "actions", "rewards", "terminated"]
+    with h5py.File(path, "w") as file:
+        file["columns"], file["num_episodes"], file["version"] = columns, len(episodes), "2.1"
+        for number, one in enumerate(episodes):
+            action = (one["action"][:, :1] > 0).astype(np.int64) if discrete else one["action"]
+            values = (one["obs"][:-1], action, one["reward"][:, None], bool(one["terminated"][-1]))
+            for name, value in zip(columns, values, strict=True):
+                file[f"{name}_{number}"] = value
+    return path
+
+
+def test_d3rlpy_rows_are_those_written(here, capsys):
+    path = d3rlpy(here / "replay.h5")
+    data = offlinerl.load_dataset(path)
+    assert_rows(data, final=False)
+    assert data.provenance["format"] == "d3rlpy HDF5" and data.provenance["rows_dropped"] == 4
+    acts(path, capsys)
+    assert (
+        offlinerl.fit("dqn", d3rlpy(here / "choices.h5", discrete=True), over=dict(train=FEW)).policy.spec.num_actions
+        == 2
+    )
+
+
+def test_d3rlpy_reads_the_same_of_the_file(here):
+    """The file of the test above is one that d3rlpy takes."""
+    dataset = pytest.importorskip("d3rlpy.dataset", reason="d3rlpy is not installed")
+    with d3rlpy(here / "replay.h5").open("rb") as file:
+        theirs = dataset.ReplayBuffer.load(file, dataset.InfiniteBuffer())
+    ours = offlinerl.load_dataset("replay.h5")
+    assert sum(episode.transition_count for episode in theirs.episodes) == len(ours)
+
+
+# Tables
+
+
+def write_csv(path, episodes=EPISODES, final=False, delimiter=",", ids=str):
+    """One row a step; with ``final``, a row more with what the last step led to, and blanks."""
+    lines = ["x,y,angle,u,v,r,ended,run"]
+    for number, one in enumerate(episodes):
+        for obs, *step in zip(one["obs"], one["action"], one["reward"], one["terminated"], strict=False):
+            action, reward, over = step
+            cells = [*map(float, obs), *map(float, action), float(reward), int(over), ids(number)]
+            lines.append(",".join(map(str, cells)))
+        if final:
+            lines.append(",".join([*(str(float(x)) for x in one["obs"][-1]), "", "", "", "", ids(number)]))
+    path.write_text("\n".join(line.replace(",", delimiter) for line in lines) + "\n")
+    return path
+
+
+COLUMNS = ["obs=x,y,angle", "action=u,v", "reward=r", "terminated=ended", "episode=run"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_rows_are_those_written(here, delimiter):
+    data = offlinerl.load_dataset(write_csv(here / "log.csv", delimiter=delimiter), columns=COLUMNS)
+    assert_rows(data, final=False)
+    assert data.provenance["rows_dropped"] == 4
+    assert_rows(offlinerl.load_dataset(write_csv(here / "final.csv", final=True), columns=COLUMNS))
+
+
+def test_the_columns_are_given_once(here, capsys):
+    write_csv(here / "log.csv", final=True)
+    assert main(["datasets", "show", "log.csv"]) == 1
+    said = capsys.readouterr().err
+    assert "no column is known to hold the observations; say which, as in --columns" in said and "x, y, angle" in said
+    assert main(["datasets", "show", "log.csv", "--columns", *COLUMNS]) == 0
+    assert yaml.safe_load(Path("log.csv.columns.yaml").read_text())["obs"] == ["x", "y", "angle"]
+    assert_rows(offlinerl.load_dataset("log.csv"))
+    acts(here / "log.csv", capsys)
+    assert main(["datasets", "show", "log.csv", "--columns", "obs=x,y", *COLUMNS[1:]]) == 0
+    assert offlinerl.load_dataset("log.csv").obs.shape[1] == 2, "what is given again replaces what was"
+
+
+def test_words_name_episodes_and_rows_between_others_find_theirs(here):
+    """Two robots that wrote into one log, whose rows are not in the order of time either."""
+    one, other = EPISODES[0], EPISODES[1]
+    rows = [
+        dict(x=obs[0], y=obs[1], angle=obs[2], u=action[0], v=action[1], r=reward, ended=over, run=name, t=t)
+        for name, of in (("b", one), ("a", other))
+        for t, (obs, action, reward, over) in enumerate(
+            zip(of["obs"], of["action"], of["reward"], of["terminated"], strict=False)
+        )
+    ]  # fmt: skip
+    mixed = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+    text = ",".join(rows[0]) + "\n" + "\n".join(",".join(str(value) for value in row.values()) for row in mixed)
+    Path("log.csv").write_text(text)
+    data = offlinerl.load_dataset("log.csv", columns=[*COLUMNS, "step=t"])
+    first = [one, other] if mixed[0]["run"] == "b" else [other, one]
+    assert_rows(data, first, final=False)
+
+
+def test_parquet_npz_and_frames_are_tables_too(here, capsys):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    frame = pandas.read_csv(write_csv(here / "log.csv"))
+    frame["run"] = frame["run"].map("run {}".format)
+    assert_rows(offlinerl.load_dataset(frame, columns=COLUMNS), final=False)
+    run = offlinerl.fit("bc", frame, columns=COLUMNS, over=dict(train=FEW))
+    assert run.summary["dataset"] == "frame"
+    frame.to_parquet("log.parquet")
+    assert_rows(offlinerl.load_dataset("log.parquet", columns=COLUMNS), final=False)
+    acts(here / "log.parquet", capsys)
+    state, action = (list(frame[names].to_numpy()) for names in (["x", "y", "angle"], ["u", "v"]))
+    ends = dict(done=frame["ended"].astype(bool), episode_id=frame["run"])
+    wide = pandas.DataFrame(dict(state=state, action=action, reward=frame["r"], **ends))
+    wide.to_parquet("wide.parquet")
+    data = offlinerl.load_dataset("wide.parquet")  # by its usual names
+    np.testing.assert_array_equal(data.obs, offlinerl.load_dataset("log.parquet").obs)
+    np.savez("log.npz", **{name: np.stack(wide[name]) for name in ("state", "action", "reward")}, done=wide["done"],
+             episode_id=frame["run"].to_numpy(str))  # fmt: skip
+    np.testing.assert_array_equal(offlinerl.load_dataset("log.npz").next_obs, data.next_obs)
+    run = acts(here / "log.npz", capsys, ("bc",))
+    assert "obs=state" in capsys.readouterr().out
+
+
+def test_a_file_an_episode_and_a_pattern_of_files(here, capsys):
+    logs = here / "logs"
+    logs.mkdir()
+    for number, one in enumerate(EPISODES):
+        write_csv(logs / f"run_{number + 5}.csv", [one], final=True)  # 10 comes after 9
+    columns = COLUMNS[:-1]
+    assert_rows(offlinerl.load_dataset("logs", columns=columns))
+    assert (logs / "columns.yaml").is_file() and not list(logs.glob("*.csv.columns.yaml"))
+    assert_rows(offlinerl.load_dataset("logs/run_*.csv"))
+    assert_rows(offlinerl.load_dataset("logs/run_1?.csv"), EPISODES[5:])
+    assert_rows(offlinerl.load_dataset("logs/run_6.csv"), EPISODES[1:2])
+    data = offlinerl.load_dataset("logs")
+    assert data.provenance["files"][0] == "run_5.csv" and data.provenance["rows_dropped"] == 0
+    run = acts(logs, capsys)
+    assert run.summary["dataset"] == "logs"
+    assert offlinerl.fit(resume=run.folder, over=dict(train=dict(updates=9))).summary["updates"] == 9
+    robomimic(here / "a.hdf5"), robomimic(here / "b.hdf5")
+    assert_rows(offlinerl.load_dataset("?.hdf5"), EPISODES * 2)
+    ogbench(here / "c.npz")
+    with pytest.raises(UserError, match="has files of OGBench npz or robomimic HDF5"):
+        offlinerl.load_dataset("?.[hn]*")
+    with pytest.raises(UserError, match="no file is like"):
+        offlinerl.load_dataset("nothing*.csv")
+    (here / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no dataset, nor files of a format that is known"):
+        offlinerl.load_dataset("empty")
+
+
+def test_files_whose_rows_are_of_other_sizes_do_not_go_together(here):
+    (here / "logs").mkdir()
+    robomimic(here / "logs/a.hdf5"), robomimic(here / "logs/b.hdf5", [episode(0, O=4)])
+    with pytest.raises(UserError, match=r"observations of shape \(4,\) do not go with those of shape \(3,\)"):
+        offlinerl.load_dataset("logs")
+
+
+def test_ends_by_flags_alone(here):
+    """Without a column of episodes, ends are marked, in the row of the last step or in the one behind it."""
+    first, second = episode(2, 3), episode(4, 2)
+    for where in ("step", "behind"):
+        rows = ["x,y,angle,u,v,r,cut"]
+        for one in (first, second):
+            T = len(one["action"])
+            for t in range(T):
+                cut = int(where == "step" and t == T - 1)
+                rows.append(",".join(map(str, [*map(float, one["obs"][t]), *map(float, one["action"][t]),
+                                               float(one["reward"][t]), cut])))  # fmt: skip
+            rows.append(",".join([*map(str, map(float, one["obs"][T])), "", "", "", "1" if where == "behind" else ""]))
+        Path(f"{where}.csv").write_text("\n".join(rows))
+        data = offlinerl.load_dataset(f"{where}.csv", columns="obs=x,y,angle action=u,v reward=r truncated=cut")
+        assert_rows(data, [first, second])
+
+
+def test_parts_of_observations_in_a_table(here):
+    images = np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3), np.uint8)
+    joints = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
+    np.savez("log.npz", camera=images, joints=joints, torque=np.zeros((6, 2), np.float32), stop=np.arange(6) == 5)
+    data = offlinerl.load_dataset("log.npz", columns="obs.image=camera obs.joints=joints action=torque terminated=stop")
+    np.testing.assert_array_equal(data.obs["image"], images)
+    np.testing.assert_array_equal(data.obs["joints"], joints)
+    np.testing.assert_array_equal(data.next_at, [1, 2, 3, 4, 5, 5])
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ("obs=x,z action=u,v", "has no column 'z'; it has x, y, angle"),
+        ("obs=x,anle action=u,v", "has no column 'anle'; did you mean angle?"),
+        ("obs=x", "must say what the observation and the action are"),
+        ("x,y", "takes FIELD=NAME,NAME words and not 'x,y'"),
+        ("obs=x act=u", "has no field 'act'; did you mean action or last?"),
+        ("obs=x action=", "needs the names of columns for action"),
+        ("obs=x,run action=u,v", "column run must be numbers, but row 0 holds 'run 0'"),
+        ("obs=x action=u,v terminated=r", "terminated must be 0 or 1, but row"),
+    ],
+)
+def test_wrong_columns_are_said(here, capsys, columns, says):
+    write_csv(here / "log.csv", ids="run {}".format)
+    assert main(["datasets", "show", "log.csv", "--columns", *columns.split()]) == 1
+    assert says in capsys.readouterr().err
+    assert not Path("log.csv.columns.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("obs,action\n1,2\n3\n", "row 1 has 1 columns, and the header 2"),
+        ("obs,obs\n1,2\n", "names the column 'obs' twice"),
+        ("obs,action\n", "is empty: it has no rows"),
+        ("obs,action\n1,2\n", "holds no step with a successor"),
+        ("obs,action\n1,\n2,\n3,4\n5,6\n", "actions has NaN or infinite values in 2 rows"),
+        ("obs,action\n1,2\n,3\n1,2\n", "observations has NaN or infinite values in 1 rows"),
+        ("obs,action,reward\n1,2,0\n2,,5\n", "a reward belongs into the row of the action"),
+    ],
+)
+def test_damaged_tables_are_said(here, capsys, text, says):
+    import re
+
+    Path("log.csv").write_text(text)
+    assert main(["datasets", "show", "log.csv"]) == 1
+    said = capsys.readouterr().err
+    assert re.search(says, said) and len(said.splitlines()) == 1
+
+
+# LeRobot
+
+
+def lerobot(folder, version="v3.0", episodes=EPISODES, success=True, video=False, fps=10):
+    """A dataset as LeRobot 0.4.4 lays it out; v2.1 has a file an episode, v3.0 several episodes in a file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    old = version == "v2.1"
+    features = {
+        "observation.state": dict(dtype="float32", shape=[2], names=["a", "b"]),
+        "observation.environment_state": dict(dtype="float32", shape=[1], names=None),
+        "action": dict(dtype="float32", shape=[2], names=None),
+        "next.reward": dict(dtype="float32", shape=[1], names=None),
+        "next.done": dict(dtype="bool", shape=[1], names=None),
+    }  # fmt: skip
+    if success:
+        features["next.success"] = dict(dtype="bool", shape=[1], names=None)
+    if video:
+        features["observation.images.top"] = dict(
+            dtype="video", shape=[48, 64, 3], names=["height", "width", "channels"]
+        )
+    data = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet" if old else \
+        "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"  # fmt: skip
+    videos = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4" if old else \
+        "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"  # fmt: skip
+    info = dict(
+        codebase_version=version, robot_type="so100", total_episodes=len(episodes), chunks_size=1000, fps=fps,
+        splits=dict(train=f"0:{len(episodes)}", val="0:2"), data_path=data, video_path=videos if video else None,
+        features=features,
+    )  # fmt: skip
+    (folder / "meta").mkdir(parents=True)
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    tables_, index, places, start, frames = [], 0, [], 0.0, []
+    for number, one in enumerate(episodes):
+        T = len(one["action"])
+        columns = {
+            "observation.state": list(one["obs"][:-1, :2]), "observation.environment_state": list(one["obs"][:-1, 2:]),
+            "action": list(one["action"]), "next.reward": one["reward"], "next.done": np.arange(T) == T - 1,
+            **({"next.success": one["terminated"]} if success else {}),
+            "timestamp": (np.arange(T) / fps).astype(np.float32), "frame_index": np.arange(T),
+            "episode_index": np.full(T, number), "index": index + np.arange(T), "task_index": np.zeros(T, np.int64),
+        }  # fmt: skip
+        tables_.append(pa.table(columns))
+        index += T
+        places.append({"episode_index": number, "length": T, "data/chunk_index": 0, "data/file_index": number // 4,
+                       "videos/observation.images.top/chunk_index": 0, "videos/observation.images.top/file_index": 0,
+                       "videos/observation.images.top/from_timestamp": start})  # fmt: skip
+        start += T / fps
+        frames.append(shades(number, T))
+    if old:
+        for number, table in enumerate(tables_):
+            write_parquet(pq, table, folder / data.format(episode_chunk=0, episode_index=number))
+            if video:
+                path = videos.format(episode_chunk=0, episode_index=number, video_key="observation.images.top")
+                write_video(folder / path, frames[number], fps)
+        return folder
+    for file in range(2):
+        of = pa.concat_tables(tables_[4 * file : 4 * file + 4])
+        write_parquet(pq, of, folder / data.format(chunk_index=0, file_index=file))
+    write_parquet(pq, pa.Table.from_pylist(places), folder / "meta/episodes/chunk-000/file-000.parquet")
+    if video:
+        path = folder / videos.format(chunk_index=0, file_index=0, video_key="observation.images.top")
+        write_video(path, np.concatenate(frames), fps)
+    return folder
+
+
+def shades(number, T):
+    """Frames [T, 48, 64, 3] of one grey each, which survive a video's compression."""
+    grey = (20 + 30 * number + 5 * np.arange(T)) % 255
+    return np.broadcast_to(grey[:, None, None, None].astype(np.uint8), (T, 48, 64, 3)).copy()
+
+
+def write_parquet(pq, table, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+
+
+def write_video(path, frames, fps):
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=fps, options={"qscale": "1"})
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 2
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_lerobot_rows_are_those_written(here, capsys, version):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    folder = lerobot(here / "pusht", version)
+    data = offlinerl.load_dataset(folder)
+    assert_rows(data, final=False)
+    assert data.provenance["format"] == "LeRobot" and data.provenance["version"] == version
+    assert_rows(offlinerl.load_dataset(folder, subset="val"), EPISODES[:2], final=False)
+    acts(folder, capsys)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_lerobot_cameras_are_read_where_they_are_asked_for(here, version, monkeypatch):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    pytest.importorskip("av", reason="av is not installed")
+    folder = lerobot(here / "pusht", version, video=True)
+    keys = ["observation.images.top", "observation.state"]
+    with monkeypatch.context() as patch:  # the state and the action need no decoder
+        patch.setitem(sys.modules, "av", None)
+        data = offlinerl.load_dataset(folder)
+        assert_rows(data, final=False)
+        assert data.provenance["left_out"] == ["observation.images.top"]
+        with pytest.raises(UserError, match=r"pip install 'offlinerl\[lerobot\]'"):
+            offlinerl.load_dataset(folder, obs_keys=keys)
+    data = offlinerl.load_dataset(folder, obs_keys=keys)
+    whole = np.concatenate([shades(number, len(one["action"])) for number, one in enumerate(EPISODES)])
+    images = data.observations["observation.images.top"].astype(int)
+    assert images.shape == whole.shape and np.abs(images - whole).max() <= 8
+    np.testing.assert_array_equal(data.obs["observation.state"], expected(final=False)[0][:, :2])
+
+
+def test_lerobot_images_in_parquet_and_rewards_from_success(here):
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import imageio.v3 as images
+    import pyarrow.parquet as pq
+
+    folder = lerobot(here / "pusht", "v2.1", EPISODES[:2])
+    info = json.loads((folder / "meta/info.json").read_text())
+    info["features"]["observation.image"] = dict(dtype="image", shape=[48, 64, 3])
+    del info["features"]["next.reward"]
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    for number in range(2):
+        path = folder / f"data/chunk-000/episode_{number:06d}.parquet"
+        table = pq.read_table(path)
+        cells = []
+        for frame in shades(number, len(table)):
+            buffer = io.BytesIO()
+            images.imwrite(buffer, frame, extension=".png")
+            cells.append(dict(bytes=buffer.getvalue(), path="frame.png"))
+        pq.write_table(table.append_column("observation.image", pa.array(cells)), path)
+    data = offlinerl.load_dataset(folder, obs_keys=["observation.image", "observation.state"])
+    frames = [shades(number, len(EPISODES[number]["action"])) for number in range(2)]
+    np.testing.assert_array_equal(data.observations["observation.image"], np.concatenate(frames))
+    assert data.reward.tolist() == data.terminated.astype(float).tolist() and data.reward.sum() == 1
+
+
+def test_lerobot_without_success_is_cut_off_everywhere(here):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    data = offlinerl.load_dataset(lerobot(here / "pusht", success=False))
+    off = [one | dict(terminated=np.zeros_like(one["terminated"])) for one in EPISODES]
+    assert_rows(data, off, final=False)
+
+
+def test_lerobot_folders_that_lack_something_are_said(here, capsys):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    folder = lerobot(here / "pusht")
+    assert main(["datasets", "show", str(folder), "--obs-keys", "observation.wrist"]) == 1
+    assert "no part 'observation.wrist'; they have observation.state" in capsys.readouterr().err
+    info = json.loads((folder / "meta/info.json").read_text())
+    (folder / "meta/info.json").write_text(json.dumps(info | dict(codebase_version="v1.6")))
+    assert main(["datasets", "show", str(folder)]) == 1
+    assert "version v1.6 of LeRobot's format; convert it" in capsys.readouterr().err
+
+
+# Which is which
+
+
+def test_the_contents_tell_the_format_and_not_the_name(here):
+    kinds = dict(
+        robomimic=robomimic(here / "a.csv"), ogbench=ogbench(here / "b.npz").rename("b.hdf5"),
+        d3rlpy=d3rlpy(here / "c.npz"), table=write_csv(here / "d.hdf5"),
+    )  # fmt: skip
+    assert {kind: formats.kind_of(path) for kind, path in kinds.items()} == {kind: kind for kind in kinds}
+    with h5py.File("e.csv", "w") as file:
+        file["observations"] = np.zeros((3, 2))
+    assert formats.kind_of(Path("e.csv")) == "d4rl"
+    Path("f.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"part")
+    assert formats.kind_of(Path("f.hdf5")) == "d4rl"
+    Path("g.json").write_text('{"a": 1,\n"b": 2}')
+    assert formats.kind_of(Path("g.json")) == "d4rl"
+    data = offlinerl.load_dataset("a.csv")
+    assert_rows(data)
+
+
+def test_subsets_and_columns_of_what_has_none(here, capsys):
+    ogbench(here / "a.npz"), robomimic(here / "b.hdf5")
+    assert main(["datasets", "show", "a.npz", "--subset", "train"]) == 1
+    assert "leave out --subset" in capsys.readouterr().err
+    assert main(["datasets", "show", "b.hdf5", "--columns", "obs=a", "action=b"]) == 1
+    assert "leave out --columns" in capsys.readouterr().err
+
+
+def test_faults_are_found_in_other_formats_too(here, capsys):
+    broken = [dict(one) for one in EPISODES]
+    broken[2]["obs"] = broken[2]["obs"].copy()
+    broken[2]["obs"][1, 0] = np.nan
+    robomimic(here / "lift.hdf5", broken)
+    assert main(["datasets", "validate", "lift.hdf5"]) == 1
+    assert "NaN or infinite values: obs in 1 rows, next_obs in 1 rows" in capsys.readouterr().out
+    assert main(["datasets", "show", "lift.hdf5"]) == 1
+    assert "demo_2: observations has NaN or infinite values in 1 rows" in capsys.readouterr().err
+
+
+def test_a_file_becomes_a_minari_dataset(here):
+    robomimic(here / "lift.hdf5")
+    assert main(["datasets", "import", "lift.hdf5", "lift/mine-v0"]) == 0
+    assert_rows(offlinerl.load_dataset("lift/mine-v0"))
+    assert main(["datasets", "export", "lift.hdf5", "flat.hdf5"]) == 0
+    assert_rows(load_hdf5("flat.hdf5"))
+
+
+def test_a_parquet_file_without_pyarrow_says_what_to_install(here, monkeypatch):
+    Path("log.parquet").write_bytes(b"PAR1 and so on PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match="pip install pyarrow"):
+        offlinerl.load_dataset("log.parquet")
