@@ -47,18 +47,17 @@ def fit(args: argparse.Namespace) -> None:
                 " the names"
             )
     limits = limits_of(args)
-    if args.resume is not None and any(
-        (args.out, args.seeds, args.config, args.env, args.obs_keys, args.init, args.actions, limits)
-    ):
+    fixed = given(args, "out", "seeds", "config", "env", "obs_keys", "init", "actions", "columns", "subset") | limits
+    if args.resume is not None and fixed:
         raise WrongUsage(
             "--resume goes on with a run's own settings: leave out --out, --seeds, --config, --env, --obs-keys,"
-            " --init, --actions, --max-episode-steps and --action-range"
+            " --init, --actions, --columns, --subset, --max-episode-steps and --action-range"
         )
     over = dict(train=args.settings["train"] | train, agent=args.settings["agent"])
     api.fit(
         args.agent, args.dataset, env=args.env, seeds=args.seeds, file=args.config, over=over, device=args.device,
         out=args.out, resume=args.resume, threads=args.threads, obs_keys=args.obs_keys, limits=limits, init=args.init,
-        actions=args.actions,
+        actions=args.actions, columns=args.columns, subset=args.subset,
     )  # fmt: skip
 
 
@@ -114,13 +113,16 @@ def datasets_show(args: argparse.Namespace) -> None:
     registry.resolve(args.name)  # a wrong name is known before what reads the right one is loaded, as below
     from offlinerl import dataset_commands
 
-    dataset_commands.show(args.name, args.png or Path(f"{Path(args.name).stem}.png"), args.obs_keys)
+    dataset_commands.show(
+        args.name, args.png or Path(f"{registry.resolve(args.name).name.rpartition('/')[2]}.png"), args.obs_keys,
+        **given(args, "columns", "subset"),
+    )  # fmt: skip
 
 
 def datasets_validate(args: argparse.Namespace) -> int:
     from offlinerl import dataset_commands
 
-    return dataset_commands.validate(args.name, args.env, args.obs_keys)
+    return dataset_commands.validate(args.name, args.env, args.obs_keys, **given(args, "columns", "subset"))
 
 
 def datasets_generate(args: argparse.Namespace) -> None:
@@ -132,7 +134,9 @@ def datasets_generate(args: argparse.Namespace) -> None:
 def datasets_import(args: argparse.Namespace) -> None:
     from offlinerl import dataset_commands
 
-    dataset_commands.import_file(args.file, args.id, args.env, args.overwrite)
+    dataset_commands.import_file(
+        args.file, args.id, args.env, args.overwrite, obs_keys=args.obs_keys, **given(args, "columns", "subset")
+    )
 
 
 def datasets_export(args: argparse.Namespace) -> None:
@@ -142,6 +146,31 @@ def datasets_export(args: argparse.Namespace) -> None:
     from offlinerl import dataset_commands
 
     dataset_commands.export(args.name, args.file, args.overwrite)
+
+
+def datasets_merge(args: argparse.Namespace) -> None:
+    from offlinerl import dataset_commands
+
+    dataset_commands.merge(args.names, args.out, args.overwrite, **given(args, *READING))
+
+
+def datasets_split(args: argparse.Namespace) -> None:
+    from offlinerl import dataset_commands
+
+    dataset_commands.split(args.name, args.out, args.share, args.seed, args.overwrite, **given(args, *READING))
+
+
+def datasets_filter(args: argparse.Namespace) -> None:
+    asked = given(args, "min_return", "max_return", "top", "min_length", "max_length", "success", "episodes")
+    if not asked:
+        raise WrongUsage("filter needs what to choose by, such as --min-return or --episodes")
+    from offlinerl import dataset_commands
+
+    dataset_commands.some(args.name, args.out, asked, args.overwrite, **given(args, *READING))
+
+
+READING = ("obs_keys", "columns", "subset")
+"""Flags that say how to read a dataset."""
 
 
 def report(args: argparse.Namespace) -> None:
@@ -154,8 +183,15 @@ def export(args: argparse.Namespace) -> None:
     from offlinerl.util.folder import find_checkpoint
 
     find_checkpoint(args.checkpoint)
+    from offlinerl.rollout import portable
     from offlinerl.training import export
 
+    writers = dict(onnx=portable.write_onnx, torchscript=portable.write_torchscript)
+    for kind, file in given(args, *writers).items():
+        export.export_graph(
+            args.checkpoint, file, writers[kind], seed=args.seed, overwrite=args.overwrite, agent_class=args.agent_class
+        )
+        return
     export.export_policy(
         args.checkpoint, args.safetensors, seed=args.seed, episodes=args.episodes, overwrite=args.overwrite,
         device=args.device, agent_class=args.agent_class,
@@ -194,9 +230,29 @@ def share(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
 
 
+def fraction(text: str) -> float:
+    """A number above 0 and below 1."""
+    if 0 < (value := share(text)) < 1:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+
+
+def numbers(text: str) -> list[int]:
+    """``0,1,2`` or ``0-4,7`` as numbers."""
+    found: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        span = low.isdigit() and high.isdigit()
+        first, final = (int(low), int(high)) if span else (whole(part), whole(part))
+        if not first <= final < first + 1_000_000:
+            raise argparse.ArgumentTypeError(f"{part!r} is no range of numbers, such as 0-4")
+        found += range(first, final + 1)
+    return found
+
+
 def seed_list(text: str) -> list[int]:
-    """``0,1,2`` as numbers."""
-    seeds = [whole(part) for part in text.split(",")]
+    """``0,1,2`` or ``0-2`` as numbers."""
+    seeds = numbers(text)
     if len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
     return seeds
@@ -242,13 +298,17 @@ class Parser(argparse.ArgumentParser):
 
 
 SHARED: dict[str, dict[str, Any]] = {
-    "name": dict(help="a name, a Minari id or a D4RL file"),
+    "name": dict(help="a name, a Minari id, a file or a folder"),
     "--agent-class": dict(metavar="MODULE:CLASS", help="the class of a checkpoint's agent, if it is your own"),
     "--max-episode-steps": dict(type=count, metavar="N", help="steps after which episodes are truncated"),
     "--action-range": dict(type=span, metavar="LOW,HIGH", help="bounds for actions that have none, as in -1,1"),
     "--obs-keys": dict(
         type=names, metavar="A,B", help="parts of the observations to use, as in state,goal (default: all)"
     ),
+    "--columns": dict(
+        nargs="+", metavar="FIELD=A,B", help="what a table's columns are, as in obs=x,y action=u reward=r episode=run"
+    ),
+    "--subset": dict(metavar="NAME", help="a robomimic filter key or a LeRobot split, such as train"),
     "--batch": dict(
         type=count, metavar="N", help="transitions a gradient step; a rollout, of an on-policy agent"
     ),
@@ -312,11 +372,13 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         help=f"{', '.join(agents.names())}; or your own as module:Class",
     )
-    p.add_argument("--dataset", metavar="NAME", help="a name of `offlinerl datasets list`, a Minari id or a D4RL file")
+    p.add_argument("--dataset", metavar="NAME", help="a name of `datasets list`, a Minari id, a file or a folder")
     p.add_argument("--env", metavar="ID", help="where to act, or a file's task: a Gymnasium id or a dataset's name")
-    p.add_shared("--max-episode-steps", "--action-range", "--obs-keys")
+    p.add_shared("--max-episode-steps", "--action-range", "--obs-keys", "--columns", "--subset")
     p.add_argument("--actions", choices=("discrete", "continuous"), help="the data's, if no environment says so")
-    p.add_argument("--seeds", type=seed_list, metavar="N,N", help="seeds to train at once, as in 0,1,2 (default: 0)")
+    p.add_argument(
+        "--seeds", type=seed_list, metavar="N,N", help="seeds to train at once, as in 0,1,2 or 0-4 (default: 0)"
+    )
     p.add_argument("--updates", type=count, metavar="N", help="gradient steps, on a dataset")
     p.add_argument("--steps", type=count, metavar="N", help="environment steps, without one")
     p.add_argument("--online-steps", type=count, metavar="N", help="then fine-tune in the environment for N steps")
@@ -372,37 +434,70 @@ def parser() -> argparse.ArgumentParser:
     within = nested.add_subparsers(dest="action", required=True, metavar="ACTION")
     command("list", datasets_list, "list the datasets by name", within)
     p = command("show", datasets_show, "print a dataset in figures and draw its histograms", within)
-    p.add_shared("name", "--obs-keys")
+    p.add_shared("name", "--obs-keys", "--columns", "--subset")
     p.add_argument("--png", type=Path, metavar="FILE", help="where to draw (default: NAME.png)")
     p = command("validate", datasets_validate, "find what is wrong with a dataset; status 1 if it has a fault", within)
     p.add_shared("name")
     p.add_argument("--env", metavar="ID", help="the environment it was collected in: a Gymnasium id or a name")
-    p.add_shared("--obs-keys")
+    p.add_shared("--obs-keys", "--columns", "--subset")
     p = command("generate", datasets_generate, "make a dataset from its recipe", within)
     p.add_argument("name", help="a recipe, such as kitchen")
     p.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the cache)")
     p.add_argument("--episodes", type=count, metavar="N", help="only the first ones (default: all)")
     p.add_argument("--processes", type=count, default=os.cpu_count() or 1, metavar="N", help="simulators side by side")
     p.add_shared("--overwrite")
-    p = command("import", datasets_import, "install a D4RL file as a Minari dataset", within)
-    p.add_argument("file", type=Path, help="a D4RL file")
+    p = command("import", datasets_import, "install a file as a Minari dataset", within)
+    p.add_argument("file", type=Path, help="a file or a folder of any format that is read")
     p.add_argument("id", help="what to call it, (namespace/)name-vN")
     p.add_argument("--env", metavar="ID", help="the environment it was collected in: a Gymnasium id or a name")
-    p.add_shared("--overwrite")
+    p.add_shared("--obs-keys", "--columns", "--subset", "--overwrite")
     p = command("export", datasets_export, "write a dataset as a D4RL file", within)
     p.add_shared("name")
     p.add_argument("file", type=Path, help="the HDF5 file to write")
     p.add_shared("--overwrite")
 
+    more = ("--obs-keys", "--columns", "--subset", "--overwrite")
+    target = "an HDF5 file to write, or a Minari id"
+    p = command("merge", datasets_merge, "put the episodes of several datasets together", within)
+    p.add_argument("names", nargs="+", metavar="NAME", help="names, Minari ids, files or folders")
+    p.add_argument("--out", required=True, metavar="TARGET", help=target)
+    p.add_shared(*more)
+    p = command("split", datasets_split, "divide the episodes of a dataset at random", within)
+    p.add_shared("name")
+    p.add_argument("--out", required=True, nargs=2, metavar="TARGET", help=f"for each part {target}")
+    p.add_argument("--share", type=fraction, default=0.9, metavar="X", help="of the first part (default: 0.9)")
+    p.add_argument("--seed", type=whole, default=0, metavar="N", help="of the draw (default: 0)")
+    p.add_shared(*more)
+    p = command("filter", datasets_filter, "keep some of the episodes of a dataset", within)
+    p.add_shared("name")
+    p.add_argument("--out", required=True, metavar="TARGET", help=target)
+    p.add_argument("--min-return", type=float, metavar="R", help="the least return")
+    p.add_argument("--max-return", type=float, metavar="R", help="the greatest one")
+    p.add_argument("--top", type=fraction, metavar="X", help="share with the highest returns, of what else is kept")
+    p.add_argument("--min-length", type=count, metavar="N", help="the least length, in steps")
+    p.add_argument("--max-length", type=count, metavar="N", help="the greatest one")
+    p.add_argument("--success", action=argparse.BooleanOptionalAction, help="those that had the higher of two rewards")
+    p.add_argument("--episodes", type=numbers, metavar="N-N,N", help="by number from 0, as in 0-9,12")
+    p.add_shared(*more)
+
     p = command("report", report, "compare runs in a table and a picture")
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
     p.add_argument("--out", type=Path, metavar="DIR", help="where to write report.md and curves.png (default: nowhere)")
 
-    p = command("export", export, "write a policy as a small file of what acting needs")
+    p = command("export", export, "write a policy as a file for other programs, or of what acting needs")
     p.add_argument("checkpoint", type=Path, help="such as runs/sac-Hopper-v5/last.ckpt, or a run's folder")
-    p.add_argument("--safetensors", type=Path, required=True, metavar="FILE", help="the file, with how it was trained")
+    kinds = p.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--onnx", type=Path, metavar="FILE", help="a graph that ONNX Runtime runs")
+    kinds.add_argument(
+        "--torchscript", type=Path, metavar="FILE", help="a graph that torch.jit.load reads, also in C++"
+    )
+    kinds.add_argument(
+        "--safetensors", type=Path, metavar="FILE", help="for evaluate and collect, with how it was made"
+    )
     p.add_argument("--seed", type=whole, metavar="N", help="whose policy, of several (default: the first)")
-    p.add_argument("--episodes", type=count, default=100, metavar="N", help="to measure its return by (default: 100)")
+    p.add_argument(
+        "--episodes", type=count, default=100, metavar="N", help="to measure a --safetensors' return by (default: 100)"
+    )
     p.add_shared("--agent-class", "--device", "--overwrite")
 
     p = command("benchmark", benchmark, "measure updates/s, their limit, Lightning's share and loading")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from offlinerl.agents import checkpoint, shipped
 from offlinerl.agents.base import Agent
 from offlinerl.evaluation.evaluate import evaluate
 from offlinerl.evaluation.task import Task
+from offlinerl.rollout.deployed import DeployedPolicy, load_policy
 from offlinerl.training import config
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display, shown
@@ -57,7 +59,7 @@ def export_policy(
     agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
     if seed is not None and seed not in agent.seeds:
         raise UserError(f"{path} has no policy of seed {seed}; it has those of {', '.join(map(str, agent.seeds))}")
-    if not agent.task:
+    if not (agent.task or {}).get("env"):
         raise UserError(f"the checkpoint {path} does not say what it was trained for, so that it cannot be measured")
     s = 0 if seed is None else agent.seeds.index(seed)
     policy = agent.part(slice(s, s + 1))
@@ -72,6 +74,41 @@ def export_policy(
     shipped.write(policy, file, dict(**facts, measured=measured, versions=versions()), overwrite)
     display.say(
         f"{file}: {file.stat().st_size / 1e3:,.0f} kB; return {shown(measured['mean_return'])} over {episodes} episodes"
+    )
+    return file
+
+
+def export_graph(
+    path: Path,
+    file: Path,
+    write: Callable[[DeployedPolicy, Path, bool], dict[str, Any]],
+    *,
+    seed: int | None = None,
+    overwrite: bool = False,
+    agent_class: type[Agent] | str | None = None,
+) -> Path:
+    """Write the policy of one seed in a checkpoint as a graph that other programs run, without offlinerl; see
+    ``offlinerl.rollout.portable``.
+
+    Args:
+        path: a checkpoint, or a run's folder, whose last one is meant.
+        file: to write.
+        write: ``write_onnx`` or ``write_torchscript``.
+        seed: which of those that were trained side by side; by default the first one.
+        overwrite: replace the file if it exists.
+        agent_class: of an agent that is neither ours nor installed; see ``checkpoint.load_agent``.
+
+    Returns:
+        ``file``.
+
+    Raises:
+        UserError: there is no such checkpoint or seed, its policy remembers earlier steps, or the file exists.
+    """
+    facts = write(load_policy(path, seed, agent_class=agent_class), file, overwrite)
+    inputs = ", ".join(f"{of['name']} {of['shape']} {of['dtype']}".replace("'", "") for of in facts["inputs"])
+    Display().say(
+        f"{file}: {file.stat().st_size / 1e3:,.0f} kB; {facts['agent']} of seed {facts['seed']}; {inputs} to action"
+        f" {facts['action']['dtype']}"
     )
     return file
 
