@@ -126,9 +126,12 @@ def datasets_validate(args: argparse.Namespace) -> int:
 
 
 def datasets_generate(args: argparse.Namespace) -> None:
-    from offlinerl import dataset_commands
+    from offlinerl.training import generation
 
-    dataset_commands.generate(args.name, args.out, args.episodes, args.processes, args.overwrite)
+    generation.generate_dataset(
+        args.name, size=args.size, episodes=args.episodes, split=args.split, workers=args.workers, out=args.out,
+        resume=args.resume, overwrite=args.overwrite,
+    )  # fmt: skip
 
 
 def datasets_import(args: argparse.Namespace) -> None:
@@ -441,10 +444,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--env", metavar="ID", help="the environment it was collected in: a Gymnasium id or a name")
     p.add_shared("--obs-keys", "--columns", "--subset")
     p = command("generate", datasets_generate, "make a dataset from its recipe", within)
-    p.add_argument("name", help="a recipe, such as kitchen")
+    p.add_argument("name", help="a recipe, such as kitchen or hopper-medium")
+    length = p.add_mutually_exclusive_group()
+    length.add_argument("--size", type=count, metavar="N", help="transitions (default: as many as the recipe says)")
+    length.add_argument("--episodes", type=count, metavar="N", help="of demonstrations: just the first ones")
+    p.add_argument("--split", choices=("train", "heldout"), default="train", help="held-out ones are a tenth as many")
+    p.add_argument("--workers", type=count, metavar="N", help="processes to make it (default: as many as cores)")
     p.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the cache)")
-    p.add_argument("--episodes", type=count, metavar="N", help="only the first ones (default: all)")
-    p.add_argument("--processes", type=count, default=os.cpu_count() or 1, metavar="N", help="simulators side by side")
+    p.add_argument("--resume", action="store_true", help="go on with one that was stopped")
     p.add_shared("--overwrite")
     p = command("import", datasets_import, "install a file as a Minari dataset", within)
     p.add_argument("file", type=Path, help="a file or a folder of any format that is read")

@@ -13,7 +13,6 @@ import gymnasium
 import h5py
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
-from rich.progress import Progress
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl.data import describe, edit, load, registry
@@ -26,8 +25,6 @@ from offlinerl.data.registry import Entry
 from offlinerl.data.validate import validate as find_faults
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make, specification
-from offlinerl.recipes import generate as recipes
-from offlinerl.util import paths
 from offlinerl.util.atomic import atomic_write
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_map
@@ -65,36 +62,6 @@ def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] 
     if not faults:
         console.print(f"{name_or_file}: nothing wrong was found", markup=False)
     return int(faults)
-
-
-def generate(name: str, out: Path | None, episodes: int | None, processes: int, overwrite: bool) -> None:
-    """Makes a dataset from its recipe and writes it as a Minari dataset.
-
-    Args:
-        name: of the recipe.
-        out: the folder to write; None: one in the cache.
-        episodes: how many of the recipe's first ones to make; None: all.
-        processes: how many to make at a time.
-        overwrite: replace the folder if it exists.
-    """
-    recipe = recipes.recipe(name)
-    numbers = list(range(recipe["episodes"] if episodes is None else episodes))
-    path = out or paths.cache("datasets", name)
-    env = make(recipes.environment(recipe), seen=False)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"generating {name}", total=len(numbers))
-        write_minari(
-            path,
-            recipes.generate(name, numbers, processes, lambda done: bar.update(task, completed=done)),
-            dataset_id=recipe["dataset_id"],
-            env_spec=env.spec,
-            observation_space=env.observation_space,
-            action_space=env.action_space,
-            metadata=_metadata(f"{name}, made from its recipe", "scripted", recipe=recipe, episodes=numbers)
-            | {"seed": recipe["seed"]},
-            overwrite=overwrite,
-        )
-    console.print(f"{name}: {len(numbers)} episodes in {path}")
 
 
 def import_file(

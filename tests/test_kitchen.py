@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from offlinerl.data import registry
+from offlinerl.data.episode import Episode
 from offlinerl.envs.kitchen import ENV_ID, TASKS, Kitchen, register
-from offlinerl.recipes import generate
 from offlinerl.recipes.demonstrator import KitchenDemonstrator
+from offlinerl.recipes.kitchen import episode as demonstration
+from offlinerl.recipes.recipe import read
 from offlinerl.util.errors import UserError
 from offlinerl.util.paths import share
 
@@ -40,7 +42,7 @@ def built_in():
     with h5py.File(BUILT_IN / "main_data.hdf5") as file:
         names = ("observations", "actions", "rewards", "terminations", "truncations")
         episodes = sorted(file, key=lambda key: int(key.split("_")[1]))
-        return [generate.Episode(*(file[key][name][:] for name in names)) for key in episodes]
+        return [Episode(*(file[key][name][:] for name in names)) for key in episodes]
 
 
 def rollout(env, seed, steps=15, action_seed=0):
@@ -157,7 +159,7 @@ def test_the_registered_environment_has_d4rl_s_time_limit():
 
 def test_the_built_in_dataset_is_of_mixed_quality(built_in):
     scores = np.array([100 * episode.rewards.sum() / 4 for episode in built_in])
-    assert len(built_in) == generate.recipe("kitchen")["episodes"]
+    assert len(built_in) == read("kitchen")["episodes"]
     assert 40 <= scores.mean() <= 55
     assert (scores == 100).mean() > 0.15 and (scores <= 25).mean() > 0.15
     for episode in built_in:
@@ -181,35 +183,31 @@ def test_the_built_in_dataset_is_small_and_minari_reads_it(built_in):
 def test_any_episode_can_be_made_again_alone(built_in):
     """To the last bit on one platform; elsewhere rounding is another, which contacts amplify."""
     numbers = np.argsort([len(episode.rewards) for episode in built_in])[[0, 20]].tolist()
-    made = list(generate.generate("kitchen", numbers))
+    made = [demonstration(read("kitchen"), number) for number in numbers]
     for number, episode in zip(numbers, made, strict=True):
         for ours, theirs in zip(episode[:3], built_in[number][:3], strict=True):
             np.testing.assert_allclose(ours[:25], theirs[:25], atol=1e-5)
         assert episode.rewards.sum() == built_in[number].rewards.sum()
-    counts = []
-    for ours, theirs in zip(generate.generate("kitchen", [numbers[0]], progress=counts.append), made, strict=False):
-        for one, other in zip(ours[:5], theirs[:5], strict=True):
-            np.testing.assert_array_equal(one, other)
-    assert counts == [1]
+    again = demonstration(read("kitchen"), numbers[0])
+    for one, other in zip(again[:5], made[0][:5], strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_d4rls_three_kinds_of_data_have_recipes():
     """Whose demonstrations hold all four tasks in order always, in a part of the episodes, and never."""
     shares = {}
     for kind in ("complete", "partial", "mixed"):
-        recipe, wanted = generate.recipe(f"kitchen-{kind}"), registry.entry(f"kitchen-{kind}").env["kwargs"]["tasks"]
+        recipe, wanted = read(f"kitchen-{kind}"), registry.entry(f"kitchen-{kind}").env["kwargs"]["tasks"]
         orders = recipe["orders"]
         whole = [order["weight"] for order in orders if set(wanted) <= set(order["value"])]
         assert all(len(order["value"]) == 4 for order in orders)
         assert [order["value"] for order in orders if set(wanted) <= set(order["value"])] in ([], [wanted])
         shares[kind] = sum(whole) / sum(order["weight"] for order in orders)
     assert shares == dict(complete=1, partial=0.2, mixed=0)
-    (episode,) = generate.generate("kitchen-mixed", [0])
-    again = next(generate.generate("kitchen-mixed", [0, 1]))
-    np.testing.assert_array_equal(episode.actions, again.actions)
+    episode = demonstration(read("kitchen-mixed"), 0)
     assert 2 <= episode.rewards.sum() <= 3 and episode.truncations[-1] and not episode.terminations.any()
 
 
 def test_an_unknown_recipe_is_named():
     with pytest.raises(UserError, match="there is no recipe porridge; there are: .*kitchen"):
-        generate.recipe("porridge")
+        read("porridge")

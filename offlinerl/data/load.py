@@ -110,8 +110,10 @@ def locate(entry: Entry) -> Path:
     if kind == "d4rl" and not path.exists():
         registry.download(entry)
     if not path.exists() and not glob.has_magic(str(path)):
+        whole = entry.name.removesuffix(registry.HELDOUT)
+        split = "" if whole == entry.name else " --split heldout"
         hint = {
-            "recipe": f"generate it with `offlinerl datasets generate {entry.name}`",
+            "recipe": f"generate it with `offlinerl datasets generate {whole}{split}`",
             "builtin": "the installation lacks it: install the package again",
         }.get(kind, "check the path")
         raise UserError(f"{path} does not exist; {hint}")

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 TIMEOUT = 10
 """Seconds a server has to answer."""
 
+HELDOUT = "-heldout"
+"""Ends the name of the held-out part of a dataset that is made here."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -47,7 +50,8 @@ class Entry:
             are known.
         env: what ``offlinerl.envs.make.make`` takes; None if it is not known, as before a Minari dataset is installed.
         reward: rule for the training rewards, one of ``offlinerl.data.load.REWARDS``.
-        score: ``{"min": ..., "max": ..., "from": "return" or "success"}``; None if the return is the score.
+        score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, and a ``kind`` where they are not the
+            benchmark's own, see ``score_kind``; None if the return is the score.
         family: which ``configs/<agent>/<family>.yaml`` fits.
         licence: of the data.
         citation: of the data.
@@ -129,7 +133,8 @@ class Entry:
 
     @property
     def score_kind(self) -> str:
-        """What ``score_of`` gives: "normalized", "minari" if by Minari's reference scores, or "return"."""
+        """What ``score_of`` gives: "normalized", "minari" if by Minari's reference scores, "ours" on a task whose
+        references were measured here, or "return"."""
         return self.score.get("kind", "normalized") if self.score else "return"
 
 
@@ -251,6 +256,9 @@ def _environment(env: str | Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _find(name_or_file: str) -> Entry:
     path, minari_id = Path(name_or_file).expanduser(), name_or_file.strip("/")
+    whole = _load().get(name_or_file.removesuffix(HELDOUT))
+    if name_or_file.endswith(HELDOUT) and whole and whole.kind in ("recipe", "builtin"):
+        return replace(whole, name=name_or_file, source={"recipe": name_or_file})
     if name_or_file in _load():
         task = _load()[name_or_file]
         if task.kind == "minari" and (minari_root() / minari_id / "data").is_dir():
@@ -403,22 +411,30 @@ def sha256(path: Path) -> str:
 @cache
 def _load() -> dict[str, Entry]:
     path = paths.share("datasets", "registry.yaml")
-    entries = [entry for section in yaml.safe_load(path.read_text("utf-8"))["datasets"] for entry in _expand(section)]
+    sections = yaml.safe_load(path.read_text("utf-8"))["datasets"]
+    entries = [_entry(filled) for section in sections for filled in expanded(section)]
     return {entry.name: entry for entry in entries}
 
 
-def _expand(section: Mapping[str, Any]) -> list[Entry]:
-    """A section of the registry with ``each`` stands for every combination of the values listed there. A
+def _entry(section: dict[str, Any]) -> Entry:
+    """Of a section whose words are filled in. A range of scores of which a side is not known yet is none."""
+    keys, score = section.pop("obs_keys", None), section.get("score")
+    if score and None in (score["min"], score["max"]):
+        section = {**section, "score": None}
+    return _with_keys(Entry(**section), keys)
+
+
+def expanded(section: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A section of a file with ``each`` stands for every combination of the values listed there. A
     value replaces ``{its variable}`` in the section's strings, and so does whatever is listed below it."""
     section = dict(section)
-    each, keys = section.pop("each", {}), section.pop("obs_keys", None)
-    entries = []
+    each, found = section.pop("each", {}), []
     for chosen in itertools.product(*(values.items() for values in each.values())):
         words: dict[str, Any] = {}
         for variable, (value, more) in zip(each, chosen, strict=True):
             words |= {variable: value, **(more or {})}
-        entries.append(_with_keys(Entry(**_fill(section, words)), _fill(keys, words)))
-    return entries
+        found.append(_fill(section, words))
+    return found
 
 
 def _fill(value: Any, words: Mapping[str, Any]) -> Any:

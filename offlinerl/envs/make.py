@@ -290,10 +290,20 @@ class Pool:
     Python's lock use every core.
 
     Nothing is reset but on request, so a successor is always the true one.
+
+    Args:
+        env: what to make, as for ``obs_keys`` and ``render_mode``; see ``make``.
+        size: how many of it.
+        threads: at the most; by default as many as cores.
     """
 
     def __init__(
-        self, env: Mapping[str, Any], size: int, obs_keys: Sequence[str] | None = None, render_mode: str | None = None
+        self,
+        env: Mapping[str, Any],
+        size: int,
+        obs_keys: Sequence[str] | None = None,
+        render_mode: str | None = None,
+        threads: int | None = None,
     ):
         _require_sound(env, obs_keys)
         self.envs = [make(env, obs_keys, render_mode) for _ in range(size)]
@@ -302,7 +312,7 @@ class Pool:
         self._low, self._high = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
         self._seeds: dict[int, int] = {}
         self._taken = [0] * size
-        self._workers = min(size, os.cpu_count() or 1)
+        self._workers = min(size, threads or os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(self._workers)
         self._seconds = 0.0  # a job's, on average
 

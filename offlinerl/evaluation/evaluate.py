@@ -60,7 +60,7 @@ def evaluate(
     check_spec(policy, pool)
     S = len(policy.seeds)
     loop = EnvironmentLoop(pool, S, lambda s, e, episode: seed + episode)
-    policy = apart(policy, loop.shape[1])
+    policy = apart(policy, range(loop.shape[1]))
     returns, lengths, success = (np.zeros((S, episodes)) for _ in range(3))
     knows_success = False  # whether the environment says what success is
     begun = np.zeros((S, 1), int)  # how many episodes of each seed have begun

@@ -22,7 +22,7 @@ class Task:
         env: what to make; see ``offlinerl.envs.make.make``. None: nobody named it, and nothing is evaluated.
         obs_keys: parts of a ``Dict`` observation.
         score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, or None: the return is the score.
-        score_kind: what the score is called: "normalized", "minari" or "return".
+        score_kind: what the score is called: "normalized", "minari", "ours" or "return".
         reward: of an agent that acts by its rewards, how they become those it was trained with; see
             ``offlinerl.data.rewards.OnlineReward``.
     """

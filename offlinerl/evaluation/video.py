@@ -29,7 +29,7 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path) -> None:
     instead = "on a machine without a screen install libosmesa6 and set MUJOCO_GL=osmesa"
     S = len(policy.seeds)
     pool = Pool(task.env, S, task.obs_keys, render_mode="rgb_array")
-    loop, policy = EnvironmentLoop(pool, S, lambda s, e, episode: seed), apart(policy, 1)
+    loop, policy = EnvironmentLoop(pool, S, lambda s, e, episode: seed), apart(policy, range(1))
     try:
         for s, (number, env) in enumerate(zip(policy.seeds, pool.envs, strict=True)):
             loop.begin(np.arange(S)[:, None] == s, np.zeros(loop.shape, int), policy)

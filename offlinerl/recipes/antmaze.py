@@ -99,16 +99,24 @@ class Navigator(Policy):
         envs: S * E environments ``AntMaze``, wrapped or not, in the order of a ``Pool``.
         noise: deviation of the noise on actions; D4RL's data has 0.2.
         explore: whether the walker samples its actions, as D4RL's did; OGBench's takes the mean.
+        lanes: numbers of a seed's E environments; by default from 0 on.
 
     Source: Fu et al., D4RL, 2020, and its ``generate_ant_maze_datasets.py``.
     """
 
-    def __init__(self, walker: Policy, envs: Sequence[gym.Env], noise: float = 0.2, explore: bool = True) -> None:
+    def __init__(
+        self,
+        walker: Policy,
+        envs: Sequence[gym.Env],
+        noise: float = 0.2,
+        explore: bool = True,
+        lanes: Sequence[int] | None = None,
+    ) -> None:
         self.mazes, self.noise, self.explore = [env.unwrapped for env in envs], noise, explore
         self.seeds, self.device = walker.seeds, "cpu"
-        lanes = len(envs) // len(self.seeds)
+        lanes = range(len(envs) // len(self.seeds)) if lanes is None else lanes
         self.walker = apart(walker, lanes)
-        self.streams = EnvStreams(self.seeds, range(lanes), "navigation")
+        self.streams = EnvStreams(self.seeds, lanes, "navigation")
 
     def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
         self.streams.begin(where, episodes)

@@ -1,179 +1,346 @@
-"""Makes built-in datasets from their recipes, ``datasets/recipes/*.yaml``."""
+"""Makes datasets from their recipes: block after block of episodes, on as many cores as there are.
+
+What is in a dataset follows from its recipe and its size alone. Every block has a journal of its own, so that a process
+that is killed leaves all finished episodes, and the blocks are read in their order, whoever made them and when.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
-from multiprocessing import get_context
-from typing import Any
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-import yaml
-from torch import Tensor
 
 from offlinerl.data.episode import Episode
-from offlinerl.envs import kitchen
-from offlinerl.envs.make import Pool
-from offlinerl.recipes.demonstrator import KITCHEN, KitchenDemonstrator
-from offlinerl.rollout.collector import Recording
-from offlinerl.rollout.loop import EnvironmentLoop
-from offlinerl.rollout.policy import Policy
-from offlinerl.util.errors import UserError
-from offlinerl.util.paths import share
-from offlinerl.util.trees import Tree
+from offlinerl.data.journal import Journal
+from offlinerl.recipes import kitchen, rollouts
+from offlinerl.recipes.recipe import Recipe, policy_file, read
+from offlinerl.util.atomic import to_json, write_whole
+from offlinerl.util.errors import UserError, reading
 
-Recipe = Mapping[str, Any]
+PLAN = "plan.json"
+"""Says in the folder of a dataset under way what it is to be."""
+
+LANES = 32
+"""Environments side by side, of which one batch of actions is computed."""
+
+STEPS = 1000
+"""Of every environment in a block, after which it begins no further episode."""
+
+DEMONSTRATIONS = 10
+"""Of a block."""
+
+HELDOUT, SHARE = 1 << 20, 10
+"""Number of the first environment, or demonstration, of the held-out episodes, of which there is one for so many."""
 
 
-def recipe(name: str) -> Recipe:
-    """Read the recipe of a built-in dataset.
+@dataclass(frozen=True)
+class Block:
+    """Episodes that are made by one process, one after the other or side by side."""
 
-    Raises:
-        UserError: if there is none of that name.
+    recipe: Recipe
+    numbers: range  # of environments, or of demonstrations
+    steps: int  # of every environment, after which it begins no further episode
+
+    def play(self, journal: Journal, going: Callable[[], bool]) -> None:
+        """Add what a journal lacks, as long as ``going()``."""
+        if self.recipe["kind"] != "demonstrator":
+            rollouts.play(self.recipe, self.numbers, self.steps, journal, going)
+            return
+        for number in self.numbers[len(journal) :]:
+            if not going():
+                return
+            journal.append(kitchen.episode(self.recipe, number))
+
+    def order(self, journal: Journal) -> list[int]:
+        """Its episodes, by their places in its journal."""
+        if self.recipe["kind"] == "demonstrator":
+            return list(range(len(journal)))
+        return rollouts.order(self.recipe, self.numbers, journal)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Whole episodes of one recipe, until there are so many.
+
+    Attributes:
+        recipe: of kind "demonstrator", "random", "policy", "navigator" or "controller".
+        total: episodes of a demonstrator, or transitions.
+        unit: "episodes" or "transitions".
+        heldout: whether they are for validation.
     """
-    path = share("datasets", "recipes", f"{name}.yaml")
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise UserError(f"there is no recipe {name}; there are: {known}")
-    return yaml.safe_load(path.read_text("utf-8"))
+
+    recipe: Recipe
+    total: int
+    unit: str
+    heldout: bool = False
+
+    def block(self, number: int) -> Block | None:
+        """The block of that number; None where those before it are enough."""
+        first = HELDOUT if self.heldout else 0
+        if self.recipe["kind"] == "demonstrator":
+            begin, end = DEMONSTRATIONS * number, DEMONSTRATIONS * (number + 1)
+            if self.unit == "episodes":
+                end = min(end, self.total)
+            return Block(self.recipe, range(first + begin, first + end), 0) if begin < end else None
+        lanes = min(LANES, -(-self.total // STEPS))
+        if number * lanes * STEPS >= self.total:
+            return None
+        begin = first + number * lanes
+        return Block(self.recipe, range(begin, begin + lanes), min(STEPS, -(-self.total // lanes)))
 
 
-def environment(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe's episodes are made in; see ``offlinerl.envs.make``."""
-    env = recipe["env"]
-    return {"id": env} if isinstance(env, str) else env
-
-
-def generate(
-    name: str,
-    episodes: Iterable[int] | None = None,
-    processes: int = 1,
-    progress: Callable[[int], None] | None = None,
-) -> Iterator[Episode]:
-    """Make the episodes of a recipe, one after the other.
-
-    An episode depends on nothing but the recipe and its own number, so that any one of them can be made again
-    alone. On one platform and version of the simulator it is then the same, bit by bit.
+def parts_of(name: str, size: int | None, episodes: int | None, heldout: bool) -> list[Part]:
+    """What a dataset is made of.
 
     Args:
-        name: of the recipe.
-        episodes: numbers of the episodes to make; by default all that the recipe asks for.
-        processes: how many to make at a time.
-        progress: called with the count of finished episodes after each.
+        name: of its recipe.
+        size: transitions; None: as many as the recipe says.
+        episodes: or episodes, of a demonstrator.
+        heldout: the held-out part, which is a tenth as large.
 
     Raises:
-        UserError: if there is no such recipe.
+        UserError: there is no such recipe, a policy that it needs is missing, or the size is not for it.
     """
-    ingredients = recipe(name)
-    make_episode = partial(_episode, ingredients)
-    numbers = range(ingredients["episodes"]) if episodes is None else episodes
-    return _counted(_mapped(make_episode, numbers, processes), progress)
+    recipe = read(name)
+    demonstrated = recipe["kind"] == "demonstrator"
+    if episodes is not None and not demonstrated:
+        raise UserError(f"{name} is measured in transitions: give --size instead of --episodes")
+    if recipe["kind"] == "concatenation":
+        total = size or recipe.get("size")
+        share = total and -(-total // len(recipe["parts"]))
+        return [part for inner in recipe["parts"] for part in parts_of(inner, share, None, heldout)]
+    policy_file(recipe)
+    unit = "episodes" if demonstrated and size is None else "transitions"
+    total = size or episodes or recipe["episodes" if demonstrated else "size"]
+    return [Part(recipe, -(-total // SHARE) if heldout else total, unit, heldout)]
 
 
-def demonstration(env: Mapping[str, Any], seed: int, number: int, noise: float) -> Episode:
-    """The ``number``-th episode of a script that does what the environment asks.
+class Generation:
+    """A dataset under way: a folder with a journal for every block.
 
     Args:
-        env: what to make; see ``offlinerl.envs.make``.
-        seed: with the number, decides the episode.
-        noise: deviation of Gaussian noise on the actions.
+        folder: to work in.
+        parts: what the dataset is made of, one behind the other.
+        about: what else decides what is in it, as plain data, such as versions.
+        resume: go on with what is in the folder.
+
+    Attributes:
+        made: of the total, when ``run`` left off.
 
     Raises:
-        UserError: there is no script for that environment or one of its tasks.
-    """
-    pool = _pool(json.dumps(env, sort_keys=True))
-    made = pool.envs[0]
-    tasks = getattr(made.unwrapped, "tasks", ()) if isinstance(made.unwrapped, kitchen.Kitchen) else ()
-    if not tasks or not set(tasks) <= set(KITCHEN):
-        unknown = f"task {min(set(tasks) - set(KITCHEN))!r}" if tasks else f"environment {made.spec.id}"
-        raise UserError(f"there is no script for the {unknown}; scripted knows {kitchen.ENV_ID}: {', '.join(KITCHEN)}")
-    rng = np.random.default_rng(np.random.SeedSequence([seed, number]))
-    reset_seed = int(rng.integers(2**31))
-    return _play(pool, reset_seed, partial(KitchenDemonstrator, made, tasks, noise, rng))
-
-
-@cache
-def _pool(env: str) -> Pool:
-    return Pool(json.loads(env), 1)
-
-
-def _mapped(make_episode: Callable[[int], Episode], numbers: Iterable[int], processes: int) -> Iterator[Episode]:
-    if processes == 1:
-        yield from map(make_episode, numbers)
-        return
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        yield from pool.map(make_episode, numbers)
-
-
-def _counted(episodes: Iterable[Episode], progress: Callable[[int], None] | None) -> Iterator[Episode]:
-    for count, episode in enumerate(episodes, 1):
-        if progress is not None:
-            progress(count)
-        yield episode
-
-
-def _episode(recipe: Recipe, number: int) -> Episode:
-    rng = np.random.default_rng(np.random.SeedSequence([recipe["seed"], number]))
-    return DEMONSTRATORS[recipe["demonstrator"]](recipe, rng)
-
-
-def _kitchen(recipe: Recipe, rng: np.random.Generator) -> Episode:
-    """One attempt of a demonstrator drawn from the recipe, until it is done, gives up or runs out of time."""
-    pool, reset_seed = _pool(json.dumps(environment(recipe), sort_keys=True)), int(rng.integers(2**31))
-    skill = _draw(recipe["demonstrators"], rng)
-    plan = _kitchen_plan(recipe, rng, skill["digress"], skill["give_up"])
-    return _play(pool, reset_seed, lambda: KitchenDemonstrator(pool.envs[0], plan, skill["noise"], rng))._replace(
-        seed=None
-    )
-
-
-class Scripted(Policy):
-    """A script in one environment.
-
-    Args:
-        script: makes it for the state in which an episode begins.
+        UserError: the folder holds an unfinished dataset and ``resume`` is not set, or another one.
     """
 
-    def __init__(self, script: Callable[[], KitchenDemonstrator]):
-        self.script = script
+    def __init__(self, folder: Path, parts: list[Part], about: Mapping[str, Any], resume: bool) -> None:
+        self.folder, self.parts, self.made = Path(folder), parts, 0
+        plan = json.loads(json.dumps(dict(parts=[vars(part) for part in parts], **about), default=to_json))
+        stated = self.folder / PLAN
+        if self.folder.exists() and not resume:
+            raise UserError(
+                f"{self.folder} holds an unfinished dataset: go on with --resume, or delete it to start again"
+            )
+        if stated.is_file():
+            with reading(f"{stated}", f"delete {self.folder} to start again"):
+                before = json.loads(stated.read_text("utf-8"))
+                differ = [key for key in plan if before.get(key) != plan[key]]
+            if differ:
+                raise UserError(
+                    f"{self.folder} was begun with other {' and '.join(differ)}; delete it to start again, or give the"
+                    " command, and the versions, that it was begun with"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(stated, json.dumps(plan, indent=1))
 
-    def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
-        self.under_way = self.script()
+    @property
+    def unit(self) -> str:
+        """What is counted: "transitions" or "episodes"."""
+        return self.parts[0].unit
 
-    def act(self, obs: Tree, explore: bool = False) -> Tensor:
-        return torch.from_numpy(self.under_way.act()).view(1, 1, -1)
+    @property
+    def total(self) -> int:
+        """How many there are to be."""
+        return sum(part.total for part in self.parts)
+
+    def run(self, workers: int, going: Callable[[], bool], progress: Callable[[int], None]) -> bool:
+        """Make all that is missing.
+
+        Args:
+            workers: processes to do it; one is this one.
+            going: asked again and again; False leaves off as soon as can be.
+            progress: called now and then with what there is of the total.
+
+        Returns:
+            Whether all is there.
+
+        Raises:
+            UserError: an environment or a policy fails, another process makes the dataset, or the disk is full.
+        """
+        workers = len(list(itertools.islice(self._blocks({}), workers)))
+        with _Here(self.unit, going, progress) if workers == 1 else _Processes(self.unit, workers) as team:
+            done: dict[int, int] = {}
+            waiting, under_way = self._blocks(done), dict[Future[int], int]()
+            while going():
+                for p, number, block in itertools.islice(waiting, workers - len(under_way)):
+                    under_way[team.submit(block, self._path(p, number))] = p
+                if not under_way:
+                    return True
+                for future in wait(under_way, 0.2, FIRST_COMPLETED).done:
+                    p = under_way.pop(future)
+                    done[p] = done.get(p, 0) + future.result()
+                progress(team.made)
+            self.made = team.made
+        return False
+
+    def _blocks(self, done: Mapping[int, int]) -> Iterator[tuple[int, int, Block]]:
+        """What there is to make, as long as what is ``done`` of a part is not enough."""
+        for p, part in enumerate(self.parts):
+            for number in itertools.count():
+                if done.get(p, 0) >= part.total or (block := part.block(number)) is None:
+                    break
+                yield p, number, block
+
+    def __iter__(self) -> Iterator[Episode]:
+        """The episodes, in their order, once all are there."""
+        for p, part in enumerate(self.parts):
+            count = 0
+            for number in itertools.count():
+                if count >= part.total or (block := part.block(number)) is None:
+                    break
+                with Journal(self._path(p, number), write=False) as journal:
+                    for place in block.order(journal):
+                        if count >= part.total:
+                            break
+                        episode = journal[place]
+                        count += 1 if part.unit == "episodes" else len(episode.rewards)
+                        yield episode
+
+    def _path(self, p: int, number: int) -> Path:
+        return self.folder / f"{p}-{number:05d}.journal"
+
+    def clear(self) -> None:
+        """Delete what the dataset was made of."""
+        shutil.rmtree(self.folder)
 
 
-def _play(pool: Pool, reset_seed: int, script: Callable[[], KitchenDemonstrator]) -> Episode:
-    """An episode of a script, until it is done, gives up or runs out of time."""
-    loop, policy = EnvironmentLoop(pool, 1, lambda s, e, episode: reset_seed), Scripted(script)
-    recording = Recording(loop.begin(np.ones((1, 1), bool), np.zeros((1, 1), int), policy)[0])
-    while loop.playing.any() and not policy.under_way.finished:
-        step = loop.step(policy)
-        obs, reward, terminated, truncated, _ = step.answers[0]
-        recording.append(step.applied[0, 0], obs, reward, terminated, truncated)
-    recording.truncations[-1] |= not recording.terminations[-1]
-    return recording.episode(pool.action_space, reset_seed)
+def _make(block: Block, path: Path, unit: str, going: Callable[[], bool], add: Callable[[int], None]) -> int:
+    """Fill the journal of a block; how many it has then. ``add`` hears of what there is, little by little."""
+    with Journal(path) as journal:
+        known = 0
+
+        def goes_on() -> bool:
+            nonlocal known
+            count = len(journal) if unit == "episodes" else journal.steps
+            if count > known:
+                add(count - known)
+            known = count
+            return going()
+
+        block.play(journal, goes_on)
+        goes_on()
+        return known
 
 
-def _kitchen_plan(recipe: Recipe, rng: np.random.Generator, digress: float, give_up: float) -> list[Any]:
-    """An order of tasks; before any but the first the demonstrator may digress, and may give up for good."""
-    plan: list[Any] = []
-    for task in _draw(recipe["orders"], rng):
-        if plan and rng.random() < digress:
-            plan += _draw(recipe["digressions"], rng)
-        if plan and rng.random() < give_up:
-            break
-        plan.append(task)
-    return plan
+class Team(Protocol):
+    """What makes blocks.
+
+    Attributes:
+        made: episodes or transitions so far.
+    """
+
+    made: int
+
+    def submit(self, block: Block, path: Path) -> Future[int]: ...
 
 
-def _draw(choices: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Any:
-    weights = np.array([choice["weight"] for choice in choices], float)
-    return choices[rng.choice(len(choices), p=weights / weights.sum())]["value"]
+class _Here:
+    """This process, on one thread as the others."""
+
+    def __init__(self, unit: str, going: Callable[[], bool], progress: Callable[[int], None]) -> None:
+        self.unit, self.going, self.progress, self.made = unit, going, progress, 0
+
+    def submit(self, block: Block, path: Path) -> Future[int]:
+        future: Future[int] = Future()
+        future.set_result(_make(block, path, self.unit, self.going, self._add))
+        return future
+
+    def _add(self, count: int) -> None:
+        self.made += count
+        self.progress(self.made)
+
+    def __enter__(self) -> _Here:
+        self.threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        torch.set_num_threads(self.threads)
 
 
-DEMONSTRATORS: dict[str, Callable[[Recipe, np.random.Generator], Episode]] = {"kitchen": _kitchen}
+class _Processes:
+    """Processes of their own, which end with this one, whatever ends it."""
+
+    def __init__(self, unit: str, workers: int) -> None:
+        context = get_context("spawn")
+        self.unit, self.stop, self.count = unit, context.Event(), context.Value("q", 0)
+        self.pool = ProcessPoolExecutor(workers, context, _begin, (self.stop, self.count))
+
+    @property
+    def made(self) -> int:
+        return self.count.value
+
+    def submit(self, block: Block, path: Path) -> Future[int]:
+        # A terminal sends signals to all processes; this one stops the others, which begin deaf to them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            return self.pool.submit(_in_worker, block, path, self.unit)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def __enter__(self) -> _Processes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: Any) -> None:
+        self.stop.set()
+        self.pool.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(
+                "a worker was killed, perhaps because the memory was full: go on with --resume and fewer --workers"
+            ) from error
+
+
+_SHARED: list[Any] = []
+"""Of a worker: the event that stops it, and the count of what has been made."""
+
+
+def _begin(stop: Any, count: Any) -> None:
+    """What a worker does first."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    _SHARED[:] = stop, count
+
+
+def _end_with_parent() -> None:
+    parent_process().join()
+    os._exit(1)
+
+
+def _in_worker(block: Block, path: Path, unit: str) -> int:
+    stop, count = _SHARED
+
+    def add(more: int) -> None:
+        with count.get_lock():
+            count.value += more
+
+    return _make(block, path, unit, lambda: not stop.is_set(), add)

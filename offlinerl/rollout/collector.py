@@ -110,8 +110,7 @@ class Collector:
 
     def reset_seed(self, s: int, e: int, episode: int) -> int:
         """What the episode of a number is reset with."""
-        sequence = np.random.SeedSequence([self.seeds[s], self.lanes[e], int(episode)])
-        return int(sequence.generate_state(1)[0])
+        return reset_seed(self.seeds[s], self.lanes[e], int(episode))
 
     def _finish(self, i: int) -> None:
         recording, (s, e) = self.recordings[i], self.loop.lane(i)
@@ -174,6 +173,11 @@ class Collector:
 
     def close(self) -> None:
         self.pool.close()
+
+
+def reset_seed(seed: int, lane: int, episode: int) -> int:
+    """What an episode is reset with, by its number in an environment of a seed."""
+    return int(np.random.SeedSequence([seed, lane, episode]).generate_state(1)[0])
 
 
 def mean_of(recent: Iterable[Iterable[float]]) -> float | None:

@@ -57,10 +57,10 @@ class Policy(Protocol):
         """
 
 
-def apart(policy: Policy, envs: int) -> Policy:
-    """The policy to act in other environments, E a seed. An agent that explores elsewhere can go on with that later;
-    other policies begin anew with each call of ``begin``."""
-    return policy.acting_in(range(envs)) if isinstance(policy, Agent) else policy
+def apart(policy: Policy, lanes: Sequence[int]) -> Policy:
+    """The policy to act in other environments, E a seed, of these numbers. An agent that explores elsewhere can go on
+    with that later; other policies begin anew with each call of ``begin``."""
+    return policy.acting_in(lanes) if isinstance(policy, Agent) else policy
 
 
 class Uniform(Policy):

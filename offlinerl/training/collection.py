@@ -23,7 +23,7 @@ from offlinerl.envs.make import make, side_by_side, specification
 from offlinerl.evaluation.evaluate import check_spec, evaluate
 from offlinerl.evaluation.task import Task
 from offlinerl.learning.rng import EnvStreams
-from offlinerl.recipes.generate import demonstration
+from offlinerl.recipes.kitchen import demonstration
 from offlinerl.rollout.actor_pool import ActorPool
 from offlinerl.rollout.collector import Collector, mean_of
 from offlinerl.rollout.policy import Noisy, Policy, apart
@@ -278,7 +278,7 @@ class Collection(Companion):
                 self.display.warn_of_endless(collector.pool.name)
             if policy:
                 check_spec(policy, collector.pool)
-                acting = Noisy(apart(policy, envs), noise, collector.spec, EnvStreams(seeds, lanes, "noise"))
+                acting = Noisy(apart(policy, lanes), noise, collector.spec, EnvStreams(seeds, lanes, "noise"))
             collector.done = {episode.seed for episode in self.journal}
             collector.on_episode = keep
             self.until(unit, total, step)

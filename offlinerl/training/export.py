@@ -38,7 +38,7 @@ def export_policy(
     Its metadata also hold ``seed``, ``updates`` and ``steps`` of the training; its ``settings`` of training and the
     ``curve`` of evaluations ``[steps or updates, mean return]``, where the run's folder has them; what it
     was ``measured`` to be, without exploration: mean and deviation of the return over so many episodes, the first one
-    reset with the seed 0; and ``versions``.
+    reset with the seed 0, if its environment is known; and ``versions``.
 
     Args:
         path: a checkpoint, or a run's folder, whose last one is meant.
@@ -59,22 +59,20 @@ def export_policy(
     agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
     if seed is not None and seed not in agent.seeds:
         raise UserError(f"{path} has no policy of seed {seed}; it has those of {', '.join(map(str, agent.seeds))}")
-    if not (agent.task or {}).get("env"):
-        raise UserError(f"the checkpoint {path} does not say what it was trained for, so that it cannot be measured")
     s = 0 if seed is None else agent.seeds.index(seed)
     policy = agent.part(slice(s, s + 1))
-    found = evaluate(policy, Task(**agent.task), episodes)
-    measured: dict[str, Any] = dict(
-        episodes=episodes, mean_return=float(found.returns.mean()), std_return=float(found.returns.std())
-    )
-    if found.success is not None:
-        measured["success"] = float(found.success.mean())
     facts: dict[str, Any] = dict(seed=policy.seeds[0], updates=agent.updates, steps=agent.steps)
     facts |= trained(path.parent, policy.seeds[0], agent.updates, agent.steps)
-    shipped.write(policy, file, dict(**facts, measured=measured, versions=versions()), overwrite)
-    display.say(
-        f"{file}: {file.stat().st_size / 1e3:,.0f} kB; return {shown(measured['mean_return'])} over {episodes} episodes"
-    )
+    result = "its return is not known, for it was trained without an environment"
+    if agent.task.get("env") is not None:
+        found = evaluate(policy, Task(**agent.task), episodes)
+        mean, deviation = float(found.returns.mean()), float(found.returns.std())
+        facts["measured"] = dict(episodes=episodes, mean_return=mean, std_return=deviation)
+        if found.success is not None:
+            facts["measured"]["success"] = float(found.success.mean())
+        result = f"return {shown(mean)} over {episodes} episodes"
+    shipped.write(policy, file, dict(**facts, versions=versions()), overwrite)
+    display.say(f"{file}: {file.stat().st_size / 1e3:,.0f} kB; {result}")
     return file
 
 

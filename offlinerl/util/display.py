@@ -14,7 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-UNITS = {"normalized": "normalised score", "minari": "score by Minari's references", "return": "return"}
+UNITS = {
+    "normalized": "normalised score",
+    "minari": "score by Minari's references",
+    "ours": "score by our own references",
+    "return": "return",
+}
 
 
 def console() -> Console:

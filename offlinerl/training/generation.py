@@ -1,0 +1,170 @@
+"""``offlinerl datasets generate``: datasets that are made here, by their recipes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from offlinerl.agents import shipped
+from offlinerl.data import registry
+from offlinerl.data.episode import Episode
+from offlinerl.data.journal import EPISODES, Journal
+from offlinerl.data.minari_writer import write_minari
+from offlinerl.envs.make import make, specification
+from offlinerl.evaluation.task import Task
+from offlinerl.recipes.generate import SHARE, Generation, Part, parts_of
+from offlinerl.recipes.recipe import Recipe, environment, overrides, policy_file, read
+from offlinerl.training.build import build
+from offlinerl.training.collection import Collection
+from offlinerl.training.request import settings_for
+from offlinerl.util import paths
+from offlinerl.util.atomic import sweep
+from offlinerl.util.device import pick_device
+from offlinerl.util.display import Display
+from offlinerl.util.errors import UserError
+from offlinerl.util.folder import versions
+from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
+
+
+def generate_dataset(
+    name: str,
+    *,
+    size: int | None = None,
+    episodes: int | None = None,
+    split: str = "train",
+    workers: int | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Make a dataset from its recipe and write it as a Minari dataset. The same recipe, size and versions give the same
+    episodes, bit by bit, however many workers make them and however often they are killed.
+
+    Args:
+        name: of the recipe.
+        size: transitions; the episode that reaches it is whole. None: as many as the recipe says.
+        episodes: or episodes, of demonstrations.
+        split: "train", or "heldout": a tenth as many transitions, or demonstrations, that are not in the other. A
+            training, whose every tenth episode is held out, makes both at once.
+        workers: processes; by default as many as cores.
+        out: the folder to write; by default one in the cache. Beside it, in a folder whose name ends in ``.partial``,
+            lies what is finished until all is.
+        resume: go on with an unfinished one.
+        overwrite: replace the folder if it exists.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        UserError: anything the user can put right.
+        Interrupted: Ctrl-C; every finished episode is kept.
+    """
+    recipe, display = read(name), Display()
+    replayed = recipe["kind"] == "replay"
+    full = name + (registry.HELDOUT if split == "heldout" and not replayed else "")
+    path = Path(out) if out else paths.cache("datasets", full)
+    partial = path.with_name(f"{path.name}.partial")
+    sealed = resume and partial.exists()  # it was killed when all but tidying up was done
+    if path.exists() and not (overwrite or sealed):
+        raise UserError(f"{path} already exists; delete it, choose another --out or add --overwrite")
+    sweep(path.parent, path.name)
+    if replayed:
+        if episodes is not None:
+            raise UserError(f"{name} is measured in transitions: give --size instead of --episodes")
+        return _replay(name, recipe, size or recipe["training"]["steps"], path, partial, resume, overwrite)
+    parts = parts_of(name, size, episodes, split == "heldout")
+    policies = {part.recipe["policy"]: _facts(part.recipe) for part in parts if "policy" in part.recipe}
+    generation = Generation(partial, parts, dict(versions=versions(), policies=policies), resume)
+    stop, unit = Stop(), generation.unit
+    with on_interrupt(stop.set), display.bar(f"generating {full}", generation.total, unit=unit):
+
+        def progress(made: int) -> None:
+            display.advance(min(made, generation.total))
+
+        if not generation.run(workers or os.cpu_count() or 1, lambda: not stop.is_set(), progress):
+            raise Interrupted(
+                f"interrupted after {generation.made:,} {unit}, which are kept in {partial}; go on with: the same"
+                " command with --resume",
+                stop.status,
+            )
+    provenance = dict(recipe=recipe, size=generation.total, unit=unit, split=split, versions=versions())
+    if policies:
+        provenance["policies"] = policies
+    _write(path, full, parts, iter(generation), provenance, overwrite or path.exists(), display)
+    generation.clear()
+    return path
+
+
+def _write(
+    path: Path,
+    name: str,
+    parts: list[Part],
+    episodes: Iterator[Episode],
+    provenance: Mapping[str, Any],
+    overwrite: bool,
+    display: Display,
+) -> None:
+    recipe = parts[0].recipe
+    with closing(make(environment(recipe), recipe.get("obs_keys"))) as env:
+        space, spec, action_space = env.observation_space, specification(env), env.action_space
+    if recipe["kind"] != "demonstrator" and isinstance(space, gym.spaces.Box) and space.dtype == np.float64:
+        space = gym.spaces.Box(np.float32(space.low), np.float32(space.high), space.shape, np.float32)
+    kinds = dict(demonstrator="scripted", controller="scripted", random="random")
+    steps = count = 0
+
+    def counted() -> Iterator[Episode]:
+        nonlocal steps, count
+        for episode in episodes:
+            steps, count = steps + len(episode.rewards), count + 1
+            yield episode
+
+    write_minari(
+        path, counted(), dataset_id=f"offlinerl/{name}-v0", env_spec=spec, observation_space=space,
+        action_space=action_space, overwrite=overwrite,
+        metadata=dict(
+            author="offlinerl", description=f"{name}, made from its recipe", licence="MIT", seed=recipe["seed"],
+            algorithm_name=kinds.get(recipe["kind"], recipe.get("training", {}).get("agent", "policy")),
+            requirements=["offlinerl"], provenance=dict(provenance),
+        ),
+    )  # fmt: skip
+    display.say(f"{name}: {count:,} episodes, {steps:,} transitions in {path}")
+
+
+def _facts(recipe: Recipe) -> dict[str, Any]:
+    """What a dataset says of the policy that played it."""
+    path = policy_file(recipe)
+    stated = shipped.about(path)
+    known = ("agent", "seed", "steps", "updates", "measured", "versions")
+    return dict({key: stated[key] for key in known if key in stated}, sha256=registry.sha256(path))
+
+
+def _replay(name: str, recipe: Recipe, steps: int, path: Path, partial: Path, resume: bool, overwrite: bool) -> Path:
+    """Train an agent by its recipe and keep its episodes, all that a replay would hold; every tenth one apart."""
+    training = recipe["training"]
+    other = path.with_name(path.name + registry.HELDOUT)
+    over = overrides(training)
+    over["train"] = {**over["train"], "steps": steps}
+    settings, entry = settings_for(training["agent"], None, training["env"], [training["seed"]], None, over)
+    if partial.exists() and not resume:
+        raise UserError(f"{partial} holds an unfinished dataset: go on with --resume, or delete it to start again")
+    collection = Collection(
+        partial, Task.of(entry), f"offlinerl/{name}-v0", False, training["agent"], training["seed"], settings
+    )
+    settings["collect"] = dict(dataset=collection.dataset_id, first=collection.first)
+    collection.learn(build(settings, entry, pick_device("auto"), partial))
+    provenance = dict(recipe=recipe, size=steps, unit="transitions", versions=versions())
+    part = Part(dict(recipe, seed=training["seed"], env=training["env"]), steps, "transitions")
+    with Journal(partial / EPISODES, write=False) as journal:
+        for target, title, heldout in ((other, name + registry.HELDOUT, True), (path, name, False)):
+            chosen = (journal[i] for i in range(len(journal)) if (i % SHARE == SHARE - 1) == heldout)
+            split = dict(provenance, split="heldout" if heldout else "train")
+            _write(target, title, [part], chosen, split, overwrite or target.exists(), collection.display)
+    shutil.rmtree(partial)
+    return path
