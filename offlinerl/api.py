@@ -70,7 +70,7 @@ def fit(
             the place of its dataset. A dataset or an environment that was an object has to be given again.
         threads: CPU threads to compute with; by default as many as cores.
         obs_keys: the parts of the observations to learn from, in this order; by default all.
-        limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
+        limits: some of ``offlinerl.envs.make.LIMITS``, such as ``pixels=True``; see ``offlinerl.envs.make.make``.
         init: a checkpoint, or a run's folder, whose weights to begin with.
         actions: "discrete" or "continuous", what the dataset's are where no environment says so; by default what their
             type suggests.
@@ -176,7 +176,7 @@ def evaluate(
     acting, task = _acting(policy), Task.of(registry.task(where))
     found = evaluation.evaluate(acting, task, episodes, **settings)
     return dict(
-        env=task.env_id, seeds=list(acting.seeds), episodes=episodes, score_kind=task.score_kind, **found.facts()
+        env=task.env_id, seeds=list(acting.seeds), episodes=episodes, score_kind=task.label, **found.facts()
     )  # fmt: skip
 
 

@@ -51,7 +51,8 @@ def fit(args: argparse.Namespace) -> None:
     if args.resume is not None and fixed:
         raise WrongUsage(
             "--resume goes on with a run's own settings: leave out --out, --seeds, --config, --env, --obs-keys,"
-            " --init, --actions, --columns, --subset, --max-episode-steps and --action-range"
+            " --init, --actions, --columns, --subset, --max-episode-steps, --action-range, --pixels,"
+            " --fast-scene and --stack"
         )
     over = dict(train=args.settings["train"] | train, agent=args.settings["agent"])
     api.fit(
@@ -98,7 +99,8 @@ def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 
 def limits_of(args: argparse.Namespace) -> dict[str, Any]:
-    return given(args, "max_episode_steps", "action_range")
+    limits = given(args, "max_episode_steps", "action_range", "stack")
+    return {**limits, "pixels": dict(fast=args.fast_scene)} if args.pixels or args.fast_scene else limits
 
 
 def datasets_list(args: argparse.Namespace) -> None:
@@ -305,6 +307,11 @@ SHARED: dict[str, dict[str, Any]] = {
     "--agent-class": dict(metavar="MODULE:CLASS", help="the class of a checkpoint's agent, if it is your own"),
     "--max-episode-steps": dict(type=count, metavar="N", help="steps after which episodes are truncated"),
     "--action-range": dict(type=span, metavar="LOW,HIGH", help="bounds for actions that have none, as in -1,1"),
+    "--pixels": dict(action="store_true", help="see a MuJoCo task as 84x84 images, each action held for two steps"),
+    "--fast-scene": dict(
+        action="store_true", help="as --pixels, without shadows, reflections and multisampling: other images, faster"
+    ),
+    "--stack": dict(type=count, metavar="N", help="frames to an observation (default: 3 of pixels)"),
     "--obs-keys": dict(
         type=names, metavar="A,B", help="parts of the observations to use, as in state,goal (default: all)"
     ),
@@ -321,6 +328,10 @@ SHARED: dict[str, dict[str, Any]] = {
     "--json": dict(type=Path, metavar="FILE", help="write the results to a file"),
     "--overwrite": dict(action="store_true", help="replace what is there already"),
 }  # fmt: skip
+
+
+SEEING = ("--pixels", "--fast-scene", "--stack")
+"""How an environment is seen."""
 
 
 class AgentHelp(argparse.Action):
@@ -377,7 +388,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--dataset", metavar="NAME", help="a name of `datasets list`, a Minari id, a file or a folder")
     p.add_argument("--env", metavar="ID", help="where to act, or a file's task: a Gymnasium id or a dataset's name")
-    p.add_shared("--max-episode-steps", "--action-range", "--obs-keys", "--columns", "--subset")
+    p.add_shared("--max-episode-steps", "--action-range", *SEEING, "--obs-keys", "--columns", "--subset")
     p.add_argument("--actions", choices=("discrete", "continuous"), help="the data's, if no environment says so")
     p.add_argument(
         "--seeds", type=seed_list, metavar="N,N", help="seeds to train at once, as in 0,1,2 or 0-4 (default: 0)"
@@ -403,7 +414,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("source", help="an agent, which learns meanwhile; a checkpoint or a run; random; or scripted")
     p.add_shared("--agent-class")
     p.add_argument("--env", required=True, metavar="ID", help="where to act: a Gymnasium id or a dataset's name")
-    p.add_shared("--max-episode-steps", "--action-range")
+    p.add_shared("--max-episode-steps", "--action-range", *SEEING)
     p.add_argument("--dataset", required=True, metavar="ID", help="what to call it, (namespace/)name-vN")
     p.add_shared("--obs-keys")
     length = p.add_mutually_exclusive_group()
@@ -427,7 +438,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("checkpoint", type=Path, help="such as runs/xql-kitchen/last.ckpt, or a run's folder")
     p.add_shared("--agent-class")
     p.add_argument("--env", metavar="ID", help="another environment than the checkpoint's own")
-    p.add_shared("--max-episode-steps", "--action-range")
+    p.add_shared("--max-episode-steps", "--action-range", *SEEING)
     p.add_argument("--episodes", type=count, default=50, metavar="N", help="episodes of every policy (default: 50)")
     p.add_argument("--seed", type=whole, default=0, metavar="N", help="reset seed of the first episode (default: 0)")
     p.add_argument("--video", type=Path, metavar="DIR", help="record one episode of every seed's policy as GIF")

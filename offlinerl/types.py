@@ -134,6 +134,11 @@ class Spec:
         return self.obs[0].path == "" and len(self.obs[0].shape) == 1
 
     @property
+    def has_images(self) -> bool:
+        """Whether an observation is an image, or has one in it."""
+        return any(len(leaf.shape) > 1 for leaf in self.obs)
+
+    @property
     def obs_dim(self) -> int:
         """O, the numbers of an observation that is one vector.
 

@@ -1,9 +1,12 @@
 import os
 import warnings
+from ctypes.util import find_library
 
 CORES = os.cpu_count() or 1
 THREADS = max(1, min(2, CORES // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # before torch; commands that tests start get it too
+if find_library("OSMesa"):
+    os.environ.setdefault("MUJOCO_GL", "osmesa")  # before dm_control, which looks for it when it is imported
 
 import numpy as np
 import pytest

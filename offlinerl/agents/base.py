@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 import offlinerl
+from offlinerl.learning import augmentation
 from offlinerl.learning.compile import Step, capture, signature
 from offlinerl.learning.optim import Adam, clip_norm
 from offlinerl.learning.rng import EnvStreams, Streams, generator
-from offlinerl.nn.encoders import Encoder, Normalized, encoder_of
+from offlinerl.nn.encoders import LAYERS, Encoder, Normalized, encoder_of
 from offlinerl.types import Batch, Metrics, Spec
 from offlinerl.util.errors import UserError
 from offlinerl.util.settings import Config as BaseConfig
@@ -57,6 +58,10 @@ class Config(BaseConfig):
 
     normalize: bool = setting(
         False, "shift and scale the vectors of observations by the mean and deviation of every dimension in the dataset"
+    )
+    convolutions: str = setting("nature", "layers over images", choices=("nature", "sac_ae"))
+    shift: int = setting(
+        0, "pixels by which images are shifted at most, at random, as they are learnt from (Yarats et al., 2022)", low=0
     )
 
 
@@ -171,7 +176,8 @@ class Agent(L.LightningModule, ABC):
     def encoder(self, network: str) -> Encoder:
         """What one network sees of observations; an algorithm may make another."""
         rng = self.init_rng(f"{network} encoder")
-        return encoder_of(self.spec, rng, getattr(self.config, "normalize", False))
+        layers = LAYERS[getattr(self.config, "convolutions", "nature")]
+        return encoder_of(self.spec, rng, getattr(self.config, "normalize", False), layers)
 
     def normalize_by(self, moments: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
         """Shift and scale the vectors of observations by these from now on, where ``normalize`` is set; a checkpoint
@@ -312,7 +318,10 @@ class Agent(L.LightningModule, ABC):
         for k in range(updates):
             self.before_update()
             batch = tree_map(lambda x, k=k: x[k], block)
-            for name, value in self._step(batch, self.draw(batch_size), self.phase()).items():
+            noise = self.draw(batch_size)
+            if (shift := getattr(self.config, "shift", 0)) and self.spec.has_images:
+                noise = dict(noise, shift=augmentation.offsets(self.rng.to(self.device), batch_size, shift))
+            for name, value in self._step(batch, noise, self.phase()).items():
                 found.setdefault(name, []).append(value)
             self.updates += 1
         priority = torch.stack(found.pop("priority")) if "priority" in found else None
@@ -326,12 +335,19 @@ class Agent(L.LightningModule, ABC):
         pieces = [inputs] if whole else [[x[part.stack] for x in inputs] for part in self._parts]
         key = (self.compile, k, signature(pieces[0]))
         if key not in self._steps:
-            steps = [_of_leaves(partial(part.update, k=k), type(batch), tree) for part in self._parts]
+            steps = [_of_leaves(partial(part._update, k=k), type(batch), tree) for part in self._parts]
             if self.compile:
                 steps = capture(steps, pieces[0], [part.trained_tensors() for part in self._parts])
             self._steps[key] = steps
         done = [step(*piece) for step, piece in zip(self._steps[key], pieces, strict=True)]
         return done[0] if whole else {name: torch.cat([metrics[name] for metrics in done]) for name in done[0]}
+
+    def _update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
+        """``update``, on shifted images where the settings say so."""
+        if "shift" in noise:
+            noise = dict(noise)
+            batch = augmentation.shifted(batch, noise.pop("shift"), self.spec)
+        return self.update(batch, noise, k)
 
     def division(self, batch_size: int) -> list[slice]:
         """The seeds that take their update together, in turn after turn.

@@ -82,7 +82,9 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
     place = np.arange(rows) + np.r_[0, np.cumsum(last)[:-1]]
     observations = tree_map(lambda leaf: leaf[: rows + len(final)], observations)
     require_finite(name, dict(observations=observations, actions=action, rewards=reward))
-    keep = ["env_spec", "eval_env_spec", "ref_min_score", "ref_max_score", "author", "provenance", "seed"]
+    keep = [
+        "env_spec", "eval_env_spec", "ref_min_score", "ref_max_score", "author", "provenance", "seed", "frame_stack",
+    ]  # fmt: skip
     if not metadata.get("env_spec"):
         keep.append("action_space")  # all that is known of it
     provenance = dict(

@@ -328,11 +328,12 @@ def _of_minari(folder: Path, source: Mapping[str, Any]) -> Entry:
     metadata = minari_metadata(folder)
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     known = low is not None and high is not None
+    stack = {"stack": metadata["frame_stack"]} if metadata.get("frame_stack") else {}
     spec = metadata.get("eval_env_spec") or metadata.get("env_spec")
     return Entry(
         name=metadata.get("dataset_id", folder.name),
         source=source,
-        env={"spec": spec} if spec else None,
+        env={"spec": spec} | stack if spec else None,
         score={"min": low, "max": high, "from": "return", "kind": "minari"} if known else None,
         licence=metadata.get("licence", metadata.get("license", "")),
         obs_keys=tuple(metadata.get("obs_keys") or ()) or None,
@@ -362,6 +363,9 @@ def minari_metadata(folder: Path) -> dict[str, Any]:
         for key, kinds in dict(dataset_id=str, ref_min_score=(float, int), ref_max_score=(float, int)).items():
             if metadata.get(key) is not None and not isinstance(metadata[key], kinds):
                 raise ValueError(f"{key} is {metadata[key]!r}")
+        stack = metadata.get("frame_stack", 1)
+        if not (type(stack) is int and stack > 0):
+            raise ValueError(f"frame_stack is {stack!r}")
         counts = {key: operator.index(metadata[key]) for key in ("total_episodes", "total_steps")}
         return {"dataset_id": metadata["dataset_id"]} | metadata | counts
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

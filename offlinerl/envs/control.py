@@ -1,9 +1,13 @@
-"""The DeepMind Control Suite, observed as states. Needs the extra ``pixels``, which brings dm_control."""
+"""The DeepMind Control Suite, and a task of its manipulation, observed as states.
+
+Needs the extra ``pixels``, which brings dm_control.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import warnings
 from collections.abc import Mapping
 from types import ModuleType
@@ -12,6 +16,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+
+from offlinerl.envs import rendering
 
 EPISODE_STEPS = 1000
 """Control steps of an episode, in every task of ``TASKS``."""
@@ -40,9 +46,14 @@ TASKS = {
 draw the very model at random. ``quadruped-escape`` hands its terrain to the renderer, so its reset needs OpenGL."""
 
 
+MANIPULATION, MANIPULATION_STEPS = {"manipulation": ("reach_duplo",)}, 250
+"""Of ``dm_control.manipulation``, whose arm is not part of the suite: the task that DrQ-v2 was tried on, and the steps
+of an episode, which are ten seconds."""
+
+
 def register() -> None:
     """Register ``dm_control/<domain>-<task>-v0`` with Gymnasium. The simulator is loaded when one is first made."""
-    for domain, tasks in TASKS.items():
+    for domain, tasks in {**TASKS, **MANIPULATION}.items():
         for task in tasks:
             name = f"dm_control/{domain}-{task}-v0"
             if name not in gym.registry:
@@ -72,8 +83,8 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
     The observation is a float32 vector: the task's arrays, flattened, in the task's order. An action is a control
     of every actuator; the simulator clips what exceeds the bounds. The reward of a control step is between 0 and 1.
 
-    An episode is truncated after 1000 control steps, and terminates only where the task says so by a discount
-    of 0, which none of the registered ones does; the two never coincide.
+    An episode is truncated after 1000 control steps, of manipulation after 250, and terminates only where the task says
+    so by a discount of 0, which none of the registered ones does; the two never coincide.
 
     Args:
         domain: such as "cheetah".
@@ -104,7 +115,15 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
     ) -> None:
         if not isinstance(action_repeat, int) or action_repeat < 1:
             raise ValueError(f"action_repeat must be a whole number of at least 1, not {action_repeat!r}")
-        self.control = load().load(domain, task)
+        if render_mode and "dm_control" not in sys.modules:
+            rendering.choose()  # dm_control looks for it when it is imported
+        suite = load()
+        if domain in MANIPULATION:
+            from dm_control import manipulation
+
+            self.control, self.steps = manipulation.load(f"{task}_features"), MANIPULATION_STEPS
+        else:
+            self.control, self.steps = suite.load(domain, task), EPISODE_STEPS
         self.action_repeat = action_repeat
         self.render_mode = render_mode
         self.camera = dict(height=height, width=width, camera_id=camera_id)
@@ -122,7 +141,7 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
 
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:
-        self._spec = spec and dataclasses.replace(spec, max_episode_steps=math.ceil(EPISODE_STEPS / self.action_repeat))
+        self._spec = spec and dataclasses.replace(spec, max_episode_steps=math.ceil(self.steps / self.action_repeat))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -130,7 +149,8 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
         """Start an episode. A seed, below 2^32, decides all that happens in it, but for the actions, and is the
         suite's own ``random``; without one, ``np_random`` draws it."""
         super().reset(seed=seed)
-        self.control.task.random.seed(self.np_random.integers(2**32) if seed is None else seed)
+        random = self.control.random_state if hasattr(self.control, "random_state") else self.control.task.random
+        random.seed(self.np_random.integers(2**32) if seed is None else seed)
         self._ended = False
         return _flat(self.control.reset().observation), {}
 

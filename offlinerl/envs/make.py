@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
-from offlinerl.envs import checks, robotics, spaces
+from offlinerl.envs import checks, pixels, robotics, spaces
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree
@@ -32,7 +32,8 @@ def make(
         env: ``{"id": ..., "kwargs": {...}}``, or ``{"spec": ...}`` with Gymnasium's JSON of a specification, or
             ``{"id": ..., "factory": ...}`` with a function that makes it, see ``described``. Besides it may have
             ``max_episode_steps``, after which episodes are truncated, and ``action_range``, the lower and the upper
-            bounds that its actions shall have, a number or A of them each.
+            bounds that its actions shall have, a number or A of them each; ``pixels``, how it is to be drawn, see
+            ``offlinerl.envs.pixels.asked_for``; and ``stack``, how many frames an observation has.
         obs_keys: the parts of a ``Dict`` observation, in order; all of them by default.
         render_mode: passed on if given.
         seen: False leaves its observations as they are, whatever they are.
@@ -40,7 +41,12 @@ def make(
     Raises:
         UserError: the environment is unknown, lacks a dependency, or refuses its arguments.
     """
-    extra = {"render_mode": render_mode} if render_mode else {}
+    extra: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
+    drawn = env.get("pixels")
+    if drawn:
+        if "factory" in env:
+            raise UserError(f"the environment {env['id']} was given as an object: wrap it in Pixels yourself")
+        extra |= pixels.arguments(id_of(env), drawn)
     if "max_episode_steps" in env:
         extra["max_episode_steps"] = env["max_episode_steps"]
     try:
@@ -56,10 +62,20 @@ def make(
         raise
     except Exception as error:  # it is a user's own code
         name = env.get("id", "of the dataset")
+        if drawn and isinstance(error, TypeError):
+            raise UserError(
+                f"{name} cannot be drawn in any size ({checks.reason(error)}): leave out --pixels"
+            ) from error
         raise UserError(f"environment {name} cannot be made: {checks.reason(error)}") from error
+    if drawn:
+        if made.has_wrapper_attr("renderer"):
+            raise UserError(f"{id_of(env)} shows pixels already: leave out --pixels")
+        made = pixels.Pixels(made, drawn["size"], drawn["repeat"], drawn["fast"])
     if "action_range" in env:
         made = Bounded(made, *env["action_range"])
-    return spaces.Observed(made, obs_keys) if seen and not spaces.is_seen(made.observation_space) else made
+    if seen and not spaces.is_seen(made.observation_space):
+        made = spaces.Observed(made, obs_keys)
+    return pixels.Stacked(made, env["stack"]) if env.get("stack", 1) > 1 else made
 
 
 def described(env: gym.Env | Callable[[], gym.Env]) -> dict[str, Any]:
@@ -196,14 +212,25 @@ def unbounded_actions(env: Mapping[str, Any]) -> np.ndarray:
 
 
 def with_limits(env: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
-    """A description of an environment, with the ``max_episode_steps`` and ``action_range`` of ``limits`` if any."""
-    given = {key: limits[key] for key in ("max_episode_steps", "action_range") if limits.get(key) is not None}
+    """A description of an environment, with those of ``LIMITS`` that ``limits`` has. Pixels come with a stack."""
+    given = {key: limits[key] for key in LIMITS if limits.get(key) is not None}
+    if given.get("pixels"):
+        given = {"stack": env.get("stack", pixels.STACK), **given, "pixels": pixels.asked_for(given["pixels"])}
     return {**env, **given}
+
+
+LIMITS = ("max_episode_steps", "action_range", "pixels", "stack")
+"""What may be said of an environment besides its name; see ``make``."""
+
+
+def without_stack(env: Mapping[str, Any]) -> dict[str, Any]:
+    """A description of the environment whose observations are single frames."""
+    return {key: value for key, value in env.items() if key != "stack"}
 
 
 def native(env: gym.Env) -> gym.Env:
     """An environment of ``make`` with its own observations."""
-    while isinstance(env, spaces.Observed):
+    while isinstance(env, spaces.Observed | pixels.Stacked):
         env = env.env
     return env
 
@@ -308,6 +335,7 @@ class Pool:
         _require_sound(env, obs_keys)
         self.envs = [make(env, obs_keys, render_mode) for _ in range(size)]
         self.spec, self.action_space = spec_of(self.envs[0]), self.envs[0].action_space
+        self.stack = env.get("stack", 1)
         self.name, self._shape = checks.name_of(self.envs[0]), spaces.shapes(self.envs[0].observation_space)
         self._low, self._high = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
         self._seeds: dict[int, int] = {}

@@ -142,7 +142,7 @@ def evaluate_checkpoint(
         video: a folder for one GIF a seed.
         json_file: where to write what is returned.
         device: "auto", "cpu" or "cuda".
-        limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
+        limits: some of ``offlinerl.envs.make.LIMITS``, such as ``pixels=True``; see ``offlinerl.envs.make.make``.
         agent_class: of an agent that is neither ours nor installed; see ``checkpoint.load_agent``.
 
     Raises:
@@ -153,6 +153,9 @@ def evaluate_checkpoint(
     if env is None and not (agent.task or {}).get("env"):
         raise UserError(f"the checkpoint {path} does not say what it was trained for; name an environment with --env")
     task = Task(**agent.task) if env is None else Task.of(registry.task(env))
+    own = agent.task["env"] if agent.task else {}
+    if env is not None:  # another one is seen as its own is
+        limits = {key: own[key] for key in ("pixels", "stack") if key in own} | dict(limits or {})
     task = replace(
         task, env=with_limits(task.env, limits or {}), obs_keys=task.obs_keys or (agent.task or {}).get("obs_keys")
     )
@@ -170,7 +173,7 @@ def evaluate_checkpoint(
             result = evaluate(agent, task, episodes, seed, pool, progress)
     results = dict(
         checkpoint=str(path), env=task.env_id, updates=agent.updates, seeds=list(agent.seeds), episodes=episodes,
-        score_kind=task.score_kind, **result.facts(),
+        score_kind=task.label, **result.facts(),
     )  # fmt: skip
     display.evaluation(results)
     if json_file is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from offlinerl.util.atomic import atomic_write
-from offlinerl.util.display import UNITS, places, shown
+from offlinerl.util.display import places, shown, unit_of
 from offlinerl.util.errors import UserError
 from offlinerl.util.figures import literal
 
@@ -147,6 +147,6 @@ def _draw_scores(figure: Any, score_axis: Any, runs: Sequence[Path], summaries: 
         score_axis.axhline(
             first["dataset_score"], color="0.4", linestyle="--", linewidth=1, label="average episode of the dataset"
         )
-    score_axis.set(title=literal(first["dataset"] or first["env"]), xlabel=clock, ylabel=UNITS[first["score_kind"]])
-    if first["score_kind"] != "return":
+    score_axis.set(title=literal(first["dataset"] or first["env"]), xlabel=clock, ylabel=unit_of(first["score_kind"]))
+    if not first["score_kind"].startswith("return"):
         score_axis.set_ylim(bottom=min(0, score_axis.get_ylim()[0]))

@@ -15,7 +15,7 @@ import numpy as np
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.statistics import bootstrap
 from offlinerl.util.atomic import write_whole
-from offlinerl.util.display import UNITS, between, console, listed, places, shown, table
+from offlinerl.util.display import between, console, listed, places, shown, table, unit_of
 from offlinerl.util.errors import UserError, reading
 from offlinerl.util.folder import numbered
 
@@ -91,7 +91,7 @@ def read(folder: Path) -> Finished:
             )
         run = Finished(folder, summary, np.stack(scores))
         # What is lacking is seen before anything is printed.
-        _ = "".join(run.row), _titles([[run]]), _notes([run]), UNITS[summary["score_kind"]]
+        _ = "".join(run.row), _titles([[run]]), _notes([run]), unit_of(summary["score_kind"])
     return run
 
 
@@ -119,7 +119,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> None:
     for number, (name, group) in enumerate(zip(_titles(list(groups.values())), groups.values(), strict=True)):
         rows, notes, about = [run.row for run in group], _notes(group), group[0].about
         kind, clock = about["kind"], about["clock"]
-        title = f"{name}: {UNITS[kind]}"
+        title = f"{name}: {unit_of(kind)}"
         if number:
             to.print()
         table(to, title, COLUMNS, rows)
@@ -134,7 +134,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> None:
             folders = [run.folder for run in group]
             with reading(f"the run in {' or '.join(map(str, folders))}", "leave it out or run the training again"):
                 plots.curves(folders, out / f"{picture}.png")
-            text += ["", f"![{UNITS[kind]} over {clock}]({picture}.png)"]
+            text += ["", f"![{unit_of(kind)} over {clock}]({picture}.png)"]
     if out is not None:
         write_whole(out / "report.md", "\n".join(text) + "\n")
         to.print(f"written to {out}")

@@ -12,6 +12,8 @@ import numpy as np
 
 from offlinerl.data import registry
 from offlinerl.envs.make import id_of, plain
+from offlinerl.envs.pixels import is_fast
+from offlinerl.util.display import FAST
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Task:
         env: what to make; see ``offlinerl.envs.make.make``. None: nobody named it, and nothing is evaluated.
         obs_keys: parts of a ``Dict`` observation.
         score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, or None: the return is the score.
-        score_kind: what the score is called: "normalized", "minari", "ours" or "return".
+        score_kind: what the score is called: "normalized", "minari", "ours" or "return"; see also ``label``.
         reward: of an agent that acts by its rewards, how they become those it was trained with; see
             ``offlinerl.data.rewards.OnlineReward``.
     """
@@ -37,6 +39,16 @@ class Task:
     def of(cls, entry: registry.Entry) -> Task:
         """The task of a dataset in the registry."""
         return cls(entry.env, entry.obs_keys, entry.score, entry.score_kind)
+
+    @property
+    def stack(self) -> int:
+        """Frames to an observation."""
+        return (self.env or {}).get("stack", 1)
+
+    @property
+    def label(self) -> str:
+        """The kind of score, and whether it is of images without shadows, for others are no comparison."""
+        return self.score_kind + (FAST if self.env and is_fast(self.env) else "")
 
     @property
     def env_id(self) -> str | None:

@@ -87,11 +87,11 @@ class Replay(Rows):
         self.priorities = Priorities(S, self.steps * envs, *priorities, device) if priorities else None
 
     @classmethod
-    def of(cls, agent: Agent, train: Mapping[str, Any], capacity: int) -> Replay:
+    def of(cls, agent: Agent, train: Mapping[str, Any], capacity: int, stack: int = 1) -> Replay:
         """The replay that an agent's training settings ask for, but for its size."""
         priorities = (train["priority_alpha"], train["priority_beta"]) if train.get("prioritized") else None
         spec, seeds, gamma, n_step = agent.spec, agent.seeds, agent.gamma, agent.n_step
-        ring = cls(spec, seeds, capacity, train["envs"], gamma, n_step, priorities, agent.device)
+        ring = cls(spec, seeds, capacity, train["envs"], gamma, n_step, priorities, agent.device, stack)
         ring.next_actions = agent.next_actions
         return ring
 

@@ -145,9 +145,9 @@ class Table(Rows):
         self.ages = torch.from_numpy(ages).to(device) if stack > 1 else None
 
     @classmethod
-    def of(cls, agent: Agent, dataset: Dataset) -> Table:
+    def of(cls, agent: Agent, dataset: Dataset, stack: int = 1) -> Table:
         """The table that an agent learns from."""
-        table = cls(dataset, agent.spec, agent.gamma, agent.n_step, agent.device)
+        table = cls(dataset, agent.spec, agent.gamma, agent.n_step, agent.device, stack)
         table.next_actions = agent.next_actions
         return table
 

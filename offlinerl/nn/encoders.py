@@ -11,12 +11,19 @@ import torch
 from torch import Generator, Tensor, nn
 
 from offlinerl.types import Leaf, Spec
+from offlinerl.util.errors import UserError
 
 Layers = Sequence[tuple[int, int, int]]
 """Channels, kernel and stride of every convolution."""
 
 NATURE: Layers = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 """Mnih et al., Nature 2015, methods."""
+
+SAC_AE: Layers = ((32, 3, 2), (32, 3, 1), (32, 3, 1), (32, 3, 1))
+"""Yarats et al., Improving Sample Efficiency in Model-Free Reinforcement Learning from Images, 2019, appendix B.1."""
+
+LAYERS = dict(nature=NATURE, sac_ae=SAC_AE)
+"""Convolutions by name."""
 
 
 class Encoder(nn.Module, ABC):
@@ -105,11 +112,19 @@ class Images(Encoder):
         shape: of an image, ``(H, W, C)`` or ``(H, W)``.
         rng: S generators for the initial weights.
         layers: of the network.
+
+    Raises:
+        UserError: the image is smaller than every kernel.
     """
 
     def __init__(self, shape: Sequence[int], rng: Sequence[Generator], layers: Layers = NATURE):
         super().__init__()
         height, width, channels = (*shape, 1)[:3]
+        if min(height, width) < (least := min(kernel for _, kernel, _ in layers)):
+            raise UserError(
+                f"images of {height}x{width} are too small for convolutions, the smallest of which is {least}x{least}:"
+                " take larger ones, or an encoder of your own"
+            )
         self.layers = nn.ModuleList()
         for out, kernel, stride in layers:
             if kernel > min(height, width):
@@ -140,7 +155,7 @@ class Parts(Encoder):
         return torch.cat([part(obs[path]) for path, part in zip(self.paths, self.parts, strict=True)], -1)
 
 
-def encoder_of(spec: Spec, rng: Sequence[Generator], normalize: bool = False) -> Encoder:
+def encoder_of(spec: Spec, rng: Sequence[Generator], normalize: bool = False, layers: Layers = NATURE) -> Encoder:
     """The encoder for a task's observations: identity for vectors, convolutions for images, both side by side for a
     dictionary of them.
 
@@ -148,11 +163,12 @@ def encoder_of(spec: Spec, rng: Sequence[Generator], normalize: bool = False) ->
         spec: the task's.
         rng: S generators for the initial weights.
         normalize: whether vectors are shifted and scaled.
+        layers: of convolutions over images.
     """
 
     def of(leaf: Leaf) -> Encoder:
         if len(leaf.shape) > 1:
-            return Images(leaf.shape, rng)
+            return Images(leaf.shape, rng, layers)
         return Normalized(leaf.shape[0], leaf.path) if normalize else Identity(leaf.shape[0])
 
     if spec.obs[0].path == "":

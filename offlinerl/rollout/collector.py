@@ -13,6 +13,7 @@ import torch
 from offlinerl.agents.base import Agent
 from offlinerl.data.episode import Episode
 from offlinerl.envs.make import Pool, native_action
+from offlinerl.envs.pixels import newest
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.rollout.loop import EnvironmentLoop, put, zeros
 from offlinerl.rollout.policy import Policy, Uniform
@@ -37,7 +38,7 @@ class Collector:
         first: number of every environment's first episode, where those before it were collected earlier.
 
     Attributes:
-        on_episode: called with s, e and every finished episode, as the environment showed it.
+        on_episode: called with s, e and every finished episode, as the environment showed it, frame by frame.
         done: reset seeds of episodes to leave out, for they are finished already.
         uniform: acts uniformly at random.
         returns: of every seed's latest finished episodes.
@@ -90,7 +91,7 @@ class Collector:
         step = self.loop.step(self.uniform if random else policy, explore=True)
         for i, (obs, reward, terminated, truncated, _) in step.answers.items():
             s, e = self.loop.lane(i)
-            self.recordings[i].append(step.applied[s, e], obs, reward, terminated, truncated)
+            self.recordings[i].append(step.applied[s, e], newest(obs, self.pool.stack), reward, terminated, truncated)
             if terminated or truncated:
                 self._finish(i)
         action = step.action if self.spec.num_actions else self.spec.in_unit(step.action)
@@ -106,7 +107,7 @@ class Collector:
             while self.reset_seed(s, e, episodes[s, e]) in self.done:
                 episodes[s, e] += 1
         for i, obs in self.loop.begin(where, episodes, self.uniform, policy).items():
-            self.recordings[i] = Recording(obs)
+            self.recordings[i] = Recording(newest(obs, self.pool.stack))
 
     def reset_seed(self, s: int, e: int, episode: int) -> int:
         """What the episode of a number is reset with."""
@@ -158,10 +159,10 @@ class Collector:
         for name in ("returns", "lengths"):
             setattr(self, name, [deque(recent, maxlen=RECENT) for recent in state[name]])
         for i, obs in loop.reset(~began).items():
-            self.recordings[i] = recording = Recording(obs)
+            self.recordings[i] = recording = Recording(newest(obs, self.pool.stack))
             for action in state["actions"][i].numpy():
                 obs, *outcome, _ = self.pool.step({i: action})[i]
-                recording.append(action, obs, *outcome)
+                recording.append(action, newest(obs, self.pool.stack), *outcome)
                 if recording.terminations[-1] or recording.truncations[-1]:
                     break
             put(loop.obs, loop.lane(i), obs)

@@ -42,6 +42,9 @@ from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import observed_in_words, tree_leaves
 
+ROWS_HASHED = 1 << 12
+"""Rows of images that a checksum copies at a time."""
+
 COMPILE_WORTHWHILE = 3_000
 """Updates from which compiling, which takes half a minute, is earned back."""
 
@@ -82,7 +85,7 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
         steps, every = train["steps"], train["eval_every"]
         updates = steps // train["steps_per_update"]
         source = ReplayData(
-            agent, collector, replay_for(agent, train, steps), train["batch"], train["block"],
+            agent, collector, replay_for(agent, task, train, steps), train["batch"], train["block"],
             train["steps_per_update"], train["warm_up"],
         )  # fmt: skip
         require_whole(train, source, "steps", "eval_every")
@@ -128,6 +131,11 @@ def on_dataset(
             raise UserError(
                 f"fine-tuning acts in an environment, and nothing names that of {entry.name}: give --env ID"
             )
+        if about.get("pixels") or about.get("stack"):
+            raise UserError(
+                f"--pixels and --stack say how an environment is seen, and nothing names that of {entry.name}: give"
+                " --env ID"
+            )
         pool, (spec, actions) = None, spec_of_data(data, about.get("actions"), about.get("action_range"))
         display.say(f"no environment is named, so that there will be losses and no scores; {actions}")
         if not data.reward.any():
@@ -148,18 +156,18 @@ def on_dataset(
     agent.compile = wants_compile(train["compile"], train["updates"])
     window = dict(length=agent.config.context) if kind == "windows" else {}
     make = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData)[kind]
-    table = Table.of(agent, data)
+    table = Table.of(agent, data, task.stack)
     offline = make(table, about["seeds"], train["batch"], train["block"], **window)
     held_out = None
     if kept is not None:
-        draw = partial(make, Table.of(agent, kept), about["seeds"], train["batch"], 1, **window)
+        draw = partial(make, Table.of(agent, kept, task.stack), about["seeds"], train["batch"], 1, **window)
         held_out = HeldOut(agent, draw, len(kept.episode_starts) if kind == "episodes" else len(kept))
         display.say(f"{len(kept.episode_starts):,} of the episodes are held out, to measure the losses on")
     stages = [Stage("offline", offline, train["updates"], train["eval_every"], "--updates")]
     if steps:
         share, last = train["old_share"], train["final_old_share"]
         own = ReplayData(
-            agent, collector_for(task, agent, settings, display, ray_address), replay_for(agent, train, steps),
+            agent, collector_for(task, agent, settings, display, ray_address), replay_for(agent, task, train, steps),
             train["batch"], steps_per_update=train["steps_per_update"], warm_up=0, table=table,
             old_share=None if share is None else partial(linear, share, share if last is None else last, steps),
             reward=rewards.online_reward(entry, raw),
@@ -223,9 +231,9 @@ def collector_for(
     return ActorPool(task.env, seeds, lanes, task.obs_keys, make, workers, backend, display.say, first)
 
 
-def replay_for(agent: Agent, train: Mapping[str, Any], longest: int) -> Replay:
+def replay_for(agent: Agent, task: Task, train: Mapping[str, Any], longest: int) -> Replay:
     """A replay for so many steps at the most."""
-    return Replay.of(agent, train, min(train["capacity"], longest + train["envs"]))
+    return Replay.of(agent, train, min(train["capacity"], longest + train["envs"]), task.stack)
 
 
 def require_whole(train: Mapping[str, Any], source: ReplayData, *names: str) -> None:
@@ -277,13 +285,20 @@ def task_of(entry: Entry, data: Dataset, limits: Mapping[str, Any]) -> Task:
     env = entry.env
     if env is None and "env_spec" in data.provenance:
         env = with_limits({"spec": data.provenance["env_spec"]}, limits)
+    stack = data.provenance.get("frame_stack")
+    if env is not None and stack and "stack" not in env:
+        env = {**env, "stack": stack}
     return replace(Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"))
 
 
 def contents_of(raw: Dataset) -> dict[str, Any]:
     """How much a dataset holds, and a checksum of it, whatever its file is called."""
     digest = hashlib.sha256()
-    for _, column in tree_leaves((raw.obs, raw.action, raw.reward, raw.terminated, raw.last)):
+    for _, leaf in tree_leaves(raw.observations):  # those of every row, some at a time
+        digest.update(f"{leaf.dtype} {(len(raw), *leaf.shape[1:])}".encode())
+        for first in range(0, len(raw), ROWS_HASHED):
+            digest.update(np.ascontiguousarray(leaf[raw.at[first : first + ROWS_HASHED]]))
+    for column in (raw.action, raw.reward, raw.terminated, raw.last):
         digest.update(f"{column.dtype} {column.shape}".encode())
         digest.update(np.ascontiguousarray(column))
     return dict(rows=len(raw), episodes=len(raw.episode_starts), sha256=digest.hexdigest())

@@ -19,7 +19,8 @@ from offlinerl.agents import checkpoint
 from offlinerl.data import episode_log, registry
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import COLLECTION, EPISODES, Journal
-from offlinerl.envs.make import make, side_by_side, specification
+from offlinerl.envs.make import make, side_by_side, specification, without_stack
+from offlinerl.envs.pixels import is_fast
 from offlinerl.evaluation.evaluate import check_spec, evaluate
 from offlinerl.evaluation.task import Task
 from offlinerl.learning.rng import EnvStreams
@@ -33,7 +34,7 @@ from offlinerl.training.loop import Companion, Run
 from offlinerl.training.request import require_source, settings_for
 from offlinerl.util.atomic import sweep
 from offlinerl.util.device import pick_device
-from offlinerl.util.display import Display, shown
+from offlinerl.util.display import FAST, Display, shown
 from offlinerl.util.errors import UserError, reading
 from offlinerl.util.folder import find_checkpoint, numbered, require_free, versions, write_config
 from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
@@ -90,7 +91,7 @@ def collect(
         ray_address: of a Ray cluster to run them on; by default this machine.
         threads: CPU threads to compute with; by default as many as cores.
         obs_keys: the parts of the observations to see and store, in this order; by default all.
-        limits: ``max_episode_steps`` and ``action_range``; see ``offlinerl.envs.make.make``.
+        limits: some of ``offlinerl.envs.make.LIMITS``, such as ``pixels=True``; see ``offlinerl.envs.make.make``.
         agent_class: of a checkpoint's agent that is neither ours nor installed; ``module:Class``.
 
     Returns:
@@ -175,7 +176,7 @@ class Collection(Companion):
         config: Mapping[str, Any],
     ):
         self.folder, self.task, self.dataset_id, self.append = folder, task, dataset_id, append
-        env = make(task.env, task.obs_keys)
+        env = make(without_stack(task.env), task.obs_keys)  # its frames are kept one by one
         env.close()
         self.about = dict(
             dataset_id=dataset_id,
@@ -195,7 +196,7 @@ class Collection(Companion):
             self.first = int(registry.minari_metadata(self.target / "data")["total_episodes"])
         self.metadata = dict(
             author="offlinerl",
-            description=f"{agent} in {task.env_id}, seed {seed}",
+            description=f"{agent} in {task.env_id}{FAST if is_fast(task.env) else ''}, seed {seed}",
             algorithm_name=agent.split()[0],
             licence="MIT",
             requirements=["offlinerl"],
@@ -204,6 +205,8 @@ class Collection(Companion):
         )
         if task.obs_keys:
             self.metadata["obs_keys"] = list(task.obs_keys)
+        if task.stack > 1:
+            self.metadata["frame_stack"] = task.stack
         self.display, self.stop = Display(), Stop()
         self.collector: Collector | ActorPool | None = None
         self.collected = 0

@@ -88,7 +88,7 @@ class Run(L.Callback):
         self.clock, self.end = schedule.clock, schedule.end
         sources = [stage.source for stage in schedule.stages]
         self.acting = next((source for source in sources if isinstance(source, ActingData)), None)
-        self.recorder = Recorder(folder, settings, self.clock, task.score_kind, display)
+        self.recorder = Recorder(folder, settings, self.clock, task.label, display)
         replay = self.acting and self.acting.replay
         self.checkpointer = Checkpointer(folder, agent, replay, self.train_settings["save_every"])
         self.companion: Companion | None = None
@@ -241,7 +241,7 @@ class Run(L.Callback):
             updates=self.agent.updates,
             steps=self.agent.steps,
             clock=f"{self.clock}s",
-            score_kind=self.task.score_kind,
+            score_kind=self.task.label,
             last=result and dict(scores(result), mean_return=float(result.returns.mean())),
             best=self.recorder.best,
             losses=losses(self.values()),

@@ -15,6 +15,7 @@ from offlinerl.data import registry
 from offlinerl.data.inferred import KINDS
 from offlinerl.data.mapping import parse_columns
 from offlinerl.envs.make import plain
+from offlinerl.envs.pixels import asked_for
 from offlinerl.training import config
 from offlinerl.training.selection import source_of
 from offlinerl.util.errors import UserError, either
@@ -129,6 +130,11 @@ def _checked_about(given: Mapping[str, Any]) -> dict[str, Any]:
     pair = isinstance(span, list) and len(span) == 2 and all(type(side) in (int, float) for side in span)
     if span is not None and not (pair and -math.inf < span[0] < span[1] < math.inf):
         raise UserError(f"action_range must be a list of two numbers, the lower one first, not {span!r}")
+    if about.get("pixels"):
+        about["pixels"] = asked_for(about["pixels"])
+    stack = about.get("stack")
+    if stack is not None and not (type(stack) is int and stack > 0):
+        raise UserError(f"stack must be a whole number from 1 on, not {stack!r}")
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"seeds must be a list of different whole numbers from 0 on, not {seeds}")

@@ -21,6 +21,14 @@ UNITS = {
     "return": "return",
 }
 
+FAST = ", fast scene"
+"""What the kind of a score ends with that was reached on images without shadows."""
+
+
+def unit_of(kind: str) -> str:
+    """A kind of score in words."""
+    return UNITS[kind.removesuffix(FAST)] + (FAST if kind.endswith(FAST) else "")
+
 
 def console() -> Console:
     """Standard output; where that is no terminal, lines are neither coloured nor wrapped."""
@@ -122,7 +130,7 @@ class Display:
         """A line of an evaluation on the way."""
         decimals = places(*interval)
         seeds = "" if len(per_seed) == 1 else "  seeds " + listed(per_seed, decimals)
-        self.say(f"{when}  {UNITS[kind]} {shown(mean, decimals)}{seeds}")
+        self.say(f"{when}  {unit_of(kind)} {shown(mean, decimals)}{seeds}")
 
     def losses(
         self, when: str, training: Mapping[str, Sequence[float]], held_out: Mapping[str, Sequence[float]]
@@ -141,7 +149,7 @@ class Display:
             self._summary_of_losses(summary, folder)
             return
         last, best, clock = summary["last"], summary["best"], summary["clock"]
-        unit = UNITS[summary["score_kind"]]
+        unit = unit_of(summary["score_kind"])
         decimals = places(*last["ci95"])
 
         def row(name: str, result: dict[str, Any]) -> tuple[str, ...]:
@@ -191,7 +199,7 @@ class Display:
         ]
         interval, count = between(results["ci95"], decimals), str(results["episodes"] * len(results["seeds"]))
         rows.append(("all", shown(results["mean"], decimals), interval, count))
-        title = f"{results['env']}: {UNITS[results['score_kind']]}"
+        title = f"{results['env']}: {unit_of(results['score_kind'])}"
         table(self.console, title, ("seed", "mean", "95% interval", "episodes"), rows)
         success, mean_return = results["success"], shown(results["mean_return"], max(2, decimals))
         self.say(

@@ -1,0 +1,122 @@
+"""DrQ-v2: data-augmented reinforcement learning from pixels (Yarats, Fergus, Lazaric & Pinto, ICLR 2022)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Generator, Tensor
+
+from offlinerl.agents.base import Agent, Config, Noise, setting
+from offlinerl.learning import losses
+from offlinerl.learning.exploration import linear
+from offlinerl.nn.actors import DeterministicActor
+from offlinerl.nn.critics import Critic
+from offlinerl.nn.encoders import Encoder
+from offlinerl.nn.layers import LayerNorm, Linear, orthogonal, soft_update
+from offlinerl.types import Batch, Metrics
+
+MARGIN = 1e-6
+"""How far inside their bounds the actions of an update stay."""
+
+
+@dataclass(frozen=True)
+class DrQv2Config(Config):
+    convolutions: str = "sac_ae"
+    shift: int = 4
+    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
+    n_step: int = setting(3, "steps of the reward sum", low=1)
+    tau: float = setting(0.01, "rate of the target critics", above=0, high=1)
+    lr: float = setting(1e-4, "Adam's learning rate of all networks", above=0)
+    features: int = setting(50, "of an observation, that the actor and the critics see", low=1)
+    hidden: tuple[int, ...] = setting((1024, 1024), "sizes of the hidden layers of actor and critics")
+    sigma: float = setting(1.0, "deviation of the noise at the start, in units of half the action's range", low=0)
+    final_sigma: float = setting(0.1, "and from sigma_steps on", low=0)
+    sigma_steps: int = setting(100_000, "environment steps over which it goes there linearly", low=1)
+    noise_clip: float = setting(0.3, "bound of the noise in updates", low=0)
+
+
+class Trunk(Encoder):
+    """From what the convolutions give to a few features, ``[S, B, R] -> [S, B, F]``: the actor has one of its own, and
+    both critics have another, as in the authors' code."""
+
+    def __init__(self, encoded: int, features: int, rng: list[Generator]):
+        super().__init__()
+        self.features = features
+        self.linear = Linear(encoded, features, (len(rng),), rng, partial(orthogonal, gain=1.0))
+        self.norm = LayerNorm(features, (len(rng),), eps=1e-5)
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        return torch.tanh(self.norm(self.linear(encoded)))
+
+
+class DrQv2(Agent):
+    """Algorithm 1 of the paper: DDPG with n-step returns and clipped double Q-learning on randomly shifted images, with
+    noise on a schedule.
+
+    There are no targets of the encoder and the actor. The images of a batch are shifted before ``update`` sees them,
+    ``aug(x)`` of the paper, by the setting ``shift``; the steps that are counted are those of the agent, each of which
+    holds its action for two frames.
+    """
+
+    config_class = DrQv2Config
+    discrete = False
+
+    def build(self) -> None:
+        config, A, init = self.config, self.spec.action_dim, self.init_rng
+        layers = partial(orthogonal, gain=1.0)
+        self.encode = self.encoder("critic")  # f
+        R, F = self.encode.features, config.features
+        self.critic = Critic(Trunk(R, F, init("critic trunk")), A, config.hidden, init("critic"), 2, layers)
+        self.actor = DeterministicActor(
+            Trunk(R, F, init("actor trunk")), A, config.hidden, init("actor"), init=layers
+        )  # pi
+        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+
+    def configure_optimizers(self):
+        seeing = torch.nn.ModuleList([self.encode, self.critic])  # only the critics' loss reaches the encoder
+        return self.adam(self.config.lr, critic=seeing, actor=self.actor)
+
+    def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
+        h = self.encode(batch.obs)  # [S, B, R]
+        with torch.no_grad():
+            next_h = self.encode(batch.next_obs)
+            next_action = noisy(self.actor(next_h), noise["next_action"])
+            target = batch.reward + batch.discount * self.target(next_h, next_action).amin(1)  # [S, B]
+        q = self.critic(h, batch.action)  # [S, N, B]
+        critic_loss = self.descend("critic", self.weighted(batch, losses.squared(target.unsqueeze(1) - q)))  # eq. 1
+        h = h.detach()
+        action = noisy(self.actor(h), noise["action"])
+        actor_loss = self.descend("actor", -self.critic(h, action).amin(1))  # eq. 2
+        soft_update(self.target, self.critic, self.config.tau)
+        metrics = dict(critic_loss=critic_loss, actor_loss=actor_loss, q=q.detach().mean((1, 2)))
+        if batch.weight is not None:
+            metrics["priority"] = (target.unsqueeze(1) - q.detach()).abs().mean(1)
+        return metrics
+
+    def scheduled_sigma(self) -> float:
+        """Equation 3, whose ends are the other way round in the paper, at the steps taken so far."""
+        config = self.config
+        return linear(config.sigma, config.final_sigma, config.sigma_steps, self.steps)
+
+    def draw(self, batch_size: int) -> Noise:
+        """The noise of both actions, ``[S, B, A]`` each: clip(N(0, sigma^2), -c, c)."""
+        rng, shape, clip = self.rng.to(self.device), (batch_size, self.spec.action_dim), self.config.noise_clip
+        sigma = self.scheduled_sigma()
+        return {name: (sigma * rng.normal(shape)).clamp(-clip, clip) for name in ("next_action", "action")}
+
+    def act(self, obs: Tensor, explore: bool = False) -> Tensor:
+        action = self.actor(self.encode(obs))
+        if explore:
+            noise = self.exploring(obs).normal((self.spec.action_dim,)).to(action.device)
+            action = (action + self.scheduled_sigma() * noise).clamp(-1, 1)
+        return self.to_env(action)
+
+
+def noisy(action: Tensor, noise: Tensor) -> Tensor:
+    """Actions with noise, within their bounds; the gradient goes through as if nothing had been cut off, as in the
+    authors' code."""
+    action = action + noise
+    return action + (action.clamp(MARGIN - 1, 1 - MARGIN) - action).detach()

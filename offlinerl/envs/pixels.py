@@ -1,0 +1,189 @@
+"""Tasks of MuJoCo observed as images, as in DrQ-v2 (Yarats et al., ICLR 2022), section 4.1."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from offlinerl.envs import rendering
+from offlinerl.util.errors import UserError
+from offlinerl.util.trees import Tree, tree_map
+
+DEFAULTS = dict(size=84, repeat=2, fast=False, camera=None)
+"""How a task is seen unless something else is said: see ``Pixels``, and ``camera`` of ``arguments``."""
+
+STACK = 3
+"""Frames to an observation where a task is seen as images, unless something else is said."""
+
+CAMERAS = {"dm_control/quadruped": 2, "dm_control/manipulation": "front_close"}
+"""Cameras of dm_control other than the first one, by the beginning of the id, as DrQ-v2's authors choose them."""
+
+
+def arguments(env_id: str, pixels: Mapping[str, Any]) -> dict[str, Any]:
+    """What an environment must be made with to be seen so. Its ``camera`` is a number or a name; by default the task's
+    own."""
+    camera = pixels["camera"]
+    if camera is None:
+        camera = next((known for begin, known in CAMERAS.items() if env_id.startswith(begin)), None)
+    how = dict(render_mode="rgb_array", width=pixels["size"], height=pixels["size"])
+    if camera is not None:
+        named = isinstance(camera, str) and not env_id.startswith("dm_control/")
+        how["camera_name" if named else "camera_id"] = camera
+    return how
+
+
+def asked_for(pixels: Any) -> dict[str, Any]:
+    """What a user says of how a task is to be seen, with its defaults; ``True`` is all of these.
+
+    Raises:
+        UserError: it says something else.
+    """
+    given = {} if pixels is True else pixels
+    if not isinstance(given, Mapping) or not {*given} <= {*DEFAULTS}:
+        raise UserError(f"pixels must be true, or some of {', '.join(DEFAULTS)} and their values, not {pixels!r}")
+    how = {**DEFAULTS, **given}
+    for name in ("size", "repeat"):
+        if type(how[name]) is not int or how[name] < 1:
+            raise UserError(f"{name} of pixels must be a whole number from 1 on, not {how[name]!r}")
+    if type(how["fast"]) is not bool or not isinstance(how["camera"], int | str | None):
+        raise UserError(f"fast of pixels must be true or false, and camera a number or a name, not {pixels!r}")
+    return how
+
+
+class Pixels(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """An environment observed as frames ``[size, size, 3]`` of uint8, in which every action is held for some steps.
+
+    Args:
+        env: of MuJoCo, made with ``arguments``.
+        size: of a frame, in pixels.
+        repeat: steps that an action is held for, at most to the end of the episode; their rewards are summed.
+        fast: whether shadows, reflections and multisampling are left out, which are most of the work where no GPU
+            draws.
+
+    Raises:
+        UserError: nothing draws here, the environment has no model of MuJoCo, or a frame has another size or is black.
+    """
+
+    def __init__(self, env: gym.Env, size: int = 84, repeat: int = 2, fast: bool = False):
+        gym.utils.RecordConstructorArgs.__init__(self, size=size, repeat=repeat, fast=fast)
+        gym.Wrapper.__init__(self, env)
+        self.renderer = rendering.choose()
+        self.name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        self.size, self.repeat, self.fast = size, repeat, fast
+        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        if "render_fps" in self.metadata:
+            self.metadata = {**self.metadata, "render_fps": self.metadata["render_fps"] / repeat}
+        self.plain: Any = None  # the model that is drawn without shadows
+        self.drawing, self.closed = ThreadPoolExecutor(1), False  # OpenGL belongs to the thread that began it
+        self._model()
+
+    def reset(self, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        _, info = self.env.reset(**how)
+        return self._frame(), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        total = 0.0
+        for _ in range(self.repeat):
+            _, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return self._frame(), total, terminated, truncated, info
+
+    def _frame(self) -> np.ndarray:
+        if self.fast and (model := self._model()) is not self.plain:  # some tasks make another one for every episode
+            self.plain = without_shadows(model)
+        frame = np.asarray(self.render())
+        if frame.shape != self.observation_space.shape or frame.dtype != np.uint8:
+            raise UserError(
+                f"{self.name} draws frames of {frame.shape} {frame.dtype} instead of {self.observation_space.shape}"
+                " uint8: it takes no width and height"
+            )
+        if not frame.any():
+            why = "its camera sees nothing: take another one"
+            if self.renderer.backend != "osmesa":
+                why = f"with {self.renderer.backend} that happens when another environment is closed: MUJOCO_GL=osmesa"
+            raise UserError(f"{self.name} draws a black frame; {why}")
+        return frame
+
+    def render(self) -> Any:
+        return self.drawing.submit(self.env.render).result()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.drawing.submit(self.env.close).result()
+            self.drawing.shutdown()
+
+    def _model(self) -> Any:
+        inner = self.env.unwrapped
+        model = inner.control.physics.model if hasattr(inner, "control") else getattr(inner, "model", None)
+        if not hasattr(model, "vis"):
+            raise UserError(
+                f"{self.name} has no model of MuJoCo: pixels are drawn of dm_control and of Gymnasium's MuJoCo tasks;"
+                " leave out --pixels"
+            )
+        return model
+
+
+def without_shadows(model: Any) -> Any:
+    """A model of MuJoCo that is drawn without shadows, reflections and multisampling from now on."""
+    model.vis.quality.offsamples = 0
+    model.vis.quality.shadowsize = 0
+    model.light_castshadow[:] = 0
+    model.mat_reflectance[:] = 0
+    return model
+
+
+def is_fast(env: Mapping[str, Any]) -> bool:
+    """Whether a described environment, see ``offlinerl.envs.make``, is drawn without shadows."""
+    wrappers = json.loads(env["spec"]).get("additional_wrappers", ()) if "spec" in env else ()
+    ours = (of["kwargs"] or {} for of in wrappers if of["entry_point"] == f"{__name__}:{Pixels.__name__}")
+    return bool(env.get("pixels", {}).get("fast")) or any(how.get("fast") for how in ours)
+
+
+class Stacked(gym.Wrapper):
+    """An environment that shows its latest observations side by side, along the last axis: those before it in its
+    episode, the oldest first; the first one is repeated.
+
+    Args:
+        env: with vectors or images, or a dictionary of them.
+        count: observations side by side.
+    """
+
+    def __init__(self, env: gym.Env, count: int):
+        super().__init__(env)
+        self.latest: deque[Tree] = deque(maxlen=count)
+        self.observation_space = _widened(env.observation_space, count)
+
+    def reset(self, **how: Any) -> tuple[Tree, dict[str, Any]]:
+        obs, info = self.env.reset(**how)
+        self.latest.extend([obs] * (self.latest.maxlen or 1))
+        return self._stack(), info
+
+    def step(self, action: Any) -> tuple[Tree, Any, bool, bool, dict[str, Any]]:
+        obs, *rest = self.env.step(action)
+        self.latest.append(tree_map(np.array, obs))  # some environments show the same array again
+        return self._stack(), *rest
+
+    def _stack(self) -> Tree:
+        return tree_map(lambda *leaves: np.concatenate(leaves, -1), *self.latest)
+
+
+def _widened(space: gym.Space, count: int) -> gym.Space:
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({path: _widened(part, count) for path, part in space.items()})
+    low, high = (np.concatenate([side] * count, -1) for side in (space.low, space.high))
+    return spaces.Box(low, high, dtype=space.dtype)
+
+
+def newest(obs: Tree, count: int) -> Tree:
+    """The latest one of ``count`` observations side by side, ``[..., count D] -> [..., D]``."""
+    return obs if count == 1 else tree_map(lambda leaf: leaf[..., -(leaf.shape[-1] // count) :], obs)
