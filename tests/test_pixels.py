@@ -224,7 +224,7 @@ def workplace(tmp_path_factory):
         common = ["--batch", "4", "--compile", "false", "--eval-every", "60", "--train.eval_episodes", "1"]
         few = ["--train.final_episodes", "1", "--max-episode-steps", "20"]
         collect = ["collect", "drqv2", "--env", BALANCE, "--config", "small.yaml", "--dataset", "pixels/balance-v0"]
-        warm = ["--train.warm_up", "30", "--train.log_every", "10"]
+        warm = ["--train.warm_up", "30", "--train.log_every", "10", "--train.replay", "disk"]
         assert main([*collect, "--steps", "60", *warm, *tiny, *common, *few]) == 0
         fit = ["fit", "xql", "--dataset", "pixels/balance-v0", "--updates", "3", "--agent.shift", "2"]
         assert main([*fit, *common, "--final-episodes", "1", "--out", "xql"]) == 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from offlinerl.agents.base import Agent
+from offlinerl.experience.mapped import MappedFiles
 from offlinerl.experience.priorities import Priorities
 from offlinerl.experience.table import Rows, frame_of
 from offlinerl.learning.rng import Streams
@@ -40,6 +42,7 @@ class Replay(Rows):
         priorities: draw by priority: the exponents alpha of the priority and beta of the importance weights.
         device: where the ring lies.
         stack: see ``Rows``.
+        folder: keep the observations in files there, on a CPU, instead of in memory.
 
     Attributes:
         added: steps put in so far, of every environment; the newest lies at place ``(added - 1) % steps``.
@@ -47,6 +50,7 @@ class Replay(Rows):
         slots: ``[S, steps, E]`` the observation that every row begins with, counted from the first one of its
             environment on, in numpy; its successor is the next one.
         newest: ``[S, E]`` what every environment showed last, counted likewise.
+        written: ``[S, E]`` what the files hold last, of a run that goes on from before that.
         drawn: the rows of the latest minibatches drawn by priority, ``[K, S, B]``.
     """
 
@@ -61,16 +65,24 @@ class Replay(Rows):
         priorities: tuple[float, float] | None = None,
         device: torch.device | str = "cpu",
         stack: int = 1,
+        folder: Path | None = None,
     ):
         S, self.envs, self.steps = len(seeds), envs, max(1, capacity // envs)
         self.gamma, self.n_step, self.stack = gamma, n_step, stack
         leaves = {leaf.path: frame_of(leaf, stack) for leaf in spec.obs}
         images = any(len(leaf.shape) > 1 for leaf in leaves.values())
         self.size = (int(ROOM * self.steps) if images else 2 * self.steps) + stack
-        kept = {
-            path: torch.zeros(S * envs * self.size, *leaf.shape, dtype=getattr(torch, leaf.dtype), device=device)
-            for path, leaf in leaves.items()
-        }
+        self.leaves = {path: ((S * envs * self.size, *leaf.shape), leaf.dtype) for path, leaf in leaves.items()}
+        self.written = np.full((S, envs), -1)
+        if folder is not None:
+            self.files = MappedFiles(folder)
+            kept = {path: self.files.tensor(self._file(path), *of) for path, of in self.leaves.items()}
+            self.log = self.files.array("newest", (S, envs), "int64")
+        else:
+            kept = {
+                path: torch.zeros(shape, dtype=getattr(torch, dtype), device=device)
+                for path, (shape, dtype) in self.leaves.items()
+            }
         self.observations = kept.get("", kept)
         self.ages = torch.zeros(S * envs * self.size, dtype=torch.int64, device=device) if stack > 1 else None
         self.numbers = torch.zeros(S * self.steps * envs, spec.action_dim + 3, device=device)
@@ -87,11 +99,13 @@ class Replay(Rows):
         self.priorities = Priorities(S, self.steps * envs, *priorities, device) if priorities else None
 
     @classmethod
-    def of(cls, agent: Agent, train: Mapping[str, Any], capacity: int, stack: int = 1) -> Replay:
-        """The replay that an agent's training settings ask for, but for its size."""
+    def of(
+        cls, agent: Agent, train: Mapping[str, Any], capacity: int, stack: int = 1, folder: Path | None = None
+    ) -> Replay:
+        """The replay that an agent's training settings ask for, but for its size and place."""
         priorities = (train["priority_alpha"], train["priority_beta"]) if train.get("prioritized") else None
         spec, seeds, gamma, n_step = agent.spec, agent.seeds, agent.gamma, agent.n_step
-        ring = cls(spec, seeds, capacity, train["envs"], gamma, n_step, priorities, agent.device, stack)
+        ring = cls(spec, seeds, capacity, train["envs"], gamma, n_step, priorities, agent.device, stack, folder)
         ring.next_actions = agent.next_actions
         return ring
 
@@ -138,9 +152,14 @@ class Replay(Rows):
         places = torch.from_numpy(self._places_of(self.newest)[where].reshape(-1)).to(self.places.device)
 
         def keep(ring: Tensor, leaf: np.ndarray) -> None:
-            ring.index_copy_(0, places, torch.from_numpy(leaf[where].reshape(-1, *leaf.shape[2:])).to(ring))
+            ring.index_copy_(
+                0, places.to(ring.device), torch.from_numpy(leaf[where].reshape(-1, *leaf.shape[2:])).to(ring)
+            )
 
         tree_map(keep, self.observations, obs)
+        if self.files is not None:
+            self.log[:] = self.newest
+            self.files.touched(len(places), sum(leaf.nbytes for _, leaf in tree_leaves(obs)))
         if self.ages is not None:
             self.ages.index_copy_(0, places, torch.from_numpy(self.age[where].reshape(-1)).to(places))
 
@@ -155,7 +174,8 @@ class Replay(Rows):
     def _forget(self) -> None:
         """Leave out the steps whose place, or one of whose observations, was taken by newer ones."""
         self.oldest = max(self.oldest, self.added - self.steps)
-        while (self.slots[:, place := self.oldest % self.steps] - self.stack + 1 <= self.newest - self.size).any():
+        newest = np.maximum(self.newest, self.written)
+        while (self.slots[:, place := self.oldest % self.steps] - self.stack + 1 <= newest - self.size).any():
             if self.priorities is not None:
                 self.priorities.remove(torch.arange(place * self.envs, (place + 1) * self.envs))
             self.oldest += 1
@@ -182,10 +202,13 @@ class Replay(Rows):
     def state_dict(self) -> dict[str, Any]:
         """The rows in use and what else it takes to go on."""
         used, kept = min(self.added, self.steps), min(int(self.newest.max()) + 1, self.size)
+        if self.files is not None:
+            self.files.flush()
         return dict(
             added=self.added, size=self.size, newest=torch.from_numpy(self.newest.copy()),
             slots=torch.from_numpy(self.slots[:, :used].copy()),
-            numbers=self._steps()[:, :used].clone(), lanes=[lane[:, :kept].clone() for lane in self._lanes()],
+            numbers=self._steps()[:, :used].clone(),
+            lanes=[lane[:, :kept].clone() for lane in self._lanes(self.files is None)],
             streams=self.streams.state_dict(), priorities=self.priorities and self.priorities.state_dict(),
         )  # fmt: skip
 
@@ -209,14 +232,35 @@ class Replay(Rows):
             places.copy_(torch.from_numpy(self._places_of(self.slots + which)))
         for lane, newest in enumerate(self.newest.flat):
             slots = torch.arange(max(0, newest + 1 - min(self.size, state["size"])), newest + 1)
-            for ring, saved in zip(self._lanes(), state["lanes"], strict=True):
+            for ring, saved in zip(self._lanes(self.files is None), state["lanes"], strict=True):
                 ring[lane, slots % self.size] = saved[lane, slots % state["size"]].to(ring)
+        if self.files is not None:
+            self._take_files(state["size"])
         places = torch.from_numpy(self._places_of(self.newest)).to(self.places.device)
         self.shown = tree_map(lambda ring: ring[places].cpu().numpy(), self.observations)
         if self.ages is not None:
             self.age = self.ages[places].cpu().numpy()
         self.ended = self._steps()[:, (self.added - 1) % self.steps, :, -1].bool().cpu().numpy()
         self._forget()
+
+    def _take_files(self, size: int) -> None:
+        """Go on from files of rings of that size. What they got after it was saved takes the place of the oldest."""
+        self.written = self.log.copy()
+        if size == self.size:
+            return
+        for path, (shape, dtype) in self.leaves.items():
+            old = self.files.tensor(self._file(path, size), (len(self.lanes.flat) * size, *shape[1:]), dtype)
+            ring, saved = (x.unflatten(0, (len(self.lanes.flat), -1)) for x in (dict(self._observed())[path], old))
+            for lane, newest in enumerate(self.newest.flat):
+                for slot in range(max(0, newest + 1 - min(self.size, size)), newest + 1):
+                    ring[lane, slot % self.size] = saved[lane, slot % size]
+            (self.files.folder / f"{self._file(path, size)}.bin").unlink()
+
+    def _file(self, path: str, size: int | None = None) -> str:
+        return f"{path or 'observations'}-{size or self.size}"
+
+    def _observed(self) -> Iterator[tuple[str, Tensor]]:
+        return tree_leaves(self.observations)
 
     def _add_packed(self, packed: Tensor, added: int) -> None:
         """Rows ``[S, steps, E, W]`` of vectors, each with its successor."""
@@ -231,9 +275,10 @@ class Replay(Rows):
         """The numbers, ``[S, steps, E, A + 3]``."""
         return self.numbers.view(*self.slots.shape, -1)
 
-    def _lanes(self) -> list[Tensor]:
-        """The observations and their ages, ``[S E, size, ...]``."""
-        return [leaf.unflatten(0, (-1, self.size)) for _, leaf in tree_leaves((self.observations, self.ages))]
+    def _lanes(self, observations: bool = True) -> list[Tensor]:
+        """The observations, unless they are left out, and their ages, ``[S E, size, ...]``."""
+        kept = (self.observations if observations else None, self.ages)
+        return [leaf.unflatten(0, (-1, self.size)) for _, leaf in tree_leaves(kept)]
 
 
 def _same(one: Tree, other: Tree) -> np.ndarray:

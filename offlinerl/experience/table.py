@@ -8,6 +8,7 @@ from torch import Tensor
 
 from offlinerl.agents.base import Agent
 from offlinerl.data.dataset import Dataset
+from offlinerl.experience.mapped import MappedFiles
 from offlinerl.types import Batch, Leaf, Spec, Window
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
@@ -41,6 +42,8 @@ class Rows:
     n_step: int
     stack: int
     next_actions = False
+    files: MappedFiles | None = None
+    """Where the observations are, if that is on the disk."""
 
     def following(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The rows one step later in the same episode, ``[n]``, and where there are such."""
@@ -82,7 +85,15 @@ class Rows:
             back = torch.minimum(back, self.ages.index_select(0, places).unsqueeze(-1))  # [n, stack]
             ring = places - places % self.size
             places = ring.unsqueeze(-1) + (places.unsqueeze(-1) - back) % self.size
-        return tree_map(lambda leaf: stacked(leaf.index_select(0, places.flatten()), self.stack), self.observations)
+        places = places.flatten()
+
+        def of(leaf: Tensor) -> Tensor:  # which is not on the device if it is on the disk
+            return stacked(leaf.index_select(0, places.to(leaf.device)).to(places.device), self.stack)
+
+        found = tree_map(of, self.observations)
+        if self.files is not None:
+            self.files.touched(len(places), sum(leaf.nbytes for _, leaf in tree_leaves(found)))
+        return found
 
     @property
     def nbytes(self) -> int:

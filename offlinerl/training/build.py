@@ -42,6 +42,9 @@ from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import observed_in_words, tree_leaves
 
+REPLAY = "replay"
+"""The folder within a run's that holds its replay, if that is on the disk."""
+
 ROWS_HASHED = 1 << 12
 """Rows of images that a checksum copies at a time."""
 
@@ -85,7 +88,7 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
         steps, every = train["steps"], train["eval_every"]
         updates = steps // train["steps_per_update"]
         source = ReplayData(
-            agent, collector, replay_for(agent, task, train, steps), train["batch"], train["block"],
+            agent, collector, replay_for(agent, task, train, steps, folder), train["batch"], train["block"],
             train["steps_per_update"], train["warm_up"],
         )  # fmt: skip
         require_whole(train, source, "steps", "eval_every")
@@ -167,7 +170,8 @@ def on_dataset(
     if steps:
         share, last = train["old_share"], train["final_old_share"]
         own = ReplayData(
-            agent, collector_for(task, agent, settings, display, ray_address), replay_for(agent, task, train, steps),
+            agent, collector_for(task, agent, settings, display, ray_address),
+            replay_for(agent, task, train, steps, folder),
             train["batch"], steps_per_update=train["steps_per_update"], warm_up=0, table=table,
             old_share=None if share is None else partial(linear, share, share if last is None else last, steps),
             reward=rewards.online_reward(entry, raw),
@@ -231,9 +235,10 @@ def collector_for(
     return ActorPool(task.env, seeds, lanes, task.obs_keys, make, workers, backend, display.say, first)
 
 
-def replay_for(agent: Agent, task: Task, train: Mapping[str, Any], longest: int) -> Replay:
-    """A replay for so many steps at the most."""
-    return Replay.of(agent, train, min(train["capacity"], longest + train["envs"]), task.stack)
+def replay_for(agent: Agent, task: Task, train: Mapping[str, Any], longest: int, folder: Path) -> Replay:
+    """A replay for so many steps at the most; on the disk it is in the run's folder."""
+    place = folder / REPLAY if train["replay"] == "disk" else None
+    return Replay.of(agent, train, min(train["capacity"], longest + train["envs"]), task.stack, place)
 
 
 def require_whole(train: Mapping[str, Any], source: ReplayData, *names: str) -> None:

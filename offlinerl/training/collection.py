@@ -6,6 +6,7 @@ becomes a Minari dataset.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from offlinerl.recipes.kitchen import demonstration
 from offlinerl.rollout.actor_pool import ActorPool
 from offlinerl.rollout.collector import Collector, mean_of
 from offlinerl.rollout.policy import Noisy, Policy, apart
-from offlinerl.training.build import build
+from offlinerl.training.build import REPLAY, build
 from offlinerl.training.config import TrainConfig, merge, read
 from offlinerl.training.loop import Companion, Run
 from offlinerl.training.request import require_source, settings_for
@@ -392,7 +393,8 @@ class Collection(Companion):
         return self.target
 
     def clear(self) -> None:
-        """Delete the journal, and the folder if nothing else is in it."""
+        """Delete the journal and a replay on the disk, and the folder if nothing else is in it."""
+        shutil.rmtree(self.folder / REPLAY, ignore_errors=True)
         for name in (COLLECTION, EPISODES):
             (self.folder / name).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):

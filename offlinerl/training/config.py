@@ -80,6 +80,7 @@ class OfflineConfig(EpisodesConfig):
     envs: int = setting(1, "environments side by side", low=1)
     steps_per_update: int = setting(1, "environment steps for every gradient step", low=1)
     capacity: int = setting(1_000_000, "transitions that the replay holds", low=1)
+    replay: str = setting("memory", "where the replay's observations are", choices=("memory", "disk"))
     old_share: float | None = setting(
         None, "the dataset's share of a batch in fine-tuning; null: as large as of all rows", low=0, high=1
     )
@@ -108,6 +109,7 @@ class OnlineConfig(OnPolicyConfig):
     steps_per_update: int = setting(1, "environment steps for every gradient step", low=1)
     warm_up: int = setting(1_000, "random steps before the first update", low=0)
     capacity: int = setting(1_000_000, "transitions that the replay holds", low=1)
+    replay: str = setting("memory", "where its observations are", choices=("memory", "disk"))
     prioritized: bool = setting(False, "draw transitions by their last error (Schaul et al., ICLR 2016)")
     priority_alpha: float = setting(0.6, "how much the error counts", low=0, high=1)
     priority_beta: float = setting(0.4, "how much of that the weights make up for at the start", low=0, high=1)
