@@ -43,15 +43,20 @@ KITCHEN = Spec(60, 9, (-1.0,) * 9, (1.0,) * 9)
 KITCHEN_DISCRETE = Spec(60, 1, (0.0,), (8.0,), 9)
 
 
+STACKS = (1, 5, 20)
+"""Seeds trained together that a GPU is measured with."""
+
+
 def benchmark(
-    agent_name: str, batch: int, seeds: Sequence[int], device: str, threads: int | None, json_file: Path | None
+    agent_name: str, batch: int, seeds: Sequence[int] | None, device: str, threads: int | None, json_file: Path | None
 ) -> None:
     """Measure an agent's updates on Kitchen's shapes, Lightning's share and the loading of a dataset.
 
     Args:
         agent_name: one of ``offlinerl.agents.names()``.
         batch: transitions a seed's update, or episodes where the agent learns from whole ones.
-        seeds: trained side by side; a figure "a second" counts every seed's updates.
+        seeds: trained side by side; a figure "a second" counts every seed's updates. None: one and, on a GPU, then
+            also 5 and 20.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads; None: torch's choice.
         json_file: where to write the figures, if anywhere.
@@ -60,7 +65,46 @@ def benchmark(
         torch.set_num_threads(threads)
     display, where = Display(), pick_device(device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name()
-    display.say(f"{agent_name}, batch {batch}, {len(seeds)} seed(s), on {name}, {torch.get_num_threads()} CPU threads")
+    stacks = [seeds] if seeds else [range(n) for n in (STACKS if where.type == "cuda" else STACKS[:1])]
+    display.say(f"{agent_name}, batch {batch}, on {name}, {torch.get_num_threads()} CPU threads")
+    results: dict[str, Any] = dict(
+        agent=agent_name, batch=batch, device=where.type, device_name=name, threads=torch.get_num_threads()
+    )
+    measured = []
+    for stack in stacks:
+        found = updates(agent_name, batch, list(stack), where)
+        measured.append(found)
+        display.say("")
+        for label, value in (
+            ("seeds", len(found["seeds"])),
+            ("updates/s, of all seeds together", f"{found['updates_per_second']:,.0f}"),
+            ("uncompiled", f"{found['eager_updates_per_second']:,.0f}"),
+            *([("in TensorFloat-32", f"{found['tf32_updates_per_second']:,.0f}")] if where.type == "cuda" else []),
+            (
+                "limit, by matrix products alone",
+                f"{found['limit_updates_per_second']:,.0f}  ({found['matmul_gflops']:,.0f} GFLOP/s)",
+            ),
+            ("share of the limit", f"{found['share_of_limit']:.0%}"),
+            ("compiling", f"{found['compile_seconds']:.0f} s"),
+            ("Lightning's share of the time", f"{found['lightning_share']:.1%}"),
+        ):
+            display.say(f"{label:<44} {value}")
+    results |= measured[0] | load_million()
+    if len(measured) > 1:
+        results["stacks"] = measured
+    display.say("")
+    display.say(f"{'loading 1M transitions':<44} {results['load_seconds_per_million']:.2f} s")
+    display.say(f"{'memory beyond the file, over the table':<44} {results['load_memory_ratio']:.2f}")
+    if share("configs", agent_name, "online.yaml").is_file():  # its papers say by what schedule it acts
+        task, steps = speed_task(agents.get(agent_name)), steps_per_second(agent_name, where)
+        results |= dict(steps_per_second=steps, steps_env=task)
+        display.say(f"{f'environment steps/s, {task}':<44} {steps:,.0f}")
+    if json_file is not None:
+        write_json(json_file, results)
+
+
+def updates(agent_name: str, batch: int, seeds: Sequence[int], where: torch.device) -> dict[str, Any]:
+    """The speed of an agent's updates, and what it could be: see ``benchmark``."""
     eager, compiled = (build(agent_name, seeds, where, compile, batch) for compile in (False, True))
     source = synthetic_source(eager, batch)
     flops = count_flops(build(agent_name, seeds, where, False, batch), source)
@@ -72,14 +116,15 @@ def benchmark(
         matmul=lambda: matmul_rate(batch, len(seeds), where),
     )  # fmt: skip
     S = len(seeds)
+    tf32 = {}
+    if where.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        rounded = build(agent_name, seeds, where, True, batch)
+        tf32["tf32_updates_per_second"] = updates_rate(rounded, source) * S
+        torch.backends.cuda.matmul.allow_tf32 = False
     limit = rates["matmul"] / flops * S
-    results = dict(
-        agent=agent_name,
-        batch=batch,
+    return dict(
         seeds=list(seeds),
-        device=where.type,
-        device_name=name,
-        threads=torch.get_num_threads(),
         updates_per_second=rates["compiled"] * S,
         eager_updates_per_second=rates["eager"] * S,
         limit_updates_per_second=limit,
@@ -88,26 +133,8 @@ def benchmark(
         matmul_gflops=rates["matmul"] / 1e9,
         compile_seconds=compile_seconds,
         lightning_share=lightning_share(compiled, source),
-        **load_million(),
+        **tf32,
     )
-    lines = [
-        ("updates/s", f"{results['updates_per_second']:,.0f}"),
-        ("uncompiled", f"{results['eager_updates_per_second']:,.0f}"),
-        ("limit, by matrix products alone", f"{limit:,.0f}  ({results['matmul_gflops']:,.0f} GFLOP/s)"),
-        ("share of the limit", f"{results['share_of_limit']:.0%}"),
-        ("compiling", f"{compile_seconds:.0f} s"),
-        ("Lightning's share of the time", f"{results['lightning_share']:.1%}"),
-        ("loading 1M transitions", f"{results['load_seconds_per_million']:.2f} s"),
-        ("memory beyond the file's, over the table's", f"{results['load_memory_ratio']:.2f}"),
-    ]
-    if share("configs", agent_name, "online.yaml").is_file():  # its papers say by what schedule it acts
-        task, steps = speed_task(compiled), steps_per_second(agent_name, where)
-        results |= dict(steps_per_second=steps, steps_env=task)
-        lines.append((f"environment steps/s, {task}", f"{steps:,.0f}"))
-    for label, value in lines:
-        display.say(f"{label:<44} {value}")
-    if json_file is not None:
-        write_json(json_file, results)
 
 
 def build(agent_name: str, seeds: Sequence[int], device: torch.device, compile: bool, batch: int = 256) -> Agent:

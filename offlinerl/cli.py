@@ -521,7 +521,7 @@ def parser() -> argparse.ArgumentParser:
     p = command("benchmark", benchmark, "measure updates/s, their limit, Lightning's share and loading")
     p.add_argument("agent", nargs="?", default="xql", help="xql, iql, bc ... (default: xql)")
     p.add_argument("--batch", type=count, default=256, metavar="N", help="transitions a gradient step (default: 256)")
-    p.add_argument("--seeds", type=seed_list, default=[0], metavar="N,N", help="as in 0,1,2 (default: 0)")
+    p.add_argument("--seeds", type=seed_list, metavar="N,N", help="as in 0,1,2 (default: 0, on a GPU also 5 and 20)")
     p.add_shared("--device", "--threads", "--json")
     return top
 

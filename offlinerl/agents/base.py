@@ -314,6 +314,7 @@ class Agent(L.LightningModule, ABC):
         updates, _, batch_size = block.action.shape[:3]
         if updates and not self._parts:
             self._parts = [self.part(seeds) for seeds in self.division(batch_size)]
+        self.rng.to(self.device).ahead(updates if self.device.type == "cuda" else 1)
         found: dict[str, list[Tensor]] = {}
         for k in range(updates):
             self.before_update()
@@ -411,7 +412,7 @@ class Agent(L.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["offlinerl"]
         self.updates, self.task = saved["updates"], saved["task"]
-        self.rng.load_state_dict(saved["rng"])
+        self.rng.to(self.device).load_state_dict(saved["rng"])
         if "explore" in saved:  # not in the checkpoints of older versions, which never explored
             self.steps = saved["steps"]
             self.load_explore_state(saved["explore"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 Step = Callable[..., Any]
+Launch = Callable[..., Sequence[Tensor]]
 
 OPTIONS = {
     "size_asserts": False,  # callers look at `signature` themselves; checks cost a twentieth of a small update
@@ -29,30 +31,34 @@ def capture(steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[S
 
     Unlike ``torch.compile`` of a function that calls backward, which stops at every backward pass, the trace
     holds the whole step: forward, backward, optimiser and target update are fused across their borders. It
-    is made of the first step and serves them all.
+    is made of the first step and serves them all. On a GPU it is recorded as a CUDA graph besides.
 
     Args:
         steps: each reads tensors, changes others that it closes over in place, returns a tree of
             tensors. They may not look at values on the host.
         example: arguments of the shapes, strides and types they will be called with.
         states: for each step every tensor it changes in place, in the same order. Tracing runs the first
-            step once; its tensors are put back after.
+            step, and recording every one; their tensors are put back after.
 
     Returns:
         Functions to call as ``steps``; ``steps`` themselves, with a warning, where compiling fails (no C++
-        compiler, say).
+        compiler, say), or a recording does not do what its step does.
     """
     shape_of_result: Any = None
+    on_gpu = example[0].device.type == "cuda"
+    if on_gpu:  # a recording reads copies, which are dense
+        example = [t.contiguous() for t in example]
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         nonlocal shape_of_result
         result, shape_of_result = tree_flatten(steps[0](*tensors))
         return result
 
-    before = [t.detach().clone() for t in states[0]]
     try:
-        graph, closed_over = _lift_constants(make_fx(flat)(*example))
-        with torch.no_grad():
+        with put_back(states[0]):
+            graph, closed_over = _lift_constants(make_fx(flat)(*example))
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # a setting of ours decides
             compiled = torch._inductor.compile(graph, [*example, *closed_over], options=OPTIONS)
     except Exception as error:
         warnings.warn(
@@ -61,22 +67,100 @@ def capture(steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[S
             stacklevel=2,
         )
         return list(steps)
-    finally:
-        with torch.no_grad():
-            for tensor, saved in zip(states[0], before, strict=True):
-                tensor.copy_(saved)
 
-    def bind(tensors: Sequence[Tensor]) -> Step:
-        def run(*args: Tensor) -> Any:
+    def bind(state: Sequence[Tensor]) -> Launch:
+        tensors = [state[index[_place(t)]].detach() if _place(t) in index else t for t in closed_over]
+
+        def launch(*args: Tensor) -> Sequence[Tensor]:
             with torch.no_grad():
-                return tree_unflatten(compiled(*args, *tensors), shape_of_result)
+                return compiled(*args, *tensors)
+
+        return launch
+
+    def in_its_shape(launch: Launch) -> Step:
+        def run(*args: Tensor) -> Any:
+            return tree_unflatten(launch(*args), shape_of_result)
 
         return run
 
     index = {_place(t): i for i, t in enumerate(states[0])}
-    return [
-        bind([state[index[_place(t)]].detach() if _place(t) in index else t for t in closed_over]) for state in states
-    ]
+    launches = [bind(state) for state in states]
+    if on_gpu:
+        launches = [Recorded(launch, example, state) for launch, state in zip(launches, states, strict=True)]
+        for step, launch, state in zip(steps, launches, states, strict=True):
+            if not _same_effect(lambda *args, step=step: tree_flatten(step(*args))[0], launch, example, state):
+                warnings.warn("training runs uncompiled: its recording on this GPU gives other results", stacklevel=2)
+                return list(steps)
+    return [in_its_shape(launch) for launch in launches]
+
+
+class Recorded:
+    """A function of tensors, recorded once as a CUDA graph: a call copies its arguments to where the recording reads
+    them, launches all its kernels at once, and copies what they found, a float32 tensor each, in one piece.
+
+    Args:
+        launch: reads and changes tensors on one GPU, without a look at values on the host.
+        example: arguments of the shapes and types it will be called with; dense ones.
+        state: every tensor it changes in place, which is put back after the recording.
+    """
+
+    WARM_UP = 3
+    """Calls before the recording, in which libraries choose their kernels and take their workspaces."""
+
+    @torch.no_grad()
+    def __init__(self, launch: Launch, example: Sequence[Tensor], state: Sequence[Tensor]):
+        self.launch = launch  # holds tensors that the recording reads
+        self.given = [t.clone() for t in example]
+        # One launch copies all of a type.
+        self.of_type = [[i for i, t in enumerate(example) if t.dtype == dtype] for dtype in {t.dtype for t in example}]
+        with put_back(state):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(self.WARM_UP):
+                    found = launch(*self.given)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.shapes = [t.shape for t in found]
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.found = torch.cat([t.reshape(-1) for t in launch(*self.given)])
+
+    @torch.no_grad()
+    def __call__(self, *args: Tensor) -> list[Tensor]:
+        for which in self.of_type:
+            torch._foreach_copy_([self.given[i] for i in which], [args[i] for i in which])
+        self.graph.replay()
+        pieces = self.found.clone().split([shape.numel() for shape in self.shapes])
+        return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+
+@contextmanager
+def put_back(state: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Undo what is done to some tensors in place; gives what they were."""
+    before = [t.detach().clone() for t in state]
+    try:
+        yield before
+    finally:
+        with torch.no_grad():
+            for tensor, saved in zip(state, before, strict=True):
+                tensor.copy_(saved)
+
+
+def _same_effect(
+    one: Launch, other: Launch, example: Sequence[Tensor], state: Sequence[Tensor], error: float = 0.1
+) -> bool:
+    """Whether two functions return the same and change the same, in the norm of every tensor: an entry whose gradient
+    is nearly zero may go either way in Adam."""
+    found, moved = [], []
+    for launch in (one, other):
+        with put_back(state) as before:
+            found.append([t.detach() for t in launch(*example)])
+            moved.append([after.detach() - was for after, was in zip(state, before, strict=True)])
+    return all(
+        bool((a - b).norm() <= error * a.norm() + 1e-6)
+        for pair in (found, moved)
+        for a, b in zip(*([t.double() for t in of] for of in pair), strict=True)
+    )
 
 
 def _lift_constants(graph: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, list[Tensor]]:

@@ -35,9 +35,25 @@ class Streams:
         if getattr(self, "device", None) != torch.device(device):
             self.device = torch.device(device)
             self.generators = [generator(seed, self.purpose, device) for seed in self.seeds]
+            self.ahead(1)
         return self
 
+    def ahead(self, count: int) -> None:
+        """Draw for the next ``count`` updates at once, as a GPU needs it, where a launch costs more than its numbers.
+        What was drawn before and is left over is forgotten, so that a state saved between two calls is whole."""
+        self._count = count
+        self._drawn: dict[tuple, list[Tensor]] = {}
+
     def _fill(self, method: str, args: tuple, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        if self._count == 1:
+            return self._draw(method, args, shape, dtype)
+        kept = self._drawn.setdefault((method, args, tuple(shape), dtype), [])
+        if not kept:
+            many = self._draw(method, args, (self._count, *shape), dtype).transpose(0, 1).contiguous()
+            kept.extend(reversed(many.unbind()))
+        return kept.pop()
+
+    def _draw(self, method: str, args: tuple, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         out = torch.empty(len(self.seeds), *shape, dtype=dtype, device=self.device)
         for row, rng in zip(out, self.generators, strict=True):
             getattr(row, method)(*args, generator=rng)

@@ -67,6 +67,7 @@ def build(
     Raises:
         UserError: anything the user can put right.
     """
+    torch.backends.cuda.matmul.allow_tf32 = settings["train"].get("tf32", False)
     make = online if settings["fit"]["dataset"] is None else on_dataset
     return make(settings, entry, device, folder, ray_address)
 

@@ -77,7 +77,7 @@ class Checkpointer:
         sweep(self.folder)  # a process that was killed may have been writing
         if not self.last.is_file():
             return None
-        saved = checkpoint.read(self.last)
+        saved = checkpoint.read(self.last, self.agent.device)
         checkpoint.load_into(self.agent, saved, self.last)
         if STATE not in saved.get("callbacks", {}):
             raise UserError(f"{self.last} was not saved by `offlinerl fit`, which goes on with its own")

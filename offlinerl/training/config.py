@@ -34,6 +34,7 @@ class TrainConfig(Config):
     eval_episodes: int = setting(10, "episodes of an evaluation on the way", low=1)
     final_episodes: int = setting(20, "episodes of the evaluation of the last policy", low=1)
     compile: bool = setting("auto", "compile the update; auto: if the run is long enough to earn it", choices=("auto",))
+    tf32: bool = setting(False, "multiply matrices in TensorFloat-32 on a GPU: faster, with three digits")
     save_every: float = setting(5.0, "minutes after which it is saved, also between evaluations", above=0)
     log_every: int = setting(500, "updates or steps between two rows of metrics", low=1)
     logger: str = setting(
