@@ -117,7 +117,7 @@ def datasets_show(args: argparse.Namespace) -> None:
 
     dataset_commands.show(
         args.name, args.png or Path(f"{registry.resolve(args.name).name.rpartition('/')[2]}.png"), args.obs_keys,
-        **given(args, "columns", "subset"),
+        args.json, **given(args, "columns", "subset"),
     )  # fmt: skip
 
 
@@ -447,9 +447,10 @@ def parser() -> argparse.ArgumentParser:
     nested = commands.add_parser("datasets", help="list, show, validate and make datasets")
     within = nested.add_subparsers(dest="action", required=True, metavar="ACTION")
     command("list", datasets_list, "list the datasets by name", within)
-    p = command("show", datasets_show, "print a dataset in figures and draw its histograms", within)
+    p = command("show", datasets_show, "say what is in a dataset, and draw it", within)
     p.add_shared("name", "--obs-keys", "--columns", "--subset")
     p.add_argument("--png", type=Path, metavar="FILE", help="where to draw (default: NAME.png)")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, or - to print them")
     p = command("validate", datasets_validate, "find what is wrong with a dataset; status 1 if it has a fault", within)
     p.add_shared("name")
     p.add_argument("--env", metavar="ID", help="the environment it was collected in: a Gymnasium id or a name")

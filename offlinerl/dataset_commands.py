@@ -19,32 +19,44 @@ from offlinerl.data import describe, edit, load, registry
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
 from offlinerl.data.inferred import spec_of_data
-from offlinerl.data.listing import console, print_table
+from offlinerl.data.listing import console, print_facts
 from offlinerl.data.minari_writer import Sink, write_minari
 from offlinerl.data.registry import Entry
 from offlinerl.data.validate import validate as find_faults
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make, specification
-from offlinerl.util.atomic import atomic_write
+from offlinerl.util.atomic import atomic_write, write_json
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_map
 
 
-def show(name: str, png: Path | None = None, obs_keys: Sequence[str] | None = None, **reading: Any) -> None:
-    """Prints a dataset in figures, rewards and returns as they are stored, and draws its histograms.
+def show(
+    name: str,
+    png: Path | None = None,
+    obs_keys: Sequence[str] | None = None,
+    json_file: Path | None = None,
+    **reading: Any,
+) -> None:
+    """Prints what a person asks of a dataset first, rewards and returns as they are stored, and draws it.
 
     Args:
         name: a dataset's name, Minari id or file.
         png: where to draw; nothing is drawn by default.
         obs_keys: the parts of the observations to use; by default the dataset's own.
+        json_file: where to write all its figures, see ``offlinerl.data.describe.describe``; "-" prints them instead.
         reading: ``columns`` and ``subset``; see ``offlinerl.data.load.load``.
     """
     entry = registry.limited(registry.resolve(name, obs_keys=obs_keys), reading)
     dataset = load.load(entry, reward="none")
-    rows = [(key, _plain(value)) for key, value in _lines(describe.describe(dataset, entry))]
-    print_table(("what", "value"), rows)
+    if json_file is not None:
+        facts = describe.describe(dataset, entry)
+        if str(json_file) == "-":
+            print(json.dumps(facts, indent=1, default=str))
+            return
+        write_json(json_file, json.loads(json.dumps(facts, default=str)))
+    print_facts(dataset.name, describe.summary(dataset, entry))
     if png is not None:
-        console.print(f"histograms: {describe.plot(dataset, Path(png))}")
+        console.print(f"picture: {describe.plot(dataset, Path(png))}")
 
 
 def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] | None = None, **reading: Any) -> int:
@@ -246,15 +258,3 @@ def _metadata(description: str, algorithm: str, licence: str = "MIT", **provenan
         author="offlinerl", description=description, algorithm_name=algorithm, licence=licence,
         requirements=["offlinerl"], provenance=provenance,
     )  # fmt: skip
-
-
-def _lines(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from _lines(value, f"{prefix}{key} ")
-        else:
-            yield prefix + key, value
-
-
-def _plain(value: Any) -> str:
-    return f"{value:,.6g}" if isinstance(value, float) else "" if value is None else str(value)

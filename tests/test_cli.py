@@ -188,7 +188,7 @@ def test_datasets(here, capsys):
 
     assert offlinerl_(("datasets", "show", pendulum.ID, "--png", here / "a.png")) == 0
     out = capsys.readouterr().out
-    assert "rows\t200" in out and (here / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "steps\t200" in out and (here / "a.png").read_bytes().startswith(b"\x89PNG")
 
     assert offlinerl_(("datasets", "validate", pendulum.ID)) == 0
     assert "nothing wrong" in capsys.readouterr().out

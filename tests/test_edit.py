@@ -1,4 +1,7 @@
-"""Datasets made of others."""
+"""Datasets made of others, and looked at."""
+
+import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -121,3 +124,59 @@ def test_words_of_others_do_not_keep_a_file_from_being_read(here):
     with h5py.File("b.hdf5", "a") as file:
         file.attrs["provenance"] = "from the lab"
     assert offlinerl.load_dataset("b.hdf5").provenance["provenance"] == "from the lab"
+
+
+def test_a_frame_of_pandas_holds_every_row_and_is_read_again(here):
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    data = offlinerl.load_dataset(robomimic(here / "a.hdf5"))
+    frame = data.to_pandas(next_obs=True)
+    np.testing.assert_array_equal(frame[["obs_0", "obs_1", "obs_2"]], data.obs)
+    np.testing.assert_array_equal(frame["action_1"], data.action[:, 1])
+    assert frame["episode"].nunique() == 7 and frame["step"].tolist()[:6] == [0, 1, 2, 3, 0, 1]
+    assert_rows(offlinerl.load_dataset(frame))
+    assert_rows(offlinerl.load_dataset(data.to_pandas()), final=False)
+    robomimic(here / "b.hdf5", images=True)
+    with pytest.raises(UserError, match="obs_agentview_image are images"):
+        offlinerl.load_dataset("b.hdf5").to_pandas()
+
+
+def test_slices_are_datasets(here):
+    data = offlinerl.load_dataset(robomimic(here / "a.hdf5"))
+    for begin, end in ((0, 4), (2, 9), (5, 6), (0, len(data))):
+        part = data[begin:end]
+        for name in ("obs", "next_obs", "action", "reward", "terminated"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(data, name)[begin:end])
+        np.testing.assert_array_equal(part.last[:-1], data.last[begin : end - 1])
+        assert part.last[-1] and len(part.observations) <= end - begin + len(part.episode_starts)
+    with pytest.raises(TypeError, match="has slices"):
+        data[3]
+    for wrong in (slice(0, 0), slice(0, 9, 2)):
+        with pytest.raises(ValueError, match="at least one row"):
+            data[wrong]
+
+
+def test_a_dataset_says_what_it_is_in_a_line(here):
+    data = offlinerl.load_dataset(robomimic(here / "a.hdf5"))
+    assert repr(data) == "<Dataset a: 37 transitions in 7 episodes, 3 observations, 2 actions>"
+
+
+def test_a_folder_that_was_written_is_a_dataset_by_its_path(here):
+    offlinerl.load_dataset(robomimic(here / "a.hdf5")).write("written")
+    assert_rows(offlinerl.load_dataset("written"))
+
+
+def test_show_opens_with_what_a_person_asks_first(here, capsys):
+    d3rlpy(here / "a.h5")
+    assert main(["datasets", "show", "a.h5", "--json", "a.json"]) == 0
+    lines = dict(line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line)
+    assert list(lines)[:6] == ["episodes", "steps", "returns", "lengths", "ends", "observations"]
+    assert lines["steps"] == "33, and 4 more that have no successor" and lines["ends"] == "3 terminated, 4 cut off"
+    assert lines["observations"] == "3 numbers" and lines["actions"].startswith("2 numbers from -0.")
+    assert lines["from"] == "d3rlpy HDF5 a.h5" and lines["environment"] == "not named"
+    facts = json.loads(Path("a.json").read_text())
+    assert (facts["rows"], facts["episodes"], facts["provenance"]["rows_dropped"]) == (33, 7, 4)
+    assert main(["datasets", "show", "a.h5", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == facts
+    d3rlpy(here / "b.h5", discrete=True)
+    assert main(["datasets", "show", "b.h5"]) == 0
+    assert "actions\t2 choices, from 0 on" in capsys.readouterr().out

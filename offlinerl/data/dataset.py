@@ -13,7 +13,7 @@ import numpy as np
 from offlinerl.data.scales import Moments, moments
 from offlinerl.util.atomic import atomic_write, write_json
 from offlinerl.util.errors import UserError, reading
-from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
+from offlinerl.util.trees import Tree, first_leaf, observed_in_words, tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from offlinerl.data.registry import Entry
@@ -23,7 +23,7 @@ ABOUT = "dataset.json"
 """What a folder of columns holds besides them."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Transitions, one a row, episode after episode, in C-contiguous numpy arrays. Every observation is kept once.
 
@@ -110,6 +110,67 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.reward)
+
+    def __repr__(self) -> str:
+        observed = observed_in_words({path: leaf.shape[1:] for path, leaf in tree_leaves(self.observations)})
+        return (
+            f"<Dataset {self.name or 'without a name'}: {len(self):,} transitions in {len(self.episode_starts):,}"
+            f" episodes, {observed}, {self.action.shape[1]} actions>"
+        )
+
+    def __getitem__(self, rows: slice) -> Dataset:
+        """The dataset of some rows, one after another, as in ``data[:1000]``; the last one ends an episode. For whole
+        episodes see ``take``.
+
+        Raises:
+            TypeError: it is no slice.
+            ValueError: it is empty, or leaves out rows between others.
+        """
+        if not isinstance(rows, slice):
+            raise TypeError(f"a dataset has slices, as in data[:1000], and no row {rows!r}; its columns have rows")
+        begin, end, step = rows.indices(len(self))
+        if step != 1 or begin >= end:
+            raise ValueError("a slice of a dataset has at least one row, and all that lie between its first and last")
+        first, final = self.at[begin], max(self.at[end - 1], self.next_at[end - 1]) + 1
+        columns = {name: getattr(self, name)[begin:end] for name in ("action", "reward", "terminated", "last")}
+        columns["last"] = np.r_[columns["last"][:-1], True]
+        return replace(
+            self, observations=tree_map(lambda leaf: leaf[first:final], self.observations),
+            at=self.at[begin:end] - first, next_at=self.next_at[begin:end] - first, **columns,
+        )  # fmt: skip
+
+    def to_pandas(self, next_obs: bool = False) -> Any:
+        """A frame of pandas, a row a transition: ``obs_0`` and so on, ``action_0``, ``reward``, ``terminated``,
+        ``truncated``, ``episode`` and ``step``; of observations with parts ``obs_NAME_0``. ``load_dataset`` reads it.
+
+        Args:
+            next_obs: also ``next_obs_0`` and so on, without which the last step of an episode that was cut off has no
+                successor.
+
+        Raises:
+            UserError: it holds images, or pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise UserError("a frame needs pandas, which is not installed: pip install pandas") from error
+        columns: dict[str, np.ndarray] = {}
+
+        def add(field: str, column: np.ndarray) -> None:
+            if column.ndim != 2:
+                raise UserError(f"{self.name}: a frame has numbers, and {field} are images; choose parts with obs_keys")
+            columns.update({f"{field}_{i}": column[:, i] for i in range(column.shape[1])})
+
+        for name, tree in dict(obs=self.obs, **(dict(next_obs=self.next_obs) if next_obs else {})).items():
+            for path, leaf in tree_leaves(tree):
+                add(f"{name}_{path}" if path else name, leaf)
+        add("action", self.action)
+        numbers = np.arange(len(self.episode_starts))
+        steps = np.arange(len(self)) - np.repeat(self.episode_starts, self.episode_lengths)
+        return pandas.DataFrame(columns | dict(
+            reward=self.reward, terminated=self.terminated, truncated=self.last & ~self.terminated,
+            episode=np.repeat(numbers, self.episode_lengths), step=steps,
+        ))  # fmt: skip
 
     @property
     def obs(self) -> Tree:

@@ -9,9 +9,13 @@ import matplotlib.figure
 import numpy as np
 
 from offlinerl.data.dataset import Dataset
+from offlinerl.data.inferred import spec_of_data
+from offlinerl.data.mapping import in_words
 from offlinerl.data.registry import Entry
+from offlinerl.util.display import UNITS
+from offlinerl.util.errors import either
 from offlinerl.util.figures import literal
-from offlinerl.util.trees import tree_map
+from offlinerl.util.trees import first_leaf, tree_leaves, tree_map
 
 
 def describe(dataset: Dataset, entry: Entry | None = None) -> dict[str, Any]:
@@ -49,22 +53,151 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
     return points | dict(mean=float(np.mean(values)))
 
 
-def plot(dataset: Dataset, path: Path) -> Path:
-    """Draws how returns, of the rewards as the table has them, and lengths of the episodes are distributed, as a PNG;
-    returns ``path``."""
-    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
-    figure.suptitle(f"{literal(dataset.name)}: {len(dataset.episode_starts):,} episodes, {len(dataset):,} transitions")
-    panels = (
-        ("Returns", "undiscounted return of an episode (sum of rewards)", dataset.episode_returns),
-        ("Lengths", "length of an episode (steps)", dataset.episode_lengths),
+def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str]]:
+    """What a person asks of a dataset first, as labels and a line each."""
+    lengths, returns, facts = dataset.episode_lengths, dataset.episode_returns, dataset.provenance
+    terminations, dropped = int(dataset.terminated.sum()), facts.get("rows_dropped", 0)
+    cut = int((dataset.last & ~dataset.terminated).sum())
+    lines = [
+        ("episodes", f"{len(lengths):,}"),
+        ("steps", f"{len(dataset):,}" + (f", and {dropped:,} more that have no successor" if dropped else "")),
+        ("returns", _spread(returns)),
+        ("lengths", _spread(lengths)),
+        ("ends", f"{terminations:,} terminated, {cut:,} cut off"),
+        ("observations", "; ".join(_part(path, leaf) for path, leaf in tree_leaves(dataset.observations))),
+        ("actions", _actions(dataset)),
+        ("rewards", _rewards(dataset.reward)),
+        ("size", f"{dataset.nbytes / 1e6:,.1f} MB in memory"),
+    ]
+    origin = str(facts.get("format", "unknown"))
+    if "sources" in facts:
+        origin += f" from {', '.join(str(source['name']) for source in facts['sources'])}"
+    elif facts.get("file"):
+        origin += f" {facts['file']}" + (f", {len(facts['files'])} files" if "files" in facts else "")
+    lines.append(("from", origin))
+    if isinstance(made := facts.get("provenance"), dict) and "format" in made:
+        of = [str(source["name"]) for source in made.get("sources", ())] or [str(made.get("file", ""))]
+        lines.append(("made", f"{made['format']} from {', '.join(of)}"))
+    if "columns" in facts:
+        lines.append(("columns", in_words(facts["columns"])))
+    if facts.get("left_out"):
+        lines.append(("left out", f"{', '.join(facts['left_out'])}, which --obs-keys would add"))
+    if entry is not None:
+        lines.append(("environment", entry.env_id or "not named"))
+        lines.append(("score", UNITS[entry.score_kind]))
+        more = dict(licence=entry.licence, citation=entry.citation, note=entry.note)
+        lines += [(label, " ".join(text.split())) for label, text in more.items() if text]
+    return lines
+
+
+def _spread(values: np.ndarray) -> str:
+    low, quarter, middle, three_quarters, high = np.percentile(values, (0, 25, 50, 75, 100))
+    if low == high:
+        return f"{low:,.6g} each"
+    return (
+        f"mean {np.mean(values):,.4g}, median {middle:,.4g}; {low:,.4g} to {high:,.4g}, the middle half"
+        f" {quarter:,.4g} to {three_quarters:,.4g}"
     )
-    for axes, (title, label, values) in zip(figure.subplots(1, 2), panels, strict=True):
-        axes.hist(values, bins=min(40, max(8, len(values) // 4)), color="tab:blue", edgecolor="white")
-        axes.axvline(np.mean(values), color="tab:orange", label=f"mean {np.mean(values):.4g}")
-        axes.set(title=title, xlabel=label, ylabel="episodes")
-        axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+
+
+def _part(path: str, leaf: np.ndarray) -> str:
+    numbers = f"{leaf.shape[1]} numbers" if leaf.ndim == 2 else f"images {'x'.join(map(str, leaf.shape[1:]))}"
+    return f"{path} {numbers}" if path else numbers
+
+
+def _actions(dataset: Dataset) -> str:
+    spec = spec_of_data(dataset)[0]
+    if spec.num_actions:
+        return f"{spec.num_actions} choices, from {spec.first_action} on"
+    low, high = dataset.action.min(), dataset.action.max()
+    return f"{dataset.action.shape[1]} numbers from {low:,.4g} to {high:,.4g}"
+
+
+def _rewards(reward: np.ndarray) -> str:
+    values = np.unique(reward)
+    if len(values) <= 4:
+        return f"{either(*(f'{value:.4g}' for value in values))}; mean {reward.mean():,.4g}"
+    return f"{values[0]:,.4g} to {values[-1]:,.4g}; mean {reward.mean():,.4g}"
+
+
+SHOWN = 8
+"""Episodes that are drawn one by one."""
+
+
+def plot(dataset: Dataset, path: Path) -> Path:
+    """Draws a dataset as a PNG: how returns, of the rewards as the table has them, and lengths of the episodes are
+    distributed, the ranges of the actions and of the observations, how rewards add up in a few episodes, and the ways
+    of these in a maze, or else the actions of one; returns ``path``."""
+    figure = matplotlib.figure.Figure(figsize=(13, 7.5), layout="constrained")
+    figure.suptitle(f"{literal(dataset.name)}: {len(dataset.episode_starts):,} episodes, {len(dataset):,} transitions")
+    axes = figure.subplots(2, 3).ravel()
+    _histogram(axes[0], "Returns", "undiscounted return of an episode (sum of rewards)", dataset.episode_returns)
+    _histogram(axes[1], "Lengths", "length of an episode (steps)", dataset.episode_lengths)
+    starts, lengths = dataset.episode_starts, dataset.episode_lengths
+    few = np.unique(np.linspace(0, len(starts) - 1, SHOWN).astype(int))
+    for number in few:
+        span = slice(starts[number], starts[number] + lengths[number])
+        axes[2].plot(np.cumsum(dataset.reward[span], dtype=np.float64), linewidth=1.2, label=f"{number}")
+    axes[2].set(title="A few episodes", xlabel="step", ylabel="sum of rewards so far")
+    axes[2].legend(frameon=False, fontsize=8, title="episode", ncols=2)
+    spec = spec_of_data(dataset)[0]
+    if spec.num_actions:
+        counts = np.bincount((dataset.action[:, 0] - spec.first_action).astype(int), minlength=spec.num_actions)
+        axes[3].bar(spec.first_action + np.arange(spec.num_actions), counts / len(dataset), color="tab:blue")
+        axes[3].set(title="Actions", xlabel="action", ylabel="share of the steps")
+    else:
+        _ranges(axes[3], "Actions", dataset.action)
+    vectors = [leaf for _, leaf in tree_leaves(dataset.observations) if leaf.ndim == 2]
+    if vectors:
+        _ranges(axes[4], "Observations", np.concatenate(vectors, 1))
+    else:
+        _pictures(axes[4], dataset, few)
+    maze = dataset.entry is not None and "maze" in (dataset.entry.env_id or "").lower() and vectors
+    for number in few if maze else few[:1]:
+        begin, end = starts[number], starts[number] + lengths[number]
+        if maze:
+            x, y = vectors[0][dataset.at[begin:end], :2].T
+            axes[5].plot(x, y, linewidth=1)
+            axes[5].plot(x[:1], y[:1], "k.", markersize=4)
+        else:
+            axes[5].plot(dataset.action[begin:end, :4], linewidth=1)
+    if maze:
+        axes[5].set(title="Trajectories of these episodes", xlabel="x", ylabel="y", aspect="equal")
+    else:
+        axes[5].set(title=f"Actions of episode {few[0]}, at most four", xlabel="step", ylabel="action")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, format="png")
+    figure.savefig(path, dpi=120, format="png")
     return path
+
+
+def _histogram(axes: Any, title: str, label: str, values: np.ndarray) -> None:
+    axes.hist(values, bins=min(40, max(8, len(values) // 4)), color="tab:blue", edgecolor="white")
+    axes.axvline(np.mean(values), color="tab:orange")
+    axes.set(title=f"{title}, mean {np.mean(values):.4g}", xlabel=label, ylabel="episodes")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+
+
+def _ranges(axes: Any, title: str, column: np.ndarray) -> None:
+    """The ranges of the dimensions of ``[rows, D]``: whole ones thin, the middle nine tenths thick."""
+    some = column[:: max(1, len(column) // 100_000)]
+    low, high = column.min(0), column.max(0)
+    five, middle, ninety_five = np.percentile(some, (5, 50, 95), axis=0)
+    place = np.arange(column.shape[1])
+    axes.vlines(place, low, high, color="tab:blue", linewidth=1)
+    width = min(8.0, max(1.5, 180 / column.shape[1]))
+    axes.vlines(place, five, ninety_five, color="tab:blue", linewidth=width, alpha=0.5)
+    axes.plot(place, middle, "_", color="tab:orange", markersize=width + 2)
+    axes.set(title=f"{title}: all, 5 to 95%, median", xlabel="dimension", ylabel="value")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _pictures(axes: Any, dataset: Dataset, episodes: np.ndarray) -> None:
+    """The first image of a few episodes, side by side."""
+    leaf = first_leaf(dataset.observations)
+    shown = [leaf[dataset.at[dataset.episode_starts[number]]] for number in episodes[:4]]
+    row = np.concatenate([image[..., -3:] if image.ndim == 3 and image.shape[-1] >= 3 else np.atleast_3d(image)[..., :1]
+                          for image in shown], axis=1)  # fmt: skip
+    axes.imshow(row.squeeze() / max(1, row.max()), cmap="gray")
+    axes.set(title="The first observations of a few episodes", xticks=[], yticks=[])

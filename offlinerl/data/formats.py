@@ -12,7 +12,7 @@ import numpy as np
 
 from offlinerl.data import lerobot, recordings, tables
 from offlinerl.data.assemble import Steps, assemble
-from offlinerl.data.dataset import Dataset
+from offlinerl.data.dataset import ABOUT, Dataset
 from offlinerl.data.mapping import Columns, known_columns
 from offlinerl.data.registry import Entry
 from offlinerl.util.errors import UserError, reading
@@ -32,8 +32,8 @@ SUCCESSORS = dict(ogbench="next row", d3rlpy="next row", lerobot="next row")
 
 
 def kind_of(path: Path, columns: Columns | None = None) -> str:
-    """The format of a file or a folder: "minari", "d4rl", one of ``NAMES``, or "several" for a folder or a pattern of
-    files. What is unknown is "d4rl", whose reader says what it should have been.
+    """The format of a file or a folder: "minari", "d4rl", "written" by ``Dataset.write``, one of ``NAMES``, or
+    "several" for a folder or a pattern of files. What is unknown is "d4rl", whose reader says what it should have been.
 
     Args:
         path: of a file or a folder; or a pattern of files, as in ``logs/*.csv``.
@@ -42,6 +42,8 @@ def kind_of(path: Path, columns: Columns | None = None) -> str:
     if path.is_dir():
         if (path / "meta" / "info.json").is_file():
             return "lerobot"
+        if (path / ABOUT).is_file():
+            return "written"
         known = ("metadata.json", "data/metadata.json", "collection.json")
         return "minari" if any((path / name).is_file() for name in known) else "several"
     if not path.is_file():

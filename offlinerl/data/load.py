@@ -73,6 +73,8 @@ def _read(path: Path, entry: Entry, mode: Mode) -> Dataset:
     if given := [flag for flag in ("columns", "subset") if getattr(entry, flag) is not None]:
         raise UserError(f"{path} is no table and has no subsets: leave out --{given[0]}")
     with reading(f"the dataset {path}", "get or write it again"):
+        if kind == "written":
+            return Dataset.mapped(path)
         if kind == "minari":
             return load_minari(path, name=entry.name, obs_keys=entry.obs_keys)
         allowed = entry.steps_allowed

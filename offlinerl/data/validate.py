@@ -60,6 +60,8 @@ def validate(entry: Entry | str) -> list[Finding]:
     entry = registry.resolve(entry) if isinstance(entry, str) else entry
     path = load.locate(entry)
     kind = formats.kind_of(path, entry.columns)
+    if kind == "written":
+        raise UserError(f"{path} was written by Dataset.write, of what had been checked: validate its source")
     with reading(f"the dataset {path}", "get or write it again"):
         columns = dict(minari=_minari_columns, d4rl=_d4rl_columns).get(kind, partial(_steps_columns, kind))(path, entry)
         env = _spaces(entry)

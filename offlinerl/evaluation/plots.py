@@ -73,7 +73,8 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
     scored = summaries[0]["last"] is not None
     if not scored:
         drawn = drawn or [name for name in summaries[0]["losses"] if name in metrics]
-    figure = Figure(figsize=(7 * scored + 3.4 * max(len(drawn), 1 - scored), 4.6), layout="constrained")
+    panel = 3.4 if scored else max(3.4, 6.8 / max(len(drawn), 1))
+    figure = Figure(figsize=(7 * scored + panel * max(len(drawn), 1 - scored), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     widths = [2.2] * scored + [1] * max(len(drawn), 1 - scored)
     axes = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]

@@ -166,7 +166,10 @@ def on_dataset(
     if kept is not None:
         draw = partial(make, Table.of(agent, kept, task.stack), about["seeds"], train["batch"], 1, **window)
         held_out = HeldOut(agent, draw, len(kept.episode_starts) if kind == "episodes" else len(kept))
-        display.say(f"{len(kept.episode_starts):,} of the episodes are held out, to measure the losses on")
+        episodes = len(kept.episode_starts)
+        display.say(
+            f"{episodes:,} of the episodes {'is' if episodes == 1 else 'are'} held out, to measure the losses on"
+        )
     stages = [Stage("offline", offline, train["updates"], train["eval_every"], "--updates")]
     if steps:
         share, last = train["old_share"], train["final_old_share"]
