@@ -108,7 +108,6 @@ def test_a_run_is_exported_for_one_seed_and_acts_from_the_file(here, capsys):
     assert json.loads(extra["policy.json"])["seed"] == 6
     for flags, says in (
         (["--onnx", "first.onnx"], "exists"), (["--onnx", "third.onnx", "--seed", "5"], "there is no policy of seed 5"),
-        (["--safetensors", "policy.safetensors"], "does not say what it was trained for"),
     ):  # fmt: skip
         assert main(["export", str(run.folder), *flags]) == 1
         assert says in capsys.readouterr().err

@@ -12,7 +12,7 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.mapping import in_words
 from offlinerl.data.registry import Entry
-from offlinerl.util.display import UNITS
+from offlinerl.util.display import unit_of
 from offlinerl.util.errors import either
 from offlinerl.util.figures import literal
 from offlinerl.util.trees import first_leaf, tree_leaves, tree_map
@@ -84,7 +84,7 @@ def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str
         lines.append(("left out", f"{', '.join(facts['left_out'])}, which --obs-keys would add"))
     if entry is not None:
         lines.append(("environment", entry.env_id or "not named"))
-        lines.append(("score", UNITS[entry.score_kind]))
+        lines.append(("score", unit_of(entry.score_kind)))
         more = dict(licence=entry.licence, citation=entry.citation, note=entry.note)
         lines += [(label, " ".join(text.split())) for label, text in more.items() if text]
     return lines

@@ -12,7 +12,7 @@ from offlinerl.data.assemble import concatenate
 from offlinerl.data.dataset import Dataset
 from offlinerl.util.errors import UserError
 
-INHERITED = ("env_spec", "eval_env_spec", "obs_keys", "action_space", "reward", "fps", "robot")
+INHERITED = ("env_spec", "eval_env_spec", "obs_keys", "action_space", "reward", "frame_stack", "fps", "robot")
 """What holds of a part of a dataset as it does of the whole, and of several that have it in common."""
 
 

@@ -153,7 +153,7 @@ def evaluate_checkpoint(
     if env is None and not (agent.task or {}).get("env"):
         raise UserError(f"the checkpoint {path} does not say what it was trained for; name an environment with --env")
     task = Task(**agent.task) if env is None else Task.of(registry.task(env))
-    own = agent.task["env"] if agent.task else {}
+    own = (agent.task or {}).get("env") or {}
     if env is not None:  # another one is seen as its own is
         limits = {key: own[key] for key in ("pixels", "stack") if key in own} | dict(limits or {})
     task = replace(
