@@ -59,7 +59,7 @@ class Config(BaseConfig):
     normalize: bool = setting(
         False, "shift and scale the vectors of observations by the mean and deviation of every dimension in the dataset"
     )
-    convolutions: str = setting("nature", "layers over images", choices=("nature", "sac_ae"))
+    convolutions: str = setting("nature", "layers over images", choices=("nature", "sac_ae", "minatar"))
     shift: int = setting(
         0, "pixels by which images are shifted at most, at random, as they are learnt from (Yarats et al., 2022)", low=0
     )

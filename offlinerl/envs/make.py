@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
-from offlinerl.envs import checks, pixels, robotics, spaces
+from offlinerl.envs import atari, checks, pixels, robotics, spaces
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree
@@ -47,6 +47,9 @@ def make(
         if "factory" in env:
             raise UserError(f"the environment {env['id']} was given as an object: wrap it in Pixels yourself")
         extra |= pixels.arguments(id_of(env), drawn)
+    name = id_of(env) if "factory" not in env else ""
+    if name.startswith(atari.MINATAR) and "spec" not in env:
+        extra["max_episode_steps"] = atari.MINATAR_STEPS
     if "max_episode_steps" in env:
         extra["max_episode_steps"] = env["max_episode_steps"]
     try:
@@ -55,8 +58,7 @@ def make(
         elif "factory" in env:
             made = _made_by(env)
         else:
-            if env["id"] not in gym.registry:
-                gym.register_envs(robotics.load())
+            register(env["id"])
             made = gym.make(env["id"], **{**env.get("kwargs", {}), **extra}, disable_env_checker=True)
     except UserError:
         raise
@@ -67,7 +69,11 @@ def make(
                 f"{name} cannot be drawn in any size ({checks.reason(error)}): leave out --pixels"
             ) from error
         raise UserError(f"environment {name} cannot be made: {checks.reason(error)}") from error
-    if drawn:
+    if name.startswith(atari.MINATAR) and made.observation_space.dtype == bool:
+        made = atari.Planes(made)
+    if drawn and name.startswith(atari.ALE):
+        made = atari.preprocessed(made, drawn["size"], drawn["repeat"])
+    elif drawn:
         if made.has_wrapper_attr("renderer"):
             raise UserError(f"{id_of(env)} shows pixels already: leave out --pixels")
         made = pixels.Pixels(made, drawn["size"], drawn["repeat"], drawn["fast"])
@@ -76,6 +82,12 @@ def make(
     if seen and not spaces.is_seen(made.observation_space):
         made = spaces.Observed(made, obs_keys)
     return pixels.Stacked(made, env["stack"]) if env.get("stack", 1) > 1 else made
+
+
+def register(env_id: str) -> None:
+    """Have the package imported that an environment may be from, if Gymnasium does not know it yet."""
+    if env_id not in gym.registry and not atari.register(env_id):
+        gym.register_envs(robotics.load())
 
 
 def described(env: gym.Env | Callable[[], gym.Env]) -> dict[str, Any]:
@@ -215,7 +227,9 @@ def with_limits(env: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, 
     """A description of an environment, with those of ``LIMITS`` that ``limits`` has. Pixels come with a stack."""
     given = {key: limits[key] for key in LIMITS if limits.get(key) is not None}
     if given.get("pixels"):
-        given = {"stack": env.get("stack", pixels.STACK), **given, "pixels": pixels.asked_for(given["pixels"])}
+        how, game = pixels.asked_for(given["pixels"]), "id" in env and env["id"].startswith(atari.ALE)
+        how["repeat"] = how["repeat"] or (atari.REPEAT if game else pixels.REPEAT)
+        given = {"stack": env.get("stack", atari.STACK if game else pixels.STACK), **given, "pixels": how}
     return {**env, **given}
 
 
@@ -251,8 +265,9 @@ def steps_allowed(env: Mapping[str, Any]) -> int | None:
     if module:
         with suppress(Exception):  # ``make`` says so
             importlib.import_module(module)
-    if name not in gym.registry:
-        gym.register_envs(robotics.load())
+    if name.startswith(atari.MINATAR):
+        return atari.MINATAR_STEPS
+    register(name)
     return gym.registry[name].max_episode_steps if name in gym.registry else None
 
 

@@ -13,10 +13,14 @@ import numpy as np
 from gymnasium import spaces
 
 from offlinerl.envs import rendering
+from offlinerl.envs.atari import ALE
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_map
 
-DEFAULTS = dict(size=84, repeat=2, fast=False, camera=None)
+REPEAT = 2
+"""Steps that an action is held for unless something else is said."""
+
+DEFAULTS = dict(size=84, repeat=None, fast=False, camera=None)
 """How a task is seen unless something else is said: see ``Pixels``, and ``camera`` of ``arguments``."""
 
 STACK = 3
@@ -29,6 +33,8 @@ CAMERAS = {"dm_control/quadruped": 2, "dm_control/manipulation": "front_close"}
 def arguments(env_id: str, pixels: Mapping[str, Any]) -> dict[str, Any]:
     """What an environment must be made with to be seen so. Its ``camera`` is a number or a name; by default the task's
     own."""
+    if env_id.startswith(ALE):
+        return dict(frameskip=1)  # what is to be drawn is all that there is
     camera = pixels["camera"]
     if camera is None:
         camera = next((known for begin, known in CAMERAS.items() if env_id.startswith(begin)), None)
@@ -50,7 +56,7 @@ def asked_for(pixels: Any) -> dict[str, Any]:
         raise UserError(f"pixels must be true, or some of {', '.join(DEFAULTS)} and their values, not {pixels!r}")
     how = {**DEFAULTS, **given}
     for name in ("size", "repeat"):
-        if type(how[name]) is not int or how[name] < 1:
+        if (type(how[name]) is not int or how[name] < 1) and how[name] is not DEFAULTS[name]:
             raise UserError(f"{name} of pixels must be a whole number from 1 on, not {how[name]!r}")
     if type(how["fast"]) is not bool or not isinstance(how["camera"], int | str | None):
         raise UserError(f"fast of pixels must be true or false, and camera a number or a name, not {pixels!r}")

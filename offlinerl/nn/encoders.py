@@ -22,7 +22,10 @@ NATURE: Layers = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 SAC_AE: Layers = ((32, 3, 2), (32, 3, 1), (32, 3, 1), (32, 3, 1))
 """Yarats et al., Improving Sample Efficiency in Model-Free Reinforcement Learning from Images, 2019, appendix B.1."""
 
-LAYERS = dict(nature=NATURE, sac_ae=SAC_AE)
+MINATAR: Layers = ((16, 3, 1),)
+"""Young & Tian, MinAtar, 2019, section 4."""
+
+LAYERS = dict(nature=NATURE, sac_ae=SAC_AE, minatar=MINATAR)
 """Convolutions by name."""
 
 
