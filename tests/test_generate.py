@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from offlinerl.agents import shipped
 from offlinerl.agents.checkpoint import load_agent
@@ -320,3 +321,12 @@ def test_a_recipe_of_demonstrations_takes_a_size_too(here, monkeypatch):
     made("kitchen-complete", "--episodes", 1, "--workers", 1, "--out", Path("again"))
     with h5py.File("again/data/main_data.hdf5") as file:
         assert file["episode_0/actions"][()].tobytes() == one[2]
+
+
+def test_our_counterparts_are_trained_by_the_papers_values():
+    """Of the dataset of D4RL that they stand for."""
+    for path in Path(__file__).parents[1].glob("configs/*/*.yaml"):
+        known = yaml.safe_load(path.read_text()).get("datasets", {})
+        for name in known if path.stem in ("locomotion", "antmaze") else ():
+            if name.endswith("-v2") and "/" not in name:
+                assert known[name.removesuffix("-v2")] == known[name], (path, name)

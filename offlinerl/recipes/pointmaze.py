@@ -34,8 +34,8 @@ class Controller(Policy):
     """
 
     def __init__(self, envs: Sequence[gym.Env], streams: EnvStreams, noise: float = 0.5) -> None:
-        self.mazes = [env.unwrapped.maze for env in envs]
-        self.cells = [maze_of(maze.maze_map) for maze in self.mazes]
+        self.maze = envs[0].unwrapped.maze
+        self.cells = maze_of(self.maze.maze_map)
         self.seeds, self.streams, self.noise = streams.seeds, streams, noise
 
     def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
@@ -43,16 +43,27 @@ class Controller(Policy):
 
     def act(self, obs: Tree, explore: bool = False) -> Tensor:
         position, velocity, goal = obs[..., :2], obs[..., 2:4], obs[..., 4:6]  # [1, E, 2]
-        waypoint = np.float32([self.waypoint(e, position[0, e], goal[0, e]) for e in range(len(self.mazes))])
-        force = P_GAIN * (torch.from_numpy(waypoint) - position) - D_GAIN * velocity
+        waypoint = torch.from_numpy(self.waypoints(position[0].numpy(), goal[0].numpy()))
+        force = P_GAIN * (waypoint - position) - D_GAIN * velocity
         return (force + self.noise * self.streams.normal((2,))).clamp(-1, 1)
 
-    def waypoint(self, e: int, position: Tensor, goal: Tensor) -> np.ndarray:
-        """Where the point of an environment is to go next, x and y in m."""
-        maze = self.mazes[e]
-        here, target = (tuple(map(int, maze.cell_xy_to_rowcol(xy.double().numpy()))) for xy in (position, goal))
-        following = next_cells(self.cells[e], target).get(here, target)
-        return goal.numpy() if here == target else maze.cell_rowcol_to_xy(np.array(following))
+    def waypoints(self, position: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        """Where points are to go next, ``[E, 2]`` float32: x and y in m."""
+        here, target = (list(map(tuple, self.cell_of(xy))) for xy in (position, goal))
+        following = [next_cells(self.cells, there).get(cell, there) for cell, there in zip(here, target, strict=True)]
+        arrived = np.array([cell == there for cell, there in zip(here, target, strict=True)])
+        return np.where(arrived[:, None], goal, self.centre_of(np.array(following))).astype(np.float32)
+
+    def cell_of(self, xy: np.ndarray) -> list[list[int]]:
+        """Row and column of the cells ``[E, 2]`` at x and y in m, as Gymnasium-Robotics counts them."""
+        maze = self.maze
+        at = np.stack([maze.y_map_center - xy[:, 1], xy[:, 0] + maze.x_map_center], 1) / maze.maze_size_scaling
+        return np.floor(at).astype(int).tolist()
+
+    def centre_of(self, cell: np.ndarray) -> np.ndarray:
+        """x and y in m of the centres of cells, given by row and column, ``[E, 2]``."""
+        middle = (cell + 0.5) * self.maze.maze_size_scaling
+        return np.stack([middle[:, 1] - self.maze.x_map_center, self.maze.y_map_center - middle[:, 0]], 1)
 
 
 def maze_of(maze_map: Sequence[Sequence[int | str]]) -> Maze:

@@ -7,21 +7,25 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import Journal
-from offlinerl.envs.make import Pool
+from offlinerl.envs.make import Pool, native_action
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.recipes.antmaze import Navigator, relabelled
 from offlinerl.recipes.pointmaze import Controller
 from offlinerl.recipes.recipe import Recipe, environment, policy_file
-from offlinerl.rollout.collector import Recording, reset_seed
-from offlinerl.rollout.loop import EnvironmentLoop
+from offlinerl.rollout.collector import reset_seed
+from offlinerl.rollout.loop import EnvironmentLoop, Step
 from offlinerl.rollout.policy import Noisy, Policy, Uniform
 from offlinerl.util.trees import tree_map
+
+STEPS_KEPT = 1000
+"""Of all environments, from which on those are dropped that no episode under way needs."""
 
 
 def play(recipe: Recipe, lanes: Sequence[int], steps: int, journal: Journal, going: Callable[[], bool]) -> None:
@@ -47,22 +51,23 @@ def play(recipe: Recipe, lanes: Sequence[int], steps: int, journal: Journal, goi
         while (seed := loop.reset_seed(0, e, numbers[0, e])) in done:
             numbers[0, e] += 1
             taken[0, e] += done[seed]
-    recordings: dict[int, Recording] = {}
+    begun, past = np.zeros(E, int), list[Step]()  # which step of the past an episode began with; they are shared by all
     while going():
         where = ~loop.playing & (taken < steps)
         if where.any():
-            for i, shown in loop.begin(where, numbers, policy).items():
-                recordings[i] = Recording(shown)
+            loop.begin(where, numbers, policy)
+            begun[where[0]] = len(past)
         if not loop.playing.any():
             return
-        step = loop.step(policy, recipe.get("explore", False))
-        for i, (obs, reward, terminated, truncated, _) in step.answers.items():
-            taken[0, i] += 1
-            recordings[i].append(step.applied[0, i], obs, reward, terminated, truncated)
-            if terminated or truncated:
-                episode = recordings[i].episode(pool.action_space, loop.reset_seed(0, i, numbers[0, i]))
-                journal.append(_finished(recipe, episode))
-                numbers[0, i] += 1
+        taken += loop.playing
+        past.append(step := loop.step(policy, recipe.get("explore", False)))
+        for i in np.flatnonzero(step.terminated[0] | step.truncated[0]).tolist():
+            seed = loop.reset_seed(0, i, numbers[0, i])
+            journal.append(_episode(recipe, past[begun[i] :], i, pool.action_space, seed))
+            numbers[0, i] += 1
+        if len(past) > STEPS_KEPT and (old := begun[loop.playing[0]].min(initial=len(past))):
+            del past[:old]
+            begun -= old
 
 
 def order(recipe: Recipe, lanes: Sequence[int], journal: Journal) -> list[int]:
@@ -94,15 +99,19 @@ def policy_of(recipe: Recipe, pool: Pool, lanes: Sequence[int]) -> Policy:
     return agent
 
 
-def _finished(recipe: Recipe, episode: Episode) -> Episode:
-    """As it is stored: numbers in 32 bits, as all that learns sees them."""
-    if "goal" in recipe:
-        episode = relabelled(episode, np.array(recipe["goal"]))
-
-    def single(leaf: np.ndarray) -> np.ndarray:
-        return leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf
-
-    return episode._replace(observations=tree_map(single, episode.observations), rewards=single(episode.rewards))
+def _episode(recipe: Recipe, steps: Sequence[Step], i: int, space: gym.Space, seed: int) -> Episode:
+    """What an environment showed, its numbers in 32 bits, as all that learns sees them."""
+    observations = [step.obs for step in steps] + [steps[-1].next_obs]
+    actions = np.stack([step.applied[0, i] for step in steps])
+    episode = Episode(
+        tree_map(lambda *leaves: np.stack([leaf[0, i] for leaf in leaves]), *observations),
+        native_action(space, actions),
+        np.array([step.reward[0, i] for step in steps], np.float32),
+        np.array([step.terminated[0, i] for step in steps]),
+        np.array([step.truncated[0, i] for step in steps]),
+        seed=seed,
+    )
+    return relabelled(episode, np.array(recipe["goal"])) if "goal" in recipe else episode
 
 
 @cache
