@@ -203,6 +203,12 @@ def export(args: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
+def sweep(args: argparse.Namespace) -> int:
+    from offlinerl.training import sweep
+
+    return sweep.sweep(args.file, args.ray_address)
+
+
 def benchmark(args: argparse.Namespace) -> None:
     agents.require(args.agent)
     from offlinerl import benchmark
@@ -518,6 +524,10 @@ def parser() -> argparse.ArgumentParser:
         "--episodes", type=count, default=100, metavar="N", help="to measure a --safetensors' return by (default: 100)"
     )
     p.add_shared("--agent-class", "--device", "--overwrite")
+
+    p = command("sweep", sweep, "train agents, datasets and settings in every combination, side by side")
+    p.add_argument("file", type=Path, help="YAML: agents, datasets, seeds, each, agent, train, cpus, gpus, out")
+    p.add_argument("--ray-address", metavar="ADDRESS", help="run them on a cluster: auto or HOST:PORT (default: here)")
 
     p = command("benchmark", benchmark, "measure updates/s, their limit, Lightning's share and loading")
     p.add_argument("agent", nargs="?", default="xql", help="xql, iql, bc ... (default: xql)")

@@ -1,0 +1,242 @@
+"""``offlinerl sweep``: agents, datasets and settings in every combination, each a run, side by side on Ray."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from offlinerl.evaluation import report
+from offlinerl.training import request
+from offlinerl.util.display import Display, between, places, shown
+from offlinerl.util.errors import UserError, did_you_mean, reading
+from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
+from offlinerl.util.ray_cluster import RayCluster
+
+KEYS = dict(
+    agents=None, datasets=(), environments=(), seeds=(0,), each={}, agent={}, train={}, cpus=1, gpus=0, out="runs/sweep"
+)
+"""What a file may say, and what holds where it does not."""
+
+DEATHS = 3
+"""Times that a run may be killed, as where memory is full or a machine is taken away, before it counts as failed."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run: its folder, and what ``offlinerl fit`` is told to begin it."""
+
+    folder: Path
+    words: tuple[str, ...]
+
+    @property
+    def log(self) -> Path:
+        """What it says, beside its folder, which is its own."""
+        return self.folder.parent / f"{self.folder.name}.txt"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "summary.json").is_file()
+
+    def command(self) -> list[str]:
+        """What begins it or, where it has begun, goes on with it."""
+        begun = (self.folder / "config.yaml").is_file()
+        words = ("--resume", str(self.folder), *self.words[-4:]) if begun else self.words
+        return [sys.executable, "-m", "offlinerl", "fit", *words]
+
+
+def sweep(file: Path, ray_address: str | None = None) -> int:
+    """Train what a file plans, and print a table of all runs. What has finished stays; what was stopped goes on.
+
+    Args:
+        file: YAML: ``agents``; ``datasets``, or ``environments`` to learn by acting; ``seeds``, which every run trains
+            together; ``each``, lists of values by setting, as in ``agent.beta: [1, 2]``, of which every combination is
+            a run, for the agents that have the setting; ``agent`` and ``train``, settings of all runs; ``cpus`` and
+            ``gpus`` of a run; ``out``, the folder of the runs, which all machines of a cluster must share.
+        ray_address: of a cluster; by default this machine alone.
+
+    Returns:
+        1 if a run failed, else 0.
+
+    Raises:
+        UserError: the file is wrong, or Ray cannot be started.
+        Interrupted: Ctrl-C or SIGTERM; all runs are saved.
+    """
+    plan = read(file)
+    runs, display, stop = planned(plan), Display(), Stop()
+    left = [run for run in runs if not run.finished]
+    display.say(f"runs into {plan['out']}: {len(runs)}, of which {len(runs) - len(left)} are finished")
+    failed: list[Planned] = []
+    cluster = RayCluster(os.cpu_count() or 1, ray_address, "runs") if left else None
+    try:
+        if cluster is not None:
+            cluster.start()  # which has a handler of SIGTERM itself
+            with on_interrupt(stop.set):
+                failed = _train(cluster.ray, left, plan, display, stop)
+    finally:
+        if cluster is not None:
+            cluster.close()
+    if stop.is_set():
+        done = sum(run.finished for run in runs)
+        again = f"offlinerl sweep {file}" + (f" --ray-address {ray_address}" if ray_address else "")
+        raise Interrupted(f"interrupted with {done} of {len(runs)} runs finished; go on with: {again}", stop.status)
+    for run in failed:
+        display.say(f"failed: {run.folder}: {_last_line(run)}")
+    if done := [run.folder for run in runs if run.finished]:
+        report.report(done, Path(plan["out"]) / "report")
+    return 1 if failed else 0
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A file's plan, with what it leaves out.
+
+    Raises:
+        UserError: it cannot be read, or says something unknown.
+    """
+    with reading(f"the sweep {file}", "see `offlinerl sweep --help`"):
+        given = yaml.safe_load(file.read_text("utf-8"))
+        if not isinstance(given, dict):
+            raise ValueError("it holds no settings")
+    for key in given:
+        if key not in KEYS:
+            raise UserError(f"{file} has an unknown entry {key!r}; {did_you_mean(str(key), KEYS, ', '.join(KEYS))}")
+    plan = {**KEYS, **given}
+    for key in ("agents", "datasets", "environments"):
+        plan[key] = [plan[key]] if isinstance(plan[key], str) else plan[key]
+        if not isinstance(plan[key], list | tuple) or not all(isinstance(name, str) for name in plan[key]):
+            raise UserError(f"{file}: {key} must be a list of names, as in {key}: [xql, iql], not {plan[key]!r}")
+    if not plan["datasets"] and not plan["environments"]:
+        raise UserError(f"{file} needs datasets, or environments to learn by acting")
+    for key, value in plan["each"].items() if isinstance(plan["each"], dict) else [("each", None)]:
+        if str(key).partition(".")[0] not in ("agent", "train") or not isinstance(value, list) or not value:
+            raise UserError(f"{file}: each must list values by setting, as in agent.beta: [1, 2], not {plan['each']!r}")
+    for key, least in (("cpus", 1), ("gpus", 0)):
+        if isinstance(plan[key], bool) or not isinstance(plan[key], int | float) or plan[key] < least:
+            raise UserError(f"{file}: {key} must be a number from {least} on, not {plan[key]!r}")
+    return plan
+
+
+def planned(plan: Mapping[str, Any]) -> list[Planned]:
+    """The runs of a plan, all of them checked.
+
+    Raises:
+        UserError: an agent, a dataset or a setting is wrong.
+    """
+    runs: dict[Path, Planned] = {}
+    fixed = {section: dict(plan[section]) for section in ("agent", "train")}
+    tasks = [("--dataset", name) for name in plan["datasets"]] + [("--env", name) for name in plan["environments"]]
+    unused = set(plan["each"])
+    for agent, (flag, task) in itertools.product(plan["agents"], tasks):
+        where = (task, None) if flag == "--dataset" else (None, task)
+        known = request.settings_for(agent, *where, plan["seeds"], None, fixed)[0]
+        own = [key for key in plan["each"] if key.partition(".")[2] in known[key.partition(".")[0]]]
+        unused -= set(own)
+        for values in itertools.product(*(plan["each"][key] for key in own)):
+            over = {section: dict(settings) for section, settings in fixed.items()}
+            for key, value in zip(own, values, strict=True):
+                section, _, name = key.partition(".")
+                over[section][name] = value
+            request.settings_for(agent, *where, plan["seeds"], None, over)
+            name = "-".join(
+                [agent, task, *(f"{key.partition('.')[2]}={v}" for key, v in zip(own, values, strict=True))]
+            )
+            folder = Path(plan["out"]).resolve() / name.replace("/", "-").replace(" ", "")
+            words = [agent, flag, task, "--seeds", ",".join(map(str, plan["seeds"])), "--out", str(folder)]
+            for section, settings in over.items():
+                for key, value in settings.items():
+                    words += [f"--{section}.{key}", yaml.safe_dump(value, default_flow_style=True).split("\n")[0]]
+            words += ["--device", "cuda" if plan["gpus"] else "cpu", "--threads", str(int(plan["cpus"]))]
+            runs[folder] = Planned(folder, tuple(words))
+    if unused:
+        raise UserError(f"each: none of the agents has the setting {min(unused)}")
+    return list(runs.values())
+
+
+def _train(ray: Any, runs: list[Planned], plan: Mapping[str, Any], display: Display, stop: Stop) -> list[Planned]:
+    """Train runs side by side, as many as there is room for; those that failed."""
+    remote = ray.remote(num_cpus=plan["cpus"], num_gpus=plan["gpus"], max_retries=DEATHS)(finish)
+    began = {remote.remote(run): run for run in runs}
+    failed, done, cancelled = [], 0, False
+    with display.bar("runs", len(runs), unit="runs"):
+        while began:
+            if stop.is_set() and not cancelled:
+                display.say("stopping: every run under way saves what it has")
+                for reference in began:
+                    ray.cancel(reference)
+                cancelled = True
+            for reference in ray.wait(list(began), timeout=0.5)[0]:
+                run = began.pop(reference)
+                try:
+                    status = ray.get(reference)
+                except (ray.exceptions.TaskCancelledError, KeyboardInterrupt):
+                    continue
+                except ray.exceptions.RayError as error:  # its machine was lost again and again
+                    display.say(f"{run.folder.name}: {str(error).strip().splitlines()[0]}")
+                    status = 1
+                if cancelled and not run.finished:
+                    continue
+                done += 1
+                display.advance(done, run.folder.name)
+                if status:
+                    failed.append(run)
+                display.say(f"[{done}/{len(runs)}] {run.folder.name}  {_outcome(run, status)}")
+    return failed
+
+
+def _outcome(run: Planned, status: int) -> str:
+    if status:
+        return f"failed: {_last_line(run)}"
+    found = report.read(run.folder)
+    decimals = places(*found.interval)
+    return f"{shown(found.scores.mean(), decimals)} ({between(found.interval, decimals)})"
+
+
+def _last_line(run: Planned) -> str:
+    try:
+        return run.log.read_text("utf-8", "replace").strip().splitlines()[-1]
+    except (OSError, IndexError):
+        return "it said nothing"
+
+
+def finish(run: Planned) -> int:
+    """Bring a run to its end in a process of its own, which goes on where the one before it was killed.
+
+    Returns:
+        Its exit status, or minus the signal that killed it last.
+    """
+    status = 0
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(1 + DEATHS):
+        if run.finished:
+            return 0
+        with run.log.open("ab") as output:
+            process = subprocess.Popen(
+                run.command(), stdout=output, stderr=output, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
+            )
+        try:
+            while (status := process.poll()) is None:
+                time.sleep(0.2)  # and not in one long wait, which an interruption would not end
+        except KeyboardInterrupt:
+            process.terminate()  # it saves what it has
+            process.wait()
+            raise
+        if status >= 0:
+            break
+    return status
+
+
+def _end_with_parent() -> None:
+    """Another process may go on with the run, so this one must not."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

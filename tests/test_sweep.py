@@ -1,0 +1,154 @@
+"""Sweeps: what is planned, what becomes of runs that are killed, and twelve runs on Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pendulum
+import pytest
+import yaml
+from pendulum import ID
+
+from offlinerl.cli import main
+from offlinerl.training import sweep
+from offlinerl.util.errors import UserError
+
+TRAIN = dict(updates=30, batch=16, eval_every=10, eval_episodes=1, final_episodes=2, compile=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here(tmp_path_factory):
+    with pendulum.workplace(tmp_path_factory.mktemp("sweep")) as folder:
+        yield folder
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(**plan):
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump(dict(out=str(tmp_path / "runs"), **plan)))
+        return path
+
+    return write
+
+
+def test_every_combination_is_a_run_of_the_agents_that_have_the_setting(written):
+    plan = sweep.read(written(
+        agents=["xql", "bc"], datasets="kitchen", seeds=[3, 4], each={"agent.beta": [1, 2.5], "agent.lr": [0.1, 0.2]},
+        train=TRAIN, agent={"hidden": [8, 8]},
+    ))  # fmt: skip
+    runs = sweep.planned(plan)
+    assert [run.folder.name for run in runs] == [
+        *(f"xql-kitchen-beta={beta}-lr={lr}" for beta in (1, 2.5) for lr in (0.1, 0.2)),
+        "bc-kitchen-lr=0.1", "bc-kitchen-lr=0.2",
+    ]  # fmt: skip
+    words = " ".join(runs[1].command()[3:])
+    assert words.startswith("fit xql --dataset kitchen --seeds 3,4 --out ")
+    for setting in ("--agent.hidden [8, 8]", "--agent.beta 1 ", "--agent.lr 0.2", "--train.updates 30"):
+        assert setting in words
+    assert words.endswith("--device cpu --threads 1")
+    runs[1].folder.mkdir(parents=True)
+    (runs[1].folder / "config.yaml").touch()
+    resumed = ["fit", "--resume", str(runs[1].folder), "--device", "cpu", "--threads", "1"]
+    assert runs[1].command()[3:] == resumed
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (dict(agents=["bc"]), "datasets, or environments"),
+        (dict(agents="bc", datasets="kitchen", agemt={}), "'agemt'; did you mean agent"),
+        (dict(agents=["bcc"], datasets="kitchen"), "did you mean bc"),
+        (dict(agents=["bc"], datasets="kitchen", each={"agent.beta": [1]}), "none of the agents has"),
+        (dict(agents=["bc"], datasets="kitchen", each={"agent.lr": 1}), "as in agent.beta: [1, 2]"),
+        (dict(agents=["bc"], datasets="kitchen", each={"agent.lr": [-1]}), "lr"),
+        (dict(agents=["bc"], datasets="kitchen", cpus=0), "cpus must be a number from 1 on"),
+    ],
+)
+def test_what_is_wrong_with_a_file(written, plan, words):
+    with pytest.raises(UserError) as error:
+        sweep.planned(sweep.read(written(**plan)))
+    assert words in str(error.value)
+
+
+def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):
+    """The process kills itself twice, then finishes; and one that always does counts as failed."""
+    folder, count = tmp_path / "run", tmp_path / "count"
+    script = (
+        "import os, pathlib; count = pathlib.Path({count!r}); n = len(count.read_text()) if count.exists() else 0\n"
+        "count.write_text('x' * (n + 1)); n < {deaths} and os.kill(os.getpid(), 9)\n"
+        "folder = pathlib.Path({folder!r}); folder.mkdir(); (folder / 'summary.json').touch(); print('done')"
+    )
+    for deaths, status, starts in ((2, 0, 3), (99, -9, 1 + sweep.DEATHS)):
+        count.unlink(missing_ok=True)
+        code = script.format(count=str(count), deaths=deaths, folder=str(folder))
+        monkeypatch.setattr(sweep.Planned, "command", lambda _, code=code: [sys.executable, "-c", code])
+        run = sweep.Planned(folder, ())
+        assert sweep.finish(run) == status
+        assert len(count.read_text()) == starts
+        if run.finished:
+            assert run.log.read_text() == "done\n"
+            (folder / "summary.json").unlink()
+            folder.rmdir()
+
+
+def test_a_run_that_refuses_is_not_tried_again(tmp_path, monkeypatch):
+    code = f"open({str(tmp_path / 'n')!r}, 'a').write('x'); print('offlinerl fit: no'); raise SystemExit(1)"
+    monkeypatch.setattr(sweep.Planned, "command", lambda _: [sys.executable, "-c", code])
+    run = sweep.Planned(tmp_path / "run", ())
+    assert sweep.finish(run) == 1
+    assert (tmp_path / "n").read_text() == "x"
+    assert sweep._outcome(run, 1) == "failed: offlinerl fit: no"
+
+
+def summaries(folder):
+    found = {}
+    for path in sorted(folder.glob("*/summary.json")):
+        summary = json.loads(path.read_text())
+        found[path.parent.name] = summary["last"], summary["best"]
+    return found
+
+
+@pytest.mark.slow
+def test_a_worker_is_killed_and_the_whole_stopped_and_started_again(written, tmp_path):
+    """Twelve runs end as they do one after another, to the bit."""
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    each = {"agent.lr": [0.001, 0.002, 0.003], "train.batch": [8, 16]}
+    file = written(agents=["bc", "iql"], datasets=ID, each=each, agent={"hidden": [8, 8]}, train=TRAIN)
+    command = [sys.executable, "-m", "offlinerl", "sweep", str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    lines = iter(process.stdout.readline, "")
+    for line in lines:
+        if line.startswith("[1/12]"):
+            break
+    killed = subprocess.run(["pkill", "-9", "-f", "ray::finish"], check=False).returncode
+    assert killed == 0, "no worker was found to kill"
+    for line in lines:
+        if line.startswith("[4/12]"):
+            break
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=300)[0]
+    assert process.returncode == 143, rest
+    assert 4 <= len(summaries(tmp_path / "runs")) < 12
+    assert subprocess.run(command, timeout=600).returncode == 0
+    found = summaries(tmp_path / "runs")
+
+    for run in sweep.planned({**sweep.read(file), "out": str(tmp_path / "alone")}):
+        assert sweep.finish(run) == 0
+    assert len(found) == 12 and found == summaries(tmp_path / "alone")
+
+
+def test_a_small_sweep_from_the_command_line(written, tmp_path, capsys):
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    file = written(agents=["bc"], datasets=ID, each={"agent.lr": [0.001]}, agent={"hidden": [8, 8]}, train=TRAIN)
+    began = time.perf_counter()
+    assert main(["sweep", str(file)]) == 0
+    first, took = capsys.readouterr().out, time.perf_counter() - began
+    assert "[1/1] bc-" in first and "95% interval" in first
+    assert (tmp_path / "runs" / "report" / "report.md").is_file()
+    assert main(["sweep", str(file)]) == 0, "a finished sweep trains nothing and prints its table again"
+    assert time.perf_counter() - began - took < took
+    assert os.path.isdir(tmp_path / "runs")
