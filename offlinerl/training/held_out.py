@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,7 @@ from offlinerl.agents.base import Agent
 from offlinerl.data import edit
 from offlinerl.data.dataset import Dataset
 from offlinerl.experience.sources import OfflineData
+from offlinerl.learning.compile import put_back
 
 BATCHES = 20
 """How many batches a measurement has."""
@@ -47,19 +49,16 @@ class HeldOut:
         agent, source = self.agent, self.source()
         batches = min(BATCHES, -(-self.rows // source.batch_size))
         updates, compiled, rng = agent.updates, agent.compile, agent.rng.state_dict()
-        kept = [(tensor, tensor.detach().clone()) for tensor in agent.trained_tensors()]
-        found: dict[str, list[torch.Tensor]] = {}
+        state, found = agent.trained_tensors(), defaultdict(list)
         agent.compile = False
         try:
             for _ in range(batches):
                 batch = source.draw()
                 for phase in range(agent.period):  # an actor may learn in every second update alone
                     agent.updates = updates + phase
-                    for name, value in agent.learn(batch)[0].items():
-                        found.setdefault(name, []).append(value.clone())
-                    with torch.no_grad():
-                        for tensor, before in kept:
-                            tensor.copy_(before)
+                    with put_back(state):
+                        for name, value in agent.learn(batch)[0].items():
+                            found[name].append(value.clone())
         finally:
             agent.updates, agent.compile = updates, compiled
             agent.rng.load_state_dict(rng)
