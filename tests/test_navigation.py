@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+import offlinerl.envs.ant
+from offlinerl.agents import checkpoint
 from offlinerl.agents.sac import SAC
 from offlinerl.data.episode import Episode
 from offlinerl.data.registry import resolve
@@ -13,6 +15,7 @@ from offlinerl.recipes.antmaze import Navigator, cell_of, collecting, direction,
 from offlinerl.rollout.loop import EnvironmentLoop
 from offlinerl.rollout.policy import Policy
 from offlinerl.types import Spec
+from offlinerl.util.paths import share
 
 
 def test_the_way_through_the_umaze():
@@ -146,3 +149,25 @@ def test_rewards_are_those_of_the_next_position():
     assert again.rewards.tolist() == [0, 1, 0, 0, 0] and again.rewards.dtype == np.float32
     assert again.terminations.tolist() == [False, True, False, False, False]
     assert again.truncations.tolist() == [False] * 4 + [True] and not episode.terminations.any()
+
+
+def test_the_shipped_ant_reaches_goals_eight_metres_away():
+    """In the open, with the noise that data is collected with: at least 80% of them within 20 s."""
+    ant = offlinerl.envs.ant.AntDirection()
+    walker = checkpoint.load_agent(share("datasets", "policies", "ant-direction.safetensors"))
+    rng, reached, goals = np.random.default_rng(0), 0, 12
+    for number in range(goals):
+        obs, _ = ant.reset(seed=number)
+        walker.begin(np.ones((1, 1), bool), np.full((1, 1), number))
+        angle = rng.uniform(0, 2 * np.pi)
+        goal = ant.data.qpos[:2] + 8 * np.array([np.cos(angle), np.sin(angle)])
+        for _ in range(200):
+            way = goal - ant.data.qpos[:2]
+            if np.linalg.norm(way) <= 0.5:
+                reached += 1
+                break
+            obs[-2:] = way / np.linalg.norm(way)
+            with torch.no_grad():
+                action = walker.act(torch.from_numpy(obs)[None, None], explore=True)[0, 0].numpy()
+            obs, *_ = ant.step(np.clip(action + rng.normal(0, 0.2, 8), -1, 1))
+    assert reached >= 0.8 * goals
