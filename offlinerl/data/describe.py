@@ -176,6 +176,7 @@ def _histogram(axes: Any, title: str, label: str, values: np.ndarray) -> None:
     axes.hist(values, bins=min(40, max(8, len(values) // 4)), color="tab:blue", edgecolor="white")
     axes.axvline(np.mean(values), color="tab:orange")
     axes.set(title=f"{title}, mean {np.mean(values):.4g}", xlabel=label, ylabel="episodes")
+    axes.xaxis.get_major_formatter().set_useOffset(False)  # 1000, and not 0 beside 1e3
     axes.yaxis.get_major_locator().set_params(integer=True)
 
 
