@@ -178,6 +178,25 @@ READING = ("obs_keys", "columns", "subset")
 """Flags that say how to read a dataset."""
 
 
+def select(args: argparse.Namespace) -> None:
+    from offlinerl.data import registry
+    from offlinerl.util.folder import find_checkpoint
+
+    fitted = given(args, "dataset", "updates", "critics", "gamma")
+    if args.episodes is not None and fitted:
+        raise WrongUsage(f"--{min(fitted)} is of an evaluation on a dataset: leave it out, or --episodes")
+    for run in args.runs:
+        find_checkpoint(run)
+    if args.dataset is not None:
+        registry.resolve(args.dataset)
+    from offlinerl.training import choosing
+
+    choosing.select(
+        args.runs, episodes=args.episodes, **fitted, seed=args.seed, png=args.png, json_file=args.json,
+        device=args.device, agent_class=args.agent_class,
+    )  # fmt: skip
+
+
 def report(args: argparse.Namespace) -> None:
     from offlinerl.evaluation import report
 
@@ -504,6 +523,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--success", action=argparse.BooleanOptionalAction, help="those that had the higher of two rewards")
     p.add_argument("--episodes", type=numbers, metavar="N-N,N", help="by number from 0, as in 0-9,12")
     p.add_shared(*more)
+
+    p = command("select", select, "rank the policies of runs on their dataset, or by a few episodes")
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or checkpoints, of one task")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument("--offline", action="store_true", help="by fitted Q evaluation on the dataset, as by default")
+    how.add_argument("--episodes", type=count, metavar="N", help="act instead: episodes of all policies together")
+    p.add_argument("--dataset", metavar="NAME", help="to evaluate on (default: what the first run learned from)")
+    p.add_argument("--updates", type=count, metavar="N", help="gradient steps of every evaluation (default: 10000)")
+    p.add_argument("--critics", type=count, metavar="N", help="whose spread is the interval (default: 5)")
+    p.add_argument("--gamma", type=fraction, metavar="X", help="discount factor of the estimates (default: 0.99)")
+    p.add_argument("--seed", type=whole, default=0, metavar="N", help="decides everything (default: 0)")
+    p.add_argument("--png", type=Path, metavar="FILE", help="draw expected performance by the policies tried")
+    p.add_shared("--json", "--device", "--agent-class")
 
     p = command("report", report, "compare runs in a table and a picture")
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")

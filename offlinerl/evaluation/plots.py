@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from offlinerl.evaluation.statistics import expected_maximum
 from offlinerl.util.atomic import atomic_write
 from offlinerl.util.display import places, shown, unit_of
 from offlinerl.util.errors import UserError
@@ -97,6 +98,37 @@ def curves(runs: Sequence[Path], path: Path) -> Path:
     if scored:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=2 if alone else 1, fontsize=9, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, overwrite=True) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    return path
+
+
+def online_performance(values: np.ndarray, unit: str, how: str, path: Path) -> Path:
+    """Draw what the best of k policies can be expected to reach, by k; see ``statistics.expected_maximum``.
+
+    Args:
+        values: of the policies, ``[P]``.
+        unit: what they are.
+        how: they were found.
+        path: the PNG to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    tried = np.arange(1, len(values) + 1)
+    axis.plot(tried, expected_maximum(values), color="C0", marker="o", markersize=5, linewidth=2,
+              label="expected best of so many, drawn at random")  # fmt: skip
+    axis.axhline(values.max(), color="0.4", linestyle="--", linewidth=1, label=f"best of all {len(values)}")
+    axis.set(title=f"Expected performance, by {how}", xlabel="policies tried", ylabel=unit)
+    axis.set_xlim(0.5, len(values) + 0.5)
+    axis.locator_params(axis="x", nbins=10, integer=True)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="lower right", fontsize=9, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, overwrite=True) as temporary:
         figure.savefig(temporary, dpi=130, format="png")

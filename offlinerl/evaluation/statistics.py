@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -55,3 +57,62 @@ def bootstrap(scores: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[f
         means[i : i + size] = scores[seeds, chosen].mean((1, 2))
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def of_replicates(values: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """The mean of a bootstrap's few replicates ``[S]``, and the 95% interval of what they estimate.
+
+    Their deviation is the standard error (Efron & Tibshirani, 1993, algorithm 6.1); it is known from S of them alone,
+    for which Student's t stands, and the mean of S has itself an S-th of their variance.
+    """
+    S = len(values)
+    mean = float(values.mean())
+    half = student(S - 1) * values.std(ddof=1) * np.sqrt(1 + 1 / S)
+    return mean, (mean - float(half), mean + float(half))
+
+
+def student(freedom: int) -> float:
+    """The 97.5% quantile of Student's t with so many degrees of freedom, within 2% from 2 on.
+
+    Abramowitz & Stegun, Handbook of mathematical functions, 1964, equation 26.7.5.
+    """
+    if freedom == 1:
+        return math.tan(0.475 * math.pi)
+    z = NormalDist().inv_cdf(0.975)
+    return (
+        z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * freedom**4)
+    )  # fmt: skip
+
+
+def confidence_bounds(count: np.ndarray, total: np.ndarray, squares: np.ndarray, width: float) -> np.ndarray:
+    """Mean returns of P policies and so many standard errors, ``[..., P]``.
+
+    As in UCB1-NORMAL (Auer, Cesa-Bianchi & Fischer, Finite-time analysis of the multiarmed bandit problem, 2002), with
+    one deviation for all policies, pooled over them, for each has few episodes.
+
+    Args:
+        count: episodes of each, ``[..., P]``, at least 1, of which some policy has 2.
+        total: sums of their returns.
+        squares: sums of the squared returns.
+        width: standard errors to add, below 0 for a lower bound.
+    """
+    mean = total / count
+    variance = np.maximum(squares - total * mean, 0).sum(-1) / (count - 1).sum(-1)
+    return mean + width * np.sqrt(variance[..., None] / count)
+
+
+def expected_maximum(values: np.ndarray) -> np.ndarray:
+    """The expected best of k policies that are drawn at random, with replacement, for k from 1 to P, ``[P]``.
+
+    ``sum_i v_(i) ((i / P)^k - ((i - 1) / P)^k)`` of the values in ascending order: expected validation performance
+    (Dodge et al., Show your work, EMNLP 2019, equation 7), which Kurenkov & Kolesnikov, Showing your offline
+    reinforcement learning work, ICML 2022, section 4, take for online performance by the number of policies deployed.
+
+    Args:
+        values: of the policies, ``[P]``.
+    """
+    P = len(values)
+    below = (np.arange(P + 1) / P) ** np.arange(1, P + 1)[:, None]  # [k, P + 1]
+    return np.diff(below, axis=1) @ np.sort(values)

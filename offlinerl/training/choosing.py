@@ -1,0 +1,271 @@
+"""Choosing among the policies of several runs: what ``offlinerl select`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offlinerl.agents import checkpoint
+from offlinerl.agents.base import Agent
+from offlinerl.data import load, registry
+from offlinerl.evaluation import plots
+from offlinerl.evaluation.evaluate import evaluate, make_pool
+from offlinerl.evaluation.fqe import choice_of, fitted_q_evaluation
+from offlinerl.evaluation.statistics import confidence_bounds, student
+from offlinerl.evaluation.task import Task
+from offlinerl.rollout.deployed import DeployedPolicy
+from offlinerl.training import config
+from offlinerl.training.request import entry_of
+from offlinerl.util.atomic import write_json
+from offlinerl.util.device import pick_device
+from offlinerl.util.display import Display, between, places, shown, table
+from offlinerl.util.errors import UserError
+from offlinerl.util.folder import find_checkpoint
+
+SEED = 2_000_000
+"""Reset seed of the first episode, far from those of training and of its evaluations."""
+
+FIRST = 2
+"""Episodes of every policy before the bounds say anything."""
+
+HOPE, CAUTION = 2.0, -1.0
+"""Standard errors by which a policy is better than its mean when the next episode is given away, and when one is
+chosen. UCB1-NORMAL hopes for ``4 sqrt(log t)`` of them, which in hundreds of episodes hardly differs from equal shares;
+caution keeps out a policy that was lucky in its first two."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy that may be chosen: of one seed of a run."""
+
+    run: Path
+    seed: int
+    agent: Agent
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return dict(run=str(self.run), seed=self.seed)
+
+
+def select(
+    runs: Sequence[Path],
+    *,
+    episodes: int | None = None,
+    dataset: str | None = None,
+    updates: int = 10_000,
+    critics: int = 5,
+    gamma: float = 0.99,
+    seed: int = 0,
+    png: Path | None = None,
+    json_file: Path | None = None,
+    device: str = "auto",
+    agent_class: type[Agent] | str | None = None,
+) -> dict[str, Any]:
+    """Rank the policies of some runs, of every seed of each, by fitted Q evaluation on their dataset or by episodes in
+    their environment.
+
+    Episodes are shared out by upper confidence bounds (UCB): the next one is the policy's that may still be the best,
+    so that what is bad is soon left alone. The policy with the highest lower bound is the first. Successive halving,
+    which fixes the shares beforehand, needed more episodes to find a good one of ten.
+
+    Args:
+        runs: folders of runs or checkpoints, all of one task.
+        episodes: in the environment, of all policies together; None: evaluate on the dataset.
+        dataset: to evaluate on instead of the first run's own: a name, a Minari id or a file.
+        updates: gradient steps of fitted Q evaluation.
+        critics: whose spread is the interval.
+        gamma: discount factor of its estimates.
+        seed: of the first critic, or what is added to the reset seeds of episodes.
+        png: where to draw the expected performance by the number of policies tried.
+        json_file: where to write what is returned.
+        device: "auto", "cpu" or "cuda".
+        agent_class: of agents that are neither ours nor installed; see ``checkpoint.load_agent``.
+
+    Returns:
+        ``method``, ``tried``, how many policies were ranked, and ``policies``, the best one first: ``rank``, ``run``,
+        ``seed``, ``estimate`` and ``ci95``; by acting also ``lower_bound`` and the ``episodes`` it was given.
+
+    Raises:
+        UserError: a run cannot be read, they are of different tasks, or there is no dataset, or no environment, or too
+            few episodes.
+    """
+    display = Display()
+    candidates = candidates_of(runs, device, agent_class)
+    if episodes is None:
+        rows, unit = offline(candidates, dataset, updates, critics, gamma, seed, display), "discounted return"
+        method = dict(name="fqe", updates=updates, critics=critics, gamma=gamma)
+    else:
+        rows, unit = by_acting(candidates, episodes, seed, display), "return"
+        method = dict(name="ucb", episodes=episodes)
+    known = [np.isfinite(row["estimate"]) for row in rows]  # what diverged is no good policy, as far as is known
+    order = sorted(range(len(rows)), key=lambda i: (not known[i], -rows[i].get("lower_bound", rows[i]["estimate"])))
+    policies = [dict(rank=rank, **candidates[i].facts, **rows[i]) for rank, i in enumerate(order, 1)]
+    results = dict(method=method, unit=unit, tried=len(policies), policies=policies)
+    show(results, display)
+    if png is not None:
+        estimates = np.array([row["estimate"] for row in policies if np.isfinite(row["estimate"])])
+        plots.online_performance(estimates, unit, "fitted Q evaluation" if episodes is None else "episodes", png)
+        display.say(f"expected performance by the number of policies tried in {png}")
+    if json_file is not None:
+        write_json(json_file, results)
+    return results
+
+
+def candidates_of(runs: Sequence[Path], device: str, agent_class: type[Agent] | str | None) -> list[Candidate]:
+    """The policies of all seeds of the runs.
+
+    Raises:
+        UserError: there is a run twice, or one of other observations or actions than the first.
+    """
+    candidates: list[Candidate] = []
+    paths = [find_checkpoint(Path(run)) for run in runs]
+    for run, path in zip(runs, paths, strict=True):
+        if paths.count(path) > 1:
+            raise UserError(f"{run} is given twice")
+        agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
+        first = candidates[0].agent.spec if candidates else agent.spec
+        if (agent.spec.obs, agent.spec.action_dim, agent.spec.num_actions) != (
+            first.obs, first.action_dim, first.num_actions,
+        ):  # fmt: skip
+            raise UserError(
+                f"{run} observes or acts otherwise than {runs[0]}: policies can be ranked that are of one task"
+            )
+        candidates += [Candidate(Path(run), of, DeployedPolicy(agent, of).agent) for of in agent.seeds]
+    return candidates
+
+
+def offline(
+    candidates: Sequence[Candidate],
+    dataset: str | None,
+    updates: int,
+    critics: int,
+    gamma: float,
+    seed: int,
+    display: Display,
+) -> list[dict[str, Any]]:
+    """Fitted Q evaluation of every candidate on one dataset, with rewards as they are stored."""
+    entry = registry.resolve(dataset) if dataset is not None else entry_of_run(candidates[0].run)
+    data, rows = load.load(entry, reward="none"), []
+    step = np.arange(len(data)) - np.repeat(data.episode_starts, data.episode_lengths)
+    returns = np.add.reduceat(data.reward * gamma**step, data.episode_starts)
+    display.say(f"{entry.name}: {len(returns):,} episodes, their mean discounted return {shown(returns.mean())}")
+    total, done = updates * len(candidates), 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        display.advance(done)
+
+    with display.bar("evaluating", total):
+        for candidate in candidates:
+            agent = candidate.agent
+            found = fitted_q_evaluation(
+                choice_of(agent), data, agent.spec, critics=critics, updates=updates, seed=seed, gamma=gamma,
+                device=agent.device, stack=Task(**{"env": None, **agent.task}).stack, progress=progress,
+                normalize=getattr(agent.config, "normalize", False),
+            )  # fmt: skip
+            rows.append(dict(estimate=found.value, ci95=list(found.interval)))
+    return rows
+
+
+def entry_of_run(run: Path) -> registry.Entry:
+    """The dataset that a run learned from.
+
+    Raises:
+        UserError: it says of none.
+    """
+    file = (run if run.is_dir() else run.parent) / "config.yaml"
+    about = config.read(file).get("fit", {}) if file.is_file() else {}
+    if not isinstance(about.get("dataset"), str):
+        raise UserError(
+            f"{run} does not say of a dataset that it learned from: name one with --dataset, or give --episodes N to"
+            " rank by acting"
+        )
+    return entry_of(about)
+
+
+def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display: Display) -> list[dict[str, Any]]:
+    """Returns of so many episodes of all candidates together, in the first one's environment."""
+    tasks = [Task(**{"env": None, **candidate.agent.task}) for candidate in candidates]
+    task = tasks[0]
+    for candidate, own in zip(candidates, tasks, strict=True):
+        if own.env is None:
+            raise UserError(
+                f"{candidate.run} does not say of an environment to act in; leave out --episodes to rank on a dataset"
+            )
+        if own.facts != task.facts:
+            raise UserError(
+                f"{candidate.run} is for {own.env_id} and {candidates[0].run} for {task.env_id}, or for another version"
+                " of it: policies can be ranked that are of one task"
+            )
+    with closing(make_pool(task, 1, 1)) as pool, display.bar("evaluating", episodes, unit="episodes"):
+
+        def play(number: int, episode: int) -> float:
+            found = evaluate(candidates[number].agent, task, 1, SEED + seed + episode, pool)
+            display.advance(sum(map(len, returns)) + 1)
+            return float(found.returns[0, 0])
+
+        returns: list[list[float]] = [[] for _ in candidates]
+        share_out(play, episodes, returns)
+    rows, lower = [], confidence_bounds(*sums_of(returns), CAUTION)
+    for of_one, bound in zip(returns, lower, strict=True):
+        values = np.array(of_one)
+        half = student(len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+        mean = float(values.mean())
+        interval = [mean - float(half), mean + float(half)]
+        rows.append(dict(estimate=mean, ci95=interval, lower_bound=float(bound), episodes=len(values)))
+    return rows
+
+
+def share_out(play: Callable[[int, int], float], episodes: int, returns: list[list[float]]) -> None:
+    """Play episodes of the policy whose upper bound is the highest, again and again.
+
+    Args:
+        play: the return of a policy, by its number, in an episode, by its number: all policies meet the same ones.
+        episodes: how many, all policies together.
+        returns: a list for each policy, to put its returns into.
+
+    Raises:
+        UserError: there are fewer episodes than are needed to begin with.
+    """
+    least = FIRST * len(returns)
+    if episodes < least:
+        raise UserError(f"{len(returns)} policies need at least {least} episodes, not {episodes}: give more --episodes")
+    for number, of_one in enumerate(returns):
+        for episode in range(FIRST):
+            of_one.append(play(number, episode))
+    count, total, squares = sums_of(returns)
+    for _ in range(episodes - least):
+        best = int(confidence_bounds(count, total, squares, HOPE).argmax())
+        value = play(best, len(returns[best]))
+        returns[best].append(value)
+        count[best], total[best], squares[best] = count[best] + 1, total[best] + value, squares[best] + value**2
+
+
+def sums_of(returns: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many returns every policy has, their sums and the sums of their squares."""
+    count, total, squares = (np.array([sum(x**p for x in of_one) for of_one in returns], float) for p in (0, 1, 2))
+    return count, total, squares
+
+
+def show(results: Mapping[str, Any], display: Display) -> None:
+    """The table of the policies."""
+    policies, acted = results["policies"], results["method"]["name"] == "ucb"
+    intervals = [row["ci95"] for row in policies]
+    decimals = max((places(*of) for of in intervals if np.isfinite(of).all()), default=1)
+    several = len({row["seed"] for row in policies}) > 1
+    columns = ["run", "rank", *["seed"] * several, "estimate", "95% interval", *["episodes"] * acted]
+    rows = [
+        [
+            Path(row["run"]).resolve().name, str(row["rank"]), *[str(row["seed"])] * several,
+            shown(row["estimate"], decimals), between(row["ci95"], decimals), *[str(row.get("episodes"))] * acted,
+        ]
+        for row in policies
+    ]  # fmt: skip
+    how = "episodes in the environment" if acted else "fitted Q evaluation on the dataset"
+    table(display.console, f"{results['tried']} policies tried, by {how}: {results['unit']}", columns, rows)
