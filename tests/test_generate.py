@@ -302,7 +302,9 @@ def test_a_walk_beyond_the_goal_is_trained_on_as_d4rls_is(here):
 # --------------------------------------------------------------------------------------------- what is said
 
 
-def test_what_is_wrong_is_said(here, refused):
+def test_what_is_wrong_is_said(here, refused, monkeypatch):
+    assert "hopper-medium" in names()
+    monkeypatch.setattr("offlinerl.recipes.recipe.share", lambda *parts: here.joinpath("nothing", *parts))
     generate_ = ("datasets", "generate")
     line = refused(*generate_, "hopper-medium")
     assert "fit sac --env Hopper-v5 --steps 100000 --seeds 0 --out runs/hopper-medium" in line

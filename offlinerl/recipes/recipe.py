@@ -57,8 +57,8 @@ def environment(recipe: Recipe) -> dict[str, Any]:
 
 
 def policy_file(recipe: Recipe) -> Path | None:
-    """The shipped policy that a recipe's episodes are played by, or the one of that name in the user's cache; None if
-    it needs none.
+    """The policy that a recipe's episodes are played by, one in the user's cache or else the shipped one of that name;
+    None if it needs none.
 
     Raises:
         UserError: there is none yet; it says how to train it.
@@ -67,7 +67,7 @@ def policy_file(recipe: Recipe) -> Path | None:
         return None
     file = f"{recipe['policy']}.safetensors"
     shipped, own = share("datasets", "policies", file), cached("policies", file)
-    for path in (shipped, own):
+    for path in (own, shipped):
         if path.is_file():
             return path
     run = f"runs/{recipe['policy']}"
