@@ -63,7 +63,7 @@ class FQE(Agent):
             self.critic = Critic(encoder, spec.action_dim, config.hidden, init, 1, layer_norm=config.layer_norm)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         return self.adam(self.config.lr, critic=self.critic)
 
     def before_update(self) -> None:
@@ -197,7 +197,7 @@ def fitted_q_evaluation(
     table = Followed(choice, data, spec, gamma, device=device, stack=stack)
     source = Resampled(table, agent.seeds, batch)
     for block in source.blocks(updates):
-        agent.learn(block)
+        agent.learn(block)  # type: ignore[arg-type]  # of transitions, as the table's are
         if progress:
             progress(len(block.reward))
     totals = torch.zeros(critics, device=table.starts.device)
@@ -226,14 +226,15 @@ def choice_of(agent: Agent) -> Choice:
         UserError: it acts by what it remembers, which no action value of observations knows of.
     """
     spec = agent.spec
+    middle, half = (torch.from_numpy(x).to(agent.device) for x in (spec.action_mid, spec.action_half))
+    half = torch.where(half > 0, half, 1.0)
 
     @torch.no_grad()
     def choose(obs: Tree) -> Tensor:
         action = agent.act(tree_map(lambda x: x.unsqueeze(0), obs))[0]  # [B, A]
         if spec.num_actions:
             return torch.nn.functional.one_hot(action[:, 0].long(), spec.num_actions).float()
-        half = torch.where(agent.action_half > 0, agent.action_half, 1.0)
-        return ((action - agent.action_mid) / half).clamp(-1, 1)
+        return ((action - middle) / half).clamp(-1, 1)
 
     g = torch.Generator().manual_seed(0)
     parts = {
