@@ -342,10 +342,10 @@ def test_a_killed_process_loses_nothing(cluster):
     class Murder(RayBackend):
         orders = 0
 
-        def order(self, worker, method, *arguments):
+        def submit(self, worker, method, *arguments):
             pid = self.ray.get(worker.__ray_call__.remote(lambda _: os.getpid()))
             assert pid != os.getpid()
-            answer = super().order(worker, method, *arguments)
+            answer = super().submit(worker, method, *arguments)
             self.orders += 1
             if self.orders == 6:  # worker 1 in its third rollout
                 os.kill(pid, signal.SIGKILL)
