@@ -86,7 +86,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):
         count.unlink(missing_ok=True)
         code = script.format(count=str(count), deaths=deaths, folder=str(folder))
         monkeypatch.setattr(sweep.Planned, "command", lambda _, code=code: [sys.executable, "-c", code])
-        run = sweep.Planned(folder, ())
+        run = sweep.Planned(folder, (), ())
         assert sweep.finish(run) == status
         assert len(count.read_text()) == starts
         if run.finished:
@@ -98,7 +98,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):
 def test_a_run_that_refuses_is_not_tried_again(tmp_path, monkeypatch):
     code = f"open({str(tmp_path / 'n')!r}, 'a').write('x'); print('offlinerl fit: no'); raise SystemExit(1)"
     monkeypatch.setattr(sweep.Planned, "command", lambda _: [sys.executable, "-c", code])
-    run = sweep.Planned(tmp_path / "run", ())
+    run = sweep.Planned(tmp_path / "run", (), ())
     assert sweep.finish(run) == 1
     assert (tmp_path / "n").read_text() == "x"
     assert sweep._outcome(run, 1) == "failed: offlinerl fit: no"

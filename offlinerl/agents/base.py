@@ -321,7 +321,7 @@ class Agent(L.LightningModule, ABC):
             batch = tree_map(lambda x, k=k: x[k], block)
             noise = self.draw(batch_size)
             if (shift := getattr(self.config, "shift", 0)) and self.spec.has_images:
-                noise = dict(noise, shift=augmentation.offsets(self.rng.to(self.device), batch_size, shift))
+                noise = dict(noise, shift=augmentation.offsets(self.rng, batch_size, shift))
             for name, value in self._step(batch, noise, self.phase()).items():
                 found.setdefault(name, []).append(value)
             self.updates += 1

@@ -34,10 +34,11 @@ DEATHS = 3
 
 @dataclass(frozen=True)
 class Planned:
-    """One run: its folder, and what ``offlinerl fit`` is told to begin it."""
+    """One run: its folder, and what ``offlinerl fit`` is told: what to train, and what to compute with."""
 
     folder: Path
-    words: tuple[str, ...]
+    what: tuple[str, ...]
+    how: tuple[str, ...]
 
     @property
     def log(self) -> Path:
@@ -51,8 +52,8 @@ class Planned:
     def command(self) -> list[str]:
         """What begins it or, where it has begun, goes on with it."""
         begun = (self.folder / "config.yaml").is_file()
-        words = ("--resume", str(self.folder), *self.words[-4:]) if begun else self.words
-        return [sys.executable, "-m", "offlinerl", "fit", *words]
+        what = ("--resume", str(self.folder)) if begun else self.what
+        return [sys.executable, "-m", "offlinerl", "fit", *what, *self.how]
 
 
 def sweep(file: Path, ray_address: str | None = None) -> int:
@@ -136,6 +137,7 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
     fixed = {section: dict(plan[section]) for section in ("agent", "train")}
     tasks = [("--dataset", name) for name in plan["datasets"]] + [("--env", name) for name in plan["environments"]]
     unused = set(plan["each"])
+    how = ("--device", "cuda" if plan["gpus"] else "cpu", "--threads", str(int(plan["cpus"])))
     for agent, (flag, task) in itertools.product(plan["agents"], tasks):
         where = (task, None) if flag == "--dataset" else (None, task)
         known = request.settings_for(agent, *where, plan["seeds"], None, fixed)[0]
@@ -155,8 +157,7 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
             for section, settings in over.items():
                 for key, value in settings.items():
                     words += [f"--{section}.{key}", yaml.safe_dump(value, default_flow_style=True).split("\n")[0]]
-            words += ["--device", "cuda" if plan["gpus"] else "cpu", "--threads", str(int(plan["cpus"]))]
-            runs[folder] = Planned(folder, tuple(words))
+            runs[folder] = Planned(folder, tuple(words), how)
     if unused:
         raise UserError(f"each: none of the agents has the setting {min(unused)}")
     return list(runs.values())
