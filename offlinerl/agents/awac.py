@@ -63,7 +63,7 @@ class AWAC(Agent):
         return (self.actor.mean(obs) + self.actor.std() * noise).clamp(-1, 1)
 
     def draw(self, batch_size: int) -> Noise:
-        rng, shape = self.rng.to(self.device), (batch_size, self.spec.action_dim)
+        rng, shape = self.rng, (batch_size, self.spec.action_dim)
         return dict(action=rng.normal(shape), next_action=rng.normal(shape))
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:

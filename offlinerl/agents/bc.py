@@ -43,9 +43,7 @@ class BC(Agent):
     def draw(self, batch_size: int) -> Noise:
         if not self.config.dropout:
             return {}
-        return dict(
-            dropout=dropout_masks(self.rng.to(self.device), self.config.dropout, batch_size, self.config.hidden)
-        )
+        return dict(dropout=dropout_masks(self.rng, self.config.dropout, batch_size, self.config.hidden))
 
     def before_update(self) -> None:
         self.cosine("actor", self.config.decay_steps)

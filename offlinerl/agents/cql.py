@@ -59,6 +59,6 @@ class CQL(SAC):
         return (q - log_density.unsqueeze(1)).logsumexp(-1) - math.log(3 * self.config.samples)
 
     def draw(self, batch_size: int) -> Noise:
-        rng, shape = self.rng.to(self.device), (batch_size, self.config.samples, self.spec.action_dim)
+        rng, shape = self.rng, (batch_size, self.config.samples, self.spec.action_dim)
         many = dict(here=rng.normal(shape), there=rng.normal(shape), uniform=rng.uniform(-1, 1, shape))
         return super().draw(batch_size) | many

@@ -103,7 +103,7 @@ class DrQv2(Agent):
 
     def draw(self, batch_size: int) -> Noise:
         """The noise of both actions, ``[S, B, A]`` each: clip(N(0, sigma^2), -c, c)."""
-        rng, shape, clip = self.rng.to(self.device), (batch_size, self.spec.action_dim), self.config.noise_clip
+        rng, shape, clip = self.rng, (batch_size, self.spec.action_dim), self.config.noise_clip
         sigma = self.scheduled_sigma()
         return {name: (sigma * rng.normal(shape)).clamp(-clip, clip) for name in ("next_action", "action")}
 

@@ -153,7 +153,7 @@ class DT(Agent):
         if not config.dropout:
             return {}
         widths = [3 * config.context * config.embedding] * (1 + 2 * config.blocks)
-        kept = dropout_masks(self.rng.to(self.device), config.dropout, batch_size, widths)
+        kept = dropout_masks(self.rng, config.dropout, batch_size, widths)
         return dict(dropout=tuple(of.unflatten(-1, (-1, config.embedding)) for of in kept))
 
     # Acting

@@ -122,7 +122,7 @@ class TD3(Agent):
     def draw(self, batch_size: int) -> Noise:
         if not self.config.target_noise:
             return {}
-        return dict(target=self.rng.to(self.device).normal((batch_size, self.spec.action_dim)))
+        return dict(target=self.rng.normal((batch_size, self.spec.action_dim)))
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
         if explore:

@@ -96,7 +96,7 @@ class XQL(Agent):
         return obs, self.target(obs, action).amin(-2)
 
     def draw(self, batch_size: int) -> Noise:
-        rng, noise = self.rng.to(self.device), {}
+        rng, noise = self.rng, {}
         if self.config.dropout:
             noise["dropout"] = dropout_masks(rng, self.config.dropout, batch_size, self.config.hidden)
         if self.config.random_actions:
