@@ -13,7 +13,7 @@ from offlinerl import agents
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs.make import described
 from offlinerl.training.request import settings_for, settings_of
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, either
 from offlinerl.util.folder import next_free, require_free, write_config
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
@@ -187,6 +187,48 @@ def collect(source: str | Policy | DeployedPolicy, env: Environment, dataset_id:
     from offlinerl.training import collection
 
     return collection.collect(_acting(source), where, dataset_id, **settings)
+
+
+def select(runs: Sequence[str | Path], dataset: Data | None = None, **settings: Any) -> dict[str, Any]:
+    """Rank the policies of some runs on a dataset, by default the one they learned from, or by ``episodes`` in their
+    environment; for what it returns and the settings see ``offlinerl.training.choosing.select``.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    found = _dataset(dataset)
+    from offlinerl.training import choosing
+
+    return choosing.select([Path(run) for run in runs], dataset=found, **settings)
+
+
+def export(run: str | Path, file: str | Path, **settings: Any) -> Path:
+    """Write the policy of a run's folder or a checkpoint as a file, whose name says its format: ``.onnx`` for ONNX
+    Runtime, ``.pt`` for TorchScript, ``.safetensors`` for ``load_policy``, ``evaluate`` and ``collect``.
+
+    Args:
+        run: a run's folder, or a checkpoint.
+        file: to write.
+        settings: ``seed``, which of those that were trained together, ``overwrite`` and more; see
+            ``offlinerl.training.export``.
+
+    Returns:
+        ``file``.
+
+    Raises:
+        UserError: its name is of no format, or anything else that the user can put right.
+    """
+    run, file = Path(run), Path(file)
+    kinds = (".onnx", ".pt", ".safetensors")
+    if file.suffix not in kinds:
+        raise UserError(f"{file} must end in {either(*kinds)}, by which its format is known")
+    from offlinerl.rollout import portable
+    from offlinerl.training import export
+
+    if file.suffix == ".safetensors":
+        return export.export_policy(run, file, **settings)
+    write = portable.write_onnx if file.suffix == ".onnx" else portable.write_torchscript
+    return export.export_graph(run, file, write, **settings)
 
 
 def _acting(policy: Any) -> Any:

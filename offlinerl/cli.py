@@ -150,7 +150,7 @@ def datasets_export(args: argparse.Namespace) -> None:
     registry.resolve(args.name)
     from offlinerl import dataset_commands
 
-    dataset_commands.export(args.name, args.file, args.overwrite)
+    dataset_commands.export(args.name, args.file, args.overwrite, args.format, args.fps, **given(args, *READING))
 
 
 def datasets_merge(args: argparse.Namespace) -> None:
@@ -495,12 +495,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("id", help="what to call it, (namespace/)name-vN")
     p.add_argument("--env", metavar="ID", help="the environment it was collected in: a Gymnasium id or a name")
     p.add_shared("--obs-keys", "--columns", "--subset", "--overwrite")
-    p = command("export", datasets_export, "write a dataset as a D4RL file", within)
-    p.add_shared("name")
-    p.add_argument("file", type=Path, help="the HDF5 file to write")
-    p.add_shared("--overwrite")
-
     more = ("--obs-keys", "--columns", "--subset", "--overwrite")
+    p = command("export", datasets_export, "write a dataset in the format of D4RL, robomimic or LeRobot", within)
+    p.add_shared("name")
+    p.add_argument("file", type=Path, help="the HDF5 file to write; of LeRobot a folder")
+    p.add_argument("--format", choices=("d4rl", "robomimic", "lerobot"), default="d4rl", help="(default: d4rl)")
+    p.add_argument("--fps", type=share, metavar="N", help="LeRobot's steps a second (default: the dataset's own)")
+    p.add_shared(*more)
+
     target = "an HDF5 file to write, or a Minari id"
     p = command("merge", datasets_merge, "put the episodes of several datasets together", within)
     p.add_argument("names", nargs="+", metavar="NAME", help="names, Minari ids, files or folders")

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
-from offlinerl.data import describe, edit, load, registry
+from offlinerl.data import describe, edit, load, registry, writers
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
 from offlinerl.data.inferred import spec_of_data
@@ -129,22 +129,50 @@ def _write_minari(
     console.print(f"{dataset_id}: {len(dataset)} transitions in {path}")
 
 
-def export(name: str, file: Path, overwrite: bool = False) -> Path:
-    """Writes a dataset, see ``show``, as an HDF5 file in D4RL's format, with ``next_observations``, that loads back
-    equal and names its environment; returns ``file``."""
-    entry = registry.resolve(name)
-    return _write_hdf5(load.load(entry, reward="none"), entry, Path(file), overwrite)
+def export(
+    name: str, file: Path, overwrite: bool = False, format: str = "d4rl", fps: float | None = None, **reading: Any
+) -> Path:
+    """Writes a dataset, see ``show``, in a format of others, that loads back equal; returns ``file``.
+
+    Args:
+        name: a dataset's name, Minari id or file.
+        file: to write; of LeRobot a folder.
+        overwrite: replace what is there already.
+        format: "d4rl", an HDF5 file with ``next_observations`` that names its environment; "robomimic"; or "lerobot",
+            for both of which see ``offlinerl.data.writers``.
+        fps: LeRobot's frames, which are steps, a second; by default the dataset's own.
+        reading: see ``merge``.
+
+    Raises:
+        UserError: the dataset cannot be read, cannot be in that format, or the file exists.
+    """
+    entry = registry.limited(registry.resolve(name, obs_keys=reading.get("obs_keys")), reading)
+    dataset, file = load.load(entry, reward="none"), Path(file)
+    if format == "d4rl":
+        return _write_hdf5(dataset, entry, file, overwrite)
+    if format == "robomimic":
+        writers.write_robomimic(dataset, file, overwrite, entry.env_id)
+        if (highest := np.abs(dataset.action).max()) > 1:
+            console.print(f"actions reach {highest:.4g}, and robomimic's policies act within -1 to 1: rescale them")
+    else:
+        fps = fps or dataset.provenance.get("fps")
+        if fps is None:
+            raise UserError(f"{name} does not say how many steps a second it has, as LeRobot must know: give --fps")
+        writers.write_lerobot(dataset, file, fps, entry.name, overwrite)
+    console.print(f"{entry.name}: {len(dataset)} transitions in {file}")
+    return file
 
 
 def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> Path:
     name, keys = entry.name, entry.obs_keys or dataset.provenance.get("obs_keys")
     if isinstance(dataset.observations, Mapping):
-        raise UserError(f"{name}: a file in D4RL's format holds one array of observations, and these have parts")
-    whole = np.dtype(dataset.provenance.get("action_dtype", "float32")).kind in "biu"  # by which they are known again
-    actions = dataset.action.astype(np.int64) if whole else dataset.action
+        raise UserError(
+            f"{name}: a file in D4RL's format holds one array of observations, and these have parts: choose one with"
+            " --obs-keys, or another format with --format robomimic"
+        )
     columns = dict(
-        observations=dataset.obs, actions=actions, rewards=dataset.reward, terminals=dataset.terminated,
-        timeouts=dataset.last & ~dataset.terminated, next_observations=dataset.next_obs,
+        observations=dataset.obs, actions=writers.stored_actions(dataset), rewards=dataset.reward,
+        terminals=dataset.terminated, timeouts=dataset.last & ~dataset.terminated, next_observations=dataset.next_obs,
     )  # fmt: skip
     with atomic_write(file, overwrite) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
         for key, column in columns.items():

@@ -480,7 +480,7 @@ def lerobot(folder, version="v3.0", episodes=EPISODES, success=True, video=False
                 path = videos.format(episode_chunk=0, episode_index=number, video_key="observation.images.top")
                 write_video(folder / path, frames[number], fps)
         return folder
-    for file in range(2):
+    for file in range(-(-len(tables_) // 4)):
         of = pa.concat_tables(tables_[4 * file : 4 * file + 4])
         write_parquet(pq, of, folder / data.format(chunk_index=0, file_index=file))
     write_parquet(pq, pa.Table.from_pylist(places), folder / "meta/episodes/chunk-000/file-000.parquet")

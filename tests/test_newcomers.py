@@ -1,4 +1,4 @@
-"""What a person does who comes with logs and no simulator: one file, one command, one policy that acts."""
+"""Ten jobs of people who come with logs and no simulator: their data in, a policy that acts in their program out."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pendulum import empty_workplace
-from test_formats import lerobot, ogbench, robomimic, write_csv
+from test_formats import COLUMNS, assert_rows, d3rlpy, lerobot, no_ends, ogbench, robomimic, write_csv
 
 import offlinerl
 from offlinerl.cli import main, parser
 
-O, A, T = 3, 2, 30
-FLAGS = ("--batch", "32", "--compile", "false", "--eval-every")
-UPDATES = dict(bc=400, xql=20)
+FEW = ("--batch", "64", "--compile", "false")
+UPDATES = dict(bc=200, xql=10)
+RANKING = dict(updates=30, critics=2)
 
 
 @pytest.fixture
@@ -22,68 +22,180 @@ def here(tmp_path):
         yield folder
 
 
-def act(obs):
-    """How the person's own controller acts."""
-    return np.stack([np.tanh(obs[..., 0] - obs[..., 1]), 0.5 * np.sin(obs[..., 2])], -1)
+class Robot:
+    """What the person has, and we do not: a hand in a plane, and a motor, which is to go to the middle."""
+
+    def __init__(self, seed):
+        self.state = np.append(np.random.default_rng(seed).uniform(-2, 2, 2), 0).astype(np.float32)
+
+    def move(self, action):
+        """The reward, which is 1 once it is there."""
+        self.state[:2] += 0.25 * np.clip(action, -1, 1)
+        self.state[2] = np.abs(action).max()
+        return float(np.linalg.norm(self.state[:2]) < 0.25)
 
 
-def logs(count=12):
-    """Episodes of that controller, which succeeds in every other one."""
-    episodes = []
-    for number in range(count):
-        rng = np.random.default_rng(100 + number)
-        obs = rng.normal(size=(T + 1, O)).astype(np.float32)
-        end = (np.arange(T) == T - 1) & bool(number % 2)
-        action = act(obs[:-1]).astype(np.float32)
-        episodes.append(dict(obs=obs, action=action, reward=end.astype(np.float32), terminated=end))
-    return episodes
+def controlled(number, steps=8):
+    """An episode under the person's own, shaky controller, T + 1 observations and T actions; not all arrive in time."""
+    robot, rng = Robot(number), np.random.default_rng(100 + number)
+    obs, rows = [robot.state.copy()], []
+    while len(rows) < steps and not (rows and rows[-1][1]):
+        action = np.clip(-1.5 * robot.state[:2] + 0.3 * rng.normal(size=2), -1, 1).astype(np.float32)
+        rows.append((action, robot.move(action)))
+        obs.append(robot.state.copy())
+    action, reward = map(np.array, zip(*rows, strict=True))
+    reward = reward.astype(np.float32)
+    return dict(obs=np.stack(obs), action=action, reward=reward, terminated=reward > 0)
 
 
-def own_csv(here):
-    write_csv(here / "robot.csv", logs(), final=True)
-    return "robot.csv", ["--columns", "obs=x,y,angle", "action=u,v", "reward=r", "terminated=ended", "episode=run"]
+LOGS = [controlled(number) for number in range(40)]
 
 
-def robomimic_file(here):
-    return str(robomimic(here / "lift.hdf5", logs())), ["--subset", "train", "--obs-keys", "eef_pos,gripper"]
+def test_the_logs_have_both_ends_and_several_lengths():
+    arrived = [bool(one["terminated"][-1]) for one in LOGS]
+    assert 10 < sum(arrived) < 38 and len({len(one["reward"]) for one in LOGS}) > 5
 
 
-def ogbench_file(here):
-    return str(ogbench(here / "cube.npz", logs())), []
+def in_a_control_loop(file, steps=30, trials=10):
+    """The share of trials in which the robot arrives, moved by an exported policy, which knows nothing of us."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    session, arrived = onnxruntime.InferenceSession(str(file)), []
+    for trial in range(trials):
+        robot = Robot(1000 + trial)
+        arrived.append(any(robot.move(session.run(["action"], {"obs": robot.state[None]})[0][0]) for _ in range(steps)))
+    return float(np.mean(arrived))
 
 
-def lerobot_folder(here):
-    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    return str(lerobot(here / "so100", "v3.0", logs(8))), []
-
-
-@pytest.mark.parametrize(
-    "data", [own_csv, robomimic_file, ogbench_file, lerobot_folder], ids=lambda made: made.__name__
-)
-def test_from_a_file_to_a_policy_that_acts_from_another_file(data, here, capsys):
-    source, more = data(here)
-    assert main(["datasets", "show", source, *more]) == 0
-    shown = capsys.readouterr().out
-    assert "episodes" in shown and Path("robot.png" if "csv" in source else f"{Path(source).stem}.png").is_file()
-    assert main(["datasets", "validate", source]) == 0
+def judge(run, ranking, rewards=True):
+    """The measures of a finished pair of trainings, and what the policies that they exported do."""
     for agent in ("bc", "xql"):
-        assert main(["fit", agent, "--dataset", source, *more, *FLAGS, str(UPDATES[agent] // 2),
-                     "--updates", str(UPDATES[agent]), "--out", agent]) == 0  # fmt: skip
+        summary = json.loads(Path(run[agent], "summary.json").read_text())
+        assert summary["last"] is None and summary["env"] is None
+        assert summary["held_out"] and all(np.isfinite(of).all() for of in summary["held_out"].values())
+    losses = np.genfromtxt(Path(run["bc"], "held_out.csv"), delimiter=",", names=True)["actor_loss"]
+    assert losses[-1] < losses[0], "what it imitates it also foresees where it was not shown"
+    assert ranking["method"]["name"] == "fqe" and ranking["tried"] == 2
+    values = {Path(row["run"]).name: row["estimate"] for row in ranking["policies"]}
+    assert np.isfinite([row["ci95"] for row in ranking["policies"]]).all()
+    assert np.isfinite(list(values.values())).all()
+    obs = np.concatenate([one["obs"] for one in LOGS[:3]])
+    for agent in ("bc", "xql"):
+        onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+        acted = onnxruntime.InferenceSession(f"{agent}.onnx").run(None, {"obs": obs})[0]
+        np.testing.assert_allclose(acted, offlinerl.load_policy(run[agent])(obs), atol=1e-5)
+    assert in_a_control_loop("bc.onnx") >= 0.8
+
+
+def from_the_command_line(source, capsys, *reading, rewards=True, held=None):
+    """Look at the data, train, rank and export, as a person types it; ``held`` is data to rank on."""
+    assert main(["datasets", "show", source, *reading]) == 0
+    assert main(["datasets", "validate", source, *reading]) == 0
+    for agent, updates in UPDATES.items():
+        length = ["--updates", str(updates), "--eval-every", str(updates // 2)]
+        assert main(["fit", agent, "--dataset", source, *reading, *FEW, *length, "--out", agent]) == 0
         said = capsys.readouterr().out
         assert "no environment is named" in said and "held out" in said
-        summary = json.loads(Path(agent, "summary.json").read_text())
-        assert summary["last"] is None and all(np.isfinite(of).all() for of in summary["held_out"].values())
-        obs = logs(14)[13]["obs"]  # what no data showed
-        policy = offlinerl.load_policy(agent)
-        if agent == "bc":
-            error = np.abs(policy(obs) - act(obs)).mean()
-            assert error < 0.5 * np.abs(act(obs)).mean(), "it acts much as the person's controller does"
-            losses = np.genfromtxt(Path(agent, "held_out.csv"), delimiter=",", names=True)["actor_loss"]
-            assert losses[-1] < losses[0]
-        onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    short = [f"--{name}={value}" for name, value in RANKING.items()] + (["--dataset", held] if held else [])
+    assert main(["select", "bc", "xql", *short, "--json", "ranking.json"]) == 0
+    said = capsys.readouterr().out
+    assert "2 policies tried, by fitted Q evaluation" in said and ("all rewards are 0" in said) != rewards
+    for agent in UPDATES:
         assert main(["export", agent, "--onnx", f"{agent}.onnx"]) == 0
-        acted = onnxruntime.InferenceSession(f"{agent}.onnx").run(None, {"obs": obs})[0]
-        np.testing.assert_allclose(acted, policy(obs), atol=1e-5)
+    judge(dict(bc="bc", xql="xql"), json.loads(Path("ranking.json").read_text()), rewards)
+
+
+def from_python(data, **reading):
+    """The same as functions."""
+    runs = {}
+    for agent, updates in UPDATES.items():
+        train = dict(updates=updates, eval_every=updates // 2, batch=64, compile=False)
+        runs[agent] = offlinerl.fit(agent, data, over=dict(train=train), out=agent, **reading).folder
+    ranking = offlinerl.select(list(runs.values()), offlinerl.load_dataset(data, **reading), **RANKING)
+    for agent, run in runs.items():
+        assert offlinerl.export(run, f"{agent}.onnx") == Path(f"{agent}.onnx")
+    judge(runs, ranking)
+
+
+def test_1_a_csv_of_ones_own(here, capsys):
+    write_csv(here / "robot.csv", LOGS, final=True)
+    assert_rows(offlinerl.load_dataset("robot.csv", columns=COLUMNS), LOGS)
+    Path("robot.csv.columns.yaml").unlink()
+    assert main(["datasets", "show", "robot.csv", "--columns", *COLUMNS]) == 0  # said once, and known from then on
+    from_the_command_line("robot.csv", capsys)
+
+
+def test_2_demonstrations_of_robomimic(here, capsys):
+    robomimic(here / "lift.hdf5", LOGS)
+    reading = ["--subset", "train", "--obs-keys", "eef_pos,gripper"]
+    chosen = offlinerl.load_dataset("lift.hdf5", subset="train", obs_keys=["eef_pos", "gripper"])
+    assert_rows(chosen, LOGS[::2])
+    from_the_command_line("lift.hdf5", capsys, *reading)
+
+
+def test_3_trajectories_of_ogbench(here, capsys):
+    assert_rows(offlinerl.load_dataset(ogbench(here / "cube.npz", LOGS)), no_ends(LOGS))
+    from_the_command_line("cube.npz", capsys, rewards=False)
+
+
+@pytest.mark.parametrize("version", ["v3.0", "v2.1"], ids=["4_v3", "5_v2"])
+def test_recordings_of_lerobot(here, capsys, version):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    assert_rows(offlinerl.load_dataset(lerobot(here / "so100", version, LOGS)), LOGS, final=False)
+    from_the_command_line("so100", capsys)
+
+
+def test_6_a_buffer_of_d3rlpy(here, capsys):
+    assert_rows(offlinerl.load_dataset(d3rlpy(here / "replay.h5", LOGS)), LOGS, final=False)
+    from_the_command_line("replay.h5", capsys)
+
+
+def test_7_a_frame_of_pandas(here):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.read_csv(write_csv(here / "log.csv", LOGS, final=True))
+    assert_rows(offlinerl.load_dataset(frame, columns=COLUMNS), LOGS)
+    from_python(frame, columns=COLUMNS)
+
+
+def test_8_arrays_of_numpy(here):
+    rows = {name: np.concatenate([one[name] for one in LOGS]) for name in ("action", "reward", "terminated")}
+    obs, after = (np.concatenate([one["obs"][part] for one in LOGS]) for part in (slice(-1), slice(1, None)))
+    ends = np.concatenate([np.arange(len(one["reward"])) == len(one["reward"]) - 1 for one in LOGS])
+    arrays = dict(obs=obs, next_obs=after, truncated=ends & ~rows["terminated"], **rows)
+    assert_rows(offlinerl.load_dataset(arrays), LOGS)
+    from_python(arrays)
+
+
+def test_9_a_folder_with_a_file_of_every_day(here, capsys):
+    (here / "logs").mkdir()
+    for day in range(8, 12):  # 10 comes after 9
+        write_csv(here / f"logs/day_{day}.csv", LOGS[10 * (day - 8) : 10 * (day - 7)], final=True)
+    assert main(["datasets", "show", "logs", "--columns", *COLUMNS]) == 0
+    assert_rows(offlinerl.load_dataset("logs"), LOGS)
+    from_the_command_line("logs", capsys)
+
+
+def test_10_good_episodes_of_two_files_and_others_to_judge_by(here, capsys):
+    robomimic(here / "monday.hdf5", LOGS[:25]), robomimic(here / "tuesday.hdf5", LOGS[25:])
+    assert main(["datasets", "merge", "monday.hdf5", "tuesday.hdf5", "--out", "week.hdf5"]) == 0
+    assert_rows(offlinerl.load_dataset("week.hdf5"), LOGS)
+    assert main(["datasets", "filter", "week.hdf5", "--success", "--out", "good.hdf5"]) == 0
+    good = [one for one in LOGS if one["terminated"][-1]]
+    assert_rows(offlinerl.load_dataset("good.hdf5"), good)
+    assert main(["datasets", "split", "good.hdf5", "--share", "0.8", "--out", "train.hdf5", "test.hdf5"]) == 0
+    parts = [offlinerl.load_dataset(f"{part}.hdf5") for part in ("train", "test")]
+    assert sum(len(part.episode_starts) for part in parts) == len(good)
+    from_the_command_line("train.hdf5", capsys, held="test.hdf5")
+
+
+def test_a_file_is_exported_by_its_name(here):
+    arrays = dict(obs=np.zeros((4, 3)), action=np.zeros((4, 1)), reward=np.zeros(4), terminated=np.arange(4) == 3)
+    train = dict(updates=2, eval_every=2, batch=4, compile=False, held_out=0.0)
+    run = offlinerl.fit("bc", arrays, over=dict(train=train))
+    with pytest.raises(offlinerl.UserError, match=r"policy.zip must end in .onnx, .pt or .safetensors"):
+        offlinerl.export(run.folder, "policy.zip")
+    loaded = offlinerl.load_policy(offlinerl.export(run.folder, "policy.safetensors"))
+    np.testing.assert_array_equal(loaded(np.ones(3)), run.policy(np.ones(3)))
+    assert offlinerl.export(run.folder, "policy.pt", seed=0).is_file()
 
 
 def test_seeds_may_be_a_range():

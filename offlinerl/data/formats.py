@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,8 +160,19 @@ def read(kind: str, path: Path, entry: Entry) -> Dataset:
         info = lerobot.lerobot_info(path)
         facts |= dict(version=info["codebase_version"], robot=info.get("robot_type"), fps=info.get("fps"))
         facts["left_out"] = lerobot.left_out(path, entry.obs_keys)
-    facts |= dict(obs_keys=entry.obs_keys and list(entry.obs_keys), subset=entry.subset)
+    facts |= dict(obs_keys=entry.obs_keys and list(entry.obs_keys), subset=entry.subset, provenance=_origin(kind, path))
     return assemble(str(path), entry.name, episodes_of(kind, path, entry), _known(facts))
+
+
+def _origin(kind: str, path: Path) -> Any:
+    """What ``offlinerl.data.writers`` wrote of where the rows come from; None where it did not write them."""
+    with reading(f"what {path} says of where it is from", "export it again"):
+        if kind == "robomimic":
+            with h5py.File(path, "r") as file:
+                return json.loads(file["data"].attrs.get("provenance", "null"))
+        if kind == "lerobot" and (file := path / "meta" / "provenance.json").is_file():
+            return json.loads(file.read_text("utf-8"))
+    return None
 
 
 def _known(facts: Mapping[str, Any]) -> dict[str, Any]:

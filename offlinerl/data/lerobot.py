@@ -124,7 +124,7 @@ def _decoded(column: Any) -> np.ndarray:
         return from_arrow(column)
     import imageio.v3 as images
 
-    return np.stack([images.imread(io.BytesIO(cell["bytes"])) for cell in column.to_pylist()])
+    return np.stack([np.atleast_3d(images.imread(io.BytesIO(cell["bytes"]))) for cell in column.to_pylist()])
 
 
 def _video_places(folder: Path, info: Mapping[str, Any], videos: Sequence[str]) -> Any:

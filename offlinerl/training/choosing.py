@@ -13,6 +13,7 @@ import numpy as np
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.data import load, registry
+from offlinerl.data.dataset import Dataset
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.evaluate import evaluate, make_pool
 from offlinerl.evaluation.fqe import choice_of, fitted_q_evaluation
@@ -56,7 +57,7 @@ def select(
     runs: Sequence[Path],
     *,
     episodes: int | None = None,
-    dataset: str | None = None,
+    dataset: str | Path | Dataset | None = None,
     updates: int = 10_000,
     critics: int = 5,
     gamma: float = 0.99,
@@ -76,7 +77,8 @@ def select(
     Args:
         runs: folders of runs or checkpoints, all of one task.
         episodes: in the environment, of all policies together; None: evaluate on the dataset.
-        dataset: to evaluate on instead of the first run's own: a name, a Minari id or a file.
+        dataset: to evaluate on instead of the first run's own: a name, a Minari id, a file, or what
+            ``offlinerl.load_dataset`` returns.
         updates: gradient steps of fitted Q evaluation.
         critics: whose spread is the interval.
         gamma: discount factor of its estimates.
@@ -141,7 +143,7 @@ def candidates_of(runs: Sequence[Path], device: str, agent_class: type[Agent] | 
 
 def offline(
     candidates: Sequence[Candidate],
-    dataset: str | None,
+    dataset: str | Path | Dataset | None,
     updates: int,
     critics: int,
     gamma: float,
@@ -149,11 +151,16 @@ def offline(
     display: Display,
 ) -> list[dict[str, Any]]:
     """Fitted Q evaluation of every candidate on one dataset, with rewards as they are stored."""
-    entry = registry.resolve(dataset) if dataset is not None else entry_of_run(candidates[0].run)
+    if dataset is None:
+        entry = entry_of_run(candidates[0].run)
+    else:
+        entry = registry.resolve(str(dataset) if isinstance(dataset, Path) else dataset)
     data, rows = load.load(entry, reward="none"), []
     step = np.arange(len(data)) - np.repeat(data.episode_starts, data.episode_lengths)
     returns = np.add.reduceat(data.reward * gamma**step, data.episode_starts)
     display.say(f"{entry.name}: {len(returns):,} episodes, their mean discounted return {shown(returns.mean())}")
+    if not data.reward.any():
+        display.say(f"{entry.name}: all rewards are 0, so that no policy is worth more than another")
     total, done = updates * len(candidates), 0
 
     def progress(count: int) -> None:

@@ -1,0 +1,207 @@
+"""Datasets written in the formats of robomimic and LeRobot, for their programs and for ours to read again."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from offlinerl.data.dataset import Dataset
+from offlinerl.data.minari_writer import Sink
+from offlinerl.data.tables import parquet_reader
+from offlinerl.util.atomic import atomic_write
+from offlinerl.util.errors import UserError
+from offlinerl.util.trees import tree_leaves
+
+GYM = 2
+"""What ``robomimic.envs.env_base.EnvType`` calls an environment of Gym's."""
+
+ROWS_IN_A_FILE = 100_000
+"""Frames after which LeRobot's next Parquet file begins, at the end of an episode; a million numbers take some MB."""
+
+
+def _episodes(data: Dataset) -> Iterator[slice]:
+    """The rows of every episode."""
+    for start, length in zip(data.episode_starts.tolist(), data.episode_lengths.tolist(), strict=True):
+        yield slice(start, start + length)
+
+
+def stored_actions(data: Dataset) -> np.ndarray:
+    """The actions ``[rows, A]``, discrete ones as whole numbers, by which they are known again."""
+    whole = np.dtype(data.provenance.get("action_dtype", "float32")).kind in "biu"
+    return data.action.astype(np.int64) if whole else data.action
+
+
+def write_robomimic(data: Dataset, file: Path, overwrite: bool = False, env_id: str | None = None) -> None:
+    """Writes demonstrations as robomimic reads them: ``data/demo_0/actions``, ``rewards``, ``dones``, which are 1 where
+    the task ended, ``obs/*`` and ``next_obs/*``. Observations that are one vector are called ``flat``, as those of
+    Gym's environments are there.
+
+    Args:
+        data: n episodes.
+        file: to write.
+        overwrite: replace the file if it exists.
+        env_id: the Gymnasium id of their environment, if it is known.
+
+    Raises:
+        UserError: the file exists.
+
+    Source: https://robomimic.github.io/docs/datasets/overview.html
+    """
+    action = stored_actions(data)
+    env_args = dict(env_name=env_id or "", type=GYM, env_kwargs={})
+    with atomic_write(file, overwrite) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
+        demos = hdf5.create_group("data")
+        demos.attrs["total"], demos.attrs["env_args"] = len(data), json.dumps(env_args)
+        demos.attrs["provenance"] = json.dumps(data.provenance, default=str)
+        for number, rows in enumerate(_episodes(data)):
+            columns = dict(
+                actions=action[rows], rewards=data.reward[rows], dones=data.terminated[rows].astype(np.int64)
+            )
+            for path, leaf in tree_leaves(data.observations):
+                key = path.replace("/", ".") or "flat"
+                columns |= {f"obs/{key}": leaf[data.at[rows]], f"next_obs/{key}": leaf[data.next_at[rows]]}
+            demo = demos.create_group(f"demo_{number}")
+            demo.attrs["num_samples"] = rows.stop - rows.start
+            for name, column in columns.items():
+                demo.create_dataset(name, data=column, compression="gzip", shuffle=True)
+
+
+def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite: bool = False) -> None:
+    """Writes a folder in LeRobot's format v3.0, a frame a step: ``observation.state``, or the parts of observations by
+    their names, ``action``, ``next.reward``, ``next.terminated`` and ``next.done``. Images are stored as PNG.
+
+    An episode that was cut off has a frame more, which holds what its last step led to, repeats the last action and
+    earns nothing: the format has no place for an observation without an action. Where an episode terminated, nothing
+    follows, and there is none.
+
+    Args:
+        data: n episodes.
+        folder: to write, which appears when it is whole.
+        fps: steps a second.
+        task: in words.
+        overwrite: replace the folder if it exists.
+
+    Raises:
+        UserError: the folder exists, images are no pictures, or pyarrow is not installed.
+
+    Source: ``lerobot/datasets`` of its repository, version 0.4.4.
+    """
+    parquet_reader()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    action, parts = stored_actions(data), list(tree_leaves(data.observations))
+    keys = [_feature(path, leaf, folder) for path, leaf in parts]
+    features: dict[str, Any] = {}
+    for key, (_, leaf) in zip(keys, parts, strict=True):
+        image = leaf.ndim == 4
+        names = ["height", "width", "channels"] if image else None
+        features[key] = dict(dtype="image" if image else "float32", shape=list(leaf.shape[1:]), names=names)
+    features["action"] = dict(dtype=str(action.dtype), shape=[action.shape[1]], names=None)
+    singles = {
+        "next.reward": np.float32, "next.terminated": np.bool_, "next.done": np.bool_, "timestamp": np.float32,
+        "frame_index": np.int64, "episode_index": np.int64, "index": np.int64, "task_index": np.int64,
+    }  # fmt: skip
+    features |= {name: dict(dtype=np.dtype(kind).name, shape=[1], names=None) for name, kind in singles.items()}
+    episodes: list[dict[str, Any]] = []
+    waiting: list[Any] = []  # tables of the next file
+    index = number_of_file = 0
+    with atomic_write(folder, overwrite) as temporary:
+
+        def write(table: Any, place: str, of_file: int = 0) -> None:
+            path = temporary / place.format(chunk_index=0, file_index=of_file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, path)
+
+        for number, rows in enumerate(_episodes(data)):
+            last = rows.stop - 1
+            final = int(not data.terminated[last] and data.next_at[last] != data.at[last])  # frames more than steps
+            T = rows.stop - rows.start + final
+            shown = np.append(data.at[rows], data.next_at[last])[:T]
+            acted = np.minimum(np.arange(rows.start, rows.stop + final), last)
+            columns = {key: _cells(leaf[shown]) for key, (_, leaf) in zip(keys, parts, strict=True)}
+            columns["action"] = _cells(action[acted])
+            values = {
+                "next.reward": np.append(data.reward[rows], 0)[:T], "next.done": np.arange(T) == T - 1,
+                "next.terminated": np.append(data.terminated[rows], False)[:T], "timestamp": np.arange(T) / fps,
+                "frame_index": np.arange(T), "episode_index": np.full(T, number), "index": index + np.arange(T),
+                "task_index": np.zeros(T),
+            }  # fmt: skip
+            columns |= {name: pa.array(values[name].astype(kind)) for name, kind in singles.items()}
+            waiting.append(pa.table(columns))
+            episodes.append({
+                "episode_index": number, "tasks": [task], "length": T, "dataset_from_index": index,
+                "dataset_to_index": index + T, "data/chunk_index": 0, "data/file_index": number_of_file,
+                "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0,
+            })  # fmt: skip
+            index += T
+            if sum(map(len, waiting)) >= ROWS_IN_A_FILE or rows.stop == len(data):
+                write(pa.concat_tables(waiting), DATA_PATH, number_of_file)
+                waiting, number_of_file = [], number_of_file + 1
+        write(pa.Table.from_pylist(episodes), "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet")
+        write(pa.table({"task_index": [0], "task": [task]}).replace_schema_metadata(TASKS), "meta/tasks.parquet")
+        columns = dict(zip(keys, (leaf for _, leaf in parts), strict=True)) | dict(action=data.action)
+        stats = {name: _statistics(column) for name, column in columns.items()}
+        info = dict(
+            codebase_version="v3.0", robot_type=data.provenance.get("robot"), total_episodes=len(episodes),
+            total_frames=index, total_tasks=1, chunks_size=1000, data_files_size_in_mb=100,
+            video_files_size_in_mb=200, fps=int(fps) if fps == int(fps) else fps,
+            splits=dict(train=f"0:{len(episodes)}"), data_path=DATA_PATH, video_path=None, features=features,
+        )  # fmt: skip
+        for name, content in dict(info=info, stats=stats, provenance=data.provenance).items():
+            (temporary / "meta" / f"{name}.json").write_text(json.dumps(content, indent=1, default=str))
+
+
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+"""Where LeRobot's frames are."""
+
+TASKS = {"pandas": json.dumps(dict(
+    index_columns=["task"], column_indexes=[], columns=[
+        dict(name="task_index", field_name="task_index", pandas_type="int64", numpy_type="int64", metadata=None),
+        dict(name="task", field_name="task", pandas_type="unicode", numpy_type="object", metadata=None),
+    ], creator=dict(library="pyarrow", version=""), pandas_version="2.0.0",
+))}  # fmt: skip
+"""By which pandas, with which LeRobot reads its tasks, knows their words for the index of the table."""
+
+
+def _feature(path: str, leaf: np.ndarray, folder: Path) -> str:
+    """What LeRobot calls a part of an observation."""
+    if leaf.ndim == 4 and not (leaf.dtype == np.uint8 and leaf.shape[-1] in (1, 3, 4)):
+        raise UserError(
+            f"{folder}: observations of shape {leaf.shape[1:]} are no pictures, which have 1, 3 or 4 channels; choose"
+            " other parts with --obs-keys"
+        )
+    name = path.replace("/", ".")
+    if name.split(".")[0] == "observation":
+        return name
+    return f"observation.{'images.' if leaf.ndim == 4 else ''}{name or ('top' if leaf.ndim == 4 else 'state')}"
+
+
+def _cells(column: np.ndarray) -> Any:
+    """A column as it is stored: one number as such, several as a list, images as PNG."""
+    if column.ndim == 2:
+        return column[:, 0] if column.shape[1] == 1 else list(column)
+    import imageio.v3 as images
+
+    cells = []
+    for image in column:
+        buffer = io.BytesIO()
+        images.imwrite(buffer, image.squeeze(-1) if image.shape[-1] == 1 else image, extension=".png")
+        cells.append(dict(bytes=buffer.getvalue(), path=None))
+    return cells
+
+
+def _statistics(column: np.ndarray) -> dict[str, Any]:
+    """What LeRobot normalises a vector by, or the channels of images, which are from 0 to 1 there."""
+    axes, unit, shape = ((0, 1, 2), 255.0, (-1, 1, 1)) if column.ndim == 4 else (0, 1.0, -1)
+    found = dict(
+        min=column.min(axes), max=column.max(axes), mean=column.mean(axes, dtype=np.float64),
+        std=column.std(axes, dtype=np.float64),
+    )  # fmt: skip
+    return {name: (value / unit).reshape(shape).tolist() for name, value in found.items()} | dict(count=[len(column)])

@@ -1,0 +1,148 @@
+"""Datasets written in others' formats: what is read back is what was written, rows and ends."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from pendulum import ID, empty_workplace, install
+from test_formats import EPISODES, assert_rows, expected, ogbench, robomimic
+
+import offlinerl
+from offlinerl.cli import main
+from offlinerl.data import writers
+from offlinerl.util.errors import UserError
+from offlinerl.util.trees import tree_leaves
+
+
+@pytest.fixture
+def here(tmp_path):
+    with empty_workplace(tmp_path) as folder:
+        yield folder
+
+
+def assert_same(one, other):
+    """All rows and ends; where an episode terminated, nothing is expected of the successor."""
+    for name in ("action", "reward", "terminated", "last"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
+    for (path, here), (_, there) in zip(tree_leaves(one.obs), tree_leaves(other.obs), strict=True):
+        np.testing.assert_array_equal(here, there, path)
+    for (path, here), (_, there) in zip(tree_leaves(one.next_obs), tree_leaves(other.next_obs), strict=True):
+        np.testing.assert_array_equal(here[~one.terminated], there[~one.terminated], path)
+
+
+def test_robomimic_and_back(here, capsys):
+    robomimic(here / "lift.hdf5")
+    assert main(["datasets", "export", "lift.hdf5", "again.hdf5", "--format", "robomimic"]) == 0
+    data = offlinerl.load_dataset("again.hdf5")
+    assert data.provenance["format"] == "robomimic HDF5" and data.provenance["rows_dropped"] == 0
+    assert_rows(data)
+    assert data.provenance["provenance"]["file"] == "lift.hdf5"
+    with h5py.File("again.hdf5") as file:  # as robomimic's SequenceDataset reads it
+        demos = file["data"]
+        assert json.loads(demos.attrs["env_args"]) == dict(env_name="", type=2, env_kwargs={})
+        assert demos.attrs["total"] == sum(demos[f"demo_{n}"].attrs["num_samples"] for n in range(len(EPISODES)))
+        np.testing.assert_array_equal(demos["demo_3/next_obs/flat"], EPISODES[3]["obs"][1:])
+        np.testing.assert_array_equal(demos["demo_3/dones"], EPISODES[3]["terminated"])
+    assert main(["datasets", "export", "lift.hdf5", "again.hdf5", "--format", "robomimic"]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_robomimic_keeps_parts_and_names_the_environment(here, capsys):
+    path = robomimic(here / "lift.hdf5", images=True)
+    keys = ["--obs-keys", "agentview_image,gripper"]
+    assert main(["datasets", "export", str(path), "d.hdf5", *keys]) == 1
+    assert "--format robomimic" in capsys.readouterr().err
+    assert main(["datasets", "export", str(path), "r.hdf5", "--format", "robomimic", *keys]) == 0
+    whole = offlinerl.load_dataset(path, obs_keys=["agentview_image", "gripper"])
+    again = offlinerl.load_dataset("r.hdf5")
+    assert set(again.observations) == {"agentview_image", "gripper"} and again.obs["agentview_image"].dtype == np.uint8
+    assert_same(whole, again)
+    install(here / "minari")
+    capsys.readouterr()
+    assert main(["datasets", "export", ID, "p.hdf5", "--format", "robomimic"]) == 0
+    assert "robomimic's policies act within -1 to 1" in capsys.readouterr().out  # Pendulum's torques reach 2
+    with h5py.File("p.hdf5") as file:
+        assert json.loads(file["data"].attrs["env_args"])["env_name"] == "Pendulum-v1"
+    assert_same(offlinerl.load_dataset(ID), offlinerl.load_dataset("p.hdf5"))
+
+
+def test_lerobot_and_back(here, capsys, monkeypatch):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    robomimic(here / "lift.hdf5")
+    out = ["datasets", "export", "lift.hdf5", "lift", "--format", "lerobot"]
+    assert main(out) == 1
+    assert "give --fps" in capsys.readouterr().err
+    monkeypatch.setattr(writers, "ROWS_IN_A_FILE", 10)  # several files
+    assert main([*out, "--fps", "20"]) == 0
+    assert len(list(Path("lift/data").rglob("*.parquet"))) > 2
+    data, whole = offlinerl.load_dataset("lift"), offlinerl.load_dataset("lift.hdf5")
+    assert data.provenance["format"] == "LeRobot" and data.provenance["fps"] == 20
+    assert_same(whole, data)
+    assert len(data) == len(expected()[0]), "no step is lost, though some were cut off"
+    assert data.provenance["provenance"]["file"] == "lift.hdf5"
+    assert main([*out[:2], "lift", "again", *out[4:]]) == 0  # which knows its rate
+    assert_same(whole, offlinerl.load_dataset("again"))
+    assert main(["datasets", "export", "again", "last.hdf5"]) == 0
+    assert_same(whole, offlinerl.load_dataset("last.hdf5"))
+
+
+def test_lerobot_finds_what_it_looks_for(here):
+    """Its metadata as LeRobot 0.4.4 reads them: tasks through pandas, the bounds of episodes, statistics."""
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    data = offlinerl.load_dataset(robomimic(here / "lift.hdf5"))
+    writers.write_lerobot(data, here / "lift", 10, "lift the cube")
+    tasks = pandas.read_parquet("lift/meta/tasks.parquet")
+    assert tasks.index.tolist() == ["lift the cube"] and tasks["task_index"].tolist() == [0]
+    info = json.loads(Path("lift/meta/info.json").read_text())
+    (file,) = Path("lift/data").rglob("*.parquet")
+    assert file == Path("lift") / info["data_path"].format(chunk_index=0, file_index=0)
+    frames = pq.read_table(file).to_pandas()
+    assert sorted(frames.columns) == sorted(info["features"])
+    assert info["total_frames"] == len(frames)
+    assert frames["index"].tolist() == list(range(len(frames)))
+    episodes = pq.read_table("lift/meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    for number, (of, one) in enumerate(zip(episodes, EPISODES, strict=True)):
+        rows = frames[of["dataset_from_index"] : of["dataset_to_index"]]
+        assert (rows["episode_index"] == number).all() and of["tasks"] == ["lift the cube"]
+        assert of["length"] == len(rows) == len(one["action"]) + (not one["terminated"][-1])
+        np.testing.assert_array_equal(np.stack(rows["observation.state"]), one["obs"][: len(rows)])
+        np.testing.assert_allclose(rows["timestamp"], np.arange(len(rows)) / 10, rtol=1e-6)
+        assert rows["next.done"].tolist() == [False] * (len(rows) - 1) + [True]
+    stats = json.loads(Path("lift/meta/stats.json").read_text())
+    np.testing.assert_allclose(stats["action"]["mean"], data.action.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(stats["observation.state"]["max"], data.observations.max(0), rtol=1e-6)
+
+
+def test_lerobot_keeps_images_and_single_numbers(here):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    whole = offlinerl.load_dataset(robomimic(here / "lift.hdf5", images=True), obs_keys=["agentview_image", "gripper"])
+    writers.write_lerobot(whole, here / "lift", 10, "lift")
+    again = offlinerl.load_dataset("lift", obs_keys=["observation.images.agentview_image", "observation.gripper"])
+    np.testing.assert_array_equal(again.obs["observation.images.agentview_image"], whole.obs["agentview_image"])
+    np.testing.assert_array_equal(again.obs["observation.gripper"], whole.obs["gripper"])
+    stats = json.loads(Path("lift/meta/stats.json").read_text())["observation.images.agentview_image"]
+    assert np.shape(stats["mean"]) == (3, 1, 1) and 0 < stats["max"][0][0][0] <= 1
+    rows = np.arange(12)
+    grey = np.random.default_rng(0).integers(0, 255, (12, 8, 8, 1), np.uint8)
+    choices = offlinerl.load_dataset(dict(obs=grey, action=rows % 3, reward=rows, terminated=rows % 6 == 5))
+    writers.write_lerobot(choices, here / "choices", 10, "choose")
+    again = offlinerl.load_dataset("choices", obs_keys=["observation.images.top"])
+    np.testing.assert_array_equal(again.obs, choices.obs)
+    np.testing.assert_array_equal(again.action, choices.action)
+    assert again.provenance["action_dtype"] == "int64"
+    deep = offlinerl.load_dataset(dict(obs=np.repeat(grey, 9, -1), action=rows, reward=rows, terminated=rows == 11))
+    with pytest.raises(UserError, match="are no pictures"):
+        writers.write_lerobot(deep, here / "deep", 10, "none")
+    assert not Path("deep").exists()
+
+
+def test_trajectories_without_rewards_become_others(here):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    data = offlinerl.load_dataset(ogbench(here / "cube.npz"))
+    writers.write_robomimic(data, here / "cube.hdf5")
+    writers.write_lerobot(data, here / "cube", 10, "play")
+    for name in ("cube.hdf5", "cube"):
+        assert_same(data, offlinerl.load_dataset(name))
