@@ -52,7 +52,7 @@ def fit(args: argparse.Namespace) -> None:
         raise WrongUsage(
             "--resume goes on with a run's own settings: leave out --out, --seeds, --config, --env, --obs-keys,"
             " --init, --actions, --columns, --subset, --max-episode-steps, --action-range, --pixels,"
-            " --fast-scene and --stack"
+            " --fast-scene, --frame-size, --action-repeat and --stack"
         )
     over = dict(train=args.settings["train"] | train, agent=args.settings["agent"])
     api.fit(
@@ -100,7 +100,10 @@ def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 def limits_of(args: argparse.Namespace) -> dict[str, Any]:
     limits = given(args, "max_episode_steps", "action_range", "stack")
-    return {**limits, "pixels": dict(fast=args.fast_scene)} if args.pixels or args.fast_scene else limits
+    how = {name: value for name, value in dict(size=args.frame_size, repeat=args.action_repeat).items() if value}
+    if args.pixels or args.fast_scene or how:
+        limits["pixels"] = dict(how, fast=args.fast_scene)
+    return limits
 
 
 def datasets_list(args: argparse.Namespace) -> None:
@@ -332,10 +335,12 @@ SHARED: dict[str, dict[str, Any]] = {
     "--agent-class": dict(metavar="MODULE:CLASS", help="the class of a checkpoint's agent, if it is your own"),
     "--max-episode-steps": dict(type=count, metavar="N", help="steps after which episodes are truncated"),
     "--action-range": dict(type=span, metavar="LOW,HIGH", help="bounds for actions that have none, as in -1,1"),
-    "--pixels": dict(action="store_true", help="see a MuJoCo task as 84x84 images, each action held for two steps"),
+    "--pixels": dict(action="store_true", help="see a task as 84x84 images, each action held for two steps"),
     "--fast-scene": dict(
         action="store_true", help="as --pixels, without shadows, reflections and multisampling: other images, faster"
     ),
+    "--frame-size": dict(type=count, metavar="N", help="as --pixels, with images of NxN"),
+    "--action-repeat": dict(type=count, metavar="N", help="as --pixels, with each action held for N steps"),
     "--stack": dict(type=count, metavar="N", help="frames to an observation (default: 3 of pixels)"),
     "--obs-keys": dict(
         type=names, metavar="A,B", help="parts of the observations to use, as in state,goal (default: all)"
@@ -355,7 +360,7 @@ SHARED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-SEEING = ("--pixels", "--fast-scene", "--stack")
+SEEING = ("--pixels", "--fast-scene", "--frame-size", "--action-repeat", "--stack")
 """How an environment is seen."""
 
 

@@ -93,6 +93,8 @@ class Spec:
         num_actions: how many discrete actions there are, each given by its number from 0 on with A = 1; 0 if actions
             are vectors.
         first_action: what the environment calls the discrete action 0.
+        latent: by what an agent sees images, if by an encoder that was learnt before: the name of its layers, its
+            latents, and the channels of a frame.
     """
 
     obs: tuple[Leaf, ...]
@@ -101,6 +103,7 @@ class Spec:
     action_high: tuple[float, ...]
     num_actions: int = 0
     first_action: int = 0
+    latent: tuple[str, int, int] | None = None
 
     def __post_init__(self) -> None:
         leaves = [("", (self.obs,), "float32")] if isinstance(self.obs, int) else self.obs

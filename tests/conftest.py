@@ -13,6 +13,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from offlinerl import agents
 from offlinerl.cli import main
 from offlinerl.data.dataset import Dataset
 from offlinerl.experience.sources import OfflineData
@@ -24,6 +25,9 @@ torch.set_num_threads(min(THREADS, torch.get_num_threads()))
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 SPEC = Spec(5, 2, (-1.0, -1.0), (1.0, 1.0))
+
+ACTING = [name for name in agents.names() if agents.outline(name).kinds != ("observations",)]
+"""The agents that have a policy."""
 
 
 def random_table(rows: int = 400, spec: Spec = SPEC, seed: int = 0) -> Dataset:

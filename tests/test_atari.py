@@ -3,12 +3,14 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from offlinerl.agents import outline
 from offlinerl.agents.dqn import DQN
 from offlinerl.cli import main
 from offlinerl.data import registry
 from offlinerl.envs import atari, make
+from offlinerl.evaluation.plots import read_columns
 from offlinerl.training import config
 from offlinerl.util.errors import UserError
 
@@ -76,6 +78,7 @@ def test_the_settings_are_the_paper_s():
     assert repeat * agent["epsilon_steps"] == 1_000_000 and agent["final_epsilon"] == 0.1
     assert (train["batch"], train["steps_per_update"], train["capacity"]) == (32, 4, 10**6)
     assert (agent["gamma"], agent["target_every"]) == (0.99, 10_000)
+    assert train["reward_clip"] == 1  # "clipping all positive rewards at 1 and all negative rewards at -1"
 
 
 @pytest.mark.parametrize("env_id, package", [("ALE/Breakout-v5", "ale_py"), (BREAKOUT, "minatar")])
@@ -86,3 +89,27 @@ def test_a_missing_package_is_named(env_id, package, monkeypatch):
     monkeypatch.setattr(atari.importlib, "import_module", missing)
     with pytest.raises(UserError, match=rf"{env_id} needs {package}, .*pip install 'offlinerl\[atari\]'"):
         atari.register(env_id)
+
+
+def test_clipped_rewards_are_learnt_from_alone(tmp_path, monkeypatch):
+    """Those of Pendulum are 0 to -16: what the replay holds is clipped, and what an evaluation counts is not."""
+    monkeypatch.chdir(tmp_path)
+    few = [
+        "--steps",
+        "60",
+        "--eval-every",
+        "60",
+        "--train.warm_up",
+        "60",
+        "--final-episodes",
+        "1",
+        "--agent.hidden",
+        "[8]",
+    ]
+    clip = ["--train.reward_clip", "0.5", "--compile", "false", "--max-episode-steps", "30", "--out", "run"]
+    assert main(["fit", "ddpg", "--env", "Pendulum-v1", *few, *clip]) == 0
+    (replay,) = tmp_path.glob("run/replay-*.pt")
+    rewards = torch.load(replay, weights_only=True)["numbers"][..., 1]
+    assert len(rewards.flatten()) == 60 and rewards.min() == -0.5
+    (last,) = read_columns(tmp_path / "run/evaluations.csv")["return"]
+    assert last < -0.5 * 30

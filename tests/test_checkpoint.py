@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from conftest import SPEC, random_table
+from conftest import ACTING, SPEC, random_table
 
 from offlinerl import agents
 from offlinerl.agents import base as agent_module
@@ -139,7 +139,7 @@ def other(default):
     return [7] if isinstance(default, list) else default
 
 
-@pytest.mark.parametrize("name", agents.names())
+@pytest.mark.parametrize("name", ACTING)
 def test_every_setting_comes_back(name, tmp_path):
     agent_class = agents.get(name)
     settings = {key: other(default) for key, default in plain(agent_class.config_class()).items()}

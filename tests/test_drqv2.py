@@ -16,6 +16,7 @@ from offlinerl.learning.augmentation import offsets, shift
 from offlinerl.learning.rng import Streams
 from offlinerl.nn.encoders import SAC_AE, Images
 from offlinerl.training import config
+from offlinerl.training.build import compute_as_asked
 from offlinerl.types import Batch, Leaf, Spec
 from offlinerl.util.errors import UserError
 
@@ -200,6 +201,63 @@ def test_stacked_seeds_equal_their_own_updates(compiled):
             alone.learn(Batch(*(x[None] for x in block[:6])))
         for mine, theirs in zip(alone.parameters(), stacked.parameters(), strict=True):
             torch.testing.assert_close(mine[0], theirs[s], rtol=1e-3, atol=1e-5)
+
+
+# How an update is computed
+
+
+def trained(updates=30, seeds=(0,), **how):
+    """Losses of every update on one batch, ``[updates, S]`` by name, and the agent."""
+    agent = DrQv2(SPEC, seeds, lr=3e-3, shift=0, sigma=0.1, **TINY)
+    compute_as_asked(agent, dict(compile=False) | how, updates)
+    block = Batch(*(x.expand(len(seeds), *x.shape[1:])[None] for x in batch_of(SPEC, B=32)[:6]))
+    found = [agent.learn(block)[0] for _ in range(updates)]
+    return {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}, agent
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_the_layout_of_images_changes_results_by_rounding(seeds):
+    usual, _ = trained(5, seeds)
+    for channels_last in (True, False):
+        found, agent = trained(5, seeds, channels_last=channels_last)
+        assert agent.encode.channels_last is channels_last
+        for name, values in found.items():
+            torch.testing.assert_close(values, usual[name], rtol=1e-3, atol=1e-5)
+
+
+def test_the_layout_is_what_it_says(monkeypatch):
+    given, convolve = [], nn.functional.conv2d
+    monkeypatch.setattr(nn.functional, "conv2d", lambda x, *args, **how: given.append(x) or convolve(x, *args, **how))
+    for channels_last in (True, False):
+        trained(1, channels_last=channels_last)
+        assert given[0].is_contiguous(memory_format=torch.channels_last) == channels_last
+        assert given[0].is_contiguous() != channels_last
+        given.clear()
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_bf16_learns_the_same(compile):
+    usual, _ = trained(60)
+    found, agent = trained(60, precision="bf16", compile=compile)
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in agent.parameters())
+    for name in ("critic_loss", "q"):
+        assert not torch.equal(found[name], usual[name]), "products are rounded"
+    assert usual["critic_loss"][-1] < 0.3 * usual["critic_loss"][0], "there is something to learn"
+    assert found["critic_loss"][-10:].mean() < 0.3 * usual["critic_loss"][0]
+    torch.testing.assert_close(found["critic_loss"][0], usual["critic_loss"][0], rtol=0.02, atol=0.01)
+    torch.testing.assert_close(found["q"][-10:].mean(), usual["q"][-10:].mean(), rtol=0.1, atol=0.05)
+
+
+def test_bf16_sees_weights_as_they_are_within_an_update():
+    """The actor climbs the critics after their step, here a long one, and not what they were rounded to before it."""
+    losses_of = {}
+    for precision in ("float32", "bf16"):
+        agent = DrQv2(SPEC, (0,), lr=0.3, shift=0, **TINY)
+        agent.precision = precision
+        agent.configure_optimizers()
+        batch = batch_of(SPEC)
+        losses_of[precision] = agent._update(batch, agent.draw(4), 0)["actor_loss"]
+    torch.testing.assert_close(losses_of["bf16"], losses_of["float32"], rtol=0.05, atol=0.05)
 
 
 def test_frames_that_no_convolution_takes():

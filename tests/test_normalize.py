@@ -9,7 +9,7 @@ import numpy as np
 import pendulum
 import pytest
 import torch
-from conftest import SPEC, random_table
+from conftest import ACTING, SPEC, random_table
 from test_trees import SPEC as PARTS
 from test_trees import random_rows
 
@@ -139,7 +139,7 @@ def test_a_policy_applies_what_its_checkpoint_keeps(here, trained):
     assert offlinerl.load_dataset("reach/again-v0").episode_returns.min() > -20
 
 
-@pytest.mark.parametrize("name", agents.names())
+@pytest.mark.parametrize("name", ACTING)
 def test_every_agent_sees_what_a_plain_one_sees_of_normalised_data(name):
     agent_class, data = agents.get(name), random_table(60)
     spec = SPEC if agent_class.discrete is not True else Spec(5, 1, (0.0,), (2.0,), 3)

@@ -142,7 +142,7 @@ def test_help_lists_every_setting(name, capsys):
     words = " ".join(said.split())
     for key, field in settings_of(agents.outline(name).config_class).items():
         assert f"--agent.{key} " in words and field.metadata["help"] in words, key
-    assert "(default: 0.99)" in words or name in ("bc", "dt")
+    assert "(default: 0.99)" in words or name in ("bc", "dt", "vae")
     assert "[agent] batch" not in words, "what is no flag is not in the usage"
 
 

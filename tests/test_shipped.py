@@ -7,11 +7,12 @@ import numpy as np
 import pendulum
 import pytest
 import torch
+from conftest import ACTING
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import offlinerl
-from offlinerl.agents import get, names, shipped
+from offlinerl.agents import get, shipped
 from offlinerl.agents.sac import SAC
 from offlinerl.cli import main
 from offlinerl.types import Leaf, Spec
@@ -75,7 +76,7 @@ def test_it_can_collect(here, monkeypatch):
 SPEC, CHOICES = Spec(5, 2, (-1.0, -1.0), (1.0, 1.0)), Spec(5, 1, (0.0,), (2.0,), num_actions=3)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", ACTING)
 def test_every_agent_acts_by_what_is_written(name, tmp_path):
     """And by nothing else: where the written weights alone are put into an agent of another seed, it acts the same."""
     kind = get(name)

@@ -7,7 +7,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,12 +22,12 @@ from offlinerl.learning import augmentation
 from offlinerl.learning.compile import Step, capture, signature
 from offlinerl.learning.optim import Adam, clip_norm
 from offlinerl.learning.rng import EnvStreams, Streams, generator
-from offlinerl.nn.encoders import LAYERS, Encoder, Normalized, encoder_of
+from offlinerl.nn.encoders import LAYERS, Encoder, Frozen, Images, Latents, Normalized, encoder_of
 from offlinerl.types import Batch, Metrics, Spec
 from offlinerl.util.errors import UserError
 from offlinerl.util.settings import Config as BaseConfig
 from offlinerl.util.settings import fixed, make, plain, setting
-from offlinerl.util.trees import first_leaf, tree_map
+from offlinerl.util.trees import Tree, first_leaf, tree_map
 
 __all__ = ["Agent", "Config", "Noise", "fixed", "setting"]
 
@@ -59,7 +59,10 @@ class Config(BaseConfig):
     normalize: bool = setting(
         False, "shift and scale the vectors of observations by the mean and deviation of every dimension in the dataset"
     )
-    convolutions: str = setting("nature", "layers over images", choices=("nature", "sac_ae", "minatar"))
+    convolutions: str = setting("nature", "layers over images", choices=("nature", "sac_ae", "minatar", "world_models"))
+    encoder: str | None = setting(
+        None, "a vae's run or checkpoint, whose latents are learnt from instead of images; it stays as it is"
+    )
     shift: int = setting(
         0, "pixels by which images are shifted at most, at random, as they are learnt from (Yarats et al., 2022)", low=0
     )
@@ -85,6 +88,7 @@ class Agent(L.LightningModule, ABC):
         steps: environment steps each seed has taken to learn from; the source of its data counts them.
         task: what evaluation must know of the task, as plain data; travels with the checkpoint.
         compile: whether ``learn`` compiles ``update``.
+        precision: of the products in an update, "float32" or "bf16"; parameters, their moments and acting are float32.
         stack: which of the seeds it trains: all of them, but in a ``part``.
         metrics: the latest mean over a block of each metric, ``[S]``.
 
@@ -100,7 +104,8 @@ class Agent(L.LightningModule, ABC):
     kinds = ("transitions",)
     """The kinds of batch it learns from: "transitions" ``[S, B, ...]``, whoever made them; "windows" of T steps, which
     are its setting ``context``, and whole "episodes", both ``[S, B, T, ...]``; or "rollouts" ``[S, E, T, ...]`` of its
-    policy as it is. What there is, a user's flags say."""
+    policy as it is. What there is, a user's flags say. Of "observations", which are transitions of single frames, an
+    agent without a policy learns."""
     next_actions = False
     """Whether its batches must hold the actions that the data took next."""
     discrete: bool | None = False
@@ -125,7 +130,7 @@ class Agent(L.LightningModule, ABC):
         self.gamma, self.n_step = getattr(self.config, "gamma", 0.99), getattr(self.config, "n_step", 1)
         self.updates = self.steps = 0
         self.task: dict[str, Any] = {}
-        self.compile = False
+        self.compile, self.precision = False, "float32"
         self.stack = slice(None)
         self.metrics: Metrics = {}
         self.optim: dict[str, Adam] = {}
@@ -133,6 +138,8 @@ class Agent(L.LightningModule, ABC):
         self.explore_rng = EnvStreams(self.seeds, (0,), "explore")
         self._parts: list[Agent] = []
         self._steps: dict[tuple, list[Step]] = {}
+        self.frozen = self._frozen()
+        self._kept: tuple[Tree, Tree] = None, None
         self.register_buffer("action_mid", torch.from_numpy(spec.action_mid), persistent=False)
         self.register_buffer("action_half", torch.from_numpy(spec.action_half), persistent=False)
         self.build()
@@ -175,9 +182,40 @@ class Agent(L.LightningModule, ABC):
 
     def encoder(self, network: str) -> Encoder:
         """What one network sees of observations; an algorithm may make another."""
+        if self.frozen is not None:
+            return Latents(self.frozen, self.spec.obs[0].shape[-1] // self.frozen.shape[-1])
         rng = self.init_rng(f"{network} encoder")
         layers = LAYERS[getattr(self.config, "convolutions", "nature")]
         return encoder_of(self.spec, rng, getattr(self.config, "normalize", False), layers)
+
+    def _frozen(self) -> Frozen | None:
+        """The encoder that ``spec`` speaks of."""
+        if (self.spec.latent is None) != (getattr(self.config, "encoder", None) is None):
+            raise UserError(
+                "encoder is for a run, which reads it; Spec.latent says what it is to an agent made by hand"
+            )
+        if self.spec.latent is None:
+            return None
+        if getattr(self.config, "shift", 0):
+            raise UserError("shift moves images, and an encoder's latents are learnt from: give --agent.shift 0")
+        layers, latents, channels = self.spec.latent
+        return Frozen((*self.spec.obs[0].shape[:2], channels), latents, layers)
+
+    @property
+    def kept_spec(self) -> Spec:
+        """Shapes of what replays and tables hold: of images the latents, where an encoder gives them."""
+        if self.frozen is None:
+            return self.spec
+        features = self.spec.obs[0].shape[-1] // self.frozen.shape[-1] * self.frozen.latents
+        return replace(self.spec, obs=features, latent=None)
+
+    def kept(self, obs: Tree) -> Tree:
+        """What they hold of observations ``[..., H, W, C]``, in numpy; what was asked for last is remembered."""
+        if self.frozen is None:
+            return obs
+        if obs is not self._kept[0]:
+            self._kept = obs, self.frozen(torch.from_numpy(obs).to(self.device)).cpu().numpy()
+        return self._kept[1]
 
     def normalize_by(self, moments: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
         """Shift and scale the vectors of observations by these from now on, where ``normalize`` is set; a checkpoint
@@ -344,11 +382,21 @@ class Agent(L.LightningModule, ABC):
         return done[0] if whole else {name: torch.cat([metrics[name] for metrics in done]) for name in done[0]}
 
     def _update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
-        """``update``, on shifted images where the settings say so."""
+        """``update``, in the precision and on shifted images where the settings say so."""
         if "shift" in noise:
             noise = dict(noise)
             batch = augmentation.shifted(batch, noise.pop("shift"), self.spec)
-        return self.update(batch, noise, k)
+        if self.precision == "float32":
+            return self.update(batch, noise, k)
+        # Weights change within an update, so that what they were rounded to may not be kept.
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
+            return {name: value.float() for name, value in self.update(batch, noise, k).items()}
+
+    def lay_out(self, channels_last: bool) -> None:
+        """Have the channels of a pixel side by side in all convolutions, or those of an image; see ``Images``."""
+        for module in self.modules():
+            if isinstance(module, Images):
+                module.channels_last = channels_last
 
     def division(self, batch_size: int) -> list[slice]:
         """The seeds that take their update together, in turn after turn.

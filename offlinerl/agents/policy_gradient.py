@@ -80,7 +80,7 @@ class PolicyGradient(Agent):
             last_init=partial(orthogonal, gain=1.0),
             activation=torch.tanh,
         )
-        self.obs_norm = RunningNorm(S, self.spec.obs_dim)
+        self.obs_norm = RunningNorm(S, self.kept_spec.obs_dim)
         self.return_norm = RunningNorm(S, 1)
         self.running = torch.zeros(S, 1)  # [S, E] discounted return of the episode under way
 
@@ -154,7 +154,7 @@ class PolicyGradient(Agent):
 
     def seen(self, obs: Tensor) -> Tensor:
         """Observations as the networks see them, ``[S, B, O]``."""
-        return self.obs_norm(obs) if self.config.normalize_obs else obs
+        return self.obs_norm(self.policy.encoder(obs)) if self.config.normalize_obs else obs
 
     def scaled(self, rollout: Batch) -> Tensor:
         """Rewards over the deviation of the discounted return, ``[S, E, T]``."""

@@ -53,13 +53,14 @@ def make(
     if "max_episode_steps" in env:
         extra["max_episode_steps"] = env["max_episode_steps"]
     try:
-        if "spec" in env:
-            made = gym.make(gym.envs.registration.EnvSpec.from_json(env["spec"]), **extra)
-        elif "factory" in env:
-            made = _made_by(env)
-        else:
-            register(env["id"])
-            made = gym.make(env["id"], **{**env.get("kwargs", {}), **extra}, disable_env_checker=True)
+        try:
+            made = _made(env, extra)
+        except TypeError:
+            if not drawn:
+                raise
+            made = _made(env, {name: extra[name] for name in extra if name not in pixels.SIZE})
+            if not pixels.is_image(made.observation_space):
+                raise
     except UserError:
         raise
     except Exception as error:  # it is a user's own code
@@ -76,12 +77,25 @@ def make(
     elif drawn:
         if made.has_wrapper_attr("renderer"):
             raise UserError(f"{id_of(env)} shows pixels already: leave out --pixels")
-        made = pixels.Pixels(made, drawn["size"], drawn["repeat"], drawn["fast"])
+        if pixels.is_image(made.observation_space):
+            made = pixels.Resized(made, drawn["size"], drawn["repeat"])
+        else:
+            made = pixels.Pixels(made, drawn["size"], drawn["repeat"], drawn["fast"])
     if "action_range" in env:
         made = Bounded(made, *env["action_range"])
     if seen and not spaces.is_seen(made.observation_space):
         made = spaces.Observed(made, obs_keys)
     return pixels.Stacked(made, env["stack"]) if env.get("stack", 1) > 1 else made
+
+
+def _made(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:
+    """An environment as it is, made with what is said of it besides."""
+    if "spec" in env:
+        return gym.make(gym.envs.registration.EnvSpec.from_json(env["spec"]), **extra)
+    if "factory" in env:
+        return _made_by(env)
+    register(env["id"])
+    return gym.make(env["id"], **{**env.get("kwargs", {}), **extra}, disable_env_checker=True)
 
 
 def register(env_id: str) -> None:

@@ -1,4 +1,5 @@
-"""Tasks of MuJoCo observed as images, as in DrQ-v2 (Yarats et al., ICLR 2022), section 4.1."""
+"""Tasks observed as images: those of MuJoCo as in DrQ-v2 (Yarats et al., ICLR 2022), section 4.1, and those that show
+images themselves."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from PIL import Image
 
 from offlinerl.envs import rendering
 from offlinerl.envs.atari import ALE
@@ -28,6 +30,9 @@ STACK = 3
 
 CAMERAS = {"dm_control/quadruped": 2, "dm_control/manipulation": "front_close"}
 """Cameras of dm_control other than the first one, by the beginning of the id, as DrQ-v2's authors choose them."""
+
+SIZE = ("width", "height", "camera_id", "camera_name")
+"""What only an environment that draws in any size takes; see ``arguments``."""
 
 
 def arguments(env_id: str, pixels: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,6 +142,53 @@ class Pixels(gym.Wrapper, gym.utils.RecordConstructorArgs):
                 " leave out --pixels"
             )
         return model
+
+
+def is_image(space: gym.Space) -> bool:
+    """Whether observations are images ``[H, W, 3]`` of uint8."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[-1] == 3
+
+
+class Resized(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """An environment that shows images itself, as frames ``[size, size, 3]``, in which every action is held for some
+    steps. Every pixel is the mean of what it covers.
+
+    Args:
+        env: with images ``[H, W, 3]`` of uint8, such as CarRacing.
+        size: of a frame, in pixels.
+        repeat: steps that an action is held for, at most to the end of the episode; their rewards are summed.
+    """
+
+    def __init__(self, env: gym.Env, size: int, repeat: int):
+        gym.utils.RecordConstructorArgs.__init__(self, size=size, repeat=repeat)
+        gym.Wrapper.__init__(self, env)
+        self.renderer = None  # it shows pixels, which it does not draw
+        self.size, self.repeat = size, repeat
+        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+
+    def reset(self, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        obs, info = self.env.reset(**how)
+        return self._frame(obs), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        total, inner = 0.0, self.env.unwrapped
+        draws = hasattr(inner, "_render") and hasattr(inner, "state")
+        for left in range(self.repeat - 1, -1, -1):
+            if undrawn := left and draws:  # CarRacing draws in every step, which is most of its work
+                inner._render = lambda mode: inner.state
+            try:
+                obs, reward, terminated, truncated, info = self.env.step(action)
+            finally:
+                if undrawn:
+                    del inner._render
+            total += float(reward)
+            if terminated or truncated:
+                obs = inner._render("state_pixels") if undrawn else obs
+                break
+        return self._frame(obs), total, terminated, truncated, info
+
+    def _frame(self, obs: np.ndarray) -> np.ndarray:
+        return np.array(Image.fromarray(obs).resize((self.size, self.size), Image.Resampling.BOX))
 
 
 def without_shadows(model: Any) -> Any:

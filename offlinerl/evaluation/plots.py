@@ -47,6 +47,26 @@ def by_time(columns: dict[str, np.ndarray], clock: str, value: str) -> tuple[np.
     return times, seeds, np.divide(total, rows, out=np.full_like(total, np.nan), where=rows > 0)
 
 
+def reconstructions(frames: np.ndarray, found: np.ndarray, path: Path) -> Path:
+    """Draw images ``[n, H, W, C]`` with brightnesses in [0, 1], and below each what was made of it, likewise."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.4 * len(frames), 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for row, (name, images) in enumerate((("frames", frames), ("reconstructions", found))):
+        for column, image in enumerate(images):
+            axes = figure.add_subplot(2, len(frames), row * len(frames) + column + 1)
+            axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if not column:
+                axes.set_ylabel(name)
+    with atomic_write(path, overwrite=True) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    return path
+
+
 def clock_of(summary: dict) -> str:
     """What a run counts: "updates" or "steps"."""
     return summary.get("clock", "updates")

@@ -104,7 +104,7 @@ class Replay(Rows):
     ) -> Replay:
         """The replay that an agent's training settings ask for, but for its size and place."""
         priorities = (train["priority_alpha"], train["priority_beta"]) if train.get("prioritized") else None
-        spec, seeds, gamma, n_step = agent.spec, agent.seeds, agent.gamma, agent.n_step
+        spec, seeds, gamma, n_step = agent.kept_spec, agent.seeds, agent.gamma, agent.n_step
         ring = cls(spec, seeds, capacity, train["envs"], gamma, n_step, priorities, agent.device, stack, folder)
         ring.next_actions = agent.next_actions
         return ring

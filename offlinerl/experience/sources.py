@@ -175,7 +175,8 @@ class ActingData(Source):
         """Take ``count`` steps in every environment, the first ``random`` of them at random."""
         for transition in self.collector.rollout(self.agent, count, random):
             self.agent.steps += self.envs
-            yield transition
+            obs, next_obs = self.agent.kept(transition.obs), self.agent.kept(transition.next_obs)
+            yield transition._replace(obs=obs, next_obs=next_obs)
 
     @property
     def steps(self) -> int:

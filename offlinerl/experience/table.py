@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
 ACTION_MARGIN = 1e-5
 """Actions are clipped this far inside their bounds, as in the reference IQL and XQL."""
+
+ENCODED = 256
+"""Images that are encoded at a time."""
 
 
 class Rows:
@@ -157,8 +162,13 @@ class Table(Rows):
 
     @classmethod
     def of(cls, agent: Agent, dataset: Dataset, stack: int = 1) -> Table:
-        """The table that an agent learns from."""
-        table = cls(dataset, agent.spec, agent.gamma, agent.n_step, agent.device, stack)
+        """The table that an agent learns from; of images it holds the latents, if the agent has an encoder for them."""
+        if agent.frozen is not None:
+            require_shapes(dataset, agent.spec, stack)
+            images = dataset.observations
+            latents = [agent.kept(np.asarray(images[i : i + ENCODED])) for i in range(0, len(images), ENCODED)]
+            dataset = replace(dataset, observations=np.concatenate(latents))
+        table = cls(dataset, agent.kept_spec, agent.gamma, agent.n_step, agent.device, stack)
         table.next_actions = agent.next_actions
         return table
 

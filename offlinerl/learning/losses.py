@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def gumbel(error: Tensor, beta: float, clip: float | None = None) -> Tensor:
@@ -74,6 +74,41 @@ def awr(log_prob: Tensor, advantage: Tensor, temperature: float, max_weight: flo
     """
     weight = torch.exp(temperature * advantage.detach()).clamp(max=max_weight)
     return -weight * log_prob
+
+
+def gaussian_likelihood(x: Tensor, mean: Tensor, sigma: float) -> Tensor:
+    """``-log N(x; mean, sigma^2)``, summed over the last axis (Kingma & Welling, 2013, appendix C.2, with one deviation
+    for all dimensions).
+
+    Args:
+        x: ``[..., B, D]``.
+        mean: ``[..., B, D]``.
+        sigma: in units of x.
+
+    Returns:
+        ``[..., B]``.
+    """
+    constant = math.log(sigma) + 0.5 * math.log(2 * math.pi)
+    return (0.5 * ((x - mean) / sigma).square() + constant).sum(-1)
+
+
+def bernoulli_likelihood(x: Tensor, logits: Tensor) -> Tensor:
+    """``-(x log p + (1 - x) log(1 - p))`` with ``p = sigmoid(logits)``, summed over the last axis (Kingma & Welling,
+    2013, appendix C.1). Of x between 0 and 1 it is the cross entropy, which is least at ``p = x``.
+
+    Both arguments ``[..., B, D]``; returns ``[..., B]``.
+    """
+    return (nn.functional.softplus(logits) - x * logits).sum(-1)
+
+
+def divergence(mean: Tensor, log_var: Tensor) -> Tensor:
+    """``KL(N(mean, var) || N(0, 1)) = -1/2 sum(1 + log var - mean^2 - var)`` over the last axis.
+
+    Kingma & Welling, 2013, appendix B.
+
+    Both arguments ``[..., B, Z]``; returns ``[..., B]``.
+    """
+    return -0.5 * (1 + log_var - mean.square() - log_var.exp()).sum(-1)
 
 
 def project(probability: Tensor, atoms: Tensor, reward: Tensor, discount: Tensor) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from offlinerl.nn.layers import Linear, orthogonal
 from offlinerl.types import Leaf, Spec
 from offlinerl.util.errors import UserError
 
@@ -25,7 +27,10 @@ SAC_AE: Layers = ((32, 3, 2), (32, 3, 1), (32, 3, 1), (32, 3, 1))
 MINATAR: Layers = ((16, 3, 1),)
 """Young & Tian, MinAtar, 2019, section 4."""
 
-LAYERS = dict(nature=NATURE, sac_ae=SAC_AE, minatar=MINATAR)
+WORLD_MODELS: Layers = ((32, 4, 2), (64, 4, 2), (128, 4, 2), (256, 4, 2))
+"""Ha & Schmidhuber, World Models, 2018, appendix A.1; for images of 64x64."""
+
+LAYERS = dict(nature=NATURE, sac_ae=SAC_AE, minatar=MINATAR, world_models=WORLD_MODELS)
 """Convolutions by name."""
 
 
@@ -116,6 +121,11 @@ class Images(Encoder):
         rng: S generators for the initial weights.
         layers: of the network.
 
+    Attributes:
+        shapes: ``(H, W, C)`` before the first layer and after every one.
+        channels_last: whether the channels of a pixel lie side by side, as they do in a frame, or the pixels of a
+            channel; None: where there is one seed, whose frames need no copy then.
+
     Raises:
         UserError: the image is smaller than every kernel.
     """
@@ -128,21 +138,96 @@ class Images(Encoder):
                 f"images of {height}x{width} are too small for convolutions, the smallest of which is {least}x{least}:"
                 " take larger ones, or an encoder of your own"
             )
-        self.layers = nn.ModuleList()
+        self.layers, self.shapes = nn.ModuleList(), [(height, width, channels)]
         for out, kernel, stride in layers:
             if kernel > min(height, width):
                 continue
             self.layers.append(Convolution(channels, out, kernel, stride, rng))
             height, width, channels = (height - kernel) // stride + 1, (width - kernel) // stride + 1, out
+            self.shapes.append((height, width, channels))
         self.features = height * width * channels
+        self.channels_last: bool | None = None
 
     def forward(self, obs: Tensor) -> Tensor:
         x = obs / 255 - 0.5 if obs.dtype == torch.uint8 else obs - 0.5
         S, B, H, W = x.shape[:4]
         x = x.view(S, B, H, W, -1).permute(1, 0, 4, 2, 3).reshape(B, -1, H, W)  # [B, S C, H, W]
+        channels_last = S == 1 if self.channels_last is None else self.channels_last
+        x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         for layer in self.layers:
             x = torch.relu(layer(x))
         return x.reshape(B, S, -1).transpose(0, 1)  # [S, B, F]
+
+
+class Posterior(nn.Module):
+    """What an image's latents may be, ``q(z|x)`` (Kingma & Welling, Auto-Encoding Variational Bayes, 2013, equation 9):
+    ``[S, B, H, W, C]`` -> the mean and the logarithm of the variance of a Normal with independent dimensions, ``[S, B,
+    Z]`` each.
+
+    Args:
+        shape: of an image, ``(H, W, C)``.
+        latents: Z.
+        rng: S generators for the initial weights.
+        layers: of the network.
+    """
+
+    def __init__(self, shape: Sequence[int], latents: int, rng: Sequence[Generator], layers: Layers):
+        super().__init__()
+        self.images = Images(shape, rng, layers)
+        self.heads = Linear(self.images.features, 2 * latents, (len(rng),), rng, partial(orthogonal, gain=1.0))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_var = self.heads(self.images(obs)).chunk(2, -1)
+        return mean, log_var
+
+
+class Frozen(nn.Module):
+    """The mean of a posterior that was learnt before, ``[..., H, W, n C] -> [..., n Z]`` for the n frames of an image.
+
+    Its weights are no parameters but buffers, without an axis of seeds: nothing trains them, all seeds share them, and
+    its copies are itself. They are not numbers until they are loaded.
+
+    Args:
+        shape: of a frame, ``(H, W, C)``.
+        latents: Z.
+        layers: of the network, by their name in ``LAYERS``.
+    """
+
+    def __init__(self, shape: Sequence[int], latents: int, layers: str):
+        super().__init__()
+        self.shape, self.latents = tuple(shape), latents
+        self.posterior = Posterior(self.shape, latents, [Generator()], LAYERS[layers])
+        for module in self.posterior.modules():
+            for name, weight in [*module.named_parameters(recurse=False)]:
+                delattr(module, name)
+                module.register_buffer(name, torch.full_like(weight, math.nan, requires_grad=False))
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Frozen:
+        return self
+
+    @torch.no_grad()
+    def forward(self, obs: Tensor) -> Tensor:
+        frames = obs.unflatten(-1, (-1, self.shape[-1])).movedim(-2, -4)  # [..., n, H, W, C]
+        mean, _ = self.posterior(frames.reshape(1, -1, *self.shape))
+        return mean.view(*frames.shape[:-3], -1).flatten(-2)
+
+
+class Latents(Encoder):
+    """The latents of images, ``[S, B, H, W, n C] -> [S, B, n Z]``; or latents as they are, which is what replays and
+    tables hold.
+
+    Args:
+        frozen: gives them. It belongs to the agent, and not to every network that sees by it.
+        frames: n, of an image.
+    """
+
+    def __init__(self, frozen: Frozen, frames: int):
+        super().__init__()
+        self.features = frames * frozen.latents
+        object.__setattr__(self, "frozen", frozen)  # nn.Module would make it a part of every network
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.frozen(obs) if obs.dtype == torch.uint8 else obs
 
 
 class Parts(Encoder):

@@ -16,6 +16,7 @@ import torch
 from offlinerl import agents
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
+from offlinerl.agents.vae import VAE
 from offlinerl.data import load, rewards, scales
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.inferred import KINDS, spec_of_data
@@ -35,6 +36,7 @@ from offlinerl.rollout.ray_backend import RayBackend
 from offlinerl.training import config
 from offlinerl.training.held_out import HeldOut, apart
 from offlinerl.training.loop import Run
+from offlinerl.training.reconstructions import Reconstructions
 from offlinerl.training.schedule import Schedule, Stage
 from offlinerl.training.selection import source_of
 from offlinerl.types import Spec
@@ -91,9 +93,10 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
         source = ReplayData(
             agent, collector, replay_for(agent, task, train, steps, folder), train["batch"], train["block"],
             train["steps_per_update"], train["warm_up"],
+            reward=None if train["reward_clip"] is None else partial(clipped, train["reward_clip"]),
         )  # fmt: skip
         require_whole(train, source, "steps", "eval_every")
-    agent.compile = wants_compile(train["compile"], updates)
+    compute_as_asked(agent, train, updates)
     schedule = Schedule("step", [Stage("online", source, steps, every, "--steps")])
     return Run(
         settings, folder, display, agent, task, pool, schedule, dict(dataset=None, data=None, dataset_score=None)
@@ -130,7 +133,10 @@ def on_dataset(
     if kind == "windows":  # such an agent acts by the return that is still to come
         task = replace(task, reward=rewards.online_reward(entry, raw))
     steps = train.get("online_steps")
-    if task.env is None:
+    if kind == "observations":  # single frames, without a policy to evaluate
+        task = replace(task, env=None, score=None, score_kind="return")
+        pool, (spec, _) = None, spec_of_data(data)
+    elif task.env is None:
         if steps:
             raise UserError(
                 f"fine-tuning acts in an environment, and nothing names that of {entry.name}: give --env ID"
@@ -157,9 +163,9 @@ def on_dataset(
     agent = agent_for(task, spec, settings, device, folder, data)
     if not getattr(agent.config, "normalize", True) and (fault := scales.far_apart(data.observations, data.moments)):
         display.say(f"{entry.name}: {fault}")
-    agent.compile = wants_compile(train["compile"], train["updates"])
+    compute_as_asked(agent, train, train["updates"])
     window = dict(length=agent.config.context) if kind == "windows" else {}
-    make = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData)[kind]
+    make = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData, observations=OfflineData)[kind]
     table = Table.of(agent, data, task.stack)
     offline = make(table, about["seeds"], train["batch"], train["block"], **window)
     held_out = None
@@ -185,7 +191,10 @@ def on_dataset(
         end = train["updates"] + steps // scale
         stages.append(Stage("online", own, end, train["online_eval_every"], "--online-steps", scale))
     facts = dict(dataset=entry.name, data=contents, dataset_score=dataset_score(entry, raw))
-    return Run(settings, folder, display, agent, task, pool, Schedule("update", stages), facts, held_out)
+    run = Run(settings, folder, display, agent, task, pool, Schedule("update", stages), facts, held_out)
+    if isinstance(agent, VAE):
+        run.companion = Reconstructions(agent, kept or data, folder)
+    return run
 
 
 def require_parts(task: Task, pool: Pool, about: Mapping[str, Any]) -> None:
@@ -199,23 +208,60 @@ def agent_for(
 ) -> Agent:
     """The agent for a task of these shapes. A new run begins with the weights of a checkpoint, which has its own
     statistics of observations, or takes those of its data."""
-    about = settings["fit"]
+    about, last, vae = settings["fit"], folder / "last.ckpt", None
+    if path := settings["agent"].get("encoder"):
+        if last.is_file():
+            latent = tuple(checkpoint.read(last)["hyper_parameters"]["spec"]["latent"])
+        else:
+            vae = checkpoint.load_agent(Path(path))
+            latent = latent_of(vae, Path(path), spec, task.env_id or "the dataset")
+        spec = replace(spec, latent=latent)
+    agent_class = agents.get(about["agent"])
     try:
-        agent = agents.get(about["agent"])(spec, about["seeds"], **config.of_agent(settings))
+        agent = agent_class(spec, about["seeds"], **config.of_agent(settings))
     except UserError as error:
         if task.env is not None:
             raise UserError(f"{task.env_id}: {error}") from error
+        if agent_class.discrete in (None, bool(spec.num_actions)):
+            raise
         have, others = KINDS if spec.num_actions else KINDS[::-1]
         raise UserError(f"{error}; the data's seem to be {have}, and --actions {others} says otherwise") from error
     agent.task = task.plain()
     agent.to(device)
-    if not (folder / "last.ckpt").is_file():
+    if not last.is_file():
+        if vae is not None:
+            agent.frozen.posterior.load_state_dict({name: w[:1] for name, w in vae.posterior.state_dict().items()})
         if about.get("init"):
             checkpoint.load_weights(agent, Path(about["init"]))
         elif data is not None and getattr(agent.config, "normalize", False):
             agent.normalize_by(data.moments)
     agent.configure_optimizers()
     return agent
+
+
+def latent_of(vae: Agent, path: Path, spec: Spec, where: str) -> tuple[str, int, int]:
+    """How ``Spec.latent`` says that images are seen by the encoder of a VAE's first seed.
+
+    Args:
+        vae: what was trained.
+        path: its checkpoint.
+        spec: the task's.
+        where: the images are from.
+
+    Raises:
+        UserError: it is no VAE, or its frames are others than the task's.
+    """
+    if not isinstance(vae, VAE):
+        raise UserError(f"the encoder {path} must be a vae's, not {type(vae).__name__}'s: train one with fit vae")
+    height, width, channels = vae.spec.obs[0].shape
+    leaf = spec.obs[0]
+    if leaf.path or leaf.dtype != "uint8" or leaf.shape[:2] != (height, width) or leaf.shape[2] % channels:
+        shown = observed_in_words({leaf.path: leaf.shape for leaf in spec.obs})
+        raise UserError(
+            f"the encoder {path} sees images of {height}x{width}x{channels}, and {where} has {shown}; see both in the"
+            f" same size, as with --frame-size {height}"
+        )
+    return vae.config.convolutions, vae.config.latents, channels
 
 
 def collector_for(
@@ -323,6 +369,19 @@ def dataset_score(entry: Entry, raw: Dataset) -> float | None:
         success=highest > 0,
     ).get(entry.score.get("data", entry.score["from"]), raw.episode_returns)
     return float(np.mean(entry.score_of(totals)))
+
+
+def clipped(limit: float, reward: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Rewards to learn from, within ``limit`` of 0 (Mnih et al., Nature 2015, methods), whatever the sums so far."""
+    return reward.clip(-limit, limit)
+
+
+def compute_as_asked(agent: Agent, train: Mapping[str, Any], updates: int) -> None:
+    """Have an agent that is to take so many updates compute them as the settings say."""
+    agent.compile = wants_compile(train["compile"], updates)
+    agent.precision = train.get("precision", "float32")
+    if train.get("channels_last", "auto") != "auto":
+        agent.lay_out(train["channels_last"])
 
 
 def wants_compile(setting: bool | str, updates: int) -> bool:

@@ -35,6 +35,13 @@ class TrainConfig(Config):
     final_episodes: int = setting(20, "episodes of the evaluation of the last policy", low=1)
     compile: bool = setting("auto", "compile the update; auto: if the run is long enough to earn it", choices=("auto",))
     tf32: bool = setting(False, "multiply matrices in TensorFloat-32 on a GPU: faster, with three digits")
+    precision: str = setting(
+        "float32", "of the products in an update; bf16: faster where hardware has it, with two to three digits",
+        choices=("float32", "bf16"),
+    )  # fmt: skip
+    channels_last: bool = setting(
+        "auto", "the channels of a pixel side by side in convolutions; auto: where one seed trains", choices=("auto",)
+    )
     save_every: float = setting(5.0, "minutes after which it is saved, also between evaluations", above=0)
     log_every: int = setting(500, "updates or steps between two rows of metrics", low=1)
     logger: str = setting(
@@ -68,6 +75,15 @@ class WindowsConfig(EpisodesConfig):
 
     batch: int = setting(64, "windows of a gradient step", low=1)
     block: int = 50
+
+
+@dataclass(frozen=True)
+class ObservationsConfig(EpisodesConfig):
+    """Of a training on a dataset's observations alone."""
+
+    updates: int = setting(10_000, "gradient steps", low=1)
+    batch: int = setting(64, "observations of a gradient step", low=1)
+    eval_every: int = 1_000
 
 
 @dataclass(frozen=True)
@@ -111,6 +127,9 @@ class OnlineConfig(OnPolicyConfig):
     warm_up: int = setting(1_000, "random steps before the first update", low=0)
     capacity: int = setting(1_000_000, "transitions that the replay holds", low=1)
     replay: str = setting("memory", "where its observations are", choices=("memory", "disk"))
+    reward_clip: float | None = setting(
+        None, "learn from rewards within this of 0; evaluations have them as they are; null: no limit", above=0
+    )
     prioritized: bool = setting(False, "draw transitions by their last error (Schaul et al., ICLR 2016)")
     priority_alpha: float = setting(0.6, "how much the error counts", low=0, high=1)
     priority_beta: float = setting(0.4, "how much of that the weights make up for at the start", low=0, high=1)
@@ -119,7 +138,7 @@ class OnlineConfig(OnPolicyConfig):
 
 BY_SOURCE = dict(
     transitions=OfflineConfig, windows=WindowsConfig, episodes=EpisodesConfig, replay=OnlineConfig,
-    rollouts=OnPolicyConfig,
+    rollouts=OnPolicyConfig, observations=ObservationsConfig,
 )  # fmt: skip
 """The settings of a training by what it learns from; see ``offlinerl.training.selection``."""
 

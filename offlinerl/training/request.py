@@ -57,6 +57,8 @@ def settings_for(
     entry = entry_of(about, dataset, env)
     settings = config.resolve(about["agent"], agent, entry, source, file, over)
     train = settings["train"]
+    if encoder := settings["agent"].get("encoder"):
+        settings["agent"]["encoder"] = str(find_checkpoint(Path(encoder)).resolve())
     if settings["agent"].get("normalize") and about["dataset"] is None and not about.get("init"):
         own = ", or take normalize_obs, which keeps running ones" if "normalize_obs" in settings["agent"] else ""
         raise UserError(

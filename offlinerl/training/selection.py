@@ -8,7 +8,7 @@ from offlinerl.util.errors import UserError
 
 KINDS = dict(
     transitions="transitions", windows="windows of a dataset's episodes", episodes="whole episodes of a dataset",
-    rollouts="rollouts of its own",
+    rollouts="rollouts of its own", observations="images of a dataset",
 )  # fmt: skip
 
 
@@ -17,6 +17,7 @@ def sources_of(kinds: Collection[str]) -> dict[str, str]:
     ways = dict(
         transitions=dict(transitions="on a dataset", replay="by acting"), windows=dict(windows="on a dataset"),
         episodes=dict(episodes="on a dataset"), rollouts=dict(rollouts="by acting"),
+        observations=dict(observations="on a dataset"),
     )  # fmt: skip
     return {source: how for kind in kinds for source, how in ways[kind].items()}
 
@@ -25,14 +26,14 @@ def source_of(agent_name: str, kinds: Collection[str], dataset: str | None, env:
     """What an agent that learns from such kinds of batch has to learn from.
 
     Returns:
-        "transitions", "windows" or "episodes" of a dataset; without one, "rollouts" or the "replay" of its own
-        transitions.
+        "transitions", "windows", "episodes" or "observations" of a dataset; without one, "rollouts" or the "replay" of
+        its own transitions.
 
     Raises:
         UserError: it cannot learn from what there is.
     """
     can = f"{agent_name} learns from {' or '.join(what for kind, what in KINDS.items() if kind in kinds)}"
-    offline = [kind for kind in ("transitions", "windows", "episodes") if kind in kinds]
+    offline = [kind for kind in ("transitions", "windows", "episodes", "observations") if kind in kinds]
     online = [dict(transitions="replay").get(kind, kind) for kind in ("rollouts", "transitions") if kind in kinds]
     if dataset is not None:
         if not offline:

@@ -1,0 +1,43 @@
+"""What a VAE makes of frames, as a picture in its run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from offlinerl.agents.vae import VAE
+from offlinerl.data.dataset import Dataset
+from offlinerl.evaluation import plots
+
+FRAMES = 8
+
+
+class Reconstructions:
+    """Draws some frames, and beside them what the first seed makes of them, when a run is at its end.
+
+    Args:
+        agent: the VAE.
+        data: whose frames to take, far apart from each other.
+        folder: the run's, in which ``reconstructions.png`` will be.
+    """
+
+    def __init__(self, agent: VAE, data: Dataset, folder: Path):
+        self.agent, self.path = agent, folder / "reconstructions.png"
+        self.frames = data.observations[data.at[np.linspace(0, len(data) - 1, FRAMES).astype(int)]]
+
+    def finish(self) -> None:
+        frames = torch.from_numpy(self.frames).to(self.agent.device)
+        found = self.agent.reconstructed(frames.expand(len(self.agent.seeds), *frames.shape))[0]
+        plots.reconstructions(self.frames / 255, found.cpu().numpy(), self.path)
+
+    def note(self) -> str:
+        return ""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The frames are the dataset's, and are chosen anew."""
