@@ -66,8 +66,9 @@ def fit(
         device: "auto", "cpu" or "cuda".
         out: the run's folder, which may not hold anything yet; by default a new one below ``runs/``.
         resume: the folder of a run to go on with, by its own settings. What may change is its length, each phase's by
-            its own setting; ``save_every``; ``logger``; ``decay_steps``, to stretch a schedule over the longer run; and
-            the place of its dataset. A dataset or an environment that was an object has to be given again.
+            its own setting; ``save_every``; ``logger``; ``table``; ``decay_steps``, to stretch a schedule over the
+            longer run; and the place of its dataset. A dataset or an environment that was an object has to be given
+            again.
         threads: CPU threads to compute with; by default as many as cores.
         obs_keys: the parts of the observations to learn from, in this order; by default all.
         limits: some of ``offlinerl.envs.make.LIMITS``, such as ``pixels=True``; see ``offlinerl.envs.make.make``.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from offlinerl.data.columns import allocate, as_flags, require_finite, single
+from offlinerl.data.columns import as_flags, as_observations, require_finite, single
 from offlinerl.data.dataset import Dataset
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
@@ -65,11 +65,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
 
 def _column(array: Any) -> np.ndarray:
     """``[rows, ...]`` with at least two axes, in the type that a dataset keeps it in."""
-    array = np.asarray(array)
-    array = array[:, None] if array.ndim == 1 else array
-    column = allocate(len(array), array)
-    column[:] = array
-    return column
+    return as_observations(np.asarray(array))
 
 
 def _like(flags: np.ndarray, column: Tree) -> np.ndarray:

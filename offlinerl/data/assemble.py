@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from offlinerl.data.columns import allocate, as_flags, require_finite, single
+from offlinerl.data.builder import Builder
+from offlinerl.data.columns import as_flags, as_observations, require_finite, single
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs import spaces
 from offlinerl.util.errors import UserError
@@ -28,7 +29,9 @@ class Steps(NamedTuple):
     row: int = 0  # and its first row there
 
 
-def assemble(source: str, name: str, episodes: Iterable[Steps], facts: Mapping[str, Any]) -> Dataset:
+def assemble(
+    source: str, name: str, episodes: Iterable[Steps], facts: Mapping[str, Any], into: Builder | None = None
+) -> Dataset:
     """The dataset of some episodes. A last step without a successor is left out, unless it terminated and needs none.
 
     Args:
@@ -36,23 +39,23 @@ def assemble(source: str, name: str, episodes: Iterable[Steps], facts: Mapping[s
         name: what to call it.
         episodes: one after another.
         facts: what its ``provenance`` says besides its counts of rows.
+        into: puts it together; by default in memory.
 
     Raises:
         UserError: there are no steps, or they are not sound.
     """
-    parts: list[Dataset] = []
+    into = into or Builder(source)
     rows, dtypes = 0, set()
     for steps in episodes:
         rows += len(steps.action)
         dtypes.add(np.asarray(steps.action).dtype)
         part = _rows_of(source, steps)
         if part is not None:
-            parts.append(part)
-    if not parts:
+            into.add(part)
+    if not into.rows:
         raise UserError(f"{source} holds no step with a successor, so that there is nothing to learn from")
-    data = concatenate(parts, source)
-    counts = dict(rows_in_source=rows, rows_dropped=rows - len(data), action_dtype=str(np.result_type(*dtypes)))
-    return replace(data, name=name, provenance={**facts, **counts, "reward": "none"})
+    counts = dict(rows_in_source=rows, rows_dropped=rows - into.rows, action_dtype=str(np.result_type(*dtypes)))
+    return into.finish(name, {**facts, **counts, "reward": "none"})
 
 
 def _rows_of(source: str, steps: Steps) -> Dataset | None:
@@ -100,10 +103,7 @@ def column_of(array: Any, what: str) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype.kind not in "biuf" or not array.ndim:
         raise UserError(f"{what} must be numbers, but they are of type {array.dtype}")
-    array = array[:, None] if array.ndim == 1 else array
-    column = allocate(len(array), array)
-    column[:] = array
-    return column
+    return as_observations(array)
 
 
 def concatenate(parts: Sequence[Dataset], source: str = "") -> Dataset:
@@ -112,29 +112,11 @@ def concatenate(parts: Sequence[Dataset], source: str = "") -> Dataset:
     Raises:
         UserError: their observations or actions have other shapes.
     """
-    first = parts[0]
-    for part in parts[1:]:
-        for what, have, due in (
-            ("observations", part.observations, first.observations), ("actions", part.action, first.action)
-        ):  # fmt: skip
-            have, due = ({path: leaf.shape[1:] for path, leaf in tree_leaves(tree)} for tree in (have, due))
-            if have != due:
-                shapes = (f"{shape.get('', shape)}" for shape in (have, due))
-                raise UserError(
-                    f"{source or part.name}: {what} of shape {next(shapes)} do not go with those of shape"
-                    f" {next(shapes)} before them; choose parts that all of them have with --obs-keys"
-                )
-    sizes = np.cumsum([0, *(len(first_leaf(part.observations)) for part in parts)])
-    offsets = np.repeat(sizes[:-1], [len(part) for part in parts])
-    columns = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("at", "next_at", "action", "reward", "terminated", "last")
-    }
-    columns |= {name: columns[name] + offsets for name in ("at", "next_at")}
-    observations = tree_map(lambda *leaves: np.concatenate(leaves), first.observations, *(
-        part.observations for part in parts[1:]
-    ))  # fmt: skip
-    return replace(first, observations=observations, **columns)
+    first, into = parts[0], Builder(source)
+    into.expect(sum(map(len, parts)), sum(len(first_leaf(part.observations)) for part in parts))
+    for part in parts:
+        into.add(part)
+    return replace(into.finish(first.name, first.provenance), entry=first.entry)
 
 
 def observed(columns: Mapping[str, np.ndarray], keys: Sequence[str] | None, source: str) -> Tree:

@@ -63,23 +63,45 @@ def checked_actions(
     return actions
 
 
-def allocate(rows: int, column: np.ndarray) -> np.ndarray:
-    """Room for rows like those of a column of observations: images, of three axes or more, in their own dtype, and
-    float32 for all others."""
+def as_observations(column: np.ndarray) -> np.ndarray:
+    """A copy of a column of at least two axes, ``[T, ...]``, in the type that a dataset keeps: images, of three axes or
+    more, in their own, and float32 for all others."""
+    column = column[:, None] if column.ndim == 1 else column
     image = column.ndim >= 3 and column.dtype in (np.uint8, np.float32)
-    return np.empty((rows, *column.shape[1:]), column.dtype if image else np.float32)
+    return column.astype(column.dtype if image else np.float32)
 
 
-def require_finite(source: str, columns: Mapping[str, Tree], keep: np.ndarray | None = None) -> None:
-    """Refuses columns with a NaN; ``keep`` says which rows of the source are in them."""
-    for name, column in tree_leaves(columns):
-        bad = nonfinite_rows(column)
-        if len(bad):
-            first = bad[0] if keep is None else np.flatnonzero(keep)[bad[0]]
-            raise UserError(
-                f"{source}: {name} has NaN or infinite values in {len(bad)} rows, the first of them {first};"
-                " remove or repair them"
-            )
+def require_finite(source: str, columns: Mapping[str, Tree]) -> None:
+    """Refuses columns with a NaN."""
+    check = Finite()
+    check.see(columns)
+    check.require(source)
+
+
+class Finite:
+    """Looks for a NaN or an infinity in columns that go by block after block."""
+
+    def __init__(self) -> None:
+        self.bad: dict[str, list[np.ndarray]] = {}
+
+    def see(self, columns: Mapping[str, Tree], rows: np.ndarray | None = None) -> bool:
+        """Whether a block of each is sound; ``rows`` are its rows in the source, if it is not all of it."""
+        sound = True
+        for name, column in tree_leaves(columns):
+            bad = nonfinite_rows(column)
+            self.bad.setdefault(name, []).append(bad if rows is None else rows[bad])
+            sound &= not len(bad)
+        return sound
+
+    def require(self, source: str) -> None:
+        """Raises a UserError that names the first column in which there was one."""
+        for name, found in self.bad.items():
+            bad = np.concatenate(found)
+            if len(bad):
+                raise UserError(
+                    f"{source}: {name} has NaN or infinite values in {len(bad)} rows, the first of them {bad[0]};"
+                    " remove or repair them"
+                )
 
 
 def nonfinite_rows(column: np.ndarray) -> np.ndarray:

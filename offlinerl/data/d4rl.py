@@ -12,13 +12,17 @@ import gymnasium
 import h5py
 import numpy as np
 
-from offlinerl.data.columns import BLOCK, REWRITE, allocate, as_flags, checked_actions, open_hdf5, require_finite
+from offlinerl.data.builder import Builder
+from offlinerl.data.columns import BLOCK, REWRITE, Finite, as_flags, as_observations, checked_actions, open_hdf5
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make
 from offlinerl.util.errors import UserError
 
 Mode = Literal["lossless", "d4rl"]
+
+MOST_BYTES = 1 << 26
+"""Bytes of observations that are read at a time."""
 
 JUMP = 2.0
 """Metres an AntMaze ant cannot cover in one step of 0.1 s; resets cover more, unless a timeout marks them."""
@@ -33,6 +37,7 @@ def load_hdf5(
     split: str | None = None,
     longest: int | None = None,
     env: Mapping[str, Any] | None = None,
+    into: Builder | None = None,
 ) -> Dataset:
     """Reads a file in D4RL's format: ``observations [N, O]``, ``actions [N, A]``, ``rewards [N]``,
     ``terminals [N]`` and, where the file has them, ``timeouts [N]`` and ``next_observations [N, O]``. The flags of
@@ -52,6 +57,7 @@ def load_hdf5(
         longest: steps that an episode may have at the most, unless they are split at jumps; None is no limit.
         env: what the rows were collected in, see ``offlinerl.envs.make``; it is made where the rows may hold choices
             of a finite number, for its spaces.
+        into: puts the rows together; by default in memory.
 
     Raises:
         UserError: the file is missing, broken, empty, lacks a key, has wrong shapes or non-finite values, flags that
@@ -80,33 +86,24 @@ def load_hdf5(
             keep = np.ones(rows, bool) if has_next else ~end | terminals
         if not keep.any():
             raise UserError(f"{path}: no row has a successor, so that there is nothing to learn from")
-        count = int(keep.sum())
-        obs, next_obs = allocate(count, file["observations"]), allocate(count, file["observations"])
-        if obs.ndim == 1:
-            obs, next_obs = obs[:, None], next_obs[:, None]
-        action, reward = allocate(count, file["actions"]), np.empty(count, np.float32)
-        terminated = terminals[keep]
-        last = (end | ~np.r_[keep[1:], False])[keep]  # it also ends where a row was left out
+        count, finite = int(keep.sum()), Finite()
+        last = end | ~np.r_[keep[1:], False]  # it also ends where a row was left out
+        into = into or Builder(str(path))
+        into.expect(count, count + int(last[keep].sum()))
         action_dtype = str(file["actions"].dtype)
-        _read(file["rewards"], keep, reward)
-        _read(file["actions"], keep, action)
-        _read(file["observations"], keep, obs, None if has_next else next_obs)
-        if has_next:
-            _read(file["next_observations"], keep, next_obs)
-    if mode == "lossless" and not has_next:
-        final = last & terminated
-        next_obs[final] = obs[final]
-    fields = dict(observations=obs, next_observations=next_obs, actions=action, rewards=reward)
-    require_finite(str(path), fields, keep)
-    kept = np.flatnonzero(keep)
-    action = checked_actions(action, action_space, str(path), kept)
-    if observation_space is not None:
-        try:
-            obs, next_obs = (spaces.encode(observation_space, column) for column in (obs, next_obs))
-        except spaces.Misfit as misfit:
-            raise UserError(
-                f"{path}: the observation of row {kept[misfit.row]} or its successor {misfit.what}; repair or remove it"
-            ) from misfit
+        parts = _parts(file, keep, has_next, observation_space, finite)
+        for (kept, obs, next_obs, action, reward), ahead in with_next(parts):
+            if mode == "lossless" and not has_next:
+                final = last[kept] & terminals[kept]
+                next_obs[final] = obs[final]
+            action = checked_actions(action, action_space, str(path), kept)
+            into.add(
+                Dataset.of_rows(
+                    obs, next_obs, ahead and ahead[1][:1], action=action, reward=reward, terminated=terminals[kept],
+                    last=last[kept],
+                )
+            )  # fmt: skip
+    finite.require(str(path))
     provenance = dict(
         format="D4RL HDF5",
         file=str(path),
@@ -120,10 +117,7 @@ def load_hdf5(
     )
     if origin:
         provenance["provenance"] = origin
-    return Dataset.of_rows(
-        obs, next_obs, action=action, reward=reward, terminated=terminated, last=last, name=name or path.stem,
-        provenance=provenance,
-    )  # fmt: skip
+    return into.finish(name or path.stem, provenance)
 
 
 def _origin(file: h5py.File) -> Any:
@@ -289,15 +283,45 @@ def _d4rl_timeouts(terminals: np.ndarray, max_episode_steps: int) -> np.ndarray:
     return timeouts
 
 
-def _read(column: h5py.Dataset, keep: np.ndarray, out: np.ndarray, successors: np.ndarray | None = None) -> None:
-    """Fills ``out`` with the rows to keep, and ``successors`` with the rows after them."""
-    at = 0
-    for start in range(0, len(keep), BLOCK):
-        chosen = np.flatnonzero(keep[start : start + BLOCK])
-        block = column[start : start + BLOCK + 1]
-        block = block.reshape(len(block), *out.shape[1:])
-        span = slice(at, at + len(chosen))
-        out[span] = block[chosen]
-        if successors is not None:
-            successors[span] = block[np.minimum(chosen + 1, len(block) - 1)]  # no row follows the file's last one
-        at = span.stop
+_Part = tuple[np.ndarray, ...]
+
+
+def _parts(
+    file: h5py.File, keep: np.ndarray, has_next: bool, space: gymnasium.Space | None, finite: Finite
+) -> Iterator[_Part]:
+    """The rows to keep, some at a time: their numbers in the file ``[n]``, observations and successors, encoded as
+    ``space`` says, actions and rewards. Once there was a NaN, none come any more, but all are looked at."""
+    observations, sound = file["observations"], True
+    size = max(1, min(BLOCK, MOST_BYTES // max(1, observations[:1].nbytes)))
+    for start in range(0, len(keep), size):
+        chosen = np.flatnonzero(keep[start : start + size])
+        block = observations[start : start + size + 1]
+        behind = np.minimum(chosen + 1, len(block) - 1)  # no row follows the file's last one
+        beyond = file["next_observations"][start : start + size][chosen] if has_next else block[behind]
+        obs, next_obs = (as_observations(column) for column in (block[chosen], beyond))
+        action, reward = (
+            file[name][start : start + size][chosen].astype(np.float32) for name in ("actions", "rewards")
+        )
+        rows, reward = start + chosen, reward.reshape(-1)
+        columns = dict(observations=obs, next_observations=next_obs, actions=action, rewards=reward)
+        sound &= finite.see(columns, rows)
+        if not sound or not len(rows):
+            continue
+        if space is not None:
+            try:
+                obs, next_obs = (spaces.encode(space, column) for column in (obs, next_obs))
+            except spaces.Misfit as misfit:
+                raise UserError(
+                    f"{file.filename}: the observation of row {rows[misfit.row]} or its successor {misfit.what}; repair"
+                    " or remove it"
+                ) from misfit
+        yield rows, obs, next_obs, action, reward
+
+
+def with_next(parts: Iterator[_Part]) -> Iterator[tuple[_Part, _Part | None]]:
+    """Each with the one behind it, None behind the last."""
+    held = next(parts, None)
+    while held is not None:
+        ahead = next(parts, None)
+        yield held, ahead
+        held = ahead

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from offlinerl.data.columns import BLOCK
 from offlinerl.data.scales import Moments, moments
 from offlinerl.util.atomic import atomic_write, write_json
 from offlinerl.util.errors import UserError, reading
@@ -53,14 +55,18 @@ class Dataset:
     entry: Entry | None = field(default=None, repr=False)
 
     @classmethod
-    def of_rows(cls, obs: Tree, next_obs: Tree, **columns: Any) -> Dataset:
-        """From rows with a successor each, ``[rows, ...]``, most of which are the next row's observation too."""
+    def of_rows(cls, obs: Tree, next_obs: Tree, ahead: Tree = None, **columns: Any) -> Dataset:
+        """From rows with a successor each, ``[rows, ...]``, most of which are the next row's observation too; the one
+        behind the last row, if this is a part of what goes on, is ``ahead``, ``[1, ...]``."""
         rows = len(first_leaf(obs))
-        following, own = np.zeros(rows, bool), np.ones(rows, bool)  # the successor is the next row's, the row's own
-        following[:-1] = True
+        following, own = np.ones(rows, bool), np.ones(rows, bool)  # the successor is the next row's, the row's own
+        following[-1:] = ahead is not None
         for (_, here), (_, successor) in zip(tree_leaves(obs), tree_leaves(next_obs), strict=True):
             following[:-1] &= _same(successor[:-1], here[1:])
             own &= _same(successor, here)
+        if ahead is not None:
+            for (_, beyond), (_, successor) in zip(tree_leaves(ahead), tree_leaves(next_obs), strict=True):
+                following[-1:] &= _same(successor[-1:], beyond)
         apart = ~(following | own)
         at = np.arange(rows) + np.r_[0, np.cumsum(apart)[:-1]]
         total = rows + int(apart.sum())
@@ -84,7 +90,7 @@ class Dataset:
                 file = temporary / f"{path}.npy"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 np.save(file, column)
-            write_json(temporary / ABOUT, dict(name=self.name, provenance=self.provenance))
+            write_about(temporary, [path for path, _ in tree_leaves(self._columns())], self.name, self.provenance)
 
     @classmethod
     def mapped(cls, folder: str | Path) -> Dataset:
@@ -99,11 +105,14 @@ class Dataset:
             raise UserError(f"{folder} holds no dataset: it lacks {ABOUT}; write one there with Dataset.write")
         columns: dict[str, Any] = {}
         with reading(f"the dataset {folder}", "write it again"):
-            for file in sorted(folder.rglob("*.npy")):
-                name, _, path = file.relative_to(folder).with_suffix("").as_posix().partition("/")
-                column = np.load(file, mmap_mode="c")
+            about = json.loads((folder / ABOUT).read_text("utf-8"))
+            found = (file.relative_to(folder).with_suffix("").as_posix() for file in sorted(folder.rglob("*.npy")))
+            for whole in about.get("columns") or found:
+                name, _, path = whole.partition("/")
+                # of a file that is larger than the memory, the system maps none to be written into a copy
+                column = np.load(folder / f"{whole}.npy", mmap_mode="r")
                 columns[name] = {**columns.get(name, {}), path: column} if path else column
-            return cls(**columns, **json.loads((folder / ABOUT).read_text("utf-8")))
+            return cls(**columns, name=about["name"], provenance=about["provenance"])
 
     def _columns(self) -> dict[str, Tree]:
         return {name: column for name, column in vars(self).items() if name in COLUMNS}
@@ -198,10 +207,22 @@ class Dataset:
         return np.add.reduceat(self.reward, self.episode_starts, dtype=np.float64)
 
     def take(self, episodes: np.ndarray) -> Dataset:
-        """The dataset of some episodes alone, given by their numbers ``[n]``; they keep their order."""
+        """The dataset of some episodes alone, given by their numbers ``[n]``; they keep their order. What is on
+        the disk stays there."""
         wanted = np.isin(np.arange(len(self.episode_starts)), episodes)
         places = np.r_[self.at[self.episode_starts], len(first_leaf(self.observations))]
-        rows, kept = np.repeat(wanted, self.episode_lengths), np.repeat(wanted, np.diff(places))
+        rows = np.repeat(wanted, self.episode_lengths)
+        if self.on_disk:
+            shown = np.diff(places)[wanted]
+            of_obs = partial(Stretches, begins=places[:-1][wanted], lengths=shown)
+            of_rows = partial(Stretches, begins=self.episode_starts[wanted], lengths=self.episode_lengths[wanted])
+            less = places[:-1][wanted] - np.r_[0, np.cumsum(shown)[:-1]]  # how far an observation moves
+            return replace(
+                self, observations=tree_map(of_obs, self.observations), action=of_rows(self.action),
+                at=of_rows(self.at, less=less), next_at=of_rows(self.next_at, less=less),
+                **{name: getattr(self, name)[rows] for name in ("reward", "terminated", "last")},
+            )  # fmt: skip
+        kept = np.repeat(wanted, np.diff(places))
         moved = kept.cumsum() - 1  # where an observation is now
         columns = {name: getattr(self, name)[rows] for name in ("action", "reward", "terminated", "last")}
         return replace(
@@ -214,6 +235,17 @@ class Dataset:
         count = max(1, round(share * len(self.episode_starts)))
         return self.take(np.argsort(-self.episode_returns, kind="stable")[:count])
 
+    @property
+    def action_limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """The least and the greatest value of every dimension of the actions, ``[A]`` each."""
+        blocks = [self.action[at : at + BLOCK] for at in range(0, len(self), BLOCK)]
+        return np.min([block.min(0) for block in blocks], 0), np.max([block.max(0) for block in blocks], 0)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the observations are on the disk, and are read as they are asked for."""
+        return isinstance(first_leaf(self.observations), np.memmap | Stretches)
+
     @cached_property
     def moments(self) -> Moments:
         """What the vectors among the observations are normalised by; every observation counts once."""
@@ -223,6 +255,43 @@ class Dataset:
     def nbytes(self) -> int:
         """Bytes of all columns."""
         return sum(column.nbytes for _, column in tree_leaves(self._columns()))
+
+
+class Stretches:
+    """Some stretches of an array ``[N, ...]`` on the disk, one behind the other, which are read as they are asked for.
+
+    Args:
+        array: a memory-mapped one, or stretches of one.
+        begins: ``[n]`` where each begins.
+        lengths: ``[n]`` how long each is.
+        less: ``[n]`` what is subtracted from the values in each; by default nothing.
+    """
+
+    def __init__(self, array: Any, begins: np.ndarray, lengths: np.ndarray, less: np.ndarray | None = None):
+        self.array, self.less, self.ends = array, less, np.cumsum(lengths)
+        self.moved = begins - (self.ends - lengths)  # from a place here to that in the array
+        self.shape, self.dtype, self.ndim = (int(self.ends[-1]), *array.shape[1:]), array.dtype, array.ndim
+        self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.take(np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index))
+
+    def take(self, index: np.ndarray, axis: int = 0) -> np.ndarray:
+        """The rows of some numbers ``[n]``, ``[n, ...]``."""
+        stretch = np.searchsorted(self.ends, index, "right")
+        found = self.array.take(index + self.moved[stretch], axis)
+        return found if self.less is None else found - self.less[stretch]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+def write_about(folder: Path, columns: Sequence[str], name: str, provenance: Mapping[str, Any]) -> None:
+    """Say of a folder of columns, given by their paths in their order, that it is a dataset, and which."""
+    write_json(folder / ABOUT, dict(name=name, columns=list(columns), provenance=provenance))
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 
 from offlinerl.data import lerobot, recordings, tables
 from offlinerl.data.assemble import Steps, assemble
+from offlinerl.data.builder import Builder
 from offlinerl.data.dataset import ABOUT, Dataset
 from offlinerl.data.mapping import Columns, known_columns
 from offlinerl.data.registry import Entry
@@ -146,8 +147,8 @@ def columns_of(path: Path, entry: Entry) -> Columns:
     return given or tables.usual_columns(tables.read_names(path), str(path))
 
 
-def read(kind: str, path: Path, entry: Entry) -> Dataset:
-    """A file or folder in one of the ``NAMES`` as a dataset; see ``episodes_of``."""
+def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
+    """A file or folder in one of the ``NAMES`` as a dataset, which is put together by ``into``; see ``episodes_of``."""
     facts: dict[str, Any] = dict(format=NAMES[kind], file=str(path))
     if kind == "table":
         facts["columns"] = columns_of(path, entry)
@@ -161,7 +162,7 @@ def read(kind: str, path: Path, entry: Entry) -> Dataset:
         facts |= dict(version=info["codebase_version"], robot=info.get("robot_type"), fps=info.get("fps"))
         facts["left_out"] = lerobot.left_out(path, entry.obs_keys)
     facts |= dict(obs_keys=entry.obs_keys and list(entry.obs_keys), subset=entry.subset, provenance=_origin(kind, path))
-    return assemble(str(path), entry.name, episodes_of(kind, path, entry), _known(facts))
+    return assemble(str(path), entry.name, episodes_of(kind, path, entry), _known(facts), into)
 
 
 def _origin(kind: str, path: Path) -> Any:

@@ -41,11 +41,11 @@ def spec_of_data(
     if kind is None:
         whole = np.dtype(data.provenance.get("action_dtype", "float32")).kind in "biu" and data.action.shape[1] == 1
         kind = "discrete" if isinstance(space, Discrete) or (space is None and whole) else "continuous"
-    low, high = data.action.min(0), data.action.max(0)
+    low, high = data.action_limits
     if kind == "discrete":
         if action_range is not None:
             raise UserError(f"{data.name} has discrete actions, which have no range: leave out --action-range")
-        if data.action.shape[1] != 1 or (data.action != np.floor(data.action)).any():
+        if data.action.shape[1] != 1 or (np.asarray(data.action) % 1).any():
             raise UserError(f"{data.name}: discrete actions are one whole number a row, and these are not")
         stated = isinstance(space, Discrete)
         first, final = (space.start, space.start + space.n - 1) if stated else (int(low[0]), int(high[0]))

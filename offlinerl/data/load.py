@@ -5,19 +5,22 @@ from __future__ import annotations
 import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from offlinerl.data import formats, registry
-from offlinerl.data.assemble import concatenate
+from offlinerl.data.builder import Builder
 from offlinerl.data.d4rl import Mode, load_hdf5
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.mapping import known_columns, remember
 from offlinerl.data.minari_reader import _installed, load_minari
+from offlinerl.data.on_disk import through_cache
 from offlinerl.data.registry import Entry
 from offlinerl.data.rewards import with_reward
+from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError, either, reading
 
 
@@ -30,6 +33,8 @@ def load(
     obs_keys: Sequence[str] | None = None,
     columns: Sequence[str] | Mapping[str, Any] | None = None,
     subset: str | None = None,
+    table: str = "memory",
+    display: Display | None = None,
 ) -> Dataset:
     """Loads a dataset by name, Minari id or file, downloading or unpacking what has to be.
 
@@ -44,6 +49,9 @@ def load(
             or ``"obs=x,y action=u episode=run"``; see ``offlinerl.data.tables``. It is written beside the table, and by
             default read from there.
         subset: a filter key of a robomimic file or a split of a LeRobot dataset.
+        table: where its columns shall be: "memory"; "disk", in files of the user's cache that are made once; or "auto",
+            there if they are too large for the memory at hand.
+        display: says where they are, if they are not in memory.
 
     Raises:
         UserError: the dataset is unknown, out of reach, or not sound.
@@ -54,49 +62,59 @@ def load(
     if entry.kind == "object":
         return entry.where
     path = locate(entry)
-    dataset = _read(path, entry, mode)
+    read = partial(_read, path, entry, mode)
+    if table == "memory":
+        dataset = read(Builder(str(path)))
+    else:
+        dataset = through_cache(read, path, entry, mode, table, display or Display())
     if entry.columns is not None:
         remember(path, entry.columns)
     dataset.provenance.update(dataset=entry.name, checksum=entry.checksum(path))
     return replace(with_reward(dataset, entry.reward if reward is None else reward), entry=entry)
 
 
-def _read(path: Path, entry: Entry, mode: Mode) -> Dataset:
+def _read(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
     """What is in a file or folder of any format, or in several files of one."""
     kind = formats.kind_of(path, entry.columns)
     if kind == "several":
-        return _several(path, entry, mode)
+        return _several(path, entry, mode, into)
     if kind != "d4rl" and mode != "lossless":
         raise UserError(f"{entry.name} is not a file in D4RL's format; the mode {mode} is for those only")
     if kind in formats.NAMES:
-        return formats.read(kind, path, entry)
+        return formats.read(kind, path, entry, into)
     if given := [flag for flag in ("columns", "subset") if getattr(entry, flag) is not None]:
         raise UserError(f"{path} is no table and has no subsets: leave out --{given[0]}")
     with reading(f"the dataset {path}", "get or write it again"):
         if kind == "written":
             return Dataset.mapped(path)
         if kind == "minari":
-            return load_minari(path, name=entry.name, obs_keys=entry.obs_keys)
+            return load_minari(path, name=entry.name, obs_keys=entry.obs_keys, into=into)
         allowed = entry.steps_allowed
         return load_hdf5(
             path, mode, name=entry.name, max_episode_steps=allowed, split=entry.split,
-            longest=None if entry.overlong else allowed, env=entry.env,
+            longest=None if entry.overlong else allowed, env=entry.env, into=into,
         )  # fmt: skip
 
 
-def _several(path: Path, entry: Entry, mode: Mode) -> Dataset:
+def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
     """The files of a folder or a pattern, one after another."""
     files = formats.files_of(path)
     if entry.columns is None and (known := known_columns(path)):
         entry = replace(entry, columns=known)
-    parts = [_read(file, entry, mode) for file in files]
-    facts = [part.provenance for part in parts]
-    if len(kinds := {fact["format"] for fact in facts}) > 1:
-        raise UserError(f"{path} has files of {either(*sorted(kinds))}; put those of one kind into their own folder")
+    facts: list[dict[str, Any]] = []
+    for file in files:
+        part = _read(file, entry, mode, into.part())
+        facts.append(part.provenance)
+        if len(kinds := {fact["format"] for fact in facts}) > 1:
+            raise UserError(
+                f"{path} has files of {either(*sorted(kinds))}; put those of one kind into their own folder"
+            )
+        into.add(part)
+        into.drop()
     total = {name: sum(fact[name] for fact in facts) for name in ("rows_in_source", "rows_dropped")}
     about = {**facts[0], **total, "file": str(path), "files": [file.name for file in files]}
     about["action_dtype"] = str(np.result_type(*(fact["action_dtype"] for fact in facts)))
-    return replace(concatenate(parts, str(path)), name=entry.name, provenance=about)
+    return into.finish(entry.name, about)
 
 
 def locate(entry: Entry) -> Path:

@@ -14,7 +14,8 @@ import gymnasium
 import h5py
 import numpy as np
 
-from offlinerl.data.columns import allocate, as_flags, checked_actions, open_hdf5, require_finite, single
+from offlinerl.data.builder import Builder
+from offlinerl.data.columns import as_flags, as_observations, checked_actions, open_hdf5, require_finite, single
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.registry import minari_metadata, minari_root
@@ -23,7 +24,9 @@ from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 
-def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | None = None) -> Dataset:
+def load_minari(
+    path: str | Path, *, name: str = "", obs_keys: Sequence[str] | None = None, into: Builder | None = None
+) -> Dataset:
     """Reads a Minari dataset, whose T + 1 observations give every transition its true successor.
 
     Args:
@@ -32,6 +35,7 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
         name: what to call it; its id by default.
         obs_keys: parts of a ``Dict`` observation, in this order; a nested part is ``outer/inner``. By default all of
             them. What agents see of them, see ``offlinerl.envs.spaces.observe``.
+        into: puts the episodes together; by default in memory.
 
     Raises:
         UserError: it is not installed, or its content is not sound.
@@ -45,8 +49,8 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
     rows = int(metadata["total_steps"])
     if not rows:
         raise UserError(f"{name}: the dataset is empty")
-    room, at, final = rows + int(metadata["total_episodes"]), 0, []
-    observations: Tree = None
+    into = into or Builder(name)
+    into.expect(rows, rows + int(metadata["total_episodes"]))
     mismatch = UserError(f"{name}: metadata.json promises {rows} steps, its episodes have another number of them")
     episodes = itertools.islice(minari_episodes(folder, obs_keys), int(metadata["total_episodes"]))  # it may grow
     action_space = spaces.from_json(json.loads(metadata.get("action_space", "{}")))
@@ -61,27 +65,17 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
                 f"{place}: {len(first_leaf(shown))} observations, {len(actions)} actions and"
                 f" {len(terminations)} terminations do not go with {steps} rewards; record it again"
             )
-        if observations is None:
-            observations = tree_map(lambda leaf: allocate(room, leaf), shown)
-            action = np.empty((rows, int(np.prod(actions.shape[1:]))), np.float32)
-            action_dtype = str(actions.dtype)
-            reward, terminated = np.empty(rows, np.float32), np.empty(rows, bool)
-        if at + steps > rows:
+        if into.rows + steps > rows:
             raise mismatch
-        span, begin = slice(at, at + steps), at + len(final)
-        for (_, column), (_, leaf) in zip(tree_leaves(observations), tree_leaves(shown), strict=True):
-            column[begin : begin + steps + 1] = leaf
-        action[span] = checked_actions(actions, action_space, place)
-        reward[span], terminated[span] = rewards, terminations
-        at += steps
-        final.append(at - 1)
-    if observations is None or at < rows:
+        at, last = np.arange(steps), np.zeros(steps, bool)
+        last[-1], action_dtype = True, str(actions.dtype)
+        into.add(Dataset(
+            tree_map(as_observations, shown), at, at + 1,
+            checked_actions(actions, action_space, place).astype(np.float32, copy=False),
+            rewards.astype(np.float32), terminations, last,
+        ))  # fmt: skip
+    if not into.rows or into.rows < rows:
         raise mismatch
-    last = np.zeros(rows, bool)
-    last[final] = True
-    place = np.arange(rows) + np.r_[0, np.cumsum(last)[:-1]]
-    observations = tree_map(lambda leaf: leaf[: rows + len(final)], observations)
-    require_finite(name, dict(observations=observations, actions=action, rewards=reward))
     keep = [
         "env_spec", "eval_env_spec", "ref_min_score", "ref_max_score", "author", "provenance", "seed", "frame_stack",
     ]  # fmt: skip
@@ -99,7 +93,9 @@ def load_minari(path: str | Path, *, name: str = "", obs_keys: Sequence[str] | N
         action_dtype=action_dtype,
         **{key: metadata[key] for key in keep if key in metadata},
     )
-    return Dataset(observations, place, place + 1, action, reward, terminated, last, name, provenance)
+    data = into.finish(name, provenance)
+    require_finite(name, dict(observations=data.observations, actions=data.action, rewards=data.reward))
+    return data
 
 
 def _installed(dataset_id: str) -> Path:

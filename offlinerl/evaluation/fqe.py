@@ -111,7 +111,7 @@ class Followed(Table):
 
     def __init__(self, choice: Choice, dataset: Dataset, spec: Spec, gamma: float, **settings: Any):
         super().__init__(dataset, spec, gamma, **settings)
-        every = torch.arange(len(self), device=self.places.device)
+        every = torch.arange(len(self), device=self.numbers.device)
         self.chosen = torch.cat([choice(self.observed(1, rows)) for rows in every.split(ROWS_ACTED_ON)])
         self.first = torch.cat([choice(self.observed(0, rows)) for rows in self.starts.split(ROWS_ACTED_ON)])
 

@@ -1,31 +1,54 @@
-"""Observations in files, which the system reads and writes as they are used."""
+"""Columns in files, which the system reads and writes as they are used."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from offlinerl.data.dataset import Stretches
+
 PAGES = 1 << 16
 """Bytes that the system maps around an access."""
 
 
-class MappedFiles:
-    """Files of arrays in a folder, and how much of them is in the memory of this process: when it was used for more
-    than ``limit`` bytes, it is handed back. What was written stays in the files.
+class Maps:
+    """Files that are mapped into the memory of this process, and how much of them is in it: when they were used for
+    more than ``limit`` bytes, that is handed back. The files keep what was written.
 
     Args:
-        folder: created if need be.
         limit: bytes.
     """
 
-    def __init__(self, folder: Path, limit: int = 1 << 28):
-        self.folder, self.limit, self.used = folder, limit, 0
+    def __init__(self, limit: int):
+        self.limit, self.used = limit, 0
         self.maps: list[mmap.mmap] = []
+
+    def touched(self, rows: int, nbytes: int) -> None:
+        """Told of accesses to so many rows of ``nbytes`` together."""
+        self.used += nbytes + rows * PAGES
+        if self.used > self.limit and hasattr(mmap, "MADV_DONTNEED"):
+            for opened in self.maps:
+                opened.madvise(mmap.MADV_DONTNEED)
+            self.used = 0
+
+
+class MappedFiles(Maps):
+    """Files of arrays in a folder that may be written.
+
+    Args:
+        folder: created if need be.
+        limit: see ``Maps``.
+    """
+
+    def __init__(self, folder: Path, limit: int = 1 << 28):
+        super().__init__(limit)
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def array(self, name: str, shape: Sequence[int], dtype: str) -> np.ndarray:
@@ -45,15 +68,56 @@ class MappedFiles:
     def tensor(self, name: str, shape: Sequence[int], dtype: str) -> Tensor:
         return torch.from_numpy(self.array(name, shape, dtype))
 
-    def touched(self, rows: int, nbytes: int) -> None:
-        """Told of accesses to so many rows of ``nbytes`` together."""
-        self.used += nbytes + rows * PAGES
-        if self.used > self.limit and hasattr(mmap, "MADV_DONTNEED"):
-            for opened in self.maps:
-                opened.madvise(mmap.MADV_DONTNEED)
-            self.used = 0
-
     def flush(self) -> None:
         """Have everything on the disk."""
         for opened in self.maps:
             opened.flush()
+
+
+class Stored:
+    """A column of a dataset ``[N, ...]`` that stays on the disk, of which rows are gathered as of a tensor.
+
+    Args:
+        column: memory-mapped, or stretches of such.
+        device: where gathered rows go.
+        maps: of all columns that share a limit.
+    """
+
+    def __init__(self, column: np.ndarray | Stretches, device: torch.device, maps: Maps):
+        self.column, self.device, self.maps = column, device, maps
+        while isinstance(column, Stretches):
+            column = column.array
+        if isinstance(column, np.memmap):
+            maps.maps.append(column._mmap)
+        if isinstance(self.column, np.ndarray):
+            self.column = np.asarray(column)  # the same without the class, which is slow
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def index_select(self, axis: int, rows: Tensor) -> Tensor:
+        found = self.column.take(rows.cpu().numpy(), axis)
+        self.maps.touched(len(rows), found.nbytes)
+        return torch.from_numpy(found).to(self.device)
+
+
+class StoredNumbers(Stored):
+    """The numbers of a dataset's rows as ``Table`` packs them, ``[R, A + 3]``, packed as they are gathered.
+
+    Args:
+        pack: makes them of actions, rewards, terminations and ends of some rows.
+        columns: these four, ``[R, ...]`` each.
+        device: see ``Stored``, as for ``maps``.
+    """
+
+    def __init__(self, pack: Callable[..., np.ndarray], columns: Sequence[Any], device: torch.device, maps: Maps):
+        self.pack, self.device = pack, device
+        self.columns = [Stored(column, torch.device("cpu"), maps) for column in columns]
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def index_select(self, axis: int, rows: Tensor) -> Tensor:
+        rows = rows.cpu()
+        found = self.pack(*(column.index_select(axis, rows).numpy() for column in self.columns))
+        return torch.from_numpy(found).to(self.device)

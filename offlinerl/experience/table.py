@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from offlinerl.agents.base import Agent
+from offlinerl.data.columns import BLOCK
 from offlinerl.data.dataset import Dataset
-from offlinerl.experience.mapped import MappedFiles
+from offlinerl.experience.mapped import MappedFiles, Maps, Stored, StoredNumbers
 from offlinerl.types import Batch, Leaf, Spec, Window
 from offlinerl.util.errors import UserError
-from offlinerl.util.trees import Tree, tree_leaves, tree_map
+from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
+
+RESIDENT = 1 << 31
+"""Bytes of a table's files that are in the memory of this process at the most."""
 
 ACTION_MARGIN = 1e-5
 """Actions are clipped this far inside their bounds, as in the reference IQL and XQL."""
@@ -30,7 +35,7 @@ class Rows:
     Attributes:
         numbers: ``[R, A + 3]`` action, reward, terminated, last; 1 in ``last`` where the trajectory does not go on.
         observations: a tree of ``[M, ...]``; those of an episode lie one behind the other, in a ring of ``size`` each.
-        places: ``[2, R]`` where the observation and its successor are.
+        places: two of ``[R]``, where the observation is and where its successor is.
         ages: ``[M]`` how many observations of its episode were before each; None without ``stack``.
         gamma: discount of one step.
         n_step: rewards summed, at most.
@@ -38,9 +43,9 @@ class Rows:
         stack: frames to an observation: those before it in its episode, the oldest first; the first one is repeated.
     """
 
-    numbers: Tensor
+    numbers: Tensor | Stored
     observations: Tree
-    places: Tensor
+    places: Tensor | tuple[Tensor | Stored, ...]
     ages: Tensor | None
     size: int
     gamma: float
@@ -103,7 +108,7 @@ class Rows:
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        columns = (value for value in vars(self).values() if isinstance(value, Tensor | dict))
+        columns = (value for value in vars(self).values() if isinstance(value, Tensor | dict | tuple))
         return sum(leaf.nbytes for column in columns for _, leaf in tree_leaves(column) if isinstance(leaf, Tensor))
 
 
@@ -122,7 +127,7 @@ def frame_of(leaf: Leaf, stack: int) -> Leaf:
 
 
 class Table(Rows):
-    """The transitions of a dataset; one that is memory-mapped stays where it is, on a CPU.
+    """The transitions of a dataset; one that is on the disk stays there, and its rows come as they are drawn.
 
     Args:
         dataset: with actions in the environment's units.
@@ -146,14 +151,20 @@ class Table(Rows):
     ):  # fmt: skip
         require_shapes(dataset, spec, stack)
         self.gamma, self.n_step, self.stack = gamma, n_step, stack
-        action = spec.in_unit(dataset.action) if spec.num_actions else in_unit(dataset.action, spec)
+        self.reward = dataset.reward
         ends = dataset.terminated | dataset.last
-        columns = (dataset.reward, dataset.terminated, ends)
-        numbers = np.concatenate([action, *(column[:, None] for column in columns)], 1, dtype=np.float32)
-        self.numbers = torch.from_numpy(numbers).to(device)
-        self.observations = tree_map(lambda leaf: torch.from_numpy(leaf).to(device), dataset.observations)
-        self.size = len(next(tree_leaves(dataset.observations))[1])
-        self.places = torch.from_numpy(np.stack([dataset.at, dataset.next_at])).to(device)
+        columns = (dataset.action, dataset.reward, dataset.terminated, ends)
+        pack, device = partial(packed, spec), torch.device(device)
+        if dataset.on_disk:
+            maps = Maps(RESIDENT)
+            self.numbers: Tensor | Stored = StoredNumbers(pack, columns, device, maps)
+            keep = partial(Stored, device=device, maps=maps)
+        else:
+            self.numbers = torch.from_numpy(pack(*columns)).to(device)
+            keep = lambda leaf: torch.from_numpy(leaf).to(device)  # noqa: E731
+        self.observations = tree_map(keep, dataset.observations)
+        self.size = len(first_leaf(dataset.observations))
+        self.places = tree_map(keep, (dataset.at, dataset.next_at))
         starts, lengths = dataset.episode_starts, dataset.episode_lengths
         self.starts, self.lengths = (torch.from_numpy(of_each).to(device) for of_each in (starts, lengths))
         first = dataset.at[starts]
@@ -205,9 +216,10 @@ class Table(Rows):
     def to_go(self) -> Tensor:
         """``[R]`` the sum of the rewards from every row to its episode's end."""
         if not hasattr(self, "_to_go"):
-            total = self.numbers[:, -3].double().cumsum(0)
+            reward = torch.from_numpy(np.array(self.reward)).to(self.starts.device)
+            total = reward.double().cumsum(0)
             _, final = self.episode(torch.arange(len(self), device=total.device))
-            self._to_go = (total[final] - total).float() + self.numbers[:, -3]
+            self._to_go = (total[final] - total).float() + reward
         return self._to_go
 
     def goals(self, rows: Tensor, uniform: Tensor) -> Tree:
@@ -227,6 +239,12 @@ class Table(Rows):
         return tree_map(lambda x: x.view(*rows.shape, *x.shape[1:]), found)
 
 
+def packed(spec: Spec, action: np.ndarray, *columns: np.ndarray) -> np.ndarray:
+    """The numbers of some rows side by side, ``[n, A + 3]``: actions in our units, and columns ``[n]``."""
+    action = spec.in_unit(action) if spec.num_actions else in_unit(action, spec)
+    return np.concatenate([action, *(column[:, None] for column in columns)], 1, dtype=np.float32)
+
+
 def in_unit(action: np.ndarray, spec: Spec) -> np.ndarray:
     """Actions of the environment in units of [-1, 1], clipped a little inside."""
     return np.clip(spec.in_unit(action), -1 + ACTION_MARGIN, 1 - ACTION_MARGIN)
@@ -236,7 +254,8 @@ def entries_outside(action: np.ndarray, spec: Spec) -> int:
     """How many entries of continuous actions ``[rows, A]`` lie outside the bounds, beyond what rounding does."""
     low, high = np.array(spec.action_low), np.array(spec.action_high)
     slack = ACTION_MARGIN * np.maximum(high - low, np.maximum(abs(low), abs(high)))
-    return int(((action < low - slack) | (action > high + slack)).sum())
+    blocks = (action[at : at + BLOCK] for at in range(0, len(action), BLOCK))
+    return sum(int(((block < low - slack) | (block > high + slack)).sum()) for block in blocks)
 
 
 def require_shapes(dataset: Dataset, spec: Spec, stack: int = 1) -> None:
@@ -253,7 +272,7 @@ def require_shapes(dataset: Dataset, spec: Spec, stack: int = 1) -> None:
                 " environment the data was collected in with --env"
             )
     if spec.num_actions:
-        action = spec.in_unit(dataset.action)
+        action = spec.in_unit(np.asarray(dataset.action))
         wrong = np.flatnonzero((action != np.floor(action)) | (action < 0) | (action >= spec.num_actions))
         if len(wrong):
             first, final = spec.first_action, spec.first_action + spec.num_actions - 1

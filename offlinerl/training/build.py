@@ -109,7 +109,7 @@ def on_dataset(
     """A training on a fixed dataset, which counts updates. If it is to go on in the environment, as in XQL's second
     table, every ``steps_per_update`` steps bring one."""
     about, train, display = settings["fit"], settings["train"], Display()
-    raw = load.load(entry, reward="none")
+    raw = load.load(entry, reward="none", table=train["table"], display=display)
     contents = contents_of(raw)
     if about.get("fingerprint", contents["sha256"]) != contents["sha256"]:
         raise UserError(
@@ -305,7 +305,7 @@ def require_own_units(entry: Entry, data: Dataset, spec: Spec, task: Task, displ
     """Says how many entries of the actions will be clipped, and raises a UserError if most would be."""
     if spec.num_actions or data.action.shape[1] != spec.action_dim:  # another shape is refused later
         return
-    outside, entries = entries_outside(data.action, spec), data.action.size
+    outside, entries = entries_outside(data.action, spec), int(np.prod(data.action.shape))
     if not outside:
         return
     count = f"{outside:,} of {entries:,} entries of the actions ({outside / entries:.1%})"
@@ -326,7 +326,7 @@ def within_data(task: Task, data: Dataset, display: Display) -> Task:
     open_ = unbounded_actions(task.env)
     if data.action.shape[1] != len(open_) or not open_.any():
         return task
-    low, high = data.action.min(0), data.action.max(0)
+    low, high = data.action_limits
     display.say(
         f"{task.env_id} has actions without bounds, which take those of the data, {low.min():g} to {high.max():g};"
         " --action-range LOW,HIGH gives others"

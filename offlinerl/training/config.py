@@ -63,6 +63,10 @@ class EpisodesConfig(TrainConfig):
     final_episodes: int = 50
     block: int = setting(5, "updates between two returns to the training loop", low=1)
     top: float = setting(1.0, "share of the episodes to learn from, those of the highest return", above=0, high=1)
+    table: str = setting(
+        "auto", "where the dataset is; disk: in files that are made once; auto: there if memory is short",
+        choices=("auto", "memory", "disk"),
+    )  # fmt: skip
     held_out: float | None = setting(
         None, "share of the episodes to measure the losses on instead; null: 0.1 without an environment, else none",
         low=0, below=1,

@@ -237,8 +237,8 @@ def settings_of(
     entry = entry_of(about, dataset, env)
     given, asked = dict(over.get("train", {})), dict(over.get("agent", {}))
     training = config.BY_SOURCE[source]
-    for name in ("save_every", "logger"):
-        if name in given:
+    for name in ("save_every", "logger", "table"):
+        if name in given and name in train:
             train[name] = typed(training, name, given.pop(name))
     require_loggers(train["logger"])
     lengths = [name for name in ("steps", "updates", "online_steps") if train.get(name)]

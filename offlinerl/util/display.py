@@ -104,8 +104,9 @@ class Display:
         self.console.print(message)
 
     @contextmanager
-    def bar(self, what: str, total: int, done: int = 0, unit: str = "updates") -> Iterator[None]:
-        """Show a bar until the ``with`` ends, if there is a terminal or a notebook to show it on."""
+    def bar(self, what: str, total: int | None, done: int = 0, unit: str = "updates") -> Iterator[None]:
+        """Show a bar until the ``with`` ends, if there is a terminal or a notebook to show it on; the total, if it is
+        None, is not known yet."""
         columns = (
             TextColumn(what), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
@@ -116,13 +117,13 @@ class Display:
             self.progress.add_task(what, total=total, completed=done, rate="", note="", unit=unit)
             yield
 
-    def advance(self, done: int, note: str = "") -> None:
-        """Show how much is done and, beside it, a note."""
+    def advance(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Show how much is done and, beside it, a note; and of how much, if that has become known."""
         if self.progress.disable:
             return  # without a terminal this would be a good part of a small step's time
         task = self.progress.tasks[0]
         speed = f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else ""
-        self.progress.update(task.id, completed=done, rate=speed, note=note)
+        self.progress.update(task.id, completed=done, rate=speed, note=note, total=total)
 
     def evaluated(
         self, when: str, kind: str, mean: float, per_seed: Sequence[float], interval: tuple[float, float]

@@ -1,0 +1,216 @@
+"""Datasets put together from parts, in memory or, where they are too large for it, in files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from offlinerl.data.dataset import COLUMNS, Dataset, write_about
+from offlinerl.util.errors import UserError
+from offlinerl.util.trees import Tree, first_leaf, tree_leaves
+
+SMALL = 1 << 28
+"""Bytes of one of several files that are read in memory whatever the limit is."""
+
+
+class Column:
+    """Rows ``[N, ...]`` that come block after block, in memory until they are moved into a file.
+
+    Args:
+        like: a block, whose type and shape all have.
+        room: how many rows are expected, if that is known; there may be fewer, or more.
+    """
+
+    def __init__(self, like: np.ndarray, room: int = 0):
+        self.size, self.room, self.dtype, self.shape = 0, room, like.dtype, like.shape[1:]
+        self.array: np.ndarray | None = None
+        self.file: BinaryIO | None = None
+
+    @property
+    def expected(self) -> int:
+        """Bytes in the end, as far as that is known."""
+        return max(self.size, self.room) * int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def add(self, block: np.ndarray) -> None:
+        if (both := np.result_type(self.dtype, block.dtype)) != self.dtype:
+            self._widen(both)
+        total = self.size + len(block)
+        if self.file is not None:
+            self.file.write(np.ascontiguousarray(block, self.dtype).data)
+        else:
+            if self.array is None:
+                self.array = np.empty((max(self.room, total), *self.shape), self.dtype)
+            elif total > len(self.array):
+                self._grow(max(total, 3 * len(self.array) // 2))
+            self.array[self.size : total] = block
+        self.size = total
+
+    def _widen(self, dtype: np.dtype) -> None:
+        if self.file is not None:
+            raise UserError(f"there are images of types {self.dtype} and {dtype}: write them again in one of them")
+        self.dtype = dtype
+        if self.array is not None:
+            self.array = self.array.astype(dtype)
+
+    def _grow(self, rows: int) -> None:
+        smaller, self.array = self.held, np.empty((rows, *self.shape), self.dtype)
+        self.array[: self.size] = smaller
+
+    @property
+    def held(self) -> np.ndarray:
+        """What is in memory."""
+        return np.empty((0, *self.shape), self.dtype) if self.array is None else self.array[: self.size]
+
+    def move(self, path: Path) -> None:
+        """From memory into a file of numpy's."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("wb", buffering=1 << 20)
+        self._write_header()
+        self.file.write(np.ascontiguousarray(self.held).data)
+        self.array = None
+
+    def close(self) -> None:
+        """Have all of a file on the disk, its number of rows in its header."""
+        if self.file is not None:
+            self.file.seek(0)
+            self._write_header()
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+
+    def _write_header(self) -> None:
+        """Whose length does not depend on the number of rows: numpy leaves room for it to grow."""
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        header = dict(descr=descr, fortran_order=False, shape=(self.size, *self.shape))
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+
+class Builder:
+    """Puts a dataset together from its parts, which have the places of their observations counted from their own first
+    one on.
+
+    Args:
+        source: where the parts are from, for messages.
+        folder: makes the folder for the columns' files; called when it is needed.
+        limit: bytes to keep in memory at the most, beyond which everything goes into files; None: everything is kept
+            in memory.
+        told: called with the rows so far, and how many are expected, or 0.
+
+    Attributes:
+        rows: so far.
+        place: the folder, once there is one.
+    """
+
+    def __init__(
+        self,
+        source: str = "",
+        folder: Callable[[], Path] | None = None,
+        limit: int | None = None,
+        told: Callable[[int, int], None] | None = None,
+    ):
+        self.source, self.folder, self.limit, self.told = source, folder, limit, told
+        self.rows = self.observations = 0
+        self.room, self.shapes = (0, 0), {}
+        self.columns: dict[str, Column] = {}
+        self.place: Path | None = None
+
+    def expect(self, rows: int, observations: int) -> None:
+        """Make room for so many, at about."""
+        self.room = rows, observations
+
+    def add(self, part: Dataset) -> None:
+        """Put some rows behind those that are there.
+
+        Raises:
+            UserError: their observations or actions have other shapes, or the disk has no room for what is expected.
+        """
+        self._require_like(part)
+        moved = dict(at=part.at + self.observations, next_at=part.next_at + self.observations)
+        blocks = dict(tree_leaves({name: moved.get(name, getattr(part, name)) for name in COLUMNS}))
+        for path, block in blocks.items():
+            if path not in self.columns:
+                column = self.columns[path] = Column(block, self.room[path.partition("/")[0] == "observations"])
+                if self.place is not None:
+                    column.move(self._file(path))
+        self._weigh()  # before there is memory for what is expected
+        for path, block in blocks.items():
+            self.columns[path].add(block)
+        self._weigh()
+        self.rows += len(part)
+        self.observations += len(first_leaf(part.observations))
+        if self.told is not None:
+            self.told(self.rows, self.room[0])
+
+    @property
+    def expected(self) -> int:
+        """Bytes of all columns, as far as they are known."""
+        return sum(column.expected for column in self.columns.values())
+
+    def _require_like(self, part: Dataset) -> None:
+        shapes = {
+            what: {path: leaf.shape[1:] for path, leaf in tree_leaves(tree)}
+            for what, tree in (("observations", part.observations), ("actions", part.action))
+        }
+        self.shapes = self.shapes or shapes
+        for what, have in shapes.items():
+            if have != (due := self.shapes[what]):
+                one, other = (shape.get("", shape) for shape in (have, due))
+                raise UserError(
+                    f"{self.source or part.name}: {what} of shape {one} do not go with those of shape {other} before"
+                    " them; choose parts that all of them have with --obs-keys"
+                )
+
+    def _weigh(self) -> None:
+        if self.place is None and self.limit is not None and self.expected > self.limit:
+            self._move()
+
+    def _move(self) -> None:
+        assert self.folder is not None
+        self.place = self.folder()
+        self.place.mkdir(parents=True, exist_ok=True)
+        free, needed = shutil.disk_usage(self.place).free, self.expected
+        if needed > free:
+            raise UserError(
+                f"{self.source} takes {needed / 1e9:,.1f} GB as files, and the disk of {self.place.parent} has"
+                f" {free / 1e9:,.1f} GB left: free some space, or set OFFLINERL_HOME to a folder on another disk"
+            )
+        for path, column in self.columns.items():
+            column.move(self._file(path))
+
+    def _file(self, path: str) -> Path:
+        assert self.place is not None
+        return self.place / f"{path}.npy"
+
+    def part(self) -> Builder:
+        """A builder for a dataset that is to be a part of this one; see ``drop``."""
+        limit = None if self.limit is None else max(self.limit, SMALL)
+        return Builder(self.source, self._place_of_part, limit)
+
+    def _place_of_part(self) -> Path:
+        if self.place is None:
+            self._move()
+        assert self.place is not None
+        return self.place / ".part"
+
+    def drop(self) -> None:
+        """Delete the files of a part that was added."""
+        if self.place is not None:
+            shutil.rmtree(self.place / ".part", ignore_errors=True)
+
+    def finish(self, name: str, provenance: dict[str, Any]) -> Dataset:
+        """The dataset of all parts."""
+        if self.place is not None:
+            for column in self.columns.values():
+                column.close()
+            write_about(self.place, list(self.columns), name, provenance)
+            return Dataset.mapped(self.place)
+        found: dict[str, Tree] = {}
+        for path, column in self.columns.items():
+            field, _, inner = path.partition("/")
+            found[field] = {**found.get(field, {}), inner: column.held} if inner else column.held
+        return Dataset(**found, name=name, provenance=provenance)

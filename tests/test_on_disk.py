@@ -1,0 +1,226 @@
+"""Datasets whose columns are files of the cache, against the same ones in memory."""
+
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import offlinerl
+from offlinerl.data import edit, load
+from offlinerl.data.dataset import COLUMNS
+from offlinerl.experience.table import Table
+from offlinerl.training.build import contents_of
+from offlinerl.types import Spec
+from offlinerl.util import memory
+from offlinerl.util.errors import UserError
+from offlinerl.util.trees import tree_leaves
+
+O, A = 5, 2
+SPEC = Spec(O, A, (-1.0,) * A, (1.0,) * A)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("OFFLINERL_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return tmp_path / "cache" / "tables"
+
+
+def d4rl(path, rows=600, seed=0, **columns):
+    """Episodes of 1 to 30 steps, of which some terminate and others are cut off."""
+    rng = np.random.default_rng(seed)
+    ends = np.zeros(rows, bool)
+    ends[np.minimum(np.cumsum(rng.integers(1, 31, rows)), rows) - 1] = True
+    terminals = ends & (rng.random(rows) < 0.5)
+    columns = dict(
+        observations=rng.normal(3, 2, (rows, O)).astype(np.float32), rewards=rng.normal(size=rows).astype(np.float32),
+        actions=rng.uniform(-1.2, 1, (rows, A)).astype(np.float32), terminals=terminals, timeouts=ends & ~terminals,
+    ) | columns  # fmt: skip
+    with h5py.File(path, "w") as file:
+        for name, column in columns.items():
+            file[name] = column
+    return path
+
+
+def both(source, **settings):
+    """A dataset in memory and the same on the disk."""
+    memory_, disk = (load.load(str(source), table=table, **settings) for table in ("memory", "disk"))
+    assert disk.on_disk and not memory_.on_disk
+    return memory_, disk
+
+
+def require_equal(one, other):
+    for (path, a), (again, b) in zip(tree_leaves(one), tree_leaves(other), strict=True):
+        assert path == again
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), path)
+        assert np.asarray(a).dtype == np.asarray(b).dtype
+
+
+def columns_of(data):
+    return {name: getattr(data, name) for name in COLUMNS}
+
+
+@pytest.mark.parametrize("block", [7, 1 << 16])
+@pytest.mark.parametrize("successors", [False, True])
+def test_columns_statistics_and_checksum_are_those_of_the_dataset_in_memory(tmp_path, monkeypatch, block, successors):
+    monkeypatch.setattr("offlinerl.data.d4rl.BLOCK", block)
+    more = dict(next_observations=np.random.default_rng(1).normal(size=(600, O))) if successors else {}
+    one, other = both(d4rl(tmp_path / "log.hdf5", **more))
+    require_equal(columns_of(one), columns_of(other))
+    require_equal(one.moments, other.moments)
+    assert contents_of(one) == contents_of(other) and one.provenance == other.provenance
+    assert {type(leaf) for _, leaf in tree_leaves(columns_of(other))} == {np.memmap}
+    monkeypatch.undo()
+    require_equal(columns_of(one), columns_of(load.load(str(tmp_path / "log.hdf5"))))
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_batches_are_the_same_to_the_bit_also_of_parts(tmp_path, n_step):
+    one, other = both(d4rl(tmp_path / "log.hdf5"))
+    pairs = [
+        (one, other),
+        (one.best(0.3), other.best(0.3)),
+        *zip(edit.split(one, 0.9), edit.split(other, 0.9), strict=True),
+    ]
+    pairs.append((pairs[1][0].best(0.5), pairs[1][1].best(0.5)))  # a part of a part
+    for memory_, disk in pairs:
+        require_equal(columns_of(memory_), columns_of(disk))
+        require_equal(memory_.moments, disk.moments)
+        tables = [Table(data, SPEC, 0.9, n_step) for data in (memory_, disk)]
+        tables[1].next_actions = tables[0].next_actions = True
+        rows = torch.randint(len(memory_), (4, 2, 16))
+        require_equal(*(table.transitions(rows) for table in tables))
+        require_equal(*(table.windows(rows, 6) for table in tables))
+    assert not any(isinstance(value, np.ndarray) for _, value in tree_leaves(disk.observations)), "it was copied"
+
+
+@pytest.mark.parametrize("agent", ["bc", "xql"])
+def test_a_run_is_the_same_to_the_bit_and_resumes_on_either(tmp_path, agent):
+    """Normalised, with episodes held out and others left aside."""
+    file = d4rl(tmp_path / "log.hdf5")
+    train = dict(updates=20, eval_every=10, block=5, batch=16, top=0.8, compile=False)
+    over = dict(train=train, agent=dict(normalize=True, hidden=[16, 16]))
+    runs = [
+        offlinerl.fit(agent, file, seeds=[0, 1], over=dict(over, train={**train, "table": table}), out=tmp_path / table)
+        for table in ("memory", "disk")
+    ]
+    longer = dict(train=dict(updates=30, table="disk"))
+    runs.append(offlinerl.fit(resume=tmp_path / "memory", over=longer))
+    runs.append(offlinerl.fit(resume=tmp_path / "disk", over=dict(train=dict(updates=30, table="memory"))))
+    for one, other in (runs[:2], runs[2:]):
+        require_equal(dict(one.agent.state_dict()), dict(other.agent.state_dict()))
+        assert one.summary["losses"] == other.summary["losses"] and one.summary["data"] == other.summary["data"]
+
+
+def folders(cache):
+    return [found for found in cache.iterdir() if found.is_dir()]
+
+
+def test_files_are_made_once_and_anew_when_their_source_changes(tmp_path, cache, capsys):
+    file = d4rl(tmp_path / "log.hdf5")
+    load.load(str(file), table="disk")
+    assert "written once into files" in capsys.readouterr().out
+    (place,) = folders(cache)
+    made = (place / "reward.npy").stat().st_mtime_ns
+    load.load(str(file), table="disk")
+    assert "in files, in" in capsys.readouterr().out and (place / "reward.npy").stat().st_mtime_ns == made
+    load.load(str(file), table="disk", mode="d4rl")  # other rows of the same file
+    assert len(folders(cache)) == 2
+    old = load.load(str(file), table="disk")
+    d4rl(file, rows=500)
+    one, other = both(file)
+    require_equal(columns_of(one), columns_of(other))
+    assert len(one) < 500 < old.provenance["rows_in_source"] and len(folders(cache)) == 2
+    assert np.isfinite(old.obs).all(), "what a training has open stays"
+    (place / "reward.npy").write_bytes(b"broken")
+    require_equal(columns_of(one), columns_of(load.load(str(file), table="disk")))
+
+
+def test_faults_are_found_as_in_memory_and_leave_nothing(tmp_path, cache):
+    broken = np.random.default_rng(0).normal(size=(600, O)).astype(np.float32)
+    broken[[41, 500]] = np.nan
+    flags = np.zeros(600)
+    flags[7] = 0.5
+    for name, columns in dict(nan=dict(observations=broken), flags=dict(terminals=flags)).items():
+        file, said = d4rl(tmp_path / f"{name}.hdf5", **columns), []
+        for table in ("memory", "disk"):
+            with pytest.raises(UserError) as error:
+                load.load(str(file), table=table)
+            said.append(str(error.value))
+        assert said[0] == said[1] and ("41" in said[0] or "row 7" in said[0])
+    assert not cache.exists() or not folders(cache)
+
+
+def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path, cache, monkeypatch):
+    file = d4rl(tmp_path / "log.hdf5")
+    monkeypatch.setattr("shutil.disk_usage", lambda where: type("Usage", (), dict(free=10_000)))
+    with pytest.raises(UserError, match=r"takes 0.0 GB as files, and the disk of .* has 0.0 GB left: free some space"):
+        load.load(str(file), table="disk")
+    assert not folders(cache)
+
+
+def test_auto_goes_to_the_disk_when_memory_is_short(tmp_path, monkeypatch):
+    table, episode = tmp_path / "log.npz", np.arange(600) // 20
+    np.savez(table, obs=np.random.default_rng(0).normal(size=(600, O)), action=np.zeros((600, A)), episode=episode)
+    for source in (d4rl(tmp_path / "log.hdf5"), table):  # of one the size is known beforehand, of the other not
+        room = load.load(str(source)).nbytes
+        for share, on_the_disk in ((4, False), (1, True), (0, True)):
+            monkeypatch.setattr(memory, "available", lambda size=share * room: size)
+            data = load.load(str(source), table="auto")
+            assert data.on_disk == on_the_disk
+            require_equal(columns_of(data), columns_of(load.load(str(source))))
+        monkeypatch.setattr(memory, "available", lambda: None)  # of a system that does not say
+        assert not load.load(str(source), table="auto").on_disk
+
+
+def test_memory_at_hand_is_what_the_system_and_its_groups_leave(tmp_path):
+    assert 0 < memory.available() < 1 << 50
+    group = tmp_path / "pod" / "job"
+    group.mkdir(parents=True)
+    stat = "anon 1\nactive_file 900000\ninactive_file 100000\n"
+    for name, text in {"memory.max": "5000000", "memory.current": "3000000", "memory.stat": stat}.items():
+        (group / name).write_text(text)
+    assert memory._left(group) == 3_000_000
+    (group / "memory.max").write_text("max")
+    assert memory._left(group) is None and memory._left(group.parent) is None
+
+
+WRITE = """
+import sys, time
+from offlinerl.data import load
+from offlinerl.data.builder import Builder
+add = Builder.add
+def slowly(self, part):
+    add(self, part)
+    print("added", flush=True)
+    time.sleep(float(sys.argv[2]))
+Builder.add = slowly
+data = load.load(sys.argv[1], table="disk")
+print("rows", len(data), flush=True)
+"""
+
+
+def test_a_killed_build_is_begun_again_and_another_process_waits(tmp_path, cache):
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for number in range(3):
+        d4rl(parts / f"{number}.hdf5", seed=number)
+
+    def start(pause):
+        command = [sys.executable, "-c", WRITE, str(parts), str(pause)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    killed = start(60)
+    assert "added\n" in [killed.stdout.readline() for _ in range(3)]
+    killed.kill(), killed.wait(), killed.stdout.close()
+    (left,) = folders(cache)
+    assert left.name.startswith(".")
+    both_said = [process.communicate(timeout=100)[0] for process in [start(0.7), start(0.7)]]
+    assert sum("waits for another run" in said for said in both_said) == 1
+    rows = len(load.load(str(parts)))
+    assert all(f"rows {rows}\n" in said for said in both_said)
+    (whole,) = folders(cache)
+    assert not whole.name.startswith(".") and not (whole / ".part").exists()
