@@ -1,8 +1,14 @@
 """Findings: each in a file that has it, in the rows that have it, and none in a sound one."""
 
+import io
+import re
+
 import h5py
+import mujoco
 import numpy as np
+import pendulum
 import pytest
+from rich.console import Console
 
 from offlinerl import dataset_commands
 from offlinerl.data import listing, registry
@@ -10,6 +16,9 @@ from offlinerl.data.describe import describe, plot
 from offlinerl.data.load import load
 from offlinerl.data.registry import Entry
 from offlinerl.data.validate import validate
+from offlinerl.envs.antmaze import walls_of
+from offlinerl.envs.make import make
+from offlinerl.util.display import PLAIN
 from offlinerl.util.errors import UserError
 
 LENGTH, EPISODES = 50, 60
@@ -155,6 +164,66 @@ def test_commands(file, tmp_path, capsys):
     assert "(1 rows: 4)" in capsys.readouterr().out
     listing.list_datasets()
     assert "kitchen-complete-v0\td4rl" in capsys.readouterr().out
+
+
+def test_the_list_on_a_terminal_of_80_columns(file, monkeypatch):
+    """It fits, says what is here, and its braces stand for every name there is."""
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        listing, "console", Console(file=screen, force_terminal=True, width=80, soft_wrap=True, **PLAIN)
+    )
+    pendulum.install(file.parent / "minari")
+    listing.list_datasets()
+    lines = re.sub("\x1b\\[[0-9;]*m", "", screen.getvalue()).splitlines()
+    assert max(map(len, lines)) <= 80
+    text, groups = "\n".join(lines), []
+    here = text[: text.index("Made by recipes")]
+    assert "On this machine" in here and pendulum.ID in here and "offlinerl datasets generate NAME" in text
+    for block in text.split("\n\n")[1:-1]:
+        title, names = block.split("names", 1)
+        column = names.index("environment") + len("names")
+        cells = [line[:column].rstrip() for line in names.splitlines()[1:]]
+        groups += re.findall(r"[^ {}]*\{[^}]*\}[^ ]*|[^ {},]+", " ".join(cells))
+    found = [name for group in groups for name in expand(group)]
+    assert sorted(found) == sorted(name for name in registry.names() if name not in here.split())
+
+
+def expand(group):
+    """Names in braces, as a shell does it."""
+    begin, brace, rest = group.partition("{")
+    middle, _, end = rest.partition("}")
+    return [f"{begin}{name.strip()}{end}" for name in middle.split(",")] if brace else [group]
+
+
+@pytest.mark.parametrize(
+    ("names", "group"),
+    [
+        (["kitchen"], "kitchen"),
+        (["pen-human-v1", "pen-cloned-v1"], "pen-{human, cloned}-v1"),
+        (["D4RL/pen/human-v2", "D4RL/pen/cloned-v2"], "D4RL/pen/{human, cloned}-v2"),
+        (["hopper-expert", "hopper-medium-expert"], "hopper-{expert, medium-expert}"),
+        (["PointMaze_UMaze-v3", "PointMaze_Large-v3"], "PointMaze_{UMaze, Large}-v3"),
+        (["a", "b"], "{a, b}"),
+    ],
+)
+def test_names_in_braces(names, group):
+    assert listing.in_braces(names) == group and expand(group) == names
+
+
+def test_walls_are_where_the_simulators_have_them():
+    """The ant's and the point's mazes: what is drawn as a wall is a wall, in their own coordinates."""
+    ant = make({"id": "offlinerl/AntMaze-umaze-v0"}).unwrapped
+    centres, width = walls_of(ant)
+    boxes = [ant.model.geom(i) for i in range(ant.model.ngeom) if ant.model.geom(i).type == mujoco.mjtGeom.mjGEOM_BOX]
+    np.testing.assert_allclose(sorted(map(tuple, centres)), sorted(tuple(box.pos[:2]) for box in boxes))
+    assert all(2 * box.size[0] == width for box in boxes)
+    point = make({"id": "PointMaze_UMaze-v3"}).unwrapped
+    centres, width = walls_of(point)
+    blocks = [
+        body for body in map(point.point_env.model.geom, range(point.point_env.model.ngeom)) if "block" in body.name
+    ]
+    np.testing.assert_allclose(sorted(map(tuple, centres)), sorted(tuple(block.pos[:2]) for block in blocks))
+    assert walls_of(make({"id": "Pendulum-v1"})) is None
 
 
 def test_import_and_export_lose_nothing(file, tmp_path):

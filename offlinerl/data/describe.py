@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
 import numpy as np
+from matplotlib.patches import Rectangle
 
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.mapping import in_words
 from offlinerl.data.registry import Entry
+from offlinerl.envs.antmaze import walls_of
+from offlinerl.envs.make import make
 from offlinerl.util.display import unit_of
-from offlinerl.util.errors import either
+from offlinerl.util.errors import UserError, either
 from offlinerl.util.figures import literal
 from offlinerl.util.trees import first_leaf, tree_leaves, tree_map
 
@@ -152,18 +156,12 @@ def plot(dataset: Dataset, path: Path) -> Path:
         _ranges(axes[4], "Observations", np.concatenate(vectors, 1))
     else:
         _pictures(axes[4], dataset, few)
-    maze = dataset.entry is not None and "maze" in (dataset.entry.env_id or "").lower() and vectors
-    for number in few if maze else few[:1]:
-        begin, end = starts[number], starts[number] + lengths[number]
-        if maze:
-            x, y = vectors[0][dataset.at[begin:end], :2].T
-            axes[5].plot(x, y, linewidth=1)
-            axes[5].plot(x[:1], y[:1], "k.", markersize=4)
-        else:
-            axes[5].plot(dataset.action[begin:end, :4], linewidth=1)
-    if maze:
-        axes[5].set(title="Trajectories of these episodes", xlabel="x", ylabel="y", aspect="equal")
+    entry = dataset.entry
+    if entry is not None and entry.env is not None and "maze" in (entry.env_id or "").lower() and vectors:
+        _ways(axes[5], dataset, vectors[0], entry.env, few)
     else:
+        begin, end = starts[few[0]], starts[few[0]] + lengths[few[0]]
+        axes[5].plot(dataset.action[begin:end, :4], linewidth=1)
         axes[5].set(title=f"Actions of episode {few[0]}, at most four", xlabel="step", ylabel="action")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -172,8 +170,42 @@ def plot(dataset: Dataset, path: Path) -> Path:
     return path
 
 
+def _ways(axes: Any, dataset: Dataset, place: np.ndarray, env: Mapping[str, Any], episodes: np.ndarray) -> None:
+    """The ways of all episodes, faint, of which some are drawn, in the maze: its walls where its environment can be
+    made, which is not needed for anything else.
+
+    Args:
+        axes: to draw into.
+        dataset: n episodes.
+        place: ``[M, ...]`` the observations, of which the first two numbers are x and y.
+        env: of the maze, see ``offlinerl.envs.make.make``.
+        episodes: the numbers of those to draw.
+    """
+    try:
+        made = make(env, seen=False)
+    except UserError:
+        walls = None
+    else:
+        walls = walls_of(made)
+        made.close()
+    if walls is not None:
+        for x, y in walls[0] - walls[1] / 2:
+            axes.add_patch(Rectangle((x, y), walls[1], walls[1], color="0.75", linewidth=0))
+    some = place[dataset.at[:: max(1, len(dataset) // 20_000)], :2]
+    axes.plot(*some.T, ".", color="0.45", markersize=1, alpha=0.3, zorder=1.5)
+    for number in episodes:
+        begin = dataset.episode_starts[number]
+        x, y = place[dataset.at[begin : begin + dataset.episode_lengths[number]], :2].T
+        axes.plot(x, y, linewidth=1)
+        axes.plot(x[:1], y[:1], "k.", markersize=5)
+    axes.set(title="Their trajectories; dots are starts", xlabel="x (m)", ylabel="y (m)", aspect="equal")
+    axes.autoscale_view()
+
+
 def _histogram(axes: Any, title: str, label: str, values: np.ndarray) -> None:
-    axes.hist(values, bins=min(40, max(8, len(values) // 4)), color="tab:blue", edgecolor="white")
+    alike = values.min() == values.max()
+    span = (values[0] - 0.5, values[0] + 0.5) if alike else None
+    axes.hist(values, bins=9 if alike else min(40, max(8, len(values) // 4)), range=span, color="tab:blue", ec="white")
     axes.axvline(np.mean(values), color="tab:orange")
     axes.set(title=f"{title}, mean {np.mean(values):.4g}", xlabel=label, ylabel="episodes")
     axes.xaxis.get_major_formatter().set_useOffset(False)  # 1000, and not 0 beside 1e3

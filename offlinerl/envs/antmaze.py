@@ -85,6 +85,18 @@ MAZES = {
 }
 
 
+def walls_of(env: Any) -> tuple[np.ndarray, float] | None:
+    """The centres of the walls' cells ``[n, 2]``, x and y in m, and the width of a cell, of an AntMaze of ours or a
+    maze of Gymnasium-Robotics; None of what is neither."""
+    maze = getattr(env.unwrapped, "maze", None)
+    if isinstance(maze, Maze):
+        return np.array([maze.centre(cell) for cell in maze.cells("#")]), CELL
+    if hasattr(maze, "maze_map"):
+        cells = [(i, j) for i, row in enumerate(maze.maze_map) for j, kind in enumerate(row) if kind == 1]
+        return np.array([maze.cell_rowcol_to_xy(np.array(cell)) for cell in cells]), float(maze.maze_size_scaling)
+    return None
+
+
 def world(maze: Maze) -> str:
     """MJCF of the walls, 2 m high, and of the goal's mark."""
     walls = [
