@@ -544,9 +544,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--png", type=Path, metavar="FILE", help="draw expected performance by the policies tried")
     p.add_shared("--json", "--device", "--agent-class")
 
-    p = command("report", report, "compare runs in a table and a picture")
-    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
-    p.add_argument("--out", type=Path, metavar="DIR", help="where to write report.md and curves.png (default: nowhere)")
+    p = command("report", report, "compare runs: who is the best, and how sure that is")
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs, or that hold such")
+    p.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="where to write report.html, report.md, pictures (PNG, PDF, SVG), tables (CSV, LaTeX); default: nowhere",
+    )  # fmt: skip
 
     p = command("export", export, "write a policy as a file for other programs, or of what acting needs")
     p.add_argument("checkpoint", type=Path, help="such as runs/sac-Hopper-v5/last.ckpt, or a run's folder")

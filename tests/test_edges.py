@@ -189,7 +189,7 @@ def test_small_scores_everywhere(here, capsys, monkeypatch):
     assert sum("0.470" in line for line in lines) == 2, "the data's average, in the table and in the note"
     labels = []
     monkeypatch.setattr("matplotlib.figure.Figure.legend", lambda self, handles, names, **more: labels.extend(names))
-    plots.curves([here / "small"], here / "curves.png")
+    plots.curves(here / "small", here / "curves.png")
     assert any(f"last {mean:.3f} [{mean - 0.03:.3f}, {mean + 0.03:.3f}]" in label for label in labels)
 
 

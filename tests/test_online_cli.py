@@ -120,7 +120,8 @@ def test_runs_of_one_environment_are_compared(run, here, capsys):
     assert main(["report", str(run), str(other), "--out", str(here / "report")]) == 0
     text = (here / "report/report.md").read_text()
     assert "Pendulum-v1" in text and "750 steps" in text and "500 steps" in text
-    assert "![return over steps](curves.png)" in text and (here / "report/curves.png").exists()
+    picture = "pictures/Pendulum-v1-return-steps.png"
+    assert f"![return over steps]({picture})" in text and (here / "report" / picture).exists()
 
 
 def test_wrong_commands_say_what_to_do(here, capsys):

@@ -1,16 +1,33 @@
 """Comparing runs, from what they left behind."""
 
 import csv
+import html
+import itertools
 import json
+import re
+import shutil
+import subprocess
 import zlib
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+import yaml
+from pendulum import empty_workplace
+from scipy.stats import trim_mean
 
+import offlinerl
 from offlinerl.cli import main
-from offlinerl.evaluation import plots
-from offlinerl.evaluation.report import probability_of_improvement, read
+from offlinerl.evaluation import plots, tables
+from offlinerl.evaluation.comparison import find, groups_of, overall_of, read
+from offlinerl.evaluation.report import outcome
+from offlinerl.evaluation.statistics import (
+    interquartile_mean,
+    performance_profile,
+    probability_of_improvement,
+    stratified_bootstrap,
+)
+from offlinerl.training import sweep
 
 
 @pytest.fixture(scope="module")
@@ -19,19 +36,24 @@ def coarse_pictures():
 
 
 def finished(
-    folder, agent="xql", dataset="kitchen", level=70.0, seeds=3, evaluations=6, losses=6, kind="normalized", **more
-):
+    folder, agent="xql", dataset="kitchen", level=70.0, seeds=3, evaluations=6, losses=6, kind="normalized",
+    settings=None, first_seed=0, **more
+):  # fmt: skip
     """A run's folder as a training leaves it, with scores that rise to a level."""
     folder.mkdir(parents=True)
-    rng = np.random.default_rng(zlib.crc32(f"{agent} {level}".encode()))
+    rng = np.random.default_rng(zlib.crc32(f"{agent} {level} {first_seed}".encode()))
+    if settings is not None:
+        about = dict(agent=agent, dataset=dataset, env=None, seeds=list(range(first_seed, first_seed + seeds)))
+        train = dict(updates=2500 * evaluations, logger="csv", save_every=float(first_seed))
+        (folder / "config.yaml").write_text(yaml.safe_dump(dict(fit=about, agent=settings, train=train)))
     rows, last = [], None
     for number in range(1, evaluations + 1):
         episodes = 50 if number == evaluations else 10
         centre = level * (1 - np.exp(-number / 1.5)) + rng.normal(0, 4, seeds)
         last = np.clip(25 * np.round((centre[:, None] + rng.normal(0, 15, (seeds, episodes))) / 25), 0, 100)
         rows += [
-            {"update": 2500 * number, "seed": s, "episode": i, "return": score / 25, "score": score, "length": 280,
-             "success": 0}
+            {"update": 2500 * number, "seed": first_seed + s, "episode": i, "return": score / 25, "score": score,
+             "length": 280, "success": 0}
             for s in range(seeds)
             for i, score in enumerate(last[s])
         ]  # fmt: skip
@@ -40,12 +62,12 @@ def finished(
     points = np.linspace(500, 2500 * evaluations, losses) if losses > 1 else [500]
     write(
         folder / "metrics.csv",
-        [dict(update=int(u), seed=s, **{name: 1 / (1 + u / 5000) + rng.normal(0, 0.02) for name in names})
+        [dict(update=int(u), seed=first_seed + s, **{name: 1 / (1 + u / 5000) + rng.normal(0, 0.02) for name in names})
          for u in points for s in range(seeds)],
     )  # fmt: skip
     mean = float(last.mean())
     summary = dict(
-        agent=agent, dataset=dataset, env=more.pop("env", "Kitchen"), seeds=list(range(seeds)),
+        agent=agent, dataset=dataset, env=more.pop("env", "Kitchen"), seeds=list(range(first_seed, first_seed + seeds)),
         updates=2500 * evaluations,
         score_kind=kind, dataset_score=more.pop("dataset_score", 51.9 if kind == "normalized" else None),
         last=dict(mean=mean, ci95=[mean - 4, mean + 4], per_seed=last.mean(-1).tolist(), episodes=50),
@@ -60,12 +82,6 @@ def write(path, rows):
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def test_probability_of_improvement_by_hand():
-    assert probability_of_improvement(np.array([1.0, 3.0]), np.array([2.0, 0.0])) == 0.75
-    assert probability_of_improvement(np.array([1.0]), np.array([1.0])) == 0.5
-    assert probability_of_improvement(np.array([2.0, 3.0]), np.array([1.0])) == 1
 
 
 def test_the_last_policy_alone_is_the_result(tmp_path):
@@ -87,19 +103,25 @@ def test_runs_are_grouped_by_dataset(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert err == "" and "\x1b" not in out
     kitchen, pendulum = out.split("test/pendulum-v0: return")
-    assert "kitchen: normalised score" in kitchen and "xql scores higher than bc in 100% of the pairs" in kitchen
+    assert "kitchen: normalised score" in kitchen and "xql comes first with a mean of" in kitchen
     assert "The average episode of the dataset scores 51.9." in kitchen and "average" not in pendulum
     scores = read(runs[0]).scores
     (line,) = [line for line in kitchen.splitlines() if line.startswith("xql-kitchen")]
     assert f"{scores.mean():.1f}" in line and " ".join(f"{s:.1f}" for s in scores.mean(-1)) in line and "2,500" in line
 
-    files = {path.name for path in (tmp_path / "out").iterdir()}
-    pictures = {"curves-kitchen-normalized.png", "curves-test-pendulum-v0-return.png"}
-    assert files == {"report.md"} | pictures
+    files = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    stems = "kitchen-normalized", "test-pendulum-v0-return"
+    pictures = {f"pictures/{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf", "svg")}
+    latex = {"tables/kitchen-normalized-improvement.tex"} | {f"tables/{stem}.tex" for stem in stems}
+    numbers = {f"tables/{name}.csv" for name in ("scores", "improvement", "curves")}
+    assert files == {"report.md", "report.html"} | pictures | latex | numbers
+    for name in pictures:
+        begins = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[name[-3:]]
+        assert (tmp_path / "out" / name).read_bytes().startswith(begins)
     text = (tmp_path / "out" / "report.md").read_text()
-    assert all(f"]({name})" in text for name in pictures)
+    assert all(f"](pictures/{stem}.png)" in text for stem in stems)
     (row,) = [line for line in text.splitlines() if line.startswith("| bc-kitchen")]
-    assert row.count("|") == 9 and f"| {read(runs[1]).scores.mean():.1f} |" in row
+    assert row.count("|") == 11 and f"| {read(runs[1]).scores.mean():.1f} |" in row
 
 
 def task(env="Kitchen", limit=280, **kwargs):
@@ -127,14 +149,21 @@ def test_runs_on_one_name_are_told_apart_by_what_it_stands_for(one, other, says,
     """Of two files called kitchen.hdf5, or one in two environments, the scores are not comparable."""
     runs = [finished(tmp_path / "a", **one), finished(tmp_path / "b", "bc", **other)]
     runs += [finished(tmp_path / "c", "iql", **one)]
-    assert main(["report", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    assert main(["report", *map(str, runs)]) == 0
     out = capsys.readouterr().out
     titles = [line for line in out.splitlines() if line.endswith("normalised score")]
     assert len(titles) == len(set(titles)) == 2 and says in titles[1]
-    assert "xql scores higher than iql" in out and "bc in" not in out and "than bc" not in out
-    pictures = {path.name for path in (tmp_path / "out").iterdir()} - {"report.md"}
+    verdicts = [line for line in out.splitlines() if "comes first" in line]
+    assert len(verdicts) == 1 and "xql" in verdicts[0] and "iql" in verdicts[0] and "bc" not in verdicts[0]
+
+
+def test_two_tasks_of_one_name_have_two_pictures(tmp_path):
+    runs = [finished(tmp_path / "a", data=data()), finished(tmp_path / "b", data=data("cd" * 32))]
+    assert main(["report", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    pictures = {path.name for path in (tmp_path / "out" / "pictures").glob("*.png")}
     text = (tmp_path / "out" / "report.md").read_text()
-    assert len(pictures) == 2 and all(f"]({name})" in text for name in pictures)
+    assert pictures == {"kitchen-normalized.png", "kitchen-normalized-2.png"}
+    assert all(f"](pictures/{name})" in text for name in pictures)
 
 
 def test_the_same_data_by_another_name_share_a_table(tmp_path, capsys):
@@ -144,20 +173,24 @@ def test_the_same_data_by_another_name_share_a_table(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("seeds", [(1, 1), (1, 3), (2, 2)])
-def test_nothing_is_said_of_one_pair(seeds, tmp_path, capsys):
+def test_few_seeds_settle_nothing(seeds, tmp_path, capsys):
     runs = [
         finished(tmp_path / str(i), agent, seeds=s)
         for i, (agent, s) in enumerate(zip(("xql", "bc"), seeds, strict=True))
     ]
     assert main(["report", *map(str, runs)]) == 0
-    assert ("pairs" in capsys.readouterr().out) == (seeds != (1, 1))
+    out = capsys.readouterr().out
+    assert "it is not settled" in out and "little to go by" in out, "of few seeds nothing is sure"
+    assert ("to 100% of the pairs" in out) == (seeds == (2, 2)), "an interval needs two of both"
 
 
-def test_one_dataset_has_one_picture(tmp_path):
-    runs = [finished(tmp_path / "a"), finished(tmp_path / "b", level=50)]
-    assert main(["report", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.md", "curves.png"}
-    assert "a scores higher than b in" in (tmp_path / "out" / "report.md").read_text(), "one agent: named by folder"
+def test_runs_of_one_agent_that_left_no_settings_are_named_by_their_folders(tmp_path):
+    finished(tmp_path / "a" / "run")
+    finished(tmp_path / "b" / "run", level=50)
+    finished(tmp_path / "b" / "other", "bc", level=40)
+    (group,) = groups_of([read(folder) for folder in find([tmp_path])])
+    assert [row.name for row in group.rows] == ["xql (a/run)", "xql (b/run)", "bc"]
+    assert [row.tried for row in group.rows] == [1, 1, 1], "no more are known"
 
 
 @pytest.mark.parametrize("missing", ["summary.json", "evaluations.csv"])
@@ -179,13 +212,322 @@ def test_an_interrupted_last_evaluation_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("case", [dict(seeds=1, evaluations=1, losses=1), dict(seeds=5), dict(agent="bc")])
 def test_curves_of_one_run(case, tmp_path):
-    image = plots.curves([finished(tmp_path / "run", **case)], tmp_path / "curves.png")
+    image = plots.curves(finished(tmp_path / "run", **case), tmp_path / "curves.png")
     assert image.read_bytes().startswith(b"\x89PNG")
 
 
-def test_intervals_of_runs_do_not_hide_each_other(tmp_path):
-    runs = [finished(tmp_path / "first" / "run"), finished(tmp_path / "second" / "run")]  # the same to the last digit
-    image = imageio.imread(plots.curves(runs, tmp_path / "curves.png"))
-    axes = image[: len(image) * 7 // 10, :, :3]  # above the legend
-    first = np.array([31, 119, 180])  # matplotlib's C0, whose curve lies wholly below the second one's
-    assert (axes == first).all(-1).sum() > 50
+# Settings
+
+
+def test_seeds_of_equal_settings_are_merged_and_the_settings_that_differ_name_the_others(tmp_path):
+    def run(name, beta, first_seed=0, dataset="hopper", **more):
+        settings = dict(lr=0.1, beta=beta)
+        finished(tmp_path / name, dataset=dataset, settings=settings, first_seed=first_seed, env=dataset, **more)
+
+    run("a", 1, level=50)
+    run("b", 1, first_seed=3, seeds=2, level=50)  # other seeds, saved at other intervals
+    run("c", 2, level=70)
+    run("d", 1, first_seed=4, level=50)  # seed 4 again
+    run("e", 5, dataset="walker", level=60)
+    hopper, walker = groups_of([read(folder) for folder in find([tmp_path])])
+    named = {row.name: row for row in hopper.rows}
+    assert set(named) == {"xql beta=1 (a)", "xql beta=2", "xql beta=1 (d)"}
+    merged = named["xql beta=1 (a)"]
+    assert merged.folders == "a, b" and merged.seeds == [0, 1, 2, 3, 4]
+    assert merged.per_seed.tolist() == [*read(tmp_path / "a").scores.mean(-1), *read(tmp_path / "b").scores.mean(-1)]
+    times, curve = merged.curve()
+    assert times.tolist() == [2500 * n for n in range(1, 7)] and curve.shape == (6, 5)
+    assert curve[-1].tolist() == pytest.approx(merged.per_seed.tolist())
+    assert {row.tried for row in hopper.rows} == {2}
+    assert [(row.name, row.tried) for row in walker.rows] == [("xql beta=5", 1)]
+
+
+def test_settings_that_only_differ_between_tasks_make_no_other_agent(tmp_path):
+    for agent, dataset, beta in itertools.product(("xql", "bc"), ("hopper", "walker"), (1, 2)):
+        if (dataset == "hopper") == (beta == 1):
+            finished(tmp_path / f"{agent}-{dataset}", agent, dataset, settings=dict(beta=beta))
+    groups = groups_of([read(folder) for folder in find([tmp_path])])
+    assert {row.name for group in groups for row in group.rows} == {"xql", "bc"}
+    assert [overall.names for overall in overall_of(groups)] == [("bc", "xql")]
+
+
+def test_what_a_sweep_tried_is_said_of_the_one_run_that_is_shown(tmp_path, capsys):
+    folder = finished(tmp_path / "run")
+    finished(tmp_path / "bc", "bc")
+    sweep._write_tried(sweep.Planned(folder, (), (), tried=12))
+    assert json.loads((folder / "summary.json").read_text())["settings_tried"] == 12
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert "so many were tried: " in capsys.readouterr().out
+    for path in (tmp_path / "out" / "tables").glob("*.csv"):
+        for row in csv.DictReader(path.open()):
+            for side in ("", "x_", "y_"):
+                agent = row.get({"": "agent", "x_": "x", "y_": "y"}[side])
+                assert agent is None or row[f"{side}settings_tried"] == {"xql": "12", "bc": "1"}[agent], path
+    for path in (tmp_path / "out" / "tables").glob("*.tex"):
+        assert "settings tried" in path.read_text() and " & 12 & " in path.read_text()
+
+
+def test_a_plan_counts_the_settings_of_every_agent(tmp_path):
+    plan = dict(agents=["xql", "bc"], datasets=["kitchen"], each={"agent.beta": [1, 2], "agent.lr": [0.1, 0.2, 0.3]})
+    runs = sweep.planned(sweep.KEYS | plan | dict(out=str(tmp_path), environments=[]))
+    assert {run.folder.name.partition("-")[0]: run.tried for run in runs} == {"xql": 6, "bc": 3}
+
+
+# Over tasks
+
+AGENTS = dict(bc=45, iql=60, xql=66, td3bc=58, rebrac=82)
+TASKS = ("hopper", "walker", "cheetah")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Five agents on three tasks, of five seeds."""
+    folder = tmp_path_factory.mktemp("runs")
+    for (agent, level), (t, task) in itertools.product(AGENTS.items(), enumerate(TASKS)):
+        finished(folder / f"{agent}-{task}", agent, task, level + 4 * t, seeds=5, env=task)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(runs):
+    assert main(["report", str(runs), "--out", str(runs.parent / "out")]) == 0
+    return runs.parent / "out"
+
+
+@pytest.fixture(scope="module")
+def scores(runs):
+    """Read apart: ``[tasks, seeds]`` of every agent."""
+    found = {agent: np.zeros((3, 5)) for agent in AGENTS}
+    for agent, (t, task), seed in itertools.product(AGENTS, enumerate(TASKS), range(5)):
+        rows = csv.DictReader((runs / f"{agent}-{task}" / "evaluations.csv").open())
+        of_seed = [float(row["score"]) for row in rows if row["update"] == "15000" and row["seed"] == str(seed)]
+        assert len(of_seed) == 50
+        found[agent][t, seed] = sum(of_seed) / 50
+    return found
+
+
+def rows_of(path, **which):
+    rows = csv.DictReader(path.open())
+    return [row for row in rows if all(row[key] == value for key, value in which.items())]
+
+
+def resampled(of, statistic, *scores, draws=1_000):
+    """An interval by the letter: every draw in a loop, its seeds drawn anew within every task."""
+    rng = np.random.default_rng(1)
+    found = [
+        statistic(*([task[rng.integers(0, len(task), len(task))] for task in agent] for agent in scores))
+        for _ in range(draws)
+    ]
+    return np.percentile(found, [2.5, 97.5])
+
+
+def pairs(x, y):
+    """The probability of improvement by a double loop."""
+    each = [
+        sum(1.0 if a > b else 0.5 if a == b else 0.0 for a in of_x for b in of_y) / (len(of_x) * len(of_y))
+        for of_x, of_y in zip(x, y, strict=True)
+    ]
+    return sum(each) / len(each)
+
+
+AGGREGATES = dict(
+    iqm=lambda scores: trim_mean(np.concatenate(scores), 0.25),
+    mean=lambda scores: np.mean([np.mean(task) for task in scores]),
+    median=lambda scores: np.median([np.mean(task) for task in scores]),
+)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("kind", AGGREGATES)
+def test_estimates_over_tasks_are_those_of_the_paper(written, scores, agent, kind):
+    (row,) = rows_of(written / "tables" / "overall.csv", agent=agent)
+    assert float(row[kind]) == pytest.approx(AGGREGATES[kind](list(scores[agent])))
+    low, high = resampled("seeds", AGGREGATES[kind], scores[agent])
+    assert [float(row[f"{kind}_low"]), float(row[f"{kind}_high"])] == pytest.approx([low, high], abs=0.7)
+    assert row["tasks"] == "3" and row["trainings"] == "15"
+
+
+def test_the_probability_of_improvement_is_that_of_all_pairs(written, scores):
+    rows = rows_of(written / "tables" / "improvement.csv", tasks="Over 3 tasks")
+    assert len(rows) == 10
+    for row in rows:
+        x, y = scores[row["x"]], scores[row["y"]]
+        assert float(row["probability"]) == pytest.approx(pairs(x, y))
+    row = next(row for row in rows if 0.6 < float(row["probability"]) < 0.95)
+    low, high = resampled("seeds", pairs, scores[row["x"]], scores[row["y"]], draws=500)
+    assert [float(row["low"]), float(row["high"])] == pytest.approx([low, high], abs=0.05)
+    for task, row in itertools.product(enumerate(TASKS), rows):
+        alone = rows_of(written / "tables" / "improvement.csv", tasks=task[1])
+        (same,) = [other for other in alone if {other["x"], other["y"]} == {row["x"], row["y"]}]
+        of_task = pairs([scores[same["x"]][task[0]]], [scores[same["y"]][task[0]]])
+        assert float(same["probability"]) == pytest.approx(of_task)
+
+
+def test_profiles_count_the_trainings_above(written, scores):
+    for agent in AGENTS:
+        rows = rows_of(written / "tables" / "profiles.csv", agent=agent)
+        assert len(rows) > 50
+        for row in rows:
+            above = sum(score > float(row["score"]) for score in scores[agent].ravel())
+            assert float(row["value"]) == pytest.approx(above / 15)
+            assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
+
+
+def test_sample_efficiency_is_the_interquartile_mean_at_every_evaluation(written, runs):
+    for agent in AGENTS:
+        rows = rows_of(written / "tables" / "curves.csv", agent=agent, tasks="Over 3 tasks")
+        assert [float(row["time"]) for row in rows] == [2500 * n for n in range(1, 7)]
+        for row in rows:
+            at = str(int(float(row["time"])))
+            each = [
+                np.mean([float(line["score"]) for line in rows_of(runs / f"{agent}-{task}" / "evaluations.csv",
+                                                                   update=at, seed=str(seed))])
+                for task in TASKS for seed in range(5)
+            ]  # fmt: skip
+            assert float(row["value"]) == pytest.approx(trim_mean(each, 0.25))
+            assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
+
+
+def test_the_best_comes_first_and_is_sure(written, scores):
+    text = (written / "report.md").read_text()
+    overall = text.split("\n## ")[1]
+    order = [
+        line.split(" | ")[0].removeprefix("| ") for line in overall.splitlines() if re.match(r"\| \w+ \| 1 \|", line)
+    ]
+    by_iqm = sorted(AGENTS, key=lambda agent: -AGGREGATES["iqm"](list(scores[agent])))
+    assert order == [*by_iqm, *by_iqm], "in the table of estimates and in that of pairs"
+    assert by_iqm[0] == "rebrac" and "rebrac is the best with an interquartile mean of" in overall
+    assert all(pairs(scores["rebrac"], scores[other]) > 0.8 for other in AGENTS if other != "rebrac")
+
+
+def test_statistics_by_hand():
+    one = [np.array([0.0, 1, 2, 3, 100])]
+    assert interquartile_mean(one) == 2, "of five the first and the last are left out"
+    assert interquartile_mean([np.array([1.0, 2, 9])]) == 4, "of three none"
+    assert np.isnan(interquartile_mean([np.array([1.0, 2, 3, 4, np.nan])])), "a seed that diverged is not cut away"
+    assert probability_of_improvement([np.array([1.0, 3.0])], [np.array([2.0, 0.0])]) == 0.75
+    assert probability_of_improvement([np.array([1.0])], [np.array([1.0])]) == 0.5
+    tasks = [np.array([2.0, 3.0]), np.array([0.0])], [np.array([1.0]), np.array([1.0, 2.0])]
+    assert probability_of_improvement(*tasks) == 0.5, "every task counts the same"
+    profile = performance_profile([np.array([1.0, 3.0]), np.array([2.0])], np.array([0.0, 1.0, 2.0, 3.0]))
+    assert profile.tolist() == [1, 0.75, 0.25, 0]
+    assert np.isnan(stratified_bootstrap(interquartile_mean, [np.array([1.0, 2.0]), np.array([1.0])])).all()
+
+
+@pytest.mark.parametrize("kind", ["return", "ours"])
+def test_returns_of_several_tasks_are_never_averaged(kind, tmp_path, capsys):
+    for agent, task in itertools.product(("xql", "bc"), ("hopper", "walker")):
+        finished(tmp_path / f"{agent}-{task}", agent, task, AGENTS[agent], kind=kind, dataset_score=None, env=task)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    overall = capsys.readouterr().out.split("Over 2 tasks")[1]
+    assert ("IQM" in overall) == (tmp_path / "out" / "tables" / "overall.csv").exists() == (kind == "ours")
+    assert rows_of(tmp_path / "out" / "tables" / "improvement.csv", tasks="Over 2 tasks", x="xql", y="bc")
+
+
+def test_kinds_of_scores_are_not_mixed_and_what_lacks_a_task_is_named(tmp_path):
+    for agent, task in itertools.product(AGENTS, TASKS):
+        if (agent, task) != ("bc", "cheetah"):
+            finished(tmp_path / f"{agent}-{task}", agent, task, env=task)
+        finished(tmp_path / f"{agent}-maze", agent, "maze", kind="ours", env="maze") if task == "hopper" else None
+    groups = groups_of([read(folder) for folder in find([tmp_path])])
+    (overall,) = overall_of(groups)
+    assert {task.title for task in overall.tasks} == set(TASKS)
+    assert set(overall.names) == set(AGENTS) - {"bc"} and overall.left_out == ("bc",)
+
+
+# Without an environment
+
+
+def test_runs_without_a_score_are_reported_as_such(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    data = dict(
+        obs=rng.normal(size=(60, 3)), action=rng.uniform(-1, 1, (60, 1)), reward=rng.normal(size=60),
+        terminated=np.zeros(60, bool), truncated=np.arange(60) % 10 == 9,
+    )  # fmt: skip
+    few = dict(updates=4, eval_every=2, batch=4, log_every=2, compile=False)
+    with empty_workplace(tmp_path):
+        run = offlinerl.fit("bc", data, seeds=[0, 1], over=dict(train=few), out="runs/bc")
+        run.folder.joinpath("film").mkdir()
+        run.folder.joinpath("film", "seed-0.mp4").write_bytes(b"a film")
+        capsys.readouterr()
+        assert outcome(run.folder).startswith("no score, for want of an environment; actor loss ")
+        assert sweep._outcome(sweep.Planned(run.folder, (), ()), 0) == outcome(run.folder)
+        finished(tmp_path / "runs" / "xql")
+        assert main(["report", "runs", "--out", "out"]) == 0
+    out = capsys.readouterr().out
+    losses, held_out = (run.summary[name]["actor_loss"] for name in ("losses", "held_out"))
+    (line,) = [line for line in out.splitlines() if "actor loss" in line]
+    assert line.split()[-2:] == [f"{np.mean(losses):.4g}", f"{np.mean(held_out):.4g}"] and " 2  4 updates" in line
+    assert "had no environment" in out and "kitchen: normalised score" in out
+    (row,) = rows_of(tmp_path / "out" / "tables" / "losses.csv")
+    assert float(row["training"]) == np.mean(losses) and row["settings_tried"] == "1"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "no score" in page and 'src="data:video/mp4;base64,YSBmaWxt"' in page
+
+
+# The page
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+def browsed(page, tmp_path):
+    """The page as a browser without a network makes it, and what its console says."""
+    flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
+             "--proxy-server=127.0.0.1:9", "--virtual-time-budget=2000",
+             f"--user-data-dir={tmp_path / 'profile'}")  # fmt: skip
+    done = subprocess.run([BROWSER, *flags, page.as_uri()], capture_output=True, text=True, timeout=300)
+    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+
+
+def test_the_page_needs_nothing_else(written):
+    text = (written / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(|fetch\(""", text)
+    addresses = set(re.findall(r"https?://[^\s\"'<)]*", text))
+    assert addresses == {"http://www.w3.org/2000/svg"}, "the name of a format, which nothing is fetched from"
+    verdicts = re.findall(r'<div class="verdict(.*?)">.*?</b>(.*?)</div>', text)
+    assert len(verdicts) == 4 and verdicts[0][0] == " sure" and verdicts[0][1].startswith("rebrac is the best")
+    charts = [json.loads(html.unescape(found)) for found in re.findall(r'data-charts="(.*?)"', text)]
+    assert [[chart["kind"] for chart in part] for part in charts] == [
+        ["intervals"] * 3 + ["lines"] * 2, *[["intervals"] * 2 + ["lines"]] * 3
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_a_browser_draws_the_page_and_shows_values_under_the_pointer(written, tmp_path):
+    script = """<script>for (const chart of document.querySelectorAll(".chart")) {
+      const lines = chart.classList.contains("wide"), target = chart.querySelector(lines ? "svg" : "svg g");
+      const frame = target.getBoundingClientRect(), at = {clientX: frame.right - 5, clientY: frame.top + 9};
+      target.dispatchEvent(new PointerEvent("pointermove", {...at, bubbles: true}));
+    } document.querySelector(".legend button").click(); </script>"""
+    page = tmp_path / "page.html"
+    page.write_text((written / "report.html").read_text().replace("</body>", script + "</body>"))
+    dom, console = browsed(page, tmp_path)
+    assert console == []
+    assert dom.count("<svg") == 5 + 3 * 3 and len(re.findall(r'<path d="M[^"]*Z"', dom)) == 5 * 5
+    assert "NaN" not in re.sub(r'data-charts=".*?"', "", dom)
+    tips = re.findall(r'<div class="tip"[^>]*?(hidden)?[^>]*?>(.*?)</div></div>', dom)
+    assert len(tips) == 14 and not any(hidden for hidden, _ in tips)
+    (row,) = rows_of(written / "tables" / "overall.csv", agent="rebrac")
+    assert any(f"{float(row['iqm']):.1f} ({float(row['iqm_low']):.1f} to" in text for _, text in tips)
+    assert any("updates 15k" in text and "rebrac" in text for _, text in tips)
+    assert dom.count('aria-pressed="false"') == 1
+
+    page.write_text(page.read_text().replace("</body>", "<script>nothing.here</script></body>"))
+    assert browsed(page, tmp_path)[1], "an error in the console is seen"
+
+
+def test_tables_for_latex():
+    text = tables.latex((("a_b", "c"), [("x & y", "50%")]), "of $1")
+    assert r"a\_b & c \\" in text and r"x \& y & 50\% \\" in text and r"\caption{of \$1}" in text
+    assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
+
+
+def test_pictures_tell_agents_apart(tmp_path):
+    """Every agent's colour is in the picture of its task."""
+    for agent in AGENTS:
+        finished(tmp_path / "runs" / agent, agent, level=AGENTS[agent])
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    image = imageio.imread(tmp_path / "out" / "pictures" / "kitchen-normalized.png")[..., :3]
+    for colour in plots.COLOURS[:5]:
+        rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        assert (image == rgb).all(-1).sum() > 50, colour

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,10 @@ from offlinerl.evaluation.statistics import expected_maximum
 from offlinerl.util.atomic import atomic_write
 from offlinerl.util.display import places, shown, unit_of
 from offlinerl.util.errors import UserError
-from offlinerl.util.figures import literal
+from offlinerl.util.figures import COLOURS, literal
 
 DRAWN = ("value_loss", "critic_loss", "q_loss", "actor_loss", "effective_episodes")
 """Metrics of a run that are drawn beside its score."""
-
-INTERVAL_SPACING = 7
-"""Points between the intervals of several runs, which mostly end at the same time and would hide each other."""
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
@@ -72,55 +68,61 @@ def clock_of(summary: dict) -> str:
     return summary.get("clock", "updates")
 
 
-def curves(runs: Sequence[Path], path: Path) -> Path:
-    """Draw the scores of one or several runs of a task over their updates or steps and, for one run, ``DRAWN``; of one
-    without an environment, its losses alone.
+def curves(run: Path, path: Path) -> Path:
+    """Draw the scores of a run over its updates or steps and, beside them, ``DRAWN``; of one without an environment,
+    its losses alone.
 
-    The line is the mean over seeds, the band their range, thin lines the seeds themselves; a diamond is the
-    last policy with its 95% interval, for all runs but the first a little to the right of where it belongs. A dashed
-    line is the loss on the episodes that were held out.
+    The line is the mean over seeds, the band their range, thin lines the seeds themselves; a diamond is the last policy
+    with its 95% interval. A dashed line is the loss on the episodes that were held out.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
-    agents = [summary["agent"] for summary in summaries]
-    alone, clock = len(runs) == 1, clock_of(summaries[0])
-    table, held_out_table = (runs[0] / name for name in ("metrics.csv", "held_out.csv"))
-    metrics = read_columns(table) if alone and table.exists() else {}
-    held_out = read_columns(held_out_table) if alone and held_out_table.exists() else {}
+    summary = json.loads((run / "summary.json").read_text())
+    clock = clock_of(summary)
+    metrics, held_out = (
+        read_columns(table) if table.exists() else {} for table in (run / "metrics.csv", run / "held_out.csv")
+    )
     drawn = [name for name in DRAWN if name in metrics]
-    scored = summaries[0]["last"] is not None
+    scored = summary["last"] is not None
     if not scored:
-        drawn = drawn or [name for name in summaries[0]["losses"] if name in metrics]
+        drawn = drawn or [name for name in summary["losses"] if name in metrics]
     panel = 3.4 if scored else max(3.4, 6.8 / max(len(drawn), 1))
     figure = Figure(figsize=(7 * scored + panel * max(len(drawn), 1 - scored), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     widths = [2.2] * scored + [1] * max(len(drawn), 1 - scored)
     axes = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
     if scored:
-        _draw_scores(figure, axes[0], runs, summaries)
+        _draw_scores(axes[0], run, summary)
     else:
-        figure.suptitle(literal(f"{agents[0]} on {summaries[0]['dataset']}, without an environment"))
+        figure.suptitle(literal(f"{summary['agent']} on {summary['dataset']}, without an environment"))
     for axis, name in zip(axes[scored:], drawn, strict=False):
-        _draw_metric(axis, name, metrics, clock, "C0", "training")
+        _draw_metric(axis, name, metrics, clock, COLOURS[0], "training")
         if name in held_out:
-            _draw_metric(axis, name, held_out, clock, "C1", "held out", "--")
+            _draw_metric(axis, name, held_out, clock, COLOURS[1], "held out", "--")
             axis.legend(fontsize=9, frameon=False)
-    longest = max(summary[clock] for summary in summaries)
     for axis in axes:
-        axis.set_xlim(0, 1.03 * longest)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlim(0, 1.03 * summary[clock])
+        plain(axis)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500, 20k or 1M
         axis.locator_params(axis="x", nbins=6, integer=True)
     if scored:
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower left", ncols=2 if alone else 1, fontsize=9, frameon=False)
+        figure.legend(handles, labels, loc="outside lower left", ncols=2, fontsize=9, frameon=False)
+    return save(figure, path)
+
+
+def plain(axis: Any) -> None:
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write a picture whole, in the format that its name ends with."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, overwrite=True) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
+        figure.savefig(temporary, dpi=130, format=path.suffix.removeprefix("."))
     return path
 
 
@@ -140,19 +142,15 @@ def online_performance(values: np.ndarray, unit: str, how: str, path: Path) -> P
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     tried = np.arange(1, len(values) + 1)
-    axis.plot(tried, expected_maximum(values), color="C0", marker="o", markersize=5, linewidth=2,
+    axis.plot(tried, expected_maximum(values), color=COLOURS[0], marker="o", markersize=5, linewidth=2,
               label="expected best of so many, drawn at random")  # fmt: skip
     axis.axhline(values.max(), color="0.4", linestyle="--", linewidth=1, label=f"best of all {len(values)}")
     axis.set(title=f"Expected performance, by {how}", xlabel="policies tried", ylabel=unit)
     axis.set_xlim(0.5, len(values) + 0.5)
     axis.locator_params(axis="x", nbins=10, integer=True)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
+    plain(axis)
     axis.legend(loc="lower right", fontsize=9, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path, overwrite=True) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
-    return path
+    return save(figure, path)
 
 
 def _draw_metric(
@@ -170,36 +168,24 @@ def _draw_metric(
     axis.set(title=name.replace("_", " "), xlabel=clock)
 
 
-def _draw_scores(figure: Any, score_axis: Any, runs: Sequence[Path], summaries: Sequence[dict]) -> None:
-    from matplotlib.transforms import offset_copy
-
-    agents = [summary["agent"] for summary in summaries]
-    alone, clock = len(runs) == 1, clock_of(summaries[0])
-    for number, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
-        times, seeds, scores = by_time(read_columns(run / "evaluations.csv"), clock[:-1], "score")
-        colour = f"C{number}"
-        score_axis.plot(times, np.nanmean(scores, 0), color=colour, marker="o", markersize=3.5, linewidth=2)
-        score_axis.fill_between(times, np.nanmin(scores, 0), np.nanmax(scores, 0), color=colour, alpha=0.15)
-        if alone:
-            score_axis.plot(times, scores.T, color=colour, linewidth=0.6, alpha=0.6)
-        (low, high), centre = summary["last"]["ci95"], summary["last"]["mean"]
-        decimals = places(low, high)
-        last = f"{shown(centre, decimals)} [{shown(low, decimals)}, {shown(high, decimals)}]"
-        name = agents[number] if agents.count(agents[number]) == 1 else run.resolve().name
-        count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
-        beside = offset_copy(score_axis.transData, figure, x=INTERVAL_SPACING * number, units="points")
-        score_axis.errorbar(
-            times[-1], centre, [[max(centre - low, 0)], [max(high - centre, 0)]], color=colour, capsize=3,
-            marker="D", markersize=6, label=literal(f"{name}, {count}: last {last}"),
-            transform=beside, clip_on=False,
-        )  # fmt: skip
-        score_axis.update_datalim([(times[-1], low), (times[-1], high)])  # what is drawn beside does not count
-        score_axis.autoscale_view()
-    first = summaries[0]
-    if first["dataset_score"] is not None:
-        score_axis.axhline(
-            first["dataset_score"], color="0.4", linestyle="--", linewidth=1, label="average episode of the dataset"
+def _draw_scores(axis: Any, run: Path, summary: dict) -> None:
+    clock = clock_of(summary)
+    times, seeds, scores = by_time(read_columns(run / "evaluations.csv"), clock[:-1], "score")
+    axis.plot(times, np.nanmean(scores, 0), color=COLOURS[0], marker="o", markersize=3.5, linewidth=2)
+    axis.fill_between(times, np.nanmin(scores, 0), np.nanmax(scores, 0), color=COLOURS[0], alpha=0.15)
+    axis.plot(times, scores.T, color=COLOURS[0], linewidth=0.6, alpha=0.6)
+    (low, high), centre = summary["last"]["ci95"], summary["last"]["mean"]
+    decimals = places(low, high)
+    last = f"{shown(centre, decimals)} [{shown(low, decimals)}, {shown(high, decimals)}]"
+    count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
+    axis.errorbar(
+        times[-1], centre, [[max(centre - low, 0)], [max(high - centre, 0)]], color=COLOURS[0], capsize=3,
+        marker="D", markersize=6, label=literal(f"{summary['agent']}, {count}: last {last}"), clip_on=False,
+    )  # fmt: skip
+    if summary["dataset_score"] is not None:
+        axis.axhline(
+            summary["dataset_score"], color="0.4", linestyle="--", linewidth=1, label="average episode of the dataset"
         )
-    score_axis.set(title=literal(first["dataset"] or first["env"]), xlabel=clock, ylabel=unit_of(first["score_kind"]))
-    if not first["score_kind"].startswith("return"):
-        score_axis.set_ylim(bottom=min(0, score_axis.get_ylim()[0]))
+    axis.set(title=literal(summary["dataset"] or summary["env"]), xlabel=clock, ylabel=unit_of(summary["score_kind"]))
+    if not summary["score_kind"].startswith("return"):
+        axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))

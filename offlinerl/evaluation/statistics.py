@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -116,3 +117,75 @@ def expected_maximum(values: np.ndarray) -> np.ndarray:
     P = len(values)
     below = (np.arange(P + 1) / P) ** np.arange(1, P + 1)[:, None]  # [k, P + 1]
     return np.diff(below, axis=1) @ np.sort(values)
+
+
+Strata = Sequence[np.ndarray]
+"""Scores of an agent's trainings on each of M tasks, ``[..., N]``; the number N may differ between tasks."""
+
+
+def interquartile_mean(scores: Strata) -> np.ndarray:
+    """The mean of the middle half of all trainings, of all tasks together.
+
+    A quarter of them, rounded down, is left out at either end: Agarwal et al., Deep reinforcement learning at the edge
+    of the statistical precipice, NeurIPS 2021, section 4.3. With a NaN among them it is NaN.
+    """
+    pooled = np.sort(np.concatenate(scores, -1), -1)
+    n = pooled.shape[-1]
+    middle = pooled[..., n // 4 : n - n // 4].mean(-1)
+    return np.where(np.isnan(pooled).any(-1), np.nan, middle)
+
+
+def mean_of_tasks(scores: Strata) -> np.ndarray:
+    return np.mean([task.mean(-1) for task in scores], 0)
+
+
+def median_of_tasks(scores: Strata) -> np.ndarray:
+    """The median over the tasks of the mean over each one's trainings."""
+    return np.median([task.mean(-1) for task in scores], 0)
+
+
+AGGREGATES = {"IQM": interquartile_mean, "mean": mean_of_tasks, "median": median_of_tasks}
+
+
+def probability_of_improvement(x: Strata, y: Strata) -> np.ndarray:
+    """Probability that a training of X scores higher than one of Y on a task that is drawn at random.
+
+    On each task, over all pairs of trainings, where a tie counts one half: the Mann-Whitney statistic (Agarwal et al.,
+    2021, section 4.3).
+    """
+    each = [((np.sign(a[..., :, None] - b[..., None, :]) + 1) / 2).mean((-2, -1)) for a, b in zip(x, y, strict=True)]
+    return np.mean(each, 0)
+
+
+def performance_profile(scores: Strata, thresholds: np.ndarray) -> np.ndarray:
+    """The share of trainings that score above each of T thresholds, the mean over the tasks, ``[T, ...]``.
+
+    The run-score distribution of Agarwal et al., 2021, equation 2.
+    """
+    at = thresholds.reshape(-1, *[1] * scores[0].ndim)
+    return np.mean([(task > at).mean(-1) for task in scores], 0)
+
+
+def stratified_bootstrap(
+    statistic: Callable[..., np.ndarray], *agents: Strata, draws: int = 10_000, seed: int = 0
+) -> np.ndarray:
+    """The 95% percentile bootstrap interval of a statistic of the scores of one or several agents, ``[2, ...]``.
+
+    The trainings of each task are resampled with replacement (Agarwal et al., 2021, section 4.1); tasks are not. It is
+    NaN where a task has only one training, from which nothing can be drawn that differs.
+
+    Args:
+        statistic: of as many ``Strata`` as there are agents; its result has the draws last.
+    """
+    if min(task.shape[-1] for scores in agents for task in scores) < 2:
+        known = np.asarray(statistic(*agents))
+        return np.full((2, *known.shape), np.nan)
+    rng, found = np.random.default_rng(seed), []
+    for i in range(0, draws, 500):  # in portions, to bound the memory
+        size = min(500, draws - i)
+        resampled = [
+            [task[..., rng.integers(task.shape[-1], size=(size, task.shape[-1]))] for task in scores]
+            for scores in agents
+        ]
+        found.append(statistic(*resampled))
+    return np.percentile(np.concatenate(found, -1), [2.5, 97.5], axis=-1)

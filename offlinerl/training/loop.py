@@ -254,7 +254,7 @@ class Run(L.Callback):
         if self.schedule.switches:
             summary["offline"] = self.offline
         write_json(self.folder / "summary.json", summary)
-        plots.curves([self.folder], self.folder / "curves.png")
+        plots.curves(self.folder, self.folder / "curves.png")
         if self.companion is not None:
             self.companion.finish()
         return summary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,8 @@ import yaml
 
 from offlinerl.evaluation import report
 from offlinerl.training import request
-from offlinerl.util.display import Display, between, places, shown
+from offlinerl.util.atomic import write_json
+from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError, did_you_mean, reading
 from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
 from offlinerl.util.ray_cluster import RayCluster
@@ -34,11 +36,13 @@ DEATHS = 3
 
 @dataclass(frozen=True)
 class Planned:
-    """One run: its folder, and what ``offlinerl fit`` is told: what to train, and what to compute with."""
+    """One run: its folder, and what ``offlinerl fit`` is told: what to train, and what to compute with; and how many
+    settings of its agent are tried on its task."""
 
     folder: Path
     what: tuple[str, ...]
     how: tuple[str, ...]
+    tried: int = 1
 
     @property
     def log(self) -> Path:
@@ -93,8 +97,10 @@ def sweep(file: Path, ray_address: str | None = None) -> int:
         raise Interrupted(f"interrupted with {done} of {len(runs)} runs finished; go on with: {again}", stop.status)
     for run in failed:
         display.say(f"failed: {run.folder}: {_last_line(run)}")
-    if done := [run.folder for run in runs if run.finished]:
-        report.report(done, Path(plan["out"]) / "report")
+    if done := [run for run in runs if run.finished]:
+        for run in done:
+            _write_tried(run)
+        report.report([run.folder for run in done], Path(plan["out"]) / "report")
     return 1 if failed else 0
 
 
@@ -143,7 +149,8 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
         known = request.settings_for(agent, *where, plan["seeds"], None, fixed)[0]
         own = [key for key in plan["each"] if key.partition(".")[2] in known[key.partition(".")[0]]]
         unused -= set(own)
-        for values in itertools.product(*(plan["each"][key] for key in own)):
+        combinations = list(itertools.product(*(plan["each"][key] for key in own)))
+        for values in combinations:
             over = {section: dict(settings) for section, settings in fixed.items()}
             for key, value in zip(own, values, strict=True):
                 section, _, name = key.partition(".")
@@ -157,7 +164,7 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
             for section, settings in over.items():
                 for key, value in settings.items():
                     words += [f"--{section}.{key}", yaml.safe_dump(value, default_flow_style=True).split("\n")[0]]
-            runs[folder] = Planned(folder, tuple(words), how)
+            runs[folder] = Planned(folder, tuple(words), how, len(combinations))
     if unused:
         raise UserError(f"each: none of the agents has the setting {min(unused)}")
     return list(runs.values())
@@ -195,11 +202,14 @@ def _train(ray: Any, runs: list[Planned], plan: Mapping[str, Any], display: Disp
 
 
 def _outcome(run: Planned, status: int) -> str:
-    if status:
-        return f"failed: {_last_line(run)}"
-    found = report.read(run.folder)
-    decimals = places(*found.interval)
-    return f"{shown(found.scores.mean(), decimals)} ({between(found.interval, decimals)})"
+    return f"failed: {_last_line(run)}" if status else report.outcome(run.folder)
+
+
+def _write_tried(run: Planned) -> None:
+    """Add to a run's summary how many settings were tried, of which a reader may see only the best."""
+    path = run.folder / "summary.json"
+    with reading(f"the summary {path}", f"delete {run.folder} to train it again"):
+        write_json(path, {**json.loads(path.read_text("utf-8")), "settings_tried": run.tried})
 
 
 def _last_line(run: Planned) -> str:

@@ -54,14 +54,15 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole. Numbers that JSON does not know, NaN and infinities, become null."""
-    write_whole(path, json.dumps(_with_null(content), indent=1, allow_nan=False))
+    write_whole(path, json.dumps(with_null(content), indent=1, allow_nan=False))
 
 
-def _with_null(value: Any) -> Any:
+def with_null(value: Any) -> Any:
+    """The same, with None for numbers that JSON does not know."""
     if isinstance(value, Mapping):
-        return {key: _with_null(inner) for key, inner in value.items()}
+        return {key: with_null(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_with_null(inner) for inner in value]
+        return [with_null(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

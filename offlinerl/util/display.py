@@ -88,6 +88,15 @@ def mean_of(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def losses_in_words(training: Mapping[str, Sequence[float]], held_out: Mapping[str, Sequence[float]]) -> str:
+    """The means over the seeds."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {mean_of(training[name]):.4g}"
+        + (f" (held out {mean_of(held_out[name]):.4g})" if name in held_out else "")
+        for name in training
+    )
+
+
 class Display:
     """Messages, a bar and tables on standard output."""
 
@@ -137,12 +146,7 @@ class Display:
         self, when: str, training: Mapping[str, Sequence[float]], held_out: Mapping[str, Sequence[float]]
     ) -> None:
         """A line of what is measured where there is no environment, the means over the seeds."""
-        parts = [
-            f"{name.replace('_', ' ')} {mean_of(training[name]):.4g}"
-            + (f" (held out {mean_of(held_out[name]):.4g})" if name in held_out else "")
-            for name in training
-        ]
-        self.say(f"{when}  {', '.join(parts)}")
+        self.say(f"{when}  {losses_in_words(training, held_out)}")
 
     def summary(self, summary: dict[str, Any], folder: Path) -> None:
         """The final table of a run."""

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Of Okabe & Ito, Color universal design, 2008, which people who confuse red and green tell apart too; without their
+yellow, of which a line on white is hard to see."""
+
+DASHES = ("solid", "dashed", "dotted")
+"""With the colours used up, their lines differ."""
+
+
+def line_of(number: int) -> dict[str, str]:
+    """How matplotlib draws the line of a number among others."""
+    return dict(color=COLOURS[number % len(COLOURS)], linestyle=DASHES[number // len(COLOURS) % len(DASHES)])
+
 
 def literal(text: str) -> str:
     """A text for matplotlib to draw as it is: with its dollars, which would begin a formula, with a question mark for

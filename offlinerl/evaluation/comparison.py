@@ -1,0 +1,394 @@
+"""Finished runs, read and put side by side: which are seeds of one training, what tells the others apart, and which
+tasks they have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from offlinerl.evaluation import plots
+from offlinerl.evaluation.statistics import bootstrap
+from offlinerl.util.display import unit_of
+from offlinerl.util.errors import UserError, reading
+
+WATCHED = {"train.compile", "train.logger", "train.log_every", "train.save_every"}
+"""Settings that do not change what is learnt."""
+
+NAMED = {"agent", "dataset", "env", "seeds", "extended", "fingerprint"}
+"""What ``config.yaml`` says of a run that tells its settings from no other's."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run.
+
+    Attributes:
+        scores: of the last policies' episodes, ``[S, episodes]``; None where there was no environment.
+        evaluations: the columns of ``evaluations.csv``.
+        settings: what else it was told, by section and name; None if it left none.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    scores: np.ndarray | None
+    evaluations: dict[str, np.ndarray]
+    settings: dict[str, Any] | None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What it shares with the runs that it may be compared with: the data by their checksum or, as older versions
+        did not write one down, by their name and score."""
+        of = self.summary
+        data = of.get("data") or dict(name=of["dataset"] or of["env"], score=of.get("dataset_score"))
+        kind = None if self.scores is None else of["score_kind"]
+        return dict(env=of.get("env"), task=of.get("task"), data=data, kind=kind, clock=plots.clock_of(of))
+
+
+def read(folder: Path) -> Finished:
+    """A run's summary and the scores of its last policies.
+
+    Raises:
+        UserError: the folder holds no finished run.
+    """
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        clock = plots.clock_of(summary)
+        needed = {key: summary[key] for key in ("agent", "dataset", "seeds", "score_kind", clock)}
+        scored = summary.get("last", ...) is not None
+        needed |= {key: summary[key] for key in (("best",) if scored else ("losses", "held_out"))}
+        about = json.dumps([summary.get(key) for key in ("env", "task", "data", "dataset_score")])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} holds no finished run, for want of a sound summary.json; finish it with: offlinerl fit"
+            f" --resume {folder}"
+        ) from error
+    if not scored:
+        return Finished(folder, summary, None, {}, _settings(folder))
+    table = plots.read_columns(folder / "evaluations.csv")
+    with reading(f"the run in {folder}", "run the training again"):
+        last = table.get(clock[:-1], np.empty(0)) == needed[clock]
+        scores = [table["score"][last & (table["seed"] == seed)] for seed in needed["seeds"]] if last.any() else []
+        if not scores or len({len(of_seed) for of_seed in scores}) > 1 or not len(scores[0]):
+            raise UserError(
+                f"{folder / 'evaluations.csv'} lacks evaluations of the last policy; run the training again"
+            )
+        # What is lacking is seen before anything is printed.
+        _ = needed["best"]["mean"], needed["best"][clock[:-1]], unit_of(summary["score_kind"]), about
+        return Finished(folder, summary, np.stack(scores), table, _settings(folder))
+
+
+def _settings(folder: Path) -> dict[str, Any] | None:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return None
+    with reading(f"the configuration {path}", "run the training again"):
+        given = yaml.safe_load(path.read_text("utf-8"))
+        told = {f"{section}.{key}": value for section in ("agent", "train") for key, value in given[section].items()}
+        told |= {f"fit.{key}": value for key, value in given["fit"].items() if key not in NAMED}
+    return {key: value for key, value in told.items() if key not in WATCHED}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Trainings of one agent with one choice of settings on one task: a run, or several of other seeds.
+
+    Attributes:
+        name: the agent and, where it was tried with several, its settings.
+        tried: how many settings of the agent were tried on the task, at the least.
+    """
+
+    name: str
+    runs: tuple[Finished, ...]
+    tried: int
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """Of the last policies' episodes, ``[N, episodes]``."""
+        return np.concatenate([run.scores for run in self.runs if run.scores is not None])
+
+    @property
+    def per_seed(self) -> np.ndarray:
+        """``[N]``"""
+        return self.scores.mean(-1)
+
+    @property
+    def seeds(self) -> list[int]:
+        return [seed for run in self.runs for seed in run.summary["seeds"]]
+
+    @property
+    def folders(self) -> str:
+        return ", ".join(run.folder.resolve().name for run in self.runs)
+
+    @property
+    def length(self) -> int:
+        """In updates or steps."""
+        return self.runs[0].summary[plots.clock_of(self.runs[0].summary)]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The best evaluation of the best run."""
+        return max((run.summary["best"] for run in self.runs), key=lambda best: best["mean"])
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        return bootstrap(self.scores)
+
+    def curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """The times ``[U]`` at which all its trainings were evaluated, and their scores ``[U, N]``."""
+        clock = plots.clock_of(self.runs[0].summary)[:-1]
+        each = [plots.by_time(run.evaluations, clock, "score") for run in self.runs]
+        times = np.array(sorted(set.intersection(*(set(times) for times, *_ in each))))
+        return times, np.concatenate([scores[:, np.isin(at, times)] for at, _, scores in each]).T
+
+    def losses(self, which: str) -> dict[str, float]:
+        """The mean over all trainings of each of their last ``losses`` or, of these, what was ``held_out``."""
+        tables = [run.summary[which] or {} for run in self.runs]
+        return {name: float(np.mean([v for table in tables for v in table.get(name, ())])) for name in tables[0]}
+
+
+@dataclass(frozen=True)
+class Group:
+    """What can be compared: rows on one dataset or environment, the best first.
+
+    Attributes:
+        kind: of their scores; None without an environment.
+        clock: what they count, "updates" or "steps".
+    """
+
+    title: str
+    kind: str | None
+    clock: str
+    rows: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the dataset or environment."""
+        return _name(self.rows[0].runs[0])
+
+    @property
+    def unit(self) -> str:
+        return "no score" if self.kind is None else unit_of(self.kind)
+
+    @property
+    def dataset_score(self) -> float | None:
+        """The average episode of the dataset."""
+        known = (run.summary["dataset_score"] for row in self.rows for run in row.runs)
+        return next((score for score in known if score is not None), None)
+
+
+@dataclass(frozen=True)
+class Overall:
+    """Agents on several tasks that have one kind of score.
+
+    Attributes:
+        tasks: those that the most agents have in common.
+        names: of the rows that have all of them.
+        left_out: the others' names, and the titles of the other tasks.
+    """
+
+    tasks: tuple[Group, ...]
+    names: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        return str(self.tasks[0].kind)
+
+    @property
+    def clock(self) -> str:
+        return self.tasks[0].clock
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the scores of different tasks are on one scale. Where a task has no reference scores its score is the
+        return, which is on its own scale: of these it is only asked who scores higher."""
+        return not self.kind.startswith("return")
+
+    def rows(self, name: str) -> list[Row]:
+        """Of every task."""
+        return [next(row for row in task.rows if row.name == name) for task in self.tasks]
+
+    def strata(self, name: str) -> list[np.ndarray]:
+        """The scores of a name's trainings on every task, ``[N]`` each."""
+        return [row.per_seed for row in self.rows(name)]
+
+    def tried(self, name: str) -> int:
+        """The most settings that the agent was tried with on any of the tasks."""
+        return max(row.tried for row in self.rows(name))
+
+    def curve(self, name: str) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The times ``[U]`` at which all trainings on all tasks were evaluated, and each task's scores ``[U, N]``."""
+        curves = [row.curve() for row in self.rows(name)]
+        times = np.array(sorted(set.intersection(*(set(times) for times, _ in curves))))
+        return times, [scores[np.isin(at, times)] for at, scores in curves]
+
+
+def groups_of(runs: Sequence[Finished]) -> list[Group]:
+    """Put the runs together that can be compared, which are told by what they are and not by their names alone."""
+    parts: dict[str, list[Finished]] = {}
+    for run in runs:
+        parts.setdefault(json.dumps(run.about, sort_keys=True), []).append(run)
+    merged = [_merged(part) for part in parts.values()]
+    varied = _varied(merged)
+    groups = []
+    for title, rows in zip(_titles(list(parts.values())), merged, strict=True):
+        about = rows[0][0].about
+        agents = [row[0].summary["agent"] for row in rows]
+        names = [_label(row[0], varied[agent]) for row, agent in zip(rows, agents, strict=True)]
+        names = [
+            f"{name} ({_place(row[0], rows)})" if names.count(name) > 1 else name
+            for name, row in zip(names, rows, strict=True)
+        ]
+        made = [
+            Row(name, tuple(row), _tried(agent, rows)) for name, agent, row in zip(names, agents, rows, strict=True)
+        ]
+        if about["kind"] is not None:
+            made.sort(key=lambda row: -np.nan_to_num(row.scores.mean(), nan=-np.inf))
+        groups.append(Group(title, about["kind"], about["clock"], tuple(made)))
+    return groups
+
+
+def overall_of(groups: Sequence[Group]) -> list[Overall]:
+    """For every kind of score and clock, the tasks and rows that have the most in common, if it is two of both."""
+    alike: dict[tuple[str, str], list[Group]] = {}
+    for group in groups:
+        if group.kind is not None:
+            alike.setdefault((group.kind, group.clock), []).append(group)
+    return [overall for tasks in alike.values() if (overall := _shared(tasks)) is not None]
+
+
+def _shared(tasks: Sequence[Group]) -> Overall | None:
+    has = [{row.name for row in task.rows} for task in tasks]
+    names = list(dict.fromkeys(row.name for task in tasks for row in task.rows))
+    # The tasks of each name, and all tasks, are tried: how many names have all of them?
+    tried = {frozenset(t for t, of_task in enumerate(has) if name in of_task) for name in names}
+    tried = sorted(map(sorted, tried | {frozenset(range(len(tasks)))}))
+    shared = [(chosen, [name for name in names if all(name in has[t] for t in chosen)]) for chosen in tried]
+    shared = [(chosen, common) for chosen, common in shared if len(chosen) > 1 and len(common) > 1]
+    if not shared:
+        return None
+    chosen, common = max(shared, key=lambda both: len(both[0]) * len(both[1]))
+    left = [name for name in names if name not in common]
+    left += [task.title for t, task in enumerate(tasks) if t not in chosen]
+    return Overall(tuple(tasks[t] for t in chosen), tuple(common), tuple(left))
+
+
+def _merged(runs: Sequence[Finished]) -> list[list[Finished]]:
+    """Runs of one agent with equal settings and other seeds belong together; the same seeds again do not."""
+    rows: list[list[Finished]] = []
+    for run in runs:
+        for row in rows:
+            first, seeds = row[0], {seed for other in row for seed in other.summary["seeds"]}
+            if (
+                first.summary["agent"] == run.summary["agent"]
+                and None is not first.settings == run.settings
+                and not seeds & set(run.summary["seeds"])
+                and np.shape(first.scores)[1:] == np.shape(run.scores)[1:]
+                and first.summary[plots.clock_of(first.summary)] == run.summary[plots.clock_of(run.summary)]
+            ):
+                row.append(run)
+                break
+        else:
+            rows.append([run])
+    return rows
+
+
+def _varied(groups: Sequence[Sequence[Sequence[Finished]]]) -> dict[str, set[str]]:
+    """The settings of every agent of which some task has several values. What differs between tasks alone is chosen for
+    them, as the papers do, and makes no other agent."""
+    varied: dict[str, set[str]] = {}
+    for rows in groups:
+        for agent in {row[0].summary["agent"] for row in rows}:
+            told = [row[0].settings for row in rows if row[0].summary["agent"] == agent and row[0].settings is not None]
+            keys = {key for settings in told for key in settings}
+            varied.setdefault(agent, set()).update(
+                key for key in keys if any(settings.get(key, ...) != told[0].get(key, ...) for settings in told)
+            )
+    return varied
+
+
+def _label(run: Finished, varied: set[str]) -> str:
+    told = run.settings or {}
+    parts = [f"{key.partition('.')[2]}={json.dumps(told[key])}" for key in sorted(varied) if key in told]
+    return " ".join([run.summary["agent"], *(part.replace('"', "") for part in parts)])
+
+
+def _place(run: Finished, rows: Sequence[Sequence[Finished]]) -> str:
+    """The end of a run's path that no other one has."""
+    own, others = run.folder.resolve().parts, [row[0].folder.resolve().parts for row in rows if row[0] is not run]
+    count = next((n for n in range(1, len(own)) if all(own[-n:] != other[-n:] for other in others)), len(own))
+    return "/".join(own[-count:])
+
+
+def _tried(agent: str, rows: Sequence[Sequence[Finished]]) -> int:
+    """How many settings of an agent are known to have been tried on a task: those that are here, or as many as a sweep
+    wrote down. What left no settings counts once."""
+    runs = [run for row in rows for run in row if run.summary["agent"] == agent]
+    here = {json.dumps(run.settings, sort_keys=True) for run in runs}
+    return max([len(here), *(run.summary.get("settings_tried") or 0 for run in runs)])
+
+
+def _name(run: Finished) -> str:
+    return run.summary["dataset"] or run.summary["env"]
+
+
+def _titles(groups: Sequence[Sequence[Finished]]) -> list[str]:
+    """The dataset of every group of runs, and where several have one of that name, what else distinguishes them."""
+    abouts = [dict(group[0].about, name=_name(group[0])) for group in groups]
+    titles = []
+    for about in abouts:
+        alike = [other for other in abouts if all(other[key] == about[key] for key in ("name", "kind", "clock"))]
+        differs = {key for key in ("env", "task", "data") if any(other[key] != about[key] for other in alike)}
+        title = about["name"]
+        if "env" in differs or "task" in differs:
+            title += f", in {about['env']}{_task_facts(about, alike)}"
+        if "data" in differs:
+            title += f", {_data_facts(about['data'])}"
+        titles.append(title)
+    return titles
+
+
+def _data_facts(data: Mapping[str, Any]) -> str:
+    if "sha256" in data:
+        return f"{data['rows']:,} rows of checksum {data['sha256'][:8]}"
+    return "data without a checksum" if data["score"] is None else f"data that scores {data['score']:.6g}"
+
+
+def _task_facts(about: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """What is particular about a task among others in the environment of that name."""
+    if about["task"] is None:
+        return ""
+    mine = _flat(about["task"])
+    theirs = [_flat(other["task"] or {}) for other in others if other["env"] == about["env"]]
+    own = {key: value for key, value in mine.items() if any(other.get(key) != value for other in theirs)}
+    return "".join(f", {key} {json.dumps(value)}" for key, value in own.items())
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The values in nested mappings, by their own names."""
+    flat: dict[str, Any] = {}
+    for key, value in facts.items():
+        flat |= _flat(value) if isinstance(value, Mapping) else {key: value}
+    return flat
+
+
+def find(folders: Sequence[Path]) -> Iterator[Path]:
+    """The folders of runs among those given and, of one that is no run, the finished ones below it."""
+    seen = set()
+    for folder in folders:
+        below = (
+            []
+            if any((folder / name).exists() for name in ("summary.json", "config.yaml"))
+            else sorted(path.parent for path in folder.rglob("summary.json"))
+        )
+        for run in below or [folder]:
+            if run.resolve() not in seen:
+                seen.add(run.resolve())
+                yield run

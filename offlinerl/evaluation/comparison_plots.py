@@ -1,0 +1,137 @@
+"""The pictures of a comparison, each as PNG, PDF and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offlinerl.evaluation.findings import Curve, Estimate, Findings
+from offlinerl.evaluation.plots import plain, save
+from offlinerl.util.figures import line_of, literal
+
+FORMATS = ("png", "pdf", "svg")
+
+Colours = Mapping[str, int]
+"""The number of every agent's colour, which it has in all pictures of a report."""
+
+
+def task(found: Findings, colours: Colours, reference: float | None, stem: Path) -> None:
+    """The mean of every agent over its training, and its last policies: the seeds as points, their mean with its
+    interval.
+
+    Args:
+        reference: what the dataset's average episode scores.
+    """
+    figure, (over_time, at_end) = _figure(1, 2, (11, 4.6), width_ratios=[1.3, 1])
+    _lines(over_time, found.curves, found.names, colours)
+    over_time.set(xlabel=found.clock, ylabel=found.unit, title="training: mean and 95% interval over seeds")
+    seeds = {name: found.strata[name][0] for name in found.names}
+    _intervals(at_end, {name: of["mean"] for name, of in found.estimates.items()}, found.names, colours, seeds)
+    at_end.set(xlabel=found.unit, title="last policies: seeds, mean and 95% interval")
+    if reference is not None:
+        over_time.axhline(reference, color="0.4", linestyle="--", linewidth=1, label="average episode of the dataset")
+        at_end.axvline(reference, color="0.4", linestyle="--", linewidth=1)
+    figure.suptitle(literal(found.title))
+    _legend(figure, over_time)
+    _save(figure, stem)
+
+
+def aggregates(found: Findings, colours: Colours, stem: Path) -> None:
+    """The estimates of every agent with their intervals, a panel for each kind."""
+    kinds = list(found.estimates[found.names[0]])
+    figure, axes = _figure(
+        1, len(kinds), (3.6 * len(kinds) + 1, 1.4 + 0.5 * len(found.names)), sharex=True, sharey=True
+    )
+    for axis, kind in zip(axes, kinds, strict=True):
+        _intervals(axis, {name: of[kind] for name, of in found.estimates.items()}, found.names, colours)
+        axis.set(title=kind, xlabel=found.unit)
+    figure.suptitle(f"{found.title}: estimates and 95% intervals")
+    _save(figure, stem)
+
+
+def curves(found: Findings, colours: Colours, stem: Path) -> None:
+    figure, ((axis,),) = _figure(1, 1, (7.5, 4.8), squeeze=False)
+    _lines(axis, found.curves, found.names, colours)
+    axis.set(xlabel=found.clock, ylabel=f"IQM of the {found.unit}", title=f"{found.title}: sample efficiency")
+    _legend(figure, axis)
+    _save(figure, stem)
+
+
+def profiles(found: Findings, colours: Colours, stem: Path) -> None:
+    figure, ((axis,),) = _figure(1, 1, (7.5, 4.8), squeeze=False)
+    _lines(axis, found.profiles, found.names, colours)
+    axis.set(xlabel=found.unit, ylabel="share of trainings above", title=f"{found.title}: performance profiles")
+    axis.set_ylim(-0.02, 1.02)
+    _legend(figure, axis)
+    _save(figure, stem)
+
+
+def improvement(found: Findings, stem: Path) -> None:
+    """How probably the agent of a row scores higher than the one of a column."""
+    n = len(found.names)
+    figure, ((axis,),) = _figure(1, 1, (2.6 + 1.25 * n, 1.8 + 0.8 * n), squeeze=False)
+    chances = {(x, y): found.beats(x, y) for x in found.names for y in found.names if x != y}
+    grid = np.array([[chances[x, y].value if x != y else np.nan for y in found.names] for x in found.names])
+    axis.imshow(grid, cmap="RdBu", vmin=-0.4, vmax=1.4, aspect="auto")
+    for (i, x), (j, y) in ((row, column) for row in enumerate(found.names) for column in enumerate(found.names)):
+        if x != y:
+            value, low, high = (100 * number for number in chances[x, y])
+            sure = "" if np.isnan(low) else f"\n{low:.0f} to {high:.0f}"
+            axis.text(j, i, f"{value:.0f} %{sure}", ha="center", va="center", fontsize=10)
+    names = [literal(name) for name in found.names]
+    axis.set_xticks(range(n), names, rotation=25, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(n), names)
+    axis.set(title=literal(f"{found.title}: how probably the row\nscores higher than the column"))
+    _save(figure, stem)
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float], **more: Any) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, **more)
+
+
+def _lines(axis: Any, curves: Mapping[str, Curve], names: Sequence[str], colours: Colours) -> None:
+    for name in names:
+        if name in curves:
+            x, value, low, high = curves[name]
+            style = line_of(colours[name])
+            marker = dict(marker="o", markersize=3.5) if len(x) < 30 else {}
+            axis.plot(x, value, **style, **marker, linewidth=2, label=literal(name))
+            axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    plain(axis)
+
+
+def _intervals(
+    axis: Any, estimates: Mapping[str, Estimate], names: Sequence[str], colours: Colours,
+    points: Mapping[str, np.ndarray] | None = None,
+) -> None:  # fmt: skip
+    """A line an agent, the first name on top."""
+    for place, name in enumerate(names):
+        value, low, high = estimates[name]
+        colour = line_of(colours[name])["color"]
+        axis.plot([low, high], [place, place], color=colour, linewidth=6, alpha=0.35, solid_capstyle="butt")
+        axis.plot(value, place, "D", color=colour, markersize=7)
+        if points is not None:
+            below = np.full(len(points[name]), place + 0.25)
+            axis.plot(points[name], below, "o", color=colour, markersize=4, alpha=0.7)
+    axis.set_yticks(range(len(names)), [literal(name) for name in names])
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    plain(axis)
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), fontsize=10, frameon=False)
+
+
+def _save(figure: Any, stem: Path) -> None:
+    for suffix in FORMATS:
+        save(figure, stem.with_name(f"{stem.name}.{suffix}"))
+        figure.set_layout_engine("none")  # it is laid out, which takes longer than to write it

@@ -1,0 +1,223 @@
+"""What a comparison of agents finds: estimates with their intervals, who beats whom, and whether that is sure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from offlinerl.evaluation.comparison import Group, Overall
+from offlinerl.evaluation.statistics import (
+    AGGREGATES,
+    Strata,
+    interquartile_mean,
+    mean_of_tasks,
+    performance_profile,
+    probability_of_improvement,
+    stratified_bootstrap,
+)  # fmt: skip
+from offlinerl.util.display import between, places, shown, unit_of
+from offlinerl.util.errors import either
+
+FEW = 4
+"""Trainings of two agents, below which no order of them is improbable enough by chance: that all of four score higher
+than all of four others has a probability of 1 in 35 either way, that three do, of 1 in 10."""
+
+THRESHOLDS = 101
+"""Points of a performance profile."""
+
+
+class Estimate(NamedTuple):
+    """A value and its 95% interval, which is NaN where it cannot be known."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self) -> str:
+        """As in "71.3 (69.0 to 73.5)"."""
+        value, low, high = self
+        if np.isnan(low):
+            return shown(value)
+        decimals = places(low, high)
+        return f"{shown(value, decimals)} ({between((low, high), decimals)})"
+
+
+def percent(chance: Estimate) -> str:
+    """A probability as in "83%, 63 to 97%"."""
+    value, low, high = (100 * number for number in chance)
+    return f"{value:.0f}%" + ("" if np.isnan(low) else f", {low:.0f} to {high:.0f}%")
+
+
+class Curve(NamedTuple):
+    """Values ``[U]`` over times or thresholds ``[U]``, with their 95% intervals."""
+
+    x: np.ndarray
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Of agents on a task, or on several.
+
+    Attributes:
+        title: of what they are compared on.
+        unit: of the estimates.
+        clock: "updates" or "steps".
+        tasks: their titles.
+        names: of the agents, the best first.
+        tried: how many settings of each were tried.
+        strata: each one's scores a training, for each task.
+        estimates: "IQM", "mean" and, over several tasks, "median"; empty if the tasks' scores have no common scale.
+        improvement: the probability that a training of the first scores higher than one of the second, of every pair
+            in the order of ``names``.
+        curves: the score over updates or steps, over several tasks the interquartile mean.
+        profiles: the share of trainings above a score; of several tasks only.
+    """
+
+    title: str
+    unit: str
+    clock: str
+    tasks: tuple[str, ...]
+    names: tuple[str, ...]
+    tried: Mapping[str, int]
+    strata: Mapping[str, Strata]
+    estimates: Mapping[str, Mapping[str, Estimate]]
+    improvement: Mapping[tuple[str, str], Estimate]
+    curves: Mapping[str, Curve]
+    profiles: Mapping[str, Curve]
+
+    @property
+    def fewest(self) -> int:
+        """Trainings of an agent on a task."""
+        return min(len(task) for scores in self.strata.values() for task in scores)
+
+    @property
+    def criterion(self) -> str | None:
+        """By which the agents are ranked."""
+        return None if not self.estimates else "IQM" if len(self.tasks) > 1 else "mean"
+
+    def beats(self, x: str, y: str) -> Estimate:
+        """The probability that a training of ``x`` scores higher than one of ``y``."""
+        if (x, y) in self.improvement:
+            return self.improvement[x, y]
+        value, low, high = self.improvement[y, x]
+        return Estimate(1 - value, 1 - high, 1 - low)
+
+    @property
+    def rivals(self) -> list[str]:
+        """Whom the best one cannot be told apart from: no interval of 95% says that it is the better one."""
+        trainings = min(sum(map(len, scores)) for scores in self.strata.values())
+        best, *others = self.names
+        return [other for other in others if trainings < FEW or not self.beats(best, other).low > 0.5]
+
+    def verdict(self) -> tuple[bool, str]:
+        """Whether it is sure who is the best, and what can be said of it in words."""
+        best, *others = self.names
+        value = ""
+        if self.criterion is not None:
+            kind = dict(mean="a mean", IQM="an interquartile mean")[self.criterion]
+            value = f" with {kind} of {self.estimates[best][self.criterion].text()}"
+        if not others:
+            return False, f"{best} is alone here{value}."
+        rivals = self.rivals
+        if not rivals:
+            least = min(others, key=lambda other: self.beats(best, other).value)
+            than = f"{least}, the nearest," if len(others) > 1 else least
+            text = f"{best} is the best{value}. A training of it scores higher than one of {than} with probability"
+            text += f" {percent(self.beats(best, least))}."
+        else:
+            chances = [f"{other} ({percent(self.beats(best, other))} of the pairs)" for other in rivals]
+            text = f"{best} comes first{value}, but it is not settled that it is better than {either(*chances)}."
+        if self.fewest < 5:
+            count = "one training" if self.fewest == 1 else f"{self.fewest} trainings"
+            text += f" {count.capitalize()} of an agent on a task is little to go by."
+        if len(set(self.tried.values())) > 1:
+            tried = ", ".join(f"{name} {count}" for name, count in self.tried.items())
+            text += f" The best of many settings is partly luck, and so many were tried: {tried}."
+        return not rivals, text
+
+
+def of_group(group: Group) -> Findings:
+    """What is found on one task. The mean has the interval of seeds and episodes, the interquartile mean one of seeds
+    alone."""
+    rows = {row.name: row for row in group.rows}
+    strata = {name: [row.per_seed] for name, row in rows.items()}
+    estimates = {
+        name: {
+            "mean": Estimate(float(row.scores.mean()), *row.interval),
+            "IQM": _estimate(interquartile_mean, [row.per_seed]),
+        }
+        for name, row in rows.items()
+    }
+    curves = {name: _curve(mean_of_tasks, *_one(row.curve())) for name, row in rows.items()}
+    return Findings(
+        group.title, group.unit, group.clock, (group.title,), tuple(rows), {row.name: row.tried for row in group.rows},
+        strata, estimates, _improvement(tuple(rows), strata), curves, {},
+    )  # fmt: skip
+
+
+def of_overall(overall: Overall) -> Findings:
+    """What is found over several tasks, the agents ranked by their interquartile mean or, where the tasks have no
+    common scale, by how probably each scores higher than the others."""
+    strata = {name: overall.strata(name) for name in overall.names}
+    tried = {name: overall.tried(name) for name in overall.names}
+    estimates: dict[str, dict[str, Estimate]] = {}
+    curves, profiles = {}, {}
+    if overall.comparable:
+        estimates = {
+            name: {key: _estimate(aggregate, scores) for key, aggregate in AGGREGATES.items()}
+            for name, scores in strata.items()
+        }
+        pooled = np.concatenate([task for scores in strata.values() for task in scores])
+        low, high = np.nanmin(pooled), np.nanmax(pooled)
+        thresholds = np.linspace(low - (high - low) / 20, high, THRESHOLDS)
+        for name, scores in strata.items():
+            curves[name] = _curve(interquartile_mean, *overall.curve(name))
+            profiles[name] = _profile(scores, thresholds)
+        rank = {name: estimates[name]["IQM"].value for name in strata}
+    else:
+        rank = {
+            x: float(np.mean([probability_of_improvement(strata[x], strata[y]) for y in strata if y != x]))
+            for x in strata
+        }
+    names = tuple(sorted(strata, key=lambda name: -np.nan_to_num(rank[name], nan=-np.inf)))
+    titles = tuple(task.title for task in overall.tasks)
+    title = f"Over {len(titles)} tasks"
+    return Findings(
+        title, unit_of(overall.kind), overall.clock, titles, names, tried, strata, estimates,
+        _improvement(names, strata), {name: curve for name, curve in curves.items() if len(curve.x) > 1}, profiles,
+    )  # fmt: skip
+
+
+def _one(curve: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, Strata]:
+    return curve[0], [curve[1]]
+
+
+def _estimate(statistic: Callable[..., np.ndarray], *agents: Strata) -> Estimate:
+    low, high = stratified_bootstrap(statistic, *agents)
+    return Estimate(float(statistic(*agents)), float(low), float(high))
+
+
+def _curve(statistic: Callable[[Strata], np.ndarray], times: np.ndarray, scores: Strata) -> Curve:
+    if not len(times):
+        return Curve(*np.empty((4, 0)))
+    return Curve(times, statistic(scores), *stratified_bootstrap(statistic, scores, draws=2_000))
+
+
+def _profile(scores: Strata, thresholds: np.ndarray) -> Curve:
+    def statistic(drawn: Strata) -> np.ndarray:
+        return performance_profile(drawn, thresholds)
+
+    return Curve(thresholds, statistic(scores), *stratified_bootstrap(statistic, scores, draws=2_000))
+
+
+def _improvement(names: Sequence[str], strata: Mapping[str, Strata]) -> dict[tuple[str, str], Estimate]:
+    return {
+        (x, y): _estimate(probability_of_improvement, strata[x], strata[y]) for x, y in itertools.combinations(names, 2)
+    }
