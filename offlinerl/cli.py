@@ -417,7 +417,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"{', '.join(agents.names())}; or your own as module:Class",
     )
     p.add_argument("--dataset", metavar="NAME", help="a name of `datasets list`, a Minari id, a file or a folder")
-    p.add_argument("--env", metavar="ID", help="where to act, or a file's task: a Gymnasium id or a dataset's name")
+    p.add_argument("--env", metavar="ID", help="where to act: a Gymnasium id, a dataset's name, or none")
     p.add_shared("--max-episode-steps", "--action-range", *SEEING, "--obs-keys", "--columns", "--subset")
     p.add_argument("--actions", choices=("discrete", "continuous"), help="the data's, if no environment says so")
     p.add_argument(

@@ -1,5 +1,6 @@
 """Trainings on data whose environment nobody names."""
 
+import copy
 import csv
 import json
 from pathlib import Path
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_table
+from episodes import ID, episode
 from pendulum import empty_workplace
 
 import offlinerl
 from offlinerl.agents.bc import BC
 from offlinerl.cli import main
 from offlinerl.data.inferred import spec_of_data
+from offlinerl.data.minari_writer import write_minari
 from offlinerl.experience.sources import OfflineData
 from offlinerl.experience.table import Table
 from offlinerl.training.held_out import HeldOut, apart
@@ -181,10 +184,6 @@ def test_discrete_actions_are_learnt_and_numbered_as_in_the_data(here):
 
 
 def test_a_minari_dataset_that_names_no_environment_states_its_bounds(here, monkeypatch):
-    from episodes import ID, episode
-
-    from offlinerl.data.minari_writer import write_minari
-
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(here))
     space = gym.spaces.Box(-3, 5, (1,), np.float32)
     made = [episode(n)._replace(actions=np.full((3 + n, 1), 0.5, np.float32)) for n in range(3)]
@@ -195,6 +194,36 @@ def test_a_minari_dataset_that_names_no_environment_states_its_bounds(here, monk
     spec, said = spec_of_data(offlinerl.load_dataset(ID))
     assert (spec.action_low, spec.action_high) == ((-3.0,), (5.0,)) and said.endswith("as the dataset states")
     assert offlinerl.fit("bc", ID, over=dict(train=FEW)).summary["env"] is None
+
+
+def test_the_environment_that_a_dataset_names_need_not_be_there(here, monkeypatch, capsys):
+    """One that is not installed, and one that is not wanted."""
+    spec = copy.deepcopy(gym.spec("Pendulum-v1"))
+    spec.id, spec.entry_point = "NotInstalled-v7", "nowhere:Robot"
+    made = [episode(n)._replace(actions=np.full((3 + n % 5, 1), 0.5, np.float32)) for n in range(6)]
+    for name, of in dict(lost=spec, swing=gym.spec("CartPole-v1")).items():
+        write_minari(
+            here / f"minari/test/{name}-v0", made, dataset_id=f"test/{name}-v0", env_spec=of,
+            observation_space=gym.spaces.Box(-np.inf, np.inf, (4,), np.float32),
+            action_space=gym.spaces.Box(-1, 1, (1,), np.float32),
+        )  # fmt: skip
+    flags = ["--batch", "8", "--updates", "6", "--eval-every", "3", "--compile", "false"]
+    assert main(["fit", "bc", "--dataset", "test/lost-v0", *flags]) == 1
+    said = capsys.readouterr().err
+    assert "cannot be made: No module named 'nowhere'" in said and said.endswith(
+        "--env none trains on the dataset alone\n"
+    )
+    for name in ("lost", "swing"):
+        assert main(["fit", "bc", "--dataset", f"test/{name}-v0", "--env", "none", "--out", name, *flags]) == 0
+        said = capsys.readouterr().out
+        assert "no environment is named" in said and "-1 to 1, the bounds as the dataset states" in said
+        assert json.loads(Path(name, "summary.json").read_text())["env"] is None
+        assert offlinerl.load_policy(name)(made[0].observations[0]).shape == (1,)
+    assert main(["fit", "--resume", "lost", "--updates", "9"]) == 0
+    assert main(["fit", "bc", "--dataset", "test/lost-v0", "--env", "none", "--online-steps", "5"]) == 1
+    assert "fine-tuning acts in an environment" in capsys.readouterr().err
+    assert main(["fit", "td3", "--env", "none", "--steps", "5"]) == 1
+    assert "nowhere to act: give one instead of none" in capsys.readouterr().err
 
 
 def test_the_share_that_is_held_out_is_a_setting(here):

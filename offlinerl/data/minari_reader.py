@@ -78,9 +78,8 @@ def load_minari(
         raise mismatch
     keep = [
         "env_spec", "eval_env_spec", "ref_min_score", "ref_max_score", "author", "provenance", "seed", "frame_stack",
+        "action_space",
     ]  # fmt: skip
-    if not metadata.get("env_spec"):
-        keep.append("action_space")  # all that is known of it
     provenance = dict(
         format="journal" if _is_journal(metadata) else f"Minari {metadata.get('minari_version', '?')}",
         file=str(folder),

@@ -39,6 +39,10 @@ HELDOUT = "-heldout"
 """Ends the name of the held-out part of a dataset that is made here."""
 
 
+NOWHERE = "none"
+"""In place of an environment: the data's own, if it names one, is not wanted."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A dataset, and the task it belongs to.
@@ -175,7 +179,8 @@ def resolve(
             ``kitchen-complete-v0.hdf5``, brings its task along. Or a dataset itself; or what a file holds of one, which
             is not enough.
         env: another environment: a name in the registry, which brings its whole task; or a Gymnasium id, which may
-            begin with the module that registers it, ``module:Id``; or what ``offlinerl.envs.make.make`` takes.
+            begin with the module that registers it, ``module:Id``; or what ``offlinerl.envs.make.make`` takes. "none"
+            takes away the dataset's own.
         obs_keys: the parts of the observations to use; by default the dataset's own.
 
     Raises:
@@ -187,7 +192,9 @@ def resolve(
             " dataset="
         )
     found = _find(source) if isinstance(source, str) else _of_object(source)
-    if isinstance(env, str) and env in _load():
+    if env == NOWHERE:
+        found = replace(found, env=None, score=None)
+    elif isinstance(env, str) and env in _load():
         task = _load()[env]
         own = {key: getattr(found, key) or getattr(task, key) for key in ("obs_keys", "licence", "citation")}
         found = replace(task, name=found.name, source=found.source, **own)
@@ -217,6 +224,8 @@ def task(env: str | Mapping[str, Any], obs_keys: Sequence[str] | None = None) ->
     Raises:
         UserError: there is no such environment.
     """
+    if env == NOWHERE:
+        raise UserError("without an environment there is nowhere to act: give one instead of none")
     if isinstance(env, str) and env in _load():
         found = _load()[env]
         if found.env is None:

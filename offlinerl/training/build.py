@@ -17,7 +17,7 @@ from offlinerl import agents
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.agents.vae import VAE
-from offlinerl.data import load, rewards, scales
+from offlinerl.data import load, registry, rewards, scales
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.inferred import KINDS, spec_of_data
 from offlinerl.data.mapping import in_words
@@ -153,8 +153,13 @@ def on_dataset(
     else:
         if about.get("actions"):
             raise UserError(f"{id_of(task.env)} says itself what its actions are: leave out --actions")
-        task = within_data(task, data, display)
-        pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
+        try:
+            task = within_data(task, data, display)
+            pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
+        except UserError as error:
+            if about["env"] is not None or steps:
+                raise
+            raise UserError(f"{error}; or do without: --env none trains on the dataset alone") from error
         spec = pool.spec
         require_parts(task, pool, about)
     require_own_units(entry, data, spec, task, display)
@@ -336,9 +341,9 @@ def within_data(task: Task, data: Dataset, display: Display) -> Task:
 
 def task_of(entry: Entry, data: Dataset, limits: Mapping[str, Any]) -> Task:
     """What evaluation needs of a dataset's task; the limits, see ``offlinerl.envs.make.with_limits``, are for an
-    environment that only the data itself names. Its ``env`` is None where nothing names one."""
+    environment that only the data itself names. Its ``env`` is None where nothing names one, or none is wanted."""
     env = entry.env
-    if env is None and "env_spec" in data.provenance:
+    if env is None and limits.get("env") != registry.NOWHERE and "env_spec" in data.provenance:
         env = with_limits({"spec": data.provenance["env_spec"]}, limits)
     stack = data.provenance.get("frame_stack")
     if env is not None and stack and "stack" not in env:
