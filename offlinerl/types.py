@@ -150,7 +150,8 @@ class Spec:
         """
         if not self.is_vector:
             listed = ", ".join(f"{leaf.path or 'an image'} {list(leaf.shape)}" for leaf in self.obs)
-            raise UserError(f"observations must be one vector here, not {listed}; choose parts with --obs-keys")
+            instead = "choose parts with --obs-keys" if self.obs[0].path else "take an agent that sees images"
+            raise UserError(f"observations must be one vector here, not {listed}; {instead}")
         return self.obs[0].shape[0]
 
     @property

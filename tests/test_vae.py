@@ -307,7 +307,7 @@ def test_frames_that_no_encoder_takes(here, refused, monkeypatch):
     )
     monkeypatch.syspath_prepend(here)
     said = refused("fit", "sees:OfVectors", "--dataset", "blob/random-v0", "--updates", 1)
-    assert "observations must be one vector here, not an image [12, 12, 3]" in said
+    assert "observations must be one vector here, not an image [12, 12, 3]; take an agent that sees images" in said
     said = refused("fit", "vae", "--dataset", "kitchen", "--updates", 1)
     assert "a vae learns from images alone" in said
     with pytest.raises(UserError, match="images of 2x12 are too small for convolutions, the smallest of which is 4x4"):

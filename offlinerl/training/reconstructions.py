@@ -11,6 +11,7 @@ import torch
 from offlinerl.agents.vae import VAE
 from offlinerl.data.dataset import Dataset
 from offlinerl.evaluation import plots
+from offlinerl.util.display import RECONSTRUCTIONS
 
 FRAMES = 8
 
@@ -25,7 +26,7 @@ class Reconstructions:
     """
 
     def __init__(self, agent: VAE, data: Dataset, folder: Path):
-        self.agent, self.path = agent, folder / "reconstructions.png"
+        self.agent, self.path = agent, folder / RECONSTRUCTIONS
         self.frames = data.observations[data.at[np.linspace(0, len(data) - 1, FRAMES).astype(int)]]
 
     def finish(self) -> None:

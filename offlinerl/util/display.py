@@ -24,6 +24,9 @@ UNITS = {
 FAST = ", fast scene"
 """What the kind of a score ends with that was reached on images without shadows."""
 
+RECONSTRUCTIONS = "reconstructions.png"
+"""The picture in a run's folder of what an autoencoder makes of frames."""
+
 
 def unit_of(kind: str) -> str:
     """A kind of score in words."""
@@ -184,14 +187,18 @@ class Display:
         ]
         columns = ("loss", "training", "per seed", "held out", "per seed")
         table(self.console, f"{summary['agent']} on {summary['dataset']}: the last losses", columns, rows)
+        if (picture := folder / RECONSTRUCTIONS).is_file():
+            self._say_of_files(summary, folder, "the encoder")
+            self.say(f"frames and what it makes of them in {picture}; agents learn from it by --agent.encoder {folder}")
+            return
         self._say_of_files(summary, folder)
         self.say(f"a score needs an environment: offlinerl evaluate {folder} --env ID")
 
-    def _say_of_files(self, summary: dict[str, Any], folder: Path) -> None:
+    def _say_of_files(self, summary: dict[str, Any], folder: Path, what: str = "the policy") -> None:
         clock = summary["clock"]
         self.say(
             f"{summary[clock]:,} {clock} at {summary[f'{clock}_per_second']:,.0f}/s,"
-            f" {summary['seconds'] / 60:.1f} minutes in all; curves in {folder / 'curves.png'}, the policy in"
+            f" {summary['seconds'] / 60:.1f} minutes in all; curves in {folder / 'curves.png'}, {what} in"
             f" {folder / 'last.ckpt'}"
         )
 
