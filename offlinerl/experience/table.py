@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offlinerl.agents.base import Agent
 from offlinerl.data.columns import BLOCK
-from offlinerl.data.dataset import Dataset
+from offlinerl.data.dataset import COLUMNS, Dataset
 from offlinerl.experience.mapped import MappedFiles, Maps, Stored, StoredNumbers
 from offlinerl.types import Batch, Leaf, Spec, Window
 from offlinerl.util.errors import UserError
@@ -178,7 +178,8 @@ class Table(Rows):
             require_shapes(dataset, agent.spec, stack)
             images = dataset.observations
             latents = [agent.kept(np.asarray(images[i : i + ENCODED])) for i in range(0, len(images), ENCODED)]
-            dataset = replace(dataset, observations=np.concatenate(latents))
+            others = {name: np.asarray(getattr(dataset, name)) for name in COLUMNS if name != "observations"}
+            dataset = replace(dataset, observations=np.concatenate(latents), **others)
         table = cls(dataset, agent.kept_spec, agent.gamma, agent.n_step, agent.device, stack)
         table.next_actions = agent.next_actions
         return table
