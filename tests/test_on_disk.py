@@ -224,3 +224,53 @@ def test_a_killed_build_is_begun_again_and_another_process_waits(tmp_path, cache
     assert all(f"rows {rows}\n" in said for said in both_said)
     (whole,) = folders(cache)
     assert not whole.name.startswith(".") and not (whole / ".part").exists()
+
+
+LARGE = """
+import sys, threading, time
+import torch
+from offlinerl.data import edit, load
+from offlinerl.experience.sources import OfflineData
+from offlinerl.experience.table import Table
+from offlinerl.training.build import contents_of
+from offlinerl.types import Spec
+
+def own():  # MB in memory that are no pages of files
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1e3 for line in file if line.startswith("RssAnon"))
+
+def watch():
+    while True:
+        most[0] = max(most[0], own())
+        time.sleep(0.005)
+
+torch.set_num_threads(1)
+before = own()
+most = [before]
+threading.Thread(target=watch, daemon=True).start()
+data = load.load(sys.argv[1], table="disk")
+contents_of(data), data.moments, data.action_limits
+part, _ = edit.split(data, 0.9)
+part.moments
+source = OfflineData(Table(part, Spec(16, 2, (-1.0,) * 2, (1.0,) * 2), 0.9), (0,), 256)
+for _ in range(5):
+    assert source.draw().obs.isfinite().all()
+print(round(most[0] - before), round(data.nbytes / 1e6))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
+def test_little_of_a_large_dataset_is_in_memory(tmp_path):
+    """While its files are made, summed up, divided and drawn from."""
+    rows, block = 1_500_000, np.random.default_rng(0).normal(size=(50_000, 16)).astype(np.float32)
+    with h5py.File(tmp_path / "large.hdf5", "w") as file:
+        for name, like in dict(observations=block, actions=block[:, :2].clip(-1, 1), rewards=block[:, 0]).items():
+            column = file.create_dataset(name, (rows, *like.shape[1:]), "f4")
+            for start in range(0, rows, len(block)):
+                column[start : start + len(block)] = like
+        file["terminals"], file["timeouts"] = np.zeros(rows, bool), np.arange(rows) % 500 == 499
+    command = [sys.executable, "-c", LARGE, str(tmp_path / "large.hdf5")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    taken, size = map(int, done.stdout.split()[-2:])
+    assert taken < 80 < 140 < size

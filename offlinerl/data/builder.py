@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from offlinerl.data.columns import blocks
 from offlinerl.data.dataset import COLUMNS, Dataset, write_about
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves
@@ -41,7 +42,8 @@ class Column:
             self._widen(both)
         total = self.size + len(block)
         if self.file is not None:
-            self.file.write(np.ascontiguousarray(block, self.dtype).data)
+            for piece in blocks(block):
+                self.file.write(np.ascontiguousarray(piece, self.dtype).data)
         else:
             if self.array is None:
                 self.array = np.empty((max(self.room, total), *self.shape), self.dtype)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import h5py
@@ -16,6 +18,22 @@ from offlinerl.util.trees import Tree, tree_leaves
 
 BLOCK = 1 << 16
 """Rows read or checked at a time, so that loading takes little more memory than the table itself."""
+
+
+def blocks(column: Any, rows: int = BLOCK, more: int = 0) -> Iterator[np.ndarray]:
+    """A column ``[N, ...]`` so many rows at a time, and as many of those behind them; of one on the disk, no more than
+    that is in memory."""
+    for at in range(0, len(column), rows):
+        yield column[at : at + rows + more]
+        let_go(column)
+
+
+def let_go(column: Any) -> None:
+    """Hand back the pages of a column on the disk, or of stretches of one, that are in the memory of this process."""
+    while not isinstance(column, np.ndarray):
+        column = column.array
+    if isinstance(column, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        column._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def single(column: np.ndarray, what: str) -> np.ndarray:
@@ -108,8 +126,7 @@ def nonfinite_rows(column: np.ndarray) -> np.ndarray:
     """The rows of ``[rows, ...]`` that hold a NaN or an infinity."""
     if column.dtype.kind != "f":
         return np.empty(0, int)
-    blocks = (column[at : at + BLOCK] for at in range(0, len(column), BLOCK))
-    finite = [np.isfinite(block).reshape(len(block), -1).all(axis=1) for block in blocks]
+    finite = [np.isfinite(block).reshape(len(block), -1).all(axis=1) for block in blocks(column)]
     return np.flatnonzero(~np.concatenate(finite))
 
 

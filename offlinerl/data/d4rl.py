@@ -21,7 +21,7 @@ from offlinerl.util.errors import UserError
 
 Mode = Literal["lossless", "d4rl"]
 
-MOST_BYTES = 1 << 26
+MOST_BYTES = 1 << 24
 """Bytes of observations that are read at a time."""
 
 JUMP = 2.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offlinerl.data.columns import BLOCK
+from offlinerl.data.columns import blocks
 from offlinerl.data.scales import Moments, moments
 from offlinerl.util.atomic import atomic_write, write_json
 from offlinerl.util.errors import UserError, reading
@@ -238,13 +238,13 @@ class Dataset:
     @property
     def action_limits(self) -> tuple[np.ndarray, np.ndarray]:
         """The least and the greatest value of every dimension of the actions, ``[A]`` each."""
-        blocks = [self.action[at : at + BLOCK] for at in range(0, len(self), BLOCK)]
-        return np.min([block.min(0) for block in blocks], 0), np.max([block.max(0) for block in blocks], 0)
+        low, high = zip(*((block.min(0), block.max(0)) for block in blocks(self.action)), strict=True)
+        return np.min(low, 0), np.max(high, 0)
 
     @property
     def on_disk(self) -> bool:
-        """Whether the observations are on the disk, and are read as they are asked for."""
-        return isinstance(first_leaf(self.observations), np.memmap | Stretches)
+        """Whether its columns are on the disk, and are read as they are asked for."""
+        return isinstance(self.at, np.memmap | Stretches)
 
     @cached_property
     def moments(self) -> Moments:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from offlinerl.data.columns import BLOCK
+from offlinerl.data.columns import blocks
 from offlinerl.util.trees import Tree, tree_leaves
 
 Moments = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -41,8 +41,7 @@ def _moments(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _total(column: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """The sum over all rows of what a function makes of a block of them in float64, ``[O]``."""
-    blocks = (column[at : at + BLOCK].astype(np.float64) for at in range(0, len(column), BLOCK))
-    return np.sum([of(block).sum(0) for block in blocks], 0)
+    return np.sum([of(block.astype(np.float64)).sum(0) for block in blocks(column)], 0)
 
 
 def far_apart(observations: Tree, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str | None:
@@ -76,7 +75,6 @@ def _correlation(column: np.ndarray, std: np.ndarray) -> np.ndarray:
     """Of every dimension with itself one row later, ``[O]``, by the mean square of its steps (von Neumann, 1941)."""
     if len(column) < 2:
         return np.zeros_like(std)
-    starts = range(0, len(column) - 1, BLOCK)
-    steps = (np.diff(column[at : at + BLOCK + 1].astype(np.float64), axis=0) for at in starts)
+    steps = (np.diff(block.astype(np.float64), axis=0) for block in blocks(column, more=1))
     change = np.sum([np.square(step).sum(0) for step in steps], 0) / (len(column) - 1)
     return 1 - change / (2 * np.square(np.where(std > 0, std, 1.0)))

@@ -26,16 +26,26 @@ class Maps:
     """
 
     def __init__(self, limit: int):
-        self.limit, self.used = limit, 0
+        self.limit, self.used, self.others = limit, 0, file_pages() or 0
         self.maps: list[mmap.mmap] = []
 
     def touched(self, rows: int, nbytes: int) -> None:
-        """Told of accesses to so many rows of ``nbytes`` together."""
+        """Told of accesses to so many rows of ``nbytes`` together, which may have been there before."""
         self.used += nbytes + rows * PAGES
+        if self.used > self.limit and (known := file_pages()) is not None:
+            self.used = max(0, known - self.others)
         if self.used > self.limit and hasattr(mmap, "MADV_DONTNEED"):
             for opened in self.maps:
                 opened.madvise(mmap.MADV_DONTNEED)
             self.used = 0
+
+
+def file_pages() -> int | None:
+    """Bytes of files that are in the memory of this process; None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[2]) * mmap.PAGESIZE
+    except OSError:
+        return None
 
 
 class MappedFiles(Maps):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from offlinerl.agents.base import Agent
-from offlinerl.data.columns import BLOCK
+from offlinerl.data.columns import blocks
 from offlinerl.data.dataset import COLUMNS, Dataset
 from offlinerl.experience.mapped import MappedFiles, Maps, Stored, StoredNumbers
 from offlinerl.types import Batch, Leaf, Spec, Window
@@ -255,8 +255,7 @@ def entries_outside(action: np.ndarray, spec: Spec) -> int:
     """How many entries of continuous actions ``[rows, A]`` lie outside the bounds, beyond what rounding does."""
     low, high = np.array(spec.action_low), np.array(spec.action_high)
     slack = ACTION_MARGIN * np.maximum(high - low, np.maximum(abs(low), abs(high)))
-    blocks = (action[at : at + BLOCK] for at in range(0, len(action), BLOCK))
-    return sum(int(((block < low - slack) | (block > high + slack)).sum()) for block in blocks)
+    return sum(int(((block < low - slack) | (block > high + slack)).sum()) for block in blocks(action))
 
 
 def require_shapes(dataset: Dataset, spec: Spec, stack: int = 1) -> None:

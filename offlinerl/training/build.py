@@ -18,6 +18,7 @@ from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.agents.vae import VAE
 from offlinerl.data import load, registry, rewards, scales
+from offlinerl.data.columns import blocks, let_go
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.inferred import KINDS, spec_of_data
 from offlinerl.data.mapping import in_words
@@ -356,11 +357,13 @@ def contents_of(raw: Dataset) -> dict[str, Any]:
     digest = hashlib.sha256()
     for _, leaf in tree_leaves(raw.observations):  # those of every row, some at a time
         digest.update(f"{leaf.dtype} {(len(raw), *leaf.shape[1:])}".encode())
-        for first in range(0, len(raw), ROWS_HASHED):
-            digest.update(np.ascontiguousarray(leaf[raw.at[first : first + ROWS_HASHED]]))
+        for places in blocks(raw.at, ROWS_HASHED):
+            digest.update(np.ascontiguousarray(leaf[places]))
+            let_go(leaf)
     for column in (raw.action, raw.reward, raw.terminated, raw.last):
         digest.update(f"{column.dtype} {column.shape}".encode())
-        digest.update(np.ascontiguousarray(column))
+        for block in blocks(column):
+            digest.update(np.ascontiguousarray(block))
     return dict(rows=len(raw), episodes=len(raw.episode_starts), sha256=digest.hexdigest())
 
 
