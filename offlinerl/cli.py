@@ -216,12 +216,13 @@ def export(args: argparse.Namespace) -> None:
     writers = dict(onnx=portable.write_onnx, torchscript=portable.write_torchscript)
     for kind, file in given(args, *writers).items():
         export.export_graph(
-            args.checkpoint, file, writers[kind], seed=args.seed, overwrite=args.overwrite, agent_class=args.agent_class
-        )
+            args.checkpoint, file, writers[kind], seed=args.seed, values=args.settings["agent"],
+            overwrite=args.overwrite, agent_class=args.agent_class,
+        )  # fmt: skip
         return
     export.export_policy(
-        args.checkpoint, args.safetensors, seed=args.seed, episodes=args.episodes, overwrite=args.overwrite,
-        device=args.device, agent_class=args.agent_class,
+        args.checkpoint, args.safetensors, seed=args.seed, values=args.settings["agent"], episodes=args.episodes,
+        overwrite=args.overwrite, device=args.device, agent_class=args.agent_class,
     )  # fmt: skip
 
 
@@ -561,7 +562,12 @@ def parser() -> argparse.ArgumentParser:
     kinds.add_argument(
         "--safetensors", type=Path, metavar="FILE", help="for evaluate and collect, with how it was made"
     )
-    p.add_argument("--seed", type=whole, metavar="N", help="whose policy, of several (default: the first)")
+    p.add_argument(
+        "--seed",
+        type=whole,
+        metavar="N",
+        help="whose policy (default: the first); of several values also --agent.KEY X",
+    )
     p.add_argument(
         "--episodes", type=count, default=100, metavar="N", help="to measure a --safetensors' return by (default: 100)"
     )
@@ -618,7 +624,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest, settings = take_settings(sys.argv[1:] if argv is None else argv)
         args = parser().parse_args(rest)
         args.settings = settings
-        if any(settings.values()) and args.function not in (fit, collect):
+        taken = {fit: ("agent", "train"), collect: ("agent", "train"), export: ("agent",)}.get(args.function, ())
+        if any(given and section not in taken for section, given in settings.items()):
             raise WrongUsage(f"{args.command} takes no --{'agent' if settings['agent'] else 'train'} settings")
         with on_interrupt(leave, [signal.SIGTERM]):
             return args.function(args) or 0

@@ -108,7 +108,7 @@ def test_from_collecting_to_acting(tmp_path):
     assert policy(batch).shape == (2, 1) and not np.allclose(policy(batch), other(batch))
     with pytest.raises(UserError, match=r"takes observations of shape \(3,\), not \(2,\)"):
         policy(obs[:2])
-    with pytest.raises(UserError, match="no policy of seed 4; there are those of 3, 5"):
+    with pytest.raises(UserError, match="no policy of seed 4; there are those of seed 3; seed 5"):
         offlinerl.load_policy(tmp_path / "run", seed=4)
 
 

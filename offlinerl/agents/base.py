@@ -22,11 +22,12 @@ from offlinerl.learning import augmentation
 from offlinerl.learning.compile import Step, capture, signature
 from offlinerl.learning.optim import Adam, clip_norm
 from offlinerl.learning.rng import EnvStreams, Streams, generator
+from offlinerl.learning.seeds import Number
 from offlinerl.nn.encoders import LAYERS, Encoder, Frozen, Images, Latents, Normalized, encoder_of
 from offlinerl.types import Batch, Metrics, Spec
 from offlinerl.util.errors import UserError
 from offlinerl.util.settings import Config as BaseConfig
-from offlinerl.util.settings import fixed, make, plain, setting
+from offlinerl.util.settings import fixed, make, members, named, plain, setting, values_of
 from offlinerl.util.trees import Tree, first_leaf, tree_map
 
 __all__ = ["Agent", "Config", "Noise", "fixed", "setting"]
@@ -77,13 +78,15 @@ class Agent(L.LightningModule, ABC):
 
     Args:
         spec: shapes and bounds of the task; or what a checkpoint holds of them.
-        seeds: S integers, one for every slice of the leading axis.
-        settings: by name; those of ``config_class``.
+        seeds: different integers.
+        settings: by name; those of ``config_class``. Of several values, each is trained with every seed.
 
     Attributes:
-        config: the settings.
-        gamma: discount factor of one step.
-        n_step: steps of the reward sum; both are used where the transitions are made.
+        config: the settings; one of several values is ``[S, 1]``, a member's each.
+        members: the seed of every slice of the leading axis and its values of what has several; see
+            ``offlinerl.util.settings.members``.
+        seeds: those of the members, S integers.
+        n_step: steps of the reward sum.
         updates: gradient steps taken.
         steps: environment steps each seed has taken to learn from; the source of its data counts them.
         task: what evaluation must know of the task, as plain data; travels with the checkpoint.
@@ -120,14 +123,14 @@ class Agent(L.LightningModule, ABC):
             others = "discrete" if spec.num_actions else "continuous"
             raise UserError(f"{name} takes no {others} actions; an agent that does is {OF_KIND[others]}")
         self.automatic_optimization = False
-        self.spec, self.seeds = spec, tuple(map(int, seeds))
+        self.spec, seeds = spec, [*map(int, seeds)]
         self.config = make(self.config_class, settings, f"{name} has no setting")
         if getattr(self.config, "decay_steps", None) == "updates":
             raise UserError(f"{name} needs decay_steps as a number; `updates` is for a run, which knows its length")
-        self.save_hyperparameters(
-            dict(spec=json.loads(json.dumps(asdict(spec))), seeds=list(self.seeds), **plain(self.config))
-        )
-        self.gamma, self.n_step = getattr(self.config, "gamma", 0.99), getattr(self.config, "n_step", 1)
+        self.save_hyperparameters(dict(spec=json.loads(json.dumps(asdict(spec))), seeds=seeds, **plain(self.config)))
+        self.members = members(seeds, self.config)
+        self.seeds = tuple(member["seed"] for member in self.members)
+        self.n_step = getattr(self.config, "n_step", 1)
         self.updates = self.steps = 0
         self.task: dict[str, Any] = {}
         self.compile, self.precision = False, "float32"
@@ -142,6 +145,7 @@ class Agent(L.LightningModule, ABC):
         self._kept: tuple[Tree, Tree] = None, None
         self.register_buffer("action_mid", torch.from_numpy(spec.action_mid), persistent=False)
         self.register_buffer("action_half", torch.from_numpy(spec.action_half), persistent=False)
+        self._set_values()
         self.build()
 
     # What an algorithm writes
@@ -175,6 +179,11 @@ class Agent(L.LightningModule, ABC):
         return self.updates % self.period
 
     # What it is given
+
+    @property
+    def gamma(self) -> Number:
+        """Discount factor of one step, which is used where the transitions are made, as ``n_step`` is."""
+        return getattr(self.config, "gamma", 0.99)
 
     def init_rng(self, network: str) -> list[torch.Generator]:
         """S generators for the initial weights of one network."""
@@ -236,7 +245,7 @@ class Agent(L.LightningModule, ABC):
         for encoder in encoders:
             encoder.set(*moments[encoder.path])
 
-    def adam(self, lr: float | Mapping[str, float], eps: float = 1e-8, **modules: nn.Module) -> list[Adam]:
+    def adam(self, lr: Number | Mapping[str, Number], eps: float = 1e-8, **modules: nn.Module) -> list[Adam]:
         """One optimiser a named group of parameters, for ``configure_optimizers`` to return.
 
         A trainer asks again before it fits; the optimisers that are there, perhaps restored, are kept.
@@ -247,8 +256,17 @@ class Agent(L.LightningModule, ABC):
         """
         if not self.optim:
             rates = lr if isinstance(lr, Mapping) else dict.fromkeys(modules, lr)
-            self.optim = {name: Adam(module.parameters(), rates[name], eps=eps) for name, module in modules.items()}
+            self.optim = {
+                name: Adam(module.parameters(), self._exactly(rates[name]), eps=eps) for name, module in modules.items()
+            }
         return list(self.optim.values())
+
+    def _exactly(self, number: Number) -> float | list[float]:
+        """What was given of a setting of several values, which its tensor may have rounded."""
+        for name, values in self._values().items():
+            if values is number:
+                return [member[name] for member in self.members]
+        return number.flatten().tolist() if isinstance(number, Tensor) else number
 
     def descend(self, name: str, loss: Tensor, max_norm: float | None = None) -> Tensor:
         """One step of a group down its loss.
@@ -289,6 +307,20 @@ class Agent(L.LightningModule, ABC):
     def to_env(self, action: Tensor) -> Tensor:
         """From units of [-1, 1] to the environment's bounds."""
         return self.action_mid + self.action_half * action
+
+    def member(self, seed: int | None = None, **values: float) -> int:
+        """Which slice of the leading axis has this seed and these values; the first one that does.
+
+        Raises:
+            UserError: none does.
+        """
+        asked = values if seed is None else dict(seed=seed, **values)
+        for s, member in enumerate(self.members):
+            if all(member.get(name) == value for name, value in asked.items()):
+                return s
+        raise UserError(
+            f"there is no policy of {named(asked)}; there are those of {'; '.join(map(named, self.members))}"
+        )
 
     # Exploring
 
@@ -414,20 +446,23 @@ class Agent(L.LightningModule, ABC):
         stacked = [*self.parameters()]
         for optimizer in self.optim.values():
             stacked += [moment for moments in optimizer.state.values() for moment in moments.values()]
-            stacked += [group["beta_powers"] for group in optimizer.param_groups]
+            stacked += [t for group in optimizer.param_groups for t in (group["beta_powers"], group["lr"]) if t.ndim]
         memo: dict[int, Any] = {id(t): t for t in self.trained_tensors()}
         for t in stacked:
             piece = t.detach()[stack]
             memo[id(t)] = nn.Parameter(piece, t.requires_grad) if isinstance(t, nn.Parameter) else piece
         part = copy.copy(self)
-        part.seeds, part.stack = self.seeds[stack], stack
+        part.seeds, part.members, part.stack = self.seeds[stack], self.members[stack], stack
+        part.config = copy.copy(self.config)
+        part._set_values({name: values[stack] for name, values in self._values().items()})
         for name in ("_parameters", "_modules", "optim"):
             part.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
         return part
 
     def trained_tensors(self) -> list[Tensor]:
-        """Every tensor an update may change: parameters, targets, moments of the optimisers."""
-        tensors = [*self.parameters(), *self.buffers()]
+        """Every tensor that an update may change or that a part has its share of: parameters, targets, moments of the
+        optimisers, settings of several values."""
+        tensors = [*self.parameters(), *self.buffers(), *self._values().values()]
         for optimizer in self.optim.values():
             leaves, _ = tree_flatten([list(optimizer.state.values()), optimizer.param_groups])
             tensors += [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -477,9 +512,20 @@ class Agent(L.LightningModule, ABC):
         self._parts.clear()
         self._steps.clear()
 
+    def _values(self) -> dict[str, Tensor]:
+        """The settings of several values, ``[S, 1]`` each."""
+        return {name: getattr(self.config, name) for name in values_of(self.members[0])}
+
+    def _set_values(self, values: Mapping[str, Tensor] | None = None) -> None:
+        """Put these into the settings; by default the members' values as tensors where the agent is."""
+        for name in values_of(self.members[0]):
+            of = self.action_half.new_tensor([[member[name]] for member in self.members])
+            object.__setattr__(self.config, name, of if values is None else values[name])
+
     def _apply(self, *args: Any, **kwargs: Any) -> Agent:
         places = [t.data_ptr() for t in (*self.parameters(), *self.buffers())]
         super()._apply(*args, **kwargs)
+        self._set_values()
         if places != [t.data_ptr() for t in (*self.parameters(), *self.buffers())]:
             self._forget_parts()  # they lie where the parameters were
         return self

@@ -14,7 +14,7 @@ from offlinerl.types import Batch, Metrics
 
 @dataclass(frozen=True)
 class BCConfig(Config):
-    lr: float = setting(3e-4, "Adam's learning rate", above=0)
+    lr: float = setting(3e-4, "Adam's learning rate", above=0, per_seed=True)
     hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers")
     dropout: float = setting(0.0, "rate of dropout", low=0, below=1)
     decay_steps: int | None = setting(

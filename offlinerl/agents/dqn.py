@@ -18,10 +18,10 @@ from offlinerl.types import Batch, Metrics
 
 @dataclass(frozen=True)
 class DQNConfig(Config):
-    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
+    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1, per_seed=True)
     n_step: int = setting(1, "steps of the reward sum", low=1)
     double_q: bool = setting(False, "choose the next action by the network and value it by the target")
-    lr: float = setting(1e-3, "Adam's learning rate", above=0)
+    lr: float = setting(1e-3, "Adam's learning rate", above=0, per_seed=True)
     hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers")
     decay_steps: int | None = setting(
         None, "updates until a cosine takes the rate to zero; `updates`: the run's", low=1, choices=("updates",)

@@ -26,10 +26,10 @@ MARGIN = 1e-6
 class DrQv2Config(Config):
     convolutions: str = "sac_ae"
     shift: int = 4
-    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
+    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1, per_seed=True)
     n_step: int = setting(3, "steps of the reward sum", low=1)
-    tau: float = setting(0.01, "rate of the target critics", above=0, high=1)
-    lr: float = setting(1e-4, "Adam's learning rate of all networks", above=0)
+    tau: float = setting(0.01, "rate of the target critics", above=0, high=1, per_seed=True)
+    lr: float = setting(1e-4, "Adam's learning rate of all networks", above=0, per_seed=True)
     features: int = setting(50, "of an observation, that the actor and the critics see", low=1)
     hidden: tuple[int, ...] = setting((1024, 1024), "sizes of the hidden layers of actor and critics")
     sigma: float = setting(1.0, "deviation of the noise at the start, in units of half the action's range", low=0)

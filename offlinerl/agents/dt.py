@@ -33,7 +33,7 @@ class DTConfig(Config):
     heads: int = setting(1, "heads of its attention; the embedding is a multiple", low=1)
     dropout: float = setting(0.1, "rate of dropout, of the embeddings and of what every block adds", low=0, below=1)
     longest: int = setting(1_000, "steps of an episode that are told apart", low=1)
-    lr: float = setting(1e-4, "Adam's learning rate", above=0)
+    lr: float = setting(1e-4, "Adam's learning rate", above=0, per_seed=True)
     warm_up: int = setting(10_000, "updates over which the rate rises from zero", low=0)
     max_grad_norm: float = setting(0.25, "bound of the gradient's norm", above=0)
 

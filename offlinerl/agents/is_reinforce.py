@@ -17,8 +17,8 @@ from offlinerl.types import Batch, Metrics
 @dataclass(frozen=True)
 class ISREINFORCEConfig(Config):
     gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
-    lr: float = setting(3e-4, "Adam's learning rate of the policy", above=0)
-    behavior_lr: float = setting(1e-3, "and of the clone", above=0)
+    lr: float = setting(3e-4, "Adam's learning rate of the policy", above=0, per_seed=True)
+    behavior_lr: float = setting(1e-3, "and of the clone", above=0, per_seed=True)
     behavior_updates: int = setting(2_000, "updates that the clone is trained for, before the policy sets out", low=0)
     self_normalized: bool = setting(
         True, "divide the weights of a step by their mean over the batch: less variance for some bias"

@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from offlinerl.agents.base import Agent, Config, Noise, setting
 from offlinerl.learning import losses
+from offlinerl.learning.seeds import per_seed
 from offlinerl.nn.actors import stochastic_policy
 from offlinerl.nn.critics import Value
 from offlinerl.nn.layers import orthogonal
@@ -33,7 +34,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class PolicyGradientConfig(Config):
-    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
+    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1, per_seed=True)
     lam: float = setting(0.95, "lambda of the generalised advantage estimation; 1: Monte-Carlo returns", low=0, high=1)
     hidden: tuple[int, ...] = setting(
         (64, 64), "sizes of the hidden layers of the policy and of the value, each of which has its own"
@@ -158,7 +159,7 @@ class PolicyGradient(Agent):
 
     def scaled(self, rollout: Batch) -> Tensor:
         """Rewards over the deviation of the discounted return, ``[S, E, T]``."""
-        goes_on = self.gamma * (1 - rollout.last)  # [S, E, T]
+        goes_on = per_seed(self.gamma, rollout.last) * (1 - rollout.last)  # [S, E, T]
         before = torch.zeros_like(goes_on)  # what is left of the return so far
         before[..., 1:] = goes_on[..., :-1]
         paid = rollout.reward.clone()

@@ -14,7 +14,7 @@ from offlinerl.types import Metrics
 
 @dataclass(frozen=True)
 class PPOConfig(PolicyGradientConfig):
-    lr: float = setting(3e-4, "Adam's learning rate of policy and value", above=0)
+    lr: float = setting(3e-4, "Adam's learning rate of policy and value", above=0, per_seed=True)
     epochs: int = setting(10, "passes over a rollout", low=1)
     value_epochs: None = fixed(None)
     minibatch: int = setting(64, "rows of a step", low=1)

@@ -22,8 +22,8 @@ class REINFORCEConfig(PolicyGradientConfig):
         choices=("none", "average", "value"),
     )  # fmt: skip
     baseline_rate: float = setting(0.1, "of that average, a rollout", above=0, high=1)
-    lr: float = setting(1e-2, "Adam's learning rate of the policy", above=0)
-    value_lr: float = setting(1e-3, "and of the value", above=0)
+    lr: float = setting(1e-2, "Adam's learning rate of the policy", above=0, per_seed=True)
+    value_lr: float = setting(1e-3, "and of the value", above=0, per_seed=True)
     normalize_advantage: bool = False
     max_grad_norm: float | None = 10.0
 

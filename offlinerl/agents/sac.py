@@ -29,10 +29,10 @@ class Temperature(nn.Module):
 
 @dataclass(frozen=True)
 class SACConfig(Config):
-    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
+    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1, per_seed=True)
     n_step: int = setting(1, "steps of the reward sum", low=1)
-    tau: float = setting(0.005, "rate of the target critics", above=0, high=1)
-    lr: float = setting(3e-4, "Adam's learning rate", above=0)
+    tau: float = setting(0.005, "rate of the target critics", above=0, high=1, per_seed=True)
+    lr: float = setting(3e-4, "Adam's learning rate", above=0, per_seed=True)
     hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers of every network")
     critics: int = setting(2, "critics, of which the targets take the minimum", low=1)
     alpha: float = setting(1.0, "the temperature at the start", above=0)

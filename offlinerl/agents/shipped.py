@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from offlinerl.agents.base import Agent
 from offlinerl.util.atomic import atomic_write, to_json
 from offlinerl.util.errors import UNSOUND, UserError
+from offlinerl.util.settings import values_of
 
 SUFFIX = ".safetensors"
 
@@ -75,7 +76,7 @@ def write(agent: Agent, path: Path, facts: Mapping[str, Any], overwrite: bool = 
     path = Path(path)
     if path.suffix != SUFFIX:
         raise UserError(f"a policy is written as a file that ends in {SUFFIX}, not as {path}")
-    settings = {**agent.hparams, "seeds": list(agent.seeds)}
+    settings = {**agent.hparams, **values_of(agent.members[0]), "seeds": list(agent.seeds)}
     about = dict(agent=f"{type(agent).__module__}:{type(agent).__name__}", settings=settings, task=agent.task, **facts)
     weights = {name: w.detach().cpu().contiguous().clone() for name, w in acting_weights(agent).items()}
     with atomic_write(path, overwrite) as temporary:

@@ -22,11 +22,11 @@ from offlinerl.types import Batch, Metrics
 
 @dataclass(frozen=True)
 class TD3Config(Config):
-    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
+    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1, per_seed=True)
     n_step: int = setting(1, "steps of the reward sum", low=1)
-    tau: float = setting(0.005, "rate of the targets", above=0, high=1)
-    actor_lr: float = setting(3e-4, "Adam's learning rate of the actor", above=0)
-    critic_lr: float = setting(3e-4, "and of the critics", above=0)
+    tau: float = setting(0.005, "rate of the targets", above=0, high=1, per_seed=True)
+    actor_lr: float = setting(3e-4, "Adam's learning rate of the actor", above=0, per_seed=True)
+    critic_lr: float = setting(3e-4, "and of the critics", above=0, per_seed=True)
     hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers of every network")
     critics: int = setting(2, "critics, of which the targets take the minimum", low=1)
     policy_delay: int = setting(2, "critic updates for every one of the actor and the targets", low=1)

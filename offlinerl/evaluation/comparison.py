@@ -74,7 +74,8 @@ def read(folder: Path) -> Finished:
     table = plots.read_columns(folder / "evaluations.csv")
     with reading(f"the run in {folder}", "run the training again"):
         last = table.get(clock[:-1], np.empty(0)) == needed[clock]
-        scores = [table["score"][last & (table["seed"] == seed)] for seed in needed["seeds"]] if last.any() else []
+        members = summary.get("members", [dict(seed=seed) for seed in needed["seeds"]]) if last.any() else []
+        scores = [table["score"][last & plots.rows_of(table, member)] for member in members]
         if not scores or len({len(of_seed) for of_seed in scores}) > 1 or not len(scores[0]):
             raise UserError(
                 f"{folder / 'evaluations.csv'} lacks evaluations of the last policy; run the training again"
@@ -82,6 +83,26 @@ def read(folder: Path) -> Finished:
         # What is lacking is seen before anything is printed.
         _ = needed["best"]["mean"], needed["best"][clock[:-1]], unit_of(summary["score_kind"]), about
         return Finished(folder, summary, np.stack(scores), table, _settings(folder))
+
+
+def by_value(run: Finished) -> list[Finished]:
+    """A run that was trained with several values of its settings as one for each choice of them; another as it is."""
+    summary, parts, first = run.summary, [], 0
+    chosen = [of["settings"] for of in summary.get("values", ())]
+    size = len(summary["seeds"]) // max(len(chosen), 1)
+    for values in chosen:
+        own = slice(first, first := first + size)
+        part = dict(summary, seeds=summary["seeds"][own])
+        if summary.get("best"):
+            per_seed = summary["best"]["per_seed"][own]
+            part["best"] = dict(summary["best"], per_seed=per_seed, mean=float(np.mean(per_seed)))
+        for which in ("losses", "held_out"):
+            part[which] = {name: of[own] for name, of in (summary.get(which) or {}).items()}
+        rows = plots.rows_of(run.evaluations, values) if run.evaluations else ...
+        evaluations = {name: column[rows] for name, column in run.evaluations.items()}
+        settings = run.settings and run.settings | {f"agent.{name}": value for name, value in values.items()}
+        parts.append(Finished(run.folder, part, None if run.scores is None else run.scores[own], evaluations, settings))
+    return parts or [run]
 
 
 def _settings(folder: Path) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError
 from offlinerl.util.folder import find_checkpoint
+from offlinerl.util.settings import values_of
 from offlinerl.util.trees import observed_in_words
 
 
@@ -175,6 +176,8 @@ def evaluate_checkpoint(
         checkpoint=str(path), env=task.env_id, updates=agent.updates, seeds=list(agent.seeds), episodes=episodes,
         score_kind=task.label, **result.facts(),
     )  # fmt: skip
+    if values_of(agent.members[0]):
+        results["members"] = agent.members
     display.evaluation(results)
     if json_file is not None:
         write_json(json_file, results)

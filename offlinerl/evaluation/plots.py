@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from offlinerl.util.atomic import atomic_write
 from offlinerl.util.display import places, shown, unit_of
 from offlinerl.util.errors import UserError
 from offlinerl.util.figures import COLOURS, literal
+from offlinerl.util.settings import named
 
 DRAWN = ("value_loss", "critic_loss", "q_loss", "actor_loss", "effective_episodes")
 """Metrics of a run that are drawn beside its score."""
@@ -34,13 +36,16 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def by_time(columns: dict[str, np.ndarray], clock: str, value: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times ``[U]``, in updates or steps, seeds ``[S]`` and the mean of a column over the rows of each, ``[S, U]``."""
+    """Times ``[U]``, in updates or steps, members ``[S, ...]``, each with its seed and its value of everything that has
+    several, and the mean of a column over the rows of each, ``[S, U]``."""
     times, u = np.unique(columns[clock], return_inverse=True)
-    seeds, s = np.unique(columns["seed"], return_inverse=True)
-    total, rows = np.zeros((2, len(seeds), len(times)))
+    told = [column for name, column in columns.items() if name == "seed" or name.startswith("agent.")]
+    members, s = np.unique(np.stack(told, 1), axis=0, return_inverse=True)
+    s = s.reshape(-1)
+    total, rows = np.zeros((2, len(members), len(times)))
     np.add.at(total, (s, u), columns[value])
     np.add.at(rows, (s, u), 1)
-    return times, seeds, np.divide(total, rows, out=np.full_like(total, np.nan), where=rows > 0)
+    return times, members, np.divide(total, rows, out=np.full_like(total, np.nan), where=rows > 0)
 
 
 def reconstructions(frames: np.ndarray, found: np.ndarray, path: Path) -> Path:
@@ -61,6 +66,14 @@ def reconstructions(frames: np.ndarray, found: np.ndarray, path: Path) -> Path:
     with atomic_write(path, overwrite=True) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
     return path
+
+
+def rows_of(columns: Mapping[str, np.ndarray], member: Mapping[str, float]) -> np.ndarray:
+    """Where in a run's table the rows of a member, or of some values, are; bool."""
+    found = np.ones(len(next(iter(columns.values()))), bool)
+    for name, value in member.items():
+        found &= columns[name if name == "seed" else f"agent.{name}"] == value
+    return found
 
 
 def clock_of(summary: dict) -> str:
@@ -169,19 +182,23 @@ def _draw_metric(
 
 
 def _draw_scores(axis: Any, run: Path, summary: dict) -> None:
-    clock = clock_of(summary)
-    times, seeds, scores = by_time(read_columns(run / "evaluations.csv"), clock[:-1], "score")
-    axis.plot(times, np.nanmean(scores, 0), color=COLOURS[0], marker="o", markersize=3.5, linewidth=2)
-    axis.fill_between(times, np.nanmin(scores, 0), np.nanmax(scores, 0), color=COLOURS[0], alpha=0.15)
-    axis.plot(times, scores.T, color=COLOURS[0], linewidth=0.6, alpha=0.6)
-    (low, high), centre = summary["last"]["ci95"], summary["last"]["mean"]
-    decimals = places(low, high)
-    last = f"{shown(centre, decimals)} [{shown(low, decimals)}, {shown(high, decimals)}]"
-    count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
-    axis.errorbar(
-        times[-1], centre, [[max(centre - low, 0)], [max(high - centre, 0)]], color=COLOURS[0], capsize=3,
-        marker="D", markersize=6, label=literal(f"{summary['agent']}, {count}: last {last}"), clip_on=False,
-    )  # fmt: skip
+    clock, table = clock_of(summary), read_columns(run / "evaluations.csv")
+    for number, of in enumerate(summary.get("values", [dict(settings={}, last=summary["last"])])):
+        colour, own = COLOURS[number % len(COLOURS)], rows_of(table, of["settings"])
+        columns = {name: column[own] for name, column in table.items()}
+        times, seeds, scores = by_time(columns, clock[:-1], "score")
+        axis.plot(times, np.nanmean(scores, 0), color=colour, marker="o", markersize=3.5, linewidth=2)
+        axis.fill_between(times, np.nanmin(scores, 0), np.nanmax(scores, 0), color=colour, alpha=0.15)
+        axis.plot(times, scores.T, color=colour, linewidth=0.6, alpha=0.6)
+        (low, high), centre = of["last"]["ci95"], of["last"]["mean"]
+        decimals = places(low, high)
+        last = f"{shown(centre, decimals)} [{shown(low, decimals)}, {shown(high, decimals)}]"
+        count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
+        name = ", ".join(filter(None, (summary["agent"], named(of["settings"]), count)))
+        axis.errorbar(
+            times[-1], centre, [[max(centre - low, 0)], [max(high - centre, 0)]], color=colour, capsize=3,
+            marker="D", markersize=6, label=literal(f"{name}: last {last}"), clip_on=False,
+        )  # fmt: skip
     if summary["dataset_score"] is not None:
         axis.axhline(
             summary["dataset_score"], color="0.4", linestyle="--", linewidth=1, label="average episode of the dataset"

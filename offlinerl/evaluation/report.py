@@ -46,8 +46,11 @@ def report(runs: Sequence[Path], out: Path | None = None) -> None:
     Raises:
         UserError: a folder holds no finished run.
     """
-    read = [comparison.read(folder) for folder in comparison.find(runs)]
-    what = f"the run in {' or '.join(str(run.folder) for run in read)}", "leave it out or run the training again"
+    read = [part for folder in comparison.find(runs) for part in comparison.by_value(comparison.read(folder))]
+    what = (
+        f"the run in {' or '.join(dict.fromkeys(str(run.folder) for run in read))}",
+        "leave it out or run the training again",
+    )
     with reading(*what):
         groups = comparison.groups_of(read)
         tasks = [_of_task(group, stem) for group, stem in zip(groups, _stems(groups), strict=True)]

@@ -29,6 +29,11 @@ class Evaluation:
     def mean(self) -> float:
         return float(self.scores.mean())
 
+    def of(self, rows: Sequence[int]) -> Evaluation:
+        """That of some of the policies."""
+        success = None if self.success is None else self.success[rows]
+        return Evaluation(self.returns[rows], self.lengths[rows], success, self.scores[rows])
+
     def facts(self) -> dict[str, Any]:
         """Its figures, as plain data."""
         return dict(

@@ -15,10 +15,11 @@ from offlinerl.evaluation.task import Task
 from offlinerl.rollout.loop import EnvironmentLoop
 from offlinerl.rollout.policy import Policy, apart
 from offlinerl.util.errors import UserError
+from offlinerl.util.settings import named
 
 
 def record_videos(policy: Policy, task: Task, seed: int, folder: Path) -> None:
-    """Write one episode of every seed's policy as ``seed-<s>.gif``.
+    """Write one episode of every seed's policy as ``seed-<s>.gif``, of several values as ``seed-<s>-beta-<x>.gif``.
 
     Raises:
         UserError: the environment cannot be rendered on this machine, or renders nothing; see also ``evaluate``.
@@ -31,7 +32,8 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path) -> None:
     pool = Pool(task.env, S, task.obs_keys, render_mode="rgb_array")
     loop, policy = EnvironmentLoop(pool, S, lambda s, e, episode: seed), apart(policy, range(1))
     try:
-        for s, (number, env) in enumerate(zip(policy.seeds, pool.envs, strict=True)):
+        members = getattr(policy, "members", [dict(seed=number) for number in policy.seeds])
+        for s, (member, env) in enumerate(zip(members, pool.envs, strict=True)):
             loop.begin(np.arange(S)[:, None] == s, np.zeros(loop.shape, int), policy)
             frames = []
             while loop.playing.any():
@@ -44,7 +46,8 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path) -> None:
                 )
             if not any(map(np.any, frames)):
                 raise UserError(f"{task.env_id} renders black frames here; {instead}")
-            imageio.mimsave(folder / f"seed-{number}.gif", frames, duration=1000 / frames_per_second(env), loop=0)
+            stem = named(member).replace(", ", "-").replace(" ", "-")
+            imageio.mimsave(folder / f"{stem}.gif", frames, duration=1000 / frames_per_second(env), loop=0)
     except UserError:
         raise
     except Exception as error:  # every simulator has its own way to say that it cannot draw

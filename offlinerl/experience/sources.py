@@ -15,6 +15,7 @@ from offlinerl.agents.base import Agent
 from offlinerl.experience.ring import Replay
 from offlinerl.experience.table import Table
 from offlinerl.learning.rng import Streams
+from offlinerl.learning.seeds import per_seed
 from offlinerl.rollout.collector import Collector
 from offlinerl.types import Batch, Transition, Window
 from offlinerl.util.errors import UserError
@@ -297,7 +298,8 @@ class RolloutData(ActingData):
         """The next rollout, ``[1, S, E, T, ...]``."""
         rollout = list(self.collect((steps or self.stride) // self.envs))
         obs, action, reward, terminated, next_obs, last = tree_map(self._stacked, *rollout)
-        return Batch(obs, action, reward, self.agent.gamma * (1 - terminated), next_obs, last)
+        gamma = per_seed(self.agent.gamma, terminated[0])
+        return Batch(obs, action, reward, gamma * (1 - terminated), next_obs, last)
 
     def _stacked(self, *steps: np.ndarray) -> Tensor:
         """One column of a rollout, ``[1, S, E, T, ...]``; numbers are float32, but images stay as they are."""

@@ -13,6 +13,7 @@ from offlinerl.agents.base import Agent
 from offlinerl.data.columns import blocks
 from offlinerl.data.dataset import COLUMNS, Dataset
 from offlinerl.experience.mapped import MappedFiles, Maps, Stored, StoredNumbers
+from offlinerl.learning.seeds import Number
 from offlinerl.types import Batch, Leaf, Spec, Window
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
@@ -37,7 +38,7 @@ class Rows:
         observations: a tree of ``[M, ...]``; those of an episode lie one behind the other, in a ring of ``size`` each.
         places: two of ``[R]``, where the observation is and where its successor is.
         ages: ``[M]`` how many observations of its episode were before each; None without ``stack``.
-        gamma: discount of one step.
+        gamma: discount of one step; where every seed has its own, rows are ``[K, S, ...]``.
         n_step: rewards summed, at most.
         next_actions: whether batches hold the actions after theirs.
         stack: frames to an observation: those before it in its episode, the oldest first; the first one is repeated.
@@ -48,7 +49,7 @@ class Rows:
     places: Tensor | tuple[Tensor | Stored, ...]
     ages: Tensor | None
     size: int
-    gamma: float
+    gamma: Number
     n_step: int
     stack: int
     next_actions = False
@@ -67,14 +68,17 @@ class Rows:
         """
         flat = rows.reshape(-1)
         action, reward, terminated, last = self._gather(flat)
-        discount, tail = self.gamma * (1 - terminated), flat
+        gamma = self.gamma
+        if isinstance(gamma, Tensor):  # one a seed
+            gamma = gamma.view(-1, *[1] * (rows.ndim - 2)).expand(rows.shape).reshape(-1)
+        discount, tail = gamma * (1 - terminated), flat
         for _ in range(self.n_step - 1):
             following, going = self.following(tail)
             going &= last == 0
             tail = torch.where(going, following, tail)
             _, value, terminated, last = self._gather(tail)
             reward = torch.where(going, reward + discount * value, reward)
-            discount = torch.where(going, discount * self.gamma * (1 - terminated), discount)
+            discount = torch.where(going, discount * gamma * (1 - terminated), discount)
         obs, next_obs = self.observed(0, flat), self.observed(1, tail)
         batch = Batch(obs, action, reward, discount, next_obs, last)
         if self.next_actions:
@@ -146,7 +150,7 @@ class Table(Rows):
     """
 
     def __init__(
-        self, dataset: Dataset, spec: Spec, gamma: float, n_step: int = 1, device: torch.device | str = "cpu",
+        self, dataset: Dataset, spec: Spec, gamma: Number, n_step: int = 1, device: torch.device | str = "cpu",
         stack: int = 1,
     ):  # fmt: skip
         require_shapes(dataset, spec, stack)

@@ -1,7 +1,8 @@
 """Losses as pure functions: tensors in, one value a sample out, nothing reduced.
 
 Every function broadcasts over leading axes and returns ``[..., B]``; the batch axis is last, and no function
-mixes two entries of any other axis, so that stacked seeds cannot leak into each other.
+mixes two entries of any other axis, so that stacked seeds cannot leak into each other. A ``Number`` may be one for
+every entry of the first axis, the seeds'.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from offlinerl.learning.seeds import Number, per_seed
 
-def gumbel(error: Tensor, beta: float, clip: float | None = None) -> Tensor:
+
+def gumbel(error: Tensor, beta: Number, clip: Number | None = None) -> Tensor:
     """Gumbel regression of a soft value: its minimiser over V is ``beta * log E[exp(Q / beta)]``.
 
     Extreme Q-Learning (Garg et al., ICLR 2023), equation 8 and appendix D.3. The loss is divided by
@@ -27,14 +30,14 @@ def gumbel(error: Tensor, beta: float, clip: float | None = None) -> Tensor:
             and to ``E[Q]`` as it grows.
         clip: upper bound of ``z = error / beta``; samples above it lose their gradient.
     """
-    z = error / beta
+    z = error / per_seed(beta, error)
     if clip is not None:
-        z = z.clamp(max=clip)
+        z = z.clamp(max=per_seed(clip, z))
     m = z.detach().amax(-1, keepdim=True).clamp(min=-1.0)
     return torch.exp(z - m) - z * torch.exp(-m) - torch.exp(-m)
 
 
-def expectile(error: Tensor, tau: float) -> Tensor:
+def expectile(error: Tensor, tau: Number) -> Tensor:
     """Expectile regression, ``|tau - 1(error < 0)| * error^2``.
 
     Implicit Q-Learning (Kostrikov et al., ICLR 2022), equation 5.
@@ -43,6 +46,7 @@ def expectile(error: Tensor, tau: float) -> Tensor:
         error: ``Q - V``, shape ``[..., B]``.
         tau: the expectile; 0.5 is the mean, towards 1 the maximum.
     """
+    tau = per_seed(tau, error)
     return torch.where(error < 0, 1.0 - tau, tau) * error.square()
 
 
@@ -51,16 +55,16 @@ def squared(error: Tensor) -> Tensor:
     return error.square()
 
 
-def huber(error: Tensor, delta: float) -> Tensor:
+def huber(error: Tensor, delta: Number) -> Tensor:
     """Huber's loss: ``error^2 / 2`` up to ``delta``, ``delta * (|error| - delta / 2)`` beyond it.
 
     Huber (1964), equation 2.1; XQL's critics use ``delta = 20``. Shape ``[..., B]``.
     """
-    size = error.abs()
+    size, delta = error.abs(), per_seed(delta, error)
     return torch.where(size <= delta, 0.5 * error.square(), delta * (size - 0.5 * delta))
 
 
-def awr(log_prob: Tensor, advantage: Tensor, temperature: float, max_weight: float = 100.0) -> Tensor:
+def awr(log_prob: Tensor, advantage: Tensor, temperature: Number, max_weight: float = 100.0) -> Tensor:
     """Advantage-weighted regression of the policy, ``-min(exp(temperature * A), max_weight) * log pi(a|s)``.
 
     Peng et al. (2019), equation 11; XQL (2023), equation 12. Here ``temperature`` multiplies the advantage,
@@ -72,7 +76,7 @@ def awr(log_prob: Tensor, advantage: Tensor, temperature: float, max_weight: flo
         temperature: inverse temperature of the weights, in 1 / reward.
         max_weight: upper bound of a weight.
     """
-    weight = torch.exp(temperature * advantage.detach()).clamp(max=max_weight)
+    weight = torch.exp(per_seed(temperature, advantage) * advantage.detach()).clamp(max=max_weight)
     return -weight * log_prob
 
 

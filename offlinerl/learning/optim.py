@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from offlinerl.learning.seeds import per_seed
+
 NEGLIGIBLE = 1e-30
 """What Adam keeps is zero below this, which beside 1 and eps makes no difference. The powers of beta and the moments of
 dead units would else fade into subnormal numbers and stay there, and a CPU takes many times as long for these."""
@@ -22,7 +24,7 @@ class Adam(torch.optim.Optimizer):
 
     Args:
         params: parameters ``[S, ...]``.
-        lr: learning rate.
+        lr: learning rate, or one a seed.
         betas: decay rates of the two moments.
         eps: added to the square root of the second moment.
     """
@@ -30,14 +32,14 @@ class Adam(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[nn.Parameter],
-        lr: float,
+        lr: float | Sequence[float],
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ):
         super().__init__(params, dict(betas=betas, eps=eps, initial_lr=lr))
         for group in self.param_groups:
             first = group["params"][0]
-            group["lr"] = torch.tensor(lr, dtype=torch.float32, device=first.device)
+            group["lr"] = torch.tensor(lr, dtype=torch.float32, device=first.device)  # [] or [S]
             group["beta_powers"] = torch.ones(len(first), 2, dtype=torch.float32, device=first.device)
             for p in group["params"]:
                 self.state[p] = dict(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
@@ -45,7 +47,11 @@ class Adam(torch.optim.Optimizer):
     def anneal(self, fraction: float) -> None:
         """Set the learning rate to ``fraction`` of the initial one."""
         for group in self.param_groups:
-            group["lr"].fill_(fraction * group["initial_lr"])
+            initial = group["initial_lr"]
+            if isinstance(initial, float):
+                group["lr"].fill_(fraction * initial)
+            else:
+                group["lr"].copy_(fraction * torch.tensor(initial, dtype=torch.float64))
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # a closure could not be traced
         """Apply one update by each parameter's ``.grad``."""
@@ -64,7 +70,7 @@ class Adam(torch.optim.Optimizer):
             corrections = (1 - power2).rsqrt()
             for p in group["params"]:
                 m, v, grad = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"], next(remaining)
-                rate, correction = (x.view(-1, *[1] * (p.ndim - 1)) for x in (rates, corrections))  # [S, 1, ...]
+                rate, correction = per_seed(rates, p), per_seed(corrections, p)  # [S, 1, ...]
                 shrink_(m.lerp_(grad, 1 - beta1))
                 shrink_(v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2))
                 p.addcdiv_(m * -rate, v.sqrt() * correction + group["eps"])
@@ -82,7 +88,7 @@ def clip_norm(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:
     """
     norm = torch.stack([g.flatten(1).square().sum(-1) for g in gradients]).sum(0).sqrt()  # [S]
     share = (limit / (norm + 1e-6)).clamp(max=1.0)
-    return [g * share.view(-1, *[1] * (g.ndim - 1)) for g in gradients]
+    return [g * per_seed(share, g) for g in gradients]
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from offlinerl.learning.rng import Streams
+from offlinerl.learning.seeds import Number, per_seed
 
 Init = Callable[[Tensor, Tensor, Generator], None]
 """Fills a weight ``[I, out]`` and a bias ``[1, out]`` in place."""
@@ -137,7 +138,7 @@ class MLP(nn.Module):
 
 
 @torch.no_grad()
-def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
+def soft_update(target: nn.Module, online: nn.Module, tau: Number) -> None:
     """Move a target network a fraction ``tau`` of the way to the online one (Lillicrap et al., 2016)."""
     for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
-        slow.lerp_(fast, tau)
+        slow.lerp_(fast, per_seed(tau, slow))

@@ -20,17 +20,15 @@ class DeployedPolicy:
     Args:
         agent: S policies.
         seed: which of them; by default the first one.
+        values: of settings that had several, as in ``beta=2``; by default the first ones.
 
     Raises:
-        UserError: there is none of that seed.
+        UserError: there is none of that seed and these values.
     """
 
-    def __init__(self, agent: Agent, seed: int | None = None):
-        seed = agent.seeds[0] if seed is None else seed
-        if seed not in agent.seeds:
-            raise UserError(f"there is no policy of seed {seed}; there are those of {', '.join(map(str, agent.seeds))}")
-        s = agent.seeds.index(seed)
-        self.agent, self.spec, self.seed = agent.part(slice(s, s + 1)), agent.spec, seed
+    def __init__(self, agent: Agent, seed: int | None = None, **values: float):
+        s = agent.member(seed, **values)
+        self.agent, self.spec, self.seed = agent.part(slice(s, s + 1)), agent.spec, agent.seeds[s]
         self.agent.explore_in([0])  # whatever its seeds were exploring
         self.leaves = {leaf.path: leaf for leaf in agent.spec.obs}
         self.low, self.high = (np.asarray(side, np.float32) for side in (agent.spec.action_low, agent.spec.action_high))
@@ -77,6 +75,7 @@ def load_policy(
     *,
     device: torch.device | str = "cpu",
     agent_class: type[Agent] | str | None = None,
+    **values: float,
 ) -> DeployedPolicy:
     """The policy in a checkpoint.
 
@@ -85,8 +84,9 @@ def load_policy(
         seed: which of those that were trained side by side; by default the first one.
         device: where it computes.
         agent_class: its class, if that is neither ours nor installed; see ``offlinerl.agents.checkpoint.load_agent``.
+        values: of settings that had several in this training, as in ``beta=2``; by default the first ones.
 
     Raises:
-        UserError: there is none, or none of that seed.
+        UserError: there is none, or none of that seed and these values.
     """
-    return DeployedPolicy(checkpoint.load_agent(Path(path), device, agent_class=agent_class), seed)
+    return DeployedPolicy(checkpoint.load_agent(Path(path), device, agent_class=agent_class), seed, **values)

@@ -43,6 +43,7 @@ from offlinerl.training.selection import source_of
 from offlinerl.types import Spec
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError
+from offlinerl.util.settings import make, members
 from offlinerl.util.trees import observed_in_words, tree_leaves
 
 REPLAY = "replay"
@@ -80,7 +81,7 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
     between evaluations are rounded up to whole ones."""
     about, train, display = settings["fit"], settings["train"], Display()
     task = Task.of(entry)
-    pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
+    pool = make_pool(task, members_of(settings), train["final_episodes"])
     require_parts(task, pool, about)
     agent = agent_for(task, pool.spec, settings, device, folder)
     collector = collector_for(task, agent, settings, display, ray_address)
@@ -156,7 +157,7 @@ def on_dataset(
             raise UserError(f"{id_of(task.env)} says itself what its actions are: leave out --actions")
         try:
             task = within_data(task, data, display)
-            pool = make_pool(task, len(about["seeds"]), train["final_episodes"])
+            pool = make_pool(task, members_of(settings), train["final_episodes"])
         except UserError as error:
             if about["env"] is not None or steps:
                 raise
@@ -173,10 +174,10 @@ def on_dataset(
     window = dict(length=agent.config.context) if kind == "windows" else {}
     make = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData, observations=OfflineData)[kind]
     table = Table.of(agent, data, task.stack)
-    offline = make(table, about["seeds"], train["batch"], train["block"], **window)
+    offline = make(table, agent.seeds, train["batch"], train["block"], **window)
     held_out = None
     if kept is not None:
-        draw = partial(make, Table.of(agent, kept, task.stack), about["seeds"], train["batch"], 1, **window)
+        draw = partial(make, Table.of(agent, kept, task.stack), agent.seeds, train["batch"], 1, **window)
         held_out = HeldOut(agent, draw, len(kept.episode_starts) if kind == "episodes" else len(kept))
         episodes = len(kept.episode_starts)
         display.say(
@@ -207,6 +208,13 @@ def require_parts(task: Task, pool: Pool, about: Mapping[str, Any]) -> None:
     """Raises a UserError if parts of observations are asked for that have none."""
     if about.get("obs_keys") and not pool.envs[0].has_wrapper_attr("leaves"):
         raise UserError(f"{task.env_id} observes one vector without parts; leave out --obs-keys")
+
+
+def members_of(settings: Mapping[str, Any]) -> int:
+    """How many are trained side by side."""
+    name = settings["fit"]["agent"]
+    config = make(agents.get(name).config_class, settings["agent"], f"{name} has no setting")
+    return len(members(settings["fit"]["seeds"], config))
 
 
 def agent_for(
@@ -286,7 +294,7 @@ def collector_for(
             f"{task.env_id} cannot be sent to workers ({described(error)}): pass a function that can be pickled, or no"
             " workers"
         ) from error
-    make = partial(type(agent), agent.spec, seeds, **config.of_agent(settings))
+    make = partial(type(agent), agent.spec, settings["fit"]["seeds"], **config.of_agent(settings))
     backend = RayBackend(workers, ray_address)
     return ActorPool(task.env, seeds, lanes, task.obs_keys, make, workers, backend, display.say, first)
 

@@ -42,15 +42,14 @@ caution keeps out a policy that was lucky in its first two."""
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy that may be chosen: of one seed of a run."""
+    """A policy that may be chosen: of one member of a run."""
 
     run: Path
-    seed: int
     agent: Agent
 
     @property
     def facts(self) -> dict[str, Any]:
-        return dict(run=str(self.run), seed=self.seed)
+        return dict(run=str(self.run), **self.agent.members[0])
 
 
 def select(
@@ -137,7 +136,7 @@ def candidates_of(runs: Sequence[Path], device: str, agent_class: type[Agent] | 
             raise UserError(
                 f"{run} observes or acts otherwise than {runs[0]}: policies can be ranked that are of one task"
             )
-        candidates += [Candidate(Path(run), of, DeployedPolicy(agent, of).agent) for of in agent.seeds]
+        candidates += [Candidate(Path(run), DeployedPolicy(agent, **member).agent) for member in agent.members]
     return candidates
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -249,8 +250,13 @@ def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A value on the command line: a number, true, false, null, a list, else the text itself."""
+    """A value on the command line: a number, true, false, null, a list, as numbers with commas are too, else the text
+    itself."""
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+    if isinstance(value, str) and "," in value:
+        with suppress(ValueError):
+            return [int(part) if part.isdigit() else float(part) for part in value.split(",")]
+    return value

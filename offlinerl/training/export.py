@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from offlinerl.evaluation.evaluate import evaluate
 from offlinerl.evaluation.task import Task
 from offlinerl.rollout.deployed import DeployedPolicy, load_policy
 from offlinerl.training import config
+from offlinerl.training.recorder import columns_of
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display, shown
-from offlinerl.util.errors import UserError, reading
+from offlinerl.util.errors import reading
 from offlinerl.util.folder import find_checkpoint, versions
 
 
@@ -27,6 +28,7 @@ def export_policy(
     file: Path,
     *,
     seed: int | None = None,
+    values: Mapping[str, float] | None = None,
     episodes: int = 100,
     overwrite: bool = False,
     device: str = "auto",
@@ -44,6 +46,7 @@ def export_policy(
         path: a checkpoint, or a run's folder, whose last one is meant.
         file: to write; it ends in ``.safetensors``.
         seed: which of those that were trained side by side; by default the first one.
+        values: and which of the values of settings that had several; by default the first ones.
         episodes: to measure the policy by.
         overwrite: replace the file if it exists.
         device: "auto", "cpu" or "cuda".
@@ -57,12 +60,10 @@ def export_policy(
     """
     path, display = find_checkpoint(path), Display()
     agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
-    if seed is not None and seed not in agent.seeds:
-        raise UserError(f"{path} has no policy of seed {seed}; it has those of {', '.join(map(str, agent.seeds))}")
-    s = 0 if seed is None else agent.seeds.index(seed)
+    s = agent.member(seed, **values or {})
     policy = agent.part(slice(s, s + 1))
     facts: dict[str, Any] = dict(seed=policy.seeds[0], updates=agent.updates, steps=agent.steps)
-    facts |= trained(path.parent, policy.seeds[0], agent.updates, agent.steps)
+    facts |= trained(path.parent, columns_of(agent.members[s]), agent.updates, agent.steps)
     result = "its return is not known, for it was trained without an environment"
     if agent.task.get("env") is not None:
         found = evaluate(policy, Task(**agent.task), episodes)
@@ -82,6 +83,7 @@ def export_graph(
     write: Callable[[DeployedPolicy, Path, bool], dict[str, Any]],
     *,
     seed: int | None = None,
+    values: Mapping[str, float] | None = None,
     overwrite: bool = False,
     agent_class: type[Agent] | str | None = None,
 ) -> Path:
@@ -93,6 +95,7 @@ def export_graph(
         file: to write.
         write: ``write_onnx`` or ``write_torchscript``.
         seed: which of those that were trained side by side; by default the first one.
+        values: and which of the values of settings that had several; by default the first ones.
         overwrite: replace the file if it exists.
         agent_class: of an agent that is neither ours nor installed; see ``checkpoint.load_agent``.
 
@@ -102,7 +105,7 @@ def export_graph(
     Raises:
         UserError: there is no such checkpoint or seed, its policy remembers earlier steps, or the file exists.
     """
-    facts = write(load_policy(path, seed, agent_class=agent_class), file, overwrite)
+    facts = write(load_policy(path, seed, agent_class=agent_class, **values or {}), file, overwrite)
     inputs = ", ".join(f"{of['name']} {of['shape']} {of['dtype']}".replace("'", "") for of in facts["inputs"])
     Display().say(
         f"{file}: {file.stat().st_size / 1e3:,.0f} kB; {facts['agent']} of seed {facts['seed']}; {inputs} to action"
@@ -111,8 +114,9 @@ def export_graph(
     return file
 
 
-def trained(folder: Path, seed: int, updates: int, steps: int) -> dict[str, Any]:
-    """The settings of a run and the curve of a seed up to its updates or steps; nothing where there is no run."""
+def trained(folder: Path, member: Mapping[str, float], updates: int, steps: int) -> dict[str, Any]:
+    """The settings of a run and the curve of a member, whose rows have these numbers, up to its updates or steps;
+    nothing where there is no run."""
     facts: dict[str, Any] = {}
     if (folder / "config.yaml").is_file():
         known = config.read(folder / "config.yaml")
@@ -123,7 +127,8 @@ def trained(folder: Path, seed: int, updates: int, steps: int) -> dict[str, Any]
         with table.open(newline="") as file, reading(f"the table {table}", "delete it to export without a curve"):
             for row in csv.DictReader(file):
                 clock = "step" if "step" in row else "update"
-                if int(row["seed"]) == seed and int(row[clock]) <= (steps if clock == "step" else updates):
+                own = all(float(row[column]) == value for column, value in member.items())
+                if own and int(row[clock]) <= (steps if clock == "step" else updates):
                     returns[int(row[clock])].append(float(row["return"]))
         facts["curve"] = [[at, round(float(np.mean(values)), 3)] for at, values in sorted(returns.items())]
     return facts

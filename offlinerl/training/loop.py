@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import signal
@@ -33,6 +34,7 @@ from offlinerl.util.display import Display, shown
 from offlinerl.util.errors import UserError, reading
 from offlinerl.util.folder import versions
 from offlinerl.util.interrupt import AtOnce, Interrupted, Stop, on_interrupt
+from offlinerl.util.settings import values_of
 
 EVALUATION_SEED = 1_000_000
 """Reset seed of the first evaluation episode, far from the seeds of training."""
@@ -88,7 +90,7 @@ class Run(L.Callback):
         self.clock, self.end = schedule.clock, schedule.end
         sources = [stage.source for stage in schedule.stages]
         self.acting = next((source for source in sources if isinstance(source, ActingData)), None)
-        self.recorder = Recorder(folder, settings, self.clock, task.label, display)
+        self.recorder = Recorder(folder, settings, agent.members, self.clock, task.label, display)
         replay = self.acting and self.acting.replay
         self.checkpointer = Checkpointer(folder, agent, replay, self.train_settings["save_every"])
         self.companion: Companion | None = None
@@ -114,7 +116,7 @@ class Run(L.Callback):
         if self.pool is not None and self.pool.endless:
             self.display.warn_of_endless(self.pool.name)
         self.display.say(
-            f"{about['agent']} on {self.agent.device.type}, seeds {', '.join(map(str, self.agent.seeds))}:"
+            f"{about['agent']} on {self.agent.device.type}, {self.in_words()}:"
             f" {self.clock}s {self.now:,} to {self.end:,}, into {self.folder}"
         )
         self.began = self.checkpointer.saved = time.perf_counter()
@@ -238,6 +240,7 @@ class Run(L.Callback):
             task=self.task.facts,
             **self.dataset,
             seeds=list(self.agent.seeds),
+            **self.several(result),
             updates=self.agent.updates,
             steps=self.agent.steps,
             clock=f"{self.clock}s",
@@ -260,6 +263,23 @@ class Run(L.Callback):
         return summary
 
     # What is shown and kept
+
+    def in_words(self) -> str:
+        """What is trained side by side."""
+        given = dict(seeds=self.settings["fit"]["seeds"])
+        given |= {name: self.settings["agent"][name] for name in values_of(self.agent.members[0])}
+        return ", each with ".join(f"{name} {', '.join(map(str, of))}" for name, of in given.items())
+
+    def several(self, result: Evaluation | None) -> dict[str, Any]:
+        """What the summary says of settings that have several values: all members, in the order of what is listed
+        per seed, and how the seeds of each combination of values did."""
+        members = self.agent.members
+        if not values_of(members[0]):
+            return {}
+        values = []
+        for of, group in itertools.groupby(range(len(members)), lambda s: values_of(members[s])):
+            values.append(dict(settings=of, last=result and scores(result.of([*group]))))
+        return dict(members=members, values=values)
 
     def values(self) -> dict[str, list[float]]:
         """What to log, a number a seed under every name; nothing while some of the metrics are still to come."""

@@ -21,12 +21,18 @@ MLFLOW = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
 """Where MLflow keeps them, as it does by default."""
 
 
+def columns_of(member: Mapping[str, float]) -> dict[str, float]:
+    """The columns of the tables that tell the member of a row."""
+    return {name if name == "seed" else f"agent.{name}": value for name, value in member.items()}
+
+
 class Recorder:
-    """Rows and series of metrics and evaluations, one a seed.
+    """Rows and series of metrics and evaluations, one a member.
 
     Args:
         folder: the run's.
         settings: of the run, for the loggers.
+        members: S of them; see ``offlinerl.util.settings.members``.
         clock: the column that rows are counted by.
         score_kind: what a score is.
         display: where lines go.
@@ -38,10 +44,13 @@ class Recorder:
         best: the best evaluation's mean, each seed's score and what the clock showed.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], clock: str, score_kind: str, display: Display):
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], members: Sequence[Mapping[str, Any]], clock: str,
+        score_kind: str, display: Display,
+    ):  # fmt: skip
         self.folder, self.settings, self.clock = folder, settings, clock
         self.score_kind, self.display = score_kind, display
-        self.seeds: Sequence[int] = settings["fit"]["seeds"]
+        self.members = [columns_of(member) for member in members]
         self.names = settings["train"]["logger"].split(",")
         self.every = settings["train"]["log_every"]
         self.logged = self.evaluated = 0
@@ -78,9 +87,8 @@ class Recorder:
             return
         if "csv" in self.names:
             rows = [
-                {**counters, "seed": seed, **{name: value[s] for name, value in values.items()},
-                 "updates_per_second": rate}
-                for s, seed in enumerate(self.seeds)
+                {**counters, **member, **{name: value[s] for name, value in values.items()}, "updates_per_second": rate}
+                for s, member in enumerate(self.members)
             ]  # fmt: skip
             append(self.folder / "metrics.csv", rows)
         self._log({f"train/{name}": value for name, value in values.items()}, self.logged)
@@ -92,8 +100,8 @@ class Recorder:
         trim(path, self.clock, now - 1)
         append(
             path,
-            [{**counters, "seed": seed, **{name: of[s] for name, of in values.items()}}
-             for s, seed in enumerate(self.seeds)],
+            [{**counters, **member, **{name: of[s] for name, of in values.items()}}
+             for s, member in enumerate(self.members)],
         )  # fmt: skip
         self._log({f"held_out/{name}": value for name, value in values.items()}, now)
 
@@ -105,11 +113,11 @@ class Recorder:
         trim(self.folder / "evaluations.csv", self.clock, now - 1)
         rows = [
             {
-                **counters, "seed": seed, "episode": i, "return": float(result.returns[s, i]),
+                **counters, **member, "episode": i, "return": float(result.returns[s, i]),
                 "score": float(result.scores[s, i]), "length": int(result.lengths[s, i]),
                 "success": "nan" if result.success is None else int(result.success[s, i]),
             }
-            for s, seed in enumerate(self.seeds)
+            for s, member in enumerate(self.members)
             for i in range(result.scores.shape[1])
         ]  # fmt: skip
         append(self.folder / "evaluations.csv", rows)
@@ -133,7 +141,8 @@ class Recorder:
             self.loggers["wandb"].experiment.finish()
 
     def _log(self, values: Mapping[str, Sequence[float]], now: int) -> None:
-        series = {f"{name}/seed_{seed}": of[s] for name, of in values.items() for s, seed in enumerate(self.seeds)}
+        ends = ["_".join(f"{column}_{value}" for column, value in member.items()) for member in self.members]
+        series = {f"{name}/{end}": of[s] for name, of in values.items() for s, end in enumerate(ends)}
         for logger in self.loggers.values():
             logger.log_metrics(series, now)
 

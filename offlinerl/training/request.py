@@ -20,7 +20,7 @@ from offlinerl.training import config
 from offlinerl.training.selection import source_of
 from offlinerl.util.errors import UserError, either
 from offlinerl.util.folder import find_checkpoint
-from offlinerl.util.settings import typed
+from offlinerl.util.settings import per_seed_settings, typed
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
     from offlinerl.data.dataset import Dataset
@@ -173,7 +173,10 @@ def require_source(
     if isinstance(source, str) and agents.is_name(source):
         if episodes is not None:
             raise UserError(f"{source} learns while it collects, which is counted in --steps, not in --episodes")
-        settings_for(source, None, env, None, file, over)
+        own = settings_for(source, None, env, None, file, over)[0]["agent"]
+        for name in per_seed_settings(agents.outline(source).config_class):
+            if isinstance(own[name], list):
+                raise UserError(f"a dataset is collected by one learner: give {name} one value, not {own[name]}")
         return
     if source not in ("random", "scripted") and isinstance(source, str | Path):
         if not Path(source).exists():

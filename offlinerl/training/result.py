@@ -59,6 +59,7 @@ class FitResult:
         """The last policy of the first seed, a function of numpy observations."""
         return self.load_policy()
 
-    def load_policy(self, seed: int | None = None) -> DeployedPolicy:
-        """The last policy of a seed, by default of the first one, from ``last.ckpt``."""
-        return load_policy(self.folder, seed, agent_class=type(self.agent))
+    def load_policy(self, seed: int | None = None, **values: float) -> DeployedPolicy:
+        """The last policy of a seed, and of these values of settings that had several, by default of the first ones,
+        from ``last.ckpt``."""
+        return load_policy(self.folder, seed, agent_class=type(self.agent), **values)

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from offlinerl.util.settings import named
+
 UNITS = {
     "normalized": "normalised score",
     "minari": "score by Minari's references",
@@ -165,7 +167,10 @@ class Display:
             per_seed = listed(result["per_seed"], decimals)
             return name, shown(result["mean"], decimals), interval, per_seed, str(result.get("episodes", ""))
 
-        rows = [row("last, the result", last), row(f"best, at {best[clock[:-1]]:,}", best)]
+        rows = [row("last, the result", last)]
+        if values := summary.get("values"):  # of which a mean over all would be no result
+            rows = [row(f"last, {named(of['settings'])}", of["last"]) for of in values]
+        rows.append(row(f"best, at {best[clock[:-1]]:,}", best))
         if offline := summary.get("offline"):
             rows.append(row("before fine-tuning", offline))
         if summary["dataset_score"] is not None:
@@ -205,9 +210,10 @@ class Display:
     def evaluation(self, results: dict[str, Any]) -> None:
         """The table of ``offlinerl evaluate``."""
         decimals = places(*results["ci95"])
+        of = map(named, results["members"]) if "members" in results else map(str, results["seeds"])
         rows = [
-            (str(seed), shown(score, decimals), "", str(results["episodes"]))
-            for seed, score in zip(results["seeds"], results["per_seed"], strict=True)
+            (name, shown(score, decimals), "", str(results["episodes"]))
+            for name, score in zip(of, results["per_seed"], strict=True)
         ]
         interval, count = between(results["ci95"], decimals), str(results["episodes"] * len(results["seeds"]))
         rows.append(("all", shown(results["mean"], decimals), interval, count))

@@ -4,6 +4,7 @@ from these alone."""
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import math
 import operator
@@ -29,6 +30,7 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     choices: Sequence[Any] = (),
+    per_seed: bool = False,
 ) -> Any:
     """A field of a ``Config``.
 
@@ -40,8 +42,11 @@ def setting(
         above: lower bound, which is no value itself.
         below: upper bound, likewise.
         choices: the words a ``str`` may be; values that any other setting may have besides those of its type.
+        per_seed: whether an agent takes several values of this number, to train them side by side; see ``members``.
     """
-    about = dict(low=low, high=high, above=above, below=below, help=help, choices=tuple(choices))
+    about = dict(
+        low=low, high=high, above=above, below=below, help=help, choices=tuple(choices), per_seed=per_seed
+    )  # fmt: skip
     return field(default=default, metadata=about)
 
 
@@ -55,7 +60,8 @@ class Config:
     """The settings of something. A field that overrides an inherited one keeps the help and limits that it does not
     state.
 
-    Types are bool, int, float, str and ``tuple[int, ...]``, or one of these and None.
+    Types are bool, int, float, str and ``tuple[int, ...]``, or one of these and None. Of a setting that is ``per_seed``
+    there may be a tuple of different values instead.
 
     Raises:
         UserError: a value has another type or is out of range.
@@ -92,6 +98,34 @@ def plain(config: Config) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+def members(seeds: Sequence[int], config: Config) -> list[dict[str, Any]]:
+    """What is stacked in one training: every seed with every combination of the values of those settings that have
+    several, under ``seed`` and the settings' names; the seeds of a combination lie side by side."""
+    several = {name: getattr(config, name) for name in per_seed_settings(type(config))}
+    several = {name: values for name, values in several.items() if isinstance(values, tuple)}
+    return [
+        dict(seed=seed, **dict(zip(several, values, strict=True)))
+        for values in itertools.product(*several.values())
+        for seed in seeds
+    ]
+
+
+def named(member: Mapping[str, Any]) -> str:
+    """A member in words, as in "seed 0, beta 0.5"."""
+    words = {name: format(value, "g") if isinstance(value, float) else value for name, value in member.items()}
+    return ", ".join(f"{name} {value}" for name, value in words.items())
+
+
+def values_of(member: Mapping[str, Any]) -> dict[str, float]:
+    """What distinguishes a member from others of its seed."""
+    return {name: value for name, value in member.items() if name != "seed"}
+
+
+def per_seed_settings(config: type[Config]) -> list[str]:
+    """The names of those that are ``per_seed``."""
+    return [name for name, f in settings_of(config).items() if f.metadata.get("per_seed")]
+
+
 def make(config: type[C], given: Mapping[str, Any], complaint: str) -> C:
     """Settings with these values.
 
@@ -124,6 +158,16 @@ def typed(config: type[Config], name: str, value: Any) -> Any:
     Raises:
         UserError: it has another type or is out of range.
     """
+    about = settings_of(config)[name].metadata
+    if about.get("per_seed") and isinstance(value, list | tuple):
+        values = tuple(_one(config, name, one) for one in value)
+        if not values or len(set(values)) < len(values):
+            raise UserError(f"{name} must be a number or a list of different ones, not {list(value)}")
+        return values if len(values) > 1 else values[0]
+    return _one(config, name, value)
+
+
+def _one(config: type[Config], name: str, value: Any) -> Any:
     kind, nullable = _hints(config)[name]
     about = settings_of(config)[name].metadata
     choices = about.get("choices", ())
@@ -145,7 +189,9 @@ def typed(config: type[Config], name: str, value: Any) -> Any:
         words += ["true", "false"]
     elif kind is not str or not choices:
         words = [limits(about) if fits else WANTED[kind], *choices]
-    raise UserError(f"{name} must be {either(*words, *(['null'] if nullable else []))}, not {value!r}")
+    several = per_seed_settings(config) if isinstance(value, list) and kind is not tuple else []
+    hint = f"; several values at once are for {', '.join(several)}" if several else ""
+    raise UserError(f"{name} must be {either(*words, *(['null'] if nullable else []))}, not {value!r}{hint}")
 
 
 WANTED = {
@@ -180,6 +226,7 @@ def described(config: type[Config]) -> Iterator[tuple[str, str, str]]:
     for name, f in settings_of(config).items():
         kind, nullable = _hints(config)[name]
         words = {bool: ["true", "false"], int: ["N"], float: ["X"], tuple: ["[N,N]"]}.get(kind, [])
+        words = [f"{words[0]}[,{words[0]}]"] if f.metadata.get("per_seed") else words
         words += [*map(str, f.metadata.get("choices", ())), *(["null"] if nullable else [])]
         about = "; ".join(filter(None, (f.metadata.get("help"), limits(f.metadata))))
         default = json.dumps(list(f.default) if isinstance(f.default, tuple) else f.default, default=str).strip('"')

@@ -1,0 +1,255 @@
+"""Settings of several values, which are trained side by side: each is what it would be alone."""
+
+import math
+
+import numpy as np
+import pendulum
+import pytest
+import torch
+from conftest import SPEC, random_table
+from pendulum import ID, fit, rows, summary, weights
+
+import offlinerl
+from offlinerl import agents, benchmark
+from offlinerl.agents import base
+from offlinerl.agents.xql import XQL
+from offlinerl.cli import main
+from offlinerl.experience.sources import EpisodeData, OfflineData, WindowData
+from offlinerl.experience.table import Table
+from offlinerl.learning import losses
+from offlinerl.learning.optim import Adam
+from offlinerl.types import Spec
+from offlinerl.util.errors import UserError
+from offlinerl.util.settings import members, per_seed_settings, settings_of
+from offlinerl.util.trees import tree_map
+
+DISCRETE = Spec(5, 1, (0.0,), (2.0,), num_actions=3)
+SMALL = dict(
+    hidden=(8, 8), features=4, samples=2, n_step=2, decay_steps=20, minibatch=32, behavior_updates=1,
+    context=5, embedding=8, blocks=1, heads=2, longest=30, epochs=1, value_epochs=1, huber=0.5,
+)  # fmt: skip
+"""Of whoever has these; some so that they matter in a few updates."""
+
+SETTINGS = [
+    (name, key)
+    for name in agents.names()
+    if name != "drqv2"  # sees images, and has none but what the others have
+    for key in per_seed_settings(agents.outline(name).config_class)
+    if key != "gamma" or "rollouts" not in agents.outline(name).kinds  # where it acts: see below
+]
+
+
+def source_of(agent):
+    if "rollouts" in agent.kinds:
+        return benchmark.SyntheticRollouts(agent, 16)
+    discrete = agent.spec.num_actions
+    table = Table.of(agent, benchmark.synthetic_table(200, agent.spec) if discrete else random_table(200))
+    if "transitions" in agent.kinds:
+        return OfflineData(table, agent.seeds, 16)
+    if "windows" in agent.kinds:
+        return WindowData(table, agent.seeds, 16, length=agent.config.context)
+    return EpisodeData(table, agent.seeds, 16)
+
+
+def trained(name, seeds, compile=False, **settings):
+    """An agent after a few updates, in double precision."""
+    agent_class = agents.get(name)
+    known = settings_of(agent_class.config_class)
+    agent = agent_class(
+        DISCRETE if agent_class.discrete else SPEC,
+        seeds,
+        **{k: v for k, v in {**SMALL, **settings}.items() if k in known},
+    )
+    source, agent.compile = source_of(agent), compile
+    agent.double()
+    for _ in range(2):
+        agent.learn(tree_map(lambda x: x.double() if x.is_floating_point() else x, source.draw(2)))
+    return agent
+
+
+def assert_each_is_as_alone(many, name, **others):
+    moved = False
+    for s, member in enumerate(many.members):
+        seed, values = member["seed"], {key: value for key, value in member.items() if key != "seed"}
+        alone = trained(name, (seed,), **values, **others)
+        for (key, p), q in zip(alone.named_parameters(), many.parameters(), strict=True):
+            torch.testing.assert_close(q[s], p[0], rtol=0, atol=1e-9, msg=f"{key} {member}")
+            moved |= member["seed"] == many.seeds[0] and not torch.equal(q[0], q[s])
+    return moved
+
+
+@pytest.mark.parametrize(("name", "key"), SETTINGS)
+def test_a_value_among_others_is_as_it_is_alone(name, key):
+    default = settings_of(agents.outline(name).config_class)[key].default
+    few = (0.001, 0.01) if key in ("clip", "huber") else (0.3, 0.9)  # of the default, for errors are small here
+    many = trained(name, (3, 1), **{key: [share * default for share in few]})
+    assert assert_each_is_as_alone(many, name), "the values make no difference"
+
+
+def test_every_seed_is_trained_with_every_combination():
+    many = trained("xql", (3, 1), beta=[1, 2], tau=[0.01, 0.1])
+    assert many.members == [
+        dict(seed=seed, beta=beta, tau=tau) for beta in (1.0, 2.0) for tau in (0.01, 0.1) for seed in (3, 1)
+    ]
+    assert many.seeds == (3, 1) * 4 and many.hparams["seeds"] == [3, 1] and many.hparams["beta"] == [1.0, 2.0]
+    assert torch.equal(many.config.beta, torch.tensor([1.0, 1, 1, 1, 2, 2, 2, 2]).unsqueeze(-1).double())
+    assert XQL(**many.hparams).members == many.members
+    assert_each_is_as_alone(many, "xql")
+
+
+def test_in_turns_every_part_has_its_own_values(monkeypatch):
+    settings = dict(beta=[0.5, 1, 2], tau=[0.01, 0.1], lr=[1e-3, 1e-4])
+    at_once = trained("xql", (3,), **settings)
+    monkeypatch.setattr(base, "CPU_ROWS", 3 * 16)
+    in_turns = trained("xql", (3,), **settings)
+    assert [len(part.members) for part in in_turns._parts] == [3] * 4
+    for (name, p), q in zip(at_once.named_parameters(), in_turns.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-9, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 4])
+def test_compiled_values_are_as_alone(monkeypatch, size):
+    monkeypatch.setattr(base, "CPU_ROWS", size * 16)
+    many = trained("xql", (3,), compile=True, beta=[1, 2], tau=[0.01, 0.1])
+    assert len(many._parts) == 4 // size
+    assert_each_is_as_alone(many, "xql", compile=True)
+
+
+def test_a_discount_of_a_seed_is_that_of_its_rows():
+    rows, data = torch.randint(0, 400, (3, 2, 7)), random_table()
+    found = Table(data, SPEC, torch.tensor([[0.9], [0.5]]), 3).transitions(rows)
+    for s, gamma in enumerate((0.9, 0.5)):
+        alone = Table(data, SPEC, gamma, 3).transitions(rows[:, s : s + 1])
+        for name, column in found._asdict().items():
+            if column is not None:
+                assert torch.equal(column[:, s : s + 1], getattr(alone, name)), name
+
+
+def test_losses_of_one_number_a_seed():
+    error = torch.randn(2, 3, 5)
+    for loss, numbers in (
+        (losses.gumbel, [(0.5, 2.0), (0.1, 7.0)]), (losses.expectile, [(0.7, 0.9)]), (losses.huber, [(0.5, 2.0)]),
+    ):  # fmt: skip
+        found = loss(error, *(torch.tensor(pair).unsqueeze(-1) for pair in numbers))
+        for s in range(2):
+            torch.testing.assert_close(found[s], loss(error[s], *(pair[s] for pair in numbers)))
+
+
+def test_a_rate_of_its_own_falls_as_that_of_one_alone():
+    """To the bit, for float32 would round a product twice."""
+    rates = [3e-4, 1.7e-3, 0.9e-4]
+    together = Adam([torch.nn.Parameter(torch.zeros(3, 2))], rates)
+    alone = [Adam([torch.nn.Parameter(torch.zeros(1, 2))], rate) for rate in rates]
+    for step in range(200):
+        fraction = 0.5 * (1 + math.cos(math.pi * step / 200))
+        for optimizer in (together, *alone):
+            optimizer.anneal(fraction)
+        assert together.param_groups[0]["lr"].tolist() == [a.param_groups[0]["lr"].item() for a in alone]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (dict(beta=[1, 0]), "beta must be greater than 0, not 0"),
+        (dict(beta=[1, 1.0]), "beta must be a number or a list of different ones, not [1, 1.0]"),
+        (dict(beta=[]), "beta must be a number or a list of different ones, not []"),
+        (dict(beta=[1, [2]]), "beta must be a number, not [2]"),
+        (dict(value_updates=[1, 2]), "value_updates must be a whole number, not [1, 2]; several values at once are"),
+        (dict(value_layer_norm=[True, False]), "value_layer_norm must be true or false, not [True, False]; several"),
+        (dict(hidden=[[8], [9]]), "hidden must be a list of whole numbers, such as [256, 256], not [[8], [9]]"),
+    ],
+)  # fmt: skip
+def test_what_cannot_have_several_values_says_so(settings, words):
+    with pytest.raises(UserError) as error:
+        XQL(SPEC, (0,), **settings)
+    assert str(error.value).startswith(words)
+
+
+def test_members_of_a_setting_with_one_value():
+    assert members([4], XQL.config_class(beta=[2])) == [dict(seed=4)]
+
+
+SHORT = ["--dataset", ID, "--updates", 40, "--batch", 8, "--eval-every", 20, "--eval-episodes", 1, "--final-episodes",
+         2, "--log-every", 10, "--compile", "false", "--agent.hidden", "8,8"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A run of three values and two seeds, and one of a seed with one of the values."""
+    with pendulum.workplace(tmp_path_factory.mktemp("values")) as folder:
+        assert fit("xql", "--seeds", "0,3", "--agent.beta", "0.5,1,2", *SHORT, "--out", "many") == 0
+        assert fit("xql", "--seeds", "3", "--agent.beta", "1", *SHORT, "--out", "one") == 0
+        yield folder
+
+
+def test_a_run_names_its_members_by_seed_and_value(here):
+    found = summary(here / "many")
+    named = [(0, 0.5), (3, 0.5), (0, 1.0), (3, 1.0), (0, 2.0), (3, 2.0)]
+    assert [(m["seed"], m["beta"]) for m in found["members"]] == named
+    assert found["seeds"] == [0, 3] * 3 and [of["settings"]["beta"] for of in found["values"]] == [0.5, 1.0, 2.0]
+    assert found["values"][1]["last"]["per_seed"] == found["last"]["per_seed"][2:4]
+    for table, repeats in (("metrics.csv", 1), ("evaluations.csv", 1)):
+        first = rows(here / "many" / table)[: 6 * repeats]
+        assert [(int(row["seed"]), float(row["agent.beta"])) for row in first] == named, table
+    assert "agent.beta" not in rows(here / "one" / "metrics.csv")[0]
+
+
+def test_a_member_of_a_run_is_the_run_alone(here):
+    many, one = weights(here / "many"), weights(here / "one")
+    for name, weight in one.items():
+        torch.testing.assert_close(many[name][3], weight[0], rtol=0, atol=1e-6, msg=name)
+    own = [row for row in rows(here / "many" / "evaluations.csv") if (row["seed"], row["agent.beta"]) == ("3", "1.0")]
+    for row, alone in zip(own, rows(here / "one" / "evaluations.csv"), strict=True):
+        assert float(row["return"]) == pytest.approx(float(alone["return"]), rel=1e-4)
+
+
+def test_a_run_of_several_values_resumes_to_the_bit(here):
+    assert fit("xql", "--seeds", "0,3", "--agent.beta", "0.5,1,2", *SHORT, "--updates", 20, "--out", "part") == 0
+    assert fit("--resume", "part", "--updates", 40) == 0
+    for name, weight in weights(here / "many").items():
+        assert torch.equal(weight, weights(here / "part")[name]), name
+
+
+def test_a_policy_is_found_by_its_seed_and_value(here, refused):
+    obs, agent = np.ones(3), offlinerl.load_policy("one")
+    action = offlinerl.load_policy("many", 3, beta=1)(obs)
+    np.testing.assert_allclose(action, agent(obs), rtol=1e-4)
+    np.testing.assert_array_equal(offlinerl.load_policy("many")(obs), offlinerl.load_policy("many", 0, beta=0.5)(obs))
+    assert not np.allclose(offlinerl.load_policy("many", 0, beta=1)(obs), action)
+    assert main(["export", "many", "--safetensors", "p.safetensors", "--seed", "3", "--agent.beta", "1",
+                 "--episodes", "1"]) == 0  # fmt: skip
+    policy = offlinerl.load_policy("p.safetensors")
+    assert policy.agent.hparams["beta"] == 1.0 and np.allclose(policy(obs), action)
+    line = refused("export", "many", "--safetensors", "q.safetensors", "--seed", "3", "--agent.beta", "7")
+    assert "there is no policy of seed 3, beta 7; there are those of seed 0, beta 0.5; seed 3, beta 0.5;" in line
+
+
+def test_reports_and_evaluations_tell_values_apart(here, capsys):
+    assert main(["report", "many", "one", "--out", "compared"]) == 0
+    said = capsys.readouterr().out
+    for name in ("xql beta=0.5", "xql beta=1.0", "xql beta=2.0"):
+        assert name in said
+    assert main(["evaluate", "many", "--episodes", "1", "--json", "found.json"]) == 0
+    assert "seed 3, beta 0.5" in capsys.readouterr().out
+
+
+def test_a_rollout_is_discounted_as_every_member_wants(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = ["--env", "CartPole-v1", "--steps", 128, "--batch", 64, "--eval-every", 128, "--eval-episodes", 1,
+             "--final-episodes", 1, "--agent.hidden", "8,8", "--agent.normalize_reward", "true"]  # fmt: skip
+    assert fit("a2c", *short, "--agent.gamma", "0.5,0.99", "--out", "many") == 0
+    for s, gamma in enumerate((0.5, 0.99)):
+        assert fit("a2c", *short, "--agent.gamma", gamma, "--out", f"alone-{s}") == 0
+        for name, weight in weights(tmp_path / f"alone-{s}").items():
+            mine = weights(tmp_path / "many")[name]
+            if weight.ndim:  # one for all seeds, such as a count, is the same
+                mine, weight = mine[s], weight[0]
+            torch.testing.assert_close(mine, weight, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_collection_has_one_learner(refused):
+    line = refused(
+        "collect", "td3", "--env", "Pendulum-v1", "--dataset", "a/b-v0", "--steps", 10, "--agent.tau", "0.1,0.2"
+    )
+    assert "tau" in line and "one value" in line
