@@ -20,6 +20,7 @@ import offlinerl
 from offlinerl.cli import main
 from offlinerl.evaluation import plots, tables
 from offlinerl.evaluation.comparison import find, groups_of, overall_of, read
+from offlinerl.evaluation.findings import of_group
 from offlinerl.evaluation.report import outcome
 from offlinerl.evaluation.statistics import (
     interquartile_mean,
@@ -180,7 +181,7 @@ def test_few_seeds_settle_nothing(seeds, tmp_path, capsys):
     ]
     assert main(["report", *map(str, runs)]) == 0
     out = capsys.readouterr().out
-    assert "it is not settled" in out and "little to go by" in out, "of few seeds nothing is sure"
+    assert "it is not settled" in out and f"as {min(seeds)}, luck" in out, "of few seeds nothing is sure"
     assert ("to 100% of the pairs" in out) == (seeds == (2, 2)), "an interval needs two of both"
 
 
@@ -191,6 +192,15 @@ def test_runs_of_one_agent_that_left_no_settings_are_named_by_their_folders(tmp_
     (group,) = groups_of([read(folder) for folder in find([tmp_path])])
     assert [row.name for row in group.rows] == ["xql (a/run)", "xql (b/run)", "bc"]
     assert [row.tried for row in group.rows] == [1, 1, 1], "no more are known"
+
+
+def test_one_agent_with_one_seed_leaves_the_others_settled(tmp_path):
+    for agent, seeds in (("xql", 5), ("iql", 5), ("bc", 1)):
+        finished(tmp_path / agent, agent, level=dict(xql=95, iql=50, bc=20)[agent], seeds=seeds)
+    (group,) = groups_of([read(folder) for folder in find([tmp_path])])
+    found = of_group(group)
+    assert found.names == ("xql", "iql", "bc") and found.rivals == ["bc"]
+    assert found.beats("iql", "xql").high == 1 - found.beats("xql", "iql").low < 0.5
 
 
 @pytest.mark.parametrize("missing", ["summary.json", "evaluations.csv"])
@@ -257,7 +267,8 @@ def test_what_a_sweep_tried_is_said_of_the_one_run_that_is_shown(tmp_path, capsy
     sweep._write_tried(sweep.Planned(folder, (), (), tried=12))
     assert json.loads((folder / "summary.json").read_text())["settings_tried"] == 12
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
-    assert "so many were tried: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "So many settings were tried: " in out and "12 of xql" in out and "1 of bc" in out
     for path in (tmp_path / "out" / "tables").glob("*.csv"):
         for row in csv.DictReader(path.open()):
             for side in ("", "x_", "y_"):
@@ -514,6 +525,16 @@ def test_a_browser_draws_the_page_and_shows_values_under_the_pointer(written, tm
 
     page.write_text(page.read_text().replace("</body>", "<script>nothing.here</script></body>"))
     assert browsed(page, tmp_path)[1], "an error in the console is seen"
+
+
+def test_a_narrow_screen_goes_without_what_is_least_needed(tmp_path):
+    finished(tmp_path / "a-long-name-of-a-folder", seeds=5)
+    (group,) = groups_of([read(folder) for folder in find([tmp_path])])
+    table = tables.scores(group, of_group(group))
+    assert tables.fitting(table, 300) == ([*table[0]], [[*row] for row in table[1]])
+    columns, ((*cells,),) = tables.fitting(table, 80)
+    assert columns == ["agent", "settings tried", "seeds", "length", "mean", "95% interval", "IQM"]
+    assert sum(max(len(a), len(b)) + 3 for a, b in zip(columns, cells, strict=True)) < 80
 
 
 def test_tables_for_latex():

@@ -62,17 +62,15 @@ def read(folder: Path) -> Finished:
         clock = plots.clock_of(summary)
         needed = {key: summary[key] for key in ("agent", "dataset", "seeds", "score_kind", clock)}
         scored = summary.get("last", ...) is not None
-        needed |= {key: summary[key] for key in (("best",) if scored else ("losses", "held_out"))}
-        about = json.dumps([summary.get(key) for key in ("env", "task", "data", "dataset_score")])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder} holds no finished run, for want of a sound summary.json; finish it with: offlinerl fit"
             f" --resume {folder}"
         ) from error
-    if not scored:
-        return Finished(folder, summary, None, {}, _settings(folder))
-    table = plots.read_columns(folder / "evaluations.csv")
+    table = plots.read_columns(folder / "evaluations.csv") if scored else {}
     with reading(f"the run in {folder}", "run the training again"):
+        if not scored:
+            return _checked(Finished(folder, summary, None, {}, _settings(folder)))
         last = table.get(clock[:-1], np.empty(0)) == needed[clock]
         members = summary.get("members", [dict(seed=seed) for seed in needed["seeds"]]) if last.any() else []
         scores = [table["score"][last & plots.rows_of(table, member)] for member in members]
@@ -80,9 +78,19 @@ def read(folder: Path) -> Finished:
             raise UserError(
                 f"{folder / 'evaluations.csv'} lacks evaluations of the last policy; run the training again"
             )
-        # What is lacking is seen before anything is printed.
-        _ = needed["best"]["mean"], needed["best"][clock[:-1]], unit_of(summary["score_kind"]), about
-        return Finished(folder, summary, np.stack(scores), table, _settings(folder))
+        return _checked(Finished(folder, summary, np.stack(scores), table, _settings(folder)))
+
+
+def _checked(run: Finished) -> Finished:
+    """The run, if it has all that is asked of it later: what it lacks is seen before anything is printed."""
+    (group,) = groups_of(by_value(run))
+    for row in group.rows:
+        _ = f"{group.unit}{row.length:,}{len(row.seeds)}{group.dataset_score or 0:g}"
+        if run.scores is None:
+            _ = row.losses("losses"), row.losses("held_out")
+        else:
+            _ = row.curve(), f"{row.best['mean']:g}{row.best[group.clock[:-1]]:,}"
+    return run
 
 
 def by_value(run: Finished) -> list[Finished]:
@@ -110,7 +118,10 @@ def _settings(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     with reading(f"the configuration {path}", "run the training again"):
-        given = yaml.safe_load(path.read_text("utf-8"))
+        try:
+            given = yaml.safe_load(path.read_text("utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError("it is not YAML") from error
         told = {f"{section}.{key}": value for section in ("agent", "train") for key, value in given[section].items()}
         told |= {f"fit.{key}": value for key, value in given["fit"].items() if key not in NAMED}
     return {key: value for key, value in told.items() if key not in WATCHED}

@@ -109,12 +109,17 @@ class Findings:
         value, low, high = self.improvement[y, x]
         return Estimate(1 - value, 1 - high, 1 - low)
 
+    def trainings(self, name: str) -> int:
+        return sum(map(len, self.strata[name]))
+
     @property
     def rivals(self) -> list[str]:
-        """Whom the best one cannot be told apart from: no interval of 95% says that it is the better one."""
-        trainings = min(sum(map(len, scores)) for scores in self.strata.values())
+        """Whom the best one cannot be told apart from, the nearest first: no interval says that it is the better one,
+        or there are too few trainings for one."""
         best, *others = self.names
-        return [other for other in others if trainings < FEW or not self.beats(best, other).low > 0.5]
+        enough = {name for name in self.names if self.trainings(name) >= FEW}
+        rivals = [other for other in others if not ({best, other} <= enough and self.beats(best, other).low > 0.5)]
+        return sorted(rivals, key=lambda other: self.beats(best, other).value)
 
     def verdict(self) -> tuple[bool, str]:
         """Whether it is sure who is the best, and what can be said of it in words."""
@@ -132,14 +137,15 @@ class Findings:
             text = f"{best} is the best{value}. A training of it scores higher than one of {than} with probability"
             text += f" {percent(self.beats(best, least))}."
         else:
-            chances = [f"{other} ({percent(self.beats(best, other))} of the pairs)" for other in rivals]
+            chances = [f"{other} ({percent(self.beats(best, other))} of the pairs)" for other in rivals[:3]]
+            chances += [f"{len(rivals) - 3} more"] * (len(rivals) > 3)
             text = f"{best} comes first{value}, but it is not settled that it is better than {either(*chances)}."
         if self.fewest < 5:
-            count = "one training" if self.fewest == 1 else f"{self.fewest} trainings"
-            text += f" {count.capitalize()} of an agent on a task is little to go by."
-        if len(set(self.tried.values())) > 1:
-            tried = ", ".join(f"{name} {count}" for name, count in self.tried.items())
-            text += f" The best of many settings is partly luck, and so many were tried: {tried}."
+            text += f" With as few trainings of an agent on a task as {self.fewest}, luck weighs much."
+        tried = {name.partition(" ")[0]: count for name, count in self.tried.items()}
+        if len(set(tried.values())) > 1:
+            each = ", ".join(f"{count} of {agent}" for agent, count in tried.items())
+            text += f" So many settings were tried: {each}; the best of many is partly luck."
         return not rivals, text
 
 

@@ -56,7 +56,7 @@ def write(path: Path, sections: Sequence[Section], colours: Mapping[str, int], e
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(template).render(
         parts=[_part(section, colours) for section in sections],
-        films=_films(run.folder for row in rows for run in row.runs), explanation=explanation,
+        films=_films(dict.fromkeys(run.folder for row in rows for run in row.runs)), explanation=explanation,
         agents=len(colours), tasks=len(groups), trainings=sum(len(row.seeds) for row in rows),
     )  # fmt: skip
     write_whole(path, text)

@@ -47,11 +47,8 @@ def report(runs: Sequence[Path], out: Path | None = None) -> None:
         UserError: a folder holds no finished run.
     """
     read = [part for folder in comparison.find(runs) for part in comparison.by_value(comparison.read(folder))]
-    what = (
-        f"the run in {' or '.join(dict.fromkeys(str(run.folder) for run in read))}",
-        "leave it out or run the training again",
-    )
-    with reading(*what):
+    each = "one of the runs", "report them one by one to see which, and train that again"
+    with reading(*each):
         groups = comparison.groups_of(read)
         tasks = [_of_task(group, stem) for group, stem in zip(groups, _stems(groups), strict=True)]
         shared = comparison.overall_of(groups)
@@ -60,8 +57,8 @@ def report(runs: Sequence[Path], out: Path | None = None) -> None:
     for number, section in enumerate(tasks + overall):
         if number:
             to.print()
-        caption, (columns, rows) = next(iter(section.tables.values()))
-        table(to, caption, columns, rows)
+        caption, content = next(iter(section.tables.values()))
+        table(to, caption, *(tables.fitting(content, to.width) if to.is_terminal else content))
         for note in section.notes:
             to.print(note)
     if out is not None:
@@ -69,7 +66,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> None:
         names += [row.name for group in groups for row in group.rows]
         colours = {name: number for number, name in enumerate(dict.fromkeys(names))}
         sections = overall + tasks
-        with reading(*what):
+        with reading(*each):
             pictures = [_draw(section, colours, out / "pictures") for section in sections]
         _write_markdown(sections, pictures, out)
         _write_tables(sections, out / "tables")

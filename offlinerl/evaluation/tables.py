@@ -36,6 +36,21 @@ def scores(group: Group, found: Findings) -> Table:
     return columns, [cells(row, found.estimates[row.name]["IQM"].value) for row in group.rows]
 
 
+DISPENSABLE = ("best evaluation", "run", "per seed", "length", "IQM")
+"""Columns that a narrow screen goes without, the first one first."""
+
+
+def fitting(table: Table, width: int) -> Table:
+    """A table with so many columns as a framed one of a width has room for."""
+    columns, rows = table
+    wide = {cells[0]: max(map(len, cells)) + 3 for cells in zip(columns, *rows, strict=True)}
+    for name in DISPENSABLE:
+        if name in wide and sum(wide.values()) >= width:
+            del wide[name]
+    kept = [place for place, name in enumerate(columns) if name in wide]
+    return [columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
 def losses(group: Group) -> Table:
     """A row a loss of every agent, of runs without an environment."""
     columns = ("run", "agent", TRIED, "seeds", "length", "loss", "training", "held out")
@@ -56,7 +71,7 @@ def aggregates(found: Findings) -> Table:
     first = next(iter(found.estimates.values()))
     rows = []
     for name in found.names:
-        trainings = str(sum(map(len, found.strata[name])))
+        trainings = str(found.trainings(name))
         texts = [estimate.text() for estimate in found.estimates[name].values()]
         rows.append((name, str(found.tried[name]), trainings, *texts))
     return ("agent", TRIED, "trainings", *first), rows
@@ -153,7 +168,7 @@ def _aggregates(found: Findings) -> Iterator[dict[str, Any]]:
     for name, estimates in found.estimates.items():
         yield dict(
             tasks=len(found.tasks), unit=found.unit, agent=name, settings_tried=found.tried[name],
-            trainings=sum(map(len, found.strata[name])), **_flat(estimates),
+            trainings=found.trainings(name), **_flat(estimates),
         )  # fmt: skip
 
 
