@@ -574,7 +574,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_shared("--agent-class", "--device", "--overwrite")
 
     p = command("sweep", sweep, "train agents, datasets and settings in every combination, side by side")
-    p.add_argument("file", type=Path, help="YAML: agents, datasets, seeds, each, agent, train, cpus, gpus, out")
+    p.add_argument(
+        "file", type=Path, help="YAML: agents, datasets, seeds, each, together, agent, train, cpus, gpus, out"
+    )
     p.add_argument("--ray-address", metavar="ADDRESS", help="run them on a cluster: auto or HOST:PORT (default: here)")
 
     p = command("benchmark", benchmark, "measure updates/s, their limit, Lightning's share and loading")

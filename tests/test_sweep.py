@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pendulum
 import pytest
 import yaml
 from pendulum import ID
 
 from offlinerl.cli import main
+from offlinerl.evaluation import comparison
 from offlinerl.training import sweep
 from offlinerl.util.errors import UserError
 
@@ -56,9 +58,45 @@ def test_every_combination_is_a_run_of_the_agents_that_have_the_setting(written)
     assert runs[1].command()[3:] == resumed
 
 
+def test_values_that_can_be_are_trained_together(written):
+    plan = dict(
+        agents=["xql", "bc"], datasets="kitchen", together=True, train=TRAIN,
+        each={"agent.beta": [1, 2.5], "agent.lr": [0.1, 0.2], "agent.dropout": [0, 0.1]},
+    )  # fmt: skip
+    runs = sweep.planned(sweep.read(written(**plan)))
+    assert [(run.folder.name, run.tried) for run in runs] == [
+        *((f"xql-kitchen-dropout={rate}", 8) for rate in (0, 0.1)),
+        *((f"bc-kitchen-dropout={rate}", 4) for rate in (0, 0.1)),
+    ]  # fmt: skip
+    words = " ".join(runs[1].what)
+    assert "--agent.dropout 0.1 --agent.beta [1, 2.5] --agent.lr [0.1, 0.2]" in words
+    assert "beta" not in " ".join(runs[2].what)
+
+
+@pytest.mark.slow
+def test_together_they_end_as_they_do_apart(written, tmp_path):
+    plan = dict(
+        agents=["xql"], datasets=ID, seeds=[0, 3], each={"agent.beta": [1, 2]}, agent={"hidden": [8, 8]}, train=TRAIN
+    )
+    found = {}
+    for together in (True, False):
+        of_plan = sweep.read(written(**plan, together=together))
+        of_plan["out"] = str(tmp_path / f"together-{together}")
+        for run in sweep.planned(of_plan):
+            assert sweep.finish(run) == 0, run.log.read_text()
+            for part in comparison.by_value(comparison.read(run.folder)):
+                found.setdefault(part.settings["agent.beta"], []).append(part)
+    assert sorted(found) == [1.0, 2.0]
+    for one, other in found.values():
+        assert one.folder != other.folder and one.settings == other.settings
+        assert one.summary["seeds"] == other.summary["seeds"] == [0, 3]
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
+        (dict(agents=["bc"], datasets="kitchen", together="yes"), "together must be true or false, not 'yes'"),
         (dict(agents=["bc"]), "datasets, or environments"),
         (dict(agents="bc", datasets="kitchen", agemt={}), "'agemt'; did you mean agent"),
         (dict(agents=["bcc"], datasets="kitchen"), "did you mean bc"),

@@ -1,5 +1,6 @@
 """Settings of several values, which are trained side by side: each is what it would be alone."""
 
+import json
 import math
 
 import numpy as np
@@ -232,6 +233,15 @@ def test_reports_and_evaluations_tell_values_apart(here, capsys):
         assert name in said
     assert main(["evaluate", "many", "--episodes", "1", "--json", "found.json"]) == 0
     assert "seed 3, beta 0.5" in capsys.readouterr().out
+
+
+def test_policies_to_choose_from_are_told_apart(here, capsys):
+    assert main(["select", "many", "--episodes", "14", "--json", "chosen.json"]) == 0
+    assert "3, beta 0.5" in capsys.readouterr().out
+    chosen = json.loads((here / "chosen.json").read_text())["policies"]
+    assert sorted((row["seed"], row["values"]["beta"]) for row in chosen) == [
+        (seed, beta) for seed in (0, 3) for beta in (0.5, 1.0, 2.0)
+    ]
 
 
 def test_a_rollout_is_discounted_as_every_member_wants(tmp_path, monkeypatch):

@@ -9,13 +9,14 @@ from urllib.parse import quote
 
 from offlinerl.evaluation import comparison, findings, page, tables
 from offlinerl.evaluation import comparison_plots as plots
-from offlinerl.evaluation.comparison import Group, Overall
+from offlinerl.evaluation.comparison import Finished, Group, Overall
 from offlinerl.evaluation.page import Section
 from offlinerl.evaluation.statistics import bootstrap
 from offlinerl.util.atomic import write_whole
 from offlinerl.util.display import between, console, losses_in_words, places, shown, table
 from offlinerl.util.errors import reading
 from offlinerl.util.folder import numbered
+from offlinerl.util.settings import named
 
 EXPLANATION = (
     "A training is one seed of an agent, and its score the mean over the episodes of its last policy. The best"
@@ -75,12 +76,17 @@ def report(runs: Sequence[Path], out: Path | None = None) -> None:
 
 
 def outcome(run: Path) -> str:
-    """The result of a finished run, in a few words.
+    """The result of a finished run, in a few words, or those of the values that it was trained with.
 
     Raises:
         UserError: the folder holds no finished run.
     """
     found = comparison.read(run)
+    names = [f"{named(of['settings'])}: " for of in found.summary.get("values", ())] or [""]
+    return "; ".join(name + _outcome(part) for name, part in zip(names, comparison.by_value(found), strict=True))
+
+
+def _outcome(found: Finished) -> str:
     if found.scores is None:
         return "no score, for want of an environment; " + losses_in_words(
             found.summary["losses"], found.summary["held_out"] or {}

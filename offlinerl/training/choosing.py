@@ -27,6 +27,7 @@ from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display, between, places, shown, table
 from offlinerl.util.errors import UserError
 from offlinerl.util.folder import find_checkpoint
+from offlinerl.util.settings import named, values_of
 
 SEED = 2_000_000
 """Reset seed of the first episode, far from those of training and of its evaluations."""
@@ -49,7 +50,9 @@ class Candidate:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return dict(run=str(self.run), **self.agent.members[0])
+        [member] = self.agent.members
+        values = values_of(member)
+        return dict(run=str(self.run), seed=member["seed"], **(dict(values=values) if values else {}))
 
 
 def select(
@@ -264,14 +267,15 @@ def show(results: Mapping[str, Any], display: Display) -> None:
     policies, acted = results["policies"], results["method"]["name"] == "ucb"
     intervals = [row["ci95"] for row in policies]
     decimals = max((places(*of) for of in intervals if np.isfinite(of).all()), default=1)
-    several = len({row["seed"] for row in policies}) > 1
+    members = [", ".join([str(row["seed"]), *([named(row["values"])] if "values" in row else [])]) for row in policies]
+    several = len(set(members)) > 1
     columns = ["run", "rank", *["seed"] * several, "estimate", "95% interval", *["episodes"] * acted]
     rows = [
         [
-            Path(row["run"]).resolve().name, str(row["rank"]), *[str(row["seed"])] * several,
+            Path(row["run"]).resolve().name, str(row["rank"]), *[member] * several,
             shown(row["estimate"], decimals), between(row["ci95"], decimals), *[str(row.get("episodes"))] * acted,
         ]
-        for row in policies
+        for row, member in zip(policies, members, strict=True)
     ]  # fmt: skip
     how = "episodes in the environment" if acted else "fitted Q evaluation on the dataset"
     table(display.console, f"{results['tried']} policies tried, by {how}: {results['unit']}", columns, rows)

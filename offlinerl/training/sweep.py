@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from offlinerl import agents
 from offlinerl.evaluation import report
 from offlinerl.training import request
 from offlinerl.util.atomic import write_json
@@ -24,10 +26,12 @@ from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError, did_you_mean, reading
 from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
 from offlinerl.util.ray_cluster import RayCluster
+from offlinerl.util.settings import per_seed_settings
 
 KEYS = dict(
-    agents=None, datasets=(), environments=(), seeds=(0,), each={}, agent={}, train={}, cpus=1, gpus=0, out="runs/sweep"
-)
+    agents=None, datasets=(), environments=(), seeds=(0,), each={}, together=False, agent={}, train={}, cpus=1, gpus=0,
+    out="runs/sweep",
+)  # fmt: skip
 """What a file may say, and what holds where it does not."""
 
 DEATHS = 3
@@ -66,8 +70,9 @@ def sweep(file: Path, ray_address: str | None = None) -> int:
     Args:
         file: YAML: ``agents``; ``datasets``, or ``environments`` to learn by acting; ``seeds``, which every run trains
             together; ``each``, lists of values by setting, as in ``agent.beta: [1, 2]``, of which every combination is
-            a run, for the agents that have the setting; ``agent`` and ``train``, settings of all runs; ``cpus`` and
-            ``gpus`` of a run; ``out``, the folder of the runs, which all machines of a cluster must share.
+            a run, for the agents that have the setting; ``together``, whether one run has all values of a setting that
+            takes several, each with the result of a run of its own; ``agent`` and ``train``, settings of all runs;
+            ``cpus`` and ``gpus`` of a run; ``out``, the folder of the runs, which all machines of a cluster must share.
         ray_address: of a cluster; by default this machine alone.
 
     Returns:
@@ -127,6 +132,8 @@ def read(file: Path) -> dict[str, Any]:
     for key, value in plan["each"].items() if isinstance(plan["each"], dict) else [("each", None)]:
         if str(key).partition(".")[0] not in ("agent", "train") or not isinstance(value, list) or not value:
             raise UserError(f"{file}: each must list values by setting, as in agent.beta: [1, 2], not {plan['each']!r}")
+    if not isinstance(plan["together"], bool):
+        raise UserError(f"{file}: together must be true or false, not {plan['together']!r}")
     for key, least in (("cpus", 1), ("gpus", 0)):
         if isinstance(plan[key], bool) or not isinstance(plan[key], int | float) or plan[key] < least:
             raise UserError(f"{file}: {key} must be a number from {least} on, not {plan[key]!r}")
@@ -149,22 +156,25 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
         known = request.settings_for(agent, *where, plan["seeds"], None, fixed)[0]
         own = [key for key in plan["each"] if key.partition(".")[2] in known[key.partition(".")[0]]]
         unused -= set(own)
-        combinations = list(itertools.product(*(plan["each"][key] for key in own)))
-        for values in combinations:
+        shared = {f"agent.{name}" for name in per_seed_settings(agents.outline(agent).config_class)}
+        shared = {key: plan["each"][key] for key in own if plan["together"] and key in shared}
+        apart = [key for key in own if key not in shared]
+        tried = math.prod(len(plan["each"][key]) for key in own)
+        for values in itertools.product(*(plan["each"][key] for key in apart)):
             over = {section: dict(settings) for section, settings in fixed.items()}
-            for key, value in zip(own, values, strict=True):
+            for key, value in [*zip(apart, values, strict=True), *shared.items()]:
                 section, _, name = key.partition(".")
                 over[section][name] = value
             request.settings_for(agent, *where, plan["seeds"], None, over)
             name = "-".join(
-                [agent, task, *(f"{key.partition('.')[2]}={v}" for key, v in zip(own, values, strict=True))]
+                [agent, task, *(f"{key.partition('.')[2]}={v}" for key, v in zip(apart, values, strict=True))]
             )
             folder = Path(plan["out"]).resolve() / name.replace("/", "-").replace(" ", "")
             words = [agent, flag, task, "--seeds", ",".join(map(str, plan["seeds"])), "--out", str(folder)]
             for section, settings in over.items():
                 for key, value in settings.items():
                     words += [f"--{section}.{key}", yaml.safe_dump(value, default_flow_style=True).split("\n")[0]]
-            runs[folder] = Planned(folder, tuple(words), how, len(combinations))
+            runs[folder] = Planned(folder, tuple(words), how, tried)
     if unused:
         raise UserError(f"each: none of the agents has the setting {min(unused)}")
     return list(runs.values())
