@@ -2,18 +2,24 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Dict
+from test_trees import random_rows
 
 import offlinerl
+from offlinerl import dataset_commands
 from offlinerl.data import edit, load
 from offlinerl.data.dataset import COLUMNS
+from offlinerl.data.minari_writer import write_minari
+from offlinerl.data.writers import write_lerobot, write_robomimic
 from offlinerl.experience.table import Table
 from offlinerl.training.build import contents_of
-from offlinerl.types import Spec
+from offlinerl.types import Leaf, Spec
 from offlinerl.util import memory
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_leaves
@@ -75,6 +81,50 @@ def test_columns_statistics_and_checksum_are_those_of_the_dataset_in_memory(tmp_
     assert {type(leaf) for _, leaf in tree_leaves(columns_of(other))} == {np.memmap}
     monkeypatch.undo()
     require_equal(columns_of(one), columns_of(load.load(str(tmp_path / "log.hdf5"))))
+
+
+def vectors(rows=200):
+    data = random_rows(rows)
+    return replace(data, observations=data.observations["state"])
+
+
+def minari(folder, data):
+    boxes = Dict(image=Box(0, 255, (16, 16, 3), np.uint8), state=Box(-np.inf, np.inf, (7,), np.float32))
+    about = dict(dataset_id="test/frames-v0", env_spec=None, observation_space=boxes, action_space=Box(-1, 1, (2,)))
+    write_minari(folder, dataset_commands._episodes(data, boxes, about["action_space"]), **about)
+
+
+def several(folder):
+    folder.mkdir()
+    for number in (9, 10):
+        d4rl(folder / f"part{number}.hdf5", seed=number)
+
+
+WRITERS = dict(
+    minari=lambda path: minari(path, random_rows(200)), robomimic=lambda path: write_robomimic(vectors(), path),
+    lerobot=lambda path: write_lerobot(vectors(), path, 10, "test"), several=several,
+    parquet=lambda path: vectors().to_pandas(next_obs=True).to_parquet(path.with_suffix(".parquet")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_format_is_the_same_on_the_disk(tmp_path, kind):
+    path = tmp_path / f"{kind}.parquet" if kind == "parquet" else tmp_path / kind
+    WRITERS[kind](path)
+    one, other = both(path)
+    require_equal(columns_of(one), columns_of(other))
+    assert len(one) > 150 and one.provenance == other.provenance and contents_of(one) == contents_of(other)
+
+
+def test_frames_are_kept_once_and_stacked_from_the_disk(tmp_path):
+    minari(tmp_path / "frames", random_rows(200))
+    one, other = both(tmp_path / "frames")
+    assert other.observations["image"].dtype == np.uint8 and len(other.observations["image"]) == 220
+    spec = Spec((Leaf("image", (16, 16, 9), "uint8"), Leaf("state", (21,), "float32")), 2, (-1.0, -1.0), (1.0, 1.0))
+    for memory_, disk in ((one, other), (one.best(0.5), other.best(0.5))):
+        rows = torch.randint(len(memory_), (2, 3, 8))
+        tables = [Table(data, spec, 0.9, 3, stack=3) for data in (memory_, disk)]
+        require_equal(*(table.transitions(rows) for table in tables))
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
