@@ -472,7 +472,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_shared("--max-episode-steps", "--action-range", *SEEING)
     p.add_argument("--episodes", type=count, default=50, metavar="N", help="episodes of every policy (default: 50)")
     p.add_argument("--seed", type=whole, default=0, metavar="N", help="reset seed of the first episode (default: 0)")
-    p.add_argument("--video", type=Path, metavar="DIR", help="record one episode of every seed's policy as GIF")
+    p.add_argument("--video", type=Path, metavar="DIR", help="film an episode of every seed's policy, GIF and MP4")
     p.add_shared("--json", "--device")
 
     nested = commands.add_parser("datasets", help="list, show, validate and make datasets")
@@ -480,7 +480,7 @@ def parser() -> argparse.ArgumentParser:
     command("list", datasets_list, "list the datasets by name", within)
     p = command("show", datasets_show, "say what is in a dataset, and draw it", within)
     p.add_shared("name", "--obs-keys", "--columns", "--subset")
-    p.add_argument("--png", type=Path, metavar="FILE", help="where to draw (default: NAME.png)")
+    p.add_argument("--png", type=Path, metavar="FILE", help="where to draw, also .pdf or .svg (default: NAME.png)")
     p.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, or - to print them")
     p = command("validate", datasets_validate, "find what is wrong with a dataset; status 1 if it has a fault", within)
     p.add_shared("name")
@@ -542,7 +542,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--critics", type=count, metavar="N", help="whose spread is the interval (default: 5)")
     p.add_argument("--gamma", type=fraction, metavar="X", help="discount factor of the estimates (default: 0.99)")
     p.add_argument("--seed", type=whole, default=0, metavar="N", help="decides everything (default: 0)")
-    p.add_argument("--png", type=Path, metavar="FILE", help="draw expected performance by the policies tried")
+    p.add_argument("--png", type=Path, metavar="FILE", help="draw expected performance by policies tried")
     p.add_shared("--json", "--device", "--agent-class")
 
     p = command("report", report, "compare runs: who is the best, and how sure that is")

@@ -152,6 +152,8 @@ def test_description(file):
 def test_histograms(file, tmp_path):
     image = plot(load(str(file)), tmp_path / "new" / "some.png")
     assert image.read_bytes().startswith(b"\x89PNG") and image.stat().st_size > 2_000
+    assert plot(load(str(file)), tmp_path / "some.pdf").read_bytes().startswith(b"%PDF")
+    assert "<svg" in plot(load(str(file)), tmp_path / "some.svg").read_text()[:1000]
 
 
 def test_commands(file, tmp_path, capsys):

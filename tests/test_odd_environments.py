@@ -3,9 +3,11 @@
 import json
 import signal
 from functools import partial
+from importlib.util import find_spec
 
 import gymnasium as gym
 import h5py
+import imageio.v3 as imageio
 import numpy as np
 import pendulum
 import pytest
@@ -522,11 +524,14 @@ def test_a_collection_of_endless_episodes_ends(here):
 # Pictures
 
 
-def test_films_of_environments_that_say_little(here, refused):
+def test_films_of_environments_that_say_little(here, refused, capsys):
     env, blank = made("Drawn-v0", Reach, draws=True), made("Blank-v0", Reach)
     assert run(*online(env, here / "drawn")) == 0
     assert run("evaluate", here / "drawn", "--episodes", 1, "--video", here / "films") == 0
     assert (here / "films/seed-0.gif").exists()
+    if find_spec("av"):
+        assert imageio.imread(here / "films/seed-0.mp4", plugin="pyav").shape == (10, 8, 8, 3)
+    assert "films/seed-0.gif: 10 frames" in capsys.readouterr().out
     line = refused("evaluate", here / "drawn", "--env", blank, "--episodes", 1, "--video", here / "none")
     assert blank in line and "renders no pictures" in line
 

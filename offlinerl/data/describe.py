@@ -18,7 +18,7 @@ from offlinerl.envs.antmaze import walls_of
 from offlinerl.envs.make import make
 from offlinerl.util.display import unit_of
 from offlinerl.util.errors import UserError, either
-from offlinerl.util.figures import literal
+from offlinerl.util.figures import format_of, literal
 from offlinerl.util.trees import first_leaf, tree_leaves, tree_map
 
 
@@ -129,9 +129,9 @@ SHOWN = 8
 
 
 def plot(dataset: Dataset, path: Path) -> Path:
-    """Draws a dataset as a PNG: how returns, of the rewards as the table has them, and lengths of the episodes are
-    distributed, the ranges of the actions and of the observations, how rewards add up in a few episodes, and the ways
-    of these in a maze, or else the actions of one; returns ``path``."""
+    """Draws a dataset, as a PDF or an SVG if the file's name says so, else as a PNG: how returns, of the rewards as the
+    table has them, and lengths of the episodes are distributed, the ranges of the actions and of the observations, how
+    rewards add up in a few episodes, and their trajectories in a maze, or else the actions of one; returns ``path``."""
     figure = matplotlib.figure.Figure(figsize=(13, 7.5), layout="constrained")
     figure.suptitle(f"{literal(dataset.name)}: {len(dataset.episode_starts):,} episodes, {len(dataset):,} transitions")
     axes = figure.subplots(2, 3).ravel()
@@ -166,7 +166,7 @@ def plot(dataset: Dataset, path: Path) -> Path:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, format="png")
+    figure.savefig(path, dpi=120, format=format_of(path))
     return path
 
 

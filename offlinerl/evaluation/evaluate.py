@@ -140,7 +140,7 @@ def evaluate_checkpoint(
             ``offlinerl.envs.make.make`` takes, whose score is the return.
         episodes: episodes of each seed's policy.
         seed: reset seed of the first one.
-        video: a folder for one GIF a seed.
+        video: a folder for the film of one episode a seed; see ``record_videos``.
         json_file: where to write what is returned.
         device: "auto", "cpu" or "cuda".
         limits: some of ``offlinerl.envs.make.LIMITS``, such as ``pixels=True``; see ``offlinerl.envs.make.make``.
@@ -182,6 +182,5 @@ def evaluate_checkpoint(
     if json_file is not None:
         write_json(json_file, results)
     if video is not None:
-        record_videos(agent, task, seed, video)
-        display.say(f"videos in {video}")
+        record_videos(agent, task, seed, video, display)
     return results

@@ -14,7 +14,7 @@ from offlinerl.evaluation.statistics import expected_maximum
 from offlinerl.util.atomic import atomic_write
 from offlinerl.util.display import places, shown, unit_of
 from offlinerl.util.errors import UserError
-from offlinerl.util.figures import COLOURS, literal
+from offlinerl.util.figures import COLOURS, format_of, literal
 from offlinerl.util.settings import named
 
 DRAWN = ("value_loss", "critic_loss", "q_loss", "actor_loss", "effective_episodes")
@@ -135,7 +135,7 @@ def save(figure: Any, path: Path) -> Path:
     """Write a picture whole, in the format that its name ends with."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, overwrite=True) as temporary:
-        figure.savefig(temporary, dpi=130, format=path.suffix.removeprefix("."))
+        figure.savefig(temporary, dpi=130, format=format_of(path))
     return path
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Of Okabe & Ito, Color universal design, 2008, which people who confuse red and green tell apart too; without their
 yellow, of which a line on white is hard to see."""
@@ -20,3 +22,9 @@ def literal(text: str) -> str:
     what is no character, and not hidden because it begins with an underscore."""
     text = text.encode("utf-8", "replace").decode().replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
+
+
+def format_of(path: Path) -> str:
+    """The format of a picture by its file's name: "pdf", "svg" or, whatever else it ends in, "png"."""
+    suffix = path.suffix.lower().removeprefix(".")
+    return suffix if suffix in ("pdf", "svg") else "png"
