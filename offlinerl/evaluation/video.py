@@ -22,8 +22,8 @@ from offlinerl.util.settings import named
 
 
 def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: Display | None = None) -> None:
-    """Write one episode of every seed's policy as ``seed-<s>.gif``, of several values as ``seed-<s>-beta-<x>.gif``, and as MP4
-    if PyAV is installed.
+    """Write one episode of every seed's policy as ``seed-<s>.gif``, of several values as ``seed-<s>-beta-<x>.gif``, and
+    as MP4 too if PyAV is installed.
 
     Args:
         policy: S policies.
@@ -66,7 +66,8 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
                 images.imwrite(film, frames, duration=1000 / fps, loop=0)
                 if find_spec("av"):
                     even = [frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames]
-                    images.imwrite(film.with_suffix(".mp4"), even, plugin="pyav", codec="libx264", fps=round(fps))
+                    how = dict(plugin="pyav", codec="libx264", fps=max(1, round(fps)))
+                    images.imwrite(film.with_suffix(".mp4"), even, **how)
                 display.say(f"{film}: {len(frames):,} frames, drawn in {time.monotonic() - begun:.0f} s")
     except UserError:
         raise
