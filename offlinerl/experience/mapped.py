@@ -13,8 +13,11 @@ from torch import Tensor
 
 from offlinerl.data.dataset import Stretches
 
-PAGES = 1 << 16
-"""Bytes that the system maps around an access."""
+PAGES = 1 << 18
+"""Bytes that the system maps around an access, at the most that was seen."""
+
+PIECE = 1 << 11
+"""Rows that are gathered before it is asked how much is in memory."""
 
 
 class Maps:
@@ -28,6 +31,12 @@ class Maps:
     def __init__(self, limit: int):
         self.limit, self.used, self.others = limit, 0, file_pages() or 0
         self.maps: list[mmap.mmap] = []
+
+    def hold(self, opened: mmap.mmap) -> None:
+        """Have a file of which rows here and there are used: nothing is read beyond what is asked for."""
+        if hasattr(mmap, "MADV_RANDOM"):
+            opened.madvise(mmap.MADV_RANDOM)
+        self.maps.append(opened)
 
     def touched(self, rows: int, nbytes: int) -> None:
         """Told of accesses to so many rows of ``nbytes`` together, which may have been there before."""
@@ -69,10 +78,7 @@ class MappedFiles(Maps):
         kept = path.is_file() and path.stat().st_size == size
         path.parent.mkdir(parents=True, exist_ok=True)
         array = np.memmap(path, dtype, "r+" if kept else "w+", shape=tuple(shape))
-        opened: mmap.mmap = array._mmap
-        if hasattr(mmap, "MADV_RANDOM"):
-            opened.madvise(mmap.MADV_RANDOM)  # nothing is read beyond what is asked for
-        self.maps.append(opened)
+        self.hold(array._mmap)
         return array
 
     def tensor(self, name: str, shape: Sequence[int], dtype: str) -> Tensor:
@@ -98,7 +104,7 @@ class Stored:
         while isinstance(column, Stretches):
             column = column.array
         if isinstance(column, np.memmap):
-            maps.maps.append(column._mmap)
+            maps.hold(column._mmap)
         if isinstance(self.column, np.ndarray):
             self.column = np.asarray(column)  # the same without the class, which is slow
 
@@ -106,9 +112,11 @@ class Stored:
         return len(self.column)
 
     def index_select(self, axis: int, rows: Tensor) -> Tensor:
-        found = self.column.take(rows.cpu().numpy(), axis)
-        self.maps.touched(len(rows), found.nbytes)
-        return torch.from_numpy(found).to(self.device)
+        found = []
+        for part in rows.cpu().split(PIECE):
+            found.append(self.column.take(part.numpy(), axis))
+            self.maps.touched(len(part), found[-1].nbytes)
+        return torch.from_numpy(np.concatenate(found)).to(self.device)
 
 
 class StoredNumbers(Stored):

@@ -18,8 +18,8 @@ from offlinerl.types import Batch, Leaf, Spec, Window
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
-RESIDENT = 1 << 31
-"""Bytes of a table's files that are in the memory of this process at the most."""
+RESIDENT = 1 << 30
+"""Bytes of a table's files in the memory of this process, beyond which they are handed back after a gather."""
 
 ACTION_MARGIN = 1e-5
 """Actions are clipped this far inside their bounds, as in the reference IQL and XQL."""
