@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from conftest import ACTING, SPEC, random_table
+from torch._dynamo.utils import counters
 
 from offlinerl import agents
 from offlinerl.agents import base as agent_module
@@ -283,6 +284,46 @@ def test_captured_equals_eager(compiled_pair):
     for name, optimizer in eager.optim.items():
         ours, theirs = (o.param_groups[0]["beta_powers"] for o in (optimizer, captured.optim[name]))
         torch.testing.assert_close(ours, theirs)
+
+
+def test_seeds_on_cores_of_their_own_equal_seeds_in_turn(monkeypatch):
+    """To the bit: the same graph on one thread, whoever calls it."""
+    threads = torch.get_num_threads()
+    pair = []
+    for cores in (1, 2):
+        monkeypatch.setattr(agent_module, "CPU_ROWS", 1)
+        monkeypatch.setattr(agent_module, "WORTHWHILE", 0)
+        torch.set_num_threads(cores)
+        try:
+            agent, data = XQL(SPEC, (0, 1, 2), **SETTINGS), source((0, 1, 2))
+            agent.compile = True
+            for _ in range(3):
+                metrics, _ = agent.learn(data.draw())
+        finally:
+            torch.set_num_threads(threads)
+        assert agent._cores == cores and len(agent._parts) == 3
+        assert {step.__name__ for steps in agent._steps.values() for step in steps} == {"run"}, "nothing was compiled"
+        pair.append((agent.state_dict(), metrics))
+    for one, other in zip(*pair, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_what_was_compiled_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for found in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        weight = torch.arange(3.0)
+
+        def step(x, weight=weight):
+            weight.add_(x)
+            return (weight * 2).sum()
+
+        [captured] = capture([step], (torch.ones(3),), [[weight]])
+        assert captured(torch.ones(3)).item() == 12
+        assert weight.tolist() == [1, 2, 3]
+        assert counters["inductor"]["fxgraph_cache_hit"] == found
+        assert counters["inductor"]["fxgraph_cache_miss"] == (not found)
 
 
 def test_tracing_leaves_the_state_as_it_was():

@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 Step = Callable[..., Any]
@@ -26,12 +29,15 @@ def signature(tensors: Sequence[Tensor]) -> tuple:
     return tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
 
 
-def capture(steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[Sequence[Tensor]]) -> list[Step]:
+def capture(
+    steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[Sequence[Tensor]], side_by_side: int = 1
+) -> list[Step]:
     """Compile ``steps``: one function of tensors that trains in place, closed over several sets of tensors.
 
     Unlike ``torch.compile`` of a function that calls backward, which stops at every backward pass, the trace
     holds the whole step: forward, backward, optimiser and target update are fused across their borders. It
-    is made of the first step and serves them all. On a GPU it is recorded as a CUDA graph besides.
+    is made of the first step and serves them all. On a GPU it is recorded as a CUDA graph besides. What
+    was compiled is kept on disk, where the next process finds it.
 
     Args:
         steps: each reads tensors, changes others that it closes over in place, returns a tree of
@@ -39,6 +45,7 @@ def capture(steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[S
         example: arguments of the shapes, strides and types they will be called with.
         states: for each step every tensor it changes in place, in the same order. Tracing runs the first
             step, and recording every one; their tensors are put back after.
+        side_by_side: how many of them are called at a time, by threads that share torch's among them.
 
     Returns:
         Functions to call as ``steps``; ``steps`` themselves, with a warning, where compiling fails (no C++
@@ -57,9 +64,12 @@ def capture(steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[S
     try:
         with put_back(states[0]):
             graph, closed_over = _lift_constants(make_fx(flat)(*example))
-        with torch.no_grad(), warnings.catch_warnings():
+        # A wrapper in C++ is quicker than one in Python, and lets go of Python's lock.
+        options = {**OPTIONS, "cpp.threads": torch.get_num_threads() // side_by_side, "cpp_wrapper": not on_gpu}
+        static = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # the cache on disk asks for one
+        with torch.no_grad(), tracing(TracingContext(static)), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # a setting of ours decides
-            compiled = torch._inductor.compile(graph, [*example, *closed_over], options=OPTIONS)
+            compiled = torch._inductor.compile(graph, [*example, *closed_over], options=options)
     except Exception as error:
         warnings.warn(
             f"training runs uncompiled, since torch.compile failed here: {type(error).__name__}: "
@@ -175,6 +185,7 @@ def _lift_constants(graph: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, 
         if place not in placeholders:
             with graph.graph.inserting_after(last):
                 last = graph.graph.placeholder(f"state_{len(placeholders)}")
+                last.meta["val"] = tensor
             placeholders[place] = tensor, last
         node.replace_all_uses_with(placeholders[place][1])
         graph.graph.erase_node(node)

@@ -64,6 +64,9 @@ class Linear(nn.Module):
                     init(weight, bias, generator)
 
     def forward(self, x: Tensor) -> Tensor:  # [*lead, B, I] -> [*lead, B, out]
+        if self.weight.shape[-1] == 1:
+            # Libraries are slow at many products with a vector; a compiler makes one pass of it and what is before it.
+            return (x * self.weight.mT).sum(-1, keepdim=True) + self.bias
         product = torch.bmm if x.ndim == 3 else torch.matmul  # the same; acting is short enough to see the difference
         return product(x, self.weight) + self.bias
 
