@@ -59,7 +59,10 @@ def says(line, *words):
         ((*FIT, "--env", "Pendulun-v1"), ("'Pendulun-v1'", "Pendulum-v1")),
         ((*FIT, "--env", "Nowhere-v7"), ("Nowhere",)),
         ((*FIT, "--env", "CartPole-v1"), ("CartPole-v1", "discrete", "dqn")),
-        ((*FIT, "--agent.bta", "2"), ("bc has no setting 'bta'", "there are normalize, convolutions, shift, lr")),
+        (
+            (*FIT, "--agent.bta", "2"),
+            ("bc has no setting 'bta'", "there are normalize, convolutions, encoder, shift, lr"),
+        ),
         ((*FIT, "--agent.hiden", "[8]"), ("bc has no setting 'hiden'", "did you mean hidden")),
         ((*FIT, "--agent.lr", "fast"), ("lr must be a number", "'fast'")),
         ((*FIT, "--agent.lr", "-1"), ("lr must be greater than 0", "-1")),

@@ -10,7 +10,8 @@ from offlinerl.experience.table import Table
 
 def test_the_matrix_products_of_an_xql_update_by_hand():
     B, H, O, A = 32, 256, 60, 9
-    value, critic, actor = (i * H + H * H + H * o for i, o in ((O, 1), (O + A, 1), (O, A)))
+    # A layer with one output is a sum, and counts as no product of matrices.
+    value, critic, actor = (i * H + H * H + H * o for i, o in ((O, 0), (O + A, 0), (O, A)))
     forward = 2 * critic + 2 * value  # both targets; V of obs and of next_obs
     # A trained network runs forward, and back to its weights and to its hidden layers, not to its input.
     trained = (3 * value - O * H) + (3 * actor - O * H) + 2 * (3 * critic - (O + A) * H)

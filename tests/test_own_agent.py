@@ -122,7 +122,8 @@ def test_a_run_knows_its_class(run):
     facts, _ = of(run)
     stated = yaml.safe_load((run / "config.yaml").read_text())
     assert facts["agent"] == stated["fit"]["agent"] == "mine:Regression"
-    assert stated["agent"] == dict(normalize=False, convolutions="nature", shift=0, lr=1e-3, power=1, hidden=[8])
+    common = dict(normalize=False, convolutions="nature", encoder=None, shift=0)
+    assert stated["agent"] == dict(**common, lr=1e-3, power=1, hidden=[8])
     plain = yaml.safe_load((run / "hparams.yaml").read_text())
     assert plain["agent"] == stated["agent"] and plain["fit"]["seeds"] == [0, 1]
     assert json.loads((run / "summary.json").read_text())["agent"] == "mine:Regression"

@@ -59,7 +59,12 @@ def through_cache(
         return read(Builder(str(path)))
     limit = 0 if table == "disk" else int(SHARE * (room or 0))
     key = hashlib.sha256(json.dumps(source["read as"], sort_keys=True).encode()).hexdigest()[:16]
-    place = paths.cache("tables", f"{re.sub(r'[^-.a-zA-Z0-9]+', '-', entry.name)}-{key}")
+    try:
+        place = paths.cache("tables", f"{re.sub(r'[^-.a-zA-Z0-9]+', '-', entry.name)}-{key}")
+    except UserError:
+        if table == "disk":
+            raise
+        return read(Builder(str(path)))  # without a home there is no cache
     kept = _kept(place, source)
     if kept is not None and kept.nbytes > limit:
         display.say(f"{entry.name}: {kept.nbytes / 1e9:,.3g} GB in files, in {place}")

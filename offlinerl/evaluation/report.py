@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,7 @@ def _write_markdown(sections: Sequence[Section], pictures: Sequence[Mapping[str,
         for caption, content in section.tables.values():
             text += ["", *([] if caption == section.title else [f"{caption}:", ""]), *tables.markdown(content)]
         for name, shows in drawn.items():
-            text += ["", f"![{shows}](pictures/{quote(name)}.png)"]
+            text += ["", f"![{shows}](pictures/{quote(os.fsencode(name))}.png)"]
     text += ["", "## How to read it"]
     for paragraph in EXPLANATION:
         text += ["", paragraph]
