@@ -33,7 +33,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     lengths = {path: len(leaf) for path, leaf in tree_leaves(dict(arrays))}
     if len(set(lengths.values())) > 1:
         raise UserError(f"the arrays have unequal lengths: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
-    obs, action = tree_map(_column, arrays["obs"]), _column(arrays["action"])
+    obs, action = tree_map(as_observations, arrays["obs"]), as_observations(arrays["action"])
     terminated = as_flags(np.asarray(arrays["terminated"]), "terminated")
     rows = len(first_leaf(obs))
     truncated = as_flags(np.asarray(arrays.get("truncated", np.zeros(rows, bool))), "truncated")
@@ -41,7 +41,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     last[-1] = True
     keep = np.ones(rows, bool)
     if "next_obs" in arrays:
-        next_obs = tree_map(_column, arrays["next_obs"])
+        next_obs = tree_map(as_observations, arrays["next_obs"])
     else:
         next_obs = tree_map(lambda leaf: np.concatenate([leaf[1:], leaf[-1:]]), obs)
         final = last & terminated
@@ -61,11 +61,6 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     return Dataset.of_rows(
         obs, next_obs, terminated=terminated[keep], last=last, name=name, provenance=facts, **columns
     )
-
-
-def _column(array: Any) -> np.ndarray:
-    """``[rows, ...]`` with at least two axes, in the type that a dataset keeps it in."""
-    return as_observations(np.asarray(array))
 
 
 def _like(flags: np.ndarray, column: Tree) -> np.ndarray:

@@ -81,9 +81,10 @@ def checked_actions(
     return actions
 
 
-def as_observations(column: np.ndarray) -> np.ndarray:
-    """A copy of a column of at least two axes, ``[T, ...]``, in the type that a dataset keeps: images, of three axes or
-    more, in their own, and float32 for all others."""
+def as_observations(column: Any) -> np.ndarray:
+    """A copy of a column ``[T, ...]`` with at least two axes, in the type that a dataset keeps: images, of three axes
+    or more, in their own, and float32 for all others."""
+    column = np.asarray(column)
     column = column[:, None] if column.ndim == 1 else column
     image = column.ndim >= 3 and column.dtype in (np.uint8, np.float32)
     return column.astype(column.dtype if image else np.float32)

@@ -53,14 +53,7 @@ def make(
     if "max_episode_steps" in env:
         extra["max_episode_steps"] = env["max_episode_steps"]
     try:
-        try:
-            made = _made(env, extra)
-        except TypeError:
-            if not drawn:
-                raise
-            made = _made(env, {name: extra[name] for name in extra if name not in pixels.SIZE})
-            if not pixels.is_image(made.observation_space):
-                raise
+        made = _drawn(env, extra) if drawn else _made(env, extra)
     except UserError:
         raise
     except Exception as error:  # it is a user's own code
@@ -86,6 +79,17 @@ def make(
     if seen and not spaces.is_seen(made.observation_space):
         made = spaces.Observed(made, obs_keys)
     return pixels.Stacked(made, env["stack"]) if env.get("stack", 1) > 1 else made
+
+
+def _drawn(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:
+    """An environment to be seen as images: one that draws in any size, or that shows images itself."""
+    try:
+        return _made(env, extra)
+    except TypeError:
+        made = _made(env, {name: extra[name] for name in extra if name not in pixels.SIZE})
+        if pixels.is_image(made.observation_space):
+            return made
+        raise
 
 
 def _made(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:

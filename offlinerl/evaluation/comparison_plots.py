@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from offlinerl.evaluation.findings import Curve, Estimate, Findings
-from offlinerl.evaluation.plots import plain, save
+from offlinerl.evaluation.plots import new_figure, plain, save
 from offlinerl.util.figures import line_of, literal
 
 FORMATS = ("png", "pdf", "svg")
@@ -89,11 +89,7 @@ def improvement(found: Findings, stem: Path) -> None:
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], **more: Any) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(size)
     return figure, figure.subplots(rows, columns, **more)
 
 

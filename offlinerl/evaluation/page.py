@@ -13,7 +13,7 @@ from offlinerl.evaluation.comparison import Group
 from offlinerl.evaluation.findings import Curve, Findings
 from offlinerl.evaluation.tables import Table
 from offlinerl.util.atomic import with_null, write_whole
-from offlinerl.util.figures import COLOURS, DASHES
+from offlinerl.util.figures import line_of
 
 FILMS = {".gif": "image/gif", ".mp4": "video/mp4", ".webm": "video/webm"}
 
@@ -72,7 +72,7 @@ def _part(section: Section, colours: Mapping[str, int]) -> dict[str, Any]:
     chances = [[None if x == y else found.beats(x, y) for y in found.names] for x in found.names]
     return part | dict(
         sure=sure, verdict=verdict, names=found.names, tried=found.tried, charts=with_null(_charts(section, colours)),
-        colour={name: COLOURS[colours[name] % len(COLOURS)] for name in found.names},
+        colour={name: line_of(colours[name])["color"] for name in found.names},
         notes=[note for note in section.notes if note != verdict], chances=chances if len(found.names) > 1 else None,
     )  # fmt: skip
 
@@ -113,8 +113,8 @@ def _lines(
 
 
 def _style(number: int) -> dict[str, str]:
-    dash = DASHES[number // len(COLOURS) % len(DASHES)]
-    return dict(colour=COLOURS[number % len(COLOURS)], dash=dict(solid="", dashed="7 4", dotted="2 3")[dash])
+    line = line_of(number)
+    return dict(colour=line["color"], dash=dict(solid="", dashed="7 4", dotted="2 3")[line["linestyle"]])
 
 
 def _films(folders: Iterable[Path]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from offlinerl.util.atomic import atomic_write
 from offlinerl.util.display import places, shown, unit_of
 from offlinerl.util.errors import UserError
 from offlinerl.util.figures import COLOURS, format_of, literal
-from offlinerl.util.settings import named
+from offlinerl.util.settings import columns_of, named
 
 DRAWN = ("value_loss", "critic_loss", "q_loss", "actor_loss", "effective_episodes")
 """Metrics of a run that are drawn beside its score."""
@@ -50,11 +50,7 @@ def by_time(columns: dict[str, np.ndarray], clock: str, value: str) -> tuple[np.
 
 def reconstructions(frames: np.ndarray, found: np.ndarray, path: Path) -> Path:
     """Draw images ``[n, H, W, C]`` with brightnesses in [0, 1], and below each what was made of it, likewise."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.4 * len(frames), 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((1.4 * len(frames), 3.2))
     for row, (name, images) in enumerate((("frames", frames), ("reconstructions", found))):
         for column, image in enumerate(images):
             axes = figure.add_subplot(2, len(frames), row * len(frames) + column + 1)
@@ -63,16 +59,14 @@ def reconstructions(frames: np.ndarray, found: np.ndarray, path: Path) -> Path:
             axes.set_yticks([])
             if not column:
                 axes.set_ylabel(name)
-    with atomic_write(path, overwrite=True) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    return path
+    return save(figure, path, dpi=150)
 
 
 def rows_of(columns: Mapping[str, np.ndarray], member: Mapping[str, float]) -> np.ndarray:
     """Where in a run's table the rows of a member, or of some values, are; bool."""
     found = np.ones(len(next(iter(columns.values()))), bool)
-    for name, value in member.items():
-        found &= columns[name if name == "seed" else f"agent.{name}"] == value
+    for name, value in columns_of(member).items():
+        found &= columns[name] == value
     return found
 
 
@@ -88,8 +82,6 @@ def curves(run: Path, path: Path) -> Path:
     The line is the mean over seeds, the band their range, thin lines the seeds themselves; a diamond is the last policy
     with its 95% interval. A dashed line is the loss on the episodes that were held out.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     summary = json.loads((run / "summary.json").read_text())
@@ -102,8 +94,7 @@ def curves(run: Path, path: Path) -> Path:
     if not scored:
         drawn = drawn or [name for name in summary["losses"] if name in metrics]
     panel = 3.4 if scored else max(3.4, 6.8 / max(len(drawn), 1))
-    figure = Figure(figsize=(7 * scored + panel * max(len(drawn), 1 - scored), 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((7 * scored + panel * max(len(drawn), 1 - scored), 4.6))
     widths = [2.2] * scored + [1] * max(len(drawn), 1 - scored)
     axes = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
     if scored:
@@ -131,11 +122,21 @@ def plain(axis: Any) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def save(figure: Any, path: Path) -> Path:
+def new_figure(size: tuple[float, float]) -> Any:
+    """An empty picture of a size in inches, which is no window and knows of none."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Any, path: Path, dpi: int = 130) -> Path:
     """Write a picture whole, in the format that its name ends with."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, overwrite=True) as temporary:
-        figure.savefig(temporary, dpi=130, format=format_of(path))
+        figure.savefig(temporary, dpi=dpi, format=format_of(path))
     return path
 
 
@@ -148,11 +149,7 @@ def online_performance(values: np.ndarray, unit: str, how: str, path: Path) -> P
         how: they were found.
         path: the PNG to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((6.4, 4.2))
     axis = figure.subplots()
     tried = np.arange(1, len(values) + 1)
     axis.plot(tried, expected_maximum(values), color=COLOURS[0], marker="o", markersize=5, linewidth=2,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor, nn
 
-from offlinerl.nn.encoders import Images
+from offlinerl.nn.encoders import Images, orthogonal_kernels
 from offlinerl.nn.layers import Linear
 
 
@@ -31,11 +30,8 @@ class TransposedConvolution(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.stride, self.beyond = stride, beyond
-        self.weight = nn.Parameter(torch.empty(len(rng), in_channels, out_channels, kernel, kernel))
+        self.weight = orthogonal_kernels(rng, in_channels, out_channels, kernel, kernel)
         self.bias = nn.Parameter(torch.zeros(len(rng), out_channels))
-        with torch.no_grad():
-            for weight, generator in zip(self.weight, rng, strict=True):
-                nn.init.orthogonal_(weight, math.sqrt(2), generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.flatten(0, 1), self.bias.flatten()

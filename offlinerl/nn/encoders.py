@@ -95,17 +95,22 @@ class Normalized(Encoder):
         return ((obs - self.mean) / self.scale).clamp(-self.LIMIT, self.LIMIT)
 
 
+def orthogonal_kernels(rng: Sequence[Generator], *shape: int) -> nn.Parameter:
+    """Kernels of S seeds, ``[S, *shape]``, each seed's from its own generator: orthogonal, with gain sqrt(2)."""
+    kernels = torch.empty(len(rng), *shape)
+    for of_seed, generator in zip(kernels, rng, strict=True):
+        nn.init.orthogonal_(of_seed, math.sqrt(2), generator=generator)
+    return nn.Parameter(kernels)
+
+
 class Convolution(nn.Module):
     """One convolution a seed, ``[B, S I, H, W] -> [B, S out, H', W']``, all seeds in one call as groups."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, rng: Sequence[Generator]):
         super().__init__()
         self.stride = stride
-        self.weight = nn.Parameter(torch.empty(len(rng), out_channels, in_channels, kernel, kernel))
+        self.weight = orthogonal_kernels(rng, out_channels, in_channels, kernel, kernel)
         self.bias = nn.Parameter(torch.zeros(len(rng), out_channels))
-        with torch.no_grad():
-            for weight, generator in zip(self.weight, rng, strict=True):
-                nn.init.orthogonal_(weight, math.sqrt(2), generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.flatten(0, 1), self.bias.flatten()

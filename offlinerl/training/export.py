@@ -16,11 +16,11 @@ from offlinerl.evaluation.evaluate import evaluate
 from offlinerl.evaluation.task import Task
 from offlinerl.rollout.deployed import DeployedPolicy, load_policy
 from offlinerl.training import config
-from offlinerl.training.recorder import columns_of
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display, shown
 from offlinerl.util.errors import reading
 from offlinerl.util.folder import find_checkpoint, versions
+from offlinerl.util.settings import columns_of
 
 
 def export_policy(

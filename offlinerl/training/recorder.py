@@ -13,17 +13,13 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from offlinerl.evaluation.statistics import Evaluation
 from offlinerl.util.display import Display
 from offlinerl.util.folder import append, trim
+from offlinerl.util.settings import columns_of
 
 PROJECT = "offlinerl"
 """The project of W&B and the experiment of MLflow that runs are in."""
 
 MLFLOW = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
 """Where MLflow keeps them, as it does by default."""
-
-
-def columns_of(member: Mapping[str, float]) -> dict[str, float]:
-    """The columns of the tables that tell the member of a row."""
-    return {name if name == "seed" else f"agent.{name}": value for name, value in member.items()}
 
 
 class Recorder:

@@ -121,6 +121,11 @@ def values_of(member: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in member.items() if name != "seed"}
 
 
+def columns_of(member: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a run's tables that tell the member of a row."""
+    return {name if name == "seed" else f"agent.{name}": value for name, value in member.items()}
+
+
 def per_seed_settings(config: type[Config]) -> list[str]:
     """The names of those that are ``per_seed``."""
     return [name for name, f in settings_of(config).items() if f.metadata.get("per_seed")]
