@@ -56,7 +56,7 @@ def transitions(data: Dataset, gamma: float, n: int = 1) -> Batch:
 
 LONGEST = (
     "stopping", "collect", "online_cli", "fuzz", "checkpoint", "cli", "edges", "notebooks", "policy_gradient", "docs",
-    "bad_input", "odd_environments", "agents", "workers",
+    "bad_input", "odd_environments", "agents", "newcomers", "on_disk", "report", "vae", "values", "workers",
 )  # fmt: skip
 """Files of tests by how long they take; the others take less."""
 

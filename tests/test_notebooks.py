@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 SHORTER = {
-    "glimpse_classifier": ("UPDATES, BATCH, LR, POLICY_LR = 400, 512,", "UPDATES, BATCH, LR, POLICY_LR = 50, 32,")
+    "glimpse_classifier": ("UPDATES, BATCH, LR, POLICY_LR = 400, 512,", "UPDATES, BATCH, LR, POLICY_LR = 50, 32,"),
+    "first_policy": ('"updates": 800, "eval_every": 400,', '"updates": 40, "eval_every": 20,'),
 }
 """How a notebook that trains for long is run short, too short for what it asserts to hold."""
 
