@@ -286,28 +286,6 @@ def test_captured_equals_eager(compiled_pair):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_seeds_on_cores_of_their_own_equal_seeds_in_turn(monkeypatch):
-    """To the bit: the same graph on one thread, whoever calls it."""
-    threads = torch.get_num_threads()
-    pair = []
-    for cores in (1, 2):
-        monkeypatch.setattr(agent_module, "CPU_ROWS", 1)
-        monkeypatch.setattr(agent_module, "WORTHWHILE", 0)
-        torch.set_num_threads(cores)
-        try:
-            agent, data = XQL(SPEC, (0, 1, 2), **SETTINGS), source((0, 1, 2))
-            agent.compile = True
-            for _ in range(3):
-                metrics, _ = agent.learn(data.draw())
-        finally:
-            torch.set_num_threads(threads)
-        assert agent._cores == cores and len(agent._parts) == 3
-        assert {step.__name__ for steps in agent._steps.values() for step in steps} == {"run"}, "nothing was compiled"
-        pair.append((agent.state_dict(), metrics))
-    for one, other in zip(*pair, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-
-
 def test_what_was_compiled_is_found_again(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     for found in (False, True):

@@ -75,20 +75,3 @@ def test_the_delay_grows_where_threads_outnumber_cores():
 def test_what_the_user_said_of_waiting_is_left_alone(name, monkeypatch):
     monkeypatch.setenv(name, "1")
     assert threads._libgomp() is None
-
-
-def test_workers_share_the_threads_among_them():
-    code = (
-        "import os; os.environ.setdefault('OMP_NUM_THREADS', '4')\n"
-        "import threading, torch\n"
-        "from offlinerl.util.threads import side_by_side\n"
-        "torch.set_num_threads(4)\n"
-        "both = threading.Barrier(2)\n"
-        "def work(x):\n"
-        "    both.wait(10)\n"
-        "    return x, torch.get_num_threads(), threading.current_thread().name\n"
-        "(a, n, one), (b, m, other) = side_by_side([work, work], [(1,), (2,)], 2)\n"
-        "assert (a, n, b, m) == (1, 2, 2, 2) and one != other, (a, n, b, m)\n"
-        "assert torch.get_num_threads() == 4\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -28,7 +28,6 @@ from offlinerl.types import Batch, Metrics, Spec
 from offlinerl.util.errors import UserError
 from offlinerl.util.settings import Config as BaseConfig
 from offlinerl.util.settings import fixed, make, members, named, plain, setting, values_of
-from offlinerl.util.threads import side_by_side
 from offlinerl.util.trees import Tree, first_leaf, tree_map
 
 __all__ = ["Agent", "Config", "Noise", "fixed", "setting"]
@@ -52,9 +51,6 @@ OF_KIND = dict(discrete="dqn", continuous="td3")
 
 CPU_ROWS = 1280
 """Rows ``[S, B]`` that a CPU trains at once; where a core has 1 MiB of second-level cache, more are slower a row."""
-
-WORTHWHILE = 1e7
-"""Parameters of a seed times rows, from which on its update, of some milliseconds, is worth a thread of its own."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +140,6 @@ class Agent(L.LightningModule, ABC):
         self.rng = Streams(self.seeds, "update")
         self.explore_rng = EnvStreams(self.seeds, (0,), "explore")
         self._parts: list[Agent] = []
-        self._cores = 1  # that train them, each on its own
         self._steps: dict[tuple, list[Step]] = {}
         self.frozen = self._frozen()
         self._kept: tuple[Tree, Tree] = None, None
@@ -389,7 +384,6 @@ class Agent(L.LightningModule, ABC):
         updates, _, batch_size = block.action.shape[:3]
         if updates and not self._parts:
             self._parts = [self.part(seeds) for seeds in self.division(batch_size)]
-            self._cores = min(len(self._parts), torch.get_num_threads()) if self.compile else 1
         self.rng.to(self.device).ahead(updates if self.device.type == "cuda" else 1)
         found: dict[str, list[Tensor]] = {}
         for k in range(updates):
@@ -414,10 +408,9 @@ class Agent(L.LightningModule, ABC):
         if key not in self._steps:
             steps = [_of_leaves(partial(part._update, k=k), type(batch), tree) for part in self._parts]
             if self.compile:
-                states = [part.trained_tensors() for part in self._parts]
-                steps = capture(steps, pieces[0], states, self._cores)
+                steps = capture(steps, pieces[0], [part.trained_tensors() for part in self._parts])
             self._steps[key] = steps
-        done = side_by_side(self._steps[key], pieces, self._cores)
+        done = [step(*piece) for step, piece in zip(self._steps[key], pieces, strict=True)]
         return done[0] if whole else {name: torch.cat([metrics[name] for metrics in done]) for name in done[0]}
 
     def _update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
@@ -438,18 +431,14 @@ class Agent(L.LightningModule, ABC):
                 module.channels_last = channels_last
 
     def division(self, batch_size: int) -> list[slice]:
-        """The seeds that take their update together, in as many turns as there are such stacks and cores for them.
+        """The seeds that take their update together, in turn after turn.
 
         A GPU takes all at once, for it waits for launches. A CPU waits for memory, once the activations of
-        a layer outgrow its cache, and its cores for one another if they share an update.
+        a layer outgrow its cache.
         """
         S = len(self.seeds)
-        if self.device.type != "cpu":
-            return [slice(0, S)]
-        sizes = [n for n in range(1, S + 1) if S % n == 0 and (n == 1 or n * batch_size <= CPU_ROWS)]
-        long = sum(p.numel() for p in self.parameters()) / S * batch_size >= WORTHWHILE
-        cores = torch.get_num_threads() if long and self.compile else 1
-        size = min(sizes, key=lambda n: (math.ceil(S / n / cores) * n, -n))
+        rows = CPU_ROWS if self.device.type == "cpu" else S * batch_size
+        size = max(n for n in range(1, S + 1) if S % n == 0 and (n == 1 or n * batch_size <= rows))
         return [slice(s, s + size) for s in range(0, S, size)]
 
     def part(self, stack: slice) -> Agent:

@@ -29,9 +29,7 @@ def signature(tensors: Sequence[Tensor]) -> tuple:
     return tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
 
 
-def capture(
-    steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[Sequence[Tensor]], side_by_side: int = 1
-) -> list[Step]:
+def capture(steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[Sequence[Tensor]]) -> list[Step]:
     """Compile ``steps``: one function of tensors that trains in place, closed over several sets of tensors.
 
     Unlike ``torch.compile`` of a function that calls backward, which stops at every backward pass, the trace
@@ -45,7 +43,6 @@ def capture(
         example: arguments of the shapes, strides and types they will be called with.
         states: for each step every tensor it changes in place, in the same order. Tracing runs the first
             step, and recording every one; their tensors are put back after.
-        side_by_side: how many of them are called at a time, by threads that share torch's among them.
 
     Returns:
         Functions to call as ``steps``; ``steps`` themselves, with a warning, where compiling fails (no C++
@@ -64,8 +61,8 @@ def capture(
     try:
         with put_back(states[0]):
             graph, closed_over = _lift_constants(make_fx(flat)(*example))
-        # A wrapper in C++ is quicker than one in Python, and lets go of Python's lock.
-        options = {**OPTIONS, "cpp.threads": torch.get_num_threads() // side_by_side, "cpp_wrapper": not on_gpu}
+        # The number of threads is part of the code, and so has to be of its key in the cache.
+        options = {**OPTIONS, "cpp.threads": torch.get_num_threads(), "cpp_wrapper": not on_gpu}
         static = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # the cache on disk asks for one
         with torch.no_grad(), tracing(TracingContext(static)), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # a setting of ours decides

@@ -12,11 +12,7 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -39,33 +35,6 @@ def set_threads(number: int | None) -> None:
     if _watch is None and (openmp := _libgomp()) is not None and _delay() is not None:
         _watch = threading.Thread(target=_adapt, args=(openmp,), name="threads", daemon=True)
         _watch.start()
-
-
-def side_by_side(functions: Sequence[Callable[..., Any]], given: Sequence[Sequence[Any]], workers: int) -> list[Any]:
-    """What functions return for their arguments, computed by so many threads, which share torch's among them. They are
-    side by side only while they do not hold Python's lock."""
-    if workers == 1:
-        return [function(*args) for function, args in zip(functions, given, strict=True)]
-    pool = _pool(workers, torch.get_num_threads(), os.getpid())
-    return list(pool.map(lambda function, args: function(*args), functions, given))
-
-
-@cache
-def _pool(workers: int, threads: int, process: int) -> ThreadPoolExecutor:
-    """Workers of a process that has so many threads of torch's. A forked one has not inherited them."""
-    started = threading.Barrier(workers + 1)
-
-    def start() -> None:
-        torch.get_num_threads()  # a thread that has never asked forgets what it is told
-        torch.set_num_threads(threads // workers)  # here, and in threads that ask for the first time
-        started.wait()
-
-    pool = ThreadPoolExecutor(workers, "update", start)
-    for _ in range(workers):
-        pool.submit(int)
-    started.wait()
-    torch.set_num_threads(threads)  # in those again
-    return pool
 
 
 def _libgomp() -> ctypes.CDLL | None:
