@@ -119,7 +119,7 @@ class Rows:
 def stacked(frames: Tensor, count: int) -> Tensor:
     """Every ``count`` of some frames as one observation: vectors ``[n count, O] -> [n, count O]``, images ``[n count,
     H, W, C] -> [n, H, W, count C]``."""
-    return frames if count == 1 else frames.unflatten(0, (-1, count)).movedim(1, -2).flatten(-2)
+    return frames if count == 1 else torch.cat(frames.unflatten(0, (-1, count)).unbind(1), -1)
 
 
 def frame_of(leaf: Leaf, stack: int) -> Leaf:
