@@ -185,6 +185,9 @@ class Plain:
             self.agent.update(*batch)
             self.clock.lap("update")
 
+    def close(self) -> None:
+        self.env.close()
+
 
 class Ours:
     def __init__(self, env: dict, args: argparse.Namespace, clock: Clock):
@@ -205,6 +208,9 @@ class Ours:
             self.clock.lap("replay")
             self.agent.learn(block)
             self.clock.lap("update")
+
+    def close(self) -> None:
+        self.source.collector.close()
 
 
 def main() -> None:
@@ -234,6 +240,8 @@ def main() -> None:
             loop.turn()
             if turn:
                 found[name].append({part: seconds / args.updates for part, seconds in clock.seconds.items()})
+    for loop in loops.values():
+        loop.close()
     frames = STEPS_PER_UPDATE * env["pixels"]["repeat"]
     parts = ("rendering", "acting", "replay", "update")
     table = {
