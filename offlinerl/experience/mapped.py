@@ -13,10 +13,10 @@ from torch import Tensor
 
 from offlinerl.data.dataset import Stretches
 
-PAGES = 1 << 18
-"""Bytes that the system maps around an access, at the most that was seen."""
+PAGES = 1 << 21
+"""Bytes that the system maps around an access, at the most: what it keeps of a file in one piece."""
 
-PIECE = 1 << 11
+PIECE = 1 << 8
 """Rows that are gathered before it is asked how much is in memory."""
 
 
@@ -29,7 +29,7 @@ class Maps:
     """
 
     def __init__(self, limit: int):
-        self.limit, self.used, self.others = limit, 0, file_pages() or 0
+        self.limit, self.used, self.others = limit, 0, 0
         self.maps: list[mmap.mmap] = []
 
     def hold(self, opened: mmap.mmap) -> None:
@@ -37,16 +37,22 @@ class Maps:
         if hasattr(mmap, "MADV_RANDOM"):
             opened.madvise(mmap.MADV_RANDOM)
         self.maps.append(opened)
+        self._hand_back()  # what was read of it before is not for long
+        self.others = file_pages() or 0
 
     def touched(self, rows: int, nbytes: int) -> None:
         """Told of accesses to so many rows of ``nbytes`` together, which may have been there before."""
         self.used += nbytes + rows * PAGES
         if self.used > self.limit and (known := file_pages()) is not None:
             self.used = max(0, known - self.others)
-        if self.used > self.limit and hasattr(mmap, "MADV_DONTNEED"):
+        if self.used > self.limit:
+            self._hand_back()
+
+    def _hand_back(self) -> None:
+        if hasattr(mmap, "MADV_DONTNEED"):
             for opened in self.maps:
                 opened.madvise(mmap.MADV_DONTNEED)
-            self.used = 0
+        self.used = 0
 
 
 def file_pages() -> int | None:
