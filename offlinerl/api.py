@@ -69,7 +69,8 @@ def fit(
             its own setting; ``save_every``; ``logger``; ``table``; ``decay_steps``, to stretch a schedule over the
             longer run; and the place of its dataset. A dataset or an environment that was an object has to be given
             again.
-        threads: CPU threads to compute with; by default as many as cores.
+        threads: CPU threads to compute with, of each process if ``devices`` asks for several; by default as many as
+            cores.
         obs_keys: the parts of the observations to learn from, in this order; by default all.
         limits: some of ``offlinerl.envs.make.LIMITS``, such as ``pixels=True``; see ``offlinerl.envs.make.make``.
         init: a checkpoint, or a run's folder, whose weights to begin with.
@@ -96,7 +97,7 @@ def fit(
         from offlinerl.util.device import pick_device
         from offlinerl.util.threads import set_threads
 
-        set_threads(threads)
+        set_threads(threads, settings["train"]["devices"])
         run = build(settings, entry, pick_device(device), Path(resume))
         run.restore()
         if changes:
@@ -128,7 +129,7 @@ def fit(
     from offlinerl.util.device import pick_device
     from offlinerl.util.threads import set_threads
 
-    set_threads(threads)
+    set_threads(threads, settings["train"]["devices"])
     run = build(settings, entry, pick_device(device), folder)
     folder.mkdir(parents=True, exist_ok=True)
     if data := run.dataset["data"]:

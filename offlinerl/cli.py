@@ -36,7 +36,7 @@ def fit(args: argparse.Namespace) -> None:
 
     train = given(
         args, "updates", "steps", "online_steps", "batch", "eval_every", "eval_episodes", "final_episodes",
-        "save_every", "log_every", "logger", "compile",
+        "save_every", "log_every", "logger", "compile", "devices",
     )  # fmt: skip
     if args.resume is None and args.config is None:
         if args.agent is None:
@@ -353,7 +353,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "--batch": dict(
         type=count, metavar="N", help="transitions a gradient step; a rollout, of an on-policy agent"
     ),
-    "--threads": dict(type=count, metavar="N", help="CPU threads (default: as many as cores)"),
+    "--threads": dict(type=count, metavar="N", help="CPU threads of a process (default: as many as cores)"),
     "--compile": dict(type=on_off, metavar="WHEN", help="compile the update: auto (default), true or false"),
     "--device": dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)"),
     "--json": dict(type=Path, metavar="FILE", help="write the results to a file"),
@@ -437,6 +437,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--logger", metavar="A,B", help="of csv, tensorboard, wandb, mlflow (default: the first two)")
     p.add_argument("--init", type=Path, metavar="CKPT", help="begin with the weights of a checkpoint or a run")
     p.add_shared("--threads", "--compile", "--device")
+    p.add_argument(
+        "--devices", type=count, metavar="N", help="processes that share every batch, a GPU each (default: 1)"
+    )
     p.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one below runs/)")
     p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
 

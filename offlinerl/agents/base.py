@@ -21,6 +21,7 @@ import offlinerl
 from offlinerl.learning import augmentation
 from offlinerl.learning.compile import Step, capture, signature
 from offlinerl.learning.optim import Adam, clip_norm
+from offlinerl.learning.parallel import mean_over_processes, reduce_over_processes
 from offlinerl.learning.rng import EnvStreams, Streams, generator
 from offlinerl.learning.seeds import Number
 from offlinerl.nn.encoders import LAYERS, Encoder, Frozen, Images, Latents, Normalized, encoder_of
@@ -92,6 +93,7 @@ class Agent(L.LightningModule, ABC):
         task: what evaluation must know of the task, as plain data; travels with the checkpoint.
         compile: whether ``learn`` compiles ``update``.
         precision: of the products in an update, "float32" or "bf16"; parameters, their moments and acting are float32.
+        processes: how many train it together, each on its part of every batch.
         stack: which of the seeds it trains: all of them, but in a ``part``.
         metrics: the latest mean over a block of each metric, ``[S]``.
 
@@ -111,6 +113,8 @@ class Agent(L.LightningModule, ABC):
     agent without a policy learns."""
     next_actions = False
     """Whether its batches must hold the actions that the data took next."""
+    divisible = True
+    """Whether several processes may each learn from a part of a batch; not where a row counts by all the others."""
     discrete: bool | None = False
     """Whether its actions are numbers of a finite set, rather than vectors; None: either."""
 
@@ -133,7 +137,7 @@ class Agent(L.LightningModule, ABC):
         self.n_step = getattr(self.config, "n_step", 1)
         self.updates = self.steps = 0
         self.task: dict[str, Any] = {}
-        self.compile, self.precision = False, "float32"
+        self.compile, self.precision, self.processes = False, "float32", 1
         self.stack = slice(None)
         self.metrics: Metrics = {}
         self.optim: dict[str, Adam] = {}
@@ -286,17 +290,27 @@ class Agent(L.LightningModule, ABC):
 
     def descend_together(self, losses: Mapping[str, Tensor], max_norm: float | None = None) -> dict[str, Tensor]:
         """One step of several groups, each down its own loss; ``max_norm`` is of each seed's gradients together."""
-        found, gradients = {}, {}
+        found: dict[str, Tensor] = {}
+        gradients: list[Tensor] = []
         for name, loss in losses.items():
             found[name] = loss.mean(-1).flatten(1).sum(-1) if loss.ndim > 2 else loss.mean(-1)  # [S]
-            parameters = [p for group in self.optim[name].param_groups for p in group["params"]]
-            gradients[name] = torch.autograd.grad(found[name].sum(), parameters)
+            gradients += torch.autograd.grad(found[name].sum(), self.optim[name].parameters)
+        if self.processes > 1:
+            gradients = mean_over_processes(gradients, self.processes)
         if max_norm is not None:
-            shortened = iter(clip_norm([g for of_group in gradients.values() for g in of_group], max_norm))
-            gradients = {name: [next(shortened) for _ in of_group] for name, of_group in gradients.items()}
-        for name, of_group in gradients.items():
-            self.optim[name].descend(of_group)
+            gradients = clip_norm(gradients, max_norm)
+        remaining = iter(gradients)
+        for name in losses:
+            self.optim[name].descend([next(remaining) for _ in self.optim[name].parameters])
         return {name: loss.detach() for name, loss in found.items()}
+
+    def mean_of_all(self, x: Tensor) -> Tensor:
+        """The mean over all processes of what each found in its part of a batch, without gradient: itself in one."""
+        return x if self.processes == 1 else mean_over_processes([x], self.processes)[0]
+
+    def largest_of_all(self, x: Tensor) -> Tensor:
+        """The largest over all processes, likewise."""
+        return x if self.processes == 1 else reduce_over_processes(x, "max")
 
     def weighted(self, batch: Batch, loss: Tensor) -> Tensor:
         """A loss ``[S, B]`` or ``[S, N, B]`` times the weights of a batch that was drawn by priority."""
@@ -321,6 +335,19 @@ class Agent(L.LightningModule, ABC):
         raise UserError(
             f"there is no policy of {named(asked)}; there are those of {'; '.join(map(named, self.members))}"
         )
+
+    def share_batches(self, processes: int, rank: int = 0) -> None:
+        """Take every update together with other processes from now on, whose weights are the same: each is given a part
+        of the batch, and they descend by the mean of their gradients. A process group of torch must be there.
+
+        Args:
+            processes: how many; 1 for it alone again.
+            rank: which of them this is; each draws numbers of its own.
+        """
+        self.processes = processes
+        if rank:
+            self.rng = Streams(self.seeds, "update", rank=rank)
+        self._forget_parts()
 
     # Exploring
 

@@ -23,11 +23,14 @@ from offlinerl.util.settings import settings_of
 
 
 def save(trainer: L.Trainer, path: Path) -> None:
-    """Save everything a run needs to go on; a full disk or a crash leaves the previous file as it was.
+    """Save everything a run needs to go on; a full disk or a crash leaves the previous file as it was. Of several
+    processes all call this, and the first one writes.
 
     Raises:
         UserError: the disk is full.
     """
+    if not trainer.is_global_zero:
+        return trainer.save_checkpoint(path)
     with atomic_write(path, overwrite=True) as temporary:
         trainer.save_checkpoint(temporary)
 

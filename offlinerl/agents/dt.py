@@ -140,12 +140,13 @@ class DT(Agent):
     def update(self, batch: Window, noise: Noise, k: int) -> Metrics:
         with torch.no_grad():
             to_go = batch.to_go.flatten(1)  # [S, B T]
-            self.best.copy_(torch.maximum(self.best, to_go.amax(1, keepdim=True)))
-            self.scale.copy_(torch.maximum(self.scale, to_go.abs().amax(1, keepdim=True)))
+            self.best.copy_(torch.maximum(self.best, self.largest_of_all(to_go.amax(1, keepdim=True))))
+            size = self.largest_of_all(to_go.abs().amax(1, keepdim=True))
+            self.scale.copy_(torch.maximum(self.scale, size))
         scaled = batch.to_go / self.scale.unsqueeze(-1)  # [S, B, T]
         action = self.model(batch.obs, batch.action, scaled, batch.step, noise.get("dropout", ()))
         error = losses.squared(action - batch.action).mean(-1) * batch.mask  # [S, B, T]
-        share = batch.mask.mean((1, 2), keepdim=True)  # [S, 1, 1], of the steps that are there
+        share = self.mean_of_all(batch.mask.mean((1, 2), keepdim=True))  # [S, 1, 1], of the steps that are there
         return dict(actor_loss=self.descend("model", (error / share).mean(-1), self.config.max_grad_norm))
 
     def draw(self, batch_size: int) -> Noise:

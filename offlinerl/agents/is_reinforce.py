@@ -40,6 +40,7 @@ class ISREINFORCE(Agent):
 
     config_class = ISREINFORCEConfig
     kinds = ("episodes",)
+    divisible = False
     discrete = None
 
     LATER = ("policy_loss", "effective_episodes", "largest_weight", "mean_weight")

@@ -39,5 +39,5 @@ class ReBRAC(TD3):
     def actor_loss(self, batch: Batch) -> Tensor:
         action = self.actor(batch.obs)  # [S, B, A]
         q = self.critic(batch.obs, action).amin(1)  # [S, B]
-        scale = 1 / q.detach().abs().mean(-1, keepdim=True)  # [S, 1]
+        scale = 1 / self.mean_of_all(q.detach().abs().mean(-1, keepdim=True))  # [S, 1]
         return self.config.actor_bc * losses.squared(action - batch.action).sum(-1) - scale * q

@@ -29,5 +29,5 @@ class TD3BC(TD3):
     def actor_loss(self, batch: Batch) -> Tensor:
         action = self.actor(batch.obs)  # [S, B, A]
         q = self.action_value(batch.obs, action)  # [S, B]
-        scale = self.config.alpha / q.detach().abs().mean(-1, keepdim=True)  # [S, 1]
+        scale = self.config.alpha / self.mean_of_all(q.detach().abs().mean(-1, keepdim=True))  # [S, 1]
         return losses.squared(action - batch.action).mean(-1) - scale * q

@@ -61,7 +61,7 @@ class XQL(Agent):
         return self.adam(self.config.lr, value=self.value, actor=self.actor, critic=self.critic)
 
     def value_loss(self, error: Tensor) -> Tensor:
-        return losses.gumbel(error, self.config.beta, self.config.clip)
+        return losses.gumbel(error, self.config.beta, self.config.clip, self.largest_of_all)
 
     def critic_loss(self, error: Tensor) -> Tensor:
         return losses.huber(error, self.config.huber)

@@ -42,7 +42,9 @@ class XSAC(SAC):
         with torch.no_grad():
             action, _ = self.actor(batch.obs, noise["next_action"])
             q = self.target_critic(batch.obs, action).amin(1)  # [S, B]
-        value_loss = self.descend("value", losses.gumbel(q - self.value(batch.obs), self.config.beta, self.config.clip))
+        error = q - self.value(batch.obs)
+        loss = losses.gumbel(error, self.config.beta, self.config.clip, self.largest_of_all)
+        value_loss = self.descend("value", loss)
         with torch.no_grad():
             target = batch.reward + batch.discount * self.value(batch.next_obs)  # [S, B]
         return dict(self.regress(batch, target), value_loss=value_loss)

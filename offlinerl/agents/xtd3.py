@@ -26,4 +26,4 @@ class XTD3(TD3):
     config_class = XTD3Config
 
     def critic_loss(self, error: Tensor) -> Tensor:
-        return losses.gumbel(error, self.config.beta, self.config.clip)
+        return losses.gumbel(error, self.config.beta, self.config.clip, self.largest_of_all)

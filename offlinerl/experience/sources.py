@@ -90,11 +90,12 @@ class OfflineData(Source):
         seeds: S integers; each draws its own rows.
         batch_size: B.
         updates: K, updates a block.
+        rank: of the process, where several train together; each draws its own rows.
     """
 
-    def __init__(self, table: Table, seeds: Sequence[int], batch_size: int, updates: int = 50):
+    def __init__(self, table: Table, seeds: Sequence[int], batch_size: int, updates: int = 50, rank: int = 0):
         self.table, self.batch_size, self.piece = table, batch_size, updates
-        self.streams = Streams(seeds, "rows", table.numbers.device)
+        self.streams = Streams(seeds, "rows", table.numbers.device, rank)
 
     def draw(self, updates: int | None = None) -> Batch | Window:
         """The next block, ``[K, S, B, ...]``."""

@@ -8,6 +8,7 @@ every entry of the first axis, the seeds'.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from offlinerl.learning.seeds import Number, per_seed
 
 
-def gumbel(error: Tensor, beta: Number, clip: Number | None = None) -> Tensor:
+def gumbel(
+    error: Tensor, beta: Number, clip: Number | None = None, largest: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Gumbel regression of a soft value: its minimiser over V is ``beta * log E[exp(Q / beta)]``.
 
     Extreme Q-Learning (Garg et al., ICLR 2023), equation 8 and appendix D.3. The loss is divided by
@@ -29,11 +32,13 @@ def gumbel(error: Tensor, beta: Number, clip: Number | None = None) -> Tensor:
         beta: temperature of the soft maximum, in units of reward; V tends to ``max Q`` as it tends to 0
             and to ``E[Q]`` as it grows.
         clip: upper bound of ``z = error / beta``; samples above it lose their gradient.
+        largest: where these are a part of a batch, what makes the largest z of all parts, ``[..., 1]``, of this one's.
     """
     z = error / per_seed(beta, error)
     if clip is not None:
         z = z.clamp(max=per_seed(clip, z))
-    m = z.detach().amax(-1, keepdim=True).clamp(min=-1.0)
+    m = z.detach().amax(-1, keepdim=True)
+    m = (m if largest is None else largest(m)).clamp(min=-1.0)
     return torch.exp(z - m) - z * torch.exp(-m) - torch.exp(-m)
 
 

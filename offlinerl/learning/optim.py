@@ -44,6 +44,10 @@ class Adam(torch.optim.Optimizer):
             for p in group["params"]:
                 self.state[p] = dict(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.param_groups for p in group["params"]]
+
     def anneal(self, fraction: float) -> None:
         """Set the learning rate to ``fraction`` of the initial one."""
         for group in self.param_groups:

@@ -24,10 +24,11 @@ class Streams:
         seeds: S integers.
         purpose: what the numbers are for, such as ``"dropout"``; names the stream.
         device: where the numbers are drawn.
+        rank: of the process, where several train together; each draws other numbers.
     """
 
-    def __init__(self, seeds: Sequence[int], purpose: str, device: torch.device | str = "cpu"):
-        self.seeds, self.purpose = tuple(seeds), purpose
+    def __init__(self, seeds: Sequence[int], purpose: str, device: torch.device | str = "cpu", rank: int = 0):
+        self.seeds, self.purpose = tuple(seeds), f"{purpose} in process {rank}" if rank else purpose
         self.to(device)
 
     def to(self, device: torch.device | str) -> Streams:

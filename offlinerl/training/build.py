@@ -37,6 +37,7 @@ from offlinerl.rollout.ray_backend import RayBackend
 from offlinerl.training import config
 from offlinerl.training.held_out import HeldOut, apart
 from offlinerl.training.loop import Run
+from offlinerl.training.processes import Team
 from offlinerl.training.reconstructions import Reconstructions
 from offlinerl.training.schedule import Schedule, Stage
 from offlinerl.training.selection import source_of
@@ -57,8 +58,9 @@ COMPILE_WORTHWHILE = 3_000
 
 
 def build(
-    settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None = None
-) -> Run:
+    settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None = None,
+    rank: int = 0,
+) -> Run:  # fmt: skip
     """The run that some settings describe.
 
     Args:
@@ -67,13 +69,21 @@ def build(
         device: where to train.
         folder: where results go.
         ray_address: of the cluster that its workers run on; by default this machine.
+        rank: of this process, if several train it together.
 
     Raises:
         UserError: anything the user can put right.
     """
     torch.backends.cuda.matmul.allow_tf32 = settings["train"].get("tf32", False)
-    make = online if settings["fit"]["dataset"] is None else on_dataset
-    return make(settings, entry, device, folder, ray_address)
+    if settings["fit"]["dataset"] is None:
+        return online(settings, entry, device, folder, ray_address)
+    team = Team(settings["train"]["devices"], rank, entry)
+    if device.type == "cuda" and team.size > 1:
+        if team.size > (have := torch.cuda.device_count()):
+            raise UserError(f"--devices {team.size} needs as many GPUs, and there are {have}: give --devices {have}")
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+    return on_dataset(settings, entry, device, folder, ray_address, team)
 
 
 def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None) -> Run:
@@ -106,7 +116,7 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
 
 
 def on_dataset(
-    settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None
+    settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None, team: Team
 ) -> Run:
     """A training on a fixed dataset, which counts updates. If it is to go on in the environment, as in XQL's second
     table, every ``steps_per_update`` steps bring one."""
@@ -171,13 +181,16 @@ def on_dataset(
     if not getattr(agent.config, "normalize", True) and (fault := scales.far_apart(data.observations, data.moments)):
         display.say(f"{entry.name}: {fault}")
     compute_as_asked(agent, train, train["updates"])
-    window = dict(length=agent.config.context) if kind == "windows" else {}
+    if team.size > 1:
+        agent.share_batches(team.size, team.rank)
+    batch = train["batch"] // team.size
+    more = dict(rank=team.rank, **(dict(length=agent.config.context) if kind == "windows" else {}))
     make = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData, observations=OfflineData)[kind]
     table = Table.of(agent, data, task.stack)
-    offline = make(table, agent.seeds, train["batch"], train["block"], **window)
+    offline = make(table, agent.seeds, batch, train["block"], **more)
     held_out = None
     if kept is not None:
-        draw = partial(make, Table.of(agent, kept, task.stack), agent.seeds, train["batch"], 1, **window)
+        draw = partial(make, Table.of(agent, kept, task.stack), agent.seeds, batch, 1, **more)
         held_out = HeldOut(agent, draw, len(kept.episode_starts) if kind == "episodes" else len(kept))
         episodes = len(kept.episode_starts)
         display.say(
@@ -198,7 +211,7 @@ def on_dataset(
         end = train["updates"] + steps // scale
         stages.append(Stage("online", own, end, train["online_eval_every"], "--online-steps", scale))
     facts = dict(dataset=entry.name, data=contents, dataset_score=dataset_score(entry, raw))
-    run = Run(settings, folder, display, agent, task, pool, Schedule("update", stages), facts, held_out)
+    run = Run(settings, folder, display, agent, task, pool, Schedule("update", stages), facts, held_out, team)
     if isinstance(agent, VAE):
         run.companion = Reconstructions(agent, kept or data, folder)
     return run

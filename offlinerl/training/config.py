@@ -43,6 +43,7 @@ class TrainConfig(Config):
     channels_last: bool = setting(
         "auto", "the channels of a pixel side by side in convolutions; auto: where one seed trains", choices=("auto",)
     )
+    devices: int = setting(1, "processes that train one policy, each on a GPU and its share of a batch", low=1)
     save_every: float = setting(5.0, "minutes after which it is saved, also between evaluations", above=0)
     log_every: int = setting(500, "updates or steps between two rows of metrics", low=1)
     logger: str = setting(

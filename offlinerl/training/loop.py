@@ -9,12 +9,14 @@ import signal
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
+import torch
 
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
@@ -27,7 +29,8 @@ from offlinerl.experience.sources import ActingData, Epoch, Piece
 from offlinerl.rollout.collector import mean_of
 from offlinerl.training.checkpointer import STATE, Checkpointer
 from offlinerl.training.held_out import HeldOut
-from offlinerl.training.recorder import Recorder
+from offlinerl.training.processes import Team
+from offlinerl.training.recorder import Recorder, Silent
 from offlinerl.training.schedule import Schedule
 from offlinerl.util.atomic import write_json
 from offlinerl.util.display import Display, shown
@@ -63,12 +66,14 @@ class Run(L.Callback):
         dataset: what the summary says of the dataset: ``dataset`` its name, ``data`` its size and checksum and
             ``dataset_score``; all None without one.
         held_out: measures the losses on what is not learnt from, if anything is.
+        team: the processes that train it together.
 
     Attributes:
         acting: the source whose agent acts, if there is one.
         companion: another job that goes along, if there is one.
         offline: scores of the policies at the end of the first of two stages, once it is reached.
         measured: the latest metrics on what is held out, a number a seed under every name.
+        logged: the latest metrics, likewise.
     """
 
     def __init__(
@@ -82,21 +87,25 @@ class Run(L.Callback):
         schedule: Schedule,
         dataset: dict[str, Any],
         held_out: HeldOut | None = None,
+        team: Team | None = None,
     ):
-        self.held_out, self.measured = held_out, {}
+        self.held_out, self.measured, self.logged = held_out, {}, {}
+        self.team = team or Team()
         self.settings, self.folder, self.display, self.dataset = settings, folder, display, dataset
         self.train_settings = settings["train"]
         self.agent, self.task, self.pool, self.schedule = agent, task, pool, schedule
         self.clock, self.end = schedule.clock, schedule.end
         sources = [stage.source for stage in schedule.stages]
         self.acting = next((source for source in sources if isinstance(source, ActingData)), None)
-        self.recorder = Recorder(folder, settings, agent.members, self.clock, task.label, display)
+        recorder = Recorder if self.team.first else Silent
+        self.recorder = recorder(folder, settings, agent.members, self.clock, task.label, display)
         replay = self.acting and self.acting.replay
         self.checkpointer = Checkpointer(folder, agent, replay, self.train_settings["save_every"])
         self.companion: Companion | None = None
         self.offline: dict[str, Any] | None = None
         self.seconds = dict(total=0.0, training=0.0)  # of earlier sessions, then of this one too
-        self.stop = Stop()
+        self.stop, self.stopping = Stop(), False  # whether this process was asked to stop, and whether all are stopping
+        self.states: list[dict[str, Any]] = []  # of the random numbers of each process, when they were saved last
 
     @property
     def now(self) -> int:
@@ -113,10 +122,11 @@ class Run(L.Callback):
     def train(self) -> dict[str, Any]:
         """Train to the end, evaluate the last policy and write the results."""
         about = self.settings["fit"]
+        together = f" in {self.team.size} processes" if self.team.size > 1 else ""
         if self.pool is not None and self.pool.endless:
             self.display.warn_of_endless(self.pool.name)
         self.display.say(
-            f"{about['agent']} on {self.agent.device.type}, {self.in_words()}:"
+            f"{about['agent']} on {self.agent.device.type}{together}, {self.in_words()}:"
             f" {self.clock}s {self.now:,} to {self.end:,}, into {self.folder}"
         )
         self.began = self.checkpointer.saved = time.perf_counter()
@@ -124,14 +134,20 @@ class Run(L.Callback):
         try:
             # The first Ctrl-C, or SIGTERM, finishes the piece, so that what is saved is a whole number of updates.
             with on_interrupt(self.heard), self.display.bar("training", self.end, self.now, f"{self.clock}s"):
-                if self.now < self.end:
-                    self.run_trainer()
-                if self.stop.is_set():
-                    raise self.interrupted()
+                self.team.start(self.settings, self.agent.device, self.folder)
+                with self.team.losing_none():
+                    if self.now < self.end:
+                        self.run_trainer()
+                    if self.stop.is_set():
+                        raise self.interrupted()
+                    self.measure()
                 summary = self.finish()
         except AtOnce:
             raise self.interrupted() from None
         finally:
+            if self.team.size > 1:
+                self.team.close()
+                self.agent.share_batches(1)
             self.recorder.close()
             if self.pool is not None:
                 self.pool.close()
@@ -140,14 +156,24 @@ class Run(L.Callback):
         self.display.summary(summary, self.folder)
         return summary
 
+    def follow(self) -> None:
+        """What the other processes do while the first one does ``train``."""
+        self.began = self.checkpointer.saved = time.perf_counter()
+        with on_interrupt(self.stop.set), self.display.bar("training", self.end, self.now):
+            if self.now < self.end:
+                self.run_trainer()
+            if not self.stopping:
+                self.measure()
+        self.team.close()
+
     def run_trainer(self) -> None:
         with hushed_lightning():
             trainer = L.Trainer(
+                **self.team.trainer_settings(),
                 accelerator="gpu" if self.agent.device.type == "cuda" else "cpu",
-                devices=1,
                 max_epochs=-1,
                 reload_dataloaders_every_n_epochs=1,  # an epoch after an interruption may be shorter than others
-                logger=self.recorder.open_loggers(),
+                logger=self.recorder.open_loggers() or False,
                 callbacks=[self],
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -157,15 +183,16 @@ class Run(L.Callback):
             self.agent._log_hyperparams = False  # the loggers have the run's settings, which are plain data
             self.piece_began = time.perf_counter()
             trainer.fit(self.agent, Epochs(lambda: self.schedule.epoch(self.now)))
-            if self.stop.is_set():
-                self.checkpointer.save(trainer)
+            if self.stopping:
+                self.save(trainer)
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Make up for an evaluation that was interrupted."""
-        if self.stop.is_set():
+        heard = self.heard if self.team.first else self.stop.set
+        if self.stop.is_set() and self.team.first:
             raise AtOnce
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda number, _: self.heard(number))  # Lightning's own leaves without a word
+            signal.signal(signal.SIGTERM, lambda number, _: heard(number))  # Lightning's own leaves without a word
         if self.now and self.schedule.due(self.now) and self.recorder.evaluated < self.now:
             self.evaluate(trainer)
 
@@ -174,16 +201,41 @@ class Run(L.Callback):
         self.seconds["training"] += piece_ended - self.piece_began
         self.piece_began, now = piece_ended, self.now
         if now - self.recorder.logged >= self.recorder.every or now == self.end:
-            self.recorder.metrics(self.counters(), self.values(), self.rate(self.agent.updates))
+            self.logged = self.team.mean(self.values())
+            self.recorder.metrics(self.counters(), self.logged, self.rate(self.agent.updates))
         self.display.advance(now, self.note())
-        trainer.should_stop = self.stop.is_set()
-        if not trainer.should_stop and self.checkpointer.due():
-            self.checkpointer.save(trainer)
+        due = self.agree(trainer, self.stop.is_set(), self.checkpointer.due())
+        if due and not self.stopping:
+            self.save(trainer)
+
+    def agree(self, trainer: L.Trainer, stopped: bool, answer: bool) -> bool:
+        """Whether any of the processes answers yes; and if any of them was stopped, all stop."""
+        number, answered = self.team.agree((self.stop.signal or 0) * stopped, answer)
+        if number:
+            self.stop.set(number)
+            self.stopping = trainer.should_stop = True
+        return bool(answered)
+
+    def save(self, trainer: L.Trainer, best: bool = False) -> None:
+        """Save what it takes to go on, in ``last.ckpt`` or as the best so far.
+
+        Raises:
+            UserError: the processes do not have the same weights any more.
+        """
+        if self.team.size > 1:
+            streams = dict(update=self.agent.rng.state_dict(), source=self.schedule.stages[0].source.state_dict())
+            weights, self.states = zip(*self.team.gather((checksum(self.agent), streams)), strict=True)
+            if len(set(weights)) > 1:
+                raise UserError(
+                    f"the processes do not train the same policy any more: {type(self.agent).__name__} changes what it"
+                    " learns by other means than descend; train it with --devices 1"
+                )
+        (self.checkpointer.save_best if best else self.checkpointer.save)(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.stop.is_set():
+        if self.stopping:
             return
-        self.checkpointer.save(trainer)  # before the evaluation, which might be interrupted
+        self.save(trainer)  # before the evaluation, which might be interrupted
         if self.now < self.end:
             self.evaluate(trainer)
         else:
@@ -195,29 +247,37 @@ class Run(L.Callback):
         with those at the end, and have as many episodes."""
         self.measure()
         if self.pool is None:
-            self.checkpointer.save(trainer)
+            self.save(trainer)
             return
+        result = self.rollouts_on_the_way() if self.team.first else None
+        best = result is not None and self.recorder.evaluation(self.counters(), result)
+        best = self.agree(trainer, self.team.first and result is None, best)
+        if self.stopping:
+            return
+        if best:
+            self.save(trainer, best=True)
+        self.save(trainer)
+
+    def rollouts_on_the_way(self) -> Evaluation | None:
+        """An evaluation, unless the user stops it."""
         switch = self.now in self.schedule.switches
         try:
             result = self.rollouts(self.train_settings["final_episodes" if switch else "eval_episodes"])
         except Interrupted:
-            trainer.should_stop = True
-            return
-        best = self.recorder.evaluation(self.counters(), result)
+            return None
         if switch:
             self.offline = scores(result)
-        if best:
-            self.checkpointer.save_best(trainer)
-        self.checkpointer.save(trainer)
+        return result
 
     def measure(self) -> None:
         """What is logged of the losses at an evaluation, and on what is held out."""
+        self.logged = self.team.mean(self.values())
         if self.held_out is not None:
-            self.measured = self.held_out.metrics()
+            self.measured = self.team.mean(self.held_out.metrics())
             self.recorder.held_out(self.counters(), self.measured)
         if self.pool is None:
             self.recorder.evaluated = self.now
-            self.display.losses(f"{self.clock} {self.now:>9,}", losses(self.values()), losses(self.measured))
+            self.display.losses(f"{self.clock} {self.now:>9,}", losses(self.logged), losses(self.measured))
 
     def rollouts(self, episodes: int) -> Evaluation:
         """An evaluation. Raises ``Interrupted`` if the user stops it."""
@@ -230,7 +290,6 @@ class Run(L.Callback):
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the last policy, which is the result, and write the summary and the picture."""
-        self.measure()
         result = None if self.pool is None else self.rollouts(self.train_settings["final_episodes"])
         best = result is not None and self.recorder.evaluation(self.counters(), result)
         self.checkpointer.finish(self.state_dict(), best)
@@ -247,7 +306,7 @@ class Run(L.Callback):
             score_kind=self.task.label,
             last=result and dict(scores(result), mean_return=float(result.returns.mean())),
             best=self.recorder.best,
-            losses=losses(self.values()),
+            losses=losses(self.logged),
             held_out=losses(self.measured) or None,
             updates_per_second=self.rate(self.agent.updates),
             steps_per_second=self.rate(self.agent.steps),
@@ -312,6 +371,7 @@ class Run(L.Callback):
             source=sources if switches else sources.popitem()[1],
             seconds=dict(self.seconds, total=self.seconds["total"] + time.perf_counter() - self.began),
             **self.recorder.state_dict(),
+            **(dict(processes=list(self.states)) if self.team.size > 1 else {}),
             **(dict(offline=self.offline, switch=switches[0]) if switches else {}),
             **(self.companion.state_dict() if self.companion is not None else {}),
         )
@@ -340,6 +400,15 @@ class Run(L.Callback):
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         switches, sources = self.schedule.switches, state["source"]
+        processes = state.get("processes", [{}])
+        if len(processes) != self.team.size:
+            raise UserError(
+                f"the run in {self.folder} was trained by {len(processes)} processes, whose random numbers do not go on"
+                f" in {self.team.size}: put devices: {len(processes)} into its config.yaml again"
+            )
+        if self.team.size > 1:
+            sources = processes[self.team.rank]["source"]
+            self.agent.rng.load_state_dict(processes[self.team.rank]["update"])
         if not switches:
             sources = {self.schedule.stages[0].name: sources}
         same = [stage.source.load_state_dict(sources[stage.name]) for stage in self.schedule.stages]
@@ -389,6 +458,14 @@ class Epochs:
 
     def __iter__(self) -> Iterator[Piece]:
         return iter(self.epoch())
+
+
+def checksum(agent: Agent) -> int:
+    """Of the bits of everything that it trains."""
+    found = 0
+    for tensor in agent.trained_tensors():
+        found = zlib.crc32(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy(), found)
+    return found
 
 
 def losses(metrics: dict[str, list[float]]) -> dict[str, list[float]]:

@@ -157,5 +157,19 @@ class Recorder:
         self.versions = state.get("loggers", {})  # not in the checkpoints of older versions
 
 
+class Silent(Recorder):
+    """Of a process that trains together with another one, which writes all this."""
+
+    def open_loggers(self) -> list[Logger]:
+        return []
+
+    def metrics(self, counters: Mapping[str, int], values: Mapping[str, Sequence[float]], rate: float) -> None:
+        self.logged = counters[self.clock]
+
+    def held_out(self, counters: Mapping[str, int], values: Mapping[str, Sequence[float]]) -> None: ...
+
+    def trim(self) -> None: ...
+
+
 def _comparable(score: float) -> float:
     return -math.inf if math.isnan(score) else score

@@ -23,6 +23,7 @@ from offlinerl.util.folder import find_checkpoint
 from offlinerl.util.settings import per_seed_settings, typed
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
+    from offlinerl.agents.base import Agent
     from offlinerl.data.dataset import Dataset
     from offlinerl.rollout.policy import Policy
 
@@ -66,6 +67,7 @@ def settings_for(
             f" --init at a checkpoint that has them{own}"
         )
     require_loggers(train["logger"])
+    require_divisible(about["agent"], agent, source, train)
     if train.get("final_old_share") is not None and train["old_share"] is None:
         raise UserError("final_old_share is what old_share falls or rises to: give old_share too")
     return dict(fit=about, **settings), entry
@@ -96,6 +98,21 @@ def entry_of(about: dict[str, Any], dataset: Any = None, env: Any = None) -> reg
     if entry.kind == "file":
         about["dataset"] = str(entry.path.resolve())
     return registry.limited(entry, about)
+
+
+def require_divisible(name: str, agent: type[Agent], source: str, train: Mapping[str, Any]) -> None:
+    """Raises a UserError if several processes are to train what does not go, or cannot have equal parts of a batch."""
+    devices = train["devices"]
+    if devices == 1:
+        return
+    if source in ("replay", "rollouts") or train.get("online_steps"):
+        raise UserError(f"--devices {devices} is for learning from a dataset alone, and this agent acts: leave it out")
+    if not agent.divisible:
+        raise UserError(
+            f"{name} weighs every row of a batch by all the others, which processes cannot share: leave out --devices"
+        )
+    if train["batch"] % devices:
+        raise UserError(f"--batch must be a multiple of --devices, which is {devices}, and not {train['batch']}")
 
 
 def require_loggers(names: str) -> None:

@@ -23,13 +23,18 @@ QUIET_AFTER = 1.0
 EVERY = 0.2
 """Seconds between two looks."""
 
+ALL = torch.get_num_threads()
+"""That torch takes by itself."""
+
 _watch: threading.Thread | None = None
 
 
-def set_threads(number: int | None) -> None:
+def set_threads(number: int | None, processes: int = 1) -> None:
     """Compute on so many CPU threads from now on, and wait for them in a way that suits the machine's load; None leaves
-    the number to torch, which takes one a core."""
+    the number to torch, which takes one a core, or divides them among so many processes."""
     global _watch
+    if number is None and processes > 1:
+        number = max(1, ALL // processes)
     if number is not None:
         torch.set_num_threads(number)
     if _watch is None and (openmp := _libgomp()) is not None and _delay() is not None:
