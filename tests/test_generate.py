@@ -233,7 +233,7 @@ def test_medium_replay_is_what_a_training_experienced(here, monkeypatch):
     assert len(train) + len(heldout) == 600
     count = len(train.episode_starts) + len(heldout.episode_starts)
     assert len(heldout.episode_starts) == count // 10 > 0
-    assert train.provenance["provenance"]["recipe"]["training"]["steps"] == 100000
+    assert train.provenance["provenance"]["recipe"]["training"]["steps"] == 140000
     assert not (here / "datasets/hopper-medium-replay.partial").exists()
     assert validate("hopper-medium-replay") == []
 
@@ -307,7 +307,7 @@ def test_what_is_wrong_is_said(here, refused, monkeypatch):
     monkeypatch.setattr("offlinerl.recipes.recipe.share", lambda *parts: here.joinpath("nothing", *parts))
     generate_ = ("datasets", "generate")
     line = refused(*generate_, "hopper-medium")
-    assert "fit sac --env Hopper-v5 --steps 100000 --seeds 0 --out runs/hopper-medium" in line
+    assert "fit sac --env Hopper-v5 --steps 140000 --seeds 0 --out runs/hopper-medium" in line
     assert f"export runs/hopper-medium --safetensors {here}/policies/hopper-medium.safetensors" in line
     assert "antmaze" in refused(*generate_, "antmaze-umazee")
     assert "--size" in refused(*generate_, "hopper-random", "--episodes", 3)
