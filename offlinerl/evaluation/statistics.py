@@ -10,6 +10,10 @@ from typing import Any
 
 import numpy as np
 
+CAUTION = -1.0
+"""Standard errors by which a policy is taken to be better than its mean when one is chosen, so that none is that was
+only lucky in its first episodes."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -95,18 +99,41 @@ def student(freedom: int) -> float:
 def confidence_bounds(count: np.ndarray, total: np.ndarray, squares: np.ndarray, width: float) -> np.ndarray:
     """Mean returns of P policies and so many standard errors, ``[..., P]``.
 
-    As in UCB1-NORMAL (Auer, Cesa-Bianchi & Fischer, Finite-time analysis of the multiarmed bandit problem, 2002), with
-    one deviation for all policies, pooled over them, for each has few episodes.
+    There is one deviation for all policies, pooled over them, for each has few episodes.
 
     Args:
-        count: episodes of each, ``[..., P]``, at least 1, of which some policy has 2.
+        count: episodes of each, ``[..., P]``, at least 1.
         total: sums of their returns.
         squares: sums of the squared returns.
         width: standard errors to add, below 0 for a lower bound.
     """
-    mean = total / count
-    variance = np.maximum(squares - total * mean, 0).sum(-1) / (count - 1).sum(-1)
-    return mean + width * np.sqrt(variance[..., None] / count)
+    return total / count + width * np.sqrt(_pooled_variance(count, total, squares) / count)
+
+
+def next_to_play(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Which of P policies shall play the next episode, if the best is to be found in few, ``[...]``.
+
+    The leader is the one with the highest lower bound, ``confidence_bounds(..., CAUTION)``, and its challenger the one
+    that is expected to be better by most, ``E max(mu_i - mu_leader, 0)`` where each mean is normal with its standard
+    error: the two of TTEI (Qin, Klabjan & Russo, Improving the expected improvement algorithm, NeurIPS 2017). Of both
+    the one with fewer episodes plays, as in UGapE (Gabillon, Ghavamzadeh & Lazaric, Best arm identification: a unified
+    approach to fixed budget and fixed confidence, NeurIPS 2012). For the arguments see ``confidence_bounds``.
+    """
+    leader = confidence_bounds(count, total, squares, CAUTION).argmax(-1)[..., None]
+    mean, variance = total / count, _pooled_variance(count, total, squares) / count
+    deviation = np.sqrt(variance + np.take_along_axis(variance, leader, -1))
+    z = (mean - np.take_along_axis(mean, leader, -1)) / deviation
+    below = np.vectorize(math.erfc, otypes=[float])(-z / math.sqrt(2)) / 2  # the normal distribution function
+    improvement = deviation * (z * below + np.exp(-np.square(z) / 2) / math.sqrt(2 * math.pi))
+    np.put_along_axis(improvement, leader, -np.inf, -1)
+    two = np.concatenate([improvement.argmax(-1)[..., None], leader], -1)
+    return np.take_along_axis(two, np.take_along_axis(count, two, -1).argmin(-1)[..., None], -1)[..., 0]
+
+
+def _pooled_variance(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Of a return, ``[..., 1]``. Above 0, for among equal means those with fewer episodes are less sure."""
+    errors = np.maximum(squares - total**2 / count, 0).sum(-1, keepdims=True)
+    return np.maximum(errors / np.maximum((count - 1).sum(-1, keepdims=True), 1), np.finfo(np.float32).tiny)
 
 
 def expected_maximum(values: np.ndarray) -> np.ndarray:

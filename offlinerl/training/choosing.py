@@ -17,7 +17,7 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.evaluate import evaluate, make_pool
 from offlinerl.evaluation.fqe import choice_of, fitted_q_evaluation
-from offlinerl.evaluation.statistics import confidence_bounds, student
+from offlinerl.evaluation.statistics import CAUTION, confidence_bounds, next_to_play, student
 from offlinerl.evaluation.task import Task
 from offlinerl.rollout.deployed import DeployedPolicy
 from offlinerl.training import config
@@ -32,13 +32,8 @@ from offlinerl.util.settings import named, values_of
 SEED = 2_000_000
 """Reset seed of the first episode, far from those of training and of its evaluations."""
 
-FIRST = 2
-"""Episodes of every policy before the bounds say anything."""
-
-HOPE, CAUTION = 2.0, -1.0
-"""Standard errors by which a policy is better than its mean when the next episode is given away, and when one is
-chosen. UCB1-NORMAL hopes for ``4 sqrt(log t)`` of them, which in hundreds of episodes hardly differs from equal shares;
-caution keeps out a policy that was lucky in its first two."""
+LEAST = 2
+"""Episodes to a policy below which there is nothing to share out."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +67,9 @@ def select(
     """Rank the policies of some runs, of every seed of each, by fitted Q evaluation on their dataset or by episodes in
     their environment.
 
-    Episodes are shared out by upper confidence bounds (UCB): the next one is the policy's that may still be the best,
-    so that what is bad is soon left alone. The policy with the highest lower bound is the first. Successive halving,
-    which fixes the shares beforehand, needed more episodes to find a good one of ten.
+    Episodes are shared out as by ``statistics.next_to_play``, between the policy that would be chosen now and the one
+    that is most likely better, so that what is bad is soon left alone. The policy with the highest lower bound is the
+    first.
 
     Args:
         runs: folders of runs or checkpoints, all of one task.
@@ -105,7 +100,7 @@ def select(
         method = dict(name="fqe", updates=updates, critics=critics, gamma=gamma)
     else:
         rows, unit = by_acting(candidates, episodes, seed, display), "return"
-        method = dict(name="ucb", episodes=episodes)
+        method = dict(name="ttei", episodes=episodes)
     known = [np.isfinite(row["estimate"]) for row in rows]  # what diverged is no good policy, as far as is known
     order = sorted(range(len(rows)), key=lambda i: (not known[i], -rows[i].get("lower_bound", rows[i]["estimate"])))
     policies = [dict(rank=rank, **candidates[i].facts, **rows[i]) for rank, i in enumerate(order, 1)]
@@ -224,15 +219,16 @@ def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display
     rows, lower = [], confidence_bounds(*sums_of(returns), CAUTION)
     for of_one, bound in zip(returns, lower, strict=True):
         values = np.array(of_one)
-        half = student(len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-        mean = float(values.mean())
-        interval = [mean - float(half), mean + float(half)]
+        mean, half = float(values.mean()), np.nan  # of one episode no interval is known
+        if len(values) > 1:
+            half = float(student(len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+        interval = [mean - half, mean + half]
         rows.append(dict(estimate=mean, ci95=interval, lower_bound=float(bound), episodes=len(values)))
     return rows
 
 
 def share_out(play: Callable[[int, int], float], episodes: int, returns: list[list[float]]) -> None:
-    """Play episodes of the policy whose upper bound is the highest, again and again.
+    """Play an episode of every policy, and then each next one of ``statistics.next_to_play``.
 
     Args:
         play: the return of a policy, by its number, in an episode, by its number: all policies meet the same ones.
@@ -242,18 +238,14 @@ def share_out(play: Callable[[int, int], float], episodes: int, returns: list[li
     Raises:
         UserError: there are fewer episodes than are needed to begin with.
     """
-    least = FIRST * len(returns)
+    least = LEAST * len(returns)
     if episodes < least:
         raise UserError(f"{len(returns)} policies need at least {least} episodes, not {episodes}: give more --episodes")
     for number, of_one in enumerate(returns):
-        for episode in range(FIRST):
-            of_one.append(play(number, episode))
-    count, total, squares = sums_of(returns)
-    for _ in range(episodes - least):
-        best = int(confidence_bounds(count, total, squares, HOPE).argmax())
-        value = play(best, len(returns[best]))
-        returns[best].append(value)
-        count[best], total[best], squares[best] = count[best] + 1, total[best] + value, squares[best] + value**2
+        of_one.append(play(number, 0))
+    for _ in range(episodes - len(returns)):
+        number = int(next_to_play(*sums_of(returns)))
+        returns[number].append(play(number, len(returns[number])))
 
 
 def sums_of(returns: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -264,7 +256,7 @@ def sums_of(returns: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray,
 
 def show(results: Mapping[str, Any], display: Display) -> None:
     """The table of the policies."""
-    policies, acted = results["policies"], results["method"]["name"] == "ucb"
+    policies, acted = results["policies"], results["method"]["name"] == "ttei"
     intervals = [row["ci95"] for row in policies]
     decimals = max((places(*of) for of in intervals if np.isfinite(of).all()), default=1)
     members = [", ".join([str(row["seed"]), *([named(row["values"])] if "values" in row else [])]) for row in policies]
@@ -273,7 +265,8 @@ def show(results: Mapping[str, Any], display: Display) -> None:
     rows = [
         [
             Path(row["run"]).resolve().name, str(row["rank"]), *[member] * several,
-            shown(row["estimate"], decimals), between(row["ci95"], decimals), *[str(row.get("episodes"))] * acted,
+            shown(row["estimate"], decimals), "-" if row.get("episodes") == 1 else between(row["ci95"], decimals),
+            *[str(row.get("episodes"))] * acted,
         ]
         for row, member in zip(policies, members, strict=True)
     ]  # fmt: skip
