@@ -129,7 +129,7 @@ def require_equal_within_error(sampled, exact):
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_sampled_policy_gradient_is_the_exact_one(member, mdp, logits, monkeypatch):
     """Of many seeds with the same policy, in episodes that end at random so that nothing need be discounted."""
-    S, T = 100, 400
+    S, T = 100, 200
     more = dict(hidden=(), normalize_obs=False, normalize_reward=False, normalize_advantage=False, gamma=1.0)
     more |= {} if member in ("npg", "trpo") else dict(max_grad_norm=1e9, entropy=0.0)
     more |= dict(epochs=1, minibatch=T) if member == "ppo" else {}
@@ -164,7 +164,7 @@ def episodes_at_random(mdp, count):
 
 def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, monkeypatch):
     """By importance sampling from uniformly random actions, of a policy not too far from them."""
-    S, B, logits = 100, 200, 0.3 * logits
+    S, B, logits = 100, 100, 0.3 * logits
     spec, table = episodes_at_random(mdp, S * B)
     source = EpisodeData(table, (0,), 1)
     batch = table.transitions(source.rows.unflatten(0, (S, B)).unsqueeze(0))
