@@ -79,6 +79,7 @@ class Command:
         ends = [DupFd(pipe.fileno()) for pipe in (out, err)]
         self.process = FORKS.Process(target=_run, args=(argv, str(cwd), dict(os.environ), *ends))
         self.process.start()
+        self.pid = self.process.pid
         out.close()
         err.close()
 
@@ -89,7 +90,10 @@ class Command:
     poll = returncode.fget
 
     def send_signal(self, number):
-        os.kill(self.process.pid, number)
+        os.kill(self.pid, number)
+
+    def kill(self):
+        self.process.kill()
 
     def wait(self, timeout=None):
         self.process.join(timeout)
@@ -115,7 +119,7 @@ class Command:
 def _run(argv, cwd, environment, out, err):
     os.dup2(out.detach(), 1)
     os.dup2(err.detach(), 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", 1, closefd=False)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

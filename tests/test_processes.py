@@ -77,7 +77,7 @@ def descended(name, spec, rank):
 
 def in_two_processes(job):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    torch.multiprocessing.spawn(joined, (store.port, job), 2)
+    torch.multiprocessing.start_processes(joined, (store.port, job), 2, start_method="forkserver")
 
 
 def joined(rank, port, job):
@@ -180,7 +180,9 @@ def test_a_run_of_two_processes_leaves_what_a_run_leaves(whole):
     assert main(["evaluate", str(whole), "--episodes", "1"]) == 0  # in one process
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow)]
+)
 def test_a_run_that_was_stopped_goes_on_to_the_bit(whole, here, number, status, monkeypatch, capsys):
     folder = here / f"stopped-{number}"
     with monkeypatch.context() as patch:
