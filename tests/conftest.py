@@ -55,8 +55,9 @@ def transitions(data: Dataset, gamma: float, n: int = 1) -> Batch:
 
 
 LONGEST = (
-    "stopping", "collect", "online_cli", "fuzz", "checkpoint", "cli", "edges", "notebooks", "policy_gradient", "docs",
-    "bad_input", "odd_environments", "agents", "newcomers", "on_disk", "report", "vae", "values", "workers",
+    "processes", "collect", "policy_gradient", "stopping", "notebooks", "edges", "online_cli", "newcomers", "generate",
+    "cli", "checkpoint", "report", "pixels", "values", "docs", "fuzz", "odd_environments", "workers", "on_disk",
+    "online", "properties", "runs", "own_agent", "formats", "bad_input", "mapped",
 )  # fmt: skip
 """Files of tests by how long they take; the others take less."""
 

@@ -71,6 +71,12 @@ def start(*argv, cwd):
     return Command([*map(str, argv)], cwd)
 
 
+def start_afresh(*argv, cwd):
+    """The same, imports and all."""
+    command = [sys.executable, "-m", "offlinerl", *map(str, argv)]
+    return subprocess.Popen(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
 class Command:
     """As ``subprocess.Popen`` of ``python -m offlinerl`` with pipes for what it says, without seconds of imports."""
 

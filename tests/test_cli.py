@@ -210,7 +210,7 @@ def test_datasets(here, capsys):
 
 def test_a_normal_run_prints_plain_lines_and_no_warnings(here):
     fit = ("fit", "xql", "--dataset", pendulum.ID, "--out", here / "process", *TINY)
-    process = pendulum.start(*fit, cwd=here)
+    process = pendulum.start_afresh(*fit, cwd=here)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0 and err == ""
     assert "\x1b" not in out and "\r" not in out and "┃" not in out

@@ -21,6 +21,7 @@ from offlinerl.cli import main
 from offlinerl.envs.make import Pool
 from offlinerl.training.recorder import Recorder
 from offlinerl.util.atomic import write_json
+from offlinerl.util.interrupt import on_interrupt
 
 FEW = ("--compile", "false", "--batch", 8, "--agent.hidden", "[8]", "--eval-episodes", 1, "--final-episodes", 2)
 KINDS = {
@@ -75,8 +76,8 @@ def test_stopped_at_any_moment(kind, number, kills, here):
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
         if number == signal.SIGTERM:
-            (line,) = err.splitlines()
-            assert process.returncode == 143 and f"offlinerl fit --resume {folder}" in line
+            assert process.returncode == 143 and err.count("\n") == 1, err
+            assert f"offlinerl fit --resume {folder}" in err
         command = ("fit", "--resume", folder)
     assert fit("--resume", folder) == 0
     assert same(folder, whole)
@@ -134,6 +135,19 @@ def test_sigterm_at_delicate_moments(kind, moment, here, capsys, monkeypatch):
     assert "interrupted" in line and f"offlinerl fit --resume {folder}" in line
     assert fit("--resume", folder) == 0
     assert same(folder, whole)
+
+
+def test_sigterm_before_a_run_hears_of_it(here, capsys, monkeypatch):
+    """Which the command line hears, after it said where the run is."""
+
+    def late(heard):
+        signal.raise_signal(signal.SIGTERM)
+        return on_interrupt(heard)
+
+    monkeypatch.setattr("offlinerl.training.loop.on_interrupt", late)
+    assert fit(*KINDS["offline"], *length("offline", 200), "--out", here / "early") == 143
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "interrupted" in line
 
 
 def test_sigterm_ends_a_collection_that_goes_on(here, capsys, monkeypatch):

@@ -143,6 +143,7 @@ class Run(L.Callback):
                     self.measure()
                 summary = self.finish()
         except AtOnce:
+            self.stop.set(signal.SIGTERM)  # what the command line heard before there was a handler here
             raise self.interrupted() from None
         finally:
             if self.team.size > 1:
