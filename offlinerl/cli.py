@@ -633,7 +633,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(given and section not in taken for section, given in settings.items()):
             raise WrongUsage(f"{args.command} takes no --{'agent' if settings['agent'] else 'train'} settings")
         with on_interrupt(leave, [signal.SIGTERM]):
-            return args.function(args) or 0
+            status = args.function(args) or 0
+        sys.stdout.flush()  # here, where it is said what is wrong with it
+        return status
     except UserError as error:
         return fail(args, error)
     except KeyboardInterrupt:
@@ -641,12 +643,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AtOnce:
         return fail(args, Interrupted("stopped by SIGTERM", TERMINATED))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, `head` say, has left
+        drop_output()  # the reader, `head` say, has left
         return 0
     except OSError as error:
         if error.errno not in (*DISK_FULL, *PATH_TROUBLE):
             raise
         full = error.errno in DISK_FULL
+        try:
+            sys.stdout.flush()
+        except OSError:
+            drop_output()
         trouble = "the disk is full: free some space" if full else os.strerror(error.errno).lower()
         return fail(args, UserError(f"{error.filename}: {trouble}" if error.filename else trouble))
 
@@ -654,6 +660,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 PATH_TROUBLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG,
 )  # fmt: skip
+
+
+def drop_output() -> None:
+    """Let nothing more be written to standard output, which Python tries once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(args: argparse.Namespace, error: UserError) -> int:

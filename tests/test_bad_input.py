@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -448,10 +449,14 @@ def test_a_file_that_may_not_grow_keeps_the_previous_checkpoint(run, here):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_below_standard_output():
+@pytest.mark.parametrize("words", ["datasets list", "datasets validate kitchen"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_below_standard_output(words, unbuffered):
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "offlinerl", "datasets", "list"]
-        process = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=100)
+        command, settings = [sys.executable, "-m", "offlinerl", *words.split()], dict(PYTHONUNBUFFERED=unbuffered)
+        process = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=100, env={**os.environ, **settings}
+        )
     assert process.returncode == 1 and process.stderr.splitlines() == [
         "offlinerl datasets: the disk is full: free some space"
     ]
