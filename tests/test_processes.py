@@ -204,6 +204,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(whole, here, number, status, 
     assert (folder / "held_out.csv").read_text() == (whole / "held_out.csv").read_text()
 
 
+@pytest.mark.slow
 def test_from_python_on_pixels_without_an_environment(here):
     over = dict(train=dict(updates=4, batch=4, block=2, devices=2, held_out=0.4, eval_every=2, compile=False))
     run = offlinerl.fit("xql", frames(), over=dict(over, agent=dict(hidden=[8])), out=here / "pixels")
@@ -225,6 +226,7 @@ class Drifts(BC):
 """
 
 
+@pytest.mark.slow
 def test_an_agent_that_learns_by_other_means_is_found_out(here, refused, monkeypatch):
     (here / "drifts.py").write_text(DRIFTS)
     monkeypatch.syspath_prepend(here)
@@ -244,6 +246,7 @@ def test_a_process_that_is_lost_ends_the_run_in_one_sentence(here, refused, monk
     assert "process 1" in line and "SIGKILL" in line
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_run_that_was_killed(here):
     process = pendulum.start("fit", *TOGETHER, "--updates", 10**6, "--out", "killed", cwd=here)
     metrics = here / "killed/held_out.csv"
