@@ -59,7 +59,7 @@ class Adam(torch.optim.Optimizer):
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # a closure could not be traced
         """Apply one update by each parameter's ``.grad``."""
-        self.descend([p.grad for p in self.parameters])
+        self.descend([p.grad for group in self.param_groups for p in group["params"]])
 
     @torch.no_grad()
     def descend(self, gradients: Sequence[Tensor]) -> None:
