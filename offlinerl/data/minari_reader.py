@@ -165,15 +165,16 @@ def _hdf5_episodes(path: Path, count: int, parts: _Parts) -> Iterator[_Raw]:
     short episodes load in a second rather than in seven."""
     with open_hdf5(path) as file:
         _shrink_cache(file)
-        dtypes: dict[bytes, np.dtype] = {}
+        types: dict[bytes, tuple[np.dtype, h5py.h5t.TypeID]] = {}  # of columns; finding them out takes as long as reading
 
         def read(group: h5py.h5g.GroupID, column: str) -> np.ndarray:
             name = column.encode()
             data = h5py.h5d.open(group, name)
-            if name not in dtypes:
-                dtypes[name] = data.dtype
-            array = np.empty(data.shape, dtypes[name])
-            data.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+            if name not in types:
+                types[name] = data.dtype, data.get_type()
+            dtype, in_memory = types[name]
+            array = np.empty(data.shape, dtype)
+            data.read(h5py.h5s.ALL, h5py.h5s.ALL, array, in_memory)
             return array
 
         try:
