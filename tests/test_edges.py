@@ -78,21 +78,32 @@ def test_names_are_shown_as_they_are(name, here, capsys):
     assert str(here / name / "absent.hdf5") in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("settings", [dict(PYTHONIOENCODING="ascii"), dict(PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")])
-def test_a_terminal_that_knows_ascii_alone(settings, here):
-    dataset(here / "käse.hdf5")
-    dataset(os.fsdecode(b"bad\xff.hdf5"))
+def ascii_alone(lines, **settings):
+    """Runs command lines one after another on a terminal that knows no other letters."""
     code = "import sys; from offlinerl.cli import main; sys.exit(max(main(a.split()) for a in sys.argv[1:]))"
-    few = " ".join(map(str, FEW))
-    lines = [f"fit bc --dataset {file} --env Pendulum-v1 --out {out} {few}"
-             for file, out in (("käse.hdf5", "a"), (os.fsdecode(b"bad\xff.hdf5"), "b"))]  # fmt: skip
-    lines += ["report a b --out out", "datasets show käse.hdf5", "datasets show nö.hdf5", "fit bc --dataset nö"]
     done = subprocess.run(
         [sys.executable, "-c", code, *lines], capture_output=True, env={**os.environ, "LC_ALL": "C", **settings}
     )
     assert done.returncode == 1 and b"Traceback" not in done.stderr, done.stderr.decode(errors="replace")
     assert done.stdout.isascii() and done.stderr.isascii()
+
+
+LOOKS = ["datasets show käse.hdf5", "datasets show nö.hdf5", "fit bc --dataset nö"]
+
+
+def test_a_terminal_that_knows_ascii_alone(here):
+    dataset(here / "käse.hdf5")
+    dataset(os.fsdecode(b"bad\xff.hdf5"))
+    few = " ".join(map(str, FEW))
+    lines = [f"fit bc --dataset {file} --env Pendulum-v1 --out {out} {few}"
+             for file, out in (("käse.hdf5", "a"), (os.fsdecode(b"bad\xff.hdf5"), "b"))]  # fmt: skip
+    ascii_alone([*lines, "report a b --out out", *LOOKS], PYTHONIOENCODING="ascii")
     assert (here / "b" / "summary.json").is_file() and (here / "out" / "report.md").is_file()
+
+
+def test_a_machine_that_knows_ascii_alone(here):
+    dataset(here / "käse.hdf5")
+    ascii_alone(LOOKS, PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
 
 
 def test_a_folder_that_no_tool_can_name_is_refused(here, capsys):

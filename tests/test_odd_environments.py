@@ -2,6 +2,9 @@
 
 import json
 import signal
+import threading
+import time
+from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
 
@@ -551,3 +554,36 @@ def test_bounds_come_from_the_range_that_is_asked_for():
     made("Asked-v0", Reach, low=-np.inf, high=np.inf)
     spec = spec_of(make({"id": "Asked-v0", "action_range": [[-1, -2], [1, 2]]}))
     assert (spec.action_low, spec.action_high) == ((-1.0, -2.0), (1.0, 2.0))
+
+
+class Waiting(gym.Env):
+    """Waits in every step, and notes whether a thread of the pool's did."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Box(-1, 1, (1,))
+    seconds, threads = 0.005, []
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        time.sleep(self.seconds)
+        self.threads.append(threading.current_thread() is not threading.main_thread())
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def test_threads_step_environments_only_as_long_as_they_are_faster(monkeypatch):
+    monkeypatch.setattr("offlinerl.envs.make.AGAIN", 20)
+    with closing(Pool({"id": made("Waiting-v0", Waiting)}, 4, threads=4)) as pool:
+        pool.reset(dict.fromkeys(range(4), 0))
+
+        def share_of_threads(steps):
+            Waiting.threads.clear()
+            for _ in range(steps):
+                pool.step({i: np.zeros(1) for i in range(4)})
+            return np.mean(Waiting.threads)
+
+        share_of_threads(10)
+        assert share_of_threads(40) > 0.6
+        Waiting.seconds = 0.0
+        share_of_threads(40)
+        assert share_of_threads(100) == 0.0

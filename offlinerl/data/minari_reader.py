@@ -165,7 +165,9 @@ def _hdf5_episodes(path: Path, count: int, parts: _Parts) -> Iterator[_Raw]:
     short episodes load in a second rather than in seven."""
     with open_hdf5(path) as file:
         _shrink_cache(file)
-        types: dict[bytes, tuple[np.dtype, h5py.h5t.TypeID]] = {}  # of columns; finding them out takes as long as reading
+        types: dict[
+            bytes, tuple[np.dtype, h5py.h5t.TypeID]
+        ] = {}  # of columns, slow to find out
 
         def read(group: h5py.h5g.GroupID, column: str) -> np.ndarray:
             name = column.encode()

@@ -6,8 +6,10 @@ import copy
 import importlib
 import json
 import os
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -342,12 +344,16 @@ def _require_sound(env: Mapping[str, Any], obs_keys: Sequence[str] | None) -> No
 
 
 WORTHWHILE = 1e-3
-"""Seconds of work from which threads are faster; torch's own threads may still be spinning on their cores."""
+"""Seconds of work below which threads are not tried; torch's own threads may still be spinning on their cores."""
+
+AGAIN = 1000
+"""Rounds after which the slower way, with or without threads, is tried for three more; it may have been a busy moment's
+fault."""
 
 
 class Pool:
-    """So many environments of ``make``, stepped side by side by threads, where that is faster; simulators that release
-    Python's lock use every core.
+    """So many environments of ``make``, stepped side by side by threads where that proves faster, as it does where a
+    simulator releases Python's lock.
 
     Nothing is reset but on request, so a successor is always the true one.
 
@@ -375,7 +381,8 @@ class Pool:
         self._taken = [0] * size
         self._workers = min(size, threads or os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(self._workers)
-        self._seconds = 0.0  # a job's, on average
+        self._seconds = {threads: deque([0.0], maxlen=5) for threads in (False, True)}  # a job's in the latest rounds
+        self._rounds = 0
 
     def reset(self, seeds: Mapping[int, int]) -> dict[int, Tree]:
         """Reset the environments numbered by the keys with the seeds of the values; their observations.
@@ -431,16 +438,27 @@ class Pool:
         return inside if self.action_space.dtype.kind == "f" else np.rint(inside)
 
     def _each(self, method: Callable[[int, Any], Any], given: Mapping[int, Any]) -> dict[int, Any]:
-        if self._workers == 1 or len(given) == 1 or len(given) * self._seconds < WORTHWHILE:
-            began = time.perf_counter()
-            done = {i: self._try(method, i, value) for i, value in given.items()}
-            self._seconds += 0.1 * ((time.perf_counter() - began) / max(len(given), 1) - self._seconds)
-            return done
+        threads = self._with_threads(len(given))
+        began = time.perf_counter()
         items = list(given.items())
-        shares = [items[w :: self._workers] for w in range(self._workers)]
-        done = self._threads.map(lambda share: [(i, self._try(method, i, value)) for i, value in share], shares)
-        found = dict(pair for share in done for pair in share)
+        if threads:
+            shares = [items[w :: self._workers] for w in range(self._workers)]
+            done = self._threads.map(lambda share: [(i, self._try(method, i, value)) for i, value in share], shares)
+            found = dict(pair for share in done for pair in share)
+        else:
+            found = {i: self._try(method, i, value) for i, value in items}
+        self._seconds[threads].append((time.perf_counter() - began) / max(len(given), 1))
         return {i: found[i] for i in given}  # in one order, whether threads were at work or not
+
+    def _with_threads(self, jobs: int) -> bool:
+        """Whether they are to do so many jobs."""
+        if self._workers == 1 or jobs < 2:
+            return False
+        alone, threads = (statistics.median(self._seconds[threads]) for threads in (False, True))
+        if jobs * alone < WORTHWHILE:
+            return False
+        self._rounds += 1
+        return (threads < alone) != (self._rounds % AGAIN < 3)
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
