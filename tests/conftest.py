@@ -68,21 +68,28 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
-@pytest.fixture(scope="module", autouse=True)
+SAVE_FIGURE = Figure.savefig
+
+
+@pytest.fixture(scope="session", autouse=True)
 def coarse_pictures():
     """Pictures are drawn coarsely, without ticks and with their parts not fitted to each other, which takes as long as
-    a short training. Commands in processes of their own, and tests/test_report.py, draw them as users see them."""
-    savefig = Figure.savefig
+    a short training. Processes of their own draw them as users see them, and tests that ask for ``fine_pictures``."""
 
     def coarse(self, *args, **kwargs):
         self.set_layout_engine("none")
         for axes in self.axes:
             axes.set_axis_off()
-        savefig(self, *args, **(kwargs | {"dpi": 20}))
+        SAVE_FIGURE(self, *args, **(kwargs | {"dpi": 20}))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", coarse)
         yield
+
+
+@pytest.fixture
+def fine_pictures(monkeypatch):
+    monkeypatch.setattr(Figure, "savefig", SAVE_FIGURE)
 
 
 @pytest.fixture

@@ -98,10 +98,10 @@ def test_updates_are_finite_and_move_every_group(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_stacked_seeds_equal_seeds_alone_with_environments_in_the_loop(variant):
     seeds = (3, 1)
-    stack = Loop(variant, seeds, envs=2, double=True).run(60)
-    assert stack.agent.updates == 40
+    stack = Loop(variant, seeds, envs=2, double=True).run(36)
+    assert stack.agent.updates == 16
     for s, seed in enumerate(seeds):
-        alone = Loop(variant, (seed,), envs=2, double=True).run(60)
+        alone = Loop(variant, (seed,), envs=2, double=True).run(36)
         for have, want in zip(rows_of(stack.replay), rows_of(alone.replay), strict=True):
             torch.testing.assert_close(have[s], want[0], rtol=0, atol=1e-5)
         for (name, p), q in zip(stack.agent.named_parameters(), alone.agent.parameters(), strict=True):

@@ -31,11 +31,6 @@ from offlinerl.evaluation.statistics import (
 from offlinerl.training import sweep
 
 
-@pytest.fixture(scope="module")
-def coarse_pictures():
-    """Pictures are drawn here as users see them."""
-
-
 def finished(
     folder, agent="xql", dataset="kitchen", level=70.0, seeds=3, evaluations=6, losses=6, kind="normalized",
     settings=None, first_seed=0, **more
@@ -94,7 +89,7 @@ def test_the_last_policy_alone_is_the_result(tmp_path):
     assert found.scores.mean(-1).tolist() == pytest.approx(summary["last"]["per_seed"])
 
 
-def test_runs_are_grouped_by_dataset(tmp_path, capsys):
+def test_runs_are_grouped_by_dataset(tmp_path, capsys, fine_pictures):
     runs = [
         finished(tmp_path / "xql-kitchen"),
         finished(tmp_path / "bc-kitchen", "bc", level=40),
@@ -221,7 +216,7 @@ def test_an_interrupted_last_evaluation_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("case", [dict(seeds=1, evaluations=1, losses=1), dict(seeds=5), dict(agent="bc")])
-def test_curves_of_one_run(case, tmp_path):
+def test_curves_of_one_run(case, tmp_path, fine_pictures):
     image = plots.curves(finished(tmp_path / "run", **case), tmp_path / "curves.png")
     assert image.read_bytes().startswith(b"\x89PNG")
 
@@ -543,7 +538,7 @@ def test_tables_for_latex():
     assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
 
 
-def test_pictures_tell_agents_apart(tmp_path):
+def test_pictures_tell_agents_apart(tmp_path, fine_pictures):
     """Every agent's colour is in the picture of its task."""
     for agent in AGENTS:
         finished(tmp_path / "runs" / agent, agent, level=AGENTS[agent])

@@ -165,9 +165,7 @@ def _hdf5_episodes(path: Path, count: int, parts: _Parts) -> Iterator[_Raw]:
     short episodes load in a second rather than in seven."""
     with open_hdf5(path) as file:
         _shrink_cache(file)
-        types: dict[
-            bytes, tuple[np.dtype, h5py.h5t.TypeID]
-        ] = {}  # of columns, slow to find out
+        types: dict[bytes, tuple[np.dtype, h5py.h5t.TypeID]] = {}  # of columns, slow to find out
 
         def read(group: h5py.h5g.GroupID, column: str) -> np.ndarray:
             name = column.encode()
