@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from offlinerl.experience import ring
 from offlinerl.experience.priorities import Priorities
 from offlinerl.experience.ring import Replay
 from offlinerl.learning.rng import Streams
 from offlinerl.types import Spec, Transition
+from offlinerl.util.trees import tree_map
 
 SPEC = Spec(1, 1, (-1.0,), (1.0,))
 GAMMA = 0.9
@@ -181,3 +183,62 @@ def test_rows_not_yet_filled_are_never_drawn():
     assert batch.weight is not None
     assert set(batch.obs.flatten().tolist()) == {0, 1, 2}
     assert batch.weight.max() == 1
+
+
+def on_disk(folder, state=None, capacity=50, steps=()):
+    """A ring whose observations are in a folder, which goes on from a state, if there is one, by some steps."""
+    replay = Replay(SPEC, (0,), capacity, folder=folder)
+    if state is not None:
+        replay.load_state_dict(state)
+    for t in steps:
+        replay.add(step(t))
+    return replay
+
+
+def require_sound(replay, steps):
+    """Rows of the latest steps, so many, and none whose observations others took the place of."""
+    assert everything(replay) == {t: (t, pytest.approx(0.99), t + 1, 0) for t in steps}
+
+
+def test_a_run_that_is_killed_again_draws_nothing_that_the_first_one_overwrote(tmp_path):
+    first = on_disk(tmp_path, steps=range(200))
+    state = first.state_dict()
+    for t in range(200, 260):  # lost, but for its observations, which took the place of those up to 159
+        first.add(step(t))
+    on_disk(tmp_path, state, steps=range(200, 201))
+    require_sound(on_disk(tmp_path, state), range(160, 200))
+
+
+def test_an_observation_is_given_up_before_it_is_overwritten(tmp_path, monkeypatch):
+    replay = Replay(SPEC, (0,), 50, folder=tmp_path)
+    for t in range(60):  # episodes of one step, whose observations fill the files
+        replay.add(step(t, lasts=range(60)))
+    state, put = replay.state_dict(), iter((tree_map, killed))
+    monkeypatch.setattr(ring, "tree_map", lambda *args: next(put)(*args))
+    with pytest.raises(KeyboardInterrupt):
+        replay.add(step(60))
+    monkeypatch.undo()
+    again = on_disk(tmp_path, state)
+    assert everything(again) == {t: (t, pytest.approx(0.99), t + 1, 1) for t in range(11, 60)}
+
+
+def killed(*args):
+    tree_map(*args)
+    raise KeyboardInterrupt
+
+
+def test_a_larger_ring_that_is_killed_before_it_saves_can_be_made_again(tmp_path):
+    state = on_disk(tmp_path, steps=range(40)).state_dict()
+    for _ in range(2):
+        require_sound(on_disk(tmp_path, state, capacity=100), range(40))
+
+
+def test_a_larger_ring_leaves_out_what_the_smaller_one_overwrote_after_it_was_saved(tmp_path):
+    replay = on_disk(tmp_path, steps=range(40))
+    state = replay.state_dict()
+    for t in range(40, 120):  # its 101 observations wrapped: the first 20 are gone
+        replay.add(step(t))
+    for _ in range(2):
+        require_sound(on_disk(tmp_path, state, capacity=100), range(20, 40))
+    longer = on_disk(tmp_path, state, capacity=100, steps=range(40, 45))
+    require_sound(longer, range(20, 45))

@@ -79,7 +79,7 @@ class MappedFiles(Maps):
     def array(self, name: str, shape: Sequence[int], dtype: str) -> np.ndarray:
         """The array in a file; zeros in one that is new or has another size. It takes no room on the disk before it is
         written."""
-        path = self.folder / f"{name}.bin"
+        path = self._file(name)
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         kept = path.is_file() and path.stat().st_size == size
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +89,15 @@ class MappedFiles(Maps):
 
     def tensor(self, name: str, shape: Sequence[int], dtype: str) -> Tensor:
         return torch.from_numpy(self.array(name, shape, dtype))
+
+    def has(self, name: str) -> bool:
+        return self._file(name).is_file()
+
+    def delete(self, name: str) -> None:
+        self._file(name).unlink()
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.bin"
 
     def flush(self) -> None:
         """Have everything on the disk."""

@@ -23,6 +23,9 @@ ALL = slice(None)
 ROOM = 9 / 8
 """Images kept, to a transition: every episode has one more than it has steps."""
 
+COPIED = 1 << 10
+"""Observations that are copied at a time."""
+
 
 class Replay(Rows):
     """The newest ``capacity`` transitions of every seed (Lin, 1992).
@@ -50,7 +53,7 @@ class Replay(Rows):
         slots: ``[S, steps, E]`` the observation that every row begins with, counted from the first one of its
             environment on, in numpy; its successor is the next one.
         newest: ``[S, E]`` what every environment showed last, counted likewise.
-        written: ``[S, E]`` what the files hold last, of a run that goes on from before that.
+        written: ``[S, E]`` what the files got last, of a run that goes on from before that.
         drawn: the rows of the latest minibatches drawn by priority, ``[K, S, B]``.
     """
 
@@ -149,6 +152,8 @@ class Replay(Rows):
         new = where is not ALL
         self.newest[where] += 1
         self.age[where] = 0 if new else self.age + 1
+        if self.files is not None:  # before it is so, for the process may be killed in between
+            self.log[:] = np.maximum(self.newest, self.written)
         places = torch.from_numpy(self._places_of(self.newest)[where].reshape(-1)).to(self.places.device)
 
         def keep(ring: Tensor, leaf: np.ndarray) -> None:
@@ -158,7 +163,6 @@ class Replay(Rows):
 
         tree_map(keep, self.observations, obs)
         if self.files is not None:
-            self.log[:] = self.newest
             self.files.touched(len(places), sum(leaf.nbytes for _, leaf in tree_leaves(obs)))
         if self.ages is not None:
             self.ages.index_copy_(0, places, torch.from_numpy(self.age[where].reshape(-1)).to(places))
@@ -230,10 +234,7 @@ class Replay(Rows):
         self.slots[:, :used] = state["slots"].cpu()
         for which, places in enumerate(self.places.view(2, *self.slots.shape)):
             places.copy_(torch.from_numpy(self._places_of(self.slots + which)))
-        for lane, newest in enumerate(self.newest.flat):
-            slots = torch.arange(max(0, newest + 1 - min(self.size, state["size"])), newest + 1)
-            for ring, saved in zip(self._lanes(self.files is None), state["lanes"], strict=True):
-                ring[lane, slots % self.size] = saved[lane, slots % state["size"]].to(ring)
+        self._copy(self._lanes(self.files is None), state["lanes"], state["size"])
         if self.files is not None:
             self._take_files(state["size"])
         places = torch.from_numpy(self._places_of(self.newest)).to(self.places.device)
@@ -244,17 +245,29 @@ class Replay(Rows):
         self._forget()
 
     def _take_files(self, size: int) -> None:
-        """Go on from files of rings of that size. What they got after it was saved takes the place of the oldest."""
+        """Go on from files of rings of that size, unless a run that was killed before it saved did so already. What they
+        got after it was saved took the place of the oldest."""
         self.written = self.log.copy()
-        if size == self.size:
+        old = {path: name for path in self.leaves if self.files.has(name := self._file(path, size))}
+        if size == self.size or not old:
             return
-        for path, (shape, dtype) in self.leaves.items():
-            old = self.files.tensor(self._file(path, size), (len(self.lanes.flat) * size, *shape[1:]), dtype)
-            ring, saved = (x.unflatten(0, (len(self.lanes.flat), -1)) for x in (dict(self._observed())[path], old))
-            for lane, newest in enumerate(self.newest.flat):
-                for slot in range(max(0, newest + 1 - min(self.size, size)), newest + 1):
-                    ring[lane, slot % self.size] = saved[lane, slot % size]
-            (self.files.folder / f"{self._file(path, size)}.bin").unlink()
+        lanes, rings = self.lanes.size, dict(self._observed())
+        for path, name in old.items():
+            shape, dtype = self.leaves[path]
+            saved = self.files.tensor(name, (lanes * size, *shape[1:]), dtype)
+            self._copy(*([x.unflatten(0, (lanes, -1))] for x in (rings[path], saved)), size)
+        self.written += self.size - size  # by which the same observations are gone in rings of this size
+        self.log[:] = np.maximum(self.log, self.written)
+        for name in old.values():
+            self.files.delete(name)
+
+    def _copy(self, rings: Sequence[Tensor], saved: Sequence[Tensor], size: int) -> None:
+        """Fill rings ``[S E, size, ...]`` with the newest observations of others, of that size."""
+        for lane, newest in enumerate(self.newest.flat):
+            slots = torch.arange(max(0, newest + 1 - min(self.size, size)), newest + 1)
+            for some in slots.split(COPIED):
+                for ring, old in zip(rings, saved, strict=True):
+                    ring[lane, some % self.size] = old[lane, some % size].to(ring)
 
     def _file(self, path: str, size: int | None = None) -> str:
         return f"{path or 'observations'}-{size or self.size}"
