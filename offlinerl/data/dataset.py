@@ -67,6 +67,7 @@ class Dataset:
         if ahead is not None:
             for (_, beyond), (_, successor) in zip(tree_leaves(ahead), tree_leaves(next_obs), strict=True):
                 following[-1:] &= _same(successor[-1:], beyond)
+        following &= ~columns["last"]  # an episode keeps its observations to itself, whatever the next one begins with
         apart = ~(following | own)
         at = np.arange(rows) + np.r_[0, np.cumsum(apart)[:-1]]
         total = rows + int(apart.sum())

@@ -27,7 +27,7 @@ SHARE = 0.5
 SOURCE = "source.json"
 """Beside the columns, what they were made from."""
 
-VERSION = 1
+VERSION = 2
 """Of the files; those of another one are made anew."""
 
 
