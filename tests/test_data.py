@@ -15,6 +15,7 @@ from offlinerl.data.load import load
 from offlinerl.data.minari_reader import load_minari
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.rewards import with_reward
+from offlinerl.util.errors import UserError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
@@ -286,6 +287,34 @@ def test_reward_rules():
     assert with_reward(data, "none").reward is data.reward
     counted = table([7, 7], [0, 1], [0, 1])
     np.testing.assert_array_equal(with_reward(counted, "count").reward, counted.reward)
+
+
+def test_rewards_that_follow_a_rule_keep_it_in_a_folder(tmp_path):
+    data = with_reward(table([0, 1, 0, 3], [0, 1, 0, 0], [0, 1, 0, 1]), "minus_one")
+    data.write(tmp_path / "written")
+    again = load(tmp_path / "written")
+    np.testing.assert_array_equal(again.reward, [-1, 0, -1, 2])
+    assert again.provenance["reward"] == again.entry.reward == "minus_one"
+    for rule in ("none", "minus_one"):
+        assert load(tmp_path / "written", reward=rule).provenance["reward"] == "minus_one"
+        np.testing.assert_array_equal(load(tmp_path / "written", reward=rule).reward, data.reward)
+    with pytest.raises(UserError, match="follow the rule minus_one already"):
+        load(tmp_path / "written", reward="scale_by_return_range")
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_an_episode_keeps_its_successor_without_the_episode_behind_it(tmp_path, on_disk):
+    """One that is cut off where the next one goes on, as when a long walk is cut into pieces."""
+    obs = np.arange(6, dtype=np.float32)[:, None]
+    last = np.array([0, 1, 0, 1, 0, 1], bool)
+    data = Dataset.of_rows(obs, obs + 1, action=obs, reward=obs[:, 0], terminated=~last & last, last=last)
+    if on_disk:
+        data.write(tmp_path / "written")
+        data = Dataset.mapped(tmp_path / "written")
+    np.testing.assert_array_equal(data.next_obs, obs + 1)
+    for episodes in ([0], [1], [2], [0, 2]):
+        part = data.take(np.array(episodes))
+        np.testing.assert_array_equal(part.next_obs, np.asarray(part.obs) + 1)
 
 
 # ---------------------------------------------------------------------------------------------- Minari

@@ -320,6 +320,16 @@ def test_parquet_npz_and_frames_are_tables_too(here, capsys):
     assert "obs=state" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("pattern", ["logs/**/*.csv", "logs/*/run.csv", "logs/mon???/run.csv"])
+def test_the_columns_of_a_pattern_of_folders_are_written_above_them(here, pattern):
+    (here / "logs" / "monday").mkdir(parents=True)
+    write_csv(here / "logs" / "monday" / "run.csv")
+    assert_rows(offlinerl.load_dataset(pattern, columns=COLUMNS), final=False)
+    assert_rows(offlinerl.load_dataset(pattern), final=False)
+    files = {file.relative_to(here).as_posix() for file in here.rglob("*")}
+    assert files == {"logs", "logs/columns.yaml", "logs/monday", "logs/monday/run.csv"}
+
+
 def test_a_file_an_episode_and_a_pattern_of_files(here, capsys):
     logs = here / "logs"
     logs.mkdir()
@@ -331,6 +341,7 @@ def test_a_file_an_episode_and_a_pattern_of_files(here, capsys):
     assert_rows(offlinerl.load_dataset("logs/run_*.csv"))
     assert_rows(offlinerl.load_dataset("logs/run_1?.csv"), EPISODES[5:])
     assert_rows(offlinerl.load_dataset("logs/run_6.csv"), EPISODES[1:2])
+    (logs / "._run_5.csv").write_bytes(b"\0\5\x16\7 Mac OS X")  # beside every file on a disk of another system
     data = offlinerl.load_dataset("logs")
     assert data.provenance["files"][0] == "run_5.csv" and data.provenance["rows_dropped"] == 0
     run = acts(logs, capsys)

@@ -103,7 +103,8 @@ def files_of(path: Path) -> list[Path]:
         UserError: there is none.
     """
     if path.is_dir():
-        found = [file for file in path.iterdir() if file.is_file() and file.suffix.lower() in DATA]
+        seen = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        found = [file for file in seen if file.suffix.lower() in DATA]
         what = f"the folder {path} holds no dataset, nor files of a format that is known"
     else:
         found = [Path(file) for file in glob.glob(str(path), recursive=True)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +50,13 @@ def parse_columns(words: Sequence[str] | Mapping[str, Any]) -> Columns:
 
 
 def sidecar(path: Path) -> Path:
-    """Where the mapping of a table's columns is written: beside the file, or within the folder."""
+    """Where the mapping of a table's columns is written: beside the file, or within the folder, which of a pattern is
+    that of all files that are like it."""
     if path.is_dir():
         return path / "columns.yaml"
-    return path.parent / "columns.yaml" if "*" in path.name else path.with_name(f"{path.name}.columns.yaml")
+    if glob.has_magic(str(path)) and not path.exists():
+        return Path(*takewhile(lambda part: not glob.has_magic(part), path.parts)) / "columns.yaml"
+    return path.with_name(f"{path.name}.columns.yaml")
 
 
 def known_columns(path: Path) -> Columns | None:

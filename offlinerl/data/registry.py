@@ -289,12 +289,21 @@ def _find(name_or_file: str) -> Entry:
     if re.fullmatch(r"[-\w][-\w/]*[-\w]/[-\w]+-v\d+", minari_id):  # with a namespace, it can be nothing else
         return Entry(minari_id, {"minari": minari_id})
     if path.is_dir():
-        return Entry(path.absolute().name, {"file": str(path)})
+        return Entry(path.absolute().name, {"file": str(path)}, reward=_rule_of(path))
     return entry(name_or_file)
 
 
 SUFFIXES = (".hdf5", ".h5", ".npz", ".csv", ".tsv", ".parquet")
 """Ends of names that are of files."""
+
+
+def _rule_of(folder: Path) -> str:
+    """The rule that the rewards follow in a folder that ``Dataset.write`` made; "none" for another one."""
+    about = folder / "dataset.json"
+    if not about.is_file():
+        return "none"
+    with reading(f"the dataset {folder}", "write it again"):
+        return json.loads(about.read_text("utf-8"))["provenance"].get("reward", "none")
 
 
 def _exported_from(path: Path) -> dict[str, Any]:

@@ -92,14 +92,20 @@ def online_reward(entry: Entry, raw: Dataset) -> OnlineReward:
 
 def with_reward(dataset: Dataset, rule: str) -> Dataset:
     """The dataset with its rewards replaced by one of the ``REWARDS``, unless that was done already; the other columns
-    are shared.
+    are shared. The rule "none" leaves them as they are stored.
 
     Raises:
-        UserError: the rule is unknown, or does not apply to these rewards.
+        UserError: the rule is unknown, or does not apply to these rewards, or they follow another one already.
     """
     if rule not in REWARDS:
         raise UserError(f"unknown reward rule {rule!r}; choose one of {', '.join(REWARDS)}")
-    if dataset.provenance.get("reward") == rule:
+    had = dataset.provenance.get("reward", "none")
+    if rule in (had, "none"):
         return dataset
+    if had != "none":
+        raise UserError(
+            f"the rewards of {dataset.name} follow the rule {had} already, and cannot follow {rule} too: load what it was"
+            ' made of with reward="none"'
+        )
     reward = REWARDS[rule](dataset).astype(np.float32, copy=False)
     return dataclasses.replace(dataset, reward=reward, provenance={**dataset.provenance, "reward": rule})
