@@ -9,10 +9,12 @@ import os
 import statistics
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium as gym
@@ -23,6 +25,9 @@ from offlinerl.envs import atari, checks, pixels, robotics, spaces
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree
+
+EXTRAS = {"ogbench": "manipulation"}
+"""Packages that register environments, and the extras that install them."""
 
 
 def make(
@@ -105,7 +110,19 @@ def _made(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:
 
 
 def register(env_id: str) -> None:
-    """Have the package imported that an environment may be from, if Gymnasium does not know it yet."""
+    """Have the package imported that an environment may be from, if Gymnasium does not know it yet.
+
+    Raises:
+        UserError: it is an extra that is not installed.
+    """
+    module = env_id.rpartition(":")[0]
+    if module in EXTRAS:
+        if find_spec(module) is None:
+            extra = EXTRAS[module]
+            raise UserError(f"{env_id} needs {module}, which is not installed: pip install 'offlinerl[{extra}]'")
+        warnings.filterwarnings(
+            "ignore", message=".*precision lowered by casting"
+        )  # its spaces are made again and again
     if env_id not in gym.registry and not atari.register(env_id):
         gym.register_envs(robotics.load())
 

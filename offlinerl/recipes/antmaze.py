@@ -133,7 +133,7 @@ class Navigator(Policy):
         return (action + self.noise * self.streams.normal(action.shape[2:])).clamp(-1, 1)
 
 
-def relabelled(episode: Episode, goal: np.ndarray) -> Episode:
+def relabelled(episode: Episode, goal: Sequence[float]) -> Episode:
     """The episode with the rewards of an evaluation's goal: a step after which the torso is within 0.5 m of it pays 1
     and is terminal. The ant walks on, so that terminal steps may be followed by others.
 

@@ -75,7 +75,7 @@ class Part:
     """Whole episodes of one recipe, until there are so many.
 
     Attributes:
-        recipe: of kind "demonstrator", "random", "policy", "navigator" or "controller".
+        recipe: of kind "demonstrator", "random", "policy", "navigator", "oracle" or "controller".
         total: episodes of a demonstrator, or transitions.
         unit: "episodes" or "transitions".
         heldout: whether they are for validation.
@@ -94,7 +94,7 @@ class Part:
             if self.unit == "episodes":
                 end = min(end, self.total)
             return Block(self.recipe, range(first + begin, first + end), 0) if begin < end else None
-        lanes = min(LANES, -(-self.total // STEPS))
+        lanes = min(self.recipe.get("lanes", LANES), -(-self.total // STEPS))
         if number * lanes * STEPS >= self.total:
             return None
         begin = first + number * lanes

@@ -16,13 +16,16 @@ from offlinerl.data.episode import Episode
 from offlinerl.data.journal import Journal
 from offlinerl.envs.make import Pool, native_action
 from offlinerl.learning.rng import EnvStreams
-from offlinerl.recipes.antmaze import Navigator, relabelled
+from offlinerl.recipes import antmaze, manipulation
 from offlinerl.recipes.pointmaze import Controller
 from offlinerl.recipes.recipe import Recipe, environment, policy_file
 from offlinerl.rollout.collector import reset_seed
 from offlinerl.rollout.loop import EnvironmentLoop, Step
 from offlinerl.rollout.policy import Noisy, Policy, Uniform
 from offlinerl.util.trees import tree_map
+
+RELABELLED = dict(navigator=antmaze.relabelled, oracle=manipulation.relabelled)
+"""By the kind of recipe, what gives an episode the rewards of a goal that it was not played for."""
 
 STEPS_KEPT = 1000
 """Of all environments, from which on those are dropped that no episode under way needs."""
@@ -87,13 +90,15 @@ def policy_of(recipe: Recipe, pool: Pool, lanes: Sequence[int]) -> Policy:
     seeds, kind = (recipe["seed"],), recipe["kind"]
     if kind == "random":
         return Uniform(pool.spec, EnvStreams(seeds, lanes, "random"))
+    if kind == "oracle":
+        return manipulation.Oracle(pool.envs, recipe["seed"], lanes, recipe["noise"])
     if kind == "controller":
         return Controller(pool.envs, EnvStreams(seeds, lanes, "noise"), recipe["noise"])
     agent = _agent(str(policy_file(recipe))).acting_in(lanes)
     agent.seeds = seeds  # whatever it was trained with: its exploration belongs to the recipe
     agent.explore_in(lanes)
     if kind == "navigator":
-        return Navigator(agent, pool.envs, recipe["noise"], recipe["explore"], lanes)
+        return antmaze.Navigator(agent, pool.envs, recipe["noise"], recipe["explore"], lanes)
     if noise := recipe.get("noise"):
         return Noisy(agent, noise, pool.spec, EnvStreams(seeds, lanes, "noise"))
     return agent
@@ -111,7 +116,7 @@ def _episode(recipe: Recipe, steps: Sequence[Step], i: int, space: gym.Space, se
         np.array([step.truncated[0, i] for step in steps]),
         seed=seed,
     )
-    return relabelled(episode, np.array(recipe["goal"])) if "goal" in recipe else episode
+    return RELABELLED[recipe["kind"]](episode, recipe["goal"]) if "goal" in recipe else episode
 
 
 @cache

@@ -1,0 +1,109 @@
+"""A robot arm that plays with cubes, drawers and buttons, led by the scripts of OGBench."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from offlinerl.data.episode import Episode
+from offlinerl.rollout.policy import Policy
+from offlinerl.util.trees import Tree
+
+ROBOT, CUBE, BUTTON, SLIDE = 19, 9, 4, 2
+"""Numbers of an observation about the robot, and then about each cube, each button, and the drawer and the window."""
+
+CENTRE, SCALE = np.array([0.425, 0.0, 0.0]), 10.0
+"""What an observation says of a place in m is ``SCALE (place - CENTRE)``."""
+
+SLIDES = dict(drawer=18.0, window=15.0)
+"""And of how far these are open in m, this times as much."""
+
+NEAR = 0.04
+"""In m; a thing counts as being where it is to be within this distance."""
+
+
+class Oracle(Policy):
+    """Carries out one random task after another: it picks a cube up and puts it down, presses a button, opens or closes
+    the drawer or the window. Its way is planned when a task begins, with smoothed noise.
+
+    Args:
+        envs: E environments of OGBench's manipulation in the mode ``data_collection``, wrapped or not.
+        seed: decides, with the lane and the number of an episode, what is random about the plans.
+        lanes: E numbers, which of the recipe's environments they are.
+        noise: its scale; OGBench's data has 0.1.
+
+    Source: Park et al., OGBench, 2025, whose ``play`` data its ``generate_manipspace.py`` makes so.
+    """
+
+    def __init__(self, envs: Sequence[gym.Env], seed: int, lanes: Sequence[int], noise: float = 0.1) -> None:
+        self.envs, self.seeds, self.lanes = [env.unwrapped for env in envs], (seed,), tuple(lanes)
+        self.noise, self.device = noise, "cpu"
+        self.plans: list[Any] = [None] * len(envs)
+        self.rngs: list[np.random.Generator] = [np.random.default_rng()] * len(envs)
+
+    def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
+        for e in np.flatnonzero(where[0]).tolist():
+            self.rngs[e] = np.random.default_rng([*self.seeds, self.lanes[e], int(episodes[0, e])])
+            self.plans[e] = self._plan(e)
+
+    def act(self, obs: Tree, explore: bool = False) -> Tensor:
+        actions = np.zeros((1, len(self.envs), 5), np.float32)
+        for e, env in enumerate(self.envs):
+            if self.plans[e].done:
+                env.set_new_target()
+                self.plans[e] = self._plan(e)
+            actions[0, e] = self.plans[e].select_action(None, env.get_step_info())
+        return torch.from_numpy(actions).clamp(-1, 1)
+
+    def _plan(self, e: int) -> Any:
+        """A plan for the task that an environment asks for."""
+        info = self.envs[e].get_step_info()
+        task = info["privileged/target_task"]
+        module = import_module(f"ogbench.manipspace.oracles.plan.{task}_plan")
+        plan = getattr(module, f"{task.capitalize()}PlanOracle")(env=self.envs[e], noise=self.noise)
+        with _global_numbers(int(self.rngs[e].integers(2**32))):
+            plan.reset(None, info)
+        return plan
+
+
+@contextmanager
+def _global_numbers(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, which OGBench's plans draw from, and leave it as it was afterwards."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
+def relabelled(episode: Episode, goal: Mapping[str, Any]) -> Episode:
+    """The episode with the rewards of one task: minus the number of things that are not where they are to be. A step in
+    whose first state all of them are is terminal; the robot plays on, so that others may follow.
+
+    Args:
+        episode: T steps, T + 1 observations.
+        goal: any of ``cubes``, the places in m, ``buttons``, the states 0 or 1, ``drawer`` and ``window``, m open.
+
+    Source: OGBench's ``relabel_utils.py``.
+    """
+    obs, at, met = np.asarray(episode.observations[:-1], float), ROBOT, []
+    for place in goal.get("cubes", ()):
+        met.append(np.linalg.norm(obs[:, at : at + 3] / SCALE + CENTRE - place, axis=1) <= NEAR)
+        at += CUBE
+    for state in goal.get("buttons", ()):
+        met.append(obs[:, at : at + 2].argmax(1) == state)
+        at += BUTTON
+    for name, scale in SLIDES.items():
+        if name in goal:
+            met.append(abs(obs[:, at] / scale - goal[name]) <= NEAR)
+            at += SLIDE
+    unmet = len(met) - np.sum(met, 0)  # [T]
+    return episode._replace(rewards=-unmet.astype(episode.rewards.dtype), terminations=unmet == 0)
