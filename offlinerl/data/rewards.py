@@ -104,8 +104,8 @@ def with_reward(dataset: Dataset, rule: str) -> Dataset:
         return dataset
     if had != "none":
         raise UserError(
-            f"the rewards of {dataset.name} follow the rule {had} already, and cannot follow {rule} too: load what it was"
-            ' made of with reward="none"'
+            f"the rewards of {dataset.name} follow the rule {had} already, and cannot follow {rule} too: load what it"
+            ' was made of with reward="none"'
         )
     reward = REWARDS[rule](dataset).astype(np.float32, copy=False)
     return dataclasses.replace(dataset, reward=reward, provenance={**dataset.provenance, "reward": rule})

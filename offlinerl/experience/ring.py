@@ -245,8 +245,8 @@ class Replay(Rows):
         self._forget()
 
     def _take_files(self, size: int) -> None:
-        """Go on from files of rings of that size, unless a run that was killed before it saved did so already. What they
-        got after it was saved took the place of the oldest."""
+        """Go on from files of rings of that size, unless a run that was killed before it saved did so already. What
+        they got after it was saved took the place of the oldest."""
         self.written = self.log.copy()
         old = {path: name for path in self.leaves if self.files.has(name := self._file(path, size))}
         if size == self.size or not old:
