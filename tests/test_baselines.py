@@ -12,8 +12,10 @@ from offlinerl.agents.awac import AWAC
 from offlinerl.agents.cql import CQL
 from offlinerl.agents.onestep import OneStep
 from offlinerl.agents.rebrac import ReBRAC
+from offlinerl.data import registry
 from offlinerl.experience.sources import OfflineData
 from offlinerl.experience.table import Table
+from offlinerl.training import config
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
 
@@ -113,7 +115,7 @@ def test_cql_by_hand(monkeypatch):
                 weights.append(start.critic(batch.obs, action) - log_prob.unsqueeze(1))
             weights.append(start.critic(batch.obs, noise["uniform"][:, :, i]) + 2 * math.log(2))
         integral = torch.stack(weights).exp().mean(0).log()
-        meant = 0.5 * (target.unsqueeze(1) - q) ** 2 + 3.0 * (integral - q)
+        meant = (target.unsqueeze(1) - q) ** 2 + 3.0 * (integral - q)
     torch.testing.assert_close(found["critic"], meant, rtol=1e-4, atol=1e-5)
 
 
@@ -173,3 +175,56 @@ def test_the_next_action_is_the_datas_own():
         tail = min(row + 2, row // 20 * 20 + 19)
         if batch.last[row] == 0:
             torch.testing.assert_close(batch.next_action[row], torch.from_numpy(data.action[tail + 1]))
+
+
+# ReBRAC's authors' configurations in CORL, configs/offline/rebrac: actor_bc_coef, critic_bc_coef, actor_learning_rate,
+# critic_learning_rate, gamma, batch_size, and the factor that normalize_reward puts before rewards. The critic's weight
+# on hopper-medium is that of configs/rebrac in the authors' own repository; CORL's is 0.01.
+REBRAC = """
+halfcheetah-medium-v2          0.001  0.01    1e-3  1e-3  0.99   1024  1
+halfcheetah-medium-replay-v2   0.01   0.001   1e-3  1e-3  0.99   1024  1
+halfcheetah-medium-expert-v2   0.01   0.1     1e-3  1e-3  0.99   1024  1
+hopper-medium-v2               0.01   0.001   1e-3  1e-3  0.99   1024  1
+hopper-medium-replay-v2        0.05   0.5     1e-3  1e-3  0.99   1024  1
+hopper-medium-expert-v2        0.1    0.01    1e-3  1e-3  0.99   1024  1
+walker2d-medium-v2             0.05   0.1     1e-3  1e-3  0.99   1024  1
+walker2d-medium-replay-v2      0.05   0.01    1e-3  1e-3  0.99   1024  1
+walker2d-medium-expert-v2      0.01   0.01    1e-3  1e-3  0.99   1024  1
+antmaze-umaze-v2               0.003  0.002   3e-4  5e-5  0.999  256   100
+antmaze-umaze-diverse-v2       0.003  0.001   3e-4  5e-5  0.999  256   100
+antmaze-medium-play-v2         0.001  0.0005  3e-4  5e-5  0.999  256   100
+antmaze-medium-diverse-v2      0.001  0.0     3e-4  5e-5  0.999  256   100
+antmaze-large-play-v2          0.002  0.001   3e-4  5e-5  0.999  256   100
+antmaze-large-diverse-v2       0.002  0.002   3e-4  5e-5  0.999  256   100
+"""
+
+
+def resolved(name, dataset):
+    found = config.resolve(name, agents.outline(name), registry.resolve(dataset), "transitions")
+    return found["agent"], found["train"]
+
+
+@pytest.mark.parametrize("line", REBRAC.strip().splitlines())
+def test_rebracs_settings_are_its_authors(line):
+    dataset, *numbers = line.split()
+    *numbers, factor = map(float, numbers)
+    agent, train = resolved("rebrac", dataset)
+    names = ("actor_bc", "critic_bc", "actor_lr", "critic_lr", "gamma")
+    assert [*(agent[name] for name in names), train["batch"]] == numbers
+    assert {"none": 1, "hundredfold": 100}[train["reward"]] == factor
+    assert (agent["hidden"], agent["policy_delay"], agent["tau"]) == ([256] * 3, 2, 0.005)
+    assert (agent["target_noise"], agent["target_noise_clip"]) == (0.2, 0.5)
+    made_here = dataset.removesuffix("-v2")
+    assert resolved("rebrac", made_here) == (agent, train)
+
+
+def test_other_agents_settings_are_their_authors():
+    """Those of TD3+BC's table 3 and code, and of AWAC in CORL, awac_lambda and normalize_reward among them."""
+    agent, train = resolved("td3bc", "hopper-medium-v2")
+    assert (agent["alpha"], agent["normalize"], train["batch"], train["reward"]) == (2.5, True, 256, "none")
+    for dataset, awac_lambda, reward in (("hopper-medium-v2", 0.3333, "none"), ("antmaze-umaze-v2", 0.1, None)):
+        agent, train = resolved("awac", dataset)
+        assert 1 / agent["temperature"] == pytest.approx(awac_lambda, rel=1e-3) and train["reward"] == reward
+        assert agent["normalize"] and agent["hidden"] == [256] * 3
+    assert registry.resolve("antmaze-umaze-v2").reward == "minus_one"
+    assert resolved("cql", "hopper-medium-v2")[1]["reward"] == "none"

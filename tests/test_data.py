@@ -283,6 +283,7 @@ def test_reward_rules():
     data = table([0, 1, 0, 1, 0, 3], [0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1])
     np.testing.assert_array_equal(with_reward(data, "count").reward, [0, 1, 1, 2, 0, 3])
     np.testing.assert_array_equal(with_reward(data, "minus_one").reward, [-1, 0, -1, 0, -1, 2])
+    np.testing.assert_array_equal(with_reward(data, "hundredfold").reward, [0, 100, 0, 100, 0, 300])
     np.testing.assert_allclose(with_reward(data, "scale_by_return_range").reward, data.reward * 1000)
     assert with_reward(data, "none").reward is data.reward
     counted = table([7, 7], [0, 1], [0, 1])

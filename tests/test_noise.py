@@ -128,3 +128,4 @@ def test_an_episodes_numbers_depend_on_nothing_beside_it():
 
 def test_linear_schedule():
     assert [linear(1.0, 0.1, 10, step) for step in (0, 5, 10, 1000)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
+    assert linear(1.0, 0.1, 0, 0) == pytest.approx(0.1), "without a way there"

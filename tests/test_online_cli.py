@@ -241,8 +241,10 @@ def test_online_rewards_follow_the_datasets_rule():
 
     assert online(reward="none") == [1, 0, 2]
     assert online(reward="minus_one") == [0, -1, 1]
+    assert online(reward="hundredfold") == [100, 0, 200]
     assert online(reward="count") == [3, 2, 5]
     assert online(reward="none", score=dict(min=0, max=4, data="counts")) == [3, 2, 5]
+    assert online(reward="hundredfold", score=dict(min=0, max=4, data="counts")) == [300, 200, 500]
     factor = 1000 / np.ptp(raw.episode_returns)
     assert online(reward="scale_by_return_range") == pytest.approx([factor, 0, 2 * factor])
     scaled = rewards.with_reward(raw, "scale_by_return_range")

@@ -319,6 +319,21 @@ def test_trpo_stays_where_it_is_if_no_step_will_do():
     assert all(torch.equal(p, before[name]) for name, p in agent.policy.state_dict().items())
 
 
+@pytest.mark.parametrize("cls", [NPG, TRPO])
+def test_a_policy_that_is_all_but_certain_stays_a_policy(cls):
+    """Its gradient vanishes, and with it the direction of the step, whose length must not become 0 / 0."""
+    agent = cls(KINDS["categorical"], (0, 1), hidden=(4,), value_epochs=1).double()
+    with torch.no_grad():
+        agent.policy.net.layers[-1].bias[1, ..., 0] = 30.0
+    sample = sample_of(agent.policy)
+    before = copy.deepcopy(agent.policy.state_dict())
+    metrics = agent.improve(sample)
+    assert metrics["gain"].isfinite().all() and metrics["kl"].isfinite().all()
+    for name, p in agent.policy.state_dict().items():
+        assert p.isfinite().all() and torch.equal(p[1], before[name][1]), name
+    assert not all(torch.equal(p[0], before[name][0]) for name, p in agent.policy.state_dict().items())
+
+
 # The loop
 
 

@@ -359,3 +359,5 @@ def test_a_loaded_dataset_keeps_its_task():
     scaled = rewards.with_reward(stored, "scale_by_return_range")
     with pytest.raises(UserError, match='scaled already, .*: load it with reward="none"'):
         rewards.online_reward(registry.resolve(scaled), scaled)
+    with pytest.raises(UserError, match='scale_by_return_range already, .*: load it with reward="none"'):
+        offlinerl.fit("td3bc", scaled, over=dict(train=dict(reward="none")))

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import torch
-from pendulum import empty_workplace
+from pendulum import empty_workplace, rows
 
 from offlinerl.agents.td3bc import TD3BC
 from offlinerl.cli import main
@@ -43,6 +43,11 @@ def test_it_trains_on_what_was_collected_and_is_tabled_beside_others(tmp_path, c
             assert main(fit) == 0
         assert main(["fit", "bc", "--dataset", "some/random-v0", *few, "--train.top", "0.5", "--out", "top"]) == 0
         assert "200 transitions in 1 episodes" in capsys.readouterr().out, "the better one of two"
+        for rule in ("none", "hundredfold"):
+            argv = ["fit", "td3bc", "--dataset", "some/random-v0", *few, "--compile", "false", "--log-every", "4"]
+            assert main([*argv, "--train.reward", rule, "--out", rule]) == 0
+        losses = [float(rows(Path(rule, "metrics.csv"))[-1]["critic_loss"]) for rule in ("none", "hundredfold")]
+        assert losses[1] > 1_000 * losses[0], "of errors nearly a hundred times as large, squared"
         assert json.loads(Path("td3bc/summary.json").read_text())["updates"] == 4
         capsys.readouterr()
         assert main(["report", "bc", "xql", "td3bc"]) == 0

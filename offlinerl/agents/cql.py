@@ -19,15 +19,17 @@ from offlinerl.types import Batch, Metrics
 class CQLConfig(SACConfig):
     lr: float = setting(3e-4, "Adam's learning rate of the critics", above=0, per_seed=True)
     actor_lr: float = setting(3e-5, "and of the actor and the temperature", above=0, per_seed=True)
-    cql_alpha: float = setting(5.0, "weight of the conservative term, alpha in the paper", low=0, per_seed=True)
+    cql_alpha: float = setting(
+        5.0, "weight of the conservative term, as in the authors' code: twice alpha in the paper", low=0, per_seed=True
+    )
     samples: int = setting(10, "actions of each of three proposals that its integral is estimated with", low=1)
     n_step: int = fixed(1)
 
 
 class CQL(SAC):
     """SAC whose critics are also pushed down where they are large and up on the data's actions: CQL(H) (paper,
-    equation 4), so that what they expect of a policy is a lower bound. As in the authors' code, the target has no
-    entropy in it.
+    equation 4), so that what they expect of a policy is a lower bound. As in the authors' code, the squared error
+    is not halved and the target has no entropy in it.
     """
 
     config_class = CQLConfig
@@ -42,7 +44,7 @@ class CQL(SAC):
             target = batch.reward + batch.discount * self.target_critic(batch.next_obs, action).amin(1)  # [S, B]
         q = self.critic(batch.obs, batch.action)  # [S, N, B]
         gap = self.soft_maximum(batch, noise) - q
-        loss = 0.5 * losses.squared(target.unsqueeze(1) - q) + per_seed(self.config.cql_alpha, gap) * gap
+        loss = losses.squared(target.unsqueeze(1) - q) + per_seed(self.config.cql_alpha, gap) * gap
         return dict(
             critic_loss=self.descend("critic", loss), q=q.detach().mean((1, 2)), gap=gap.detach().mean((1, 2))
         )  # fmt: skip

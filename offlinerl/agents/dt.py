@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from offlinerl.agents.base import Agent, Config, Noise, setting
 from offlinerl.data import rewards
@@ -56,7 +56,7 @@ class Memory(NamedTuple):
 
 class Block(nn.Module):
     """Causal self-attention and two layers, each normalised before and added to what it was given (Radford et al.,
-    GPT-2, 2019): ``[S, B, L, E] -> [S, B, L, E]``."""
+    GPT-2, 2019), with a ReLU between these (DT, table 8): ``[S, B, L, E] -> [S, B, L, E]``."""
 
     def __init__(self, size: int, heads: int, rng: Sequence[Generator]):
         super().__init__()
@@ -73,7 +73,7 @@ class Block(nn.Module):
         mixed = scaled_dot_product_attention(q, k, v, is_causal=True)
         mixed = self.attended(mixed.transpose(1, 2).reshape(S, B * L, E))
         x = x + (drop(mixed, kept[0].flatten(1, 2), rate) if kept else mixed)
-        wide = self.narrow(gelu(self.widen(self.norms[1](x))))
+        wide = self.narrow(torch.relu(self.widen(self.norms[1](x))))
         x = x + (drop(wide, kept[1].flatten(1, 2), rate) if kept else wide)
         return x.view(S, B, L, E)
 

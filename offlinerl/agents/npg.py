@@ -52,7 +52,8 @@ class NPG(PolicyGradient):
         fisher = fisher_product(old, policy, parameters, self.config.cg_damping)
         direction = conjugate_gradients(fisher, gradient, self.config.cg_iterations, self.CG_TOLERANCE)
         slope = (gradient * direction).sum(-1, keepdim=True)  # [S, 1], g' F^-1 g
-        step = (2 * self.config.max_kl / slope).sqrt() * direction
+        # A policy that is all but certain has no slope; then there is no direction either, and it stays.
+        step = torch.where(slope > 0, (2 * self.config.max_kl / slope).sqrt(), 0.0) * direction
         before = flatten([p.detach() for p in parameters])
 
         def at(share: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,9 @@ class ReBRACConfig(TD3Config):
 
 class ReBRAC(TD3):
     """TD3+BC with a penalty in the critics too, each with its own weight, LayerNorm in the critics and deeper networks
-    (paper, section 3, equations 1 to 3)."""
+    (paper, section 3, equations 1 to 3). ``critic_bc`` is in units of reward. LayerNorm comes before the activations,
+    and all layers start as TD3's; in the authors' code it comes after them, and the last layers start near zero.
+    """
 
     config_class = ReBRACConfig
     critic_layer_norm = True

@@ -20,6 +20,10 @@ def _minus_one(dataset: Dataset) -> np.ndarray:
     return dataset.reward - 1
 
 
+def _hundredfold(dataset: Dataset) -> np.ndarray:
+    return dataset.reward * 100
+
+
 def _scale_by_return_range(dataset: Dataset) -> np.ndarray:
     return dataset.reward * _range_factor(dataset)
 
@@ -45,6 +49,7 @@ def _count(dataset: Dataset) -> np.ndarray:
 REWARDS = {
     "none": _as_is,
     "minus_one": _minus_one,  # AntMaze: a cost of one a step until the goal
+    "hundredfold": _hundredfold,  # AntMaze as ReBRAC has it
     "scale_by_return_range": _scale_by_return_range,  # locomotion: x 1000 / (best return - worst return)
     "count": _count,  # Kitchen: tasks completed so far, which D4RL's files hold and the environment rewards once
 }
@@ -76,18 +81,16 @@ def online_reward(entry: Entry, raw: Dataset) -> OnlineReward:
         UserError: see ``with_reward``.
     """
     stored_counts = (entry.score or {}).get("data") == "counts"  # D4RL's Kitchen, whose environment rewards a task once
-    if entry.reward == "count" or stored_counts:
-        return OnlineReward(of_sum=True)
-    if entry.reward == "minus_one":
-        return OnlineReward(shift=-1.0)
+    of_sum = entry.reward == "count" or stored_counts
     if entry.reward != "scale_by_return_range":
-        return OnlineReward()
+        scale, shift = dict(minus_one=(1.0, -1.0), hundredfold=(100.0, 0.0)).get(entry.reward, (1.0, 0.0))
+        return OnlineReward(of_sum, scale, shift)
     if raw.provenance.get("reward") == entry.reward:
         raise UserError(
             f"the rewards of {raw.name} are scaled already, which does not say how to scale the environment's: load"
             ' it with reward="none"'
         )
-    return OnlineReward(scale=float(_range_factor(raw)))
+    return OnlineReward(of_sum, float(_range_factor(raw)))
 
 
 def with_reward(dataset: Dataset, rule: str) -> Dataset:

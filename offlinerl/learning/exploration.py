@@ -168,5 +168,5 @@ def epsilon_greedy(greedy: Tensor, epsilon: float, num_actions: int, rng: EnvStr
 
 
 def linear(start: float, end: float, duration: int, step: int) -> float:
-    """A value that goes from ``start`` to ``end`` in ``duration`` steps and stays there."""
-    return start + (end - start) * min(step / duration, 1.0)
+    """A value that goes from ``start`` to ``end`` in ``duration`` steps, none if that is 0, and stays there."""
+    return start + (end - start) * (step / duration if step < duration else 1.0)

@@ -121,12 +121,19 @@ def on_dataset(
     """A training on a fixed dataset, which counts updates. If it is to go on in the environment, as in XQL's second
     table, every ``steps_per_update`` steps bring one."""
     about, train, display = settings["fit"], settings["train"], Display()
+    entry = replace(entry, reward=train.get("reward") or entry.reward)
     raw = load.load(entry, reward="none", table=train["table"], display=display)
     contents = contents_of(raw)
     if about.get("fingerprint", contents["sha256"]) != contents["sha256"]:
         raise UserError(
             f"the dataset {entry.name} is not what the run in {folder} was trained on: its contents differ; give"
             " --dataset a copy of that one, or start a new run"
+        )
+    had = raw.provenance.get("reward", "none")
+    if train.get("reward") == "none" != had:
+        raise UserError(
+            f"the rewards of {raw.name} follow the rule {had} already, and {about['agent']} is to learn from those that"
+            f' are stored: load it with reward="none", or give --train.reward {had}'
         )
     data = rewards.with_reward(raw, entry.reward)
     if train.get("top", 1) < 1:

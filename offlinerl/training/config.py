@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from offlinerl.data.registry import Entry
+from offlinerl.data.rewards import REWARDS
 from offlinerl.util import paths
 from offlinerl.util.errors import UserError
 from offlinerl.util.settings import Config, make, plain, setting, settings_of
@@ -65,6 +66,10 @@ class EpisodesConfig(TrainConfig):
     final_episodes: int = 50
     block: int = setting(5, "updates between two returns to the training loop", low=1)
     top: float = setting(1.0, "share of the episodes to learn from, those of the highest return", above=0, high=1)
+    reward: str | None = setting(
+        None, "what rewards to learn from, whose scale some agents' weights are for; null: the dataset's own rule",
+        choices=(*REWARDS,),
+    )  # fmt: skip
     table: str = setting(
         "auto", "where the dataset is; disk: in files that are made once; auto: there if memory is short",
         choices=("auto", "memory", "disk"),
