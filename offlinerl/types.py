@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     next_obs: Tensor  # [S, B, O]
     last: Tensor  # [S, B]  terminated or truncated
     weight: Tensor | None = None  # [S, B]  importance weight, at most 1; None where every row counts the same
-    next_action: Tensor | None = None  # [S, B, A]  what was done in next_obs, where `last` is 0; None if not asked for
+    next_action: Tensor | None = None  # [S, B, A]  of next_obs, if asked for; where none is known, `last` is 1
 
 
 class Window(NamedTuple):

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import SPEC, random_table
@@ -13,9 +14,11 @@ from offlinerl.agents.cql import CQL
 from offlinerl.agents.onestep import OneStep
 from offlinerl.agents.rebrac import ReBRAC
 from offlinerl.data import registry
+from offlinerl.experience.ring import Replay
 from offlinerl.experience.sources import OfflineData
 from offlinerl.experience.table import Table
 from offlinerl.training import config
+from offlinerl.types import Transition
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
 
@@ -175,6 +178,20 @@ def test_the_next_action_is_the_datas_own():
         tail = min(row + 2, row // 20 * 20 + 19)
         if batch.last[row] == 0:
             torch.testing.assert_close(batch.next_action[row], torch.from_numpy(data.action[tail + 1]))
+
+
+def test_the_action_after_the_newest_row_of_a_replay_is_not_known_yet():
+    agent = ReBRAC(SPEC, (0,), **SMALL)
+    ring = Replay.of(agent, dict(envs=2), 20)
+    O, A = SPEC.obs_dim, SPEC.action_dim
+    obs, no = np.zeros((1, 2, O), np.float32), np.zeros((1, 2), bool)
+    for t in range(3):
+        action, following = np.full((1, 2, A), t / 10, np.float32), obs + 1
+        ring.add(Transition(obs, action, np.zeros((1, 2), np.float32), no, following, no))
+        obs = following
+    batch = ring.transitions(torch.arange(6).view(1, 1, 6))
+    assert batch.last.flatten().tolist() == [0, 0, 0, 0, 1, 1] and (batch.discount > 0).all()
+    assert batch.next_action[0, 0, :4, 0].tolist() == pytest.approx([0.1, 0.1, 0.2, 0.2])
 
 
 # ReBRAC's authors' configurations in CORL, configs/offline/rebrac: actor_bc_coef, critic_bc_coef, actor_learning_rate,

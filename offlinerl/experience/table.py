@@ -83,8 +83,9 @@ class Rows:
         batch = Batch(obs, action, reward, discount, next_obs, last)
         if self.next_actions:
             following, going = self.following(tail)
-            following = torch.where(going & (last == 0), following, tail)
-            batch = batch._replace(next_action=self._gather(following)[0])
+            known = going & (last == 0)  # of the newest row of a replay nobody knows yet
+            next_action = self._gather(torch.where(known, following, tail))[0]
+            batch = batch._replace(next_action=next_action, last=(~known).float())
         return tree_map(lambda x: x.view(*rows.shape, *x.shape[1:]), batch)
 
     def _gather(self, rows: Tensor) -> tuple[Tensor, ...]:
