@@ -179,8 +179,12 @@ def test_a_schedule_stays_unless_it_is_to_be_stretched(here, capsys):
     assert fit(*argv, "--updates", 10, "--out", folder) == 0
     before = checkpoint.read(folder / "last.ckpt")["state_dict"]
 
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | dict(settings_tried=12)))  # as a sweep does
     assert fit("--resume", folder, "--updates", 20) == 0
     assert "the learning rate falls over 10 updates as before" in capsys.readouterr().out
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["updates"], summary["settings_tried"]) == (20, 12)
     after = checkpoint.read(folder / "last.ckpt")
     assert after["hyper_parameters"]["decay_steps"] == config(folder)["agent"]["decay_steps"] == 10
     assert all(torch.equal(before[name], after["state_dict"][name]) for name in before), "the rate was at its end"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
 import signal
@@ -11,7 +12,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +35,7 @@ from offlinerl.training.recorder import Recorder, Silent
 from offlinerl.training.schedule import Schedule
 from offlinerl.util.atomic import write_json
 from offlinerl.util.display import Display, shown
-from offlinerl.util.errors import UserError, reading
+from offlinerl.util.errors import UNSOUND, UserError, reading
 from offlinerl.util.folder import versions
 from offlinerl.util.interrupt import AtOnce, Interrupted, Stop, on_interrupt
 from offlinerl.util.settings import values_of
@@ -316,7 +317,10 @@ class Run(L.Callback):
         )
         if self.schedule.switches:
             summary["offline"] = self.offline
-        write_json(self.folder / "summary.json", summary)
+        path = self.folder / "summary.json"
+        with suppress(OSError, *UNSOUND):  # how many settings a sweep tried is still true of a run that got longer
+            summary["settings_tried"] = json.loads(path.read_text("utf-8"))["settings_tried"]
+        write_json(path, summary)
         plots.curves(self.folder, self.folder / "curves.png")
         if self.companion is not None:
             self.companion.finish()
