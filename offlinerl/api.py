@@ -5,6 +5,7 @@ What loads torch is imported when all that was asked for has been checked.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -123,7 +124,8 @@ def fit(
     short = about["agent"].rpartition(":")[2].rpartition(".")[2]
     folder = Path(out) if out else next_free(Path("runs") / f"{short}-{entry.name.replace('/', '-')}")
     resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
-    require_free(folder, f"{f'go on with --resume {folder} or ' if resumable else ''}name another --out")
+    go_on = f"go on with --resume {shlex.quote(str(folder))} or " if resumable else ""
+    require_free(folder, f"{go_on}name another --out")
     from offlinerl.training.build import build
     from offlinerl.training.result import FitResult
     from offlinerl.util.device import pick_device

@@ -6,6 +6,7 @@ Commands import what they need themselves, so that ``offlinerl --help`` is insta
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import io
 import os
@@ -326,6 +327,17 @@ class Parser(argparse.ArgumentParser):
         """Add flags that several commands have."""
         for flag in flags:
             self.add_argument(flag, **SHARED[flag])
+
+    def parse_known_args(self, *given: Any) -> Any:
+        args, unknown = super().parse_known_args(*given)
+        if unknown:  # said here, where it is known which command it is
+            flags = self._option_string_actions
+            if unknown[0].startswith("-"):
+                near = difflib.get_close_matches(unknown[0], flags, 1, 0.75)
+                self.error(f"there is no {unknown[0]}" + (f", but {near[0]}" if near else ""))
+            how = "a dataset is named by --dataset" if "--dataset" in flags else "a name that has spaces needs quotes"
+            self.error(f"{unknown[0]!r} is a word too many; {how}")
+        return args, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")

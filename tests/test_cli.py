@@ -44,6 +44,22 @@ def offlinerl_(argv):
 # Training
 
 
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("fit bc kitchen", "offlinerl fit: 'kitchen' is a word too many; a dataset is named by --dataset"),
+        ("fit bc --update-s 3", "offlinerl fit: there is no --update-s, but --updates;"),
+        ("datasets show a b", "offlinerl datasets show: 'b' is a word too many"),
+        ("evaluate runs --dataset a", "offlinerl evaluate: there is no --dataset; see `offlinerl evaluate --help`"),
+    ],
+)
+def test_what_a_command_does_not_know_is_said_by_that_command(words, says, capsys):
+    with pytest.raises(SystemExit) as left:
+        offlinerl_(words.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert left.value.code == 2 and line.startswith(says)
+
+
 def test_a_run_holds_what_it_promises(run):
     names = {path.name for path in run.iterdir()}
     promised = {"config.yaml", "metrics.csv", "evaluations.csv", "curves.png", "last.ckpt", "best.ckpt", "summary.json"}

@@ -79,6 +79,14 @@ def test_a_score_is_had_later_from_the_environment_that_is_named_then(here, caps
     assert "had no environment" in capsys.readouterr().out
 
 
+def test_a_command_that_is_proposed_can_be_pasted(here, capsys):
+    run = offlinerl.fit("bc", logs(), over=dict(train=FEW), out="my runs/first")
+    assert "offlinerl evaluate 'my runs/first' --env ID" in capsys.readouterr().out
+    with pytest.raises(UserError, match="go on with --resume 'my runs/first' or name another"):
+        offlinerl.fit("bc", logs(), out=run.folder)
+    assert run.folder == Path("my runs/first")
+
+
 def test_the_command_line_trains_on_a_file_alone(here, capsys):
     import h5py
 
@@ -111,6 +119,8 @@ def test_a_resumed_run_measures_the_same(here):
     for name, column in whole.held_out.items():
         np.testing.assert_array_equal(column, parts.held_out[name])
     assert whole.summary["losses"] == parts.summary["losses"]
+    again = offlinerl.fit(dataset=logs(), resume="whole")  # nothing is left to do, and nothing is lost
+    assert again.summary["losses"] == whole.summary["losses"] and len(again.summary["losses"]) == 3
 
 
 def test_measuring_leaves_an_agent_as_it_was_and_says_the_loss_before_an_update():

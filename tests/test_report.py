@@ -207,6 +207,27 @@ def test_unfinished_runs_are_named(missing, tmp_path, capsys):
     assert str(run) in line
 
 
+def test_what_holds_no_run_is_told_apart_from_what_is_unfinished(tmp_path, capsys):
+    begun, empty = tmp_path / "a run", tmp_path / "empty"
+    for folder in (begun, empty):
+        folder.mkdir()
+    for name in ("config.yaml", "last.ckpt"):
+        (begun / name).touch()
+    for folder, says in (
+        (empty, "name a run's folder"),
+        (tmp_path / "nowhere", "there is no folder"),
+        (begun, f"finish it with: offlinerl fit --resume '{begun}'"),
+    ):
+        assert main(["report", str(folder)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line and str(folder) in line and (folder is begun or "--resume" not in line)
+    finished(tmp_path / "b")
+    assert main(["report", str(tmp_path)]) == 0
+    assert f"Left out, for they are not finished: {begun}." in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "b")]) == 0
+    assert "Left out" not in capsys.readouterr().out
+
+
 def test_an_interrupted_last_evaluation_is_refused(tmp_path, capsys):
     run = finished(tmp_path / "a")
     lines = (run / "evaluations.csv").read_text().splitlines(keepends=True)

@@ -54,6 +54,8 @@ def same(a, b):
     states = (tree_leaves(found["offlinerl"]["rng"]["states"]) for found in (first, second))
     assert all(torch.equal(x, y) for x, y in zip(*states, strict=True))
     assert (a / "evaluations.csv").read_text() == (b / "evaluations.csv").read_text()
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (a, b)]
+    assert summaries[0]["losses"] == summaries[1]["losses"]
     return True
 
 

@@ -16,7 +16,7 @@ import yaml
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.statistics import bootstrap
 from offlinerl.util.display import unit_of
-from offlinerl.util.errors import UserError, reading
+from offlinerl.util.errors import UserError, command, reading
 
 WATCHED = {"train.compile", "train.logger", "train.log_every", "train.save_every"}
 """Settings that do not change what is learnt."""
@@ -63,10 +63,12 @@ def read(folder: Path) -> Finished:
         needed = {key: summary[key] for key in ("agent", "dataset", "seeds", "score_kind", clock)}
         scored = summary.get("last", ...) is not None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder} holds no finished run, for want of a sound summary.json; finish it with: offlinerl fit"
-            f" --resume {folder}"
-        ) from error
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}") from error
+        go_on = "name a run's folder, or one that holds runs"
+        if (folder / "config.yaml").is_file():
+            go_on = f"finish it with: {command('fit', '--resume', folder)}"
+        raise UserError(f"{folder} holds no finished run, for want of a sound summary.json; {go_on}") from error
     table = plots.read_columns(folder / "evaluations.csv") if scored else {}
     with reading(f"the run in {folder}", "run the training again"):
         if not scored:
@@ -424,3 +426,9 @@ def find(folders: Sequence[Path]) -> Iterator[Path]:
             if run.resolve() not in seen:
                 seen.add(run.resolve())
                 yield run
+
+
+def unfinished(folders: Sequence[Path]) -> list[Path]:
+    """The folders of runs below those given that ``find`` passes over: they have a checkpoint and no result yet."""
+    found = {path.parent for folder in folders for path in folder.rglob("last.ckpt")}
+    return sorted(run for run in found - set(folders) if not (run / "summary.json").exists())

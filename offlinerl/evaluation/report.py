@@ -63,6 +63,8 @@ def report(runs: Sequence[Path], out: Path | None = None) -> None:
         table(to, caption, *(tables.fitting(content, to.width) if to.is_terminal else content))
         for note in section.notes:
             to.print(note)
+    if left := comparison.unfinished(runs):
+        to.print(f"Left out, for they are not finished: {', '.join(map(str, left))}.")
     if out is not None:
         names = [name for section in overall if section.found for name in section.found.names]
         names += [row.name for group in groups for row in group.rows]

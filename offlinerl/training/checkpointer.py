@@ -14,7 +14,7 @@ from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.experience.ring import Replay
 from offlinerl.util.atomic import atomic_write, sweep
-from offlinerl.util.errors import UNSOUND, UserError
+from offlinerl.util.errors import UNSOUND, UserError, command
 from offlinerl.util.folder import copy_whole
 from offlinerl.util.interrupt import Interrupted
 
@@ -39,7 +39,7 @@ class Checkpointer:
         self.folder, self.agent, self.replay, self.every = folder, agent, replay, every
         self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
         self.saved = time.perf_counter()
-        self.go_on = f"offlinerl fit --resume {folder}"
+        self.go_on = command("fit", "--resume", folder)
 
     def due(self) -> bool:
         """Whether too much would be lost."""

@@ -224,6 +224,7 @@ class Run(L.Callback):
         Raises:
             UserError: the processes do not have the same weights any more.
         """
+        self.logged = self.team.mean(self.values())
         if self.team.size > 1:
             streams = dict(update=self.agent.rng.state_dict(), source=self.schedule.stages[0].source.state_dict())
             weights, self.states = zip(*self.team.gather((checksum(self.agent), streams)), strict=True)
@@ -375,6 +376,7 @@ class Run(L.Callback):
         return dict(
             source=sources if switches else sources.popitem()[1],
             seconds=dict(self.seconds, total=self.seconds["total"] + time.perf_counter() - self.began),
+            metrics={name: of_seeds for name, of_seeds in self.logged.items() if name in self.agent.metrics},
             **self.recorder.state_dict(),
             **(dict(processes=list(self.states)) if self.team.size > 1 else {}),
             **(dict(offline=self.offline, switch=switches[0]) if switches else {}),
@@ -421,6 +423,8 @@ class Run(L.Callback):
             self.display.say("the simulator does not repeat itself here: the episodes under way begin again")
         self.recorder.load_state_dict(state)
         self.seconds = state["seconds"]
+        metrics = state.get("metrics", {})  # not in the checkpoints of older versions
+        self.agent.metrics = {name: torch.tensor(of_seeds, dtype=torch.float64) for name, of_seeds in metrics.items()}
         if self.companion is not None:
             self.companion.load_state_dict(state)
         if not switches:

@@ -23,7 +23,7 @@ from offlinerl.evaluation import report
 from offlinerl.training import request
 from offlinerl.util.atomic import write_json
 from offlinerl.util.display import Display
-from offlinerl.util.errors import UserError, did_you_mean, reading
+from offlinerl.util.errors import UserError, command, did_you_mean, reading
 from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
 from offlinerl.util.ray_cluster import RayCluster
 from offlinerl.util.settings import per_seed_settings
@@ -98,7 +98,7 @@ def sweep(file: Path, ray_address: str | None = None) -> int:
             cluster.close()
     if stop.is_set():
         done = sum(run.finished for run in runs)
-        again = f"offlinerl sweep {file}" + (f" --ray-address {ray_address}" if ray_address else "")
+        again = command("sweep", file, *(("--ray-address", ray_address) if ray_address else ()))
         raise Interrupted(f"interrupted with {done} of {len(runs)} runs finished; go on with: {again}", stop.status)
     for run in failed:
         display.say(f"failed: {run.folder}: {_last_line(run)}")

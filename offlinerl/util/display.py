@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from offlinerl.util.errors import command
 from offlinerl.util.settings import named
 
 UNITS = {
@@ -197,7 +198,7 @@ class Display:
             self.say(f"frames and what it makes of them in {picture}; agents learn from it by --agent.encoder {folder}")
             return
         self._say_of_files(summary, folder)
-        self.say(f"a score needs an environment: offlinerl evaluate {folder} --env ID")
+        self.say(f"a score needs an environment: {command('evaluate', folder, '--env', 'ID')}")
 
     def _say_of_files(self, summary: dict[str, Any], folder: Path, what: str = "the policy") -> None:
         clock = summary["clock"]

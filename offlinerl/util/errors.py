@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -46,6 +47,11 @@ def reading(what: str, advice: str) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"it lacks {lines[0]}" if isinstance(error, KeyError) else lines[0].rstrip(".")
+
+
+def command(*words: object) -> str:
+    """A command of ours as a shell takes it, as in "offlinerl fit --resume 'runs/bc-my logs'"."""
+    return shlex.join(["offlinerl", *map(str, words)])
 
 
 def either(*words: object) -> str:
