@@ -441,6 +441,16 @@ def test_statistics_by_hand():
     assert np.isnan(stratified_bootstrap(interquartile_mean, [np.array([1.0, 2.0]), np.array([1.0])])).all()
 
 
+def test_a_training_that_diverged_scores_lower_than_any_other():
+    diverged, sound = [np.array([1.0, np.nan, 3.0, -4.0])], [np.array([0.0, 2.0])]
+    # of the pairs with 0 and 2: 1 wins one, NaN none, 3 both, -4 none
+    assert probability_of_improvement(diverged, sound) == 3 / 8
+    assert probability_of_improvement(sound, diverged) == 5 / 8
+    assert probability_of_improvement([np.array([np.nan])], [np.array([np.nan])]) == 0.5
+    low, high = stratified_bootstrap(probability_of_improvement, diverged, sound)
+    assert 0 <= low < 3 / 8 < high <= 1
+
+
 @pytest.mark.parametrize("kind", ["return", "ours"])
 def test_returns_of_several_tasks_are_never_averaged(kind, tmp_path, capsys):
     for agent, task in itertools.product(("xql", "bc"), ("hopper", "walker")):

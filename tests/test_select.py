@@ -27,6 +27,24 @@ def test_bounds_by_hand():
     np.testing.assert_allclose(confidence_bounds(count, total, squares, -1), [3 - 1 / np.sqrt(2), 1 - 1 / 2])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_policy_that_failed_leaves_the_others_their_episodes(bad):
+    rng, played = np.random.default_rng(0), [0] * 4
+
+    def play(number, episode):
+        played[number] += 1
+        return bad if number == 1 else rng.normal(number)
+
+    returns = [[] for _ in played]
+    share_out(play, 40, returns)
+    assert played[1] == 1 and played[3] > played[0] and sum(played) == 40
+    sums = [np.array([[sum(x**p for x in of_one) for of_one in returns]]) for p in (0, 1, 2)]
+    bounds = confidence_bounds(*sums, CAUTION)[0]
+    alone = confidence_bounds(*(of[:, [0, 2, 3]] for of in sums), CAUTION)[0]
+    assert bounds[1] == -np.inf and bounds[[0, 2, 3]].tolist() == alone.tolist()
+    assert next_to_play(np.ones(3), np.array([bad, 1, bad]), np.array([bad, 1, bad])) == 1
+
+
 def next_by_drawing(returns, draws):
     """What ``next_to_play`` says, with the expected improvements as means over draws ``[draws]`` of a normal."""
     errors = sum(((np.array(x) - np.mean(x)) ** 2).sum() for x in returns)

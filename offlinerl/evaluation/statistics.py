@@ -99,7 +99,8 @@ def student(freedom: int) -> float:
 def confidence_bounds(count: np.ndarray, total: np.ndarray, squares: np.ndarray, width: float) -> np.ndarray:
     """Mean returns of P policies and so many standard errors, ``[..., P]``.
 
-    There is one deviation for all policies, pooled over them, for each has few episodes.
+    There is one deviation for all policies, pooled over them, for each has few episodes. A policy with a return that
+    is not finite has the bound -inf, whatever the width, and no part in the deviation.
 
     Args:
         count: episodes of each, ``[..., P]``, at least 1.
@@ -107,7 +108,9 @@ def confidence_bounds(count: np.ndarray, total: np.ndarray, squares: np.ndarray,
         squares: sums of the squared returns.
         width: standard errors to add, below 0 for a lower bound.
     """
-    return total / count + width * np.sqrt(_pooled_variance(count, total, squares) / count)
+    sound = _sound(total, squares)
+    mean = np.where(sound, total, 0) / count
+    return np.where(sound, mean + width * np.sqrt(_pooled_variance(count, total, squares) / count), -np.inf)
 
 
 def next_to_play(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
@@ -120,20 +123,29 @@ def next_to_play(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> n
     approach to fixed budget and fixed confidence, NeurIPS 2012). For the arguments see ``confidence_bounds``.
     """
     leader = confidence_bounds(count, total, squares, CAUTION).argmax(-1)[..., None]
-    mean, variance = total / count, _pooled_variance(count, total, squares) / count
+    sound = _sound(total, squares)
+    mean, variance = np.where(sound, total, 0) / count, _pooled_variance(count, total, squares) / count
     deviation = np.sqrt(variance + np.take_along_axis(variance, leader, -1))
     z = (mean - np.take_along_axis(mean, leader, -1)) / deviation
     below = np.vectorize(math.erfc, otypes=[float])(-z / math.sqrt(2)) / 2  # the normal distribution function
     improvement = deviation * (z * below + np.exp(-np.square(z) / 2) / math.sqrt(2 * math.pi))
-    np.put_along_axis(improvement, leader, -np.inf, -1)
+    improvement = np.where(sound, improvement, -np.inf)  # not even if there is no other challenger
+    np.put_along_axis(improvement, leader, -1, -1)
     two = np.concatenate([improvement.argmax(-1)[..., None], leader], -1)
     return np.take_along_axis(two, np.take_along_axis(count, two, -1).argmin(-1)[..., None], -1)[..., 0]
 
 
 def _pooled_variance(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
     """Of a return, ``[..., 1]``. Above 0, for among equal means those with fewer episodes are less sure."""
+    sound = _sound(total, squares)
+    total, squares = np.where(sound, total, 0), np.where(sound, squares, 0)
     errors = np.maximum(squares - total**2 / count, 0).sum(-1, keepdims=True)
-    return np.maximum(errors / np.maximum((count - 1).sum(-1, keepdims=True), 1), np.finfo(np.float32).tiny)
+    freedom = np.where(sound, count - 1, 0).sum(-1, keepdims=True)
+    return np.maximum(errors / np.maximum(freedom, 1), np.finfo(np.float32).tiny)
+
+
+def _sound(total: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    return np.isfinite(total) & np.isfinite(squares)
 
 
 def expected_maximum(values: np.ndarray) -> np.ndarray:
@@ -183,9 +195,12 @@ def probability_of_improvement(x: Strata, y: Strata) -> np.ndarray:
     """Probability that a training of X scores higher than one of Y on a task that is drawn at random.
 
     On each task, over all pairs of trainings, where a tie counts one half: the Mann-Whitney statistic (Agarwal et al.,
-    2021, section 4.3).
+    2021, section 4.3). A score that is not a number is the lowest.
     """
-    each = [((np.sign(a[..., :, None] - b[..., None, :]) + 1) / 2).mean((-2, -1)) for a, b in zip(x, y, strict=True)]
+    each = []
+    for of_x, of_y in zip(x, y, strict=True):
+        a, b = (np.where(np.isnan(of), -np.inf, of) for of in (of_x[..., :, None], of_y[..., None, :]))
+        each.append((((a > b) + 1.0 * (a >= b)) / 2).mean((-2, -1)))
     return np.mean(each, 0)
 
 
