@@ -96,16 +96,16 @@ def fit(
         from offlinerl.training.build import build
         from offlinerl.training.result import FitResult
         from offlinerl.util.device import pick_device
-        from offlinerl.util.threads import set_threads
+        from offlinerl.util.threads import threads_for
 
-        set_threads(threads, settings["train"]["devices"])
-        run = build(settings, entry, pick_device(device), Path(resume))
-        run.restore()
-        if changes:
-            settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
-            _say_of_schedule(run, changes)
-        write_config(run.folder, settings)
-        return FitResult(run.folder, run.train(), run.agent)
+        with threads_for(threads, settings["train"]["devices"]):
+            run = build(settings, entry, pick_device(device), Path(resume))
+            run.restore()
+            if changes:
+                settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
+                _say_of_schedule(run, changes)
+            write_config(run.folder, settings)
+            return FitResult(run.folder, run.train(), run.agent)
     settings, entry = settings_for(
         agent_name,
         dataset,
@@ -129,15 +129,15 @@ def fit(
     from offlinerl.training.build import build
     from offlinerl.training.result import FitResult
     from offlinerl.util.device import pick_device
-    from offlinerl.util.threads import set_threads
+    from offlinerl.util.threads import threads_for
 
-    set_threads(threads, settings["train"]["devices"])
-    run = build(settings, entry, pick_device(device), folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if data := run.dataset["data"]:
-        about["fingerprint"] = data["sha256"]
-    write_config(folder, settings)
-    return FitResult(folder, run.train(), run.agent)
+    with threads_for(threads, settings["train"]["devices"]):
+        run = build(settings, entry, pick_device(device), folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if data := run.dataset["data"]:
+            about["fingerprint"] = data["sha256"]
+        write_config(folder, settings)
+        return FitResult(folder, run.train(), run.agent)
 
 
 def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from offlinerl.util import threads
 from offlinerl.util.threads import Watch
@@ -75,3 +76,18 @@ def test_the_delay_grows_where_threads_outnumber_cores():
 def test_what_the_user_said_of_waiting_is_left_alone(name, monkeypatch):
     monkeypatch.setenv(name, "1")
     assert threads._libgomp() is None
+
+
+def test_threads_are_divided_among_processes_until_they_are_done(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(threads, "ALL", 8)
+    monkeypatch.setattr(threads, "_libgomp", lambda: None)
+    try:
+        for number, processes, within, after in ((None, 4, 2, before), (None, 16, 1, before), (3, 4, 3, 3)):
+            torch.set_num_threads(before)
+            with pytest.raises(KeyError), threads.threads_for(number, processes):
+                assert torch.get_num_threads() == within
+                raise KeyError
+            assert torch.get_num_threads() == after
+    finally:
+        torch.set_num_threads(before)

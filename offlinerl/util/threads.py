@@ -12,6 +12,8 @@ import ctypes
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,12 +31,24 @@ ALL = torch.get_num_threads()
 _watch: threading.Thread | None = None
 
 
-def set_threads(number: int | None, processes: int = 1) -> None:
+@contextmanager
+def threads_for(number: int | None, processes: int) -> Iterator[None]:
+    """``set_threads`` for one of so many processes: those that it leaves to torch are divided among them, until all
+    of them are done."""
+    before = torch.get_num_threads()
+    divided = number is None and processes > 1
+    set_threads(max(1, ALL // processes) if divided else number)
+    try:
+        yield
+    finally:
+        if divided:
+            torch.set_num_threads(before)
+
+
+def set_threads(number: int | None) -> None:
     """Compute on so many CPU threads from now on, and wait for them in a way that suits the machine's load; None leaves
-    the number to torch, which takes one a core, or divides them among so many processes."""
+    the number to torch, which takes one a core."""
     global _watch
-    if number is None and processes > 1:
-        number = max(1, ALL // processes)
     if number is not None:
         torch.set_num_threads(number)
     if _watch is None and (openmp := _libgomp()) is not None and _delay() is not None:
