@@ -139,6 +139,28 @@ def test_sigterm_at_delicate_moments(kind, moment, here, capsys, monkeypatch):
     assert same(folder, whole)
 
 
+def test_sigterm_does_not_wait_for_a_compiler(here, capsys, monkeypatch):
+    """Of the first graph, and of the second one; the run goes on from what was saved last."""
+    folder, whole, compiled = here / "compiler", here / "compiler whole", []
+
+    def slow(steps, *_):
+        compiled.append(True)
+        if len(compiled) in stops:
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("nobody waits for this")
+        return steps
+
+    monkeypatch.setattr("offlinerl.agents.base.capture", slow)
+    argv = [*KINDS["online"], *length("online", 200), "--compile", "true", "--train.save_every", "1e-9"]
+    stops = []
+    assert fit(*argv, "--out", whole) == 0 and len(compiled) == 2, "critics alone, and with the actor"
+    for third_or_fifth in (3, 5):
+        stops.append(third_or_fifth)
+        assert fit(*(["--resume", folder] if folder.exists() else [*argv, "--out", folder])) == 143
+        assert "interrupted" in capsys.readouterr().err.splitlines()[-1]
+    assert fit("--resume", folder) == 0 and same(folder, whole)
+
+
 def test_sigterm_before_a_run_hears_of_it(here, capsys, monkeypatch):
     """Which the command line hears, after it said where the run is."""
 

@@ -92,6 +92,7 @@ class Agent(L.LightningModule, ABC):
         steps: environment steps each seed has taken to learn from; the source of its data counts them.
         task: what evaluation must know of the task, as plain data; travels with the checkpoint.
         compile: whether ``learn`` compiles ``update``.
+        compiling: whether it does so just now, which takes a minute.
         precision: of the products in an update, "float32" or "bf16"; parameters, their moments and acting are float32.
         processes: how many train it together, each on its part of every batch.
         stack: which of the seeds it trains: all of them, but in a ``part``.
@@ -137,7 +138,7 @@ class Agent(L.LightningModule, ABC):
         self.n_step = getattr(self.config, "n_step", 1)
         self.updates = self.steps = 0
         self.task: dict[str, Any] = {}
-        self.compile, self.precision, self.processes = False, "float32", 1
+        self.compile, self.compiling, self.precision, self.processes = False, False, "float32", 1
         self.stack = slice(None)
         self.metrics: Metrics = {}
         self.optim: dict[str, Adam] = {}
@@ -435,7 +436,11 @@ class Agent(L.LightningModule, ABC):
         if key not in self._steps:
             steps = [_of_leaves(partial(part._update, k=k), type(batch), tree) for part in self._parts]
             if self.compile:
-                steps = capture(steps, pieces[0], [part.trained_tensors() for part in self._parts])
+                self.compiling = True
+                try:
+                    steps = capture(steps, pieces[0], [part.trained_tensors() for part in self._parts])
+                finally:
+                    self.compiling = False
             self._steps[key] = steps
         done = [step(*piece) for step, piece in zip(self._steps[key], pieces, strict=True)]
         return done[0] if whole else {name: torch.cat([metrics[name] for metrics in done]) for name in done[0]}

@@ -111,9 +111,9 @@ class Checkpointer:
             done = f"interrupted before the first {clock}"
         return Interrupted(f"{done}; go on with: {self.go_on}", status)
 
-    def interrupted_at_once(self) -> Interrupted:
+    def interrupted_at_once(self, status: int = 1) -> Interrupted:
         """To be raised where nothing more is saved."""
-        lost = "interrupted at once, and what was trained since the last save is lost"
-        if not self.last.is_file():
-            return Interrupted(f"{lost}, which is everything; delete {self.folder} and start again")
-        return Interrupted(f"{lost}; go on with: {self.go_on}")
+        since = "since the last save" if self.last.is_file() else "so far"
+        return Interrupted(
+            f"interrupted at once, and what was trained {since} is lost; go on with: {self.go_on}", status
+        )

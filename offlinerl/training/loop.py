@@ -145,6 +145,8 @@ class Run(L.Callback):
                 summary = self.finish()
         except AtOnce:
             self.stop.set(signal.SIGTERM)  # what the command line heard before there was a handler here
+            if self.now > self.first:
+                raise self.checkpointer.interrupted_at_once(self.stop.status) from None
             raise self.interrupted() from None
         finally:
             if self.team.size > 1:
@@ -446,7 +448,7 @@ class Run(L.Callback):
                 return  # it was heard the first time
             raise self.checkpointer.interrupted_at_once()  # at a KeyboardInterrupt, Lightning leaves without a word
         self.stop.set(number)
-        if self.now == self.first:
+        if self.now == self.first or self.agent.compiling:  # a scheduler does not wait for a compiler
             raise AtOnce
         again = "" if number == signal.SIGTERM else "; press Ctrl-C again to stop at once"
         self.display.say(f"stopping after this block{again}")
