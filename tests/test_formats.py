@@ -13,8 +13,9 @@ from pendulum import empty_workplace
 
 import offlinerl
 from offlinerl.cli import main
-from offlinerl.data import formats
+from offlinerl.data import formats, tables
 from offlinerl.data.d4rl import load_hdf5
+from offlinerl.data.validate import validate
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_leaves
 
@@ -131,6 +132,11 @@ def test_robomimic_masks_choose_demonstrations_and_keys_parts(here, capsys):
     assert "no part 'joints'; they have agentview_image, eef_pos, gripper" in capsys.readouterr().err
     run = offlinerl.fit("bc", path, over=dict(train=FEW))
     assert run.policy({name: leaf[0] for name, leaf in whole.obs.items()}).shape == (2,)
+    assert validate(str(path)) == []  # also of successors in parts
+    with h5py.File(path, "a") as file:
+        file["data/demo_2/next_obs/agentview_image"][1, 3, 4, 2] += 9
+    (found,) = validate(str(path))
+    assert found.kind == "jump" and found.rows.tolist() == [len(EPISODES[0]["action"]) + len(EPISODES[1]["action"]) + 1]
 
 
 def test_robomimic_files_without_observations_say_what_to_run(here, capsys):
@@ -318,6 +324,36 @@ def test_parquet_npz_and_frames_are_tables_too(here, capsys):
     np.testing.assert_array_equal(offlinerl.load_dataset("log.npz").next_obs, data.next_obs)
     run = acts(here / "log.npz", capsys, ("bc",))
     assert "obs=state" in capsys.readouterr().out
+
+
+def test_frames_of_numbered_columns_and_episodes_without_a_name(here):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.DataFrame(np.arange(12.0).reshape(4, 3))
+    data = offlinerl.load_dataset(frame, columns=dict(obs=["0", "2"], action=["1"]))
+    np.testing.assert_array_equal(data.obs, [[0, 2], [3, 5], [6, 8]])
+    for ids in (["a", None, "b", "b"], [1.0, np.nan, 2.0, 2.0], [1, pandas.NA, 2, 2]):
+        named = dict(obs=np.arange(4.0), action=np.arange(4.0), episode=ids)
+        with pytest.raises(UserError, match="row 1 does not say which episode it is of"):
+            offlinerl.load_dataset(pandas.DataFrame(named))
+
+
+def test_an_episode_begins_where_steps_begin_anew(here):
+    lines = [f"{10 * number + t},{t},1" for number in range(3) for t in range(number + 1)]
+    Path("log.csv").write_text("\n".join(["x,t,u", *lines]))
+    data = offlinerl.load_dataset("log.csv", columns="obs=x action=u step=t")
+    np.testing.assert_array_equal(data.obs[:, 0], [10, 20, 21])
+    np.testing.assert_array_equal(data.next_obs[:, 0], [11, 21, 22])
+    np.testing.assert_array_equal(data.last, [True, False, True])
+
+
+def test_cells_are_what_they_were(here):
+    """Blank ones among numbers, spaces, whole numbers too large for 64 bits, and words."""
+    Path("log.csv").write_text("a,b,c,d,e,f\n 1 ,1.5,,true, x,99999999999999999999\n2, ,inf,,y ,1\n-3,1e2, ,FALSE,,2\n")
+    found = tables._table(Path("log.csv"), list("abcdef"))
+    assert [found[name].dtype.kind for name in "abcdef"] == list("iffiUf")
+    for name, due in dict(a=[1, 2, -3], b=[1.5, np.nan, 100], c=[np.nan, np.inf, np.nan], d=[1, 0, 0], e=["x", "y", ""],
+                          f=[1e20, 1, 2]).items():  # fmt: skip
+        np.testing.assert_array_equal(found[name], due)
 
 
 @pytest.mark.parametrize("pattern", ["logs/**/*.csv", "logs/*/run.csv", "logs/mon???/run.csv"])

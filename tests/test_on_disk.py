@@ -15,6 +15,7 @@ import offlinerl
 from offlinerl import dataset_commands
 from offlinerl.data import edit, load
 from offlinerl.data.dataset import COLUMNS
+from offlinerl.data.describe import describe, plot, summary
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.writers import write_lerobot, write_robomimic
 from offlinerl.experience.table import Table
@@ -81,6 +82,16 @@ def test_columns_statistics_and_checksum_are_those_of_the_dataset_in_memory(tmp_
     assert {type(leaf) for _, leaf in tree_leaves(columns_of(other))} == {np.memmap}
     monkeypatch.undo()
     require_equal(columns_of(one), columns_of(load.load(str(tmp_path / "log.hdf5"))))
+
+
+def test_parts_of_a_dataset_on_the_disk_are_described_and_framed(tmp_path):
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    parts = [data.take(np.array([0, 2])) for data in both(d4rl(tmp_path / "log.hdf5"))]
+    assert parts[1].on_disk
+    one, other = (data.to_pandas(next_obs=True) for data in parts)
+    assert one.equals(other)
+    assert summary(parts[0]) == summary(parts[1]) and describe(parts[0]) == describe(parts[1])
+    plot(parts[1], tmp_path / "picture.png")
 
 
 def vectors(rows=200):

@@ -177,6 +177,12 @@ def test_a_dataset_from_arrays(successors):
         (dict(reward=None), "the arrays lack reward"), (dict(reward=np.zeros(3)), "unequal lengths"),
         (dict(obs=np.full((4, 1), np.nan)), "obs has NaN"),
         (dict(terminated=np.full(4, 0.5)), "terminated must be 0 or 1"),
+        (dict(timeouts=np.zeros(4)), "no use for 'timeouts'; known are"),
+        (dict(truncate=np.zeros(4)), "no use for 'truncate'; did you mean truncated"),
+        (dict(reward=list("abcd")), "reward must be numbers"), (dict(action=dict(left=np.zeros(4))), "action must be"),
+        (dict(terminated=0), "terminated must be numbers"), (dict(obs=[[1, 2], [1]] * 2), "the array obs is damaged"),
+        (dict(next_obs=np.zeros((4, 2))), "do not go with obs of shape"),
+        (dict(obs=[], action=[], reward=[], terminated=[]), "they have no rows"),
     ],
 )  # fmt: skip
 def test_arrays_that_are_not_sound_are_refused(change, says):

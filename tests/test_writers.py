@@ -1,6 +1,7 @@
 """Datasets written in others' formats: what is read back is what was written, rows and ends."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -11,7 +12,7 @@ from test_formats import EPISODES, assert_rows, expected, ogbench, robomimic
 
 import offlinerl
 from offlinerl.cli import main
-from offlinerl.data import writers
+from offlinerl.data import lerobot, scales, tables, writers
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_leaves
 
@@ -146,3 +147,57 @@ def test_trajectories_without_rewards_become_others(here):
     writers.write_lerobot(data, here / "cube", 10, "play")
     for name in ("cube.hdf5", "cube"):
         assert_same(data, offlinerl.load_dataset(name))
+
+
+def walks(**changes):
+    """Two episodes of three steps, cut off."""
+    rows = np.arange(6, dtype=np.float32)[:, None]
+    columns = dict(obs=rows, next_obs=rows + 1, action=rows, reward=rows[:, 0], terminated=np.zeros(6))
+    return offlinerl.load_dataset(columns | dict(truncated=np.array([0, 0, 1, 0, 0, 1])) | changes)
+
+
+def test_lerobot_keeps_the_last_step_of_what_stood_still(here):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    data = walks(next_obs=np.array([[1.0], [2], [2], [4], [5], [5]]))
+    writers.write_lerobot(data, here / "still", 10, "stand")
+    assert_same(offlinerl.load_dataset("still"), data)
+
+
+def test_images_of_lerobot_are_decoded_an_episode_at_a_time(here, monkeypatch):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    at = np.array([0, 1, 2, 4, 5, 6])
+    data = walks(obs=images[at], next_obs=images[at + 1])
+    writers.write_lerobot(data, here / "seen", 10, "see")
+    decoded, decode = [], lerobot._decoded
+    monkeypatch.setattr(lerobot, "_decoded", lambda column: decoded.append(len(column)) or decode(column))
+    assert_same(offlinerl.load_dataset("seen", obs_keys=["observation.images.top"]), data)
+    assert set(decoded) == {4}  # of the eight in the file
+
+
+@pytest.mark.parametrize("shape", [(3000, 2), (300, 20, 20, 3)])
+def test_statistics_are_numpys_and_take_little_memory(shape, monkeypatch):
+    column = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8 if len(shape) == 4 else np.float32)
+    axes, unit = ((0, 1, 2), 255) if len(shape) == 4 else (0, 1)
+    monkeypatch.setattr(scales, "WEIGHED", 1 << 10)
+    tracemalloc.start()
+    found = writers._statistics(column)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    for name in ("min", "max", "mean", "std"):
+        due = getattr(column.astype(np.float64), name)(axes) / unit
+        np.testing.assert_allclose(np.ravel(found[name]), due, rtol=1e-12)
+    assert peak < 200_000
+
+
+def test_columns_of_lists_become_arrays_of_any_depth():
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    column = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    fixed = pa.list_(pa.list_(pa.float32(), 2), 3)
+    for kind in (None, fixed):
+        chunks = pa.chunked_array([pa.array(column[:1].tolist(), kind), pa.array(column[1:].tolist(), kind)])
+        np.testing.assert_array_equal(tables.from_arrow(chunks), column)
+        np.testing.assert_array_equal(tables.from_arrow(chunks.slice(1, 2)), column[1:3])
+    for rows in ([[1.0], [1.0, 2.0]], [None, [1.0]]):
+        with pytest.raises(ValueError, match="lists of unequal lengths"):
+            tables.from_arrow(pa.chunked_array([rows]))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from offlinerl.data.columns import as_flags, as_observations, require_finite, single
+from offlinerl.data.assemble import column_of
+from offlinerl.data.columns import as_flags, require_finite, single
 from offlinerl.data.dataset import Dataset
-from offlinerl.util.errors import UserError
-from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
+from offlinerl.util.errors import UserError, did_you_mean, reading
+from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
 NEEDED = ("obs", "action", "reward", "terminated")
+KNOWN = (*NEEDED, "truncated", "next_obs")
 
 
 def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
@@ -26,22 +29,35 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
         name: what to call it.
 
     Raises:
-        UserError: an array is missing, has another length, or holds what is not sound.
+        UserError: an array is missing or unknown, has another length, or holds what is not sound.
     """
-    if missing := set(NEEDED) - set(arrays):
+    given = {field: of for field, of in arrays.items() if of is not None}
+    if missing := set(NEEDED) - set(given):
         raise UserError(f"the arrays lack {min(missing)}; needed are {', '.join(NEEDED)}")
-    lengths = {path: len(leaf) for path, leaf in tree_leaves(dict(arrays))}
+    if unknown := [str(field) for field in given if field not in KNOWN]:
+        hint = did_you_mean(unknown[0], KNOWN, f"known are {', '.join(KNOWN)}")
+        raise UserError(f"the arrays have no use for {unknown[0]!r}; {hint}")
+    columns: dict[str, Tree] = {}
+    for field, of in given.items():
+        make = partial(column_of, what=f"{name}: {field}")
+        with reading(f"the array {field}", "give numbers, a row a step"):
+            columns[field] = tree_map(make, of) if field in ("obs", "next_obs") else make(of)
+    lengths = {path: len(leaf) for path, leaf in tree_leaves(columns)}
     if len(set(lengths.values())) > 1:
         raise UserError(f"the arrays have unequal lengths: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
-    obs, action = tree_map(as_observations, arrays["obs"]), as_observations(arrays["action"])
-    terminated = as_flags(np.asarray(arrays["terminated"]), "terminated")
-    rows = len(first_leaf(obs))
-    truncated = as_flags(np.asarray(arrays.get("truncated", np.zeros(rows, bool))), "truncated")
+    obs, action, rows = columns["obs"], columns["action"], lengths["action"]
+    if not rows:
+        raise UserError(f"{name} are empty: they have no rows")
+    terminated = as_flags(columns["terminated"], "terminated")
+    truncated = as_flags(columns["truncated"], "truncated") if "truncated" in columns else np.zeros(rows, bool)
     last = terminated | truncated
     last[-1] = True
     keep = np.ones(rows, bool)
-    if "next_obs" in arrays:
-        next_obs = tree_map(as_observations, arrays["next_obs"])
+    if "next_obs" in columns:
+        next_obs = columns["next_obs"]
+        one, other = (tree_map(lambda leaf: leaf.shape, tree) for tree in (next_obs, obs))
+        if one != other:
+            raise UserError(f"{name}: next_obs of shape {one} do not go with obs of shape {other}")
     else:
         next_obs = tree_map(lambda leaf: np.concatenate([leaf[1:], leaf[-1:]]), obs)
         final = last & terminated
@@ -51,15 +67,14 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     if not keep.any():
         raise UserError("no row has a successor, so that there is nothing to learn from")
     obs, next_obs = (tree_map(lambda leaf: np.ascontiguousarray(leaf[keep]), tree) for tree in (obs, next_obs))
-    reward = single(arrays["reward"], "reward").astype(np.float32)[keep]
-    columns = dict(action=action[keep], reward=reward)
-    require_finite(name, dict(obs=obs, next_obs=next_obs, **columns))
-    kind = str(np.asarray(arrays["action"]).dtype)
+    numbers = dict(action=action[keep], reward=single(columns["reward"], "reward")[keep])
+    require_finite(name, dict(obs=obs, next_obs=next_obs, **numbers))
+    kind = str(np.asarray(given["action"]).dtype)
     facts = dict(
         format="arrays", action_dtype=kind, rows_in_source=rows, rows_dropped=int((~keep).sum()), reward="none"
     )
     return Dataset.of_rows(
-        obs, next_obs, terminated=terminated[keep], last=last, name=name, provenance=facts, **columns
+        obs, next_obs, terminated=terminated[keep], last=last, name=name, provenance=facts, **numbers
     )
 
 

@@ -169,7 +169,7 @@ class Dataset:
         def add(field: str, column: np.ndarray) -> None:
             if column.ndim != 2:
                 raise UserError(f"{self.name}: a frame has numbers, and {field} are images; choose parts with obs_keys")
-            columns.update({f"{field}_{i}": column[:, i] for i in range(column.shape[1])})
+            columns.update({f"{field}_{i}": of for i, of in enumerate(np.asarray(column).T)})
 
         for name, tree in dict(obs=self.obs, **(dict(next_obs=self.next_obs) if next_obs else {})).items():
             for path, leaf in tree_leaves(tree):
@@ -278,6 +278,8 @@ class Stretches:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
+        if isinstance(index, tuple):
+            return self[index[0]][(slice(None), *index[1:])]
         return self.take(np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index))
 
     def take(self, index: np.ndarray, axis: int = 0) -> np.ndarray:

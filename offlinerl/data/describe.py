@@ -49,7 +49,7 @@ def _column(column: np.ndarray) -> dict[str, Any]:
 
 
 def _range(column: np.ndarray) -> dict[str, float]:
-    return dict(min=float(column.min()), max=float(column.max()))
+    return dict(min=float(np.min(column)), max=float(np.max(column)))
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:
@@ -113,8 +113,8 @@ def _actions(dataset: Dataset) -> str:
     spec = spec_of_data(dataset)[0]
     if spec.num_actions:
         return f"{spec.num_actions} choices, from {spec.first_action} on"
-    low, high = dataset.action.min(), dataset.action.max()
-    return f"{dataset.action.shape[1]} numbers from {low:,.4g} to {high:,.4g}"
+    low, high = dataset.action_limits
+    return f"{len(low)} numbers from {low.min():,.4g} to {high.max():,.4g}"
 
 
 def _rewards(reward: np.ndarray) -> str:
@@ -214,6 +214,7 @@ def _histogram(axes: Any, title: str, label: str, values: np.ndarray) -> None:
 
 def _ranges(axes: Any, title: str, column: np.ndarray) -> None:
     """The ranges of the dimensions of ``[rows, D]``: whole ones thin, the middle nine tenths thick."""
+    column = np.asarray(column)
     some = column[:: max(1, len(column) // 100_000)]
     low, high = column.min(0), column.max(0)
     five, middle, ninety_five = np.percentile(some, (5, 50, 95), axis=0)

@@ -80,15 +80,18 @@ def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset
     for file in files:
         with reading(f"{file}", "get the dataset again"):
             table = pq.read_table(file, columns=columns)
-            found = {name: _decoded(table.column(name)) for name in columns}
+            held = {name: table.column(name) for name in columns}
+            found = {name: from_arrow(column) for name, column in held.items() if not _is_images(column)}
         numbers = found["episode_index"]
         bounds = np.r_[0, np.flatnonzero(np.diff(numbers)) + 1, len(numbers)]
         for first, end in zip(bounds[:-1], bounds[1:], strict=True):
             number = int(numbers[first]) if end > first else -1
             if number not in wanted:
                 continue
-            frames = {name: column[first:end] for name, column in found.items()}
             place = f"episode {number}"
+            frames = {name: column[first:end] for name, column in found.items()}
+            with reading(f"{file}, {place}", "get the dataset again"):  # an episode at a time, for they are large
+                frames |= {name: _decoded(held[name].slice(first, end - first)) for name in held.keys() - found.keys()}
             if (np.diff(frames["frame_index"]) != 1).any():
                 raise UserError(f"{folder}, {place}: its frames are not one after another; get the dataset again")
             shown = {key: frames[key] for key in keys if key not in videos}
@@ -118,10 +121,12 @@ def _episodes_of(folder: Path, info: Mapping[str, Any], subset: str | None) -> r
         return range(int(first or 0), int(end))
 
 
+def _is_images(column: Any) -> bool:
+    return str(column.type).startswith("struct")
+
+
 def _decoded(column: Any) -> np.ndarray:
-    """A column of a Parquet file; images are stored in it as ``{"bytes": ..., "path": ...}``."""
-    if not str(column.type).startswith("struct"):
-        return from_arrow(column)
+    """The images of a column of a Parquet file, in which they are stored as ``{"bytes": ..., "path": ...}``."""
     import imageio.v3 as images
 
     return np.stack([np.atleast_3d(images.imread(io.BytesIO(cell["bytes"]))) for cell in column.to_pylist()])

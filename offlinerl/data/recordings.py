@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,8 @@ def d3rlpy_episodes(path: Path, obs_keys: Sequence[str] | None = None) -> Iterat
             row += len(action)
 
 
-def _parts(file: h5py.File, number: int) -> range:
-    prefix = f"observations_{number}_"
-    return range(sum(name.startswith(prefix) for name in file))
+def _parts(file: h5py.File, number: int) -> Iterator[int]:
+    return takewhile(lambda part: f"observations_{number}_{part}" in file, count())
 
 
 def _channels_last(column: np.ndarray) -> Any:

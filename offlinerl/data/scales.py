@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from offlinerl.data.columns import blocks
+from offlinerl.data.columns import BLOCK, blocks
 from offlinerl.util.trees import Tree, tree_leaves
 
 Moments = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -17,6 +18,9 @@ APART = 1000.0
 
 STEADY = 0.5
 """Correlation of a dimension with itself one row later, below which it is mostly noise."""
+
+WEIGHED = 1 << 22
+"""Numbers that are added up at a time."""
 
 QUIETLY = np.errstate(invalid="ignore", over="ignore")
 """A NaN or an infinity makes a dimension constant here, and is reported elsewhere."""
@@ -33,15 +37,21 @@ def moments(observations: Tree) -> Moments:
 
 @QUIETLY
 def _moments(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean = _total(column, lambda block: block) / len(column)
-    std = np.sqrt(_total(column, lambda block: np.square(block - mean)) / len(column))
+    mean, std = mean_and_deviation(column, (0,))
     single = np.finfo(np.float32)
     return mean, np.where(std > np.maximum(single.eps * abs(mean), single.tiny), std, 0.0)
 
 
-def _total(column: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The sum over all rows of what a function makes of a block of them in float64, ``[O]``."""
-    return np.sum([of(block.astype(np.float64)).sum(0) for block in blocks(column)], 0)
+def mean_and_deviation(column: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over some axes, of which the first is one, in float64; a block of rows at a time."""
+    count = math.prod(column.shape[axis] for axis in axes)
+    size = min(BLOCK, max(1, WEIGHED // max(1, math.prod(column.shape[1:]))))
+
+    def mean_of(function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        return np.sum([function(block.astype(np.float64)).sum(axes) for block in blocks(column, rows=size)], 0) / count
+
+    mean = mean_of(lambda block: block)
+    return mean, np.sqrt(mean_of(lambda block: np.square(block - mean)))
 
 
 def far_apart(observations: Tree, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,10 @@ def table_episodes(
 ) -> Iterator[Steps]:
     """The episodes of a table, one row a step: what was observed, what was done then, and what that earned.
 
-    An episode ends where the column ``episode`` changes, and where ``terminated``, ``truncated`` or ``last`` is 1. A
-    table without any of these is one episode. Rows of an episode that others lie between are brought together, and
-    sorted by ``step`` if there is such a column. Where the last row of an episode has no action, it holds what the last
-    step led to.
+    An episode ends where the column ``episode`` changes, or without one where ``step`` begins anew, and where
+    ``terminated``, ``truncated`` or ``last`` is 1. A table without any of these is one episode. Rows of an episode that
+    others lie between are brought together, and sorted by ``step`` if there is such a column. Where the last row of an
+    episode has no action, it holds what the last step led to.
 
     Args:
         source: a CSV or Parquet file, an ``.npz``, or columns by name, ``[N, ...]``.
@@ -58,7 +59,9 @@ def table_episodes(
     """
     path = source if isinstance(source, Path) else None
     where = "the table" if path is None else str(path)
-    names = [str(name) for name in (source if path is None else _table(path, []))]
+    if path is None:
+        source = {str(name): source[name] for name in source}
+    names = list(source if path is None else _table(path, []))
     columns = usual_columns(names, where) if columns is None else columns
     chosen = {field: _matching(names, patterns, where) for field, patterns in columns.items()}
     wanted = list(dict.fromkeys(name for found in chosen.values() for name in found))
@@ -133,7 +136,7 @@ def _episodes(
         ids = single(table[chosen["episode"][0]], f"{where}: episode")
         if len(chosen["episode"]) > 1:
             raise UserError(f"{where}: one column tells episodes apart, not {len(chosen['episode'])}")
-        _, first, number = np.unique(ids, return_index=True, return_inverse=True)
+        _, first, number = np.unique(_given(ids, where), return_index=True, return_inverse=True)
         number = np.argsort(np.argsort(first))[number]  # counted as they begin
         keys = [number]
         if "step" in chosen:
@@ -141,6 +144,9 @@ def _episodes(
         order = np.lexsort(keys)
         number = number[order]
         change[:-1] = number[1:] != number[:-1]
+    elif "step" in chosen:
+        step = single(numbers(chosen["step"]), f"{where}: step")
+        change[:-1] = step[1:] <= step[:-1]
     change[-1] = True
     bounds = (terminated | cut)[order] | change
     # an end that is marked in the row of the last step is that of the row behind it, if that holds what it led to
@@ -174,6 +180,24 @@ def _steps(
             obs, next_obs = (tree_map(lambda leaf: leaf[:-1], tree) for tree in (obs, next_obs))
         action, reward = action[:-1], reward[:-1]
     return Steps(obs, action, reward, terminated, next_obs, place, row)
+
+
+def _given(ids: np.ndarray, where: str) -> np.ndarray:
+    """What tells the episode of every row ``[N]``.
+
+    Raises:
+        UserError: nothing tells that of a row.
+    """
+    if ids.dtype.kind in "OU":
+        ids = ids.astype(str)
+        blank = np.isin(ids, ("", "None", "nan", "<NA>", "NaT"))
+    else:
+        blank = ids != ids  # NaN, and what is no time
+    if blank.any():
+        raise UserError(
+            f"{where}: row {np.flatnonzero(blank)[0]} does not say which episode it is of; repair or remove it"
+        )
+    return ids
 
 
 def _lacking(action: np.ndarray) -> np.ndarray:
@@ -228,11 +252,20 @@ def parquet_reader() -> Any:
 
 
 def from_arrow(column: Any) -> np.ndarray:
-    """A column of Arrow's as an array; one of lists of one length as ``[N, length]``."""
-    values = column.to_numpy()
-    if values.dtype == object and len(values) and isinstance(values[0], np.ndarray):
-        return np.stack([np.stack(value) if value.dtype == object else value for value in values])
-    return values
+    """A column of Arrow's as an array; one of lists of one length as ``[N, length]``, whatever is in them.
+
+    Raises:
+        ValueError: its lists have several lengths, or one is missing.
+    """
+    import pyarrow.compute as pc
+
+    if "list" not in str(column.type).partition("<")[0] or not len(column):
+        return column.to_numpy(zero_copy_only=False)
+    lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+    if len(lengths) > 1 or lengths == [None]:
+        raise ValueError(f"its rows hold lists of unequal lengths: {', '.join(map(str, lengths[:5]))}")
+    inner = from_arrow(pc.list_flatten(column))
+    return inner.reshape(len(column), lengths[0], *inner.shape[1:])
 
 
 def delimiter_of(line: str) -> str:
@@ -268,16 +301,17 @@ def _csv(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
 
 def _store(block: list[list[str]], blocks: list[list[np.ndarray]]) -> None:
     for column, cells in zip(blocks, zip(*block, strict=True), strict=False):
-        column.append(_converted([cell.strip() for cell in cells]))
+        column.append(_converted(cells))
 
 
-def _converted(cells: list[str]) -> np.ndarray:
+def _converted(cells: Sequence[str]) -> np.ndarray:
     """Cells as whole numbers, else as numbers, of which blank ones are not known, else as words."""
-    for kind in (np.int64, np.float64):
-        try:
-            return np.array([cell or "nan" for cell in cells]).astype(kind)
-        except (ValueError, OverflowError):
-            continue
+    for kind in (int, float):
+        with suppress(ValueError, OverflowError):
+            return np.array(list(map(kind, cells)), f"{kind.__name__}64")
+    cells = [cell.strip() for cell in cells]
+    with suppress(ValueError):
+        return np.array([cell or "nan" for cell in cells], np.float64)
     words = {"true": 1, "false": 0, "": 0}
     lower = [cell.lower() for cell in cells]
     return np.array([words[cell] for cell in lower]) if set(lower) <= set(words) else np.array(cells)

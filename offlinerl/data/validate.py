@@ -222,9 +222,10 @@ def _outside(columns: _Columns, space: gymnasium.Space | None) -> Finding:
 
 def _duplicates(columns: _Columns) -> Finding:
     """Rows that repeat an earlier one in observation, action and reward."""
-    parts = (columns.flat, columns.action, columns.reward)
-    flat = np.concatenate([np.asarray(part, np.float32).reshape(len(part), -1) for part in parts], axis=1)
-    rows = np.ascontiguousarray(flat).view(np.dtype((np.void, flat.itemsize * flat.shape[1])))[:, 0]
+    parts = (leaf for _, leaf in tree_leaves((columns.obs, columns.action, columns.reward)))
+    raw = [np.ascontiguousarray(part).reshape(len(part), -1).view(np.uint8) for part in parts]
+    flat = np.concatenate(raw, axis=1)
+    rows = flat.view(np.dtype((np.void, flat.shape[1])))[:, 0]
     first = np.unique(rows, return_index=True)[1]
     repeated = np.delete(np.arange(len(rows)), first)
     return Finding("duplicates", "rows repeat an earlier row", repeated, fault=False)
@@ -241,8 +242,10 @@ def _jumps(columns: _Columns, split: str | None) -> Finding:
     end = columns.truncated if split == "jump" else columns.terminated | columns.truncated
     inside = ~end[:-1]
     if columns.next_obs is not None:
-        close = np.isclose(columns.next_obs[:-1], columns.obs[1:], rtol=1e-4, atol=1e-5, equal_nan=True)
-        jump = inside & ~close.reshape(len(close), -1).all(axis=1)
+        jump = np.zeros_like(inside)
+        for (_, successor), (_, here) in zip(tree_leaves(columns.next_obs), tree_leaves(columns.obs), strict=True):
+            close = np.isclose(successor[:-1], here[1:], rtol=1e-4, atol=1e-5, equal_nan=True)
+            jump |= inside & ~close.reshape(len(close), -1).all(axis=1)
         return Finding("jump", "next_observations differ from the next row's observations", np.flatnonzero(jump))
     obs = columns.flat.astype(np.float64)
     if (obs == np.floor(obs)).all():  # states by number, among which near and far mean nothing

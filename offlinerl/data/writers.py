@@ -11,8 +11,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from offlinerl.data.columns import blocks
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.minari_writer import Sink
+from offlinerl.data.scales import mean_and_deviation
 from offlinerl.data.tables import parquet_reader
 from offlinerl.util.atomic import atomic_write
 from offlinerl.util.errors import UserError
@@ -121,7 +123,7 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
 
         for number, rows in enumerate(_episodes(data)):
             last = rows.stop - 1
-            final = int(not data.terminated[last] and data.next_at[last] != data.at[last])  # frames more than steps
+            final = int(not data.terminated[last])  # frames more than steps
             T = rows.stop - rows.start + final
             shown = np.append(data.at[rows], data.next_at[last])[:T]
             acted = np.minimum(np.arange(rows.start, rows.stop + final), last)
@@ -199,9 +201,8 @@ def _cells(column: np.ndarray) -> Any:
 
 def _statistics(column: np.ndarray) -> dict[str, Any]:
     """What LeRobot normalises a vector by, or the channels of images, which are from 0 to 1 there."""
-    axes, unit, shape = ((0, 1, 2), 255.0, (-1, 1, 1)) if column.ndim == 4 else (0, 1.0, -1)
-    found = dict(
-        min=column.min(axes), max=column.max(axes), mean=column.mean(axes, dtype=np.float64),
-        std=column.std(axes, dtype=np.float64),
-    )  # fmt: skip
+    axes, unit, shape = ((0, 1, 2), 255.0, (-1, 1, 1)) if column.ndim == 4 else ((0,), 1.0, -1)
+    low, high = zip(*((block.min(axes), block.max(axes)) for block in blocks(column)), strict=True)
+    mean, std = mean_and_deviation(column, axes)
+    found = dict(min=np.min(low, 0), max=np.max(high, 0), mean=mean, std=std)
     return {name: (value / unit).reshape(shape).tolist() for name, value in found.items()} | dict(count=[len(column)])

@@ -172,9 +172,11 @@ class Table(Rows):
         self.places = tree_map(keep, (dataset.at, dataset.next_at))
         starts, lengths = dataset.episode_starts, dataset.episode_lengths
         self.starts, self.lengths = (torch.from_numpy(of_each).to(device) for of_each in (starts, lengths))
-        first = dataset.at[starts]
-        ages = np.arange(self.size) - np.repeat(first, np.diff(np.r_[first, self.size]))
-        self.ages = torch.from_numpy(ages).to(device) if stack > 1 else None
+        self.ages = None
+        if stack > 1:
+            first = dataset.at[starts]
+            ages = np.arange(self.size) - np.repeat(first, np.diff(np.r_[first, self.size]))
+            self.ages = torch.from_numpy(ages).to(device)
 
     @classmethod
     def of(cls, agent: Agent, dataset: Dataset, stack: int = 1) -> Table:
