@@ -36,7 +36,7 @@ def fit(
     dataset: Data | None = None,
     *,
     env: Environment | None = None,
-    seeds: Sequence[int] | None = None,
+    seeds: int | Sequence[int] | None = None,
     file: Path | None = None,
     over: Mapping[str, Any] | None = None,
     device: str = "auto",
@@ -60,7 +60,7 @@ def fit(
             names one, losses are all that is measured. A Gymnasium id or a registry name; or an environment, which is
             made again from its Gymnasium specification, wrappers included, if it has a whole one, and else serves where
             one at a time is enough; or a function that makes one.
-        seeds: S integers, trained side by side; by default just 0.
+        seeds: S integers, trained side by side, or one; by default just 0.
         file: a YAML file of settings, or another run's ``config.yaml``, which tells the agent, the dataset and
             the seeds too.
         over: settings that win over all files, ``{"agent": {...}, "train": {...}}``.
@@ -193,7 +193,7 @@ def collect(source: str | Policy | DeployedPolicy, env: Environment, dataset_id:
     return collection.collect(_acting(source), where, dataset_id, **settings)
 
 
-def select(runs: Sequence[str | Path], dataset: Data | None = None, **settings: Any) -> dict[str, Any]:
+def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None, **settings: Any) -> dict[str, Any]:
     """Rank the policies of some runs on a dataset, by default the one they learned from, or by ``episodes`` in their
     environment; for what it returns and the settings see ``offlinerl.training.choosing.select``.
 
@@ -201,6 +201,7 @@ def select(runs: Sequence[str | Path], dataset: Data | None = None, **settings: 
         UserError: anything the user can put right.
     """
     found = _dataset(dataset)
+    runs = [runs] if isinstance(runs, str | Path) else runs
     from offlinerl.training import choosing
 
     return choosing.select([Path(run) for run in runs], dataset=found, **settings)
@@ -239,7 +240,13 @@ def _acting(policy: Any) -> Any:
     """The policy in one that is called with numpy observations."""
     from offlinerl.rollout.deployed import DeployedPolicy
 
-    return policy.agent if isinstance(policy, DeployedPolicy) else policy
+    policy = policy.agent if isinstance(policy, DeployedPolicy) else policy
+    if not isinstance(policy, str | Path) and not all(hasattr(policy, name) for name in ("act", "begin", "seeds")):
+        raise UserError(
+            f"a policy must be a checkpoint's path, what load_policy returns or an offlinerl.Policy, not"
+            f" {type(policy).__name__}: derive from offlinerl.Policy and write its act"
+        )
+    return policy
 
 
 def _environment(env: Environment | None) -> Any:

@@ -367,3 +367,22 @@ def test_a_loaded_dataset_keeps_its_task():
         rewards.online_reward(registry.resolve(scaled), scaled)
     with pytest.raises(UserError, match='scale_by_return_range already, .*: load it with reward="none"'):
         offlinerl.fit("td3bc", scaled, over=dict(train=dict(reward="none")))
+
+
+def test_one_seed_one_run_and_what_is_no_policy(tmp_path):
+    with empty_workplace(tmp_path):
+        for call in (
+            lambda policy: offlinerl.evaluate(policy, "Pendulum-v1", episodes=1),
+            lambda policy: offlinerl.collect(policy, "Pendulum-v1", "mine/some-v0", episodes=1),
+        ):
+            with pytest.raises(UserError, match="derive from offlinerl.Policy and write its act"):
+                call(lambda obs: obs[:, :1])
+        with pytest.raises(UserError, match="there is no checkpoint runs/nowhere"):
+            offlinerl.select("runs/nowhere")
+        with pytest.raises(UserError, match="two letters or more"):
+            offlinerl.collect("random", "Pendulum-v1", "a/b-v0", episodes=1)
+        rng = np.random.default_rng(0)
+        arrays = dict(obs=rng.normal(size=(40, 3)), action=rng.uniform(-1, 1, (40, 1)), reward=np.zeros(40),
+                      terminated=np.arange(40) % 10 == 9)  # fmt: skip
+        few = dict(updates=2, eval_every=2, batch=4, compile=False)
+        assert offlinerl.fit("bc", arrays, seeds=3, over=dict(train=few)).summary["seeds"] == [3]

@@ -62,7 +62,8 @@ def check_target(dataset_id: str, append: bool, agent: Any, env_spec: EnvSpec | 
         parse_dataset_id(dataset_id)
     except (ValueError, TypeError) as error:  # the latter without a version
         raise UserError(
-            f"--dataset {dataset_id} is no name of a dataset; choose one like cartpole/random-v0, with a version"
+            f"--dataset {dataset_id} is no name of a dataset; choose one like cartpole/random-v0, with a version and"
+            " words of two letters or more"
         ) from error
     if dataset_id in registry.names():
         raise UserError(f"{dataset_id} is the name of a published dataset; choose another --dataset")

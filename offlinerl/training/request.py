@@ -32,7 +32,7 @@ def settings_for(
     agent_name: str | None,
     dataset: str | Path | Dataset | None,
     env: str | Mapping[str, Any] | None,
-    seeds: Sequence[int] | None,
+    seeds: int | Sequence[int] | None,
     file: Path | None,
     over: Mapping[str, Any] | None,
     obs_keys: Sequence[str] | None = None,
@@ -45,8 +45,9 @@ def settings_for(
     Raises:
         UserError: one is missing, unknown or out of range.
     """
+    seeds = [seeds] if isinstance(seeds, int) else seeds and list(seeds)
     about = dict(
-        agent=agent_name, dataset=stated(dataset), env=plain(env), seeds=seeds and list(seeds),
+        agent=agent_name, dataset=stated(dataset), env=plain(env), seeds=seeds,
         obs_keys=obs_keys and list(obs_keys), init=init and str(find_checkpoint(init).resolve()), **(limits or {}),
         **reading,
     )  # fmt: skip

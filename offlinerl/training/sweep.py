@@ -127,6 +127,7 @@ def read(file: Path) -> dict[str, Any]:
         plan[key] = [plan[key]] if isinstance(plan[key], str) else plan[key]
         if not isinstance(plan[key], list | tuple) or not all(isinstance(name, str) for name in plan[key]):
             raise UserError(f"{file}: {key} must be a list of names, as in {key}: [xql, iql], not {plan[key]!r}")
+    plan["seeds"] = [plan["seeds"]] if isinstance(plan["seeds"], int) else plan["seeds"]
     if not plan["datasets"] and not plan["environments"]:
         raise UserError(f"{file} needs datasets, or environments to learn by acting")
     for key, value in plan["each"].items() if isinstance(plan["each"], dict) else [("each", None)]:
