@@ -16,6 +16,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl.data import describe, edit, load, registry, writers
+from offlinerl.data.columns import LOG_PROB
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
 from offlinerl.data.inferred import spec_of_data
@@ -174,6 +175,8 @@ def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> 
         observations=dataset.obs, actions=writers.stored_actions(dataset), rewards=dataset.reward,
         terminals=dataset.terminated, timeouts=dataset.last & ~dataset.terminated, next_observations=dataset.next_obs,
     )  # fmt: skip
+    if dataset.log_prob is not None:
+        columns[LOG_PROB] = dataset.log_prob
     with atomic_write(file, overwrite) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
         for key, column in columns.items():
             hdf5.create_dataset(key, data=column, compression="gzip", shuffle=True)
@@ -194,8 +197,10 @@ def merge(names: Sequence[str], out: str, overwrite: bool = False, **reading: An
     Raises:
         UserError: one cannot be read, or they do not go together.
     """
-    parts = [_read(name, reading) for name in names]
-    _store(edit.merge(parts, out), out, f"{', '.join(names)}, merged", overwrite)
+    merged = edit.merge([_read(name, reading) for name in names], out)
+    if what := merged.provenance.get("log_prob"):
+        console.print(f"log_prob is {what}")
+    _store(merged, out, f"{', '.join(names)}, merged", overwrite)
 
 
 def split(name: str, out: Sequence[str], share: float, seed: int = 0, overwrite: bool = False, **reading: Any) -> None:
@@ -240,7 +245,8 @@ def _episodes(dataset: Dataset, observation_space: gymnasium.Space, action_space
         if isinstance(action_space, Discrete):
             actions = actions[:, 0].astype(np.int64)
         terminated = dataset.terminated[span]
-        yield Episode(observations, actions, dataset.reward[span], terminated, dataset.last[span] & ~terminated)
+        infos = {} if dataset.log_prob is None else {LOG_PROB.partition("/")[2]: dataset.log_prob[span]}
+        yield Episode(observations, actions, dataset.reward[span], terminated, dataset.last[span] & ~terminated, infos)
 
 
 def _home(entry: Entry, dataset: Dataset, asked: bool) -> tuple[str | None, gymnasium.Space, gymnasium.Space]:

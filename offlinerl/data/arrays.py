@@ -15,7 +15,7 @@ from offlinerl.util.errors import UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
 NEEDED = ("obs", "action", "reward", "terminated")
-KNOWN = (*NEEDED, "truncated", "next_obs")
+KNOWN = (*NEEDED, "truncated", "next_obs", "log_prob")
 
 
 def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
@@ -24,8 +24,9 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     Args:
         arrays: ``obs`` ``[rows, ...]``, an array or a dictionary of them; ``action`` ``[rows, A]``, or ``[rows]`` of
             discrete actions; ``reward`` and ``terminated`` ``[rows]``; ``truncated`` ``[rows]``, where an episode was
-            cut off, by default nowhere but in the last row; and ``next_obs``, by default the next row's observation,
-            without which rows that are cut off are left out.
+            cut off, by default nowhere but in the last row; ``next_obs``, by default the next row's observation,
+            without which rows that are cut off are left out; and ``log_prob`` ``[rows]``, where it is known, see
+            ``Dataset``.
         name: what to call it.
 
     Raises:
@@ -67,7 +68,8 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     if not keep.any():
         raise UserError("no row has a successor, so that there is nothing to learn from")
     obs, next_obs = (tree_map(lambda leaf: np.ascontiguousarray(leaf[keep]), tree) for tree in (obs, next_obs))
-    numbers = dict(action=action[keep], reward=single(columns["reward"], "reward")[keep])
+    singles = [field for field in ("reward", "log_prob") if field in columns]
+    numbers = dict(action=action[keep], **{field: single(columns[field], field)[keep] for field in singles})
     require_finite(name, dict(obs=obs, next_obs=next_obs, **numbers))
     kind = str(np.asarray(given["action"]).dtype)
     facts = dict(

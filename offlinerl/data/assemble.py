@@ -27,6 +27,7 @@ class Steps(NamedTuple):
     next_obs: Tree = None  # [T, ...], where the file has them itself
     place: str = ""  # where it is in the file, for messages
     row: int = 0  # and its first row there
+    log_prob: np.ndarray | None = None  # [T], see Dataset
 
 
 def assemble(
@@ -68,8 +69,11 @@ def _rows_of(source: str, steps: Steps) -> Dataset | None:
     action = column_of(steps.action, f"{where}: actions").reshape(T, -1)
     reward = single(steps.reward, f"{where}: rewards")
     terminated = as_flags(np.asarray(steps.terminated), f"{where}: terminations")
+    log_prob = None if steps.log_prob is None else single(steps.log_prob, f"{where}: log_prob").astype(np.float32)
     lengths = {len(leaf) for _, leaf in tree_leaves(obs)}
     has_last = lengths == {T + 1}
+    if log_prob is not None and len(log_prob) != T:
+        raise UserError(f"{where}: {len(log_prob)} numbers of log_prob do not go with {T} actions; record it again")
     if (lengths != {T} and not has_last) or not len(reward) == len(terminated) == T or (
         next_obs is not None and {len(leaf) for _, leaf in tree_leaves(next_obs)} != {T}
     ):  # fmt: skip
@@ -82,12 +86,14 @@ def _rows_of(source: str, steps: Steps) -> Dataset | None:
     if not has_last and next_obs is None and T and not terminated[-1]:
         T, has_last = T - 1, True
         action, reward, terminated = action[:T], reward[:T], terminated[:T]
+        log_prob = None if log_prob is None else log_prob[:T]
     if not T:
         return None
     reward = reward.astype(np.float32)
-    require_finite(where, dict(observations=obs, next_observations=next_obs, actions=action, rewards=reward))
+    columns = dict(observations=obs, next_observations=next_obs, actions=action, rewards=reward, log_prob=log_prob)
+    require_finite(where, columns)
     last = np.arange(T) == T - 1
-    columns = dict(action=action, reward=reward, terminated=terminated, last=last)
+    columns = dict(action=action, reward=reward, terminated=terminated, last=last, log_prob=log_prob)
     if next_obs is not None and not has_last:
         return Dataset.of_rows(obs, next_obs, **columns)
     at = np.arange(T)

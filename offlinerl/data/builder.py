@@ -18,6 +18,9 @@ from offlinerl.util.trees import Tree, first_leaf, tree_leaves
 SMALL = 1 << 28
 """Bytes of one of several files that are read in memory whatever the limit is."""
 
+PARTLY = "left out, for not all parts have it"
+"""What the provenance says of ``log_prob`` then."""
+
 
 class Column:
     """Rows ``[N, ...]`` that come block after block, in memory until they are moved into a file.
@@ -106,6 +109,7 @@ class Builder:
     Attributes:
         rows: so far.
         place: the folder, once there is one.
+        partly: whether some of the parts have a ``log_prob`` and others not, for which it is left out.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class Builder:
         self.room, self.shapes = (0, 0), {}
         self.columns: dict[str, Column] = {}
         self.place: Path | None = None
+        self.partly = False
 
     def expect(self, rows: int, observations: int) -> None:
         """Make room for so many, at about."""
@@ -133,7 +138,10 @@ class Builder:
         """
         self._require_like(part)
         moved = dict(at=part.at + self.observations, next_at=part.next_at + self.observations)
-        blocks = dict(tree_leaves({name: moved.get(name, getattr(part, name)) for name in COLUMNS}))
+        if self.rows and (part.log_prob is None) != ("log_prob" not in self.columns):
+            self._leave_out_log_prob()
+        names = [name for name in COLUMNS if not (self.partly and name == "log_prob")]
+        blocks = dict(tree_leaves({name: moved.get(name, getattr(part, name)) for name in names}))
         for path, block in blocks.items():
             if path not in self.columns:
                 column = self.columns[path] = Column(block, self.room[path.partition("/")[0] == "observations"])
@@ -152,6 +160,12 @@ class Builder:
     def expected(self) -> int:
         """Bytes of all columns, as far as they are known."""
         return sum(column.expected for column in self.columns.values())
+
+    def _leave_out_log_prob(self) -> None:
+        self.partly, column = True, self.columns.pop("log_prob", None)
+        if column is not None and column.file is not None:
+            column.file.close()
+            self._file("log_prob").unlink()
 
     def _require_like(self, part: Dataset) -> None:
         shapes = {
@@ -206,6 +220,8 @@ class Builder:
 
     def finish(self, name: str, provenance: dict[str, Any]) -> Dataset:
         """The dataset of all parts."""
+        if self.partly:
+            provenance = provenance | dict(log_prob=PARTLY)
         if self.place is not None:
             for column in self.columns.values():
                 column.close()

@@ -20,6 +20,10 @@ BLOCK = 1 << 16
 """Rows read or checked at a time, so that loading takes little more memory than the table itself."""
 
 
+LOG_PROB = "infos/action_log_probs"
+"""Where D4RL's files, and ours of Minari's, keep ``Dataset.log_prob``."""
+
+
 def blocks(column: Any, rows: int = BLOCK, more: int = 0) -> Iterator[np.ndarray]:
     """A column ``[N, ...]`` so many rows at a time, and as many of those behind them; of one on the disk, no more than
     that is in memory."""
@@ -44,6 +48,15 @@ def single(column: np.ndarray, what: str) -> np.ndarray:
     if column.ndim != 2 or column.shape[1] != 1:
         raise UserError(f"{what} must have one number a row, but they are {column.shape}; write them again")
     return column[:, 0]
+
+
+def usable_log_prob(column: np.ndarray, rows: int) -> np.ndarray | None:
+    """What a file says of its behaviour's log-probabilities, ``[rows]`` float32: the last ones, if there are more, for
+    Minari may store what a reset said besides. None if they are no such numbers."""
+    column = np.asarray(column).reshape(len(column), -1)[-rows:]
+    if column.shape != (rows, 1) or column.dtype.kind != "f" or not np.isfinite(column).all():
+        return None
+    return column[:, 0].astype(np.float32)
 
 
 def as_flags(column: np.ndarray, what: str) -> np.ndarray:

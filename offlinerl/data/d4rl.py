@@ -13,7 +13,17 @@ import h5py
 import numpy as np
 
 from offlinerl.data.builder import Builder
-from offlinerl.data.columns import BLOCK, REWRITE, Finite, as_flags, as_observations, checked_actions, open_hdf5
+from offlinerl.data.columns import (
+    BLOCK,
+    LOG_PROB,
+    REWRITE,
+    Finite,
+    as_flags,
+    as_observations,
+    checked_actions,
+    open_hdf5,
+    usable_log_prob,
+)
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make
@@ -41,7 +51,8 @@ def load_hdf5(
 ) -> Dataset:
     """Reads a file in D4RL's format: ``observations [N, O]``, ``actions [N, A]``, ``rewards [N]``,
     ``terminals [N]`` and, where the file has them, ``timeouts [N]`` and ``next_observations [N, O]``. The flags of
-    episodes' ends may have the other names in ``TERMINAL``, ``CUT`` and ``END``.
+    episodes' ends may have the other names in ``TERMINAL``, ``CUT`` and ``END``. Of ``infos`` it reads
+    ``action_log_probs [N]``, unless they are not finite.
 
     The successor of a row is ``next_observations``, or else the next row of the same episode. The lossless
     mode keeps every row that has one, and those that end in a terminal state, where none is needed.
@@ -86,7 +97,9 @@ def load_hdf5(
             keep = np.ones(rows, bool) if has_next else ~end | terminals
         if not keep.any():
             raise UserError(f"{path}: no row has a successor, so that there is nothing to learn from")
-        count, finite = int(keep.sum()), Finite()
+        count, finite, log_prob = int(keep.sum()), Finite(), None
+        if LOG_PROB in file:
+            log_prob = usable_log_prob(file[LOG_PROB][()], rows)
         last = end | ~np.r_[keep[1:], False]  # it also ends where a row was left out
         into = into or Builder(str(path))
         into.expect(count, count + int(last[keep].sum()))
@@ -100,7 +113,7 @@ def load_hdf5(
             into.add(
                 Dataset.of_rows(
                     obs, next_obs, ahead and ahead[1][:1], action=action, reward=reward, terminated=terminals[kept],
-                    last=last[kept],
+                    last=last[kept], log_prob=None if log_prob is None else log_prob[kept],
                 )
             )  # fmt: skip
     finite.require(str(path))
@@ -179,6 +192,7 @@ D4RL_KEYS = {
     "rewards": (1, 2),
     **dict.fromkeys((*TERMINAL, *CUT, *END), (1, 2)),
     "next_observations": (2, 1, 4),
+    LOG_PROB: (1, 2),
 }
 """Columns of a D4RL file, and the numbers of axes each may have."""
 

@@ -20,7 +20,7 @@ from offlinerl.util.trees import Tree, first_leaf, observed_in_words, tree_leave
 if TYPE_CHECKING:
     from offlinerl.data.registry import Entry
 
-COLUMNS = ("observations", "at", "next_at", "action", "reward", "terminated", "last")
+COLUMNS = ("observations", "at", "next_at", "action", "reward", "terminated", "last", "log_prob")
 ABOUT = "dataset.json"
 """What a folder of columns holds besides them."""
 
@@ -41,6 +41,8 @@ class Dataset:
         name: what it was loaded as.
         provenance: where the rows come from, and what was done to them.
         entry: the task that it was loaded with, if it was by ``offlinerl.data.load.load``.
+        log_prob: ``[rows]`` float32, the logarithm of the probability with which what acted took this action, or of its
+            density in the action's own units; None where that is not known.
     """
 
     observations: Tree
@@ -53,6 +55,7 @@ class Dataset:
     name: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
     entry: Entry | None = field(default=None, repr=False)
+    log_prob: np.ndarray | None = None
 
     @classmethod
     def of_rows(cls, obs: Tree, next_obs: Tree, ahead: Tree = None, **columns: Any) -> Dataset:
@@ -116,7 +119,12 @@ class Dataset:
             return cls(**columns, name=about["name"], provenance=about["provenance"])
 
     def _columns(self) -> dict[str, Tree]:
-        return {name: column for name, column in vars(self).items() if name in COLUMNS}
+        return {name: column for name, column in vars(self).items() if name in COLUMNS and column is not None}
+
+    def _singles(self, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
+        """Some rows of the columns that have a number a row, but for the places of observations."""
+        names = ("reward", "terminated", "last", "log_prob")
+        return {name: column[rows] for name, column in self._columns().items() if name in names}
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -142,7 +150,7 @@ class Dataset:
         if step != 1 or begin >= end:
             raise ValueError("a slice of a dataset has at least one row, and all that lie between its first and last")
         first, final = self.at[begin], max(self.at[end - 1], self.next_at[end - 1]) + 1
-        columns = {name: getattr(self, name)[begin:end] for name in ("action", "reward", "terminated", "last")}
+        columns = dict(self._singles(slice(begin, end)), action=self.action[begin:end])
         columns["last"] = np.r_[columns["last"][:-1], True]
         return replace(
             self, observations=tree_map(lambda leaf: leaf[first:final], self.observations),
@@ -151,7 +159,8 @@ class Dataset:
 
     def to_pandas(self, next_obs: bool = False) -> Any:
         """A frame of pandas, a row a transition: ``obs_0`` and so on, ``action_0``, ``reward``, ``terminated``,
-        ``truncated``, ``episode`` and ``step``; of observations with parts ``obs_NAME_0``. ``load_dataset`` reads it.
+        ``truncated``, ``episode`` and ``step``, and ``log_prob`` if it has them; of observations with parts
+        ``obs_NAME_0``. ``load_dataset`` reads it.
 
         Args:
             next_obs: also ``next_obs_0`` and so on, without which the last step of an episode that was cut off has no
@@ -175,6 +184,8 @@ class Dataset:
             for path, leaf in tree_leaves(tree):
                 add(f"{name}_{path}" if path else name, leaf)
         add("action", self.action)
+        if self.log_prob is not None:
+            columns["log_prob"] = self.log_prob
         numbers = np.arange(len(self.episode_starts))
         steps = np.arange(len(self)) - np.repeat(self.episode_starts, self.episode_lengths)
         return pandas.DataFrame(columns | dict(
@@ -221,14 +232,13 @@ class Dataset:
             return replace(
                 self, observations=tree_map(of_obs, self.observations), action=of_rows(self.action),
                 at=of_rows(self.at, less=less), next_at=of_rows(self.next_at, less=less),
-                **{name: getattr(self, name)[rows] for name in ("reward", "terminated", "last")},
+                **self._singles(rows),
             )  # fmt: skip
         kept = np.repeat(wanted, np.diff(places))
         moved = kept.cumsum() - 1  # where an observation is now
-        columns = {name: getattr(self, name)[rows] for name in ("action", "reward", "terminated", "last")}
         return replace(
             self, observations=tree_map(lambda leaf: leaf[kept], self.observations), at=moved[self.at[rows]],
-            next_at=moved[self.next_at[rows]], **columns,
+            next_at=moved[self.next_at[rows]], action=self.action[rows], **self._singles(rows),
         )  # fmt: skip
 
     def best(self, share: float) -> Dataset:

@@ -71,6 +71,7 @@ def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str
         ("observations", "; ".join(_part(path, leaf) for path, leaf in tree_leaves(dataset.observations))),
         ("actions", _actions(dataset)),
         ("rewards", _rewards(dataset.reward)),
+        *([] if dataset.log_prob is None else [("log_prob", f"of the behaviour, {_spread(dataset.log_prob)}")]),
         ("size", f"{dataset.nbytes / 1e6:,.1f} MB in memory"),
     ]
     origin = str(facts.get("format", "unknown"))
@@ -86,6 +87,8 @@ def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str
         lines.append(("columns", in_words(facts["columns"])))
     if facts.get("left_out"):
         lines.append(("left out", f"{', '.join(facts['left_out'])}, which --obs-keys would add"))
+    if "log_prob" in facts:
+        lines.append(("log_prob", facts["log_prob"]))
     if entry is not None:
         lines.append(("environment", entry.env_id or "not named"))
         lines.append(("score", unit_of(entry.score_kind)))

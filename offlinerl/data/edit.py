@@ -34,7 +34,10 @@ def merge(parts: Sequence[Dataset], name: str = "merged") -> Dataset:
     facts = _made("merged", {}, parts) | common | dict(action_dtype=str(np.result_type(*dtypes)))
     tasks = [part.entry and (part.entry.env, part.entry.score, part.entry.reward) for part in parts]
     entry = parts[0].entry if all(task == tasks[0] for task in tasks) else None
-    return replace(concatenate(parts, name), name=name, provenance=facts, entry=entry)
+    merged = concatenate(parts, name)
+    if merged.log_prob is None and any(part.log_prob is not None for part in parts):
+        facts["log_prob"] = merged.provenance["log_prob"]
+    return replace(merged, name=name, provenance=facts, entry=entry)
 
 
 def split(data: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Dataset]:

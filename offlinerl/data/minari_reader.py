@@ -15,7 +15,16 @@ import h5py
 import numpy as np
 
 from offlinerl.data.builder import Builder
-from offlinerl.data.columns import as_flags, as_observations, checked_actions, open_hdf5, require_finite, single
+from offlinerl.data.columns import (
+    LOG_PROB,
+    as_flags,
+    as_observations,
+    checked_actions,
+    open_hdf5,
+    require_finite,
+    single,
+    usable_log_prob,
+)
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.registry import minari_metadata, minari_root
@@ -54,7 +63,7 @@ def load_minari(
     mismatch = UserError(f"{name}: metadata.json promises {rows} steps, its episodes have another number of them")
     episodes = itertools.islice(minari_episodes(folder, obs_keys), int(metadata["total_episodes"]))  # it may grow
     action_space = spaces.from_json(json.loads(metadata.get("action_space", "{}")))
-    for number, (shown, actions, rewards, terminations) in enumerate(episodes):
+    for number, (shown, actions, rewards, terminations, log_prob) in enumerate(episodes):
         steps = len(rewards)
         if not steps:
             continue
@@ -73,6 +82,7 @@ def load_minari(
             tree_map(as_observations, shown), at, at + 1,
             checked_actions(actions, action_space, place).astype(np.float32, copy=False),
             rewards.astype(np.float32), terminations, last,
+            log_prob=None if log_prob is None else usable_log_prob(log_prob, steps),
         ))  # fmt: skip
     if not into.rows or into.rows < rows:
         raise mismatch
@@ -128,14 +138,15 @@ def _has_jpeg(metadata: Mapping[str, Any]) -> bool:
 
 
 _Parts = Mapping[str, gymnasium.Space | None]
-_Raw = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]
+_Raw = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 
 
 def minari_episodes(
     folder: Path, obs_keys: Sequence[str] | None = None
-) -> Iterator[tuple[Tree, np.ndarray, np.ndarray, np.ndarray]]:
-    """Observations as agents see them, a tree of ``[T + 1, ...]``, actions ``[T, A]``, rewards ``[T]`` and terminations
-    ``[T]`` of each episode of a Minari dataset or of an unfinished collection, given by its folder.
+) -> Iterator[tuple[Tree, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Observations as agents see them, a tree of ``[T + 1, ...]``, actions ``[T, A]``, rewards ``[T]``, terminations
+    ``[T]``, and the behaviour's log-probabilities or None, of each episode of a Minari dataset or of an unfinished
+    collection, given by its folder.
 
     Raises:
         UserError: it cannot be read, or holds flags or choices that mean nothing.
@@ -150,19 +161,19 @@ def minari_episodes(
         episodes = _hdf5_episodes(folder / "main_data.hdf5", int(metadata["total_episodes"]), parts)
     else:
         episodes = _other_episodes(folder, metadata, parts)
-    for number, (columns, actions, rewards, terminations) in enumerate(episodes):
+    for number, (columns, actions, rewards, terminations, log_prob) in enumerate(episodes):
         place = f"{metadata['dataset_id']}, episode {number}"
         rewards = single(rewards, f"{place}: rewards")
         terminations = as_flags(terminations, f"{place}: terminations")
         try:
-            yield spaces.observe(parts, columns), actions, rewards, terminations
+            yield spaces.observe(parts, columns), actions, rewards, terminations, log_prob
         except spaces.Misfit as misfit:
             raise UserError(f"{place}: observation {misfit.row} {misfit.what}; repair or remove it") from misfit
 
 
 def _hdf5_episodes(path: Path, count: int, parts: _Parts) -> Iterator[_Raw]:
-    """Observations by part, actions, rewards and terminations of each episode. h5py's low level is what makes many
-    short episodes load in a second rather than in seven."""
+    """Observations by part, actions, rewards, terminations and log-probabilities of each episode. h5py's low
+    level is what makes many short episodes load in a second rather than in seven."""
     with open_hdf5(path) as file:
         _shrink_cache(file)
         types: dict[bytes, tuple[np.dtype, h5py.h5t.TypeID]] = {}  # of columns, slow to find out
@@ -180,10 +191,12 @@ def _hdf5_episodes(path: Path, count: int, parts: _Parts) -> Iterator[_Raw]:
         try:
             if isinstance(file["episode_0/actions"], h5py.Group):
                 raise UserError(f"{path}: actions made of several parts are not supported")
+            logged = f"episode_0/{LOG_PROB}" in file
             for number in range(count):
                 group = h5py.h5g.open(file.id, f"episode_{number}".encode())
+                log_prob = read(group, LOG_PROB) if logged and LOG_PROB.encode() in group else None
                 observations = [read(group, f"observations/{part}".rstrip("/")) for part in parts]
-                yield observations, *(read(group, name) for name in ("actions", "rewards", "terminations"))
+                yield observations, *(read(group, name) for name in ("actions", "rewards", "terminations")), log_prob
         except (KeyError, OSError) as error:
             raise UserError(f"{path}: an episode cannot be read ({error}); get the dataset again") from error
 
@@ -218,7 +231,8 @@ def _is_journal(metadata: Mapping[str, Any]) -> bool:
 def _columns(episodes: Iterable[Any], parts: _Parts) -> Iterator[_Raw]:
     for episode in episodes:
         columns = [np.asarray(spaces.child(episode.observations, part)) for part in parts]
-        yield columns, np.asarray(episode.actions), episode.rewards, episode.terminations
+        log_prob = (episode.infos or {}).get(LOG_PROB.partition("/")[2])
+        yield columns, np.asarray(episode.actions), episode.rewards, episode.terminations, log_prob
 
 
 def _parts(metadata: Mapping[str, Any], obs_keys: Sequence[str] | None) -> dict[str, gymnasium.Space | None]:

@@ -62,6 +62,7 @@ def robomimic_episodes(path: Path, obs_keys: Sequence[str] | None = None, subset
                 next_obs=seen("next_obs") if "next_obs" in group else None,
                 place=demo,
                 row=row,
+                log_prob=group["log_prob"][()] if "log_prob" in group else None,
             )
             row += len(action)
 

@@ -27,6 +27,7 @@ USUAL: dict[str, tuple[str, ...]] = dict(
     terminated=(*TERMINAL, "dones", "done"),
     truncated=CUT,
     last=END,
+    log_prob=("log_prob", "log_probs", "action_log_prob", "action_log_probs"),
     next_obs=("next_observations", "next_observation", "next_obs", "next_obs[._]*", "next_state[._]*"),
 )
 """What columns are taken for where nothing says so, the first name or pattern that the table has."""
@@ -129,6 +130,7 @@ def _episodes(
         return as_flags(column, f"{where}: {field}")
 
     obs, next_obs, action = parts("obs"), parts("next_obs"), numbers(chosen["action"])
+    log_prob = single(numbers(chosen["log_prob"]), f"{where}: log_prob") if "log_prob" in chosen else None
     reward = numbers(chosen["reward"]) if "reward" in chosen else np.zeros(rows, np.float32)
     terminated, cut = flags("terminated"), flags("truncated") | flags("last")
     order, change = np.arange(rows), np.zeros(rows, bool)
@@ -161,25 +163,29 @@ def _episodes(
             return tree and observed({key: part[at] for key, part in tree.items()}, obs_keys, where)
 
         row = int(at[0])
-        yield _steps(seen(obs), action[at], reward[at], terminated[at], seen(next_obs), f"episode {place}", row)
+        logs = None if log_prob is None else log_prob[at]
+        steps = Steps(seen(obs), action[at], reward[at], terminated[at], seen(next_obs), f"episode {place}", row, logs)
+        yield _without_end(steps)
 
 
-def _steps(
-    obs: Tree, action: np.ndarray, reward: np.ndarray, terminated: np.ndarray, next_obs: Tree, place: str, row: int
-) -> Steps:
+def _without_end(steps: Steps) -> Steps:
     """An episode; the last of its rows, if it has no action, is where the last step led to."""
-    if _lacking(action)[-1]:
-        if np.nan_to_num(reward[-1]) != 0:
-            raise UserError(
-                f"{place}: its last row has no action, and yet a reward: a reward belongs into the row of the action"
-                " that earned it; move the rewards up by a row"
-            )
-        ended, terminated = terminated[-1], terminated[:-1].copy()
-        terminated[-1:] |= ended
-        if next_obs is not None:
-            obs, next_obs = (tree_map(lambda leaf: leaf[:-1], tree) for tree in (obs, next_obs))
-        action, reward = action[:-1], reward[:-1]
-    return Steps(obs, action, reward, terminated, next_obs, place, row)
+    obs, action, reward, terminated, next_obs, place, _, log_prob = steps
+    if not _lacking(action)[-1]:
+        return steps
+    if np.nan_to_num(reward[-1]) != 0:
+        raise UserError(
+            f"{place}: its last row has no action, and yet a reward: a reward belongs into the row of the action"
+            " that earned it; move the rewards up by a row"
+        )
+    ended, terminated = terminated[-1], terminated[:-1].copy()
+    terminated[-1:] |= ended
+    if next_obs is not None:
+        obs, next_obs = (tree_map(lambda leaf: leaf[:-1], tree) for tree in (obs, next_obs))
+    log_prob = None if log_prob is None else log_prob[:-1]
+    return steps._replace(
+        obs=obs, action=action[:-1], reward=reward[:-1], terminated=terminated, next_obs=next_obs, log_prob=log_prob
+    )
 
 
 def _given(ids: np.ndarray, where: str) -> np.ndarray:

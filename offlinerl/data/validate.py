@@ -97,7 +97,7 @@ def _d4rl_columns(path: Path, entry: Entry) -> _Columns | Finding:
 def _minari_columns(path: Path, entry: Entry) -> _Columns | Finding:
     """Rows of all episodes one after another; unequal lengths are found on the way."""
     episodes, at = [], 0
-    for number, (obs, action, reward, terminated) in enumerate(minari_reader.minari_episodes(path, entry.obs_keys)):
+    for number, (obs, action, reward, terminated, _) in enumerate(minari_reader.minari_episodes(path, entry.obs_keys)):
         steps = len(reward)
         if {*(len(leaf) - 1 for _, leaf in tree_leaves(obs)), len(action), len(terminated)} != {steps}:
             message = (

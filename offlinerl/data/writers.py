@@ -65,6 +65,8 @@ def write_robomimic(data: Dataset, file: Path, overwrite: bool = False, env_id: 
             columns = dict(
                 actions=action[rows], rewards=data.reward[rows], dones=data.terminated[rows].astype(np.int64)
             )
+            if data.log_prob is not None:
+                columns["log_prob"] = data.log_prob[rows]
             for path, leaf in tree_leaves(data.observations):
                 key = path.replace("/", ".") or "flat"
                 columns |= {f"obs/{key}": leaf[data.at[rows]], f"next_obs/{key}": leaf[data.next_at[rows]]}

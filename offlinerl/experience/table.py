@@ -185,7 +185,8 @@ class Table(Rows):
             require_shapes(dataset, agent.spec, stack)
             images = dataset.observations
             latents = [agent.kept(np.asarray(images[i : i + ENCODED])) for i in range(0, len(images), ENCODED)]
-            others = {name: np.asarray(getattr(dataset, name)) for name in COLUMNS if name != "observations"}
+            columns = {name: getattr(dataset, name) for name in COLUMNS if name != "observations"}
+            others = {name: np.asarray(column) for name, column in columns.items() if column is not None}
             dataset = replace(dataset, observations=np.concatenate(latents), **others)
         table = cls(dataset, agent.kept_spec, agent.gamma, agent.n_step, agent.device, stack)
         table.next_actions = agent.next_actions
