@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shlex
 import signal
 import time
 from types import SimpleNamespace
@@ -134,7 +135,7 @@ def test_sigterm_at_delicate_moments(kind, moment, here, capsys, monkeypatch):
         capsys.readouterr()
         assert fit(*argv, "--out", folder) == 143
     (line,) = capsys.readouterr().err.splitlines()
-    assert "interrupted" in line and f"offlinerl fit --resume {folder}" in line
+    assert "interrupted" in line and f"offlinerl fit --resume {shlex.quote(str(folder))}" in line
     assert fit("--resume", folder) == 0
     assert same(folder, whole)
 
