@@ -186,9 +186,11 @@ def select(args: argparse.Namespace) -> None:
     from offlinerl.data import registry
     from offlinerl.util.folder import find_checkpoint
 
-    fitted = given(args, "dataset", "updates", "critics", "gamma")
+    fitted = given(args, "by", "dataset", "updates", "critics", "gamma")
     if args.episodes is not None and fitted:
         raise WrongUsage(f"--{min(fitted)} is of an evaluation on a dataset: leave it out, or --episodes")
+    if args.by == "wis" and (useless := given(args, "updates", "critics")):
+        raise WrongUsage(f"--{min(useless)} is of fitted Q evaluation: leave it out, or --by wis")
     for run in args.runs:
         find_checkpoint(run)
     if args.dataset is not None:
@@ -550,8 +552,13 @@ def parser() -> argparse.ArgumentParser:
     p = command("select", select, "rank the policies of runs on their dataset, or by a few episodes")
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or checkpoints, of one task")
     how = p.add_mutually_exclusive_group()
-    how.add_argument("--offline", action="store_true", help="by fitted Q evaluation on the dataset, as by default")
+    how.add_argument("--offline", action="store_true", help="on the dataset, as by default")
     how.add_argument("--episodes", type=count, metavar="N", help="act instead: episodes of all policies together")
+    p.add_argument(
+        "--by", choices=("fqe", "wis", "dr"),
+        help="fitted Q evaluation; or with the behaviour's log_prob weighted importance sampling, or doubly robust"
+        " (default: fqe)",
+    )  # fmt: skip
     p.add_argument("--dataset", metavar="NAME", help="to evaluate on (default: what the first run learned from)")
     p.add_argument("--updates", type=count, metavar="N", help="gradient steps of every evaluation (default: 10000)")
     p.add_argument("--critics", type=count, metavar="N", help="whose spread is the interval (default: 5)")

@@ -70,3 +70,6 @@ class AWAC(Agent):
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
         return self.to_env(self.actor.act(obs, self.exploring(obs) if explore else None))
+
+    def log_prob(self, obs: Tensor, action: Tensor, explore: bool = False) -> Tensor:
+        return self.clipped_normal(action, self.actor.mean(obs), self.actor.std())

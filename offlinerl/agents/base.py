@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 import offlinerl
-from offlinerl.learning import augmentation
+from offlinerl.learning import augmentation, densities
 from offlinerl.learning.compile import Step, capture, signature
 from offlinerl.learning.optim import Adam, clip_norm
 from offlinerl.learning.parallel import mean_over_processes, reduce_over_processes
@@ -179,6 +179,19 @@ class Agent(L.LightningModule, ABC):
         """The random numbers of one update; none by default."""
         return {}
 
+    def log_prob(self, obs: Tree, action: Tensor, explore: bool = False) -> Tensor | None:
+        """Logarithms of the probabilities of discrete actions, or of the densities of vectors in the environment's
+        units, ``[S, E, O], [S, E, A] -> [S, E]`` float64; see ``offlinerl.learning.densities``. By default it is not
+        known.
+
+        Args:
+            obs: what was acted on.
+            action: as ``act`` returns them, within the bounds.
+            explore: of what ``act`` draws to explore; else of the policy itself, which is a distribution here whether
+                or not ``act`` takes its likeliest action. None where the policy is a function.
+        """
+        return None
+
     def phase(self) -> int:
         """Which of the kinds of update is next; its index within ``period`` by default."""
         return self.updates % self.period
@@ -322,6 +335,15 @@ class Agent(L.LightningModule, ABC):
     def to_env(self, action: Tensor) -> Tensor:
         """From units of [-1, 1] to the environment's bounds."""
         return self.action_mid + self.action_half * action
+
+    def clipped_normal(self, action: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """``log_prob`` of a Normal in units of [-1, 1] whose samples are clipped: actions ``[S, E, A] -> [S, E]``."""
+        return densities.clipped_normal(action, self.to_env(mean), self.action_half * std, *self.bounds)
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The least and the greatest action, ``[A]`` each, in the environment's units."""
+        return self.action_mid - self.action_half, self.action_mid + self.action_half
 
     def member(self, seed: int | None = None, **values: float) -> int:
         """Which slice of the leading axis has this seed and these values; the first one that does.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from offlinerl.agents.base import Agent, Config, Noise, setting
-from offlinerl.learning import losses
+from offlinerl.learning import densities, losses
 from offlinerl.learning.exploration import epsilon_greedy, linear
 from offlinerl.nn.critics import ActionValues
 from offlinerl.nn.layers import soft_update
@@ -70,6 +70,13 @@ class DQN(Agent):
         greedy = self.q(obs).argmax(-1, keepdim=True).float()  # [S, E, 1]
         if not explore:
             return greedy
+        return epsilon_greedy(greedy, self.share_of_random(), self.spec.num_actions, self.exploring(obs))
+
+    def share_of_random(self) -> float:
+        """Epsilon, as it is now."""
         config = self.config
-        epsilon = linear(config.epsilon, config.final_epsilon, config.epsilon_steps, self.steps)
-        return epsilon_greedy(greedy, epsilon, self.spec.num_actions, self.exploring(obs))
+        return linear(config.epsilon, config.final_epsilon, config.epsilon_steps, self.steps)
+
+    def log_prob(self, obs: Tensor, action: Tensor, explore: bool = False) -> Tensor:
+        epsilon = self.share_of_random() if explore else 0.0
+        return densities.epsilon_greedy(action, self.act(obs), epsilon, self.spec.num_actions)

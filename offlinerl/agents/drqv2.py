@@ -114,6 +114,11 @@ class DrQv2(Agent):
             action = (action + self.scheduled_sigma() * noise).clamp(-1, 1)
         return self.to_env(action)
 
+    def log_prob(self, obs: Tensor, action: Tensor, explore: bool = False) -> Tensor | None:
+        if not explore or not (sigma := self.scheduled_sigma()):
+            return None
+        return self.clipped_normal(action, self.actor(self.encode(obs)), action.new_tensor(sigma))
+
 
 def noisy(action: Tensor, noise: Tensor) -> Tensor:
     """Actions with noise, within their bounds; the gradient goes through as if nothing had been cut off, as in the

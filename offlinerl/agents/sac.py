@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from offlinerl.agents.base import Agent, Config, Noise, setting
-from offlinerl.learning import losses
+from offlinerl.learning import densities, losses
 from offlinerl.nn.actors import SquashedGaussianActor
 from offlinerl.nn.critics import Critic
 from offlinerl.nn.layers import soft_update, uniform
@@ -92,3 +92,6 @@ class SAC(Agent):
         if explore:
             mean = mean + std * self.exploring(obs).normal(mean.shape[2:]).to(mean.device)
         return self.to_env(torch.tanh(mean))
+
+    def log_prob(self, obs: Tensor, action: Tensor, explore: bool = False) -> Tensor:
+        return densities.squashed_normal(action, *self.actor.mean_and_std(obs), *self.bounds)

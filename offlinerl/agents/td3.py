@@ -13,7 +13,7 @@ from torch import Tensor
 
 from offlinerl.agents.base import Agent, Config, Noise, setting
 from offlinerl.learning import losses
-from offlinerl.learning.exploration import exploration_of
+from offlinerl.learning.exploration import Gaussian, exploration_of
 from offlinerl.nn.actors import DeterministicActor
 from offlinerl.nn.critics import Critic
 from offlinerl.nn.layers import Init, soft_update, uniform
@@ -128,6 +128,11 @@ class TD3(Agent):
         if explore:
             return self.to_env(self.exploration.act(self.actor, obs, self.exploring(obs)))
         return self.to_env(self.actor(obs))
+
+    def log_prob(self, obs: Tensor, action: Tensor, explore: bool = False) -> Tensor | None:
+        if not explore or not isinstance(self.exploration, Gaussian) or not self.exploration.sigma:
+            return None
+        return self.clipped_normal(action, self.actor(obs), action.new_tensor(self.exploration.sigma))
 
     def explore_in(self, lanes: Sequence[int]) -> None:
         super().explore_in(lanes)

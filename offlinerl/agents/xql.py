@@ -112,3 +112,6 @@ class XQL(Agent):
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
         return self.to_env(self.actor.act(obs, self.exploring(obs) if explore else None))
+
+    def log_prob(self, obs: Tensor, action: Tensor, explore: bool = False) -> Tensor:
+        return self.clipped_normal(action, self.actor.mean(obs), self.actor.std())

@@ -73,10 +73,7 @@ class FQE(Agent):
         with torch.no_grad():
             next_q = self.expected(self.target, batch.next_obs, batch.next_action)  # [S, B]
             target = batch.reward / self.config.scale + batch.discount * next_q  # [S, B]
-        if self.spec.num_actions:
-            q = self.critic(batch.obs).gather(-1, batch.action.long()).squeeze(-1)  # [S, B]
-        else:
-            q = self.expected(self.critic, batch.obs, batch.action)
+        q = self.q(batch.obs, batch.action)
         loss = self.descend("critic", losses.squared(target - q))
         soft_update(self.target, self.critic, self.config.tau)
         return dict(critic_loss=loss, q=self.config.scale * q.detach().mean(-1))
@@ -87,6 +84,12 @@ class FQE(Agent):
         if self.spec.num_actions:
             return (critic(obs) * action).sum(-1)
         return critic(obs, action).squeeze(1)
+
+    def q(self, obs: Tree, action: Tensor) -> Tensor:
+        """Q of actions ``[S, B, A]``, of discrete ones by their numbers, ``[S, B]`` in units of ``scale``."""
+        if self.spec.num_actions:
+            return self.critic(obs).gather(-1, action.long()).squeeze(-1)
+        return self.expected(self.critic, obs, action)
 
     @torch.no_grad()
     def value(self, obs: Tree, action: Tensor) -> Tensor:
@@ -146,7 +149,7 @@ class Resampled(OfflineData):
         return self.table.transitions(rows.transpose(0, 1))
 
 
-def fitted_q_evaluation(
+def fit_q(
     choice: Choice,
     data: Dataset,
     spec: Spec,
@@ -159,14 +162,9 @@ def fitted_q_evaluation(
     stack: int = 1,
     progress: Callable[[int], None] | None = None,
     **settings: Any,
-) -> Estimate:
-    """The expected discounted return of a policy, from a dataset of others: the mean of ``Q(s, pi(s))`` over the first
-    observations of its episodes.
-
-    Every critic has its own initial weights and its own resample of the episodes, for learning and for the mean, so
-    that the interval is that of a bootstrap (Efron & Tibshirani, 1993; Hao et al., Bootstrapping fitted Q-evaluation
-    for off-policy inference, ICML 2021). It does not show what all critics have in common: a dataset that never does
-    what the policy does.
+) -> tuple[FQE, Followed, Resampled]:
+    """The critics of fitted Q evaluation, with the rows that they learned from and how each drew them. Every one has
+    its own initial weights and its own resample of the episodes.
 
     Args:
         choice: the policy.
@@ -200,6 +198,21 @@ def fitted_q_evaluation(
         agent.learn(block)  # type: ignore[arg-type]  # of transitions, as the table's are
         if progress:
             progress(len(block.reward))
+    return agent, table, source
+
+
+def fitted_q_evaluation(choice: Choice, data: Dataset, spec: Spec, **fitting: Any) -> Estimate:
+    """The expected discounted return of a policy, from a dataset of others: the mean of ``Q(s, pi(s))`` over the first
+    observations of its episodes.
+
+    Every critic has its own resample of the episodes, for learning and for the mean, so that the interval is that of a
+    bootstrap (Efron & Tibshirani, 1993; Hao et al., Bootstrapping fitted Q-evaluation for off-policy inference, ICML
+    2021). It does not show what all critics have in common: a dataset that never does what the policy does.
+
+    The arguments, and what is raised, are those of ``fit_q``.
+    """
+    agent, table, source = fit_q(choice, data, spec, **fitting)
+    critics = len(agent.seeds)
     totals = torch.zeros(critics, device=table.starts.device)
     for rows, action, times in zip(
         table.starts.split(ROWS_ACTED_ON), table.first.split(ROWS_ACTED_ON), source.times.split(ROWS_ACTED_ON, 1),
@@ -219,22 +232,28 @@ def typical_return(data: Dataset, gamma: float) -> float:
     return float(np.sqrt(np.square(returns).mean())) or 1.0
 
 
+def in_unit_of(agent: Agent) -> Callable[[Tensor], Tensor]:
+    """From the environment's actions to units of [-1, 1], within which they are clipped."""
+    spec = agent.spec
+    middle, half = (torch.from_numpy(x).to(agent.device) for x in (spec.action_mid, spec.action_half))
+    half = torch.where(half > 0, half, 1.0)
+    return lambda action: ((action - middle) / half).clamp(-1, 1)
+
+
 def choice_of(agent: Agent) -> Choice:
     """The first seed's policy of an agent, without exploration, as fitted Q evaluation follows it.
 
     Raises:
         UserError: it acts by what it remembers, which no action value of observations knows of.
     """
-    spec = agent.spec
-    middle, half = (torch.from_numpy(x).to(agent.device) for x in (spec.action_mid, spec.action_half))
-    half = torch.where(half > 0, half, 1.0)
+    spec, in_unit = agent.spec, in_unit_of(agent)
 
     @torch.no_grad()
     def choose(obs: Tree) -> Tensor:
         action = agent.act(tree_map(lambda x: x.unsqueeze(0), obs))[0]  # [B, A]
         if spec.num_actions:
             return torch.nn.functional.one_hot(action[:, 0].long(), spec.num_actions).float()
-        return ((action - middle) / half).clamp(-1, 1)
+        return in_unit(action)
 
     g = torch.Generator().manual_seed(0)
     parts = {

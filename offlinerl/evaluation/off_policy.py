@@ -46,6 +46,7 @@ def importance_sampling(
     behavior: np.ndarray,
     gamma: float,
     *,
+    log: bool = False,
     weighted: bool = False,
     draws: int = 2_000,
     seed: int = 0,
@@ -60,6 +61,7 @@ def importance_sampling(
         target: probabilities, or densities, of the data's actions under the target policy, ``[rows]``.
         behavior: and under the behaviour, ``[rows]``, above 0.
         gamma: discount factor of a step.
+        log: whether these are their logarithms instead.
         weighted: divide the weights of a step by their mean over the episodes.
         draws: resamples of the episodes for the percentile bootstrap interval (Efron & Tibshirani, 1993, section 13.3).
         seed: of the resamples.
@@ -67,7 +69,7 @@ def importance_sampling(
     Raises:
         UserError: the arrays do not fit the data, or are no probabilities.
     """
-    log_rho = _log_weights(data, target, behavior)
+    log_rho = _log_weights(data, target, behavior, log)
     reward = _discounted(_padded(data, data.reward, 0.0), gamma)
     return _estimated([(log_rho, reward)], log_rho[:, -1], weighted, draws, seed)
 
@@ -81,6 +83,7 @@ def doubly_robust(
     gamma: float,
     *,
     final_V: np.ndarray | None = None,
+    log: bool = False,
     weighted: bool = False,
     draws: int = 2_000,
     seed: int = 0,
@@ -102,6 +105,7 @@ def doubly_robust(
         gamma: see there.
         final_V: V of the last successor of every episode, ``[n]``, which stands for what episodes that were truncated
             had still to earn; it is not used where they terminated. By default nothing stands for it.
+        log: see there.
         weighted: see there.
         draws: see there.
         seed: see there.
@@ -110,7 +114,7 @@ def doubly_robust(
         UserError: see there.
     """
     _require_rows(data, Q=Q, V=V)
-    log_rho = _log_weights(data, target, behavior)
+    log_rho = _log_weights(data, target, behavior, log)
     n, lengths = len(log_rho), data.episode_lengths
     log_before = np.c_[np.zeros(n), log_rho]  # [n, T + 1]
     unexplained = _padded(data, data.reward - np.asarray(Q, np.float64), 0.0)
@@ -122,16 +126,22 @@ def doubly_robust(
     return _estimated(terms, log_rho[:, -1], weighted, draws, seed)
 
 
-def _log_weights(data: Dataset, target: np.ndarray, behavior: np.ndarray) -> np.ndarray:
+def _log_weights(data: Dataset, target: np.ndarray, behavior: np.ndarray, log: bool) -> np.ndarray:
     """``log rho``, ``[n, T]``; a product of hundreds of ratios may be no number of 64 bits."""
     _require_rows(data, target=target, behavior=behavior)
     target, behavior = np.asarray(target, np.float64), np.asarray(behavior, np.float64)
-    if not ((target >= 0) & np.isfinite(target)).all():
+    if not log:
+        if not (target >= 0).all():
+            raise UserError("the target's probabilities must be finite and at least 0")
+        if not (behavior > 0).all():
+            raise UserError("the behaviour's probabilities must be finite and above 0, for it took these actions")
+        with np.errstate(divide="ignore"):  # what the target never does has the logarithm -inf
+            target, behavior = np.log(target), np.log(behavior)
+    if not (target < np.inf).all():
         raise UserError("the target's probabilities must be finite and at least 0")
-    if not ((behavior > 0) & np.isfinite(behavior)).all():
+    if not np.isfinite(behavior).all():
         raise UserError("the behaviour's probabilities must be finite and above 0, for it took these actions")
-    with np.errstate(divide="ignore"):  # what the target never does has the logarithm -inf
-        return _padded(data, np.log(target) - np.log(behavior), 0.0).cumsum(-1)
+    return _padded(data, target - behavior, 0.0).cumsum(-1)
 
 
 def _require_rows(data: Dataset, **columns: np.ndarray) -> None:

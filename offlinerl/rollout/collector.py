@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from offlinerl.agents.base import Agent
+from offlinerl.data.columns import LOG_PROB
 from offlinerl.data.episode import Episode
 from offlinerl.envs.make import Pool, native_action
 from offlinerl.envs.pixels import newest
@@ -88,10 +89,11 @@ class Collector:
             random: act at random instead; the policy's ``begin`` is called all the same.
         """
         self._begin(policy)
-        step = self.loop.step(self.uniform if random else policy, explore=True)
+        step = self.loop.step(self.uniform if random else policy, explore=True, log_prob=self.on_episode is not None)
         for i, (obs, reward, terminated, truncated, _) in step.answers.items():
             s, e = self.loop.lane(i)
             self.recordings[i].append(step.applied[s, e], newest(obs, self.pool.stack), reward, terminated, truncated)
+            self.recordings[i].log_probs.append(np.nan if step.log_prob is None else float(step.log_prob[s, e]))
             if terminated or truncated:
                 self._finish(i)
         action = step.action if self.spec.num_actions else self.spec.in_unit(step.action)
@@ -136,11 +138,13 @@ class Collector:
     def state_dict(self) -> dict[str, Any]:
         """Where every environment stands, as the number of its episode and the actions taken in it."""
         actions = [self.recordings[i].actions if i in self.recordings else [] for i in range(self.began.size)]
+        log_probs = [self.recordings[i].log_probs if i in self.recordings else [] for i in range(self.began.size)]
         return dict(
             episodes=torch.from_numpy(self.episodes.copy()),
             began=torch.from_numpy(self.began),
             obs=tree_map(lambda x: torch.from_numpy(x.copy()), self.loop.obs),
             actions=[torch.from_numpy(np.array(of_episode, np.float32)) for of_episode in actions],
+            log_probs=[torch.tensor(of_episode, dtype=torch.float64) for of_episode in log_probs],
             warm_up=self.uniform.streams.state_dict(),
             returns=[list(recent) for recent in self.returns],
             lengths=[list(recent) for recent in self.lengths],
@@ -165,6 +169,9 @@ class Collector:
                 recording.append(action, newest(obs, self.pool.stack), *outcome)
                 if recording.terminations[-1] or recording.truncations[-1]:
                     break
+            unknown = [np.nan] * len(recording.actions)  # in the checkpoints of older versions
+            known = state["log_probs"][i].tolist() if "log_probs" in state else unknown
+            recording.log_probs = known[: len(recording.actions)]
             put(loop.obs, loop.lane(i), obs)
         pairs = zip(tree_leaves(loop.obs), tree_leaves(state["obs"]), strict=True)
         differ = [(x != y.numpy()).reshape(*loop.shape, -1).any(-1) for (_, x), (_, y) in pairs]
@@ -198,6 +205,7 @@ class Recording:
         self.observations = [tree_map(np.array, first)]
         self.actions: list[np.ndarray] = []
         self.rewards: list[float] = []
+        self.log_probs: list[float] = []  # NaN where it is not known
         self.total = 0.0
         self.terminations: list[bool] = []
         self.truncations: list[bool] = []
@@ -214,11 +222,14 @@ class Recording:
         """The episode, with its actions as the environment's space has them."""
         actions = np.stack(self.actions)
         discrete = isinstance(space, gym.spaces.Discrete)
+        log_probs = np.array(self.log_probs, np.float32)
+        infos = {LOG_PROB.partition("/")[2]: log_probs} if self.log_probs and np.isfinite(log_probs).all() else {}
         return Episode(
             tree_map(lambda *leaves: np.stack(leaves), *self.observations),
             actions[:, 0].astype(space.dtype) + space.start if discrete else native_action(space, actions),
             np.array(self.rewards),
             np.array(self.terminations),
             np.array(self.truncations),
+            infos,
             seed=seed,
         )

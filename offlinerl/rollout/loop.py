@@ -29,6 +29,7 @@ class Step(NamedTuple):
     truncated: np.ndarray  # [S, E] bool
     next_obs: Tree  # [S, E, ...]  the true successor
     answers: dict[int, Answer]  # what environment s * E + e itself returned
+    log_prob: np.ndarray | None = None  # [S, E]  see Policy.log_prob; None if it was not asked for, or is not known
 
 
 class EnvironmentLoop:
@@ -82,18 +83,25 @@ class EnvironmentLoop:
         self.playing = where
         self.lanes = {i: self.lane(i) for i in np.flatnonzero(where).tolist()}
 
-    def step(self, policy: Policy, explore: bool = False) -> Step:
+    def step(self, policy: Policy, explore: bool = False, log_prob: bool = False) -> Step:
         """Let a policy act in every environment that is playing.
+
+        Args:
+            policy: acts.
+            explore: see ``Policy.act``.
+            log_prob: whether to ask for the probabilities of its actions.
 
         Raises:
             UserError: an action is not finite, or the actions are not ``[S, E, A]``; see also ``Pool.step``.
         """
         obs = self.obs
+        given = tree_map(lambda x: torch.from_numpy(x).to(policy.device), obs)
         with torch.no_grad():
-            action = policy.act(tree_map(lambda x: torch.from_numpy(x).to(policy.device), obs), explore).cpu().numpy()
+            action = policy.act(given, explore).cpu().numpy()
         self._require_sound(policy, action)
         # Out of bounds, an agent learns from the action that it chose, but the environment gets the nearest one inside.
         applied = self.pool.applied(action)
+        logs = self._log_prob(policy, given, applied, explore) if log_prob else None
         answers = self.pool.step({i: applied[lane] for i, lane in self.lanes.items()})
         next_obs, reward = tree_map(np.copy, obs), np.zeros(self.shape)
         terminated, truncated = np.zeros(self.shape, bool), np.zeros(self.shape, bool)
@@ -108,7 +116,16 @@ class EnvironmentLoop:
             receive(reward)
         if ended:
             self.play(self.playing & ~(terminated | truncated))
-        return Step(obs, action, applied, reward, terminated, truncated, next_obs, answers)
+        return Step(obs, action, applied, reward, terminated, truncated, next_obs, answers, logs)
+
+    def _log_prob(self, policy: Policy, obs: Tree, applied: np.ndarray, explore: bool) -> np.ndarray | None:
+        """What a policy says of the probabilities of its actions as they were applied, but not of rounded ones."""
+        known = getattr(policy, "log_prob", None)
+        if known is None or not (self.pool.spec.num_actions or self.pool.action_space.dtype.kind == "f"):
+            return None
+        with torch.no_grad():
+            found = known(obs, torch.from_numpy(applied).to(policy.device), explore)
+        return None if found is None else found.cpu().numpy()
 
     def lane(self, number: int) -> tuple[int, int]:
         """s and e of the pool's environment of that number."""

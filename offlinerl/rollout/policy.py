@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from offlinerl.agents.base import Agent
+from offlinerl.learning import densities
 from offlinerl.learning.exploration import epsilon_greedy
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.types import Spec
@@ -46,6 +47,18 @@ class Policy(Protocol):
     def receive(self, reward: np.ndarray) -> None:  # noqa: B027  (most do not ask)
         """The rewards ``[S, E]`` of the step that the latest actions led to, as the environment gave them. A policy
         that does not derive from this class may leave it out."""
+
+    def log_prob(self, obs: Tree, action: Tensor, explore: bool = False) -> Tensor | None:
+        """Logarithms of the probabilities, or densities in the environment's units, with which the latest call of
+        ``act`` drew these actions for these observations, ``[S, E]``; None where they are not known. A policy that does
+        not derive from this class may leave it out.
+
+        Args:
+            obs: what ``act`` was given.
+            action: ``[S, E, A]`` what it chose, within the bounds.
+            explore: as it was told.
+        """
+        return None
 
     @abstractmethod
     def act(self, obs: Tree, explore: bool = False) -> Tensor:
@@ -84,6 +97,11 @@ class Uniform(Policy):
             return (uniform * count).floor().clamp(max=count - 1)
         return self.mid + self.half * (2 * uniform - 1)
 
+    def log_prob(self, obs: Tree, action: Tensor, explore: bool = False) -> Tensor:
+        if count := self.spec.num_actions:
+            return densities.epsilon_greedy(action, action, 1.0, count)
+        return densities.uniform(action, self.mid - self.half, self.mid + self.half)
+
 
 class Noisy(Policy):
     """A policy that does not explore, with noise on its actions.
@@ -110,10 +128,18 @@ class Noisy(Policy):
         self.policy.receive(reward)
 
     def act(self, obs: Tree, explore: bool = False) -> Tensor:
-        action = self.policy.act(obs)
+        self.chosen = action = self.policy.act(obs)
         if not self.sigma:
             return action
         if self.spec.num_actions:
             return epsilon_greedy(action, self.sigma, self.spec.num_actions, self.streams)
         noise = self.sigma * self.half * self.streams.normal((self.spec.action_dim,)).to(action.device)
         return (action + noise).clamp(self.low, self.high)
+
+    def log_prob(self, obs: Tree, action: Tensor, explore: bool = False) -> Tensor | None:
+        if not self.sigma:  # an agent that does not explore takes its likeliest action, whatever its distribution
+            known = None if isinstance(self.policy, Agent) else getattr(self.policy, "log_prob", None)
+            return known and known(obs, action)
+        if count := self.spec.num_actions:
+            return densities.epsilon_greedy(action, self.chosen, self.sigma, count)
+        return densities.clipped_normal(action, self.chosen, self.sigma * self.half, self.low, self.high)

@@ -19,18 +19,25 @@ from offlinerl.evaluation.evaluate import evaluate, make_pool
 from offlinerl.evaluation.fqe import choice_of, fitted_q_evaluation
 from offlinerl.evaluation.statistics import CAUTION, confidence_bounds, next_to_play, student
 from offlinerl.evaluation.task import Task
+from offlinerl.evaluation.weighing import weighted_doubly_robust, weighted_importance_sampling
 from offlinerl.rollout.deployed import DeployedPolicy
 from offlinerl.training import config
 from offlinerl.training.request import entry_of
 from offlinerl.util.atomic import write_json
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display, between, places, shown, table
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, either
 from offlinerl.util.folder import find_checkpoint
 from offlinerl.util.settings import named, values_of
 
 SEED = 2_000_000
 """Reset seed of the first episode, far from those of training and of its evaluations."""
+
+FROM_DATA = dict(fqe="fitted Q evaluation", wis="weighted importance sampling", dr="weighted doubly robust")
+"""How policies are evaluated on a dataset."""
+
+FEW = 20
+"""Effective episodes below which weights say little."""
 
 LEAST = 2
 """Episodes to a policy below which there is nothing to share out."""
@@ -53,6 +60,7 @@ class Candidate:
 def select(
     runs: Sequence[Path],
     *,
+    by: str = "fqe",
     episodes: int | None = None,
     dataset: str | Path | Dataset | None = None,
     updates: int = 10_000,
@@ -64,8 +72,7 @@ def select(
     device: str = "auto",
     agent_class: type[Agent] | str | None = None,
 ) -> dict[str, Any]:
-    """Rank the policies of some runs, of every seed of each, by fitted Q evaluation on their dataset or by episodes in
-    their environment.
+    """Rank the policies of some runs, of every seed of each, from their dataset or by episodes in their environment.
 
     Episodes are shared out as by ``statistics.next_to_play``, between the policy that would be chosen now and the one
     that is most likely better, so that what is bad is soon left alone. The policy with the highest lower bound is the
@@ -73,6 +80,9 @@ def select(
 
     Args:
         runs: folders of runs or checkpoints, all of one task.
+        by: what tells their worth from the dataset: "fqe", fitted Q evaluation; or where the dataset has the
+            behaviour's probabilities, and the policies are distributions, "wis", weighted per-decision importance
+            sampling, or "dr", weighted doubly robust with the values of fitted Q evaluation.
         episodes: in the environment, of all policies together; None: evaluate on the dataset.
         dataset: to evaluate on instead of the first run's own: a name, a Minari id, a file, or what
             ``offlinerl.load_dataset`` returns.
@@ -87,17 +97,22 @@ def select(
 
     Returns:
         ``method``, ``tried``, how many policies were ranked, and ``policies``, the best one first: ``rank``, ``run``,
-        ``seed``, ``estimate`` and ``ci95``; by acting also ``lower_bound`` and the ``episodes`` it was given.
+        ``seed``, ``estimate`` and ``ci95``; by "wis" and "dr" also the ``effective`` number of the dataset's episodes;
+        by acting also ``lower_bound`` and the ``episodes`` it was given.
 
     Raises:
         UserError: a run cannot be read, they are of different tasks, or there is no dataset, or no environment, or too
             few episodes.
     """
     display = Display()
+    if by not in FROM_DATA:
+        raise UserError(f"there is no evaluation {by!r}: choose {either(*FROM_DATA)}")
     candidates = candidates_of(runs, device, agent_class)
     if episodes is None:
-        rows, unit = offline(candidates, dataset, updates, critics, gamma, seed, display), "discounted return"
-        method = dict(name="fqe", updates=updates, critics=critics, gamma=gamma)
+        fitting = {} if by == "wis" else dict(updates=updates, critics=critics)
+        method = dict(name=by, **fitting, gamma=gamma)
+        rows = offline(candidates, dataset, by, gamma, display, **fitting, seed=seed)
+        unit = "discounted return"
     else:
         rows, unit = by_acting(candidates, episodes, seed, display), "return"
         method = dict(name="ttei", episodes=episodes)
@@ -108,7 +123,7 @@ def select(
     show(results, display)
     if png is not None:
         estimates = np.array([row["estimate"] for row in policies if np.isfinite(row["estimate"])])
-        plots.online_performance(estimates, unit, "fitted Q evaluation" if episodes is None else "episodes", png)
+        plots.online_performance(estimates, unit, FROM_DATA[by] if episodes is None else "episodes", png)
         display.say(f"expected performance by the number of policies tried in {png}")
     if json_file is not None:
         write_json(json_file, results)
@@ -141,13 +156,13 @@ def candidates_of(runs: Sequence[Path], device: str, agent_class: type[Agent] | 
 def offline(
     candidates: Sequence[Candidate],
     dataset: str | Path | Dataset | None,
-    updates: int,
-    critics: int,
+    by: str,
     gamma: float,
-    seed: int,
     display: Display,
+    updates: int = 0,
+    **fitting: Any,
 ) -> list[dict[str, Any]]:
-    """Fitted Q evaluation of every candidate on one dataset, with rewards as they are stored."""
+    """What every candidate is worth by one of ``FROM_DATA`` on one dataset, with rewards as they are stored."""
     if dataset is None:
         entry = entry_of_run(candidates[0].run)
     else:
@@ -158,22 +173,39 @@ def offline(
     display.say(f"{entry.name}: {len(returns):,} episodes, their mean discounted return {shown(returns.mean())}")
     if not data.reward.any():
         display.say(f"{entry.name}: all rewards are 0, so that no policy is worth more than another")
-    total, done = updates * len(candidates), 0
+    total, done = updates * len(candidates) or None, 0
 
     def progress(count: int) -> None:
         nonlocal done
         done += count
         display.advance(done)
 
+    fitting |= dict(updates=updates, progress=progress)
     with display.bar("evaluating", total):
         for candidate in candidates:
             agent = candidate.agent
-            found = fitted_q_evaluation(
-                choice_of(agent), data, agent.spec, critics=critics, updates=updates, seed=seed, gamma=gamma,
-                device=agent.device, stack=Task(**{"env": None, **agent.task}).stack, progress=progress,
-                normalize=getattr(agent.config, "normalize", False),
-            )  # fmt: skip
-            rows.append(dict(estimate=found.value, ci95=list(found.interval)))
+            stack, normalize = Task(**{"env": None, **agent.task}).stack, getattr(agent.config, "normalize", False)
+            if by == "wis":
+                found = weighted_importance_sampling(agent, data, gamma, stack=stack)
+            elif by == "dr":
+                found = weighted_doubly_robust(agent, data, gamma, stack=stack, normalize=normalize, **fitting)
+            else:
+                found = fitted_q_evaluation(
+                    choice_of(agent), data, agent.spec, gamma=gamma, device=agent.device, stack=stack,
+                    normalize=normalize, **fitting,
+                )  # fmt: skip
+            row = dict(estimate=found.value, ci95=list(found.interval))
+            if found.effective is not None:
+                row["effective"] = found.effective
+                if not found.effective:  # the data does nothing that the policy does
+                    row |= dict(estimate=np.nan, ci95=[np.nan, np.nan])
+            rows.append(row)
+    few = [row["effective"] for row in rows if row.get("effective", FEW) < FEW]
+    if few:
+        display.say(
+            f"{len(few)} of {len(rows)} policies are so unlike the behaviour that fewer than {FEW} episodes still"
+            f" count, as few as {min(few):.1f}: do not rely on their estimates or intervals, and take fqe or more data"
+        )
     return rows
 
 
@@ -256,19 +288,21 @@ def sums_of(returns: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray,
 
 def show(results: Mapping[str, Any], display: Display) -> None:
     """The table of the policies."""
-    policies, acted = results["policies"], results["method"]["name"] == "ttei"
+    policies, method = results["policies"], results["method"]["name"]
+    acted, weighed = method == "ttei", method in ("wis", "dr")
     intervals = [row["ci95"] for row in policies]
     decimals = max((places(*of) for of in intervals if np.isfinite(of).all()), default=1)
     members = [", ".join([str(row["seed"]), *([named(row["values"])] if "values" in row else [])]) for row in policies]
     several = len(set(members)) > 1
-    columns = ["run", "rank", *["seed"] * several, "estimate", "95% interval", *["episodes"] * acted]
+    more = [*["episodes"] * acted, *["effective"] * weighed]
+    columns = ["run", "rank", *["seed"] * several, "estimate", "95% interval", *more]
     rows = [
         [
             Path(row["run"]).resolve().name, str(row["rank"]), *[member] * several,
             shown(row["estimate"], decimals), "-" if row.get("episodes") == 1 else between(row["ci95"], decimals),
-            *[str(row.get("episodes"))] * acted,
+            *[str(row.get("episodes"))] * acted, *[f"{row.get('effective', 0):.1f}"] * weighed,
         ]
         for row, member in zip(policies, members, strict=True)
     ]  # fmt: skip
-    how = "episodes in the environment" if acted else "fitted Q evaluation on the dataset"
+    how = "episodes in the environment" if acted else f"{FROM_DATA[method]} on the dataset"
     table(display.console, f"{results['tried']} policies tried, by {how}: {results['unit']}", columns, rows)
