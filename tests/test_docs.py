@@ -103,7 +103,7 @@ def at_a_small_size(words: list[str]) -> list[str]:
         words += ["--compile", "false", "--batch", "8", "--eval-every", "40"] if learns else []
     elif command == "evaluate" or "--safetensors" in given:
         put("--episodes", "1")
-    elif command == "select":
+    elif command == "select" and "wis" not in words:
         put(*(("--episodes", "6") if "--episodes" in given else ("--updates", "3")))
     return words
 
