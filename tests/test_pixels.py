@@ -1,5 +1,6 @@
 """Tasks of MuJoCo as images, from the renderer to the trained policy."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def test_frames_are_the_same_from_several_threads(env_id):
     pool = Pool(with_limits({"id": env_id}, SMALL), 3)
 
     def rollout(workers):
-        pool._workers, pool._seconds = workers, 1.0
+        pool._workers, pool._with_threads = workers, lambda jobs: workers > 1
         shown = [pool.reset({i: i for i in range(3)})]
         for action in actions(pool.envs[0], 3):
             shown.append({i: answer[0] for i, answer in pool.step(dict.fromkeys(range(3), action)).items()})
@@ -118,6 +119,15 @@ def test_frames_are_the_same_from_several_threads(env_id):
 
     np.testing.assert_array_equal(rollout(1), rollout(2))
     pool.close()
+
+
+def test_an_environment_that_nobody_closed_can_be_collected():
+    """dm_control alone would wait forever for the thread that drew it."""
+    env = make.make(with_limits({"id": BALANCE}, SMALL))
+    env.reset(seed=0)
+    env.myself = env
+    del env
+    gc.collect()
 
 
 def test_the_arm_s_scene_is_fast_in_every_episode_and_comes_again():

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import sys
 import warnings
+import weakref
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -124,6 +125,8 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
             self.control, self.steps = manipulation.load(f"{task}_features"), MANIPULATION_STEPS
         else:
             self.control, self.steps = suite.load(domain, task), EPISODE_STEPS
+        # Kept from outside, for in garbage of its own dm_control waits forever for a thread that is gone by then.
+        self._free = weakref.finalize(self, _free, self.control)
         self.action_repeat = action_repeat
         self.render_mode = render_mode
         self.camera = dict(height=height, width=width, camera_id=camera_id)
@@ -178,7 +181,11 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
 
     def close(self) -> None:
         """Release the simulator and its renderer."""
-        self.control.physics.free()
+        self._free()
+
+
+def _free(control: Any) -> None:
+    control.physics.free()
 
 
 def _flat(observation: Mapping[str, np.ndarray]) -> np.ndarray:
