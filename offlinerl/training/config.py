@@ -244,17 +244,14 @@ def _for_workers(train: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str
 
 
 def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments: the agent's settings, with ``decay_steps: updates`` as a number, without the steps
-    of a warm-up. What is to be fine-tuned goes on learning, so its rate does not fall."""
+    """The constructor's arguments: the agent's settings, with ``decay_steps: updates`` as a number. What is to be
+    fine-tuned goes on learning, so its rate does not fall."""
     arguments, train = dict(settings["agent"]), settings["train"]
     if "decay_steps" in arguments and train.get("online_steps"):
         arguments["decay_steps"] = None
     elif arguments.get("decay_steps") == "updates":
-        if "steps" in train:
-            learning = max(train["steps"] - train.get("warm_up", 0), 1)
-            arguments["decay_steps"] = -(-learning // train.get("steps_per_update", 1))
-        else:
-            arguments["decay_steps"] = train["updates"]
+        online = "steps" in train
+        arguments["decay_steps"] = train["steps"] // train.get("steps_per_update", 1) if online else train["updates"]
     return arguments
 
 
