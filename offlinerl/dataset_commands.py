@@ -16,7 +16,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl.data import describe, edit, load, registry, writers
-from offlinerl.data.columns import LOG_PROB
+from offlinerl.data.columns import LOG_PROB, LOG_PROB_INFO
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
 from offlinerl.data.inferred import spec_of_data
@@ -245,7 +245,7 @@ def _episodes(dataset: Dataset, observation_space: gymnasium.Space, action_space
         if isinstance(action_space, Discrete):
             actions = actions[:, 0].astype(np.int64)
         terminated = dataset.terminated[span]
-        infos = {} if dataset.log_prob is None else {LOG_PROB.partition("/")[2]: dataset.log_prob[span]}
+        infos = {} if dataset.log_prob is None else {LOG_PROB_INFO: dataset.log_prob[span]}
         yield Episode(observations, actions, dataset.reward[span], terminated, dataset.last[span] & ~terminated, infos)
 
 

@@ -57,7 +57,7 @@ def transitions(data: Dataset, gamma: float, n: int = 1) -> Batch:
 LONGEST = (
     "processes", "collect", "policy_gradient", "stopping", "notebooks", "edges", "online_cli", "newcomers", "generate",
     "cli", "checkpoint", "report", "pixels", "values", "docs", "fuzz", "odd_environments", "workers", "on_disk",
-    "online", "properties", "runs", "own_agent", "formats", "bad_input", "mapped",
+    "online", "properties", "runs", "own_agent", "formats", "bad_input", "mapped", "manipulation", "weighing",
 )  # fmt: skip
 """Files of tests by how long they take; the others take less."""
 

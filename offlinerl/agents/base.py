@@ -340,6 +340,12 @@ class Agent(L.LightningModule, ABC):
         """``log_prob`` of a Normal in units of [-1, 1] whose samples are clipped: actions ``[S, E, A] -> [S, E]``."""
         return densities.clipped_normal(action, self.to_env(mean), self.action_half * std, *self.bounds)
 
+    def log_prob_under(self, policy: Any, action: Tensor) -> Tensor:
+        """``log_prob`` of a distribution: a categorical one, or a Normal whose samples are clipped."""
+        if self.spec.num_actions:
+            return policy.log_prob(action).double()
+        return self.clipped_normal(action, policy.mean, policy.stddev)
+
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The least and the greatest action, ``[A]`` each, in the environment's units."""

@@ -94,7 +94,4 @@ class ISREINFORCE(Agent):
         return action if self.spec.num_actions else self.to_env(action.clamp(-1, 1))
 
     def log_prob(self, obs: Tensor, action: Tensor, explore: bool = False) -> Tensor:
-        policy = self.policy(obs)
-        if self.spec.num_actions:
-            return policy.log_prob(action).double()
-        return self.clipped_normal(action, policy.mean, policy.stddev)
+        return self.log_prob_under(self.policy(obs), action)

@@ -194,10 +194,7 @@ class PolicyGradient(Agent):
         return self.to_env(action if explore else action.clamp(-1, 1))
 
     def log_prob(self, obs: Tensor, action: Tensor, explore: bool = False) -> Tensor:
-        policy = self.policy(self.seen(obs))
-        if self.spec.num_actions:
-            return policy.log_prob(action).double()
-        return self.clipped_normal(action, policy.mean, policy.stddev)
+        return self.log_prob_under(self.policy(self.seen(obs)), action)
 
     def explore_state(self) -> dict[str, Any]:
         return dict(super().explore_state(), running=self.running)

@@ -20,8 +20,9 @@ BLOCK = 1 << 16
 """Rows read or checked at a time, so that loading takes little more memory than the table itself."""
 
 
-LOG_PROB = "infos/action_log_probs"
-"""Where D4RL's files, and ours of Minari's, keep ``Dataset.log_prob``."""
+LOG_PROB_INFO = "action_log_probs"
+LOG_PROB = f"infos/{LOG_PROB_INFO}"
+"""Where D4RL's files, and ours of Minari's, keep ``Dataset.log_prob``: among the infos of steps."""
 
 
 def blocks(column: Any, rows: int = BLOCK, more: int = 0) -> Iterator[np.ndarray]:

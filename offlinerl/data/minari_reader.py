@@ -17,6 +17,7 @@ import numpy as np
 from offlinerl.data.builder import Builder
 from offlinerl.data.columns import (
     LOG_PROB,
+    LOG_PROB_INFO,
     as_flags,
     as_observations,
     checked_actions,
@@ -231,7 +232,7 @@ def _is_journal(metadata: Mapping[str, Any]) -> bool:
 def _columns(episodes: Iterable[Any], parts: _Parts) -> Iterator[_Raw]:
     for episode in episodes:
         columns = [np.asarray(spaces.child(episode.observations, part)) for part in parts]
-        log_prob = (episode.infos or {}).get(LOG_PROB.partition("/")[2])
+        log_prob = (episode.infos or {}).get(LOG_PROB_INFO)
         yield columns, np.asarray(episode.actions), episode.rewards, episode.terminations, log_prob
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from offlinerl.data.dataset import ABOUT
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.mapping import parse_columns
 from offlinerl.envs.make import id_of, steps_allowed, with_limits
@@ -299,7 +300,7 @@ SUFFIXES = (".hdf5", ".h5", ".npz", ".csv", ".tsv", ".parquet")
 
 def _rule_of(folder: Path) -> str:
     """The rule that the rewards follow in a folder that ``Dataset.write`` made; "none" for another one."""
-    about = folder / "dataset.json"
+    about = folder / ABOUT
     if not about.is_file():
         return "none"
     with reading(f"the dataset {folder}", "write it again"):

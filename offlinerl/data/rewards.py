@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,14 +15,6 @@ from offlinerl.util.errors import UserError
 
 def _as_is(dataset: Dataset) -> np.ndarray:
     return dataset.reward
-
-
-def _minus_one(dataset: Dataset) -> np.ndarray:
-    return dataset.reward - 1
-
-
-def _hundredfold(dataset: Dataset) -> np.ndarray:
-    return dataset.reward * 100
 
 
 def _scale_by_return_range(dataset: Dataset) -> np.ndarray:
@@ -46,10 +39,21 @@ def _count(dataset: Dataset) -> np.ndarray:
     return total - np.repeat(before, dataset.episode_lengths)
 
 
+AFFINE = {
+    "minus_one": (1.0, -1.0),  # AntMaze: a cost of one a step until the goal
+    "hundredfold": (100.0, 0.0),  # AntMaze as ReBRAC has it
+}
+"""Rules by which a reward is scaled and then shifted, each alone, whatever the others are."""
+
+
+def _affine(dataset: Dataset, rule: str) -> np.ndarray:
+    scale, shift = AFFINE[rule]
+    return dataset.reward * scale + shift
+
+
 REWARDS = {
     "none": _as_is,
-    "minus_one": _minus_one,  # AntMaze: a cost of one a step until the goal
-    "hundredfold": _hundredfold,  # AntMaze as ReBRAC has it
+    **{rule: partial(_affine, rule=rule) for rule in AFFINE},
     "scale_by_return_range": _scale_by_return_range,  # locomotion: x 1000 / (best return - worst return)
     "count": _count,  # Kitchen: tasks completed so far, which D4RL's files hold and the environment rewards once
 }
@@ -83,8 +87,7 @@ def online_reward(entry: Entry, raw: Dataset) -> OnlineReward:
     stored_counts = (entry.score or {}).get("data") == "counts"  # D4RL's Kitchen, whose environment rewards a task once
     of_sum = entry.reward == "count" or stored_counts
     if entry.reward != "scale_by_return_range":
-        scale, shift = dict(minus_one=(1.0, -1.0), hundredfold=(100.0, 0.0)).get(entry.reward, (1.0, 0.0))
-        return OnlineReward(of_sum, scale, shift)
+        return OnlineReward(of_sum, *AFFINE.get(entry.reward, (1.0, 0.0)))
     if raw.provenance.get("reward") == entry.reward:
         raise UserError(
             f"the rewards of {raw.name} are scaled already, which does not say how to scale the environment's: load"

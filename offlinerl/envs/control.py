@@ -126,7 +126,8 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
         else:
             self.control, self.steps = suite.load(domain, task), EPISODE_STEPS
         # Kept from outside, for in garbage of its own dm_control waits forever for a thread that is gone by then.
-        self._free = weakref.finalize(self, _free, self.control)
+        self._free = weakref.finalize(self, lambda control: control.physics.free(), self.control)
+        self._free.atexit = False  # dm_control frees at the end itself
         self.action_repeat = action_repeat
         self.render_mode = render_mode
         self.camera = dict(height=height, width=width, camera_id=camera_id)
@@ -182,10 +183,6 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
     def close(self) -> None:
         """Release the simulator and its renderer."""
         self._free()
-
-
-def _free(control: Any) -> None:
-    control.physics.free()
 
 
 def _flat(observation: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -120,9 +120,8 @@ def register(env_id: str) -> None:
         if find_spec(module) is None:
             extra = EXTRAS[module]
             raise UserError(f"{env_id} needs {module}, which is not installed: pip install 'offlinerl[{extra}]'")
-        warnings.filterwarnings(
-            "ignore", message=".*precision lowered by casting"
-        )  # its spaces are made again and again
+        # its spaces are made again and again
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting")
     if env_id not in gym.registry and not atari.register(env_id):
         gym.register_envs(robotics.load())
 
@@ -457,25 +456,26 @@ class Pool:
     def _each(self, method: Callable[[int, Any], Any], given: Mapping[int, Any]) -> dict[int, Any]:
         threads = self._with_threads(len(given))
         began = time.perf_counter()
-        items = list(given.items())
         if threads:
+            items = list(given.items())
             shares = [items[w :: self._workers] for w in range(self._workers)]
             done = self._threads.map(lambda share: [(i, self._try(method, i, value)) for i, value in share], shares)
-            found = dict(pair for share in done for pair in share)
+            pairs = dict(pair for share in done for pair in share)
+            found = {i: pairs[i] for i in given}  # in one order, whether threads were at work or not
         else:
-            found = {i: self._try(method, i, value) for i, value in items}
+            found = {i: self._try(method, i, value) for i, value in given.items()}
         self._seconds[threads].append((time.perf_counter() - began) / max(len(given), 1))
-        return {i: found[i] for i in given}  # in one order, whether threads were at work or not
+        return found
 
     def _with_threads(self, jobs: int) -> bool:
         """Whether they are to do so many jobs."""
         if self._workers == 1 or jobs < 2:
             return False
-        alone, threads = (statistics.median(self._seconds[threads]) for threads in (False, True))
+        alone = statistics.median(self._seconds[False])
         if jobs * alone < WORTHWHILE:
             return False
         self._rounds += 1
-        return (threads < alone) != (self._rounds % AGAIN < 3)
+        return (statistics.median(self._seconds[True]) < alone) != (self._rounds % AGAIN < 3)
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)

@@ -131,11 +131,7 @@ def _log_weights(data: Dataset, target: np.ndarray, behavior: np.ndarray, log: b
     _require_rows(data, target=target, behavior=behavior)
     target, behavior = np.asarray(target, np.float64), np.asarray(behavior, np.float64)
     if not log:
-        if not (target >= 0).all():
-            raise UserError("the target's probabilities must be finite and at least 0")
-        if not (behavior > 0).all():
-            raise UserError("the behaviour's probabilities must be finite and above 0, for it took these actions")
-        with np.errstate(divide="ignore"):  # what the target never does has the logarithm -inf
+        with np.errstate(divide="ignore", invalid="ignore"):  # -inf of what the target never does, NaN below 0
             target, behavior = np.log(target), np.log(behavior)
     if not (target < np.inf).all():
         raise UserError("the target's probabilities must be finite and at least 0")

@@ -108,9 +108,8 @@ def confidence_bounds(count: np.ndarray, total: np.ndarray, squares: np.ndarray,
         squares: sums of the squared returns.
         width: standard errors to add, below 0 for a lower bound.
     """
-    sound = _sound(total, squares)
-    mean = np.where(sound, total, 0) / count
-    return np.where(sound, mean + width * np.sqrt(_pooled_variance(count, total, squares) / count), -np.inf)
+    sound, mean, variance = _of_means(count, total, squares)
+    return np.where(sound, mean + width * np.sqrt(variance), -np.inf)
 
 
 def next_to_play(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
@@ -123,8 +122,7 @@ def next_to_play(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> n
     approach to fixed budget and fixed confidence, NeurIPS 2012). For the arguments see ``confidence_bounds``.
     """
     leader = confidence_bounds(count, total, squares, CAUTION).argmax(-1)[..., None]
-    sound = _sound(total, squares)
-    mean, variance = np.where(sound, total, 0) / count, _pooled_variance(count, total, squares) / count
+    sound, mean, variance = _of_means(count, total, squares)
     deviation = np.sqrt(variance + np.take_along_axis(variance, leader, -1))
     z = (mean - np.take_along_axis(mean, leader, -1)) / deviation
     below = np.vectorize(math.erfc, otypes=[float])(-z / math.sqrt(2)) / 2  # the normal distribution function
@@ -135,17 +133,14 @@ def next_to_play(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> n
     return np.take_along_axis(two, np.take_along_axis(count, two, -1).argmin(-1)[..., None], -1)[..., 0]
 
 
-def _pooled_variance(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """Of a return, ``[..., 1]``. Above 0, for among equal means those with fewer episodes are less sure."""
-    sound = _sound(total, squares)
+def _of_means(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Whether all returns are finite, the mean where they are, and its variance, ``[..., P]`` each. The variance is
+    above 0, for among equal means those with fewer episodes are less sure."""
+    sound = np.isfinite(total) & np.isfinite(squares)
     total, squares = np.where(sound, total, 0), np.where(sound, squares, 0)
     errors = np.maximum(squares - total**2 / count, 0).sum(-1, keepdims=True)
     freedom = np.where(sound, count - 1, 0).sum(-1, keepdims=True)
-    return np.maximum(errors / np.maximum(freedom, 1), np.finfo(np.float32).tiny)
-
-
-def _sound(total: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    return np.isfinite(total) & np.isfinite(squares)
+    return sound, total / count, np.maximum(errors / np.maximum(freedom, 1), np.finfo(np.float32).tiny) / count
 
 
 def expected_maximum(values: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ agent acts when it does not explore, but its samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.evaluation.fqe import ROWS_ACTED_ON, Choice, Followed, fit_q, in_unit_of
 from offlinerl.evaluation.off_policy import Estimate, doubly_robust, importance_sampling
 from offlinerl.experience.table import Table
-from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_map
 
@@ -119,15 +117,11 @@ def drawn_choice_of(agent: Agent) -> Choice:
         obs = tree_map(lambda x: x.unsqueeze(0), obs)
         if not spec.num_actions:
             return in_unit(agent.act(obs, explore=True)[0])
-        every = [agent.log_prob(obs, action) for action in numbers(spec, agent.act(obs))]
-        return torch.stack([log_prob[0].exp() for log_prob in every if log_prob is not None], -1).float()
+        like = agent.act(obs)
+        every = [agent.log_prob(obs, torch.full_like(like, number))[0] for number in range(spec.num_actions)]
+        return torch.stack(every, -1).exp().float()
 
     return choose
-
-
-def numbers(spec: Spec, like: Tensor) -> Iterator[Tensor]:
-    """Every discrete action, as often as there are observations."""
-    return (torch.full_like(like, number) for number in range(spec.num_actions))
 
 
 def rows_of(table: Table | Followed) -> tuple[Tensor, ...]:

@@ -57,7 +57,7 @@ class Oracle(Policy):
         actions = np.zeros((1, len(self.envs), 5), np.float32)
         for e, env in enumerate(self.envs):
             if self.plans[e].done:
-                env.set_new_target()
+                env.set_new_target(return_info=False)
                 self.plans[e] = self._plan(e)
             actions[0, e] = self.plans[e].select_action(None, env.get_step_info())
         return torch.from_numpy(actions).clamp(-1, 1)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from offlinerl.agents.base import Agent
-from offlinerl.data.columns import LOG_PROB
+from offlinerl.data.columns import LOG_PROB_INFO
 from offlinerl.data.episode import Episode
 from offlinerl.envs.make import Pool, native_action
 from offlinerl.envs.pixels import newest
@@ -223,7 +223,7 @@ class Recording:
         actions = np.stack(self.actions)
         discrete = isinstance(space, gym.spaces.Discrete)
         log_probs = np.array(self.log_probs, np.float32)
-        infos = {LOG_PROB.partition("/")[2]: log_probs} if self.log_probs and np.isfinite(log_probs).all() else {}
+        infos = {LOG_PROB_INFO: log_probs} if self.log_probs and np.isfinite(log_probs).all() else {}
         return Episode(
             tree_map(lambda *leaves: np.stack(leaves), *self.observations),
             actions[:, 0].astype(space.dtype) + space.start if discrete else native_action(space, actions),
