@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # before torch; commands
 if find_library("OSMesa"):
     os.environ.setdefault("MUJOCO_GL", "osmesa")  # before dm_control, which looks for it when it is imported
 
+import drawing
 import numpy as np
 import pytest
 import torch
@@ -55,9 +56,9 @@ def transitions(data: Dataset, gamma: float, n: int = 1) -> Batch:
 
 
 LONGEST = (
-    "processes", "collect", "policy_gradient", "stopping", "notebooks", "edges", "online_cli", "newcomers", "generate",
-    "cli", "checkpoint", "report", "pixels", "values", "docs", "fuzz", "odd_environments", "workers", "on_disk",
-    "online", "properties", "runs", "own_agent", "formats", "bad_input", "mapped", "manipulation", "weighing",
+    "ray", "collect", "processes", "policy_gradient", "notebooks", "edges", "newcomers", "generate", "stopping", "docs",
+    "online_cli", "pixels", "on_disk", "weighing", "cli", "odd_environments", "manipulation", "report", "properties",
+    "bad_input", "fuzz", "runs", "formats", "own_agent", "mapped", "workers", "checkpoint", "values", "policies",
 )  # fmt: skip
 """Files of tests by how long they take; the others take less."""
 
@@ -68,28 +69,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
-SAVE_FIGURE = Figure.savefig
-
-
 @pytest.fixture(scope="session", autouse=True)
 def coarse_pictures():
-    """Pictures are drawn coarsely, without ticks and with their parts not fitted to each other, which takes as long as
-    a short training. Processes of their own draw them as users see them, and tests that ask for ``fine_pictures``."""
-
-    def coarse(self, *args, **kwargs):
-        self.set_layout_engine("none")
-        for axes in self.axes:
-            axes.set_axis_off()
-        SAVE_FIGURE(self, *args, **(kwargs | {"dpi": 20}))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", coarse)
+    """Only commands started afresh draw as users see it, and tests that ask for ``fine_pictures``."""
+    with drawing.coarse():
         yield
 
 
 @pytest.fixture
 def fine_pictures(monkeypatch):
-    monkeypatch.setattr(Figure, "savefig", SAVE_FIGURE)
+    monkeypatch.setattr(Figure, "savefig", drawing.SAVE_FIGURE)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import threading
 from contextlib import contextmanager
 from multiprocessing.reduction import DupFd
 
+import drawing
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -68,7 +69,12 @@ def workplace(folder):
 
 def start(*argv, cwd):
     """The command line in a process of its own, forked from one that has imported what a training needs."""
-    return Command([*map(str, argv)], cwd)
+    return Forked(_offlinerl, argv, cwd)
+
+
+def start_python(code, *argv, cwd="."):
+    """The same for a program, as ``python -c``."""
+    return Forked(_python, (code, *argv), cwd)
 
 
 def start_afresh(*argv, cwd):
@@ -77,13 +83,15 @@ def start_afresh(*argv, cwd):
     return subprocess.Popen(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-class Command:
-    """As ``subprocess.Popen`` of ``python -m offlinerl`` with pipes for what it says, without seconds of imports."""
+class Forked:
+    """As ``subprocess.Popen`` with pipes for what it says, without seconds of imports."""
 
-    def __init__(self, argv, cwd):
+    def __init__(self, job, argv, cwd):
         (self.stdout, out), (self.stderr, err) = (map(os.fdopen, os.pipe(), "rw") for _ in range(2))
         ends = [DupFd(pipe.fileno()) for pipe in (out, err)]
-        self.process = FORKS.Process(target=_run, args=(argv, str(cwd), dict(os.environ), *ends))
+        self.process = FORKS.Process(
+            target=_run, args=(job, [*map(str, argv)], os.path.abspath(cwd), dict(os.environ), *ends)
+        )
         self.process.start()
         self.pid = self.process.pid
         out.close()
@@ -104,7 +112,7 @@ class Command:
     def wait(self, timeout=None):
         self.process.join(timeout)
         if self.returncode is None:
-            raise subprocess.TimeoutExpired("offlinerl", timeout)
+            raise subprocess.TimeoutExpired("a forked process", timeout)
 
     def communicate(self, timeout=None):
         """What it still says on both pipes until it ends."""
@@ -122,15 +130,26 @@ class Command:
         return said["stdout"], said["stderr"]
 
 
-def _run(argv, cwd, environment, out, err):
+def _run(job, argv, cwd, environment, out, err):
     os.dup2(out.detach(), 1)
     os.dup2(err.detach(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    sys.argv, sys.path[0] = ["offlinerl", *argv], cwd
-    sys.exit(main(argv))
+    sys.path[0] = cwd
+    with drawing.coarse():
+        sys.exit(job(*argv))
+
+
+def _offlinerl(*argv):
+    sys.argv = ["offlinerl", *argv]
+    return main([*argv])
+
+
+def _python(code, *argv):
+    sys.argv = ["-c", *argv]
+    exec(compile(code, "a program", "exec"), {"__name__": "__main__"})
 
 
 def fit(*argv):

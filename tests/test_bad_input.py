@@ -439,9 +439,8 @@ def test_a_file_that_may_not_grow_keeps_the_previous_checkpoint(run, here):
     folder = here / "limited"
     shutil.copytree(run, folder)
     before = (folder / "last.ckpt").read_bytes()
-    command = [sys.executable, "-c", LIMITED, str(len(before) // 2), "fit", "--resume", folder, "--updates", "20"]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    (line,) = process.stderr.splitlines()
+    process = pendulum.start_python(LIMITED, len(before) // 2, "fit", "--resume", folder, "--updates", 20)
+    (line,) = process.communicate(timeout=100)[1].splitlines()
     assert process.returncode == 1
     says(line, "last.ckpt", "the disk is full")
     assert (folder / "last.ckpt").read_bytes() == before

@@ -59,7 +59,7 @@ def test_the_commands_of_a_page_are_known(page):
 
 
 ELSEWHERE = {
-    "benchmark": "test_benchmark", "sweep": "test_sweep", "generate": "test_generate", "--pixels": "test_pixels",
+    "benchmark": "test_benchmark", "sweep": "test_ray", "generate": "test_generate", "--pixels": "test_pixels",
     "ALE/Breakout-v5": "test_atari", "MinAtar/Breakout-v1": "test_atari", "CarRacing-v3": "test_vae",
     "driving/random-v0": "test_vae", "pixels/cartpole-balance-drqv2-v0": "test_drqv2",
     "runs/xql-pixels-cartpole-balance-drqv2-v0": "test_drqv2", "hopper-medium": "test_generate",

@@ -8,6 +8,7 @@ import sys
 
 import h5py
 import numpy as np
+import pendulum
 import pytest
 from pendulum import empty_workplace
 from rich.console import Console
@@ -292,6 +293,14 @@ def test_the_outline_of_an_agent_is_what_its_class_says(name):
         assert getattr(stated, attribute) == getattr(found, attribute)
 
 
+AS_SCRIPT = """
+import os, runpy, sys
+del sys.argv[0]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_the_script_finds_a_module_in_the_current_folder(here):
     """As ``python -m offlinerl`` does; the script of an installation has another first folder on its path."""
     (here / "mine.py").write_text(
@@ -302,5 +311,6 @@ def test_the_script_finds_a_module_in_the_current_folder(here):
     script.parent.mkdir()
     script.write_text("import sys\nfrom offlinerl.cli import main\nsys.exit(main())\n")
     argv = ("collect", "random", "--env", "mine:Mine-v0", "--dataset", "mine/random-v0", "--episodes", "2")
-    done = subprocess.run([sys.executable, str(script), *argv], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = pendulum.start_python(AS_SCRIPT, script, *argv)
+    err = process.communicate(timeout=100)[1]
+    assert process.returncode == 0, err

@@ -1,9 +1,9 @@
 """A replay whose frames are on the disk, against one in memory."""
 
-import subprocess
 import sys
 
 import numpy as np
+import pendulum
 import pytest
 import torch
 
@@ -168,9 +168,10 @@ print(len(ring), round(most - before), round(1000 * seconds, 2), sound)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
 def test_two_hundred_thousand_frames_take_little_memory(tmp_path):
-    done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    held, megabytes, milliseconds, sound = done.stdout.split()
+    process = pendulum.start_python(FILL, tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    held, megabytes, milliseconds, sound = out.split()
     assert int(held) == 200_000 and sound == "True"
     on_disk = (tmp_path / "observations-453.bin").stat().st_size / 2**20
     assert int(megabytes) < 180 < 360 < on_disk

@@ -1,11 +1,11 @@
 """Datasets whose columns are files of the cache, against the same ones in memory."""
 
-import subprocess
 import sys
 from dataclasses import replace
 
 import h5py
 import numpy as np
+import pendulum
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict
@@ -271,8 +271,7 @@ def test_a_killed_build_is_begun_again_and_another_process_waits(tmp_path, cache
         d4rl(parts / f"{number}.hdf5", seed=number)
 
     def start(pause):
-        command = [sys.executable, "-c", WRITE, str(parts), str(pause)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return pendulum.start_python(WRITE, parts, pause)
 
     killed = start(5)
     assert "added\n" in [killed.stdout.readline() for _ in range(3)]
@@ -330,8 +329,8 @@ def test_little_of_a_large_dataset_is_in_memory(tmp_path):
             for start in range(0, rows, len(block)):
                 column[start : start + len(block)] = like
         file["terminals"], file["timeouts"] = np.zeros(rows, bool), np.arange(rows) % 500 == 499
-    command = [sys.executable, "-c", LARGE, str(tmp_path / "large.hdf5")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    taken, size = map(int, done.stdout.split()[-2:])
+    process = pendulum.start_python(LARGE, tmp_path / "large.hdf5")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    taken, size = map(int, out.split()[-2:])
     assert taken < 80 < 140 < size

@@ -195,7 +195,7 @@ def test_a_class_that_cannot_be_found_again_is_refused(here):
 def test_in_a_process_of_its_own(here, tmp_path):
     """Where the module is found in the current folder alone."""
     argv = [*map(str, FIT), "--updates", "10", "--out", str(tmp_path / "run")]
-    process = pendulum.start_afresh(*argv, cwd=here)
+    process = pendulum.start(*argv, cwd=here)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert of(tmp_path / "run")[0]["agent"] == "mine:Regression"

@@ -1,11 +1,6 @@
 """Sweeps: what is planned, what becomes of runs that are killed, and twelve runs on Ray."""
 
-import json
-import os
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pendulum
@@ -13,7 +8,6 @@ import pytest
 import yaml
 from pendulum import ID
 
-from offlinerl.cli import main
 from offlinerl.evaluation import comparison
 from offlinerl.training import sweep
 from offlinerl.util.errors import UserError
@@ -140,53 +134,3 @@ def test_a_run_that_refuses_is_not_tried_again(tmp_path, monkeypatch):
     assert sweep.finish(run) == 1
     assert (tmp_path / "n").read_text() == "x"
     assert sweep._outcome(run, 1) == "failed: offlinerl fit: no"
-
-
-def summaries(folder):
-    found = {}
-    for path in sorted(folder.glob("*/summary.json")):
-        summary = json.loads(path.read_text())
-        found[path.parent.name] = summary["last"], summary["best"]
-    return found
-
-
-@pytest.mark.slow
-def test_a_worker_is_killed_and_the_whole_stopped_and_started_again(written, tmp_path):
-    """Twelve runs end as they do one after another, to the bit."""
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    each = {"agent.lr": [0.001, 0.002, 0.003], "train.batch": [8, 16]}
-    file = written(agents=["bc", "iql"], datasets=ID, each=each, agent={"hidden": [8, 8]}, train=TRAIN)
-    command = [sys.executable, "-m", "offlinerl", "sweep", str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    lines = iter(process.stdout.readline, "")
-    for line in lines:
-        if line.startswith("[1/12]"):
-            break
-    killed = subprocess.run(["pkill", "-9", "-f", "ray::finish"], check=False).returncode
-    assert killed == 0, "no worker was found to kill"
-    for line in lines:
-        if line.startswith("[4/12]"):
-            break
-    process.send_signal(signal.SIGTERM)
-    rest = process.communicate(timeout=300)[0]
-    assert process.returncode == 143, rest
-    assert 4 <= len(summaries(tmp_path / "runs")) < 12
-    assert subprocess.run(command, timeout=600).returncode == 0
-    found = summaries(tmp_path / "runs")
-
-    for run in sweep.planned({**sweep.read(file), "out": str(tmp_path / "alone")}):
-        assert sweep.finish(run) == 0
-    assert len(found) == 12 and found == summaries(tmp_path / "alone")
-
-
-def test_a_small_sweep_from_the_command_line(written, tmp_path, capsys):
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    file = written(agents=["bc"], datasets=ID, each={"agent.lr": [0.001]}, agent={"hidden": [8, 8]}, train=TRAIN)
-    began = time.perf_counter()
-    assert main(["sweep", str(file)]) == 0
-    first, took = capsys.readouterr().out, time.perf_counter() - began
-    assert "[1/1] bc-" in first and "95% interval" in first
-    assert (tmp_path / "runs" / "report" / "report.md").is_file()
-    assert main(["sweep", str(file)]) == 0, "a finished sweep trains nothing and prints its table again"
-    assert time.perf_counter() - began - took < took
-    assert os.path.isdir(tmp_path / "runs")

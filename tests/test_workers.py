@@ -1,11 +1,7 @@
 """Workers: wherever they live and whichever of them dies, what they deliver is the same to the bit."""
 
 import io
-import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,14 +12,11 @@ import pytest
 import torch
 
 from offlinerl import agents
-from offlinerl.agents.checkpoint import read
 from offlinerl.cli import main
-from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.envs.make import make, spec_of
 from offlinerl.rollout.actor_pool import DEATHS, ActorPool, Lost, Worker, one_thread
 from offlinerl.rollout.collector import Collector
-from offlinerl.rollout.ray_backend import RayBackend
-from offlinerl.training import build, config, request
+from offlinerl.training import config, request
 from offlinerl.util.errors import UserError
 
 COUNTING = {"spec": gym.envs.registration.EnvSpec("test/Counting-v0", "counting:Counting").to_json()}
@@ -34,6 +27,12 @@ VARIANTS = {
     "sac": (COUNTING, {}),
     "dqn-epsilon": ({"id": "CartPole-v1"}, dict(epsilon_steps=60)),
 }
+
+
+SHORT = (
+    "agent: {hidden: [16, 16], sigma: 0.3}\n"
+    "train: {warm_up: 100, batch: 16, compile: false, eval_every: 400, eval_episodes: 1, final_episodes: 1}\n"
+)
 
 
 class Life:
@@ -129,27 +128,12 @@ class Mortal(LocalBackend):
         return answer
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Ray, begun once for all tests."""
-    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)  # where ``counting`` is
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield ray
-    ray.shutdown()
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setenv("OFFLINERL_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "short.yaml").write_text(
-        "agent: {hidden: [16, 16], sigma: 0.3}\n"
-        "train: {warm_up: 100, batch: 16, compile: false, eval_every: 400, eval_episodes: 1, final_episodes: 1}\n"
-    )
+    (tmp_path / "short.yaml").write_text(SHORT)
     return tmp_path
 
 
@@ -322,112 +306,3 @@ def test_wrong_commands_say_what_to_do(here, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1, error
     assert not (here / "runs").exists()
-
-
-# On Ray
-
-
-def test_ray_delivers_what_one_process_does(cluster):
-    """Also an epsilon that falls with the steps of all workers."""
-    life = Life("dqn-epsilon", RayBackend(2))
-    try:
-        assert life.live() == Life("dqn-epsilon").live()
-        assert not life.said
-    finally:
-        life.pool.close()
-    assert cluster.is_initialized(), "it did not begin Ray, and so does not end it"
-
-
-def test_a_killed_process_loses_nothing(cluster):
-    class Murder(RayBackend):
-        orders = 0
-
-        def submit(self, worker, method, *arguments):
-            pid = self.ray.get(worker.__ray_call__.remote(lambda _: os.getpid()))
-            assert pid != os.getpid()
-            answer = super().submit(worker, method, *arguments)
-            self.orders += 1
-            if self.orders == 6:  # worker 1 in its third rollout
-                os.kill(pid, signal.SIGKILL)
-            return answer
-
-    life = Life("td3-ou", Murder(2))
-    try:
-        assert life.live(5) == Life("td3-ou").live(5)
-    finally:
-        life.pool.close()
-    assert life.said == ["worker 1 died; another goes on from what it delivered last"]
-
-
-def refuse():
-    raise UserError("there is no such agent")
-
-
-@pytest.mark.parametrize("address, says", [("127.0.0.1:1", "no Ray cluster answers"), ("nowhere", "auto or HOST:PORT")])
-def test_a_wrong_address_is_said_at_once(here, capsys, address, says):
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    assert main(argv("none", "--steps", 8, "--workers", 2, "--ray-address", address)) == 1
-    error = capsys.readouterr().err
-    assert says in error and error.count("\n") == 1
-    assert not (here / "runs").exists()
-
-
-@pytest.mark.slow
-def test_a_worker_that_cannot_begin_says_why(cluster):
-    pooled = ActorPool(COUNTING, SEEDS, LANES, None, refuse, 1, RayBackend(1))
-    with pytest.raises(UserError, match="a worker cannot begin: .*there is no such agent"):
-        list(pooled.rollout(Life("sac", workers=0).agent, 3))
-    pooled.close()
-
-
-def test_collect_with_workers(cluster, here, monkeypatch, capsys):
-    words = ("--workers", 2, "--steps", 800)
-    assert main(argv("ray", *words)) == 0
-    monkeypatch.setattr(build, "RayBackend", lambda workers, address: LocalBackend())
-    assert main(argv("one", *words)) == 0
-    assert len(episodes("ray")) == 4 and same(episodes("ray"), episodes("one"))
-    one, two = (read(here / f"runs/pendulum-{name}-v0/last.ckpt") for name in ("ray", "one"))
-    assert one["offlinerl"]["updates"] == two["offlinerl"]["updates"] > 600
-    assert all(torch.equal(p, two["state_dict"][name]) for name, p in one["state_dict"].items())
-    assert "died" not in capsys.readouterr().out
-
-
-def processes(session):
-    """The state and the command of every process of a session."""
-    listed = subprocess.run(["ps", "-s", str(session), "-o", "stat=,args="], stdout=subprocess.PIPE, text=True)
-    return listed.stdout.splitlines()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_and_resumed_on_ray(here, monkeypatch, how):
-    """Ctrl-C, which goes to all processes of a terminal, saves and leaves none of them. SIGKILL just leaves none, but
-    for two small ones of Ray, its agents, which take a minute or two to see that they are alone."""
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    words = ("--workers", 2, "--steps", 3200)
-    start = partial(
-        subprocess.Popen, [sys.executable, "-m", "offlinerl", *argv("ray", *words, "--resume")], text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-    process, folder = start(), here / "runs/pendulum-ray-v0"
-    while not ((folder / "last.ckpt").exists() and (folder / EPISODES).stat().st_size):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()
-    out, err = process.communicate(timeout=60)
-    with Journal(folder / EPISODES, write=False) as journal:
-        assert 0 < len(journal) < 16, "it was to be stopped on the way"
-    if how == signal.SIGINT:
-        assert process.returncode == 1 and "saved; go on with" in err and err.count("\n") == 1, err
-        assert "died" not in out
-    late = time.monotonic() + 20
-    while alive := [line for line in processes(process.pid) if line[0] != "Z" and "Agent" not in line]:
-        assert time.monotonic() < late, alive
-        time.sleep(1)
-    process = start()
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert "differently" not in out
-    monkeypatch.setattr(build, "RayBackend", lambda workers, address: LocalBackend())
-    assert main(argv("one", *words)) == 0
-    assert same(episodes("ray"), episodes("one"))
