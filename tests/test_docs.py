@@ -149,7 +149,7 @@ BEFORE = {
 """What a page takes for done."""
 
 
-MANY = ("quickstart", "your-own-data")
+MANY = ("quickstart", "your-own-data", "command-line")
 """Pages with so many commands that they take a while."""
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import lru_cache, partial
 from itertools import chain
 
 import counting
@@ -147,8 +148,13 @@ def test_a_sampled_policy_gradient_is_the_exact_one(member, mdp, logits, monkeyp
     require_equal_within_error(sampled, tabular.policy_gradient(mdp, logits))
 
 
-def episodes_at_random(mdp, count):
-    """Spec and table of the episodes that uniformly random actions give, which end at random too."""
+@pytest.fixture(scope="module")
+def episodes_at_random(mdp):
+    """Spec and table of so many episodes that uniformly random actions give, which end at random too."""
+    return lru_cache(partial(_episodes_at_random, mdp))
+
+
+def _episodes_at_random(mdp, count):
     env = {"id": FINITE_ID, "kwargs": kwargs_of(mdp, random_horizon=True)}
     collector, episodes = Collector(env, (0,), range(8)), []
     collector.on_episode = lambda s, e, episode: episodes.append(episode)
@@ -162,10 +168,10 @@ def episodes_at_random(mdp, count):
     return collector.spec, Table(data, collector.spec, gamma=1.0)
 
 
-def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, monkeypatch):
+def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, episodes_at_random, monkeypatch):
     """By importance sampling from uniformly random actions, of a policy not too far from them."""
     S, B, logits = 100, 100, 0.3 * logits
-    spec, table = episodes_at_random(mdp, S * B)
+    spec, table = episodes_at_random(S * B)
     source = EpisodeData(table, (0,), 1)
     batch = table.transitions(source.rows.unflatten(0, (S, B)).unsqueeze(0))
     agent = ISREINFORCE(spec, range(S), gamma=1.0, hidden=(), behavior_updates=0, self_normalized=False,
@@ -179,9 +185,9 @@ def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, 
 
 
 @pytest.mark.parametrize("self_normalized", [True, False])
-def test_off_policy_learns_a_better_policy_than_the_datas(mdp, self_normalized):
+def test_off_policy_learns_a_better_policy_than_the_datas(mdp, episodes_at_random, self_normalized):
     """Whose value is known exactly, from episodes of chance alone."""
-    spec, table = episodes_at_random(mdp, 2000)
+    spec, table = episodes_at_random(2000)
     agent = ISREINFORCE(spec, (0, 1), gamma=1.0, hidden=(), lr=0.03, behavior_lr=0.03, behavior_updates=100,
                         self_normalized=self_normalized)  # fmt: skip
     source = EpisodeData(table, (0, 1), batch_size=500, updates=100)

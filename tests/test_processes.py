@@ -234,6 +234,7 @@ def test_an_agent_that_learns_by_other_means_is_found_out(here, refused, monkeyp
     assert "changes what it learns by other means than descend" in refused("fit", *argv, "--out", here / "drifted")
 
 
+@pytest.mark.slow
 def test_a_process_that_is_lost_ends_the_run_in_one_sentence(here, refused, monkeypatch):
     def losing(self, block):
         others = [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
