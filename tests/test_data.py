@@ -339,8 +339,10 @@ def test_minari_round_trip_through_minari_itself(tmp_path, monkeypatch):
     assert recovered.spec.id == "Pendulum-v1" and recovered.unwrapped.g == 9.0
 
 
+@pytest.mark.parametrize("together", [1, 40, 1 << 18])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_minari_keeps_the_last_successor(tmp_path, dtype):
+def test_minari_keeps_the_last_successor(tmp_path, dtype, together, monkeypatch):
+    monkeypatch.setattr("offlinerl.data.minari_reader.TOGETHER", together)
     data = load_minari(write(tmp_path / "data-v0", episodes([3, 1, 5], dtype)))
     np.testing.assert_array_equal(data.obs[:, 0], [0, 1, 2, 100, 200, 201, 202, 203, 204])
     np.testing.assert_array_equal(data.next_obs, data.obs + 1)

@@ -7,8 +7,9 @@ import json
 import shutil
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium
 import h5py
@@ -32,6 +33,14 @@ from offlinerl.data.registry import minari_metadata, minari_root
 from offlinerl.envs import spaces
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
+
+TOGETHER = 1 << 18
+"""Bytes of episodes that are put into a dataset at once, for what a call costs is more than to copy a short one."""
+
+_Parts = Mapping[str, gymnasium.Space | None]
+_Raw = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
+_Item = TypeVar("_Item")
+_Episode = tuple[Tree, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 
 
 def load_minari(
@@ -64,27 +73,11 @@ def load_minari(
     mismatch = UserError(f"{name}: metadata.json promises {rows} steps, its episodes have another number of them")
     episodes = itertools.islice(minari_episodes(folder, obs_keys), int(metadata["total_episodes"]))  # it may grow
     action_space = spaces.from_json(json.loads(metadata.get("action_space", "{}")))
-    for number, (shown, actions, rewards, terminations, log_prob) in enumerate(episodes):
-        steps = len(rewards)
-        if not steps:
-            continue
-        place = f"{name}, episode {number}"
-        lengths = {len(leaf) - 1 for _, leaf in tree_leaves(shown)} | {len(actions), len(terminations)}
-        if lengths != {steps}:
-            raise UserError(
-                f"{place}: {len(first_leaf(shown))} observations, {len(actions)} actions and"
-                f" {len(terminations)} terminations do not go with {steps} rewards; record it again"
-            )
-        if into.rows + steps > rows:
+    for alike in _ahead(_alike(_sound(episodes, action_space, name))):
+        part, action_dtype = _joined(alike), str(alike[-1][1].dtype)
+        if into.rows + len(part) > rows:
             raise mismatch
-        at, last = np.arange(steps), np.zeros(steps, bool)
-        last[-1], action_dtype = True, str(actions.dtype)
-        into.add(Dataset(
-            tree_map(as_observations, shown), at, at + 1,
-            checked_actions(actions, action_space, place).astype(np.float32, copy=False),
-            rewards.astype(np.float32), terminations, last,
-            log_prob=None if log_prob is None else usable_log_prob(log_prob, steps),
-        ))  # fmt: skip
+        into.add(part)
     if not into.rows or into.rows < rows:
         raise mismatch
     keep = [
@@ -106,6 +99,63 @@ def load_minari(
     data = into.finish(name, provenance)
     require_finite(name, dict(observations=data.observations, actions=data.action, rewards=data.reward))
     return data
+
+
+def _sound(episodes: Iterable[_Episode], action_space: gymnasium.Space | None, name: str) -> Iterator[_Episode]:
+    """Those of ``minari_episodes`` that have steps, their actions and log-probabilities checked."""
+    for number, (shown, actions, rewards, terminations, log_prob) in enumerate(episodes):
+        steps = len(rewards)
+        if not steps:
+            continue
+        place = f"{name}, episode {number}"
+        lengths = {len(leaf) - 1 for _, leaf in tree_leaves(shown)} | {len(actions), len(terminations)}
+        if lengths != {steps}:
+            raise UserError(
+                f"{place}: {len(first_leaf(shown))} observations, {len(actions)} actions and"
+                f" {len(terminations)} terminations do not go with {steps} rewards; record it again"
+            )
+        log_prob = None if log_prob is None else usable_log_prob(log_prob, steps)
+        yield shown, checked_actions(actions, action_space, place), rewards, terminations, log_prob
+
+
+def _alike(episodes: Iterable[_Episode]) -> Iterator[list[_Episode]]:
+    """Those that follow each other, have columns of the same types and shapes, and are ``TOGETHER``."""
+    alike: list[_Episode] = []
+    kind, size = None, 0
+    for episode in episodes:
+        columns = [*tree_leaves(episode)]
+        its_kind = [(path, column.dtype, column.shape[1:]) for path, column in columns]
+        if alike and (size >= TOGETHER or its_kind != kind):
+            yield alike
+            alike, size = [], 0
+        alike.append(episode)
+        kind, size = its_kind, size + sum(column.nbytes for _, column in columns)
+    if alike:
+        yield alike
+
+
+def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The items, of which a thread gets the next one while the latest is used: HDF5 unpacks without Python's lock."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
+def _joined(episodes: Sequence[_Episode]) -> Dataset:
+    """Episodes that are alike, one behind another."""
+    observations, actions, rewards, terminations, log_probs = zip(*episodes, strict=True)
+    lengths = np.array([len(column) for column in rewards])
+    ends = lengths.cumsum()
+    at = np.arange(ends[-1]) + np.repeat(np.arange(len(lengths)), lengths)  # an episode has one observation more
+    last = np.zeros(ends[-1], bool)
+    last[ends - 1] = True
+    return Dataset(
+        tree_map(lambda *leaves: as_observations(np.concatenate(leaves)), *observations), at, at + 1,
+        np.concatenate(actions).astype(np.float32, copy=False), np.concatenate(rewards).astype(np.float32, copy=False),
+        np.concatenate(terminations), last, log_prob=None if log_probs[0] is None else np.concatenate(log_probs),
+    )  # fmt: skip
 
 
 def _installed(dataset_id: str) -> Path:
@@ -138,13 +188,7 @@ def _has_jpeg(metadata: Mapping[str, Any]) -> bool:
     return metadata.get("jpeg_encoding", True) and "uint8" in str(metadata.get("observation_space", "uint8"))
 
 
-_Parts = Mapping[str, gymnasium.Space | None]
-_Raw = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
-
-
-def minari_episodes(
-    folder: Path, obs_keys: Sequence[str] | None = None
-) -> Iterator[tuple[Tree, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]]:
+def minari_episodes(folder: Path, obs_keys: Sequence[str] | None = None) -> Iterator[_Episode]:
     """Observations as agents see them, a tree of ``[T + 1, ...]``, actions ``[T, A]``, rewards ``[T]``, terminations
     ``[T]``, and the behaviour's log-probabilities or None, of each episode of a Minari dataset or of an unfinished
     collection, given by its folder.
