@@ -290,3 +290,10 @@ def test_wrong_commands_say_what_to_do(here, capsys):
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1, error
     assert not (here / "minari/ab").exists()
+
+
+@pytest.mark.parametrize(("env", "agent"), [("CartPole-v1", "dqn"), ("Pendulum-v1", "xql")])
+def test_what_it_proposes_to_train_takes_the_actions(env, agent, capsys):
+    assert main(["collect", "random", "--env", env, "--dataset", "mine/random-v0", "--episodes", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "1 episode, " in said and f"train on it with: offlinerl fit {agent} --dataset mine/random-v0" in said

@@ -93,7 +93,7 @@ def test_scores_from_success():
 
 def test_an_environment_of_other_shapes_is_refused():
     agent = BC(Spec(3, 1, (-1.0,), (1.0,)), (0,), hidden=(4,))
-    with pytest.raises(UserError, match="has 2 observations and 1 actions, the policy 3 observations and 1"):
+    with pytest.raises(UserError, match="has 2 observations and 1 action, the policy 3 observations and 1"):
         evaluate(agent, TASK, episodes=1)
 
 

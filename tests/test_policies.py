@@ -248,5 +248,5 @@ def test_wrong_actions_are_the_policy_s_fault(policy, says, here):
 def test_a_policy_for_another_task_is_refused():
     policy = Stacking()
     policy.spec = Spec(4, 1, (-2.0,), (2.0,))
-    with pytest.raises(UserError, match="has 3 observations and 1 actions, the policy 4 observations and 1"):
+    with pytest.raises(UserError, match="has 3 observations and 1 action, the policy 4 observations and 1"):
         evaluate(policy, TASK, 1)

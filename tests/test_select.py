@@ -14,6 +14,7 @@ from offlinerl.data.load import load
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.fqe import choice_of, fitted_q_evaluation
 from offlinerl.evaluation.statistics import CAUTION, confidence_bounds, expected_maximum, next_to_play
+from offlinerl.training import choosing
 from offlinerl.training.choosing import share_out
 from offlinerl.util.errors import UserError
 
@@ -196,6 +197,8 @@ def test_policies_are_ranked_on_their_dataset(runs, here, capsys):
     assert [row["rank"] for row in found["policies"]] == [1, 2, 3]
     estimates = [row["estimate"] for row in found["policies"]]
     assert estimates == sorted(estimates, reverse=True)
+    first = found["policies"][0]
+    assert f"offlinerl export {first['run']} --seed {first['seed']} --onnx policy.onnx" in said
     assert {(row["run"], row["seed"]) for row in found["policies"]} == {
         (str(runs[0]), 0), (str(runs[0]), 1), (str(runs[1]), 5),
     }  # fmt: skip
@@ -219,6 +222,24 @@ def test_policies_are_ranked_by_acting(runs, here, capsys):
     assert all(row["episodes"] >= 1 and row["estimate"] < 0 for row in found["policies"])
     assert main([*argv, "5"]) == 1
     assert "3 policies need at least 6 episodes" in capsys.readouterr().err
+
+
+def test_files_of_a_name_are_told_apart(runs, here, capsys):
+    files = [run / "last.ckpt" for run in runs]
+    assert main(["select", *map(str, files), "--updates", "2", "--critics", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [sum(line.startswith(f"{file} ") for line in lines) for file in files] == [2, 1]
+
+
+def test_what_remembers_is_refused_before_others_are_evaluated(runs, monkeypatch):
+    monkeypatch.delattr(choosing, "fitted_q_evaluation")
+    monkeypatch.setattr(choosing, "choice_of", lambda agent: choice_of(agent) if 5 not in agent.seeds else refuse())
+    with pytest.raises(UserError, match="remembers"):
+        choosing.select(runs)
+
+
+def refuse():
+    raise UserError("it remembers")
 
 
 def test_what_cannot_be_ranked_is_said(runs, here, capsys):

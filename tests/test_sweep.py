@@ -97,6 +97,7 @@ def test_together_they_end_as_they_do_apart(written, tmp_path):
         (dict(agents=["bc"], datasets="kitchen", each={"agent.beta": [1]}), "none of the agents has"),
         (dict(agents=["bc"], datasets="kitchen", each={"agent.lr": 1}), "as in agent.beta: [1, 2]"),
         (dict(agents=["bc"], datasets="kitchen", each={"agent.lr": [-1]}), "lr"),
+        (dict(agents=["bc"], datasets="kitchen", seeds="0-2"), "as in seeds: [0, 1, 2], not '0-2'"),
         (dict(agents=["bc"], datasets="kitchen", cpus=0), "cpus must be a number from 1 on"),
     ],
 )
@@ -104,6 +105,31 @@ def test_what_is_wrong_with_a_file(written, plan, words):
     with pytest.raises(UserError) as error:
         sweep.planned(sweep.read(written(**plan)))
     assert words in str(error.value)
+
+
+def test_a_file_that_is_no_yaml_is_named_with_the_line(tmp_path):
+    (tmp_path / "sweep.yaml").write_text("agents: [bc]\ndatasets: [kitchen\nseeds: 0\n")
+    with pytest.raises(UserError, match=r"sweep.yaml is damaged .*it is not YAML, in line 3"):
+        sweep.read(tmp_path / "sweep.yaml")
+
+
+def test_a_plan_that_has_changed_does_not_take_other_results_for_its_own(written):
+    plan = dict(agents=["bc"], datasets=ID, agent={"hidden": [8, 8]}, train=TRAIN)
+
+    def planned(**change):
+        return sweep.planned(sweep.read(written(**plan | change)))
+
+    [run] = planned()
+    assert sweep.finish(run) == 0, run.log.read_text()
+    assert [run] == planned() and len(planned(train=TRAIN | dict(save_every=1.0))) == 1
+    for change, words in (
+        (dict(seeds=[0, 1]), r"seeds \[0\], and \[0, 1\] is planned"),
+        (dict(agent={"hidden": [8, 16]}), r"hidden \[8, 8\], and \[8, 16\]"),
+        (dict(agent={}), r"hidden \[8, 8\], and \[256, 256\]"),
+        (dict(train=TRAIN | dict(updates=40)), "updates 30, and 40 is planned: give another folder by `out`"),
+    ):
+        with pytest.raises(UserError, match=words):
+            planned(**change)
 
 
 def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):

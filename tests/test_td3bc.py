@@ -42,7 +42,7 @@ def test_it_trains_on_what_was_collected_and_is_tabled_beside_others(tmp_path, c
             fit = ["fit", agent, "--dataset", "some/random-v0", *few, "--compile", "false", "--out", agent]
             assert main(fit) == 0
         assert main(["fit", "bc", "--dataset", "some/random-v0", *few, "--train.top", "0.5", "--out", "top"]) == 0
-        assert "200 transitions in 1 episodes" in capsys.readouterr().out, "the better one of two"
+        assert "200 transitions in 1 episode," in capsys.readouterr().out, "the better one of two"
         for rule in ("none", "hundredfold"):
             argv = ["fit", "td3bc", "--dataset", "some/random-v0", *few, "--compile", "false", "--log-every", "4"]
             assert main([*argv, "--train.reward", rule, "--out", rule]) == 0

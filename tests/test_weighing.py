@@ -15,6 +15,7 @@ from offlinerl.envs.finite import FINITE_ID, kwargs_of
 from offlinerl.learning import densities
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.rollout.policy import Noisy, Policy, Uniform
+from offlinerl.training import choosing
 from offlinerl.training.choosing import select
 from offlinerl.training.collection import collect
 from offlinerl.types import Spec
@@ -235,7 +236,7 @@ def test_the_command_ranks_by_weights(here, capsys):
     assert f"{row['effective']:.1f}" in said and "do not rely" not in said
     assert main(["datasets", "filter", name, "--episodes", "0-9", "--out", "few.hdf5"]) == 0
     assert main(["select", str(run), "--by", "dr", "--dataset", "few.hdf5", "--updates", "5", "--gamma", "0.999"]) == 0
-    assert "1 of 1 policies are so unlike the behaviour that fewer than 20 episodes" in " ".join(
+    assert "1 of 1 policy is so unlike the behaviour that fewer than 20 episodes" in " ".join(
         capsys.readouterr().out.split()
     )
 
@@ -263,7 +264,7 @@ def test_what_cannot_be_weighed_is_said(here, capsys):
         select([run], by="is", dataset=name)
 
 
-def test_a_deterministic_policy_is_refused_and_samples_of_a_stochastic_one_are_not(here, capsys):
+def test_a_deterministic_policy_is_refused_and_samples_of_a_stochastic_one_are_not(here, capsys, monkeypatch):
     few = ("--compile", "false", "--updates", 4, "--batch", 16, "--eval-every", 4, "--eval-episodes", 1,
            "--final-episodes", 1, "--agent.hidden", "[8]")  # fmt: skip
     assert main(["collect", "random", "--env", "Pendulum-v1", "--dataset", "swing/random-v0", "--episodes", "3"]) == 0
@@ -274,9 +275,12 @@ def test_a_deterministic_policy_is_refused_and_samples_of_a_stochastic_one_are_n
     capsys.readouterr()
     assert main(["select", "td3bc", "--by", "wis"]) == 1
     assert "the policy of TD3BC has no probabilities to weigh by" in capsys.readouterr().err
+    with pytest.raises(UserError, match="TD3BC has no probabilities"), monkeypatch.context() as patch:
+        patch.delattr(choosing, "weighted_doubly_robust")  # which would take long, and is not begun
+        select(["bc", "td3bc"], by="dr")
     for by in (["wis"], ["dr", "--updates", "3", "--critics", "2"]):
         assert main(["select", "bc", "--by", *by]) == 0
-        assert "1 of 1 policies" in capsys.readouterr().out
+        assert "1 of 1 policy is" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name, env", [("sac", "Pendulum-v1"), ("td3", "Pendulum-v1"), ("dqn", "CartPole-v1")])

@@ -14,7 +14,7 @@ import numpy as np
 from offlinerl.data.columns import blocks
 from offlinerl.data.scales import Moments, moments
 from offlinerl.util.atomic import atomic_write, write_json
-from offlinerl.util.errors import UserError, reading
+from offlinerl.util.errors import UserError, counted, reading
 from offlinerl.util.trees import Tree, first_leaf, observed_in_words, tree_leaves, tree_map
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ class Dataset:
     def __repr__(self) -> str:
         observed = observed_in_words({path: leaf.shape[1:] for path, leaf in tree_leaves(self.observations)})
         return (
-            f"<Dataset {self.name or 'without a name'}: {len(self):,} transitions in {len(self.episode_starts):,}"
-            f" episodes, {observed}, {self.action.shape[1]} actions>"
+            f"<Dataset {self.name or 'without a name'}: {counted(len(self), 'transition')} in"
+            f" {counted(len(self.episode_starts), 'episode')}, {observed}, {counted(self.action.shape[1], 'action')}>"
         )
 
     def __getitem__(self, rows: slice) -> Dataset:

@@ -25,7 +25,7 @@ from offlinerl.types import Spec
 from offlinerl.util.atomic import write_json
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, counted
 from offlinerl.util.folder import find_checkpoint
 from offlinerl.util.settings import values_of
 from offlinerl.util.trees import observed_in_words
@@ -109,7 +109,7 @@ def check_spec(policy: Policy, pool: Pool) -> None:
 
 
 def _in_words(spec: Spec) -> str:
-    actions = f"{spec.num_actions} discrete actions" if spec.num_actions else f"{spec.action_dim} actions"
+    actions = f"{spec.num_actions} discrete actions" if spec.num_actions else counted(spec.action_dim, "action")
     return f"{observed_in_words({leaf.path: leaf.shape for leaf in spec.obs})} and {actions}"
 
 

@@ -81,6 +81,21 @@ def weighted_doubly_robust(agent: Agent, data: Dataset, gamma: float, *, stack: 
     )
 
 
+def require_log_probs(agent: Agent, data: Dataset, *, stack: int = 1) -> None:
+    """See that an agent can be weighed, at the cost of one row.
+
+    Args:
+        agent: see ``weighted_importance_sampling``, as for the others.
+        data: see there.
+        stack: see there.
+
+    Raises:
+        UserError: the data or the policy has no probabilities.
+    """
+    row = data[:1]
+    log_probs(agent, row, Table(row, agent.spec, 1.0, device=agent.device, stack=stack))
+
+
 def log_probs(agent: Agent, data: Dataset, table: Table) -> tuple[np.ndarray, np.ndarray]:
     """The logarithms of the data's actions under the first seed's policy and under the behaviour, ``[rows]`` each.
 

@@ -43,7 +43,7 @@ from offlinerl.training.schedule import Schedule, Stage
 from offlinerl.training.selection import source_of
 from offlinerl.types import Spec
 from offlinerl.util.display import Display
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, counted
 from offlinerl.util.settings import make, members
 from offlinerl.util.trees import observed_in_words, tree_leaves
 
@@ -140,8 +140,8 @@ def on_dataset(
         data = data.best(train["top"])
     observed = observed_in_words({path: leaf.shape[1:] for path, leaf in tree_leaves(data.observations)})
     display.say(
-        f"{entry.name}: {len(data):,} transitions in {len(data.episode_starts):,} episodes,"
-        f" {observed}, {data.action.shape[1]} actions"
+        f"{entry.name}: {counted(len(data), 'transition')} in {counted(len(data.episode_starts), 'episode')},"
+        f" {observed}, {counted(data.action.shape[1], 'action')}"
     )
     if columns := data.provenance.get("columns"):
         display.say(f"columns: {in_words(columns)}")

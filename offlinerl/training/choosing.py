@@ -19,16 +19,16 @@ from offlinerl.evaluation.evaluate import evaluate, make_pool
 from offlinerl.evaluation.fqe import choice_of, fitted_q_evaluation
 from offlinerl.evaluation.statistics import CAUTION, confidence_bounds, next_to_play, student
 from offlinerl.evaluation.task import Task
-from offlinerl.evaluation.weighing import weighted_doubly_robust, weighted_importance_sampling
+from offlinerl.evaluation.weighing import require_log_probs, weighted_doubly_robust, weighted_importance_sampling
 from offlinerl.rollout.deployed import DeployedPolicy
 from offlinerl.training import config
 from offlinerl.training.request import entry_of
 from offlinerl.util.atomic import write_json
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display, between, places, shown, table
-from offlinerl.util.errors import UserError, either
+from offlinerl.util.errors import UserError, command, counted, either
 from offlinerl.util.folder import find_checkpoint
-from offlinerl.util.settings import named, values_of
+from offlinerl.util.settings import columns_of, named, values_of
 
 SEED = 2_000_000
 """Reset seed of the first episode, far from those of training and of its evaluations."""
@@ -170,7 +170,9 @@ def offline(
     data, rows = load.load(entry, reward="none"), []
     step = np.arange(len(data)) - np.repeat(data.episode_starts, data.episode_lengths)
     returns = np.add.reduceat(data.reward * gamma**step, data.episode_starts)
-    display.say(f"{entry.name}: {len(returns):,} episodes, their mean discounted return {shown(returns.mean())}")
+    display.say(
+        f"{entry.name}: {counted(len(returns), 'episode')}, their mean discounted return {shown(returns.mean())}"
+    )
     if not data.reward.any():
         display.say(f"{entry.name}: all rewards are 0, so that no policy is worth more than another")
     total, done = updates * len(candidates) or None, 0
@@ -180,11 +182,16 @@ def offline(
         done += count
         display.advance(done)
 
+    stacks = [Task(**{"env": None, **candidate.agent.task}).stack for candidate in candidates]
+    for candidate, stack in zip(candidates, stacks, strict=True):  # what cannot be ranked is refused at once
+        if by == "fqe":
+            choice_of(candidate.agent)
+        else:
+            require_log_probs(candidate.agent, data, stack=stack)
     fitting |= dict(updates=updates, progress=progress)
     with display.bar("evaluating", total):
-        for candidate in candidates:
-            agent = candidate.agent
-            stack, normalize = Task(**{"env": None, **agent.task}).stack, getattr(agent.config, "normalize", False)
+        for candidate, stack in zip(candidates, stacks, strict=True):
+            agent, normalize = candidate.agent, getattr(candidate.agent.config, "normalize", False)
             if by == "wis":
                 found = weighted_importance_sampling(agent, data, gamma, stack=stack)
             elif by == "dr":
@@ -202,8 +209,9 @@ def offline(
             rows.append(row)
     few = [row["effective"] for row in rows if row.get("effective", FEW) < FEW]
     if few:
+        are = "policies are" if len(rows) > 1 else "policy is"
         display.say(
-            f"{len(few)} of {len(rows)} policies are so unlike the behaviour that fewer than {FEW} episodes still"
+            f"{len(few)} of {len(rows)} {are} so unlike the behaviour that fewer than {FEW} episodes still"
             f" count, as few as {min(few):.1f}: do not rely on their estimates or intervals, and take fqe or more data"
         )
     return rows
@@ -298,11 +306,16 @@ def show(results: Mapping[str, Any], display: Display) -> None:
     columns = ["run", "rank", *["seed"] * several, "estimate", "95% interval", *more]
     rows = [
         [
-            Path(row["run"]).resolve().name, str(row["rank"]), *[member] * several,
+            row["run"], str(row["rank"]), *[member] * several,
             shown(row["estimate"], decimals), "-" if row.get("episodes") == 1 else between(row["ci95"], decimals),
             *[str(row.get("episodes"))] * acted, *[f"{row.get('effective', 0):.1f}"] * weighed,
         ]
         for row, member in zip(policies, members, strict=True)
     ]  # fmt: skip
     how = "episodes in the environment" if acted else f"{FROM_DATA[method]} on the dataset"
-    table(display.console, f"{results['tried']} policies tried, by {how}: {results['unit']}", columns, rows)
+    table(display.console, f"{counted(results['tried'], 'policy')} tried, by {how}: {results['unit']}", columns, rows)
+    first = policies[0]
+    if np.isfinite(first["estimate"]):
+        member = columns_of(dict(seed=first["seed"], **first.get("values", {})))
+        flags = [word for key, value in member.items() for word in (f"--{key}", value)]
+        display.say(f"to deploy the first: {command('export', first['run'], *flags, '--onnx', 'policy.onnx')}")

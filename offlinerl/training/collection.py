@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -36,7 +37,7 @@ from offlinerl.training.request import require_source, settings_for
 from offlinerl.util.atomic import sweep
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import FAST, Display, shown
-from offlinerl.util.errors import UserError, reading
+from offlinerl.util.errors import UserError, command, counted, reading
 from offlinerl.util.folder import find_checkpoint, numbered, require_free, versions, write_config
 from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
 from offlinerl.util.settings import plain
@@ -383,11 +384,12 @@ class Collection(Companion):
 
     def seal(self) -> Path:
         """Write the dataset and delete what it was made of."""
+        agent = "dqn" if isinstance(self.about["action_space"], gym.spaces.Discrete) else "xql"
         with Journal(self.folder / EPISODES) as journal:
             episode_log.seal(journal, self.target, **self.about, metadata=self.metadata, append=self.append)
             self.display.say(
-                f"{self.dataset_id}: {len(journal):,} episodes, {journal.steps:,} steps in {self.target}; train on it"
-                f" with: offlinerl fit xql --dataset {self.dataset_id}"
+                f"{self.dataset_id}: {counted(len(journal), 'episode')}, {counted(journal.steps, 'step')} in"
+                f" {self.target}; train on it with: {command('fit', agent, '--dataset', self.dataset_id)}"
             )
             self.clear()
         return self.target

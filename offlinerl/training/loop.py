@@ -335,6 +335,8 @@ class Run(L.Callback):
         """What is trained side by side."""
         given = dict(seeds=self.settings["fit"]["seeds"])
         given |= {name: self.settings["agent"][name] for name in values_of(self.agent.members[0])}
+        if len(given["seeds"]) == 1:
+            given = {"seed" if name == "seeds" else name: of for name, of in given.items()}
         return ", each with ".join(f"{name} {', '.join(map(str, of))}" for name, of in given.items())
 
     def several(self, result: Evaluation | None) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 from offlinerl import agents
-from offlinerl.evaluation import report
-from offlinerl.training import request
+from offlinerl.evaluation import comparison, report
+from offlinerl.training import config, request
 from offlinerl.util.atomic import write_json
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError, command, did_you_mean, reading
@@ -116,7 +116,10 @@ def read(file: Path) -> dict[str, Any]:
         UserError: it cannot be read, or says something unknown.
     """
     with reading(f"the sweep {file}", "see `offlinerl sweep --help`"):
-        given = yaml.safe_load(file.read_text("utf-8"))
+        try:
+            given = yaml.safe_load(file.read_text("utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"it is not YAML{_place(error)}") from error
         if not isinstance(given, dict):
             raise ValueError("it holds no settings")
     for key in given:
@@ -128,6 +131,8 @@ def read(file: Path) -> dict[str, Any]:
         if not isinstance(plan[key], list | tuple) or not all(isinstance(name, str) for name in plan[key]):
             raise UserError(f"{file}: {key} must be a list of names, as in {key}: [xql, iql], not {plan[key]!r}")
     plan["seeds"] = [plan["seeds"]] if isinstance(plan["seeds"], int) else plan["seeds"]
+    if not isinstance(plan["seeds"], list | tuple):
+        raise UserError(f"{file}: seeds must be a list of numbers, as in seeds: [0, 1, 2], not {plan['seeds']!r}")
     if not plan["datasets"] and not plan["environments"]:
         raise UserError(f"{file} needs datasets, or environments to learn by acting")
     for key, value in plan["each"].items() if isinstance(plan["each"], dict) else [("each", None)]:
@@ -166,11 +171,12 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
             for key, value in [*zip(apart, values, strict=True), *shared.items()]:
                 section, _, name = key.partition(".")
                 over[section][name] = value
-            request.settings_for(agent, *where, plan["seeds"], None, over)
+            settings = request.settings_for(agent, *where, plan["seeds"], None, over)[0]
             name = "-".join(
                 [agent, task, *(f"{key.partition('.')[2]}={v}" for key, v in zip(apart, values, strict=True))]
             )
             folder = Path(plan["out"]).resolve() / name.replace("/", "-").replace(" ", "")
+            require_same(folder, settings)
             words = [agent, flag, task, "--seeds", ",".join(map(str, plan["seeds"])), "--out", str(folder)]
             for section, settings in over.items():
                 for key, value in settings.items():
@@ -179,6 +185,29 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
     if unused:
         raise UserError(f"each: none of the agents has the setting {min(unused)}")
     return list(runs.values())
+
+
+def require_same(folder: Path, planned: Mapping[str, Any]) -> None:
+    """Raises a UserError if the run of a folder, if there is one, has begun with other settings than are planned, for
+    neither would its result be that of the plan nor would it go on by it."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return
+    begun = config.read(file)
+    for section, settings in planned.items():
+        for key, value in settings.items():
+            had = begun.get(section, {}).get(key, value)
+            if had != value and f"{section}.{key}" not in comparison.WATCHED:
+                raise UserError(
+                    f"{folder} has begun with {key} {had}, and {value} is planned: give another folder by `out`, or"
+                    " delete this one"
+                )
+
+
+def _place(error: yaml.YAMLError) -> str:
+    """Where a file's fault was found, if it is known."""
+    mark = getattr(error, "problem_mark", None)
+    return f", in line {mark.line + 1}" if mark else ""
 
 
 def _train(ray: Any, runs: list[Planned], plan: Mapping[str, Any], display: Display, stop: Stop) -> list[Planned]:

@@ -60,6 +60,12 @@ def either(*words: object) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+def counted(number: int, noun: str) -> str:
+    """As in "1 episode", "2 episodes" or "1,000 policies"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str, near: int = 3) -> str:
     """Asks for the nearest ones of the known names, if any is near; else what to say otherwise."""
     found = difflib.get_close_matches(name, known, near, 0.5)

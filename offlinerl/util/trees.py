@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from offlinerl.util.errors import counted
+
 Tree = Any
 
 
@@ -37,5 +39,5 @@ def first_leaf(tree: Tree) -> Any:
 def observed_in_words(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The leaves of an observation, by their paths and shapes, for a message."""
     if list(shapes) == [""] and len(shapes[""]) == 1:
-        return f"{shapes[''][0]} observations"
+        return counted(shapes[""][0], "observation")
     return "observations of " + ", ".join(f"{path or 'images'} {'x'.join(map(str, s))}" for path, s in shapes.items())
