@@ -14,7 +14,7 @@ def coarse():
     a short training."""
 
     def save(self, *args, **kwargs):
-        self.set_layout_engine("none")
+        self.set_layout_engine(None)  # with "none" it would be drawn twice
         for axes in self.axes:
             axes.set_axis_off()
             axes.set_title(axes.get_title(), y=1)  # or its place is made out from all ticks and labels

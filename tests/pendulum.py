@@ -15,6 +15,7 @@ import drawing
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from offlinerl.agents.checkpoint import read
 from offlinerl.cli import main
@@ -170,3 +171,10 @@ def summary(folder):
 def weights(folder):
     """Those of a run's last checkpoint, by name."""
     return read(folder / "last.ckpt")["state_dict"]
+
+
+def differing(folder, other):
+    """The names of the weights in which two runs ended differently."""
+    first, second = weights(folder), weights(other)
+    assert first.keys() == second.keys()
+    return [name for name in first if not torch.equal(first[name], second[name])]
