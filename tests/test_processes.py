@@ -45,7 +45,8 @@ def frames(rows=60):
 
 
 def agent_of(name, spec, **settings):
-    agent = agents.get(name)(spec, [3, 5], **settings)
+    small = dict(context=4, embedding=16, blocks=1) if name == "dt" else {}
+    agent = agents.get(name)(spec, [3, 5], **small, **settings)
     agent.configure_optimizers()
     return agent
 
