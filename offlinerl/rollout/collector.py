@@ -188,6 +188,13 @@ def reset_seed(seed: int, lane: int, episode: int) -> int:
     return int(np.random.SeedSequence([seed, lane, episode]).generate_state(1)[0])
 
 
+def shares(count: int, environments: tuple[int, int]) -> np.ndarray:
+    """How many of so many episodes are each environment's, ``[S, E]``. Each must have a number of its own, for among
+    the first that end anywhere, the short ones would be too many."""
+    whole, rest = divmod(count, int(np.prod(environments)))
+    return whole + (np.arange(np.prod(environments)) < rest).reshape(environments)
+
+
 def mean_of(recent: Iterable[Iterable[float]]) -> float | None:
     """Mean over seeds and their latest episodes; None before there are any."""
     values = [value for of_seed in recent for value in of_seed]

@@ -28,7 +28,7 @@ from offlinerl.evaluation.task import Task
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.recipes.kitchen import demonstration
 from offlinerl.rollout.actor_pool import ActorPool
-from offlinerl.rollout.collector import Collector, mean_of
+from offlinerl.rollout.collector import Collector, mean_of, shares
 from offlinerl.rollout.policy import Noisy, Policy, apart
 from offlinerl.training.build import REPLAY, build
 from offlinerl.training.config import TrainConfig, merge, read
@@ -78,7 +78,7 @@ def collect(
         env: a Gymnasium id, a name in the registry, or what ``offlinerl.envs.make.make`` takes.
         dataset_id: ``(namespace/)name-vN``.
         steps: environment steps to take; episodes under way at the end are truncated there.
-        episodes: or episodes to finish, if nothing learns meanwhile.
+        episodes: or episodes to finish, if nothing learns meanwhile; every environment has its share of them.
         noise: deviation of Gaussian noise on the actions of a policy or script, in units of half the action's
             range; of discrete actions, the share that is random.
         seed: decides everything.
@@ -267,9 +267,11 @@ class Collection(Companion):
         seeds, lanes = range(seed, seed + (len(policy.seeds) if policy else 1)), range(envs)
         collector = self.collector = Collector(self.task.env, seeds, lanes, self.task.obs_keys, self.first)
         acting, endless = collector.uniform, collector.pool.endless
+        beyond = self.first + shares(total, collector.episodes.shape)  # [S, E] the number of the first not wanted
 
         def keep(s: int, e: int, episode: Episode) -> None:
-            if unit == "steps" or len(self.journal) < total:
+            wanted = len(self.journal) < total and collector.episodes[s, e] < beyond[s, e]
+            if unit == "steps" or wanted:
                 self.journal.append(episode)
 
         def step() -> int:
@@ -416,10 +418,16 @@ def random_return(task: Task) -> float:
     """The mean return of uniformly random actions."""
     lanes, returns = range(side_by_side(task.env, REFERENCE_LANES)), []
     with closing(Collector(task.env, (0,), lanes, task.obs_keys)) as collector:
-        collector.on_episode = lambda s, e, episode: returns.append(float(episode.rewards.sum()))
+        wanted = shares(REFERENCE_EPISODES, collector.episodes.shape)
+
+        def keep(s: int, e: int, episode: Episode) -> None:
+            if collector.episodes[s, e] < wanted[s, e]:
+                returns.append(float(episode.rewards.sum()))
+
+        collector.on_episode = keep
         while len(returns) < REFERENCE_EPISODES:
             collector.step(collector.uniform)
-    return float(np.mean(returns[:REFERENCE_EPISODES]))
+    return float(np.mean(returns))
 
 
 def described(source: str | Policy) -> str:
