@@ -177,6 +177,11 @@ def test_show_opens_with_what_a_person_asks_first(here, capsys):
     assert (facts["rows"], facts["episodes"], facts["provenance"]["rows_dropped"]) == (33, 7, 4)
     assert main(["datasets", "show", "a.h5", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == facts
+    one = dict(obs=np.zeros((2, 1)), action=np.array([[-1.0], [2]]), reward=np.ones(2), terminated=np.array([0, 1]))
+    offlinerl.load_dataset(one).write("one")
+    assert main(["datasets", "show", "one", "--png", "one.png"]) == 0
+    said = capsys.readouterr().out
+    assert "observations\t1 number\n" in said and "actions\t1 number from -1 to 2\n" in said
     d3rlpy(here / "b.h5", discrete=True)
     assert main(["datasets", "show", "b.h5"]) == 0
     assert "actions\t2 choices, from 0 on" in capsys.readouterr().out

@@ -221,6 +221,11 @@ def test_a_policy_samples_its_actions(here, small):
     assert abs(z.mean()) < 0.1 and abs(z.std() - 1) < 0.1
     firsts = data.action[data.episode_starts]
     assert len(np.unique(firsts, axis=0)) == len(firsts)
+    with torch.no_grad():
+        known = agent.log_prob(torch.from_numpy(data.obs)[None], torch.from_numpy(data.action)[None])
+    np.testing.assert_allclose(data.log_prob, known[0], rtol=1e-3, atol=1e-3)
+    made("hopper-random", "--size", 100, "--workers", 1)
+    np.testing.assert_allclose(load("hopper-random").log_prob, -3 * np.log(2), rtol=1e-6)
 
 
 def test_medium_replay_is_what_a_training_experienced(here, monkeypatch):

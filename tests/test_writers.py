@@ -156,6 +156,15 @@ def walks(**changes):
     return offlinerl.load_dataset(columns | dict(truncated=np.array([0, 0, 1, 0, 0, 1])) | changes)
 
 
+def test_lerobot_keeps_the_probabilities_of_actions(here):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    data = walks(log_prob=-np.arange(6.0), terminated=np.array([0, 0, 0, 0, 0, 1]))
+    writers.write_lerobot(data, here / "logged", 10, "walk")
+    again = offlinerl.load_dataset("logged")
+    assert_same(again, data)
+    np.testing.assert_array_equal(again.log_prob, -np.arange(6.0))
+
+
 def test_lerobot_keeps_the_last_step_of_what_stood_still(here):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     data = walks(next_obs=np.array([[1.0], [2], [2], [4], [5], [5]]))

@@ -17,7 +17,7 @@ from offlinerl.data.registry import Entry
 from offlinerl.envs.antmaze import walls_of
 from offlinerl.envs.make import make
 from offlinerl.util.display import unit_of
-from offlinerl.util.errors import UserError, either
+from offlinerl.util.errors import UserError, counted, either
 from offlinerl.util.figures import format_of, literal
 from offlinerl.util.trees import first_leaf, tree_leaves, tree_map
 
@@ -108,7 +108,7 @@ def _spread(values: np.ndarray) -> str:
 
 
 def _part(path: str, leaf: np.ndarray) -> str:
-    numbers = f"{leaf.shape[1]} numbers" if leaf.ndim == 2 else f"images {'x'.join(map(str, leaf.shape[1:]))}"
+    numbers = counted(leaf.shape[1], "number") if leaf.ndim == 2 else f"images {'x'.join(map(str, leaf.shape[1:]))}"
     return f"{path} {numbers}" if path else numbers
 
 
@@ -117,7 +117,7 @@ def _actions(dataset: Dataset) -> str:
     if spec.num_actions:
         return f"{spec.num_actions} choices, from {spec.first_action} on"
     low, high = dataset.action_limits
-    return f"{len(low)} numbers from {low.min():,.4g} to {high.max():,.4g}"
+    return f"{counted(len(low), 'number')} from {low.min():,.4g} to {high.max():,.4g}"
 
 
 def _rewards(reward: np.ndarray) -> str:
@@ -227,6 +227,8 @@ def _ranges(axes: Any, title: str, column: np.ndarray) -> None:
     axes.vlines(place, five, ninety_five, color="tab:blue", linewidth=width, alpha=0.5)
     axes.plot(place, middle, "_", color="tab:orange", markersize=width + 2)
     axes.set(title=f"{title}: all, 5 to 95%, median", xlabel="dimension", ylabel="value")
+    axes.set_xlim(-0.5, len(place) - 0.5)
+    axes.locator_params(axis="x", integer=True)
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 

@@ -72,7 +72,7 @@ def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset
     videos = [key for key in keys if features[key]["dtype"] == "video"]
     places = _video_places(folder, info, videos)
     columns = ["action", "episode_index", "frame_index", "timestamp", *(key for key in keys if key not in videos)]
-    columns += [name for name in ("next.reward", "next.success", "next.terminated") if name in features]
+    columns += [name for name in ("next.reward", "next.success", "next.terminated", "log_prob") if name in features]
     pq = parquet_reader()
     files = sorted((folder / "data").rglob("*.parquet"))
     if not files:
@@ -106,7 +106,9 @@ def _steps(obs: Tree, frames: Mapping[str, np.ndarray], place: str, row: int) ->
     success = frames.get("next.success", np.zeros(T, bool))
     reward = frames.get("next.reward", success)
     terminated = frames.get("next.terminated", success)
-    return Steps(obs, frames["action"], reward.astype(np.float32), terminated, None, place, row)
+    return Steps(
+        obs, frames["action"], reward.astype(np.float32), terminated, None, place, row, log_prob=frames.get("log_prob")
+    )
 
 
 def _episodes_of(folder: Path, info: Mapping[str, Any], subset: str | None) -> range:

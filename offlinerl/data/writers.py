@@ -78,7 +78,8 @@ def write_robomimic(data: Dataset, file: Path, overwrite: bool = False, env_id: 
 
 def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite: bool = False) -> None:
     """Writes a folder in LeRobot's format v3.0, a frame a step: ``observation.state``, or the parts of observations by
-    their names, ``action``, ``next.reward``, ``next.terminated`` and ``next.done``. Images are stored as PNG.
+    their names, ``action``, ``next.reward``, ``next.terminated``, ``next.done`` and, where it is known, ``log_prob``.
+    Images are stored as PNG.
 
     An episode that was cut off has a frame more, which holds what its last step led to, repeats the last action and
     earns nothing: the format has no place for an observation without an action. Where an episode terminated, nothing
@@ -108,10 +109,12 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
         names = ["height", "width", "channels"] if image else None
         features[key] = dict(dtype="image" if image else "float32", shape=list(leaf.shape[1:]), names=names)
     features["action"] = dict(dtype=str(action.dtype), shape=[action.shape[1]], names=None)
-    singles = {
+    singles: dict[str, type[np.generic]] = {
         "next.reward": np.float32, "next.terminated": np.bool_, "next.done": np.bool_, "timestamp": np.float32,
         "frame_index": np.int64, "episode_index": np.int64, "index": np.int64, "task_index": np.int64,
     }  # fmt: skip
+    if data.log_prob is not None:
+        singles["log_prob"] = np.float32
     features |= {name: dict(dtype=np.dtype(kind).name, shape=[1], names=None) for name, kind in singles.items()}
     episodes: list[dict[str, Any]] = []
     waiting: list[Any] = []  # tables of the next file
@@ -137,6 +140,8 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
                 "frame_index": np.arange(T), "episode_index": np.full(T, number), "index": index + np.arange(T),
                 "task_index": np.zeros(T),
             }  # fmt: skip
+            if data.log_prob is not None:
+                values["log_prob"] = data.log_prob[acted]
             columns |= {name: pa.array(values[name].astype(kind)) for name, kind in singles.items()}
             waiting.append(pa.table(columns))
             episodes.append({

@@ -12,6 +12,7 @@ import numpy as np
 
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
+from offlinerl.data.columns import LOG_PROB_INFO
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import Journal
 from offlinerl.envs.make import Pool, native_action
@@ -63,7 +64,7 @@ def play(recipe: Recipe, lanes: Sequence[int], steps: int, journal: Journal, goi
         if not loop.playing.any():
             return
         taken += loop.playing
-        past.append(step := loop.step(policy, recipe.get("explore", False)))
+        past.append(step := loop.step(policy, recipe.get("explore", False), log_prob=True))
         for i in np.flatnonzero(step.terminated[0] | step.truncated[0]).tolist():
             seed = loop.reset_seed(0, i, numbers[0, i])
             journal.append(_episode(recipe, past[begun[i] :], i, pool.action_space, seed))
@@ -114,9 +115,18 @@ def _episode(recipe: Recipe, steps: Sequence[Step], i: int, space: gym.Space, se
         np.array([step.reward[0, i] for step in steps], np.float32),
         np.array([step.terminated[0, i] for step in steps]),
         np.array([step.truncated[0, i] for step in steps]),
-        seed=seed,
+        logged(steps, i),
+        seed,
     )
     return RELABELLED[recipe["kind"]](episode, recipe["goal"]) if "goal" in recipe else episode
+
+
+def logged(steps: Sequence[Step], i: int) -> dict[str, np.ndarray]:
+    """The logarithms of the probabilities of an episode's actions, if all are known."""
+    if any(step.log_prob is None for step in steps):
+        return {}
+    log_prob = np.array([step.log_prob[0, i] for step in steps], np.float32)
+    return {LOG_PROB_INFO: log_prob} if np.isfinite(log_prob).all() else {}
 
 
 @cache
