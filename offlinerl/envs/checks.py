@@ -132,6 +132,8 @@ def flag(what: str, value: Any) -> bool:
     Raises:
         Unsound: it is neither true nor false.
     """
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
     number = one(what, value)
     if number not in (0, 1):
         raise Unsound(f"gives neither true nor false: its {what} is {value!r}")
@@ -144,20 +146,22 @@ def observation(value: Tree, shape: Tree) -> Tree:
     Raises:
         Unsound: it has another one, or numbers that are not finite, or not in 32 bits.
     """
+    if type(value) is np.ndarray and value.shape == shape and _is_small(value):
+        return value  # most are, and it is asked in every step
     if isinstance(shape, Mapping):
         return {path: observation(value[path], inner) for path, inner in shape.items()}
     if np.shape(value) != shape:
         raise Unsound(f"gives an observation of shape {np.shape(value)} instead of {shape}")
-    if getattr(value, "dtype", None) == np.uint8 or _is_small(value):
+    if getattr(value, "dtype", None) == np.uint8:
         return value
     if not (np.abs(value) <= LARGEST).all():  # nor is a NaN
         raise Unsound(f"gives an observation that is {_fault(value)}")
     return value
 
 
-def _is_small(value: Any) -> bool:
+def _is_small(value: np.ndarray) -> bool:
     """Whether a vector surely has but finite numbers that fit, by its squared length: the quickest there is to ask."""
-    return type(value) is np.ndarray and value.ndim == 1 and value.dtype.kind == "f" and value.dot(value) < 1e30
+    return value.ndim == 1 and value.dtype.kind == "f" and value.dot(value) < 1e30
 
 
 def plain(answer: Any, shape: Tree) -> Step:
@@ -169,15 +173,10 @@ def plain(answer: Any, shape: Tree) -> Step:
     if not _is_step(answer):
         raise Unsound(f"gives {_described(answer)} where {STEP}")
     obs, reward, terminated, truncated, info = answer
-    if type(reward) is not float:
-        reward = one("reward", reward)
+    reward = float(reward) if isinstance(reward, float) else one("reward", reward)  # numpy's of 64 bits is one too
     if not abs(reward) <= float(LARGEST):
         raise Unsound(f"gives a reward that is {_fault(reward)}")
-    if type(terminated) is not bool:
-        terminated = flag("terminated", terminated)
-    if type(truncated) is not bool:
-        truncated = flag("truncated", truncated)
-    return observation(obs, shape), reward, terminated, truncated, info
+    return observation(obs, shape), reward, flag("terminated", terminated), flag("truncated", truncated), info
 
 
 def _fault(value: Any) -> str:

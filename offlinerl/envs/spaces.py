@@ -206,9 +206,13 @@ class Observed(gym.ObservationWrapper):
         self.name = env.spec.id if env.spec else type(env.unwrapped).__name__
         self.leaves = parts(env.observation_space, keys, self.name)
         self.observation_space = observed(self.leaves)
+        self.numbers = all(isinstance(leaf, spaces.Box) and not is_image(leaf) for leaf in self.leaves.values())
 
     def observation(self, observation: Any) -> Tree:
-        columns = [np.asarray(child(observation, path))[None] for path in self.leaves]
+        columns = [np.asarray(child(observation, path)) for path in self.leaves]
+        if self.numbers:  # what ``observe`` would make of them, sooner
+            return np.concatenate([column.ravel() for column in columns])
+        columns = [column[None] for column in columns]
         try:
             return tree_map(lambda column: column[0], observe(self.leaves, columns))
         except Misfit as misfit:
