@@ -449,7 +449,7 @@ def test_a_file_that_may_not_grow_keeps_the_previous_checkpoint(run, here):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("words", ["datasets list", "datasets validate kitchen"])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.slow)])
 def test_a_full_disk_below_standard_output(words, unbuffered):
     with open("/dev/full", "w") as full:
         command, settings = [sys.executable, "-m", "offlinerl", *words.split()], dict(PYTHONUNBUFFERED=unbuffered)

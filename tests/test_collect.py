@@ -213,7 +213,7 @@ def test_appending_goes_on_where_the_dataset_ends(here, kind, policy):
     assert len({int(one["seed"]) for one in facts}) == count
 
 
-@pytest.mark.parametrize("kind", ["random", "learning"])
+@pytest.mark.parametrize("kind", ["random", pytest.param("learning", marks=pytest.mark.slow)])
 def test_an_appending_that_was_stopped_goes_on(here, kind, monkeypatch):
     """Stopped half way and resumed, with an equal dataset left alone for comparison."""
     argv = {
@@ -257,7 +257,7 @@ def test_resuming_what_is_finished_says_what_there_is_to_do(here, capsys):
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("source", ["random", "learning"])
+@pytest.mark.parametrize("source", [pytest.param("random", marks=pytest.mark.slow), "learning"])
 def test_sigkill_loses_no_finished_episode(here, source, kills):
     """Killed at random moments and resumed each time, a collection ends like one that never was."""
     count = 20 + 30 * kills  # long enough not to end before the last kill, as are the steps below

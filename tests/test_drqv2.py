@@ -235,7 +235,8 @@ def test_the_layout_is_what_it_says(monkeypatch):
         given.clear()
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("compile", [False, True])
 def test_bf16_learns_the_same(compile):
     usual, _ = trained(60)
     found, agent = trained(60, precision="bf16", compile=compile)

@@ -92,6 +92,7 @@ def ascii_alone(lines, **settings):
 LOOKS = ["datasets show käse.hdf5", "datasets show nö.hdf5", "fit bc --dataset nö"]
 
 
+@pytest.mark.slow
 def test_a_terminal_that_knows_ascii_alone(here):
     dataset(here / "käse.hdf5")
     dataset(file := os.fsdecode(b"bad\xff.hdf5"))

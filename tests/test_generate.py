@@ -70,15 +70,21 @@ def contents(name):
 # --------------------------------------------------------------------------------------------- the engine
 
 
-def test_workers_and_interruptions_change_nothing(here, small, monkeypatch):
+@pytest.mark.slow
+def test_workers_change_nothing(here, small):
+    ship(here, "hopper-medium", "Hopper-v5")
+    file = here / "datasets/hopper-medium/data/main_data.hdf5"
+    made("hopper-medium", "--size", 800, "--workers", 1)
+    alone, bytes_alone = contents("hopper-medium"), file.read_bytes()
+    made("hopper-medium", "--size", 800, "--workers", 2, "--overwrite")
+    assert contents("hopper-medium") == alone and file.read_bytes() == bytes_alone
+
+
+def test_interruptions_change_nothing(here, small):
     ship(here, "hopper-medium", "Hopper-v5")
     made("hopper-medium", "--size", 800, "--workers", 1)
     alone = contents("hopper-medium")
-    bytes_alone = (here / "datasets/hopper-medium/data/main_data.hdf5").read_bytes()
     assert len({seed for seed, *_ in alone}) == len(alone) > 16
-    made("hopper-medium", "--size", 800, "--workers", 2, "--overwrite")
-    assert contents("hopper-medium") == alone
-    assert (here / "datasets/hopper-medium/data/main_data.hdf5").read_bytes() == bytes_alone
     parts, folder = generate.parts_of("hopper-medium", 800, None, False), here / "partial"
     for steps in (7, 60, 90):  # left off in the middle of episodes, three times
         left = iter(range(steps))

@@ -78,6 +78,7 @@ def test_rewards_are_those_that_ogbench_gives_its_data(scene):
     assert np.array_equal(ours.terminations, theirs["masks"] == 0) and 0 < ours.terminations.sum() < 40
 
 
+@pytest.mark.slow
 def test_an_episode_depends_on_its_lane_and_number_alone(tmp_path):
     played("cube-single", (0, 1), tmp_path / "both", length=40)
     again = played("cube-single", (0, 1), tmp_path / "both", steps=80, length=40)  # goes on
@@ -90,6 +91,7 @@ def test_an_episode_depends_on_its_lane_and_number_alone(tmp_path):
     assert abs(again[0].actions).max() <= 1
 
 
+@pytest.mark.slow
 def test_things_are_moved(tmp_path):
     (cube,) = played("cube-single", (0,), tmp_path / "cube")
     height = cube.observations[:, 21] / 10

@@ -23,8 +23,6 @@ SHORTER = {
 }
 """How a notebook that trains for long is run short, too short for what it asserts to hold."""
 
-LONG = (*SHORTER, "glimpse_classifier")
-
 
 def code(notebook) -> list:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -60,10 +58,8 @@ def execute(notebook, folder) -> None:
     check_outputs(notebook)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=pytest.mark.slow if path.stem in LONG else (), id=path.stem) for path in NOTEBOOKS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     execute(notebook, tmp_path)

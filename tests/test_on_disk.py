@@ -278,7 +278,7 @@ def test_a_killed_build_is_begun_again_and_another_process_waits(tmp_path, cache
     killed.kill(), killed.wait(), killed.stdout.close()
     (left,) = folders(cache)
     assert left.name.startswith(".")
-    both_said = [process.communicate(timeout=100)[0] for process in [start(0.7), start(0.7)]]
+    both_said = [process.communicate(timeout=100)[0] for process in [start(0.4), start(0.4)]]
     assert sum("waits for another run" in said for said in both_said) == 1
     rows = len(load.load(str(parts)))
     assert all(f"rows {rows}\n" in said for said in both_said)

@@ -170,7 +170,7 @@ def _episodes_at_random(mdp, count):
 
 def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, episodes_at_random, monkeypatch):
     """By importance sampling from uniformly random actions, of a policy not too far from them."""
-    S, B, logits = 100, 100, 0.3 * logits
+    S, B, logits = 50, 100, 0.3 * logits
     spec, table = episodes_at_random(S * B)
     source = EpisodeData(table, (0,), 1)
     batch = table.transitions(source.rows.unflatten(0, (S, B)).unsqueeze(0))
@@ -184,7 +184,7 @@ def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, 
     require_equal_within_error(found[0].numpy().astype(float), tabular.policy_gradient(mdp, logits))
 
 
-@pytest.mark.parametrize("self_normalized", [True, False])
+@pytest.mark.parametrize("self_normalized", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_off_policy_learns_a_better_policy_than_the_datas(mdp, episodes_at_random, self_normalized):
     """Whose value is known exactly, from episodes of chance alone."""
     spec, table = episodes_at_random(2000)

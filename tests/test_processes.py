@@ -169,6 +169,7 @@ def whole(here):
     return here / "whole"
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_leaves_what_a_run_leaves(whole):
     summary = pendulum.summary(whole)
     assert summary["updates"] == 120 and summary["last"]["episodes"] == 2 and summary["held_out"]
@@ -181,9 +182,8 @@ def test_a_run_of_two_processes_leaves_what_a_run_leaves(whole):
     assert main(["evaluate", str(whole), "--episodes", "1"]) == 0  # in one process
 
 
-@pytest.mark.parametrize(
-    "number, status", [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
 def test_a_run_that_was_stopped_goes_on_to_the_bit(whole, here, number, status, monkeypatch, capsys):
     folder = here / f"stopped-{number}"
     with monkeypatch.context() as patch:
@@ -280,6 +280,7 @@ def test_batches_that_cannot_be_shared_are_not(refused):
     assert "is_reinforce weighs every row" in refused("fit", "is_reinforce", "--dataset", pendulum.ID, "--devices", 2)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_as_many_processes(whole, here, refused):
     assert "devices cannot be given" in refused("fit", "--resume", whole, "--devices", 1)
     config = whole / "config.yaml"

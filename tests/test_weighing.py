@@ -203,8 +203,8 @@ def here(tmp_path):
         yield folder
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_intervals_hold_the_exact_values_of_random_mdps(here, count):
+@pytest.mark.slow
+def test_intervals_hold_the_exact_values_of_random_mdps(here, count=20):
     inside, widths = dict(wis=0, dr=0), dict(wis=[], dr=[])
     for number in range(count):
         run, exact, name, _ = problem(number, here)
