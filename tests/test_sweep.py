@@ -1,4 +1,4 @@
-"""Sweeps: what is planned, what becomes of runs that are killed, and twelve runs on Ray."""
+"""Sweeps: what is planned, and what becomes of runs that are killed."""
 
 import sys
 

@@ -228,7 +228,6 @@ def _ranges(axes: Any, title: str, column: np.ndarray) -> None:
     axes.plot(place, middle, "_", color="tab:orange", markersize=width + 2)
     axes.set(title=f"{title}: all, 5 to 95%, median", xlabel="dimension", ylabel="value")
     axes.set_xlim(-0.5, len(place) - 0.5)
-    axes.locator_params(axis="x", integer=True)
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
