@@ -95,10 +95,12 @@ LOOKS = ["datasets show käse.hdf5", "datasets show nö.hdf5", "fit bc --dataset
 @pytest.mark.slow
 def test_a_terminal_that_knows_ascii_alone(here):
     dataset(here / "käse.hdf5")
-    dataset(file := os.fsdecode(b"bad\xff.hdf5"))
-    fit = f"fit bc --dataset {file} --env Pendulum-v1 --out käse {' '.join(map(str, FEW))}"
-    ascii_alone([fit, "report käse --out out", *LOOKS], PYTHONIOENCODING="ascii")
-    assert (here / "käse" / "summary.json").is_file() and (here / "out" / "report.md").is_file()
+    dataset(os.fsdecode(b"bad\xff.hdf5"))
+    few = " ".join(map(str, FEW))
+    lines = [f"fit bc --dataset {file} --env Pendulum-v1 --out {out} {few}"
+             for file, out in (("käse.hdf5", "a"), (os.fsdecode(b"bad\xff.hdf5"), "b"))]  # fmt: skip
+    ascii_alone([*lines, "report a b --out out", *LOOKS], PYTHONIOENCODING="ascii")
+    assert (here / "b" / "summary.json").is_file() and (here / "out" / "report.md").is_file()
 
 
 def test_a_machine_that_knows_ascii_alone(here):

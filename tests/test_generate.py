@@ -214,7 +214,7 @@ def test_medium_expert_is_one_behind_the_other(here, small):
     assert [policies[name]["seed"] for name in ("hopper-medium", "hopper-expert")] == [0, 1]
 
 
-def test_a_policy_samples_its_actions(here, small):
+def test_a_policy_samples_its_actions(here, small, monkeypatch):
     """From its own distribution, and anew in every environment and episode."""
     ship(here, "hopper-medium", "Hopper-v5")
     made("hopper-medium", "--size", 300, "--workers", 1)
@@ -230,6 +230,12 @@ def test_a_policy_samples_its_actions(here, small):
     with torch.no_grad():
         known = agent.log_prob(torch.from_numpy(data.obs)[None], torch.from_numpy(data.action)[None])
     np.testing.assert_allclose(data.log_prob, known[0], rtol=1e-3, atol=1e-3)
+    monkeypatch.setitem(read("hopper-medium"), "explore", False)
+    made("hopper-medium", "--size", 20, "--workers", 1, "--overwrite")
+    likeliest = load("hopper-medium", reward="none")
+    assert likeliest.log_prob is None, "what was not drawn has no probability"
+    mean, _ = agent.actor.mean_and_std(torch.from_numpy(likeliest.obs)[None])
+    np.testing.assert_allclose(likeliest.action, torch.tanh(mean[0]).detach(), atol=1e-5)
     made("hopper-random", "--size", 100, "--workers", 1)
     np.testing.assert_allclose(load("hopper-random").log_prob, -3 * np.log(2), rtol=1e-6)
 

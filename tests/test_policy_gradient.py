@@ -170,7 +170,7 @@ def _episodes_at_random(mdp, count):
 
 def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, episodes_at_random, monkeypatch):
     """By importance sampling from uniformly random actions, of a policy not too far from them."""
-    S, B, logits = 50, 100, 0.3 * logits
+    S, B, logits = 100, 100, 0.3 * logits
     spec, table = episodes_at_random(S * B)
     source = EpisodeData(table, (0,), 1)
     batch = table.transitions(source.rows.unflatten(0, (S, B)).unsqueeze(0))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from offlinerl.data.columns import LOG_PROB_INFO
 
 Arrays = np.ndarray | dict[str, Any]
 """An array, or a dictionary of them where the space is a ``Dict``."""
@@ -27,3 +29,10 @@ class Episode(NamedTuple):
     def columns(self) -> dict[str, Any]:
         """All arrays by name."""
         return {name: value for name, value in self._asdict().items() if name != "seed"}
+
+
+def logged(log_probs: Sequence[float]) -> dict[str, np.ndarray]:
+    """What the ``infos`` of an episode say of its actions' log-probabilities: nothing unless all are known, of which
+    NaN is the opposite."""
+    column = np.array(log_probs, np.float32)
+    return {LOG_PROB_INFO: column} if len(column) and np.isfinite(column).all() else {}

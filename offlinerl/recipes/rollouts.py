@@ -12,8 +12,7 @@ import numpy as np
 
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
-from offlinerl.data.columns import LOG_PROB_INFO
-from offlinerl.data.episode import Episode
+from offlinerl.data.episode import Episode, logged
 from offlinerl.data.journal import Journal
 from offlinerl.envs.make import Pool, native_action
 from offlinerl.learning.rng import EnvStreams
@@ -100,7 +99,7 @@ def policy_of(recipe: Recipe, pool: Pool, lanes: Sequence[int]) -> Policy:
     agent.explore_in(lanes)
     if kind == "navigator":
         return antmaze.Navigator(agent, pool.envs, recipe["noise"], recipe["explore"], lanes)
-    if noise := recipe.get("noise"):
+    if (noise := recipe.get("noise", 0.0)) or not recipe.get("explore"):  # then its distribution draws no action
         return Noisy(agent, noise, pool.spec, EnvStreams(seeds, lanes, "noise"))
     return agent
 
@@ -115,18 +114,10 @@ def _episode(recipe: Recipe, steps: Sequence[Step], i: int, space: gym.Space, se
         np.array([step.reward[0, i] for step in steps], np.float32),
         np.array([step.terminated[0, i] for step in steps]),
         np.array([step.truncated[0, i] for step in steps]),
-        logged(steps, i),
+        logged([np.nan if step.log_prob is None else step.log_prob[0, i] for step in steps]),
         seed,
     )
     return RELABELLED[recipe["kind"]](episode, recipe["goal"]) if "goal" in recipe else episode
-
-
-def logged(steps: Sequence[Step], i: int) -> dict[str, np.ndarray]:
-    """The logarithms of the probabilities of an episode's actions, if all are known."""
-    if any(step.log_prob is None for step in steps):
-        return {}
-    log_prob = np.array([step.log_prob[0, i] for step in steps], np.float32)
-    return {LOG_PROB_INFO: log_prob} if np.isfinite(log_prob).all() else {}
 
 
 @cache

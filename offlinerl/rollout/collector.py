@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from offlinerl.agents.base import Agent
-from offlinerl.data.columns import LOG_PROB_INFO
-from offlinerl.data.episode import Episode
+from offlinerl.data.episode import Episode, logged
 from offlinerl.envs.make import Pool, native_action
 from offlinerl.envs.pixels import newest
 from offlinerl.learning.rng import EnvStreams
@@ -229,14 +228,12 @@ class Recording:
         """The episode, with its actions as the environment's space has them."""
         actions = np.stack(self.actions)
         discrete = isinstance(space, gym.spaces.Discrete)
-        log_probs = np.array(self.log_probs, np.float32)
-        infos = {LOG_PROB_INFO: log_probs} if self.log_probs and np.isfinite(log_probs).all() else {}
         return Episode(
             tree_map(lambda *leaves: np.stack(leaves), *self.observations),
             actions[:, 0].astype(space.dtype) + space.start if discrete else native_action(space, actions),
             np.array(self.rewards),
             np.array(self.terminations),
             np.array(self.truncations),
-            infos,
-            seed=seed,
+            logged(self.log_probs),
+            seed,
         )
