@@ -256,7 +256,7 @@ def test_resuming_what_is_finished_says_what_there_is_to_do(here, capsys):
     assert collect(*argv, "--append") == 0
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, *(pytest.param(kills, marks=pytest.mark.slow) for kills in (2, 10))])
 @pytest.mark.parametrize("source", [pytest.param("random", marks=pytest.mark.slow), "learning"])
 def test_sigkill_loses_no_finished_episode(here, source, kills):
     """Killed at random moments and resumed each time, a collection ends like one that never was."""

@@ -67,6 +67,7 @@ def test_notebook_runs(path, tmp_path):
     assert len(claims) >= 3, "a notebook checks what it claims"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORTER)
 def test_notebook_runs_short(name, tmp_path):
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
