@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
+import torch
 
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
@@ -63,10 +63,10 @@ def play(recipe: Recipe, lanes: Sequence[int], steps: int, journal: Journal, goi
         if not loop.playing.any():
             return
         taken += loop.playing
-        past.append(step := loop.step(policy, recipe.get("explore", False), log_prob=True))
+        past.append(step := loop.step(policy, recipe.get("explore", False), log_prob=not _afterwards(policy)))
         for i in np.flatnonzero(step.terminated[0] | step.truncated[0]).tolist():
             seed = loop.reset_seed(0, i, numbers[0, i])
-            journal.append(_episode(recipe, past[begun[i] :], i, pool.action_space, seed))
+            journal.append(_episode(recipe, past[begun[i] :], i, seed, loop, policy))
             numbers[0, i] += 1
         if len(past) > STEPS_KEPT and (old := begun[loop.playing[0]].min(initial=len(past))):
             del past[:old]
@@ -104,20 +104,34 @@ def policy_of(recipe: Recipe, pool: Pool, lanes: Sequence[int]) -> Policy:
     return agent
 
 
-def _episode(recipe: Recipe, steps: Sequence[Step], i: int, space: gym.Space, seed: int) -> Episode:
+def _episode(
+    recipe: Recipe, steps: Sequence[Step], i: int, seed: int, loop: EnvironmentLoop, policy: Policy
+) -> Episode:
     """What an environment showed, its numbers in 32 bits, as all that learns sees them."""
     observations = [step.obs for step in steps] + [steps[-1].next_obs]
-    actions = np.stack([step.applied[0, i] for step in steps])
+    applied = np.stack([step.applied[0, i] for step in steps])
     episode = Episode(
         tree_map(lambda *leaves: np.stack([leaf[0, i] for leaf in leaves]), *observations),
-        native_action(space, actions),
+        native_action(loop.pool.action_space, applied),
         np.array([step.reward[0, i] for step in steps], np.float32),
         np.array([step.terminated[0, i] for step in steps]),
         np.array([step.truncated[0, i] for step in steps]),
-        logged([np.nan if step.log_prob is None else step.log_prob[0, i] for step in steps]),
-        seed,
+        seed=seed,
     )
+    if _afterwards(policy):
+        acted_on = tree_map(lambda leaf: torch.from_numpy(leaf[None, :-1]), episode.observations)  # [1, T, ...]
+        known = loop.log_prob(policy, acted_on, applied[None], recipe.get("explore", False))
+        log_probs = [] if known is None else known[0]
+    else:
+        log_probs = [np.nan if step.log_prob is None else step.log_prob[0, i] for step in steps]
+    episode = episode._replace(infos=logged(log_probs))
     return RELABELLED[recipe["kind"]](episode, recipe["goal"]) if "goal" in recipe else episode
+
+
+def _afterwards(policy: Policy) -> bool:
+    """Whether a policy's log-probabilities depend on observations and actions alone, so that an episode's are found at
+    once, which is quicker."""
+    return isinstance(policy, Agent | Uniform)
 
 
 @cache

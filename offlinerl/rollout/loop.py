@@ -101,7 +101,7 @@ class EnvironmentLoop:
         self._require_sound(policy, action)
         # Out of bounds, an agent learns from the action that it chose, but the environment gets the nearest one inside.
         applied = self.pool.applied(action)
-        logs = self._log_prob(policy, given, applied, explore) if log_prob else None
+        logs = self.log_prob(policy, given, applied, explore) if log_prob else None
         answers = self.pool.step({i: applied[lane] for i, lane in self.lanes.items()})
         next_obs, reward = tree_map(np.copy, obs), np.zeros(self.shape)
         terminated, truncated = np.zeros(self.shape, bool), np.zeros(self.shape, bool)
@@ -118,8 +118,9 @@ class EnvironmentLoop:
             self.play(self.playing & ~(terminated | truncated))
         return Step(obs, action, applied, reward, terminated, truncated, next_obs, answers, logs)
 
-    def _log_prob(self, policy: Policy, obs: Tree, applied: np.ndarray, explore: bool) -> np.ndarray | None:
-        """What a policy says of the probabilities of its actions as they were applied, but not of rounded ones."""
+    def log_prob(self, policy: Policy, obs: Tree, applied: np.ndarray, explore: bool) -> np.ndarray | None:
+        """What a policy says of the probabilities of its actions as they were applied, but not of rounded ones; see
+        ``Policy.log_prob``, as for the arguments."""
         known = getattr(policy, "log_prob", None)
         if known is None or not (self.pool.spec.num_actions or self.pool.action_space.dtype.kind == "f"):
             return None
