@@ -13,6 +13,7 @@ from offlinerl.cli import main
 from offlinerl.data.load import load
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.fqe import choice_of, fitted_q_evaluation
+from offlinerl.evaluation.off_policy import Estimate
 from offlinerl.evaluation.statistics import CAUTION, confidence_bounds, expected_maximum, next_to_play
 from offlinerl.training import choosing
 from offlinerl.training.choosing import share_out
@@ -211,6 +212,17 @@ def test_policies_are_ranked_on_their_dataset(runs, here, capsys):
     assert imageio.imread(here / "found.png").std() > 5
     assert main([*argv, "--dataset", pendulum.ID, "--offline", "--json", "again.json"]) == 0
     assert json.loads((here / "again.json").read_text()) == found
+
+
+def test_an_estimate_beyond_all_of_the_data_is_named(runs, monkeypatch, capsys):
+    data = load(pendulum.ID, reward="none")
+    returns = [float((0.99 ** np.arange(len(r)) * r).sum()) for r in np.split(data.reward, data.episode_starts[1:])]
+    found = iter([min(returns) + 1e-3, max(returns) + 1e-3, max(returns)])
+    monkeypatch.setattr(
+        choosing, "fitted_q_evaluation", lambda *_, **__: Estimate(value := next(found), (value, value))
+    )
+    choosing.select(runs)
+    assert "1 of 3 estimates lies beyond what any episode of the data returned" in capsys.readouterr().out
 
 
 def test_policies_are_ranked_by_acting(runs, here, capsys):

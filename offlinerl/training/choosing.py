@@ -175,7 +175,7 @@ def offline(
     )
     if not data.reward.any():
         display.say(f"{entry.name}: all rewards are 0, so that no policy is worth more than another")
-    total, done = updates * len(candidates) or None, 0
+    done = 0
 
     def progress(count: int) -> None:
         nonlocal done
@@ -189,11 +189,12 @@ def offline(
         else:
             require_log_probs(candidate.agent, data, stack=stack)
     fitting |= dict(updates=updates, progress=progress)
-    with display.bar("evaluating", total):
+    with display.bar("evaluating", max(updates, 1) * len(candidates)):
         for candidate, stack in zip(candidates, stacks, strict=True):
             agent, normalize = candidate.agent, getattr(candidate.agent.config, "normalize", False)
             if by == "wis":
                 found = weighted_importance_sampling(agent, data, gamma, stack=stack)
+                progress(1)
             elif by == "dr":
                 found = weighted_doubly_robust(agent, data, gamma, stack=stack, normalize=normalize, **fitting)
             else:
@@ -213,6 +214,15 @@ def offline(
         display.say(
             f"{len(few)} of {len(rows)} {are} so unlike the behaviour that fewer than {FEW} episodes still"
             f" count, as few as {min(few):.1f}: do not rely on their estimates or intervals, and take fqe or more data"
+        )
+    low, high = returns.min(), returns.max()
+    beyond = sum(row["estimate"] < low or row["estimate"] > high for row in rows)
+    if beyond and low < high:
+        lie, seen = "lies" if beyond == 1 else "lie", between([low, high], places(low, high))
+        display.say(
+            f"{beyond} of {counted(len(rows), 'estimate')} {lie} beyond what any episode of the data returned, {seen}:"
+            " a guess, of a policy that leaves the data or by critics that have not converged; give more --updates, or"
+            " see such policies act before you rely on them"
         )
     return rows
 
