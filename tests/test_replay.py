@@ -209,6 +209,34 @@ def test_a_run_that_is_killed_again_draws_nothing_that_the_first_one_overwrote(t
     require_sound(on_disk(tmp_path, state), range(160, 200))
 
 
+def test_a_run_goes_on_with_nothing_where_all_it_had_was_overwritten(tmp_path):
+    first = on_disk(tmp_path, steps=range(200))
+    state = first.state_dict()
+    for t in range(200, 420):  # lost, and so are all observations of before
+        first.add(step(t))
+    again = on_disk(tmp_path, state)
+    assert len(again) == 0
+    for t in range(200, 300):
+        again.add(step(t))
+        require_sound(again, range(max(200, t - 49), t + 1))
+
+
+@pytest.mark.parametrize("more", [20, 60])
+def test_rows_whose_observations_were_overwritten_lose_their_priorities(more, tmp_path):
+    def ring():
+        return Replay(SPEC, (0,), 50, priorities=(0.6, 0.4), folder=tmp_path)
+
+    first, again = ring(), ring()
+    for t in range(200):
+        first.add(step(t))
+    state = first.state_dict()
+    for t in range(200, 200 + more):
+        first.add(step(t))
+    again.load_state_dict(state)
+    gone = max(150, 99 + more)  # 101 observations are kept: of the steps since, one each
+    assert set(again.sample(10, 100).obs.flatten().tolist()) == set(range(gone + 1 if more > 50 else gone, 200))
+
+
 def test_an_observation_is_given_up_before_it_is_overwritten(tmp_path, monkeypatch):
     replay = Replay(SPEC, (0,), 50, folder=tmp_path)
     for t in range(60):  # episodes of one step, whose observations fill the files

@@ -178,8 +178,8 @@ class Replay(Rows):
     def _forget(self) -> None:
         """Leave out the steps whose place, or one of whose observations, was taken by newer ones."""
         self.oldest = max(self.oldest, self.added - self.steps)
-        newest = np.maximum(self.newest, self.written)
-        while (self.slots[:, place := self.oldest % self.steps] - self.stack + 1 <= newest - self.size).any():
+        gone = np.maximum(self.newest, self.written) - self.size
+        while self.oldest < self.added and (self.slots[:, place := self.oldest % self.steps] - self.stack < gone).any():
             if self.priorities is not None:
                 self.priorities.remove(torch.arange(place * self.envs, (place + 1) * self.envs))
             self.oldest += 1
@@ -220,11 +220,11 @@ class Replay(Rows):
         """Go on from a saved ring, of another size too, unless it had wrapped."""
         if "packed" in state:  # of version 0.1
             self._add_packed(state["packed"].cpu(), state["added"])
-        else:
-            self._load_rows(state)
         self.streams.load_state_dict(state["streams"])
         if self.priorities is not None:
             self.priorities.load_state_dict(state["priorities"])
+        if "packed" not in state:
+            self._load_rows(state)  # which takes the priorities of rows whose observations are gone
 
     def _load_rows(self, state: dict[str, Any]) -> None:
         if not state["added"]:  # a run that is still on its dataset
@@ -237,6 +237,7 @@ class Replay(Rows):
         self._copy(self._lanes(self.files is None), state["lanes"], state["size"])
         if self.files is not None:
             self._take_files(state["size"])
+            self.written = np.minimum(self.written, self.newest + self.size)  # once round, all that was saved is gone
         places = torch.from_numpy(self._places_of(self.newest)).to(self.places.device)
         self.shown = tree_map(lambda ring: ring[places].cpu().numpy(), self.observations)
         if self.ages is not None:

@@ -214,6 +214,7 @@ class ReplayData(ActingData):
             both is equally likely.
         reward: what to learn from, given what was paid ``[S, E]`` and the sum paid in the episode so far; the
             rewards themselves by default.
+        reward_clip: learn from rewards within this of 0 (Mnih et al., Nature 2015, methods).
 
     Attributes:
         stride: the fewest steps of a seed that make whole updates of whole steps of its environments.
@@ -233,11 +234,13 @@ class ReplayData(ActingData):
         table: Table | None = None,
         old_share: Callable[[int], float] | None = None,
         reward: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+        reward_clip: float | None = None,
     ):
         self.stride = math.lcm(len(collector.lanes), steps_per_update)
         block_steps = -(-updates * steps_per_update // self.stride) * self.stride
         super().__init__(agent, collector, block_steps, least=PIECE * steps_per_update)
-        self.replay, self.table, self.old_share, self.reward = replay, table, old_share, reward
+        self.replay, self.table, self.old_share = replay, table, old_share
+        self.reward, self.reward_clip = reward, reward_clip
         self.batch_size, self.steps_per_update, self.warm_up = batch_size, steps_per_update, warm_up
 
     def draw(self, steps: int | None = None) -> Batch:
@@ -246,8 +249,11 @@ class ReplayData(ActingData):
         for transition in self.collect(steps // self.envs, -(-(self.warm_up - self.steps) // self.envs)):
             if self.reward is not None:
                 transition = transition._replace(reward=self.reward(transition.reward, self.collector.totals()))
+            if (limit := self.reward_clip) is not None:
+                transition = transition._replace(reward=transition.reward.clip(-limit, limit))
             self.replay.add(transition)
-        return self.sample(steps // self.steps_per_update * (self.steps > self.warm_up))
+        ready = self.steps > self.warm_up and len(self.replay)  # a run may go on without the rows it had
+        return self.sample(steps // self.steps_per_update if ready else 0)
 
     def sample(self, updates: int) -> Batch:
         """K minibatches of the replay, and of the table if there is one."""

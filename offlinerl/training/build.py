@@ -105,7 +105,7 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
         source = ReplayData(
             agent, collector, replay_for(agent, task, train, steps, folder), train["batch"], train["block"],
             train["steps_per_update"], train["warm_up"],
-            reward=None if train["reward_clip"] is None else partial(clipped, train["reward_clip"]),
+            reward_clip=train["reward_clip"],
         )  # fmt: skip
         require_whole(train, source, "steps", "eval_every")
     compute_as_asked(agent, train, updates)
@@ -405,11 +405,6 @@ def dataset_score(entry: Entry, raw: Dataset) -> float | None:
         success=highest > 0,
     ).get(entry.score.get("data", entry.score["from"]), raw.episode_returns)
     return float(np.mean(entry.score_of(totals)))
-
-
-def clipped(limit: float, reward: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Rewards to learn from, within ``limit`` of 0 (Mnih et al., Nature 2015, methods), whatever the sums so far."""
-    return reward.clip(-limit, limit)
 
 
 def compute_as_asked(agent: Agent, train: Mapping[str, Any], updates: int) -> None:
