@@ -5,10 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from offlinerl.agents.td3 import TD3
 from offlinerl.learning.exploration import Gaussian, OrnsteinUhlenbeck, ParameterNoise, exploration_of, linear
 from offlinerl.learning.rng import EnvStreams, generator
 from offlinerl.nn.actors import DeterministicActor
 from offlinerl.nn.encoders import Identity
+from offlinerl.types import Spec
+from offlinerl.util.errors import UserError
 
 SEEDS, LANES = (0, 1), (0, 1, 2)
 
@@ -77,6 +80,13 @@ def test_parameter_noise_is_one_perturbed_policy_an_episode():
     weight = actor.net.layers[0].weight
     spread = (process.parameters["net.layers.0.weight"] - weight.detach().unsqueeze(1)).std()
     assert spread == pytest.approx(process.sigma.mean().item(), rel=0.15)
+
+
+def test_parameter_noise_is_for_vectors():
+    images, parts = ("", (8, 8, 3), "uint8"), ("position", (3,), "float32")
+    for obs in ((images,), (parts, ("velocity", (2,), "float32"))):
+        with pytest.raises(UserError, match="exploration parameter is for networks that see one vector"):
+            TD3(Spec(obs, 1, (-1.0,), (1.0,)), (0,), exploration="parameter", hidden=(8,), convolutions="minatar")
 
 
 @pytest.mark.parametrize("start, grows", [(1e-4, True), (10.0, False)])

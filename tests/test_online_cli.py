@@ -91,7 +91,14 @@ def test_a_schedule_over_the_whole_run_counts_updates(here):
     folder = here / "decay"
     argv = ("dqn", "--env", "CartPole-v1", "--steps", 500, "--config", here / "warm.yaml", *TINY)
     assert fit(*argv, "--agent.decay_steps", "updates", "--out", folder) == 0
-    assert read(folder / "last.ckpt")["hyper_parameters"]["decay_steps"] == 250  # CartPole's schedule: one in 2 steps
+    saved = read(folder / "last.ckpt")  # CartPole's schedule: one in 2 steps, after 100 of warm-up
+    assert saved["hyper_parameters"]["decay_steps"] == saved["offlinerl"]["updates"] == 200
+
+
+def test_an_agent_that_gives_no_priorities_is_named(here, capsys):
+    argv = ("iql", "--env", "Pendulum-v1", "--steps", 20, "--train.warm_up", 5, *TINY, "--train.prioritized", "true")
+    assert fit(*argv, "--out", here / "unweighted") == 1
+    assert "IQL gives no priorities: leave out --train.prioritized" in capsys.readouterr().err
 
 
 def test_a_lost_replay_is_named(run, here, capsys):

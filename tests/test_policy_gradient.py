@@ -611,6 +611,24 @@ def test_the_expected_return_by_hand():
     assert weight[0, 0].tolist() == pytest.approx([2 / 1.25, 3 / 1.75])
 
 
+@pytest.mark.parametrize("updates", [0, 3])
+def test_nothing_behind_the_first_end_of_an_episode_counts(spec, source_of, updates):
+    """An episode may go on behind a terminal step, as AntMaze's do; the policy's return ends there."""
+    batch = tree_map(lambda x: x[0], EpisodeData(source_of((0,)).table, (0,), batch_size=6, updates=1).draw(1))
+    batch.last[..., 3] = 1
+    noised = batch._replace(**{name: getattr(batch, name).clone() for name in ("action", "reward")})
+    for column in (noised.action, noised.reward):
+        column[:, :, 4:] = column[:, :, 4:].flip(1)
+    found = []
+    for given in (batch, noised):
+        agent = ISREINFORCE(spec, (0,), hidden=(8,), behavior_updates=1)
+        agent.configure_optimizers()
+        agent.updates = updates
+        agent.update(given, {}, agent.phase())
+        found.append(torch.cat([p.flatten() for p in agent.parameters()]))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("self_normalized", [True, False])
 def test_weights_that_vanish_or_explode_keep_the_gradient_finite(spec, source_of, self_normalized):
     source = EpisodeData(source_of((0,)).table, (0,), batch_size=6, updates=3)

@@ -199,6 +199,11 @@ class Agent(L.LightningModule, ABC):
     # What it is given
 
     @property
+    def progress(self) -> int:
+        """What schedules of exploration count: its environment steps, or on a dataset its updates, which are more."""
+        return max(self.steps, self.updates)
+
+    @property
     def gamma(self) -> Number:
         """Discount factor of one step, which is used where the transitions are made, as ``n_step`` is."""
         return getattr(self.config, "gamma", 0.99)

@@ -30,7 +30,7 @@ class DQNConfig(Config):
     target_every: int = setting(250, "updates between two copies of the network to the target", low=1)
     epsilon: float = setting(1.0, "share of random actions at the start", low=0, high=1)
     final_epsilon: float = setting(0.05, "and from epsilon_steps on", low=0, high=1)
-    epsilon_steps: int = setting(10_000, "environment steps over which it falls linearly", low=0)
+    epsilon_steps: int = setting(10_000, "steps, or on a dataset updates, over which it falls linearly", low=0)
 
 
 class DQN(Agent):
@@ -75,7 +75,7 @@ class DQN(Agent):
     def share_of_random(self) -> float:
         """Epsilon, as it is now."""
         config = self.config
-        return linear(config.epsilon, config.final_epsilon, config.epsilon_steps, self.steps)
+        return linear(config.epsilon, config.final_epsilon, config.epsilon_steps, self.progress)
 
     def log_prob(self, obs: Tensor, action: Tensor, explore: bool = False) -> Tensor:
         epsilon = self.share_of_random() if explore else 0.0

@@ -34,7 +34,7 @@ class DrQv2Config(Config):
     hidden: tuple[int, ...] = setting((1024, 1024), "sizes of the hidden layers of actor and critics")
     sigma: float = setting(1.0, "deviation of the noise at the start, in units of half the action's range", low=0)
     final_sigma: float = setting(0.1, "and from sigma_steps on", low=0)
-    sigma_steps: int = setting(100_000, "environment steps over which it goes there linearly", low=1)
+    sigma_steps: int = setting(100_000, "steps, or on a dataset updates, over which it goes there linearly", low=1)
     noise_clip: float = setting(0.3, "bound of the noise in updates", low=0)
 
 
@@ -97,9 +97,9 @@ class DrQv2(Agent):
         return metrics
 
     def scheduled_sigma(self) -> float:
-        """Equation 3, whose ends are the other way round in the paper, at the steps taken so far."""
+        """Equation 3, whose ends are the other way round in the paper, by the steps taken so far."""
         config = self.config
-        return linear(config.sigma, config.final_sigma, config.sigma_steps, self.steps)
+        return linear(config.sigma, config.final_sigma, config.sigma_steps, self.progress)
 
     def draw(self, batch_size: int) -> Noise:
         """The noise of both actions, ``[S, B, A]`` each: clip(N(0, sigma^2), -c, c)."""

@@ -126,7 +126,8 @@ class DT(Agent):
 
     def build(self) -> None:
         self.model = Sequences(self.encoder("model"), self.spec.action_dim, self.config, self.init_rng("model"))
-        # the largest return and size of one in the batches so far, [S, 1]; they belong to a seed as its weights do
+        # the largest return of an episode, and size of what is to come, in the batches so far, [S, 1]; they belong to a
+        # seed as its weights do
         self.best = nn.Parameter(torch.full((len(self.seeds), 1), -math.inf), requires_grad=False)
         self.scale = nn.Parameter(torch.full((len(self.seeds), 1), 1e-8), requires_grad=False)
         self.forget(0)
@@ -140,7 +141,8 @@ class DT(Agent):
     def update(self, batch: Window, noise: Noise, k: int) -> Metrics:
         with torch.no_grad():
             to_go = batch.to_go.flatten(1)  # [S, B T]
-            self.best.copy_(torch.maximum(self.best, self.largest_of_all(to_go.amax(1, keepdim=True))))
+            whole = torch.where(batch.step.flatten(1) == 0, to_go, -math.inf)  # returns, where an episode begins
+            self.best.copy_(torch.maximum(self.best, self.largest_of_all(whole.amax(1, keepdim=True))))
             size = self.largest_of_all(to_go.abs().amax(1, keepdim=True))
             self.scale.copy_(torch.maximum(self.scale, size))
         scaled = batch.to_go / self.scale.unsqueeze(-1)  # [S, B, T]

@@ -66,8 +66,8 @@ class ISREINFORCE(Agent):
     def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
         B, T = batch.reward.shape[1:]
         obs, action = batch.obs.flatten(1, 2), batch.action.flatten(1, 2)  # [S, B T, ...]
-        there = torch.ones_like(batch.last)  # [S, B, T]  0 behind the end of an episode
-        there[..., 1:] = 1 - batch.last[..., :-1]
+        there = torch.ones_like(batch.last)  # [S, B, T]  0 behind the end of an episode, and its terminal step
+        there[..., 1:] = (1 - batch.last[..., :-1]).cumprod(-1)
         behavior = self.behavior(obs).log_prob(action).unflatten(1, (B, T))
         if k == 0:
             likelihood = (there * behavior).sum(-1) / there.sum((1, 2)).unsqueeze(-1) * B  # [S, B], of a step

@@ -18,6 +18,7 @@ from offlinerl.nn.actors import DeterministicActor
 from offlinerl.nn.critics import Critic
 from offlinerl.nn.layers import Init, soft_update, uniform
 from offlinerl.types import Batch, Metrics
+from offlinerl.util.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class TD3(Agent):
         config, A, init, last = self.config, self.spec.action_dim, self.init_rng, self.last_init
         hidden, atoms = config.hidden, getattr(config, "num_atoms", None)
         self.period = config.policy_delay
+        if config.exploration == "parameter" and not self.kept_spec.is_vector:
+            raise UserError(
+                "exploration parameter is for networks that see one vector, not images or several parts: take gaussian"
+                " or ou"
+            )
         self.exploration = exploration_of(config.exploration, config.sigma)
         self.critic = Critic(
             self.encoder("critic"), A, hidden, init("critic"), config.critics, uniform, last, atoms,

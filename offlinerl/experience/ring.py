@@ -98,6 +98,7 @@ class Replay(Rows):
         self.ended = np.ones((S, envs), bool)
         self.added = self.oldest = 0
         self.streams = Streams(seeds, "rows", device)
+        self.drawn = torch.zeros(0, len(seeds), 0, dtype=torch.int64, device=device)
         self.offsets = torch.arange(S, device=device).view(1, S, 1) * (self.steps * envs)
         self.priorities = Priorities(S, self.steps * envs, *priorities, device) if priorities else None
 

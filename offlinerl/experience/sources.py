@@ -278,6 +278,8 @@ class ReplayData(ActingData):
     def learned(self, priority: Tensor | None) -> None:
         if priority is not None:
             self.replay.prioritize(priority)
+        elif self.replay.priorities is not None and len(self.replay.drawn):
+            raise UserError(f"{type(self.agent).__name__} gives no priorities: leave out --train.prioritized")
 
 
 class RolloutData(ActingData):

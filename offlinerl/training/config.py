@@ -143,7 +143,7 @@ class OnlineConfig(OnPolicyConfig):
     )
     prioritized: bool = setting(False, "draw transitions by their last error (Schaul et al., ICLR 2016)")
     priority_alpha: float = setting(0.6, "how much the error counts", low=0, high=1)
-    priority_beta: float = setting(0.4, "how much of that the weights make up for at the start", low=0, high=1)
+    priority_beta: float = setting(0.4, "how much of that the weights make up for", low=0, high=1)
     workers: int = setting(0, "processes that act; 0: this one alone", low=0)
 
 
@@ -250,8 +250,9 @@ def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "decay_steps" in arguments and train.get("online_steps"):
         arguments["decay_steps"] = None
     elif arguments.get("decay_steps") == "updates":
-        online = "steps" in train
-        arguments["decay_steps"] = train["steps"] // train.get("steps_per_update", 1) if online else train["updates"]
+        acting = "steps" in train  # and random steps come before the first update
+        steps = train["steps"] - train.get("warm_up", 0) if acting else train["updates"]
+        arguments["decay_steps"] = max(1, steps // train.get("steps_per_update", 1) if acting else steps)
     return arguments
 
 
