@@ -32,7 +32,7 @@ from offlinerl.training import config
 from offlinerl.training.loop import hushed_lightning
 from offlinerl.training.selection import source_of
 from offlinerl.types import Batch, Spec
-from offlinerl.util.atomic import write_json
+from offlinerl.util.atomic import require_place, write_json
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
 from offlinerl.util.paths import share
@@ -61,6 +61,7 @@ def benchmark(
         threads: CPU threads; None: torch's choice.
         json_file: where to write the figures, if anywhere.
     """
+    require_place(json_file)
     if threads:
         torch.set_num_threads(threads)
     display, where = Display(), pick_device(device)

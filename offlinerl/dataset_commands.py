@@ -26,7 +26,7 @@ from offlinerl.data.registry import Entry
 from offlinerl.data.validate import validate as find_faults
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make, specification
-from offlinerl.util.atomic import atomic_write, write_json
+from offlinerl.util.atomic import atomic_write, require_place, write_json
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_map
 
@@ -47,6 +47,8 @@ def show(
         json_file: where to write all its figures, see ``offlinerl.data.describe.describe``; "-" prints them instead.
         reading: ``columns`` and ``subset``; see ``offlinerl.data.load.load``.
     """
+    require_place(png)
+    require_place(json_file)
     entry = registry.limited(registry.resolve(name, obs_keys=obs_keys), reading)
     dataset = load.load(entry, reward="none")
     if json_file is not None:
@@ -147,8 +149,10 @@ def export(
     Raises:
         UserError: the dataset cannot be read, cannot be in that format, or the file exists.
     """
+    file = Path(file)
+    require_place(file, overwrite, writers.LEROBOT if format == "lerobot" else None)
     entry = registry.limited(registry.resolve(name, obs_keys=reading.get("obs_keys")), reading)
-    dataset, file = load.load(entry, reward="none"), Path(file)
+    dataset = load.load(entry, reward="none")
     if format == "d4rl":
         return _write_hdf5(dataset, entry, file, overwrite)
     if format == "robomimic":

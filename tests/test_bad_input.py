@@ -241,6 +241,50 @@ def test_a_file_in_the_way(refused, here):
     says(refused(*FIT, "--out", here / "taken" / "below"), "taken/below", "not a directory")
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("evaluate", "run", "--episodes", 1, "--json"),
+        ("select", "run", "--updates", 1, "--png"),
+        ("select", "run", "--updates", 1, "--json"),
+        ("datasets", "show", pendulum.ID, "--png"),
+        ("datasets", "show", pendulum.ID, "--json"),
+        ("datasets", "export", pendulum.ID, "--overwrite"),
+        ("datasets", "export", pendulum.ID, "--format", "robomimic", "--overwrite"),
+        ("datasets", "filter", pendulum.ID, "--episodes", "0-3", "--overwrite", "--out"),
+        ("export", "run", "--overwrite", "--onnx"),
+        ("export", "run", "--overwrite", "--torchscript"),
+        ("export", "run", "--overwrite", "--safetensors"),
+        ("benchmark", "bc", "--json"),
+    ],
+)
+def test_a_folder_is_never_replaced_by_a_file(argv, run, refused, here):
+    kept = here / f"results.{'safetensors' if '--safetensors' in argv else 'hdf5'}" / "kept.txt"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("mine")
+    says(refused(*argv, kept.parent), f"{kept.parent} is a folder: name a file")
+    assert [*kept.parent.iterdir()] == [kept] and kept.read_text() == "mine"
+
+
+def test_only_a_dataset_is_replaced_by_a_dataset(refused, here):
+    kept = here / "project" / "data" / "kept.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    into = ("datasets", "export", pendulum.ID, here / "project", "--format", "lerobot", "--fps", 20, "--overwrite")
+    says(refused(*into), "project is no dataset of this kind", "lacks meta/info.json", "choose another name")
+    made = ("datasets", "generate", "kitchen-complete", "--episodes", 1, "--out", here / "project", "--overwrite")
+    says(refused(*made), "project is no dataset of this kind", "lacks data/metadata.json")
+    installed = here / "minari" / "test" / "mine-v0"
+    shutil.copytree(here / "project", installed)
+    says(
+        refused("datasets", "filter", pendulum.ID, "--episodes", "0-3", "--out", "test/mine-v0", "--overwrite"),
+        "is no dataset",
+    )
+    assert kept.read_text() == (installed / "data" / "kept.txt").read_text() == "mine"
+    (here / "taken.txt").write_text("mine")
+    says(refused(*into[:3], here / "taken.txt", *into[4:]), "taken.txt is a file: name a folder")
+
+
 def test_nothing_is_left_of_a_run_that_cannot_start(refused, here):
     refused(*FIT, "--env", "CartPole-v1", "--out", here / "unborn")
     assert not (here / "unborn").exists()

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from offlinerl.agents.base import Agent
-from offlinerl.util.atomic import atomic_write, to_json
+from offlinerl.util.atomic import atomic_write, require_place, to_json
 from offlinerl.util.errors import UNSOUND, UserError
 from offlinerl.util.settings import values_of
 
@@ -74,14 +74,20 @@ def write(agent: Agent, path: Path, facts: Mapping[str, Any], overwrite: bool = 
         UserError: the file exists or has another ending, or the disk is full.
     """
     path = Path(path)
-    if path.suffix != SUFFIX:
-        raise UserError(f"a policy is written as a file that ends in {SUFFIX}, not as {path}")
+    require_name(path, overwrite)
     settings = {**agent.hparams, **values_of(agent.members[0]), "seeds": list(agent.seeds)}
     about = dict(agent=f"{type(agent).__module__}:{type(agent).__name__}", settings=settings, task=agent.task, **facts)
     weights = {name: w.detach().cpu().contiguous().clone() for name, w in acting_weights(agent).items()}
     with atomic_write(path, overwrite) as temporary:
         save_file(weights, temporary, {"offlinerl": json.dumps(about, default=to_json)})
     return path
+
+
+def require_name(path: Path, overwrite: bool = False) -> None:
+    """Raises a UserError unless ``write`` may write a policy there."""
+    if path.suffix != SUFFIX:
+        raise UserError(f"a policy is written as a file that ends in {SUFFIX}, not as {path}")
+    require_place(path, overwrite)
 
 
 def about(path: Path) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Dataset:
         Raises:
             UserError: the folder exists, or the disk is full.
         """
-        with atomic_write(Path(folder)) as temporary:
+        with atomic_write(Path(folder), mark=ABOUT) as temporary:
             for path, column in tree_leaves(self._columns()):
                 file = temporary / f"{path}.npy"
                 file.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,9 @@ from offlinerl.util.atomic import atomic_write, to_json
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_leaves
 
+MINARI = "data/metadata.json"
+"""By which a folder is known for a Minari dataset."""
+
 
 class Sink(io.FileIO):
     """A new file for HDF5 to write to, which keeps its first error to itself until ``check`` or the end of
@@ -86,7 +89,8 @@ def write_minari(
         ``path``.
 
     Raises:
-        UserError: ``path`` exists and ``overwrite`` is not set, there is no episode, or the disk is full.
+        UserError: ``path`` exists and ``overwrite`` is not set, or it is no such dataset; there is no episode, or the
+            disk is full.
         ValueError: an episode's arrays do not have matching lengths, or the id is malformed.
 
     Source: the layout of Minari 0.5.4, ``minari/dataset/_storages/hdf5_storage.py``.
@@ -100,7 +104,7 @@ def write_minari(
     for key in ("author", "author_email"):  # Minari makes a set of it, which would be the letters of a string
         if isinstance(metadata.get(key), str):
             metadata[key] = [metadata[key]]
-    with atomic_write(path, overwrite) as temporary:
+    with atomic_write(path, overwrite, MINARI) as temporary:
         data = temporary / "data"
         data.mkdir(parents=True)
         total_episodes = total_steps = 0

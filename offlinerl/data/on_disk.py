@@ -79,7 +79,7 @@ def through_cache(
             why = "" if table == "disk" else f", for {(room or 0) / 1e9:,.3g} GB of memory are free"
             display.say(f"{entry.name}: written once into files in {place}{why}")
             stack.enter_context(display.bar("reading", None, unit="rows"))
-            return stack.enter_context(atomic_write(place, overwrite=True))
+            return stack.enter_context(atomic_write(place, overwrite=True, mark=""))  # the cache is ours
 
         def told(rows: int, total: int) -> None:
             if into.place is not None:

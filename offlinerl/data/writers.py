@@ -93,7 +93,7 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
         overwrite: replace the folder if it exists.
 
     Raises:
-        UserError: the folder exists, images are no pictures, or pyarrow is not installed.
+        UserError: the folder exists, or is no such dataset; images are no pictures, or pyarrow is not installed.
 
     Source: ``lerobot/datasets`` of its repository, version 0.4.4.
     """
@@ -119,7 +119,7 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
     episodes: list[dict[str, Any]] = []
     waiting: list[Any] = []  # tables of the next file
     index = number_of_file = 0
-    with atomic_write(folder, overwrite) as temporary:
+    with atomic_write(folder, overwrite, LEROBOT) as temporary:
 
         def write(table: Any, place: str, of_file: int = 0) -> None:
             path = temporary / place.format(chunk_index=0, file_index=of_file)
@@ -166,6 +166,9 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
         for name, content in dict(info=info, stats=stats, provenance=data.provenance).items():
             (temporary / "meta" / f"{name}.json").write_text(json.dumps(content, indent=1, default=str))
 
+
+LEROBOT = "meta/info.json"
+"""By which a folder is known for a dataset of LeRobot's."""
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 """Where LeRobot's frames are."""

@@ -22,7 +22,7 @@ from offlinerl.evaluation.video import record_videos
 from offlinerl.rollout.loop import EnvironmentLoop
 from offlinerl.rollout.policy import Policy, apart
 from offlinerl.types import Spec
-from offlinerl.util.atomic import write_json
+from offlinerl.util.atomic import require_place, write_json
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError, counted
@@ -149,6 +149,7 @@ def evaluate_checkpoint(
     Raises:
         UserError: the checkpoint cannot be read or does not fit the environment.
     """
+    require_place(json_file)
     display, path = Display(), find_checkpoint(path)
     agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
     if env is None and not (agent.task or {}).get("env"):

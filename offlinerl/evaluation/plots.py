@@ -134,7 +134,7 @@ def new_figure(size: tuple[float, float]) -> Any:
 
 def save(figure: Any, path: Path, dpi: int = 130) -> Path:
     """Write a picture whole, in the format that its name ends with."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
     with atomic_write(path, overwrite=True) as temporary:
         figure.savefig(temporary, dpi=dpi, format=format_of(path))
     return path

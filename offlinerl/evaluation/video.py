@@ -37,6 +37,7 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
     """
     import imageio.v3 as images
 
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     instead = "on a machine without a screen install libosmesa6 and set MUJOCO_GL=osmesa"
     S = len(policy.seeds)

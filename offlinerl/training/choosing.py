@@ -23,7 +23,7 @@ from offlinerl.evaluation.weighing import require_log_probs, weighted_doubly_rob
 from offlinerl.rollout.deployed import DeployedPolicy
 from offlinerl.training import config
 from offlinerl.training.request import entry_of
-from offlinerl.util.atomic import write_json
+from offlinerl.util.atomic import require_place, write_json
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display, between, places, shown, table
 from offlinerl.util.errors import UserError, command, counted, either
@@ -104,6 +104,8 @@ def select(
         UserError: a run cannot be read, they are of different tasks, or there is no dataset, or no environment, or too
             few episodes.
     """
+    require_place(png)
+    require_place(json_file)
     display = Display()
     if by not in FROM_DATA:
         raise UserError(f"there is no evaluation {by!r}: choose {either(*FROM_DATA)}")

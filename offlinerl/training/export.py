@@ -16,6 +16,7 @@ from offlinerl.evaluation.evaluate import evaluate
 from offlinerl.evaluation.task import Task
 from offlinerl.rollout.deployed import DeployedPolicy, load_policy
 from offlinerl.training import config
+from offlinerl.util.atomic import require_place
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display, shown
 from offlinerl.util.errors import reading
@@ -58,6 +59,7 @@ def export_policy(
     Raises:
         UserError: there is no such checkpoint or seed, or the file exists.
     """
+    shipped.require_name(file, overwrite)
     path, display = find_checkpoint(path), Display()
     agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
     s = agent.member(seed, **values or {})
@@ -105,6 +107,7 @@ def export_graph(
     Raises:
         UserError: there is no such checkpoint or seed, its policy remembers earlier steps, or the file exists.
     """
+    require_place(file, overwrite)
     facts = write(load_policy(path, seed, agent_class=agent_class, **values or {}), file, overwrite)
     inputs = ", ".join(f"{of['name']} {of['shape']} {of['dtype']}".replace("'", "") for of in facts["inputs"])
     Display().say(

@@ -16,7 +16,7 @@ from offlinerl.agents import shipped
 from offlinerl.data import registry
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import EPISODES, Journal
-from offlinerl.data.minari_writer import write_minari
+from offlinerl.data.minari_writer import MINARI, write_minari
 from offlinerl.envs.make import make, specification
 from offlinerl.evaluation.task import Task
 from offlinerl.recipes.generate import SHARE, Generation, Part, parts_of
@@ -25,7 +25,7 @@ from offlinerl.training.build import build
 from offlinerl.training.collection import Collection
 from offlinerl.training.request import settings_for
 from offlinerl.util import paths
-from offlinerl.util.atomic import sweep
+from offlinerl.util.atomic import require_place, sweep
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError
@@ -72,8 +72,7 @@ def generate_dataset(
     path = Path(out) if out else paths.cache("datasets", full)
     partial = path.with_name(f"{path.name}.partial")
     sealed = resume and partial.exists()  # it was killed when all but tidying up was done
-    if path.exists() and not (overwrite or sealed):
-        raise UserError(f"{path} already exists; delete it, choose another --out or add --overwrite")
+    require_place(path, overwrite or sealed, MINARI)
     sweep(path.parent, path.name)
     if replayed:
         if episodes is not None:

@@ -19,20 +19,21 @@ from offlinerl.util.errors import DISK_FULL, UserError
 
 
 @contextmanager
-def atomic_write(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, overwrite: bool = False, mark: str | None = None) -> Iterator[Path]:
     """Yields a hidden sibling of ``path``, to be written as a file or a folder, and renames it to ``path`` at
     the end. If anything is raised before, Ctrl-C included, it is deleted and ``path`` is as it was.
 
     Args:
         path: what shall exist afterwards.
         overwrite: replace what is there already.
+        mark: of a folder, what it holds at the least, as in "meta/info.json": another folder is not replaced. None: a
+            file is written.
 
     Raises:
-        UserError: ``path`` exists and ``overwrite`` is not set, or the disk is full.
+        UserError: see ``require_place``, or the disk is full.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} already exists; delete it, choose another name or add --overwrite")
+    require_place(path, overwrite, mark)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -44,6 +45,22 @@ def atomic_write(path: Path, overwrite: bool = False) -> Iterator[Path]:
         raise
     finally:
         _delete(temporary)
+
+
+def require_place(path: Path | None, overwrite: bool = True, mark: str | None = None) -> None:
+    """Raises a UserError unless ``atomic_write`` may write there, if anywhere; long work asks before it begins."""
+    if path is None:
+        return
+    path = Path(path)
+    if path.exists() and path.is_dir() == (mark is None):
+        raise UserError(f"{path} is a folder: name a file" if mark is None else f"{path} is a file: name a folder")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} already exists; delete it, choose another name or add --overwrite")
+    if path.is_dir() and mark is not None and any(path.iterdir()) and not (path / mark).exists():
+        raise UserError(
+            f"{path} is no dataset of this kind, for it lacks {mark}, and is not replaced: delete it or choose another"
+            " name"
+        )
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -91,7 +108,7 @@ def sweep(folder: Path, name: str = "*") -> None:
 def _replace(new: Path, path: Path) -> None:
     """Renames ``new`` to ``path``. A folder cannot be renamed onto another, so the old one steps back first,
     and returns if the new one cannot take its place."""
-    if not path.is_dir():
+    if not (path.is_dir() and new.is_dir()):
         os.replace(new, path)
         return
     old = new.with_name(new.name + ".old")
