@@ -17,6 +17,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl.data import describe, edit, load, registry, writers
 from offlinerl.data.columns import LOG_PROB, LOG_PROB_INFO
+from offlinerl.data.d4rl import ENDS
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
 from offlinerl.data.inferred import spec_of_data
@@ -175,9 +176,11 @@ def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> 
             f"{name}: a file in D4RL's format holds one array of observations, and these have parts: choose one with"
             " --obs-keys, or another format with --format robomimic"
         )
+    terminated, last = dataset.terminated, dataset.last
+    beyond = bool((terminated & ~last).any())  # as in AntMaze, whose own files have all ends among the timeouts too
     columns = dict(
-        observations=dataset.obs, actions=writers.stored_actions(dataset), rewards=dataset.reward,
-        terminals=dataset.terminated, timeouts=dataset.last & ~dataset.terminated, next_observations=dataset.next_obs,
+        observations=dataset.obs, actions=writers.stored_actions(dataset), rewards=dataset.reward, terminals=terminated,
+        timeouts=last if beyond else last & ~terminated, next_observations=dataset.next_obs,
     )  # fmt: skip
     if dataset.log_prob is not None:
         columns[LOG_PROB] = dataset.log_prob
@@ -185,6 +188,7 @@ def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> 
         for key, column in columns.items():
             hdf5.create_dataset(key, data=column, compression="gzip", shuffle=True)
         hdf5.attrs["provenance"] = json.dumps(dataset.provenance, default=str)
+        hdf5.attrs[ENDS] = "timeouts" if beyond else "terminals and timeouts"
         hdf5.attrs["task"] = json.dumps(dict(env=entry.env, obs_keys=keys and list(keys)))
     console.print(f"{name}: {len(dataset)} transitions in {file}")
     return file

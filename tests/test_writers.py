@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -13,6 +14,7 @@ from test_formats import EPISODES, assert_rows, expected, ogbench, robomimic
 import offlinerl
 from offlinerl.cli import main
 from offlinerl.data import lerobot, scales, tables, writers
+from offlinerl.data.d4rl import load_hdf5
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_leaves
 
@@ -27,8 +29,12 @@ def assert_same(one, other):
     """All rows and ends; where an episode terminated, nothing is expected of the successor."""
     for name in ("action", "reward", "terminated", "last"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
+    assert (one.log_prob is None) == (other.log_prob is None)
+    if one.log_prob is not None:
+        np.testing.assert_array_equal(one.log_prob, other.log_prob)
     for (path, here), (_, there) in zip(tree_leaves(one.obs), tree_leaves(other.obs), strict=True):
         np.testing.assert_array_equal(here, there, path)
+        assert here.dtype == there.dtype
     for (path, here), (_, there) in zip(tree_leaves(one.next_obs), tree_leaves(other.next_obs), strict=True):
         np.testing.assert_array_equal(here[~one.terminated], there[~one.terminated], path)
 
@@ -154,6 +160,77 @@ def walks(**changes):
     rows = np.arange(6, dtype=np.float32)[:, None]
     columns = dict(obs=rows, next_obs=rows + 1, action=rows, reward=rows[:, 0], terminated=np.zeros(6))
     return offlinerl.load_dataset(columns | dict(truncated=np.array([0, 0, 1, 0, 0, 1])) | changes)
+
+
+FRAMES = np.random.default_rng(0).integers(0, 256, (8, 6, 5, 3), np.uint8)
+JOINTS = np.arange(16, dtype=np.float32).reshape(8, 2)
+AT = np.array([0, 1, 2, 4, 5, 6])
+KEPT = dict(
+    choices=dict(action=np.arange(6) % 3),
+    log_prob=dict(log_prob=-np.arange(6.0)),
+    images=dict(obs=FRAMES[AT], next_obs=FRAMES[AT + 1]),
+    parts=dict(obs=dict(arm=JOINTS[AT], cam=FRAMES[AT]), next_obs=dict(arm=JOINTS[AT + 1], cam=FRAMES[AT + 1])),
+)
+"""What sets datasets of two walks apart."""
+
+
+def beyond():
+    """Two walks that go on beyond a terminal state, as AntMaze's do."""
+    return replace(walks(), terminated=np.array([False, True, True, True, False, True]))
+
+
+def stored(data, form):
+    """A dataset as the command line writes it in a format, and as it is read again."""
+    data.write("source")
+    target = dict(d4rl="kept.hdf5", robomimic="kept.hdf5", lerobot="kept", minari="kept/some-v0")[form]
+    how = ["import", "source", target] if form == "minari" else ["export", "source", target, "--format", form]
+    assert main(["datasets", *how, *(["--fps", "10"] if form == "lerobot" else [])]) == 0
+    features = json.loads(Path(target, "meta/info.json").read_text())["features"] if form == "lerobot" else ()
+    return offlinerl.load_dataset(target, obs_keys=[name for name in features if name.startswith("obs")] or None)
+
+
+@pytest.mark.parametrize("kept", [*KEPT, "beyond"])
+@pytest.mark.parametrize("form", ["d4rl", "robomimic", "lerobot", "minari"])
+def test_what_is_read_is_what_was_written(here, form, kept):
+    if form == "lerobot":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    if (form, kept) == ("d4rl", "parts"):
+        pytest.skip("a file in D4RL's format holds one array of observations")
+    data = beyond() if kept == "beyond" else walks(**KEPT[kept])
+    again = stored(data, form)
+    assert_same(data, again)
+    assert np.dtype(again.provenance["action_dtype"]).kind == ("i" if kept == "choices" else "f")
+
+
+def test_d4rl_reads_ends_beyond_a_goal_as_those_of_its_own_files(here, capsys):
+    """All ends are timeouts there, and those of other data are not."""
+    data = beyond()
+    stored(data, "d4rl")
+    with h5py.File("kept.hdf5") as file:
+        np.testing.assert_array_equal(file["timeouts"], data.last)
+        np.testing.assert_array_equal(file["terminals"], data.terminated)
+    assert len(load_hdf5("kept.hdf5", "d4rl")) == 4  # d4rl.qlearning_dataset leaves out what times out
+    capsys.readouterr()
+    assert main(["datasets", "validate", "kept.hdf5"]) == 0
+    assert "right after a terminal row" not in capsys.readouterr().out
+    Path("kept.hdf5").rename("antmaze-umaze-v0.hdf5")  # of which it is known that jumps are ends, as there are none
+    assert_same(offlinerl.load_dataset("antmaze-umaze-v0.hdf5", reward="none"), data)
+    walks(terminated=np.array([0, 0, 1, 0, 0, 0])).write("ends")
+    assert main(["datasets", "export", "ends", "ends.hdf5"]) == 0
+    with h5py.File("ends.hdf5") as file:
+        assert file["timeouts"][()].tolist() == [False] * 5 + [True]
+
+
+def test_d4rls_format_keeps_episodes_longer_than_their_environment_allows(here):
+    rows = np.arange(402.0)
+    walks(obs=rows[:, None], next_obs=rows[:, None] + 1, action=rows, reward=rows, terminated=0 * rows,
+          truncated=rows % 201 == 200).write("long")  # fmt: skip
+    assert main(["datasets", "export", "long", "long.hdf5"]) == 0
+    assert offlinerl.load_dataset("long.hdf5", env="Pendulum-v1").episode_lengths.tolist() == [201, 201]
+    with h5py.File("long.hdf5", "a") as file:
+        del file.attrs["episode_ends"]
+    with pytest.raises(UserError, match="after the 200 steps that its environment allows"):
+        offlinerl.load_dataset("long.hdf5", env="Pendulum-v1")
 
 
 def test_lerobot_keeps_the_probabilities_of_actions(here):

@@ -64,8 +64,10 @@ def load_hdf5(
         name: what to call it; the file's name by default.
         max_episode_steps: length at which an episode was cut off, for files without ``timeouts``.
         split: "jump" ends episodes where the position (columns 0 and 1) jumps or times out, never at
-            ``terminals``; as AntMaze needs, where the ant walks on beyond the goal.
-        longest: steps that an episode may have at the most, unless they are split at jumps; None is no limit.
+            ``terminals``; as AntMaze needs, where the ant walks on beyond the goal. "timeouts" ends them there alone. A
+            file that says itself where they end, see ``ENDS``, knows better.
+        longest: steps that an episode may have at the most, unless they are split or the file says where they end; None
+            is no limit.
         env: what the rows were collected in, see ``offlinerl.envs.make``; it is made where the rows may hold choices
             of a finite number, for its spaces.
         into: puts the rows together; by default in memory.
@@ -81,13 +83,14 @@ def load_hdf5(
         raise UserError(f"unknown mode {mode!r}; choose lossless or d4rl")
     with open_d4rl(path) as file:
         origin = _origin(file)
+        said, split = stated_split(file, split)
         rows = len(file["rewards"])
         flags = episode_flags(file, max_episode_steps, split)
         terminals, cut = flags.terminal, flags.cut
         has_next = "next_observations" in file and mode == "lossless"
-        end = cut.copy() if split == "jump" else cut | terminals
+        end = cut.copy() if split else cut | terminals
         end[-1] = True
-        if longest is not None and split != "jump":
+        if longest is not None and not (split or said):
             _require_short(path, end, longest)
         observation_space, action_space = _spaces_of(file, env)
         if mode == "d4rl":
@@ -186,6 +189,10 @@ END = (
 )  # fmt: skip
 """Names of flags that say where an episode ended, whether it terminated or was cut off."""
 
+ENDS = "episode_ends"
+"""The attribute by which a file that was exported says where its episodes end, however long they are: at "timeouts"
+alone, where terminal states stand in their middle too, or at "terminals and timeouts"."""
+
 D4RL_KEYS = {
     "observations": (2, 1, 4),
     "actions": (2, 1),
@@ -195,6 +202,12 @@ D4RL_KEYS = {
     LOG_PROB: (1, 2),
 }
 """Columns of a D4RL file, and the numbers of axes each may have."""
+
+
+def stated_split(file: h5py.File, split: str | None) -> tuple[bool, str | None]:
+    """Whether a file says where its episodes end, and how to split them, which is ``split`` if it does not."""
+    stated = file.attrs.get(ENDS)
+    return stated is not None, split if stated is None else "timeouts" if str(stated) == "timeouts" else None
 
 
 class Flags(NamedTuple):
@@ -231,6 +244,8 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
         place = file["observations"][:, :2].astype(np.float64)
         jump = np.r_[np.linalg.norm(np.diff(place, axis=0), axis=1) > JUMP, False]
         return Flags(terminal, cut | jump, "timeouts and jumps of the position", bool(cut_names))
+    if split == "timeouts":
+        return Flags(terminal, cut, "timeouts", True)
     if not terminal_names:
         terminal = end & ~cut
         if max_episode_steps and not cut_names:  # an end after that many steps is the time limit's

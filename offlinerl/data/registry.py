@@ -64,7 +64,7 @@ class Entry:
         obs_keys: parts of a ``Dict`` observation and their order.
         columns: which columns of a table are what; see ``offlinerl.data.tables.parse_columns``.
         subset: which of its episodes are meant, by a name that the dataset gives some of them.
-        split: "jump" where a jump of the position marks a new episode.
+        split: "jump" where a jump of the position marks a new episode; see ``offlinerl.data.d4rl.load_hdf5``.
         overlong: whether the data is known to have episodes longer than its environment allows.
         note: what one should know before comparing numbers.
     """

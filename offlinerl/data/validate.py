@@ -62,6 +62,10 @@ def validate(entry: Entry | str) -> list[Finding]:
     kind = formats.kind_of(path, entry.columns)
     if kind == "written":
         raise UserError(f"{path} was written by Dataset.write, of what had been checked: validate its source")
+    if kind == "d4rl":
+        with open_hdf5(path) as file:
+            said, split = d4rl.stated_split(file, entry.split)
+        entry = replace(entry, split=split, overlong=said or entry.overlong)
     with reading(f"the dataset {path}", "get or write it again"):
         columns = dict(minari=_minari_columns, d4rl=_d4rl_columns).get(kind, partial(_steps_columns, kind))(path, entry)
         env = _spaces(entry)
@@ -71,7 +75,7 @@ def validate(entry: Entry | str) -> list[Finding]:
     unfit = _unfit(columns, entry.env_id, *env) if env else []
     findings = [_not_finite(columns), *unfit, _outside(columns, action_space)]
     findings += [_duplicates(columns), _late_terminals(columns, entry.split), _far_apart(columns)]
-    sure = kind != "minari" and not (entry.overlong or entry.split == "jump")
+    sure = kind != "minari" and not (entry.overlong or entry.split)
     findings += [_too_long(columns, entry.steps_allowed if sure else entry.max_episode_steps, sure)]
     if kind == "d4rl" or columns.next_obs is not None:  # of others, every observation is its row's successor
         findings += [_jumps(columns, entry.split)]
@@ -239,7 +243,7 @@ def _far_apart(columns: _Columns) -> Finding:
 
 def _jumps(columns: _Columns, split: str | None) -> Finding:
     """Rows whose successor is not the next row, though their episode goes on."""
-    end = columns.truncated if split == "jump" else columns.terminated | columns.truncated
+    end = columns.truncated if split else columns.terminated | columns.truncated
     inside = ~end[:-1]
     if columns.next_obs is not None:
         jump = np.zeros_like(inside)
@@ -273,7 +277,7 @@ def _overlapping(columns: _Columns) -> Finding:
 
 def _late_terminals(columns: _Columns, split: str | None) -> Finding:
     """A terminal state right after another: the episode went on after its end, which AntMaze's are meant to."""
-    if split == "jump":
+    if split:
         return Finding("overlapping ends", "", np.empty(0, int))
     again = np.flatnonzero(columns.terminated[:-1] & columns.terminated[1:]) + 1
     return Finding("overlapping ends", "rows are terminal right after a terminal row", again, fault=False)
