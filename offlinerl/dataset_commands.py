@@ -28,7 +28,7 @@ from offlinerl.data.validate import validate as find_faults
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make, specification
 from offlinerl.util.atomic import atomic_write, require_place, write_json
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, counted
 from offlinerl.util.trees import Tree, tree_map
 
 
@@ -110,6 +110,7 @@ def import_file(
 def _write_minari(
     dataset: Dataset, entry: Entry, dataset_id: str, description: str, asked: bool, overwrite: bool
 ) -> None:
+    dataset = _chained(dataset)
     spec, observation_space, action_space = _home(entry, dataset, asked)
     path = registry.minari_root() / dataset_id
     metadata = _metadata(description, "unknown", entry.licence, **dataset.provenance)
@@ -164,7 +165,7 @@ def export(
         fps = fps or dataset.provenance.get("fps")
         if fps is None:
             raise UserError(f"{name} does not say how many steps a second it has, as LeRobot must know: give --fps")
-        writers.write_lerobot(dataset, file, fps, entry.name, overwrite)
+        writers.write_lerobot(_chained(dataset), file, fps, entry.name, overwrite)
     console.print(f"{entry.name}: {len(dataset)} transitions in {file}")
     return file
 
@@ -239,6 +240,18 @@ def _store(dataset: Dataset, out: str, description: str, overwrite: bool) -> Non
         _write_minari(dataset, entry, out, description, False, overwrite)
     else:
         raise UserError(f"--out must be an HDF5 file, as in some.hdf5, or a Minari id, as in mine/some-v0, not {out}")
+
+
+def _chained(dataset: Dataset) -> Dataset:
+    """Says where a format cuts episodes; see ``offlinerl.data.edit.chained``."""
+    chained = edit.chained(dataset)
+    before, after = (len(of.episode_starts) for of in (dataset, chained))
+    if after > before:
+        console.print(
+            f"{counted(after - before, 'step')} led elsewhere than to the next row, and this format ends episodes"
+            f" there: {before} became {after}; an HDF5 file keeps them as they are"
+        )
+    return chained
 
 
 def _episodes(dataset: Dataset, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Iterator[Episode]:

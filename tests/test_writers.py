@@ -202,6 +202,27 @@ def test_what_is_read_is_what_was_written(here, form, kept):
     assert np.dtype(again.provenance["action_dtype"]).kind == ("i" if kept == "choices" else "f")
 
 
+@pytest.mark.parametrize("form", ["d4rl", "robomimic", "lerobot", "minari"])
+def test_a_step_that_leads_elsewhere_than_to_the_next_row_keeps_its_successor(here, capsys, form):
+    if form == "lerobot":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    data = walks(next_obs=np.array([[1.0], [50], [3], [40], [50], [50]]))  # after 1, 3 and 4
+    again = stored(data, form)
+    cut = form in ("lerobot", "minari")  # which have no place for two observations between two steps
+    assert_same(replace(data, last=np.array([0, 1, 1, 1, 1, 1], bool)) if cut else data, again)
+    said = "3 steps led elsewhere than to the next row, and this format ends episodes there: 2 became 5"
+    assert (said in capsys.readouterr().out.replace("\n", " ")) == cut
+    assert again.provenance["provenance"].get("cut_apart") == (3 if cut else None)
+
+
+def test_single_transitions_are_kept_one_by_one(here):
+    Path("log.csv").write_text("obs,action,reward,next_obs\n1,.1,0,2\n50,.2,1,51\n7,.3,2,8\n")
+    assert main(["datasets", "filter", "log.csv", "--episodes", "0", "--out", "single/steps-v0"]) == 0
+    data = offlinerl.load_dataset("single/steps-v0")
+    assert data.obs.ravel().tolist() == [1, 50, 7] and data.next_obs.ravel().tolist() == [2, 51, 8]
+    assert data.episode_lengths.tolist() == [1, 1, 1] and not data.terminated.any()
+
+
 def test_d4rl_reads_ends_beyond_a_goal_as_those_of_its_own_files(here, capsys):
     """All ends are timeouts there, and those of other data are not."""
     data = beyond()

@@ -114,6 +114,17 @@ def some(
     return _part(data, chosen, "filtered", {name: value for name, value in asked.items() if value is not None})
 
 
+def chained(data: Dataset) -> Dataset:
+    """The same rows, for formats that keep T + 1 observations of an episode of T steps: an episode also ends, cut off,
+    where a step leads elsewhere than to the next row, as each step of a log of single transitions does. Of how many
+    steps that is true, the provenance says as ``cut_apart``."""
+    apart = ~data.last
+    apart[:-1] &= data.next_at[:-1] != data.at[1:]
+    if not apart.any():
+        return data
+    return replace(data, last=data.last | apart, provenance=data.provenance | dict(cut_apart=int(apart.sum())))
+
+
 def succeeded(data: Dataset) -> np.ndarray:
     """``[episodes]`` bool, which episodes were given the higher one of the two rewards there are, such as 0 and 1.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from offlinerl.data.columns import blocks
 from offlinerl.data.dataset import Dataset
+from offlinerl.data.edit import chained
 from offlinerl.data.minari_writer import Sink
 from offlinerl.data.scales import mean_and_deviation
 from offlinerl.data.tables import parquet_reader
@@ -83,7 +84,8 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
 
     An episode that was cut off has a frame more, which holds what its last step led to, repeats the last action and
     earns nothing: the format has no place for an observation without an action. Where an episode terminated, nothing
-    follows, and there is none.
+    follows, and there is none. An episode is cut where a step leads elsewhere than to the next row; see
+    ``offlinerl.data.edit.chained``.
 
     Args:
         data: n episodes.
@@ -101,6 +103,7 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    data = chained(data)
     action, parts = stored_actions(data), list(tree_leaves(data.observations))
     keys = [_feature(path, leaf, folder) for path, leaf in parts]
     features: dict[str, Any] = {}
