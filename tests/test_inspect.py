@@ -175,12 +175,14 @@ def test_the_list_on_a_terminal_of_80_columns(file, monkeypatch):
         listing, "console", Console(file=screen, force_terminal=True, width=80, soft_wrap=True, **PLAIN)
     )
     pendulum.install(file.parent / "minari")
+    (file.parent / "minari/pendulum/.half-v0.0123abcd/data").mkdir(parents=True)  # which is being written
     monkeypatch.setenv("OFFLINERL_HOME", str(file.parent))
     listing.list_datasets()
     lines = re.sub("\x1b\\[[0-9;]*m", "", screen.getvalue()).splitlines()
     assert max(map(len, lines)) <= 80
     text, groups = "\n".join(lines), []
     here = text.split("\n\n")[0]
+    assert "half-v0" not in text
     assert "On this machine" in here and pendulum.ID in here and "offlinerl datasets generate NAME" in text
     for block in text.split("\n\n")[1:-1]:
         title, names = block.split("names", 1)

@@ -428,6 +428,30 @@ def test_sealing_again_doubles_nothing(tmp_path, root, append):
     assert contents(root) == before
 
 
+def test_an_appending_that_was_killed_while_it_replaced_the_dataset(tmp_path, root, monkeypatch):
+    """Between the two renames the dataset has no name; whoever comes next finds it all the same."""
+    folder = sealed(tmp_path / "a", range(4))
+    replace = os.replace
+
+    def killed(source, target):
+        if os.fspath(source).endswith(".old") or os.fspath(target) == os.fspath(folder):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        patch.setattr("offlinerl.util.atomic._delete", lambda path: None)
+        sealed(tmp_path / "b", range(5, 7), append=True)
+    assert not folder.exists() and len(names(root / "test")) == 2
+    with pytest.raises(UserError, match="exists already"):
+        check_target(ID, False, "random", ENV)
+    with Journal(tmp_path / "b") as journal:
+        metadata = dict(provenance=dict(agent="random"))
+        seal(journal, folder, dataset_id=ID, env_spec=ENV, metadata=metadata, append=True, **SPACES)
+    assert_stored(folder, [0, 1, 2, 3, 5, 6])
+    assert names(root / "test") == ["cartpole-v0"]
+
+
 def test_without_an_episode_nothing_is_sealed(tmp_path, root):
     with pytest.raises(UserError, match="no episode has ended; collect more steps"):
         sealed(tmp_path / "a", [])

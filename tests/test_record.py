@@ -12,7 +12,7 @@ from offlinerl.data import minari_writer
 from offlinerl.data.episode import Episode
 from offlinerl.data.minari_reader import load_minari
 from offlinerl.data.minari_writer import write_minari
-from offlinerl.util.atomic import atomic_write
+from offlinerl.util.atomic import atomic_write, sweep
 from offlinerl.util.errors import UserError
 
 BOX = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
@@ -100,6 +100,31 @@ def test_a_failed_swap_brings_the_old_back(tmp_path, monkeypatch):
         write(path, [episode(2.0)], overwrite=True)
     assert names(tmp_path) == ["data-v0"]
     assert (load_minari(path).obs == 1).all()
+
+
+def killed(folder, *stages):
+    """What a process leaves that is killed at a stage of ``a`` being replaced in a folder: the folders of these names,
+    each with a file that says which one it is."""
+    for name in stages:
+        (folder / name).mkdir()
+        (folder / name / "is").write_text(name)
+    return folder
+
+
+def test_a_folder_whose_writer_was_killed_is_there_again(tmp_path):
+    """Whole, as it was, whenever that happened, and nothing is left beside it."""
+    new, old = ".a.0123abcd", ".a.0123abcd.old"
+    for number, (left, then) in enumerate({
+        (new,): None, ("a", new): "a", (new, old): old, ("a", old): "a", (old,): None,
+        ("a", new, old, ".a.deadbeef"): "a",
+    }.items()):  # fmt: skip
+        (tmp_path / str(number)).mkdir()
+        folder = killed(tmp_path / str(number), *left, ".b.0123abcd", ".a.b", ".a-b.0123abcd")
+        sweep(folder, "a")
+        assert names(folder) == sorted([".b.0123abcd", ".a.b", ".a-b.0123abcd", *(["a"] if then else [])]), left
+        assert then is None or (folder / "a/is").read_text() == then
+        sweep(folder)
+        assert names(folder) == sorted([".a.b", *(["a"] if then else [])])
 
 
 def test_overwriting_is_asked_for(tmp_path):

@@ -68,6 +68,9 @@ def check_target(dataset_id: str, append: bool, agent: Any, env_spec: EnvSpec | 
     if dataset_id in registry.names():
         raise UserError(f"{dataset_id} is the name of a published dataset; choose another --dataset")
     path = registry.minari_root() / dataset_id
+    if path.parent.is_dir():
+        with _alone(path.parent):
+            sweep(path.parent, path.name)  # a process that was killed may have taken the dataset away
     _check(path, append, agent, env_spec)
     return path
 
@@ -104,7 +107,7 @@ def seal(
     facts = dict(episodes=len(journal), steps=journal.steps, digest=journal.digest)
     provenance = {"collected_by": "offlinerl", **metadata["provenance"], **facts}
     with _alone(path.parent):
-        sweep(path.parent, path.name)  # if a process was killed in the middle of this
+        sweep(path.parent, path.name)  # a process may have been killed in the middle of this
         old, source = _existing(path), (provenance["agent"], env_spec)
         parts = [] if old is None else _parts(old)
         if any(part.get("digest") == journal.digest for part in parts) and not _stranger(old, *source):

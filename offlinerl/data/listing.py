@@ -33,6 +33,7 @@ def list_datasets() -> None:
     named = {name: registry.entry(name) for name in registry.names()}
     root = registry.minari_root()
     installed = (folder.parent.relative_to(root).as_posix() for folder in sorted(root.glob("**/data")))
+    installed = (name for name in installed if "/." not in f"/{name}")  # one that is being written is hidden
     others = {name: Entry(name, {"minari": name}) for name in installed if name not in named}
     entries = named | others
     here = {name for name, entry in entries.items() if _is_here(entry)}

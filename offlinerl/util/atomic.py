@@ -98,10 +98,18 @@ def to_json(value: Any) -> Any:
     raise TypeError(f"{value!r} cannot be written into a dataset's metadata")
 
 
-def sweep(folder: Path, name: str = "*") -> None:
-    """Delete what a writer that was killed left beside ``folder/name``, which nobody may be writing now."""
-    for left in folder.glob(f".{name}.*"):
-        if re.fullmatch(r"\..+\.[0-9a-f]{8}(\.old)?", left.name):
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Delete what a writer that was killed left beside ``folder/name``, by default beside anything in the folder, which
+    nobody may be writing now. If it was killed while one folder took another's place, the old one returns: it is whole
+    even after the power failed, and who wrote the new one has kept what it was made of."""
+    for left in sorted(folder.glob(".*"), reverse=True):  # the old folder before the new one
+        found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}(\.old)?", left.name)
+        if found is None or name not in (None, found[1]):
+            continue
+        path = folder / found[1]
+        if found[2] and left.with_suffix("").exists() and not path.exists():
+            os.replace(left, path)
+        else:
             _delete(left)
 
 
