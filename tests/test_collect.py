@@ -11,10 +11,12 @@ import numpy as np
 import pendulum
 import pytest
 
+from offlinerl.agents.base import Agent
 from offlinerl.cli import main
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.load import load
-from offlinerl.rollout.collector import reset_seed
+from offlinerl.rollout.collector import Collector, reset_seed
+from offlinerl.util.errors import UserError
 
 SHORT = "train: {eval_episodes: 1, final_episodes: 1, warm_up: 200, steps_per_update: 4}\n"
 AGENT = ("--env", "Pendulum-v1", "--compile", "false", "--batch", 16, "--agent.hidden", "[16,16]")
@@ -254,6 +256,52 @@ def test_resuming_what_is_finished_says_what_there_is_to_do(here, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert "--append" in line and "--out" in line and "--resume" not in line
     assert collect(*argv, "--append") == 0
+
+
+@pytest.mark.parametrize("replay", ["kept", "deleted"])  # as where its deletion was killed
+def test_what_could_not_be_written_is_written_later(here, replay, monkeypatch):
+    """The disk may be full, or the process killed, when all is trained and nothing but the dataset is to be written."""
+    argv = learner("pendulum/late-v0", 412, *QUICK)
+
+    def full(*_, **__):
+        raise UserError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("offlinerl.data.episode_log.write_minari", full)
+        assert collect(*argv) == 1
+    folder = here / "runs/pendulum-late-v0"
+    (saved,) = folder.glob("replay-*.pt")
+    if replay == "deleted":
+        saved.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Agent, "learn", None)  # nothing is trained again
+        assert collect(*argv, "--resume") == 0
+    assert [len(rewards) for *_, rewards in episodes("pendulum/late-v0")] == [200, 200, 12]
+    assert not list(folder.glob("replay-*.pt")) and not (folder / EPISODES).exists()
+
+
+def test_ctrl_c_in_the_first_episode_of_a_learner(here, capsys, monkeypatch):
+    """What it says is saved, or begun, can be gone on with."""
+    step, taken = Collector.step, []
+    argv = learner("pendulum/early-v0", 400, *QUICK)
+
+    def stopping(self, *arguments, **more):
+        taken.append(1)
+        if len(taken) in (1, 60):
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Collector, "step", stopping)
+        for says in ("before the first step", "64 of 400 steps, which are saved"):
+            capsys.readouterr()
+            assert collect(*argv, "--resume") == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert says in line and "--resume" in line
+    assert collect(*argv) == 1 and "go on with --resume" in capsys.readouterr().err
+    assert collect(*argv, "--resume") == 0
+    assert collect(*(str(word).replace("early", "whole") for word in argv)) == 0
+    assert same(episodes("pendulum/early-v0"), episodes("pendulum/whole-v0"))
 
 
 @pytest.mark.parametrize("kills", [1, *(pytest.param(kills, marks=pytest.mark.slow) for kills in (2, 10))])

@@ -240,7 +240,7 @@ class Collection(Companion):
             try:
                 yield
             except BaseException as error:
-                if not len(self.journal):
+                if not len(self.journal) and not (self.folder / "config.yaml").is_file():
                     self.clear()  # it failed before there was anything to go on with
                 elif not isinstance(error, Interrupted):  # which says so itself
                     self.display.say(f"failed after {self.kept}")
@@ -321,8 +321,6 @@ class Collection(Companion):
             summary = run.train()
             if not run.pool.endless:
                 self.measure(lambda: summary["last"]["mean_return"])
-        for replay in self.folder.glob("replay-*.pt"):
-            replay.unlink()  # large, and of use to nobody now
 
     def require_same(self, settings: Mapping[str, Any], before: Mapping[str, Any]) -> None:
         """Raises a UserError if a setting is not what it was, other than the number of steps."""
@@ -397,8 +395,10 @@ class Collection(Companion):
         return self.target
 
     def clear(self) -> None:
-        """Delete the journal and a replay on the disk, and the folder if nothing else is in it."""
+        """Delete the journal and the replay, and the folder if nothing else is in it."""
         shutil.rmtree(self.folder / REPLAY, ignore_errors=True)
+        for replay in self.folder.glob("replay-*.pt"):
+            replay.unlink()
         for name in (COLLECTION, EPISODES):
             (self.folder / name).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):

@@ -407,7 +407,8 @@ class Run(L.Callback):
                 f" {self.schedule.stages[-1].flag} a larger number"
             )
         self.recorder.trim()
-        self.checkpointer.restore_replay()
+        if self.now < self.end:
+            self.checkpointer.restore_replay()
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         switches, sources = self.schedule.switches, state["source"]
