@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from offlinerl.agents import shipped
+from offlinerl.agents.base import Agent
 from offlinerl.agents.checkpoint import load_agent
 from offlinerl.agents.sac import SAC
 from offlinerl.cli import main
@@ -28,6 +29,7 @@ from offlinerl.recipes import generate
 from offlinerl.recipes.antmaze import relabelled
 from offlinerl.recipes.recipe import environment, names, read
 from offlinerl.training.generation import generate_dataset
+from offlinerl.util.atomic import alone
 from offlinerl.util.errors import UserError
 
 
@@ -88,9 +90,9 @@ def test_interruptions_change_nothing(here, small):
     parts, folder = generate.parts_of("hopper-medium", 800, None, False), here / "partial"
     for steps in (7, 60, 90):  # left off in the middle of episodes, three times
         left = iter(range(steps))
-        generation = generate.Generation(folder, parts, {}, resume=folder.exists())
+        generation = generate.Generation(folder, parts, {})
         assert not generation.run(1, lambda left=left: next(left, None) is not None, lambda made: None)
-    generation = generate.Generation(folder, parts, {}, resume=True)
+    generation = generate.Generation(folder, parts, {})
     assert generation.run(1, lambda: True, lambda made: None)
     assert [(e.seed, e.observations.tobytes(), e.actions.tobytes()) for e in generation] == [
         (seed, obs, action) for seed, obs, action, _ in alone
@@ -148,6 +150,20 @@ def test_a_killed_generation_goes_on(here, small):
     resumed = contents("walker2d-random")
     generate_dataset("walker2d-random", size=4000, workers=1, overwrite=True)
     assert contents("walker2d-random") == resumed
+
+
+def test_what_another_process_writes_is_not_swept(here, small, refused):
+    """A dataset under way, by a process that lives, and by one that was killed while it wrote."""
+    path = here / "datasets/hopper-random"
+    partial, writing = path.with_name("hopper-random.partial"), path.with_name(".hopper-random.0123abcd")
+    writing.mkdir(parents=True)
+    argv = ("datasets", "generate", "hopper-random", "--size", 20, "--workers", 1)
+    with alone(partial):
+        assert "go on with --resume" in refused(*argv)
+        assert "written by another process" in refused(*argv, "--resume")
+        assert writing.exists() and not path.exists()
+    made(*argv[2:], "--resume")
+    assert path.exists() and not writing.exists() and not partial.exists()
 
 
 @pytest.mark.slow
@@ -245,7 +261,19 @@ def test_medium_replay_is_what_a_training_experienced(here, monkeypatch):
     shorter = dict(warm_up=200, final_episodes=1, eval_every=300, eval_episodes=1, compile=False)
     training = dict(read("hopper-medium-replay")["training"], settings=dict(agent=dict(hidden=[16]), train=shorter))
     monkeypatch.setitem(read("hopper-medium-replay"), "training", training)
-    made("hopper-medium-replay", "--size", 600)
+    written = []
+
+    def full(*arguments, **more):
+        if written:
+            raise UserError("the disk is full")
+        written.append(write_minari(*arguments, **more))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("offlinerl.training.generation.write_minari", full)
+        assert main(["datasets", "generate", "hopper-medium-replay", "--size", "600"]) == 1
+        patch.undo()
+        patch.setattr(Agent, "learn", None)  # nothing is trained again
+        made("hopper-medium-replay", "--size", 600, "--resume")
     train, heldout = (load(name, reward="none") for name in ("hopper-medium-replay", "hopper-medium-replay-heldout"))
     assert len(train) + len(heldout) == 600
     count = len(train.episode_starts) + len(heldout.episode_starts)

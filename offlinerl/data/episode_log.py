@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from offlinerl.data.columns import open_hdf5
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import COLLECTION, Journal
 from offlinerl.data.minari_writer import metadata_json, spec_json, write_minari
-from offlinerl.util.atomic import sweep, to_json, write_whole
+from offlinerl.util.atomic import alone, sweep, to_json, write_whole
 from offlinerl.util.errors import UserError
 
 
@@ -69,7 +66,7 @@ def check_target(dataset_id: str, append: bool, agent: Any, env_spec: EnvSpec | 
         raise UserError(f"{dataset_id} is the name of a published dataset; choose another --dataset")
     path = registry.minari_root() / dataset_id
     if path.parent.is_dir():
-        with _alone(path.parent):
+        with alone(path.parent):
             sweep(path.parent, path.name)  # a process that was killed may have taken the dataset away
     _check(path, append, agent, env_spec)
     return path
@@ -106,7 +103,7 @@ def seal(
         raise UserError(f"{path} was not written, because no episode has ended; collect more steps")
     facts = dict(episodes=len(journal), steps=journal.steps, digest=journal.digest)
     provenance = {"collected_by": "offlinerl", **metadata["provenance"], **facts}
-    with _alone(path.parent):
+    with alone(path.parent):  # the last of two that append would undo the first
         sweep(path.parent, path.name)  # a process may have been killed in the middle of this
         old, source = _existing(path), (provenance["agent"], env_spec)
         parts = [] if old is None else _parts(old)
@@ -120,19 +117,6 @@ def seal(
             episodes = itertools.chain(_stored(path, int(old["total_episodes"])), episodes)
         metadata = {**metadata, "provenance": provenance}
         return write_minari(path, episodes, env_spec=env_spec, metadata=metadata, overwrite=old is not None, **about)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Waits until no other process seals a dataset in a folder, for the last of two would undo the first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a network's file system may lock no folders
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _existing(path: Path) -> dict[str, Any] | None:

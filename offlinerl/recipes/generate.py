@@ -128,29 +128,24 @@ def parts_of(name: str, size: int | None, episodes: int | None, heldout: bool) -
 
 
 class Generation:
-    """A dataset under way: a folder with a journal for every block.
+    """A dataset under way: a folder with a journal for every block. It goes on with what is there.
 
     Args:
         folder: to work in.
         parts: what the dataset is made of, one behind the other.
         about: what else decides what is in it, as plain data, such as versions.
-        resume: go on with what is in the folder.
 
     Attributes:
         made: of the total, when ``run`` left off.
 
     Raises:
-        UserError: the folder holds an unfinished dataset and ``resume`` is not set, or another one.
+        UserError: the folder holds another dataset.
     """
 
-    def __init__(self, folder: Path, parts: list[Part], about: Mapping[str, Any], resume: bool) -> None:
+    def __init__(self, folder: Path, parts: list[Part], about: Mapping[str, Any]) -> None:
         self.folder, self.parts, self.made = Path(folder), parts, 0
         plan = json.loads(json.dumps(dict(parts=[vars(part) for part in parts], **about), default=to_json))
         stated = self.folder / PLAN
-        if self.folder.exists() and not resume:
-            raise UserError(
-                f"{self.folder} holds an unfinished dataset: go on with --resume, or delete it to start again"
-            )
         if stated.is_file():
             with reading(f"{stated}", f"delete {self.folder} to start again"):
                 before = json.loads(stated.read_text("utf-8"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from offlinerl.training.build import build
 from offlinerl.training.collection import Collection
 from offlinerl.training.request import settings_for
 from offlinerl.util import paths
-from offlinerl.util.atomic import require_place, sweep
+from offlinerl.util.atomic import alone, require_place, sweep
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError
@@ -73,32 +73,43 @@ def generate_dataset(
     partial = path.with_name(f"{path.name}.partial")
     sealed = resume and partial.exists()  # it was killed when all but tidying up was done
     require_place(path, overwrite or sealed, MINARI)
-    sweep(path.parent, path.name)
     if replayed:
         if episodes is not None:
             raise UserError(f"{name} is measured in transitions: give --size instead of --episodes")
         return _replay(name, recipe, size or recipe["training"]["steps"], path, partial, resume, overwrite)
     parts = parts_of(name, size, episodes, split == "heldout")
     policies = {part.recipe["policy"]: _facts(part.recipe) for part in parts if "policy" in part.recipe}
-    generation = Generation(partial, parts, dict(versions=versions(), policies=policies), resume)
-    stop, unit = Stop(), generation.unit
-    with on_interrupt(stop.set), display.bar(f"generating {full}", generation.total, unit=unit):
+    with _working_in(partial, resume, path):
+        generation = Generation(partial, parts, dict(versions=versions(), policies=policies))
+        stop, unit = Stop(), generation.unit
+        with on_interrupt(stop.set), display.bar(f"generating {full}", generation.total, unit=unit):
 
-        def progress(made: int) -> None:
-            display.advance(min(made, generation.total))
+            def progress(made: int) -> None:
+                display.advance(min(made, generation.total))
 
-        if not generation.run(workers or os.cpu_count() or 1, lambda: not stop.is_set(), progress):
-            raise Interrupted(
-                f"interrupted after {generation.made:,} {unit}, which are kept in {partial}; go on with: the same"
-                " command with --resume",
-                stop.status,
-            )
-    provenance = dict(recipe=recipe, size=generation.total, unit=unit, split=split, versions=versions())
-    if policies:
-        provenance["policies"] = policies
-    _write(path, full, parts, iter(generation), provenance, overwrite or path.exists(), display)
-    generation.clear()
+            if not generation.run(workers or os.cpu_count() or 1, lambda: not stop.is_set(), progress):
+                raise Interrupted(
+                    f"interrupted after {generation.made:,} {unit}, which are kept in {partial}; go on with: the same"
+                    " command with --resume",
+                    stop.status,
+                )
+        provenance = dict(recipe=recipe, size=generation.total, unit=unit, split=split, versions=versions())
+        if policies:
+            provenance["policies"] = policies
+        _write(path, full, parts, iter(generation), provenance, overwrite or path.exists(), display)
+        generation.clear()
     return path
+
+
+@contextmanager
+def _working_in(partial: Path, resume: bool, *targets: Path) -> Iterator[None]:
+    """Holds the folder of datasets under way, and deletes what a process that was killed left beside them."""
+    if partial.exists() and not resume:
+        raise UserError(f"{partial} holds an unfinished dataset: go on with --resume, or delete it to start again")
+    with alone(partial, f"{partial} is being written by another process; let it end or choose another --out"):
+        for target in targets:
+            sweep(target.parent, target.name)
+        yield
 
 
 def _write(
@@ -151,19 +162,18 @@ def _replay(name: str, recipe: Recipe, steps: int, path: Path, partial: Path, re
     over = overrides(training)
     over["train"] = {**over["train"], "steps": steps}
     settings, entry = settings_for(training["agent"], None, training["env"], [training["seed"]], None, over)
-    if partial.exists() and not resume:
-        raise UserError(f"{partial} holds an unfinished dataset: go on with --resume, or delete it to start again")
     collection = Collection(
         partial, Task.of(entry), f"offlinerl/{name}-v0", False, training["agent"], training["seed"], settings
     )
     settings["collect"] = dict(dataset=collection.dataset_id, first=collection.first)
-    collection.learn(build(settings, entry, pick_device("auto"), partial))
-    provenance = dict(recipe=recipe, size=steps, unit="transitions", versions=versions())
-    part = Part(dict(recipe, seed=training["seed"], env=training["env"]), steps, "transitions")
-    with Journal(partial / EPISODES, write=False) as journal:
-        for target, title, heldout in ((other, name + registry.HELDOUT, True), (path, name, False)):
-            chosen = (journal[i] for i in range(len(journal)) if (i % SHARE == SHARE - 1) == heldout)
-            split = dict(provenance, split="heldout" if heldout else "train")
-            _write(target, title, [part], chosen, split, overwrite or target.exists(), collection.display)
-    shutil.rmtree(partial)
+    with _working_in(partial, resume, path, other):
+        collection.learn(build(settings, entry, pick_device("auto"), partial))
+        provenance = dict(recipe=recipe, size=steps, unit="transitions", versions=versions())
+        part = Part(dict(recipe, seed=training["seed"], env=training["env"]), steps, "transitions")
+        with Journal(partial / EPISODES, write=False) as journal:
+            for target, title, heldout in ((other, name + registry.HELDOUT, True), (path, name, False)):
+                chosen = (journal[i] for i in range(len(journal)) if (i % SHARE == SHARE - 1) == heldout)
+                split = dict(provenance, split="heldout" if heldout else "train")
+                _write(target, title, [part], chosen, split, overwrite or target.exists(), collection.display)
+        shutil.rmtree(partial)
     return path

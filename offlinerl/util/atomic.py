@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,31 @@ def sweep(folder: Path, name: str | None = None) -> None:
             os.replace(left, path)
         else:
             _delete(left)
+
+
+@contextmanager
+def alone(folder: Path, busy: str | None = None) -> Iterator[None]:
+    """Holds a folder, which need not exist, as no other process does meanwhile; the system lets go of it with the
+    process.
+
+    Args:
+        folder: to work in.
+        busy: what to say if another process holds it. None: wait for that.
+
+    Raises:
+        UserError: ``busy``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network's file system may lock no folders
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            except BlockingIOError as error:
+                raise UserError(busy or "") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _replace(new: Path, path: Path) -> None:
