@@ -101,7 +101,16 @@ def test_a_diverged_policy_is_named():
     agent = BC(SPEC, (0, 7), hidden=(4,))
     with torch.no_grad():
         agent.actor.net.layers[0].weight[1] = float("nan")
-    with pytest.raises(UserError, match="seed 7 returns actions that are not finite"):
+    found, alone = evaluate(agent, TASK, episodes=3), evaluate(agent.part(slice(0, 1)), TASK, episodes=3)
+    assert found.scores[0].tolist() == alone.scores[0].tolist() and found.lengths[0].tolist() == [3, 4, 5]
+    assert np.isnan(found.scores[1]).all() and np.isnan(found.returns[1]).all() and not found.lengths[1].any()
+    with pytest.raises(UserError, match="seed 7 returns actions that are not finite.*lower the learning rate$"):
+        evaluate(agent.part(slice(1, 2)), TASK, episodes=1)
+    score = Task({"id": "Countdown-v0"}, score={"min": 0, "max": 1, "from": "success"}, score_kind="normalized")
+    assert np.isnan(evaluate(agent, score, episodes=3).scores[1]).all()
+    with torch.no_grad():
+        agent.actor.net.layers[0].weight[0] = float("nan")
+    with pytest.raises(UserError, match="seed 0 returns actions that are not finite"):
         evaluate(agent, TASK, episodes=1)
 
 

@@ -281,13 +281,16 @@ def test_a_run_finds_its_file_from_any_folder_and_follows_it(here, capsys, monke
 
 
 @pytest.mark.parametrize(
-    "best, mean, better",
-    [(None, math.nan, True), (math.nan, -5.0, True), (-5.0, math.nan, False), (math.nan, math.nan, False),
-     (1.0, 2.0, True), (2.0, 1.0, False)],
+    "best, now, better",
+    [(None, [math.nan], True), ([math.nan], [-5.0], True), ([-5.0], [math.nan], False),
+     ([math.nan], [math.nan], False), ([1.0], [2.0], True), ([2.0], [1.0], False),
+     # of several, one that diverged hides neither what the others gain nor that it was sound before
+     ([1.0, math.nan], [2.0, math.nan], True), ([2.0, math.nan], [1.0, math.nan], False),
+     ([1.0, -9.0], [2.0, math.nan], False), ([2.0, math.nan], [1.0, -9.0], True), ([1.0, 3.0], [2.5, 1.0], False)],
 )  # fmt: skip
-def test_what_is_no_number_is_the_worst_score(best, mean, better):
-    run = SimpleNamespace(best=None if best is None else {"mean": best})
-    assert Recorder.is_best(run, SimpleNamespace(mean=mean)) is better
+def test_what_is_no_number_is_the_worst_score(best, now, better):
+    run = SimpleNamespace(best=None if best is None else {"per_seed": best})
+    assert Recorder.is_best(run, SimpleNamespace(per_seed=np.array(now))) is better
 
 
 def test_json_has_null_for_what_it_cannot_say(tmp_path):

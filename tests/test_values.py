@@ -240,6 +240,28 @@ def test_reports_and_evaluations_tell_values_apart(here, capsys):
     assert "seed 3, beta 0.5" in capsys.readouterr().out
 
 
+def test_a_value_that_diverges_takes_nothing_from_the_others(here, capsys):
+    assert fit("bc", *SHORT, "--updates", 60, "--out", "sound") == 0
+    assert fit("bc", *SHORT, "--agent.lr", "0.0003,1e35", "--out", "broken") == 0
+    capsys.readouterr()
+    assert fit("--resume", "broken", "--updates", 60) == 0
+    said = "the policy of seed 0, lr 1e+35 returns actions that are not finite: its training diverged; lower the"
+    assert capsys.readouterr().out.count(said) == 1
+    table, alone = rows(here / "broken" / "evaluations.csv"), rows(here / "sound" / "evaluations.csv")
+    own, lost = ([float(row["score"]) for row in table if float(row["agent.lr"]) == lr] for lr in (0.0003, 1e35))
+    np.testing.assert_allclose(own[:2], [float(row["score"]) for row in alone[:2]], rtol=1e-4)
+    assert len(own) == len(lost) and np.isfinite(own).all() and np.isnan(lost).all()
+    mean, missing = summary(here / "broken")["best"]["per_seed"]
+    assert missing is None and mean == max(own[0], np.mean(own[1:3]), np.mean(own[3:]))
+    assert main(["report", "broken", "--out", "compared"]) == 0
+    assert main(["evaluate", "broken", "--episodes", "1", "--json", "found.json"]) == 0
+    assert main(["select", "broken", "--episodes", "5"]) == 0
+    out = capsys.readouterr().out
+    assert "bc lr=0.0003 comes first" in out and out.count(said) == 2
+    measured, missing = json.loads((here / "found.json").read_text())["per_seed"]
+    assert missing is None and math.isfinite(measured)
+
+
 def test_policies_to_choose_from_are_told_apart(here, capsys):
     assert main(["select", "many", "--episodes", "14", "--json", "chosen.json"]) == 0
     assert "3, beta 0.5" in capsys.readouterr().out

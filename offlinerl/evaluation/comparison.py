@@ -71,6 +71,7 @@ def read(folder: Path) -> Finished:
         raise UserError(f"{folder} holds no finished run, for want of a sound summary.json; {go_on}") from error
     table = plots.read_columns(folder / "evaluations.csv") if scored else {}
     with reading(f"the run in {folder}", "run the training again"):
+        summary = _with_nan(summary)
         if not scored:
             return _checked(Finished(folder, summary, None, {}, _settings(folder)))
         last = table.get(clock[:-1], np.empty(0)) == needed[clock]
@@ -81,6 +82,15 @@ def read(folder: Path) -> Finished:
                 f"{folder / 'evaluations.csv'} lacks evaluations of the last policy; run the training again"
             )
         return _checked(Finished(folder, summary, np.stack(scores), table, _settings(folder)))
+
+
+def _with_nan(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary with NaN where ``write_json`` left null among numbers."""
+    known: dict[str, Any] = {key: summary[key] for key in ("best", "losses", "held_out") if summary.get(key)}
+    for key, numbers in known.items():
+        of = ("mean", "per_seed") if key == "best" else numbers
+        known[key] = numbers | {name: np.array(numbers[name], float).tolist() for name in of}
+    return summary | known
 
 
 def _checked(run: Finished) -> Finished:
@@ -168,7 +178,8 @@ class Row:
     @property
     def best(self) -> dict[str, Any]:
         """The best evaluation of the best run."""
-        return max((run.summary["best"] for run in self.runs), key=lambda best: best["mean"])
+        bests = [run.summary["best"] for run in self.runs]
+        return max(bests, key=lambda best: np.nan_to_num(best["mean"], nan=-np.inf))
 
     @cached_property
     def interval(self) -> tuple[float, float]:

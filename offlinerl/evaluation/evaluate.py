@@ -19,7 +19,7 @@ from offlinerl.envs.make import Pool, side_by_side, with_limits
 from offlinerl.evaluation.statistics import Evaluation
 from offlinerl.evaluation.task import Task
 from offlinerl.evaluation.video import record_videos
-from offlinerl.rollout.loop import EnvironmentLoop
+from offlinerl.rollout.loop import EnvironmentLoop, diverged_in_words
 from offlinerl.rollout.policy import Policy, apart
 from offlinerl.types import Spec
 from offlinerl.util.atomic import require_place, write_json
@@ -42,7 +42,8 @@ def evaluate(
     """Roll out every seed's policy, without exploration.
 
     Episode i starts from the reset seed ``seed + i`` for every policy, so that policies meet the same
-    starts, and the number of environments does not change what is measured.
+    starts, and the number of environments does not change what is measured. A policy whose actions are not finite plays
+    no more, and all its returns and scores are NaN.
 
     Args:
         policy: S policies; an agent that explores elsewhere meanwhile is not disturbed.
@@ -53,22 +54,22 @@ def evaluate(
         progress: called after every step with the number of episodes that it ended.
 
     Raises:
-        UserError: the environment's shapes are not the policy's, or the policy's actions are not finite.
+        UserError: the environment's shapes are not the policy's, or no policy's actions are finite.
     """
     if pool is None:
         with closing(make_pool(task, len(policy.seeds), episodes)) as pool:
             return evaluate(policy, task, episodes, seed, pool, progress)
     check_spec(policy, pool)
     S = len(policy.seeds)
-    loop = EnvironmentLoop(pool, S, lambda s, e, episode: seed + episode)
+    loop = EnvironmentLoop(pool, S, lambda s, e, episode: seed + episode, go_on=True)
     policy = apart(policy, range(loop.shape[1]))
     returns, lengths, success = (np.zeros((S, episodes)) for _ in range(3))
     knows_success = False  # whether the environment says what success is
     begun = np.zeros((S, 1), int)  # how many episodes of each seed have begun
     ended = loop.playing.size
     while True:
-        if ended:
-            free = ~loop.playing
+        if ended or not loop.playing.any():
+            free = ~loop.playing & ~loop.diverged[:, None]
             numbers = begun + free.cumsum(1) - 1  # [S, E] which episode is next in each free environment
             where = free & (numbers < episodes)
             begun += where.sum(1, keepdims=True)
@@ -87,9 +88,17 @@ def evaluate(
             ended += terminated or truncated
         if progress:
             progress(ended)
+    returns[loop.diverged], lengths[loop.diverged], success[loop.diverged] = np.nan, 0, 0
     succeeded = success > 0
     known = succeeded if knows_success else None
-    return Evaluation(returns, lengths.astype(int), known, task.scores(returns, succeeded))
+    scores = np.where(loop.diverged[:, None], np.nan, task.scores(returns, succeeded))
+    return Evaluation(returns, lengths.astype(int), known, scores)
+
+
+def say_of_diverged(policy: Policy, result: Evaluation, display: Display) -> None:
+    """Say, once, which of S policies have no scores, and why."""
+    for s in np.flatnonzero(np.isnan(result.scores).any(1)).tolist():
+        display.say_once(f"{diverged_in_words(policy, s)}; it has no score, and the others go on")
 
 
 def make_pool(task: Task, seeds: int, episodes: int) -> Pool:
@@ -173,6 +182,7 @@ def evaluate_checkpoint(
             display.warn_of_endless(pool.name)
         with display.bar("evaluating", episodes * len(agent.seeds), unit="episodes"):
             result = evaluate(agent, task, episodes, seed, pool, progress)
+    say_of_diverged(agent, result, display)
     results = dict(
         checkpoint=str(path), env=task.env_id, updates=agent.updates, seeds=list(agent.seeds), episodes=episodes,
         score_kind=task.label, **result.facts(),

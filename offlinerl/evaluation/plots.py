@@ -184,10 +184,12 @@ def _draw_scores(axis: Any, run: Path, summary: dict) -> None:
         colour, own = COLOURS[number % len(COLOURS)], rows_of(table, of["settings"])
         columns = {name: column[own] for name, column in table.items()}
         times, seeds, scores = by_time(columns, clock[:-1], "score")
-        axis.plot(times, np.nanmean(scores, 0), color=colour, marker="o", markersize=3.5, linewidth=2)
-        axis.fill_between(times, np.nanmin(scores, 0), np.nanmax(scores, 0), color=colour, alpha=0.15)
-        axis.plot(times, scores.T, color=colour, linewidth=0.6, alpha=0.6)
-        (low, high), centre = of["last"]["ci95"], of["last"]["mean"]
+        known = ~np.isnan(scores).all(0)
+        at, scores = times[known], scores[:, known]
+        axis.plot(at, np.nanmean(scores, 0), color=colour, marker="o", markersize=3.5, linewidth=2)
+        axis.fill_between(at, np.nanmin(scores, 0), np.nanmax(scores, 0), color=colour, alpha=0.15)
+        axis.plot(at, scores.T, color=colour, linewidth=0.6, alpha=0.6)
+        low, high, centre = np.array([*of["last"]["ci95"], of["last"]["mean"]], float)
         decimals = places(low, high)
         last = f"{shown(centre, decimals)} [{shown(low, decimals)}, {shown(high, decimals)}]"
         count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"

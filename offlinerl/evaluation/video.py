@@ -14,7 +14,7 @@ import numpy as np
 from offlinerl.envs.checks import described
 from offlinerl.envs.make import Pool, steps_allowed
 from offlinerl.evaluation.task import Task
-from offlinerl.rollout.loop import EnvironmentLoop
+from offlinerl.rollout.loop import EnvironmentLoop, diverged_in_words
 from offlinerl.rollout.policy import Policy, apart
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError
@@ -42,7 +42,7 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
     instead = "on a machine without a screen install libosmesa6 and set MUJOCO_GL=osmesa"
     S = len(policy.seeds)
     pool = Pool(task.env, S, task.obs_keys, render_mode="rgb_array")
-    loop, policy = EnvironmentLoop(pool, S, lambda s, e, episode: seed), apart(policy, range(1))
+    loop, policy = EnvironmentLoop(pool, S, lambda s, e, episode: seed, go_on=True), apart(policy, range(1))
     drawn, display = 0, display or Display()
     try:
         members = getattr(policy, "members", [dict(seed=number) for number in policy.seeds])
@@ -55,6 +55,9 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
                     frames.append(env.render())
                     drawn += 1
                     display.advance(drawn)
+                if loop.diverged[s]:
+                    display.say_once(f"{diverged_in_words(policy, s)}; it is not filmed")
+                    continue
                 if not all(isinstance(f, np.ndarray) and f.dtype == np.uint8 and f.ndim == 3 for f in frames):
                     raise UserError(
                         f"{task.env_id} renders no pictures: in the mode rgb_array its render() must return arrays"

@@ -14,6 +14,7 @@ from offlinerl.envs.make import Pool
 from offlinerl.rollout.policy import Policy
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
+from offlinerl.util.settings import named
 from offlinerl.util.trees import Tree, tree_map
 
 
@@ -32,6 +33,20 @@ class Step(NamedTuple):
     log_prob: np.ndarray | None = None  # [S, E]  see Policy.log_prob; None if it was not asked for, or is not known
 
 
+class Diverged(UserError):
+    """A policy returns actions that are not finite."""
+
+
+def diverged_in_words(policy: Policy, s: int) -> str:
+    """What to say of one of S policies whose actions are not finite."""
+    members = getattr(policy, "members", [dict(seed=seed) for seed in policy.seeds])
+    instead = " or raise beta" if hasattr(getattr(policy, "config", None), "beta") else ""
+    return (
+        f"the policy of {named(members[s])} returns actions that are not finite: its training diverged; lower the"
+        f" learning rate{instead}"
+    )
+
+
 class EnvironmentLoop:
     """S policies in E environments each. An environment plays an episode from ``begin`` to its end, and then waits.
 
@@ -41,16 +56,21 @@ class EnvironmentLoop:
         pool: S * E environments; number s * E + e is the e-th of policy s.
         policies: S.
         reset_seed: gives the reset seed of an episode, from s, e and its number.
+        go_on: while one policy's actions are finite, the others', if they are not, stop playing, and nothing is raised.
 
     Attributes:
+        diverged: ``[S]`` bool, whose actions were not finite.
         playing: ``[S, E]`` bool, where an episode is under way.
         lanes: s and e of these, by the number of the environment.
         episodes: ``[S, E]`` the number of the latest episode; -1 before the first one.
         obs: ``[S, E, ...]`` what every environment showed last.
     """
 
-    def __init__(self, pool: Pool, policies: int, reset_seed: Callable[[int, int, int], int]):
-        self.pool, self.reset_seed = pool, reset_seed
+    def __init__(
+        self, pool: Pool, policies: int, reset_seed: Callable[[int, int, int], int], go_on: bool = False
+    ):  # fmt: skip
+        self.pool, self.reset_seed, self.go_on = pool, reset_seed, go_on
+        self.diverged = np.zeros(policies, bool)
         self.shape = policies, len(pool.envs) // policies
         self.play(np.zeros(self.shape, bool))
         self.episodes = np.full(self.shape, -1)
@@ -92,13 +112,14 @@ class EnvironmentLoop:
             log_prob: whether to ask for the probabilities of its actions.
 
         Raises:
-            UserError: an action is not finite, or the actions are not ``[S, E, A]``; see also ``Pool.step``.
+            UserError: the actions are not ``[S, E, A]``, or one is not finite, which is a ``Diverged``; see also
+                ``Pool.step``.
         """
         obs = self.obs
         given = tree_map(lambda x: torch.from_numpy(x).to(policy.device), obs)
         with torch.no_grad():
             action = policy.act(given, explore).cpu().numpy()
-        self._require_sound(policy, action)
+        action = self._sound(policy, action)
         # Out of bounds, an agent learns from the action that it chose, but the environment gets the nearest one inside.
         applied = self.pool.applied(action)
         logs = self.log_prob(policy, given, applied, explore) if log_prob else None
@@ -132,17 +153,21 @@ class EnvironmentLoop:
         """s and e of the pool's environment of that number."""
         return divmod(number, self.shape[1])
 
-    def _require_sound(self, policy: Policy, action: np.ndarray) -> None:
-        """An environment would be blamed for what it makes of other actions."""
+    def _sound(self, policy: Policy, action: np.ndarray) -> np.ndarray:
+        """The actions, which are finite: an environment would be blamed for what it makes of others."""
         want = (*self.shape, self.pool.spec.action_dim)
         if action.shape != want:
             raise UserError(f"the policy returns actions of shape {action.shape} instead of [S, E, A], {want}")
         finite = np.isfinite(action)
-        if not finite.all() and (wrong := self.playing & ~finite.all(-1)).any():
-            raise UserError(
-                f"the policy of seed {policy.seeds[int(wrong.any(1).argmax())]} returns actions that are not finite:"
-                " its training diverged; lower the learning rate or raise beta"
-            )
+        if finite.all():
+            return action
+        wrong = (self.playing & ~finite.all(-1)).any(1)  # [S]
+        self.diverged |= wrong
+        if wrong.any():
+            if self.diverged.all() or not self.go_on:
+                raise Diverged(diverged_in_words(policy, int(wrong.argmax())))
+            self.play(self.playing & ~self.diverged[:, None])
+        return np.where(finite, action, 0)
 
 
 def zeros(spec: Spec, shape: tuple[int, ...]) -> Tree:

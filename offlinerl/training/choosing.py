@@ -21,6 +21,7 @@ from offlinerl.evaluation.statistics import CAUTION, confidence_bounds, next_to_
 from offlinerl.evaluation.task import Task
 from offlinerl.evaluation.weighing import require_log_probs, weighted_doubly_robust, weighted_importance_sampling
 from offlinerl.rollout.deployed import DeployedPolicy
+from offlinerl.rollout.loop import Diverged
 from offlinerl.training import config
 from offlinerl.training.request import entry_of
 from offlinerl.util.atomic import require_place, write_json
@@ -262,7 +263,11 @@ def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display
     with closing(make_pool(task, 1, 1)) as pool, display.bar("evaluating", episodes, unit="episodes"):
 
         def play(number: int, episode: int) -> float:
-            found = evaluate(candidates[number].agent, task, 1, SEED + seed + episode, pool)
+            try:
+                found = evaluate(candidates[number].agent, task, 1, SEED + seed + episode, pool)
+            except Diverged as error:
+                display.say_once(f"{candidates[number].run}: {error}; it comes last")
+                return np.nan
             display.advance(sum(map(len, returns)) + 1)
             return float(found.returns[0, 0])
 

@@ -23,7 +23,7 @@ from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.envs.make import Pool
 from offlinerl.evaluation import plots
-from offlinerl.evaluation.evaluate import evaluate
+from offlinerl.evaluation.evaluate import evaluate, say_of_diverged
 from offlinerl.evaluation.statistics import Evaluation
 from offlinerl.evaluation.task import Task
 from offlinerl.experience.sources import ActingData, Epoch, Piece
@@ -291,7 +291,9 @@ class Run(L.Callback):
             if self.stop.is_set():
                 raise self.interrupted()
 
-        return evaluate(self.agent, self.task, episodes, EVALUATION_SEED, self.pool, progress)
+        result = evaluate(self.agent, self.task, episodes, EVALUATION_SEED, self.pool, progress)
+        say_of_diverged(self.agent, result, self.display)
+        return result
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the last policy, which is the result, and write the summary and the picture."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,8 @@ class Recorder:
         return better
 
     def is_best(self, result: Evaluation) -> bool:
-        """Whether no evaluation so far was as good; a score that is not a number is the worst."""
-        return self.best is None or _comparable(result.mean) > _comparable(self.best["mean"])
+        """Whether no evaluation so far was as good."""
+        return self.best is None or _standing(result.per_seed.tolist()) > _standing(self.best["per_seed"])
 
     def close(self) -> None:
         """Be done with the loggers."""
@@ -171,5 +171,8 @@ class Silent(Recorder):
     def trim(self) -> None: ...
 
 
-def _comparable(score: float) -> float:
-    return -math.inf if math.isnan(score) else score
+def _standing(per_seed: Iterable[float]) -> tuple[int, float]:
+    """How good scores are: those of which more are numbers, for a policy that diverged has none, are the better ones,
+    and of as many, those whose sum is higher."""
+    known = [score for score in per_seed if not math.isnan(score)]
+    return len(known), sum(known)

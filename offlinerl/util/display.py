@@ -108,6 +108,7 @@ class Display:
 
     def __init__(self) -> None:
         self.console = console()
+        self.said: set[str] = set()
 
     def warn_of_endless(self, env: str) -> None:
         self.say(
@@ -117,6 +118,11 @@ class Display:
 
     def say(self, message: str) -> None:
         self.console.print(message)
+
+    def say_once(self, message: str) -> None:
+        if message not in self.said:
+            self.said.add(message)
+            self.say(message)
 
     @contextmanager
     def bar(self, what: str, total: int | None, done: int = 0, unit: str = "updates") -> Iterator[None]:
