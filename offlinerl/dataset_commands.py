@@ -20,16 +20,19 @@ from offlinerl.data.columns import LOG_PROB, LOG_PROB_INFO
 from offlinerl.data.d4rl import ENDS
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
+from offlinerl.data.episode_log import path_of
 from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.listing import console, print_facts
-from offlinerl.data.minari_writer import Sink, write_minari
+from offlinerl.data.minari_writer import MINARI, Sink, write_minari
 from offlinerl.data.registry import Entry
 from offlinerl.data.validate import validate as find_faults
 from offlinerl.envs import spaces
-from offlinerl.envs.make import make, specification
+from offlinerl.envs.make import make, specification, without_stack
 from offlinerl.util.atomic import atomic_write, require_place, write_json
 from offlinerl.util.errors import UserError, counted
 from offlinerl.util.trees import Tree, tree_map
+
+HDF5 = (".hdf5", ".h5")
 
 
 def show(
@@ -101,36 +104,37 @@ def import_file(
     Raises:
         UserError: the file cannot be read, there is no such environment, or the file's rows do not fit it.
     """
+    path = path_of(dataset_id, "id")
+    require_place(path, overwrite, MINARI)
     entry = registry.limited(registry.resolve(str(file), env, obs_keys), reading)
-    _write_minari(
-        load.load(entry, reward="none"), entry, dataset_id, f"{entry.name}, imported", env is not None, overwrite
-    )
+    dataset = load.load(entry, reward="none")
+    _write_minari(dataset, entry, path, dataset_id, f"{entry.name}, imported", env is not None, overwrite)
 
 
 def _write_minari(
-    dataset: Dataset, entry: Entry, dataset_id: str, description: str, asked: bool, overwrite: bool
+    dataset: Dataset, entry: Entry, path: Path, dataset_id: str, description: str, asked: bool, overwrite: bool
 ) -> None:
     dataset = _chained(dataset)
     spec, observation_space, action_space = _home(entry, dataset, asked)
-    path = registry.minari_root() / dataset_id
     metadata = _metadata(description, "unknown", entry.licence, **dataset.provenance)
     if entry.obs_keys:
         metadata["obs_keys"] = list(entry.obs_keys)
-    try:
-        write_minari(
-            path,
-            _episodes(dataset, observation_space, action_space),
-            dataset_id=dataset_id,
-            env_spec=spec,
-            observation_space=observation_space,
-            action_space=action_space,
-            metadata=metadata,
-            overwrite=overwrite,
-        )
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{dataset_id} cannot be written ({error}); a dataset is called as in pendulum/mine-v0, with a version"
-        ) from error
+    if stack := (entry.env or {}).get("stack", dataset.provenance.get("frame_stack")):
+        metadata["frame_stack"] = stack
+    if not asked:
+        metadata |= {key: dataset.provenance[key] for key in edit.EVALUATED if key in dataset.provenance}
+        if "eval_env_spec" in metadata:
+            spec = dataset.provenance.get("env_spec")
+    write_minari(
+        path,
+        _episodes(dataset, observation_space, action_space),
+        dataset_id=dataset_id,
+        env_spec=spec,
+        observation_space=observation_space,
+        action_space=action_space,
+        metadata=metadata,
+        overwrite=overwrite,
+    )
     console.print(f"{dataset_id}: {len(dataset)} transitions in {path}")
 
 
@@ -206,6 +210,7 @@ def merge(names: Sequence[str], out: str, overwrite: bool = False, **reading: An
     Raises:
         UserError: one cannot be read, or they do not go together.
     """
+    _place(out, overwrite)
     merged = edit.merge([_read(name, reading) for name in names], out)
     if what := merged.provenance.get("log_prob"):
         console.print(f"log_prob is {what}")
@@ -214,6 +219,9 @@ def merge(names: Sequence[str], out: str, overwrite: bool = False, **reading: An
 
 def split(name: str, out: Sequence[str], share: float, seed: int = 0, overwrite: bool = False, **reading: Any) -> None:
     """Divides a dataset's episodes at random; for the arguments see ``merge`` and ``offlinerl.data.edit.split``."""
+    first, second = (_place(target, overwrite) for target in out)
+    if first.resolve() == second.resolve():
+        raise UserError(f"--out names {first} twice: each part needs a place of its own")
     for part, target in zip(edit.split(_read(name, reading), share, seed), out, strict=True):
         _store(part, target, f"a part of {name}", overwrite)
 
@@ -221,6 +229,7 @@ def split(name: str, out: Sequence[str], share: float, seed: int = 0, overwrite:
 def some(name: str, out: str, asked: Mapping[str, Any], overwrite: bool = False, **reading: Any) -> None:
     """Keeps some of a dataset's episodes; for the arguments see ``merge``, and ``offlinerl.data.edit.some`` for what is
     asked."""
+    _place(out, overwrite)
     _store(edit.some(_read(name, reading), **asked), out, f"some of {name}", overwrite)
 
 
@@ -228,18 +237,32 @@ def _read(name: str, reading: Mapping[str, Any]) -> Dataset:
     return load.load(registry.limited(registry.resolve(name, obs_keys=reading.get("obs_keys")), reading), reward="none")
 
 
-def _store(dataset: Dataset, out: str, description: str, overwrite: bool) -> None:
-    """Writes a dataset into an HDF5 file or as a Minari dataset, whichever its name is of."""
-    entry = dataset.entry or Entry(Path(out).stem, {})
-    if Path(out).suffix in (".hdf5", ".h5"):
-        env = entry.env
-        if env is None and "env_spec" in dataset.provenance:
-            env = {"spec": dataset.provenance["env_spec"]}
-        _write_hdf5(dataset, replace(entry, name=description, env=env), Path(out), overwrite)
+def _place(out: str, overwrite: bool) -> Path:
+    """Where an HDF5 file or a Minari dataset will be, whichever its name is of; known before long work.
+
+    Raises:
+        UserError: it is neither's name, or something is there.
+    """
+    if Path(out).suffix in HDF5:
+        path = Path(out)
     elif re.fullmatch(r"[-\w/]+-v\d+", out):
-        _write_minari(dataset, entry, out, description, False, overwrite)
+        path = path_of(out, "--out")
     else:
         raise UserError(f"--out must be an HDF5 file, as in some.hdf5, or a Minari id, as in mine/some-v0, not {out}")
+    require_place(path, overwrite, None if path.suffix in HDF5 else MINARI)
+    return path
+
+
+def _store(dataset: Dataset, out: str, description: str, overwrite: bool) -> None:
+    """Writes a dataset into an HDF5 file or as a Minari dataset; see ``_place``."""
+    entry, path = dataset.entry or Entry(Path(out).stem, {}), _place(out, overwrite)
+    if entry.env is None and "env_spec" in dataset.provenance:
+        stack = {"stack": dataset.provenance["frame_stack"]} if "frame_stack" in dataset.provenance else {}
+        entry = replace(entry, env={"spec": dataset.provenance["env_spec"]} | stack)
+    if path.suffix in HDF5:
+        _write_hdf5(dataset, replace(entry, name=description), path, overwrite)
+    else:
+        _write_minari(dataset, entry, path, out, description, False, overwrite)
 
 
 def _chained(dataset: Dataset) -> Dataset:
@@ -271,19 +294,23 @@ def _episodes(dataset: Dataset, observation_space: gymnasium.Space, action_space
 
 
 def _home(entry: Entry, dataset: Dataset, asked: bool) -> tuple[str | None, gymnasium.Space, gymnasium.Space]:
-    """The specification and the spaces of the environment a table belongs to; if none is known, no specification and
-    spaces without bounds. One that the user asked for must exist, and the table must fit it."""
+    """The specification and the spaces of the environment a table belongs to; if it cannot be made here, or none is
+    known, what the table states of them. One that the user asked for must exist, and the table must fit it."""
     spec = spec_of_data(dataset)[0]
-    actions = Discrete(spec.num_actions, start=spec.first_action) if spec.num_actions else _box(dataset.action)
+    stated = spaces.from_json(json.loads(dataset.provenance.get("action_space") or "{}"))
+    fits = isinstance(stated, Box) and stated.shape == dataset.action.shape[1:] and stated.dtype.kind == "f"
+    actions = stated if fits else _box(dataset.action)
+    if spec.num_actions:
+        actions = Discrete(spec.num_actions, start=spec.first_action)
     boxes = _box(dataset.observations), actions
     if entry.env is None:
         return None, *boxes
     try:
-        env = make(entry.env, seen=False)
+        env = make(without_stack(entry.env), seen=False)
     except UserError:
         if asked:
             raise
-        return None, *boxes
+        return dataset.provenance.get("env_spec", entry.env.get("spec")), *boxes
     observation_space, action_space = env.observation_space, env.action_space
     env.close()
     if not (isinstance(observation_space, Discrete) or spaces.is_seen(observation_space)):

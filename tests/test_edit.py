@@ -1,8 +1,10 @@
 """Datasets made of others, and looked at."""
 
+import copy
 import json
 from pathlib import Path
 
+import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from test_formats import EPISODES, assert_rows, d3rlpy, robomimic
 
 import offlinerl
 from offlinerl.cli import main
-from offlinerl.data import edit
+from offlinerl.data import edit, registry
+from offlinerl.data.episode import Episode
+from offlinerl.data.minari_writer import write_minari
 from offlinerl.util.errors import UserError
 
 
@@ -185,3 +189,108 @@ def test_show_opens_with_what_a_person_asks_first(here, capsys):
     d3rlpy(here / "b.h5", discrete=True)
     assert main(["datasets", "show", "b.h5"]) == 0
     assert "actions\t2 choices, from 0 on" in capsys.readouterr().out
+
+
+def swings(name, **metadata):
+    """A Minari dataset of four episodes of three steps, as an environment that observes 3 numbers might give."""
+    rng = np.random.default_rng(0)
+    made = [
+        Episode(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in ((4, 3), (3, 1), 3)), np.zeros(3, bool),
+                np.arange(3) == 2) for _ in range(4)
+    ]  # fmt: skip
+    env_spec = metadata.pop("env_spec", gym.spec("Pendulum-v1"))
+    return write_minari(
+        registry.minari_root() / name, made, dataset_id=name, env_spec=env_spec, metadata=metadata,
+        observation_space=gym.spaces.Box(-9, 9, (3,), np.float32), action_space=gym.spaces.Box(-2, 2, (1,), np.float32),
+    )  # fmt: skip
+
+
+def metadata_of(name):
+    return json.loads((registry.minari_root() / name / "data/metadata.json").read_text())
+
+
+WAYS = dict(
+    filter=["filter", "one/swing-v0", "--min-length", "1"], merge=["merge", "one/swing-v0", "one/swing-v0"],
+    import_=["import", "one/swing-v0"], file=["import", "file.hdf5"],
+)  # fmt: skip
+
+
+def made_of_one(way):
+    """The name of what is made of a dataset in one of the ways."""
+    if way == "file":
+        assert main(["datasets", "filter", "one/swing-v0", "--min-length", "1", "--out", "file.hdf5"]) == 0
+    out = [] if "import" in WAYS[way] else ["--out"]
+    assert main(["datasets", *WAYS[way], *out, "other/swing-v0"]) == 0
+    return "other/swing-v0"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_single_frames_stay_what_is_seen_in_stacks(here, way):
+    swings("one/swing-v0", frame_stack=3)
+    name = made_of_one(way)
+    data = offlinerl.load_dataset(name)
+    np.testing.assert_array_equal(data.obs[:12], offlinerl.load_dataset("one/swing-v0").obs)
+    assert data.obs.shape[1:] == (3,) and data.entry.env["stack"] == data.provenance["frame_stack"] == 3
+    assert json.loads(metadata_of(name)["env_spec"])["id"] == "Pendulum-v1"
+
+
+@pytest.mark.parametrize("way", ["filter", "merge", "import_"])
+def test_scores_and_the_environment_of_evaluation_are_kept(here, way):
+    swings("one/swing-v0", ref_min_score=-1200.0, ref_max_score=-150.0, eval_env_spec=gym.spec("Pendulum-v1").to_json(),
+           env_spec=gym.make("Pendulum-v1", max_episode_steps=9).spec)  # fmt: skip
+    name = made_of_one(way)
+    entry, metadata = registry.resolve(name), metadata_of(name)
+    assert (entry.score_kind, entry.score["min"], entry.score["max"]) == ("minari", -1200, -150)
+    assert json.loads(metadata["env_spec"])["max_episode_steps"] == 9
+    assert json.loads(metadata["eval_env_spec"])["max_episode_steps"] == 200
+
+
+def test_scores_that_not_all_parts_have_are_no_ones(here):
+    swings("one/swing-v0", ref_min_score=-1200.0, ref_max_score=-150.0)
+    swings("two/swing-v0", ref_min_score=-1200.0, ref_max_score=-100.0)
+    assert main(["datasets", "merge", "one/swing-v0", "two/swing-v0", "--out", "both/swing-v0"]) == 0
+    assert registry.resolve("both/swing-v0").score is None and registry.resolve("both/swing-v0").env_id == "Pendulum-v1"
+    assert main(["datasets", "import", "one/swing-v0", "three/swing-v0", "--env", "Pendulum-v1"]) == 0
+    assert registry.resolve("three/swing-v0").score is None, "of another environment than the dataset's own"
+
+
+@pytest.mark.parametrize("way", ["filter", "merge", "import_"])
+def test_an_environment_that_is_not_here_is_still_named(here, way):
+    spec = copy.deepcopy(gym.spec("Pendulum-v1"))
+    spec.id, spec.entry_point = "NotInstalled-v7", "nowhere:Robot"
+    swings("one/swing-v0", env_spec=spec)
+    name = made_of_one(way)
+    assert registry.resolve(name).env_id == "NotInstalled-v7"
+    assert metadata_of(name)["action_space"] == metadata_of("one/swing-v0")["action_space"]
+
+
+def test_the_name_of_a_published_dataset_is_that_very_dataset(here, capsys):
+    robomimic(here / "a.hdf5")
+    out = ["--out", "D4RL/kitchen/complete-v2"]
+    for argv in (
+        ["import", "a.hdf5", out[1]],
+        ["filter", "a.hdf5", "--min-length", "1", *out],
+        ["merge", *["a.hdf5"] * 2, *out],
+    ):
+        assert main(["datasets", *argv]) == 1
+        assert "D4RL/kitchen/complete-v2 is the name of a published dataset; choose another" in capsys.readouterr().err
+    assert not (registry.minari_root() / "D4RL").exists()
+    assert main(["datasets", "import", "a.hdf5", "mine"]) == 1
+    assert "id mine is no name of a dataset; choose one like cartpole/random-v0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        ("a.hdf5", "taken.hdf5", "taken.hdf5 already exists"), ("a.hdf5", "b", "--out must be an HDF5 file"),
+        ("a.hdf5", "./a.hdf5", "--out names a.hdf5 twice"), ("mine/a-v0", "mine/a-v0", "twice"),
+        ("a.hdf5", "D4RL/kitchen/complete-v2", "published dataset"),
+    ],
+)  # fmt: skip
+def test_a_split_is_refused_before_a_part_is_written(here, capsys, first, second, says):
+    swings("one/swing-v0")
+    Path("taken.hdf5").write_text("mine")
+    overwrite = ["--overwrite"] if "twice" in says else []
+    assert main(["datasets", "split", "one/swing-v0", "--share", "0.5", "--out", first, second, *overwrite]) == 1
+    assert says in capsys.readouterr().err
+    assert not Path("a.hdf5").exists() and not (registry.minari_root() / "mine").exists()

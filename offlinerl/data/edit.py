@@ -12,7 +12,10 @@ from offlinerl.data.assemble import concatenate
 from offlinerl.data.dataset import Dataset
 from offlinerl.util.errors import UserError
 
-INHERITED = ("env_spec", "eval_env_spec", "obs_keys", "action_space", "reward", "frame_stack", "fps", "robot")
+EVALUATED = ("eval_env_spec", "ref_min_score", "ref_max_score")
+"""What Minari's metadata say of how policies are evaluated."""
+
+INHERITED = (*EVALUATED, "env_spec", "obs_keys", "action_space", "reward", "frame_stack", "fps", "robot")
 """What holds of a part of a dataset as it does of the whole, and of several that have it in common."""
 
 

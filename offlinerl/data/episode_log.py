@@ -53,23 +53,32 @@ def check_target(dataset_id: str, append: bool, agent: Any, env_spec: EnvSpec | 
     Raises:
         UserError: the id is malformed or taken by a known dataset, or there is a dataset that may not be written.
     """
+    path = path_of(dataset_id, "--dataset")
+    if path.parent.is_dir():
+        with alone(path.parent):
+            sweep(path.parent, path.name)  # a process that was killed may have taken the dataset away
+    _check(path, append, agent, env_spec)
+    return path
+
+
+def path_of(dataset_id: str, flag: str) -> Path:
+    """The folder of a Minari dataset that is to be written under an id, given by a flag.
+
+    Raises:
+        UserError: the id is malformed or a known dataset's, which is that very dataset and never another.
+    """
     from minari.dataset.minari_dataset import parse_dataset_id
 
     try:
         parse_dataset_id(dataset_id)
     except (ValueError, TypeError) as error:  # the latter without a version
         raise UserError(
-            f"--dataset {dataset_id} is no name of a dataset; choose one like cartpole/random-v0, with a version and"
+            f"{flag} {dataset_id} is no name of a dataset; choose one like cartpole/random-v0, with a version and"
             " words of two letters or more"
         ) from error
     if dataset_id in registry.names():
-        raise UserError(f"{dataset_id} is the name of a published dataset; choose another --dataset")
-    path = registry.minari_root() / dataset_id
-    if path.parent.is_dir():
-        with alone(path.parent):
-            sweep(path.parent, path.name)  # a process that was killed may have taken the dataset away
-    _check(path, append, agent, env_spec)
-    return path
+        raise UserError(f"{dataset_id} is the name of a published dataset; choose another {flag}")
+    return registry.minari_root() / dataset_id
 
 
 def seal(
