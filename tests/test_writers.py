@@ -143,7 +143,9 @@ def test_lerobot_keeps_images_and_single_numbers(here):
     deep = offlinerl.load_dataset(dict(obs=np.repeat(grey, 9, -1), action=rows, reward=rows, terminated=rows == 11))
     with pytest.raises(UserError, match="are no pictures"):
         writers.write_lerobot(deep, here / "deep", 10, "none")
-    assert not Path("deep").exists()
+    with pytest.raises(UserError, match=r"shape \(8, 8\) are no pictures"):
+        writers.write_lerobot(replace(choices, observations=grey[..., 0]), here / "flat", 10, "none")
+    assert not Path("deep").exists() and not Path("flat").exists()
 
 
 def test_trajectories_without_rewards_become_others(here):
@@ -169,9 +171,12 @@ KEPT = dict(
     choices=dict(action=np.arange(6) % 3),
     log_prob=dict(log_prob=-np.arange(6.0)),
     images=dict(obs=FRAMES[AT], next_obs=FRAMES[AT + 1]),
+    grey=dict(obs=FRAMES[AT, ..., 0], next_obs=FRAMES[AT + 1, ..., 0]),
+    depth=dict(obs=FRAMES[AT, ..., 0] / np.float32(9), next_obs=FRAMES[AT + 1, ..., 0] / np.float32(9)),
     parts=dict(obs=dict(arm=JOINTS[AT], cam=FRAMES[AT]), next_obs=dict(arm=JOINTS[AT + 1], cam=FRAMES[AT + 1])),
 )
 """What sets datasets of two walks apart."""
+LOST = {("d4rl", "parts"), ("lerobot", "grey"), *((form, "depth") for form in ("robomimic", "lerobot", "minari"))}
 
 
 def beyond():
@@ -194,8 +199,8 @@ def stored(data, form):
 def test_what_is_read_is_what_was_written(here, form, kept):
     if form == "lerobot":
         pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    if (form, kept) == ("d4rl", "parts"):
-        pytest.skip("a file in D4RL's format holds one array of observations")
+    if (form, kept) in LOST:
+        pytest.skip("which the format has no place for, or makes a vector of")
     data = beyond() if kept == "beyond" else walks(**KEPT[kept])
     again = stored(data, form)
     assert_same(data, again)

@@ -164,6 +164,8 @@ def open_d4rl(path: Path) -> Iterator[h5py.File]:
         for key, column in columns.items():
             axes, shape = D4RL_KEYS[key], getattr(column, "shape", "a group")
             fits = isinstance(column, h5py.Dataset) and column.ndim in axes
+            if fits and column.ndim == 3:  # images without channels; other numbers, only if we wrote them
+                fits = column.dtype == np.uint8 or ENDS in file.attrs
             if not fits or (axes == (1, 2) and shape[1:] not in ((), (1,))):
                 raise UserError(f"{path}: {key} must have {axes[0]} axes, but it is {shape}")
             if column.dtype.kind not in "biuf":
@@ -194,11 +196,11 @@ ENDS = "episode_ends"
 alone, where terminal states stand in their middle too, or at "terminals and timeouts"."""
 
 D4RL_KEYS = {
-    "observations": (2, 1, 4),
+    "observations": (2, 1, 3, 4),
     "actions": (2, 1),
     "rewards": (1, 2),
     **dict.fromkeys((*TERMINAL, *CUT, *END), (1, 2)),
-    "next_observations": (2, 1, 4),
+    "next_observations": (2, 1, 3, 4),
     LOG_PROB: (1, 2),
 }
 """Columns of a D4RL file, and the numbers of axes each may have."""

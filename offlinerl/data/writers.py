@@ -187,7 +187,7 @@ TASKS = {"pandas": json.dumps(dict(
 
 def _feature(path: str, leaf: np.ndarray, folder: Path) -> str:
     """What LeRobot calls a part of an observation."""
-    if leaf.ndim == 4 and not (leaf.dtype == np.uint8 and leaf.shape[-1] in (1, 3, 4)):
+    if leaf.ndim > 2 and not (leaf.ndim == 4 and leaf.dtype == np.uint8 and leaf.shape[-1] in (1, 3, 4)):
         raise UserError(
             f"{folder}: observations of shape {leaf.shape[1:]} are no pictures, which have 1, 3 or 4 channels; choose"
             " other parts with --obs-keys"
