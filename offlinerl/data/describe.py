@@ -130,6 +130,9 @@ def _rewards(reward: np.ndarray) -> str:
 SHOWN = 8
 """Episodes that are drawn one by one."""
 
+LEGIBLE = 100
+"""Steps of an episode whose actions are drawn, for those of more would cover each other."""
+
 
 def plot(dataset: Dataset, path: Path) -> Path:
     """Draws a dataset, as a PDF or an SVG if the file's name says so, else as a PNG: how returns, of the rewards as the
@@ -163,9 +166,10 @@ def plot(dataset: Dataset, path: Path) -> Path:
     if entry is not None and entry.env is not None and "maze" in (entry.env_id or "").lower() and vectors:
         _ways(axes[5], dataset, vectors[0], entry.env, few)
     else:
-        begin, end = starts[few[0]], starts[few[0]] + lengths[few[0]]
-        axes[5].plot(dataset.action[begin:end, :4], linewidth=1)
-        axes[5].set(title=f"Actions of episode {few[0]}, at most four", xlabel="step", ylabel="action")
+        begin, steps = starts[few[0]], min(lengths[few[0]], LEGIBLE)
+        axes[5].plot(dataset.action[begin : begin + steps, :4], linewidth=1)
+        which = "Actions" if steps == lengths[few[0]] else f"First {steps} actions"
+        axes[5].set(title=f"{which} of episode {few[0]}, at most four", xlabel="step", ylabel="action")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,6 +216,8 @@ def _histogram(axes: Any, title: str, label: str, values: np.ndarray) -> None:
     axes.axvline(np.mean(values), color="tab:orange")
     axes.set(title=f"{title}, mean {np.mean(values):.4g}", xlabel=label, ylabel="episodes")
     axes.xaxis.get_major_formatter().set_useOffset(False)  # 1000, and not 0 beside 1e3
+    if alike:
+        axes.set_xticks(values[:1])
     axes.yaxis.get_major_locator().set_params(integer=True)
 
 
