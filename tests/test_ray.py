@@ -207,3 +207,17 @@ def test_a_small_sweep_from_the_command_line(cluster, capsys):
     assert (cluster / "runs" / "report" / "report.md").is_file()
     assert main(["sweep", file]) == 0, "a finished sweep trains nothing and prints its table again"
     assert time.perf_counter() - began - took < took
+
+
+@pytest.mark.parametrize("asked, has", [(dict(cpus=3), "2"), (dict(gpus=1), "0"), (dict(cpus=2, gpus=0.5), "0")])
+def test_runs_that_fit_on_no_machine_are_refused_at_once(cluster, refused, asked, has):
+    name, number = list(asked.items())[-1]
+    said = refused("sweep", plan(agents=["bc"], each={"agent.lr": [0.5]}, **asked))
+    assert f"sweep.yaml: {name} of a run is {number}, and a machine has {has}: give no more" in said
+
+
+def test_a_cluster_need_not_have_the_cores_of_this_machine(cluster, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for name, stand_in in (("is_initialized", lambda: False), ("init", lambda **_: None), ("shutdown", lambda: None)):
+        monkeypatch.setattr(ray, name, stand_in)  # the one that runs is the cluster
+    assert main(["sweep", plan(agents=["bc"], each={"agent.lr": [0.002]}), "--ray-address", "auto"]) == 0

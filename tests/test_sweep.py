@@ -1,5 +1,6 @@
 """Sweeps: what is planned, and what becomes of runs that are killed."""
 
+import math
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import yaml
 from pendulum import ID
 
-from offlinerl.cli import main
+from offlinerl.cli import main, take_settings
 from offlinerl.evaluation import comparison
 from offlinerl.training import sweep
 from offlinerl.util.errors import UserError
@@ -26,7 +27,7 @@ def here(tmp_path_factory):
 def written(tmp_path):
     def write(**plan):
         path = tmp_path / "sweep.yaml"
-        path.write_text(yaml.safe_dump(dict(out=str(tmp_path / "runs"), **plan)))
+        path.write_text(yaml.safe_dump(dict(out=str(tmp_path / "runs")) | plan))
         return path
 
     return write
@@ -68,6 +69,15 @@ def test_values_that_can_be_are_trained_together(written):
     assert "beta" not in " ".join(runs[2].what)
 
 
+def test_a_value_is_told_whole_however_long_it_is(written):
+    betas = [round(0.5 + 0.1 * n, 1) for n in range(30)]
+    settings = {"beta": betas, "hidden": [16] * 40, "lr": "3e-4", "decay_steps": None}
+    each = dict(each={"agent.beta": settings.pop("beta")}, together=True)
+    [run] = sweep.planned(sweep.read(written(agents=["xql"], datasets="kitchen", agent=settings, **each)))
+    told = take_settings(run.what)[1]["agent"]
+    assert told == settings | {"beta": betas}
+
+
 @pytest.mark.slow
 def test_together_they_end_as_they_do_apart(written, tmp_path):
     plan = dict(
@@ -100,6 +110,10 @@ def test_together_they_end_as_they_do_apart(written, tmp_path):
         (dict(agents=["bc"], datasets="kitchen", each={"agent.lr": [-1]}), "lr"),
         (dict(agents=["bc"], datasets="kitchen", seeds="0-2"), "as in seeds: [0, 1, 2], not '0-2'"),
         (dict(agents=["bc"], datasets="kitchen", cpus=0), "cpus must be a number from 1 on"),
+        (dict(agents=["bc"], datasets="kitchen", cpus=math.inf), "cpus must be a number from 1 on"),
+        (dict(agents=["bc"], datasets="kitchen", agent=None), "agent must hold settings"),
+        (dict(agents=["bc"], datasets="kitchen", train=5), "as in train: {updates: 20000}, not 5"),
+        (dict(agents=["bc"], datasets="kitchen", out=None), "out must name a folder, as in out: runs/sweep, not None"),
     ],
 )
 def test_what_is_wrong_with_a_file(written, plan, words):

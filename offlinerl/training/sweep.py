@@ -23,10 +23,10 @@ from offlinerl.evaluation import comparison, report
 from offlinerl.training import config, request
 from offlinerl.util.atomic import write_json
 from offlinerl.util.display import Display
-from offlinerl.util.errors import UserError, command, did_you_mean, reading
+from offlinerl.util.errors import UserError, command, reading
 from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
 from offlinerl.util.ray_cluster import RayCluster
-from offlinerl.util.settings import per_seed_settings
+from offlinerl.util.settings import per_seed_settings, require_known
 
 KEYS = dict(
     agents=None, datasets=(), environments=(), seeds=(0,), each={}, together=False, agent={}, train={}, cpus=1, gpus=0,
@@ -87,10 +87,12 @@ def sweep(file: Path, ray_address: str | None = None) -> int:
     left = [run for run in runs if not run.finished]
     display.say(f"runs into {plan['out']}: {len(runs)}, of which {len(runs) - len(left)} are finished")
     failed: list[Planned] = []
-    cluster = RayCluster(os.cpu_count() or 1, ray_address, "runs") if left else None
+    cores = 0 if ray_address else os.cpu_count() or 1  # a cluster has its own, whatever this machine has
+    cluster = RayCluster(cores, ray_address, "runs") if left else None
     try:
         if cluster is not None:
             cluster.start()  # which has a handler of SIGTERM itself
+            require_room(cluster.ray, plan, file)
             with on_interrupt(stop.set):
                 failed = _train(cluster.ray, left, plan, display, stop)
     finally:
@@ -122,9 +124,7 @@ def read(file: Path) -> dict[str, Any]:
             raise ValueError(f"it is not YAML{_place(error)}") from error
         if not isinstance(given, dict):
             raise ValueError("it holds no settings")
-    for key in given:
-        if key not in KEYS:
-            raise UserError(f"{file} has an unknown entry {key!r}; {did_you_mean(str(key), KEYS, ', '.join(KEYS))}")
+    require_known(given, KEYS, f"{file} has an unknown entry")
     plan = {**KEYS, **given}
     for key in ("agents", "datasets", "environments"):
         plan[key] = [plan[key]] if isinstance(plan[key], str) else plan[key]
@@ -138,10 +138,16 @@ def read(file: Path) -> dict[str, Any]:
     for key, value in plan["each"].items() if isinstance(plan["each"], dict) else [("each", None)]:
         if str(key).partition(".")[0] not in ("agent", "train") or not isinstance(value, list) or not value:
             raise UserError(f"{file}: each must list values by setting, as in agent.beta: [1, 2], not {plan['each']!r}")
+    for key in ("agent", "train"):
+        if not isinstance(plan[key], dict):
+            raise UserError(f"{file}: {key} must hold settings, as in train: {{updates: 20000}}, not {plan[key]!r}")
+    if not isinstance(plan["out"], str) or not plan["out"]:
+        raise UserError(f"{file}: out must name a folder, as in out: runs/sweep, not {plan['out']!r}")
     if not isinstance(plan["together"], bool):
         raise UserError(f"{file}: together must be true or false, not {plan['together']!r}")
     for key, least in (("cpus", 1), ("gpus", 0)):
-        if isinstance(plan[key], bool) or not isinstance(plan[key], int | float) or plan[key] < least:
+        number = isinstance(plan[key], int | float) and not isinstance(plan[key], bool)
+        if not number or not least <= plan[key] < math.inf:
             raise UserError(f"{file}: {key} must be a number from {least} on, not {plan[key]!r}")
     return plan
 
@@ -180,7 +186,8 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
             words = [agent, flag, task, "--seeds", ",".join(map(str, plan["seeds"])), "--out", str(folder)]
             for section, settings in over.items():
                 for key, value in settings.items():
-                    words += [f"--{section}.{key}", yaml.safe_dump(value, default_flow_style=True).split("\n")[0]]
+                    line = yaml.safe_dump(value, default_flow_style=True, width=math.inf).split("\n")[0]
+                    words += [f"--{section}.{key}", line]
             runs[folder] = Planned(folder, tuple(words), how, tried)
     if unused:
         raise UserError(f"each: none of the agents has the setting {min(unused)}")
@@ -202,6 +209,16 @@ def require_same(folder: Path, planned: Mapping[str, Any]) -> None:
                     f"{folder} has begun with {key} {had}, and {value} is planned: give another folder by `out`, or"
                     " delete this one"
                 )
+
+
+def require_room(ray: Any, plan: Mapping[str, Any], file: Path) -> None:
+    """Raises a UserError if no machine has what a run is to have, for which Ray would wait for ever."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for key, kind in (("gpus", "GPU"), ("cpus", "CPU")):
+        most = max((machine.get(kind, 0) for machine in machines), default=0)
+        if most < plan[key]:
+            raise UserError(f"{file}: {key} of a run is {plan[key]}, and a machine has {most:g}: give no more")
+        machines = [machine for machine in machines if machine.get(kind, 0) >= plan[key]]
 
 
 def _place(error: yaml.YAMLError) -> str:

@@ -13,7 +13,7 @@ class RayCluster:
     """Where processes run.
 
     Args:
-        cores: that are wanted; of this machine alone all that Ray is told of.
+        cores: that a cluster must have at least; of this machine alone all that Ray is told of.
         address: of a cluster, as ``ray.init`` takes it; by default this machine alone.
         what: wants the cores, for messages, as in "workers".
 

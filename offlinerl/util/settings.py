@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from functools import cache
@@ -138,12 +138,16 @@ def make(config: type[C], given: Mapping[str, Any], complaint: str) -> C:
         UserError: one is unknown, of which the message begins with the complaint, as in "xql has no setting"; or it has
             another type or is out of range.
     """
-    known = settings_of(config)
+    require_known(given, settings_of(config), complaint)
+    return config(**given)
+
+
+def require_known(given: Iterable[Any], known: Iterable[str], complaint: str) -> None:
+    """Raises a UserError, which begins with the complaint, if one of the names given is none of those known."""
     for name in given:
         if name not in known:
-            hint = did_you_mean(name, known, f"there are {', '.join(known)}")
+            hint = did_you_mean(str(name), known, f"there are {', '.join(known)}")
             raise UserError(f"{complaint} {name!r}; {hint}")
-    return config(**given)
 
 
 @cache
