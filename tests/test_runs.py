@@ -152,6 +152,14 @@ def test_fine_tuning_with_an_annealed_share(here):
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["old_share"] == 0.5
 
 
+def test_evaluations_of_fine_tuning_come_after_whole_steps_of_all_environments(here, refused):
+    argv = ("iql", "--dataset", pendulum.ID, "--updates", 4, "--online-steps", 12, "--train.envs", 3, *TINY)
+    said = refused("fit", *argv, "--train.online_eval_every", 4)
+    assert "online_eval_every must be a multiple of 3, for 3 environments and 1 steps per update, not 4" in said
+    assert fit(*argv, "--train.online_eval_every", 6, "--out", here / "three") == 0
+    assert (summary(here / "three")["updates"], summary(here / "three")["steps"]) == (16, 12)
+
+
 def test_a_share_that_makes_no_sense_is_refused(here, refused):
     for text, says in (
         ("{old_share: 1.5}", "old_share must be from 0 to 1 or null"),

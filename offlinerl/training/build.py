@@ -215,6 +215,8 @@ def on_dataset(
         )  # fmt: skip
         require_whole(train, own, "online_steps")
         scale = train["steps_per_update"]
+        if train["online_eval_every"] < steps // scale:
+            require_whole(train, own, "online_eval_every", scale=scale)
         end = train["updates"] + steps // scale
         stages.append(Stage("online", own, end, train["online_eval_every"], "--online-steps", scale))
     facts = dict(dataset=entry.name, data=contents, dataset_score=dataset_score(entry, raw))
@@ -325,12 +327,13 @@ def replay_for(agent: Agent, task: Task, train: Mapping[str, Any], longest: int,
     return Replay.of(agent, train, min(train["capacity"], longest + train["envs"]), task.stack, place)
 
 
-def require_whole(train: Mapping[str, Any], source: ReplayData, *names: str) -> None:
-    """Raises a UserError unless these settings are whole numbers of strides."""
+def require_whole(train: Mapping[str, Any], source: ReplayData, *names: str, scale: int = 1) -> None:
+    """Raises a UserError unless these settings, which count so many steps each time, are whole numbers of strides."""
+    stride = source.stride // scale
     for name in names:
-        if train[name] % source.stride:
+        if train[name] % stride:
             raise UserError(
-                f"{name} must be a multiple of {source.stride}, for {source.envs} environments and"
+                f"{name} must be a multiple of {stride}, for {source.envs} environments and"
                 f" {source.steps_per_update} steps per update, not {train[name]}"
             )
 
