@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from offlinerl import agents
+from offlinerl.data import registry
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs.make import described
-from offlinerl.training.request import settings_for, settings_of
-from offlinerl.util.errors import UserError, either
-from offlinerl.util.folder import next_free, require_free, write_config
+from offlinerl.training.request import settings_for, settings_of_run
+from offlinerl.util.errors import UserError, WrongUsage, either
+from offlinerl.util.folder import find_checkpoint, next_free, require_free, write_config
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
     from gymnasium import Env
@@ -90,9 +91,16 @@ def fit(
     agent_name = None if agent is None else agents.name_of(agent)
     if _is_frame(dataset):
         dataset, columns = load_dataset(dataset, columns=columns, obs_keys=obs_keys), None
+        obs_keys = None if resume else obs_keys
     dataset, where = _dataset(dataset), _environment(env)
     if resume:
-        settings, entry, changes = settings_of(Path(resume), agent_name, dataset, where, over or {})
+        fixed = dict(
+            out=out, seeds=seeds, config=file, obs_keys=obs_keys, init=init, actions=actions, columns=columns,
+            subset=subset, **(limits or {}),
+        )  # fmt: skip
+        if given := [f"--{name.replace('_', '-')}" for name, value in fixed.items() if value is not None]:
+            raise WrongUsage(f"--resume goes on with a run's own settings: leave out {', '.join(given)}")
+        settings, entry, changes = settings_of_run(Path(resume), agent_name, dataset, where, over or {})
         from offlinerl.training.build import build
         from offlinerl.training.result import FitResult
         from offlinerl.util.device import pick_device
@@ -169,7 +177,6 @@ def evaluate(
         UserError: anything the user can put right.
     """
     where = _environment(env)
-    from offlinerl.data import registry
     from offlinerl.evaluation import evaluate as evaluation
     from offlinerl.evaluation.task import Task
 
@@ -200,8 +207,17 @@ def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None,
     Raises:
         UserError: anything the user can put right.
     """
-    found = _dataset(dataset)
-    runs = [runs] if isinstance(runs, str | Path) else runs
+    given = {name for name, value in dict(settings, dataset=dataset).items() if value is not None}
+    fitted = given & {"by", "dataset", "updates", "critics", "gamma"}
+    if "episodes" in given and fitted:
+        raise WrongUsage(f"--{min(fitted)} is of an evaluation on a dataset: leave it out, or --episodes")
+    if settings.get("by") == "wis" and (useless := fitted & {"updates", "critics"}):
+        raise WrongUsage(f"--{min(useless)} is of fitted Q evaluation: leave it out, or --by wis")
+    found, runs = _dataset(dataset), [runs] if isinstance(runs, str | Path) else runs
+    for run in runs:
+        find_checkpoint(Path(run))
+    if isinstance(found, str):
+        registry.resolve(found)
     from offlinerl.training import choosing
 
     return choosing.select([Path(run) for run in runs], dataset=found, **settings)

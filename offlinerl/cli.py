@@ -19,15 +19,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from offlinerl import __version__, agents
-from offlinerl.util.errors import DISK_FULL, UserError
+from offlinerl.util.errors import DISK_FULL, UserError, WrongUsage
 from offlinerl.util.interrupt import TERMINATED, AtOnce, Interrupted, leave, on_interrupt
-
-
-class WrongUsage(UserError):
-    """Flags that do not make sense."""
-
-    status = 2
-
 
 # Commands
 
@@ -47,19 +40,11 @@ def fit(args: argparse.Namespace) -> None:
                 "fit needs --dataset, a name or a file, or --env to learn by acting; `offlinerl datasets list` shows"
                 " the names"
             )
-    limits = limits_of(args)
-    fixed = given(args, "out", "seeds", "config", "env", "obs_keys", "init", "actions", "columns", "subset") | limits
-    if args.resume is not None and fixed:
-        raise WrongUsage(
-            "--resume goes on with a run's own settings: leave out --out, --seeds, --config, --env, --obs-keys,"
-            " --init, --actions, --columns, --subset, --max-episode-steps, --action-range, --pixels,"
-            " --fast-scene, --frame-size, --action-repeat and --stack"
-        )
     over = dict(train=args.settings["train"] | train, agent=args.settings["agent"])
     api.fit(
         args.agent, args.dataset, env=args.env, seeds=args.seeds, file=args.config, over=over, device=args.device,
-        out=args.out, resume=args.resume, threads=args.threads, obs_keys=args.obs_keys, limits=limits, init=args.init,
-        actions=args.actions, columns=args.columns, subset=args.subset,
+        out=args.out, resume=args.resume, threads=args.threads, obs_keys=args.obs_keys, limits=limits_of(args),
+        init=args.init, actions=args.actions, columns=args.columns, subset=args.subset,
     )  # fmt: skip
 
 
@@ -69,13 +54,14 @@ def collect(args: argparse.Namespace) -> None:
     train = args.settings["train"] | given(args, "batch", "eval_every", "save_every", "compile")
     over = dict(train=train, agent=args.settings["agent"])
     length = dict(steps=args.steps, episodes=args.episodes, workers=args.workers, ray_address=args.ray_address)
-    request.require_source(args.source, args.env, args.config, over, **length)
+    how = dict(noise=args.noise, agent_class=args.agent_class)
+    request.require_source(args.source, args.env, args.config, over, **length, **how)
     from offlinerl.training import collection
 
     collection.collect(
-        args.source, args.env, args.dataset, **length, noise=args.noise, seed=args.seed, envs=args.envs,
+        args.source, args.env, args.dataset, **length, **how, seed=args.seed, envs=args.envs,
         file=args.config, over=over, device=args.device, out=args.out, resume=args.resume, append=args.append,
-        threads=args.threads, obs_keys=args.obs_keys, limits=limits_of(args), agent_class=args.agent_class,
+        threads=args.threads, obs_keys=args.obs_keys, limits=limits_of(args),
     )  # fmt: skip
 
 
@@ -183,23 +169,11 @@ READING = ("obs_keys", "columns", "subset")
 
 
 def select(args: argparse.Namespace) -> None:
-    from offlinerl.data import registry
-    from offlinerl.util.folder import find_checkpoint
+    from offlinerl import api
 
-    fitted = given(args, "by", "dataset", "updates", "critics", "gamma")
-    if args.episodes is not None and fitted:
-        raise WrongUsage(f"--{min(fitted)} is of an evaluation on a dataset: leave it out, or --episodes")
-    if args.by == "wis" and (useless := given(args, "updates", "critics")):
-        raise WrongUsage(f"--{min(useless)} is of fitted Q evaluation: leave it out, or --by wis")
-    for run in args.runs:
-        find_checkpoint(run)
-    if args.dataset is not None:
-        registry.resolve(args.dataset)
-    from offlinerl.training import choosing
-
-    choosing.select(
-        args.runs, episodes=args.episodes, **fitted, seed=args.seed, png=args.png, json_file=args.json,
-        device=args.device, agent_class=args.agent_class,
+    api.select(
+        args.runs, **given(args, "episodes", "by", "dataset", "updates", "critics", "gamma"), seed=args.seed,
+        png=args.png, json_file=args.json, device=args.device, agent_class=args.agent_class,
     )  # fmt: skip
 
 
@@ -212,6 +186,8 @@ def report(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     from offlinerl.util.folder import find_checkpoint
 
+    if args.safetensors is None and (args.episodes or args.device == "cuda"):
+        raise WrongUsage("--episodes and --device are for the return of a --safetensors policy: leave them out")
     find_checkpoint(args.checkpoint)
     from offlinerl.rollout import portable
     from offlinerl.training import export
@@ -224,7 +200,7 @@ def export(args: argparse.Namespace) -> None:
         )  # fmt: skip
         return
     export.export_policy(
-        args.checkpoint, args.safetensors, seed=args.seed, values=args.settings["agent"], episodes=args.episodes,
+        args.checkpoint, args.safetensors, seed=args.seed, values=args.settings["agent"], **given(args, "episodes"),
         overwrite=args.overwrite, device=args.device, agent_class=args.agent_class,
     )  # fmt: skip
 
@@ -590,9 +566,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="whose policy (default: the first); of several values also --agent.KEY X",
     )
-    p.add_argument(
-        "--episodes", type=count, default=100, metavar="N", help="to measure a --safetensors' return by (default: 100)"
-    )
+    p.add_argument("--episodes", type=count, metavar="N", help="to measure a --safetensors' return by (default: 100)")
     p.add_shared("--agent-class", "--device", "--overwrite")
 
     p = command("sweep", sweep, "train agents, datasets and settings in every combination, side by side")

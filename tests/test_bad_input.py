@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -19,12 +20,16 @@ import pytest
 import torch
 import yaml
 
+import offlinerl
 from offlinerl.agents import checkpoint
 from offlinerl.cli import main
 from offlinerl.data import registry
 from offlinerl.evaluation.plots import read_columns
+from offlinerl.training import request
+from offlinerl.util.errors import UserError
 from offlinerl.util.folder import append
 
+COLLECT = ("collect", "--env", "Pendulum-v1", "--dataset", "test/new-v0", "--episodes", "1")
 FIT = ("fit", "bc", "--dataset", pendulum.ID, "--compile", "false", "--updates", 10, "--batch", 8,
        "--eval-every", 10, "--final-episodes", 1)  # fmt: skip
 
@@ -75,6 +80,12 @@ def says(line, *words):
         (("fit", "xql", "--dataset", pendulum.ID, "--agent.n_step", "1.5"), ("n_step must be a whole number", "1.5")),
         (("fit", "xql", "--dataset", pendulum.ID, "--agent.value_layer_norm", "5"), ("value_layer_norm must be true",)),
         ((*FIT, "--config", "absent.yaml"), ("absent.yaml", "No such file")),
+        ((*COLLECT, "random", "--agent.foo", "3"), ("nothing learns here, so leave out --agent.foo",)),
+        ((*COLLECT, "scripted", "--batch", "3"), ("nothing learns here, so leave out --train.batch",)),
+        ((*COLLECT, "random", "--config", "/nope.yaml"), ("nothing learns here, so leave out --config",)),
+        ((*COLLECT, "random", "--noise", "0.5"), ("leave out --noise",)),
+        ((*COLLECT, "random", "--agent-class", "a:B"), ("--agent-class is of a checkpoint", "leave it out")),
+        (("collect", "sac", *COLLECT[1:5], "--steps", "9", "--noise", "1"), ("sac learns", "leave out --noise")),
         (("evaluate", "absent.ckpt"), ("there is no checkpoint absent.ckpt",)),
         (("datasets", "show", "hopper-medum-v2"), ("'hopper-medum-v2'", "hopper-medium-v2")),
         (("datasets", "generate", "kitchn"), ("kitchn",)),
@@ -110,6 +121,9 @@ def test_what_is_not_there_is_named(argv, words, refused):
         (("evaluate", "a.ckpt", "--seed", "-3"), ("--seed", "'-3'")),
         (("evaluate", "a.ckpt", "--agent.lr", "1"), ("evaluate takes no --agent settings",)),
         (("fit", "--resume", "a", "--out", "b"), ("--resume", "leave out --out")),
+        (("fit", "--resume", "a", "--seeds", "1", "--pixels"), ("leave out --seeds, --pixels",)),
+        (("export", "a", "--onnx", "b.onnx", "--device", "cuda"), ("--device", "leave them out")),
+        (("export", "a", "--torchscript", "b.pt", "--episodes", "3"), ("--episodes", "leave them out")),
     ],
 )
 def test_wrong_usage_is_status_2(argv, words, refused):
@@ -133,11 +147,46 @@ def test_without_cuda(refused, monkeypatch):
         ("train: {compile: often}", ("compile must be",)),
         ("fit: {seeds: 3}", ("seeds must be a list", "not 3")),
         ("fit: {seeds: [1, 1]}", ("seeds must be a list", "[1, 1]")),
+        ("fit: {sedes: [0, 1]}", ("section fit of the configuration my.yaml", "'sedes'; did you mean seeds?")),
+        ("fit: {updates: 5}", ("my.yaml has updates in its section fit: put it into train",)),
+        ("datasets: {test/pendulum-v0: 5}", ("my.yaml, for test/pendulum-v0, must hold sections", "not 5")),
+        ("datasets: {test/pendulum-v0: {updates: 5}}", ("for test/pendulum-v0, has an unknown section 'updates'",)),
+        ("datasets: {another: {trian: {batch: 3}}}", ("for another, has an unknown section 'trian'; did you mean",)),
+        ("environments: {test/pendulum-v0: {train: 5}}", ("must hold settings in its section train, and not 5",)),
     ],
 )
 def test_configurations(text, words, refused, here):
     (here / "my.yaml").write_text(text)
     says(refused("fit", "bc", "--dataset", pendulum.ID, "--config", "my.yaml"), *words)
+
+
+def test_a_misspelt_table_of_settings_is_named_unless_there_is_the_right_one(tmp_path):
+    def updates(tables, name="kitchen"):
+        (tmp_path / "my.yaml").write_text(f"datasets: {tables}\n")
+        return request.settings_for("bc", name, None, None, tmp_path / "my.yaml", None)[0]["train"]["updates"]
+
+    few = "{train: {updates: 5}}"
+    with pytest.raises(UserError, match="kichen, which is no dataset or environment, and none for kitchen: correct"):
+        updates(f"{{kichen: {few}}}")
+    assert updates(f"{{kichen: {few}, kitchen: {{}}}}") == 20_000
+    assert updates(f"{{kitchen: {few}, kitchen-partial: {{}}, my-robot: {{}}, 3: {{}}}}") == 5
+    assert updates(f"{{kitchen-partial: {few}, kitchen-complete-v0: {{}}}}") == 20_000
+    assert updates("{mine/robot-v0: {}}", "mine/robot-v1") == updates("{}", "mine/robot-v1"), "both are a user's own"
+
+
+@pytest.mark.parametrize(
+    "over, words",
+    [
+        ({"updates": 5, "training": {}}, "over has an unknown section 'updates'"),
+        ({"training": {"updates": 5}}, "over has an unknown section 'training'; did you mean train?"),
+        ({"train": 5}, "over must hold settings in its section train, and not 5"),
+        (5, "over must hold sections of settings"),
+    ],
+)
+def test_settings_that_are_in_no_section(over, words, run):
+    for begun in (dict(agent="bc", dataset="kitchen"), dict(resume=run)):
+        with pytest.raises(UserError, match=re.escape(words)):
+            offlinerl.fit(**begun, over=over)
 
 
 def test_debug_shows_the_traceback():
@@ -297,10 +346,17 @@ def test_resuming_what_is_no_run(refused, run, here):
     says(refused("fit", "iql", "--resume", run), "agent bc, not iql")
     says(refused("fit", "--resume", run, "--batch", 3), "batch cannot be given", "--updates")
     says(refused("fit", "--resume", run, "--updates", 5), "10 updates already", "--updates")
+    says(refused("fit", "--resume", run, "--train.updates", "many"), "updates must be a whole number", "'many'")
 
     shutil.copytree(run, here / "bare")
     (here / "bare" / "config.yaml").write_text("agent: {}\ntrain: {}\n")
     says(refused("fit", "--resume", here / "bare"), here / "bare" / "config.yaml", "'fit'")
+
+
+@pytest.mark.parametrize("given, changes", [("1e1", {}), ("7e2", dict(updates=700)), (12.0, dict(updates=12))])
+def test_lengths_are_typed_when_a_run_is_resumed(given, changes, run):
+    settings, _, changed = request.settings_of_run(run, None, None, None, dict(train=dict(updates=given, batch="8")))
+    assert changed == changes and settings["train"]["updates"] == changes.get("updates", 10)
 
 
 @pytest.mark.parametrize(

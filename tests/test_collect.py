@@ -95,6 +95,12 @@ def test_a_learning_agent_leaves_a_dataset_and_a_policy(here):
     assert not list(folder.glob("replay-*")) and not (folder / EPISODES).exists() and not leftovers(here)
 
 
+def test_a_configuration_of_a_training_on_a_dataset_serves_to_learn_by_acting(here):
+    (here / "run.yaml").write_text(f"fit: {{agent: bc, dataset: elsewhere/gone-v0, subset: train}}\n{SHORT}")
+    assert collect(*learner("pendulum/td3-v0", 400, "--config", "run.yaml")) == 0
+    assert minari.load_dataset("pendulum/td3-v0").total_steps == 400
+
+
 def test_what_was_collected_can_be_trained_on(here):
     assert collect("random", "--env", "Pendulum-v1", "--dataset", "pendulum/random-v0", "--episodes", 3) == 0
     fit = ("fit", "bc", "--dataset", "pendulum/random-v0", "--updates", 10, "--eval-episodes", 1, "--final-episodes", 1)

@@ -15,6 +15,7 @@ import yaml
 from pendulum import empty_workplace, rows, weights
 
 import offlinerl
+from offlinerl.training import request
 from offlinerl.util.errors import UserError
 
 FEW = dict(updates=4, eval_every=4, eval_episodes=1, final_episodes=1, batch=8, compile=False)
@@ -235,6 +236,44 @@ def test_from_objects_to_acting(here):
     offlinerl.collect("random", Room, "own/random-v0", episodes=2, envs=2)
     assert len(offlinerl.load_dataset("own/policy-v0")) == 30
     assert not room.closed, "it is the user's"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        dict(seeds=[1]), dict(out="b"), dict(file=Path("my.yaml")), dict(init=Path("a")), dict(limits=dict(stack=2)),
+        dict(obs_keys=["a"]), dict(actions="discrete"), dict(columns=["obs=x"]), dict(subset="train"),
+    ],
+)  # fmt: skip
+def test_what_a_resumed_run_has_already_is_not_taken_again(given):
+    flag = dict(file="--config", limits="--stack", obs_keys="--obs-keys").get(*given, f"--{min(given)}")
+    with pytest.raises(UserError, match=f"goes on with a run's own settings: leave out {flag}$"):
+        offlinerl.fit(resume="run", **given)
+
+
+def test_numbers_of_numpy_are_seeds():
+    for given, seeds in ((np.arange(3), [0, 1, 2]), ([np.int64(1)], [1]), (np.int32(4), [4]), (range(2), [0, 1])):
+        stated = request.settings_for("bc", "kitchen", None, given, None, None)[0]["fit"]["seeds"]
+        assert stated == seeds and {type(seed) for seed in stated} == {int}
+    for wrong in ([True], [0.5], np.arange(2.0), "01"):
+        with pytest.raises(UserError, match="seeds must be a list of different whole numbers"):
+            request.settings_for("bc", "kitchen", None, wrong, None, None)
+
+
+def test_limits_that_are_none_are_named():
+    with pytest.raises(UserError, match="no entry 'max_steps'; did you mean max_episode_steps?"):
+        offlinerl.fit("bc", "kitchen", limits=dict(max_steps=5))
+
+
+def test_a_path_that_is_not_there_is_no_source():
+    with pytest.raises(UserError, match="there is no agent or checkpoint 'nope'"):
+        offlinerl.collect(Path("nope"), "Pendulum-v1", "own/nothing-v0", steps=1)
+
+
+def test_what_a_selection_would_not_use_is_refused():
+    for given in (dict(episodes=4, by="wis"), dict(episodes=4, dataset="nope"), dict(by="wis", critics=2)):
+        with pytest.raises(UserError, match=f"--{min(given.keys() - {'episodes'})} is of an|--critics is of fitted"):
+            offlinerl.select("nowhere", **given)
 
 
 def test_a_run_from_objects_begins_again_by_its_settings(here):

@@ -104,7 +104,10 @@ def collect(
         Interrupted: Ctrl-C; every finished episode is kept.
     """
     set_threads(threads)
-    require_source(source, env, file, over, steps=steps, episodes=episodes, workers=workers, ray_address=ray_address)
+    require_source(
+        source, env, file, over, steps=steps, episodes=episodes, workers=workers, ray_address=ray_address, noise=noise,
+        agent_class=agent_class,
+    )  # fmt: skip
     folder = Path(out) if out else folder_for(dataset_id, append)
     if not (folder / EPISODES).is_file():
         require_free(folder, "give --append to add to its dataset, or name another --out")
@@ -113,7 +116,7 @@ def collect(
     if isinstance(source, str) and agents.is_name(source):
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over = merge(over or {}, dict(train=given))
-        settings, entry = settings_for(source, None, env, [seed], file, over, obs_keys, limits)
+        settings, entry = settings_for(source, None, env, [seed], file, over, obs_keys, limits, collecting=True)
         collection = Collection(folder, Task.of(entry), dataset_id, append, source, seed, settings)
         settings["collect"] = dict(dataset=dataset_id, first=collection.first)
         if ray_address and not settings["train"]["workers"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from offlinerl.data import registry
 from offlinerl.data.registry import Entry
 from offlinerl.data.rewards import REWARDS
 from offlinerl.util import paths
 from offlinerl.util.errors import UserError
-from offlinerl.util.settings import Config, make, plain, setting, settings_of
+from offlinerl.util.settings import Config, make, plain, require_known, setting, settings_of
 
 if TYPE_CHECKING:
     from offlinerl.agents.base import Agent
@@ -202,6 +204,7 @@ def resolve(
     """
     training, online = BY_SOURCE[source], source in ("replay", "rollouts")
     family = paths.share("configs", agent_name, f"{'online' if online else entry.family}.yaml")
+    require_sections(over or {}, "over")
     asked = merge(_read_for(Path(file), entry) if file else {}, over or {})
     settings = merge(dict(agent={}, train={}), _read_for(family, entry) if family.is_file() else {})
     settings = merge(settings, asked)
@@ -230,7 +233,39 @@ def _read_for(path: Path, entry: Entry) -> dict[str, Any]:
     """A file of settings, with its values for one dataset or environment."""
     content = read(path)
     tables = {**content.pop("datasets", {}), **content.pop("environments", {})}
+    for name, table in tables.items():
+        require_sections(table, f"the configuration {path}, for {name},")
+    if entry.name not in tables and (near := _misspelt(entry.name, tables)):
+        raise UserError(
+            f"the configuration {path} has settings for {near}, which is no dataset or environment, and none for"
+            f" {entry.name}: correct the name, or add `{entry.name}: {{}}`"
+        )
     return merge(content, tables.get(entry.name, {}))
+
+
+def require_sections(given: Any, whose: str) -> None:
+    """Raises a UserError if these are not settings in sections ``agent`` and ``train`` alone."""
+    if not isinstance(given, Mapping):
+        raise UserError(f"{whose} must hold sections of settings, such as `agent:` and `train:`, and not {given!r}")
+    require_known(given, ("agent", "train"), f"{whose} has an unknown section")
+    for section, settings in given.items():
+        if not isinstance(settings, Mapping):
+            raise UserError(f"{whose} must hold settings in its section {section}, and not {settings!r}")
+
+
+def _misspelt(name: str, tables: Iterable[Any]) -> str | None:
+    """A name of the tables that is nothing known here, and nearly this one, which is."""
+    near = difflib.get_close_matches(name, map(str, tables), 1, 0.85)
+    return near[0] if near and _is_known(name) and not _is_known(near[0]) else None
+
+
+def _is_known(name: str) -> bool:
+    """Whether there is a dataset or an environment of this name."""
+    for find in (registry.resolve, registry.task):
+        with suppress(UserError):
+            find(name)
+            return True
+    return False
 
 
 def _for_workers(train: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, int]:

@@ -6,7 +6,8 @@ import difflib
 import importlib.util
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,13 @@ from offlinerl import agents
 from offlinerl.data import registry
 from offlinerl.data.inferred import KINDS
 from offlinerl.data.mapping import parse_columns
-from offlinerl.envs.make import plain
+from offlinerl.envs.make import LIMITS, plain
 from offlinerl.envs.pixels import asked_for
 from offlinerl.training import config
 from offlinerl.training.selection import source_of
 from offlinerl.util.errors import UserError, either
 from offlinerl.util.folder import find_checkpoint
-from offlinerl.util.settings import per_seed_settings, typed
+from offlinerl.util.settings import per_seed_settings, require_known, settings_of, typed
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
     from offlinerl.agents.base import Agent
@@ -38,21 +39,25 @@ def settings_for(
     obs_keys: Sequence[str] | None = None,
     limits: Mapping[str, Any] | None = None,
     init: Path | None = None,
+    *,
+    collecting: bool = False,
     **reading: Any,
 ) -> tuple[dict[str, Any], registry.Entry]:
-    """All settings of a new run, and the task it is about; for the arguments see ``fit``.
+    """All settings of a new run, and the task it is about; for the arguments see ``fit``. One that collects learns by
+    acting, whatever dataset the file is about.
 
     Raises:
         UserError: one is missing, unknown or out of range.
     """
-    seeds = [seeds] if isinstance(seeds, int) else seeds and list(seeds)
+    require_known(limits or {}, LIMITS, "limits have no entry")
     about = dict(
-        agent=agent_name, dataset=stated(dataset), env=plain(env), seeds=seeds,
+        agent=agent_name, dataset=stated(dataset), env=plain(env), seeds=None if seeds is None else listed(seeds),
         obs_keys=obs_keys and list(obs_keys), init=init and str(find_checkpoint(init).resolve()), **(limits or {}),
         **reading,
     )  # fmt: skip
-    again = config.read(file).get("fit", {}) if file else {}
-    again = {key: value for key, value in again.items() if key not in HISTORY}
+    again = _about_in(file) if file else {}
+    if collecting:
+        again = {key: value for key, value in again.items() if key not in OF_DATASET}
     about = _checked_about(again | {k: v for k, v in about.items() if v is not None})
     agent = agents.outline(about["agent"])
     source = source_of(about["agent"], agent.kinds, about["dataset"], about["env"])
@@ -72,6 +77,36 @@ def settings_for(
     if train.get("final_old_share") is not None and train["old_share"] is None:
         raise UserError("final_old_share is what old_share falls or rises to: give old_share too")
     return dict(fit=about, **settings), entry
+
+
+OF_DATASET = ("dataset", "actions", "columns", "subset")
+"""What the section ``fit`` says of a dataset; see ``fit``."""
+
+HISTORY = ("extended", "fingerprint")
+"""What ``config.yaml`` says of the run itself, and not of one that begins by it."""
+
+FIT = ("agent", "env", "seeds", "obs_keys", "init", *OF_DATASET, *LIMITS)
+"""What else the section ``fit`` may hold."""
+
+
+def _about_in(file: Path) -> dict[str, Any]:
+    """The section ``fit`` of a file; nothing where there is none.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    about = {key: value for key, value in config.read(file).get("fit", {}).items() if key not in HISTORY}
+    for name in about:
+        if any(name in settings_of(training) for training in config.BY_SOURCE.values()):
+            raise UserError(f"the configuration {file} has {name} in its section fit: put it into train")
+    require_known(about, FIT, f"the section fit of the configuration {file} has an unknown entry")
+    return about
+
+
+def listed(seeds: Any) -> list[Any]:
+    """Seeds, or one, as a list, and whole numbers of numpy's as Python's own."""
+    seeds = list(seeds) if isinstance(seeds, Iterable) else [seeds]
+    return [int(seed) if isinstance(seed, Integral) and type(seed) is not bool else seed for seed in seeds]
 
 
 def stated(dataset: str | Path | Dataset | None) -> str | dict[str, Any] | None:
@@ -181,8 +216,10 @@ def require_source(
     episodes: int | None,
     workers: int | None,
     ray_address: str | None,
+    noise: float,
+    agent_class: str | None,
 ) -> None:
-    """Checks what is to collect, where and for how long; for the arguments see
+    """Checks what is to collect, how, where and for how long; for the arguments see
     ``offlinerl.training.collection.collect``.
 
     Raises:
@@ -191,7 +228,11 @@ def require_source(
     if isinstance(source, str) and agents.is_name(source):
         if episodes is not None:
             raise UserError(f"{source} learns while it collects, which is counted in --steps, not in --episodes")
-        own = settings_for(source, None, env, None, file, over)[0]["agent"]
+        if noise:
+            raise UserError(f"{source} learns, and explores by its own settings: leave out --noise")
+        if agent_class:
+            raise UserError(f"--agent-class is of a checkpoint, and {source} is an agent: leave it out")
+        own = settings_for(source, None, env, None, file, over, collecting=True)[0]["agent"]
         for name in per_seed_settings(agents.outline(source).config_class):
             if isinstance(own[name], list):
                 raise UserError(f"a dataset is collected by one learner: give {name} one value, not {own[name]}")
@@ -199,11 +240,19 @@ def require_source(
     if source not in ("random", "scripted") and isinstance(source, str | Path):
         if not Path(source).exists():
             near = difflib.get_close_matches(
-                source, [*agents.names(), *agents.installed(), "random", "scripted"], n=2, cutoff=0.5
+                str(source), [*agents.names(), *agents.installed(), "random", "scripted"], n=2, cutoff=0.5
             )
             hint = f"did you mean {' or '.join(near)}?" if near else "name an agent, a checkpoint, random or scripted"
-            raise UserError(f"there is no agent or checkpoint {source!r}; {hint}")
+            raise UserError(f"there is no agent or checkpoint {str(source)!r}; {hint}")
         find_checkpoint(source)
+    elif agent_class:
+        raise UserError("--agent-class is of a checkpoint, and this is none: leave it out")
+    config.require_sections(over or {}, "over")
+    useless = [f"--{section}.{name}" for section, given in (over or {}).items() for name in given]
+    if file or useless:
+        raise UserError(f"nothing learns here, so leave out {useless[0] if useless else '--config'}")
+    if noise and source == "random":
+        raise UserError("random actions are as noisy as can be: leave out --noise")
     if workers or ray_address:
         raise UserError("workers act for an agent that learns, and this one does not: give --envs instead of --workers")
     if steps is None and episodes is None:
@@ -213,11 +262,7 @@ def require_source(
         raise UserError("a script acts in what it knows by its name: give env as a name, or a policy")
 
 
-HISTORY = ("extended", "fingerprint")
-"""What ``config.yaml`` says of the run itself, and not of one that begins by it."""
-
-
-def settings_of(
+def settings_of_run(
     folder: Path,
     agent_name: str | None,
     dataset: str | Path | Dataset | None,
@@ -256,11 +301,13 @@ def settings_of(
         raise UserError(f"the run in {folder} has --env {had}, not {has}; leave it out, or give that one")
     _place_of_dataset(folder, about, dataset)
     entry = entry_of(about, dataset, env)
-    given, asked = dict(over.get("train", {})), dict(over.get("agent", {}))
+    config.require_sections(over, "over")
     training = config.BY_SOURCE[source]
+    given, asked = dict(over.get("train", {})), dict(over.get("agent", {}))
+    given = {key: typed(training, key, v) if key in settings_of(training) else v for key, v in given.items()}
     for name in ("save_every", "logger", "table"):
         if name in given and name in train:
-            train[name] = typed(training, name, given.pop(name))
+            train[name] = given.pop(name)
     require_loggers(train["logger"])
     lengths = [name for name in ("steps", "updates", "online_steps") if train.get(name)]
     longer = {name: given.pop(name) for name in lengths if given.get(name, train[name]) != train[name]}

@@ -16,6 +16,12 @@ class UserError(Exception):
     status = 1
 
 
+class WrongUsage(UserError):
+    """Flags, or arguments, that do not make sense together."""
+
+    status = 2
+
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a file cannot grow."""
 
