@@ -33,7 +33,7 @@ def filled(path, numbers=range(3)):
 def sealed(journal_path, numbers, agent="random", env_spec=ENV, append=False, **provenance):
     """Collects some episodes and makes a dataset of them."""
     with Journal(filled(journal_path, numbers)) as journal:
-        path = check_target(ID, append, agent, env_spec)
+        path = check_target(ID, append, agent, env_spec, BOX)
         provenance = dict(collected_by="offlinerl", agent=agent, **provenance)
         metadata = dict(author="offlinerl", description=f"from {journal_path.name}", provenance=provenance)
         more = dict(dataset_id=ID, env_spec=env_spec, metadata=metadata, append=append)

@@ -264,6 +264,36 @@ def test_resuming_what_is_finished_says_what_there_is_to_do(here, capsys):
     assert collect(*argv, "--append") == 0
 
 
+@pytest.mark.parametrize(
+    "before, after, says",
+    [(("--noise", 0), ("--noise", 0.5), "noise 0.0, not 0.5"), ((), ("--stack", 2), "frame_stack None, not 2")],
+)
+def test_what_is_resumed_is_what_was_begun(here, before, after, says, policy, refused, monkeypatch):
+    """Another total is fine; another way of acting would be false of the episodes that are there."""
+    source = policy if before else "random"
+    argv = ("collect", source, "--env", "Pendulum-v1", "--dataset", "pendulum/same-v0")
+    append = Journal.append
+
+    def stopping(self, *arguments):
+        append(self, *arguments)
+        raise UserError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", stopping)
+        assert "stopped" in refused(*argv, *before, "--episodes", 2)
+    assert says in refused(*argv, *after, "--episodes", 2, "--resume")
+    assert collect(*argv[1:], *before, "--episodes", 1, "--resume") == 0
+
+
+def test_nothing_is_appended_that_saw_other_parts(here, refused):
+    argv = ("collect", "random", "--env", "PointMaze_UMaze-v3", "--dataset", "point/part-v0", "--steps", 10)
+    assert main([*map(str, argv), "--obs-keys", "achieved_goal"]) == 0
+    before = load("point/part-v0").obs
+    says = refused(*argv, "--obs-keys", "desired_goal", "--append")
+    assert "obs_keys ['achieved_goal'], not ['desired_goal']" in says
+    assert np.array_equal(load("point/part-v0").obs, before)
+
+
 @pytest.mark.parametrize("replay", ["kept", "deleted"])  # as where its deletion was killed
 def test_what_could_not_be_written_is_written_later(here, replay, monkeypatch):
     """The disk may be full, or the process killed, when all is trained and nothing but the dataset is to be written."""

@@ -372,20 +372,21 @@ def changed(**fields):
         (dict(env_spec=gymnasium.spec("CartPole-v0")), "environment whose id is 'CartPole-v1', not 'CartPole-v0'"),
         (dict(env_spec=changed(max_episode_steps=50)), "whose max_episode_steps is 500, not 50"),
         (dict(env_spec=None), "whose id is 'CartPole-v1', not None"),
+        (dict(observation_space=gymnasium.spaces.Box(-1, 1, (4,), np.float32)), "has observations of another space"),
+        (dict(obs_keys=["position"]), r"was collected with obs_keys None, not \['position'\]"),
     ],
 )
 def test_nothing_is_appended_to_anothers(tmp_path, root, other, words):
     sealed(tmp_path / "a", range(2), env_spec=changed())
     before = contents(root)
-    source = dict(agent="random", env_spec=changed()) | other
+    source = dict(agent="random", env_spec=changed(), observation_space=BOX) | other
     with pytest.raises(UserError, match=f"cartpole-v0 .*{words}.*choose another --dataset$"):
         check_target(ID, True, **source)
     with pytest.raises(UserError, match="exists already; choose another --dataset$"):
         check_target(ID, False, **source)
     with Journal(filled(tmp_path / "b")) as journal, pytest.raises(UserError, match=words):
-        metadata = dict(provenance=dict(agent=source["agent"]))
-        more = dict(dataset_id=ID, env_spec=source["env_spec"], metadata=metadata, append=True)
-        seal(journal, root / ID, **SPACES, **more)
+        metadata = dict(provenance=dict(agent=source.pop("agent")), obs_keys=source.pop("obs_keys", None))
+        seal(journal, root / ID, dataset_id=ID, metadata=metadata, append=True, **(SPACES | source))
     assert contents(root) == before and names(root / "test") == ["cartpole-v0"]
 
 
@@ -402,16 +403,16 @@ def test_nothing_is_appended_to_what_collect_did_not_write(tmp_path, root, prove
 @pytest.mark.parametrize("dataset_id", ["cartpole", "cartpole-v", "cart pole-v0", "../cartpole-v0", "", "/tmp/a-v0"])
 def test_malformed_ids(dataset_id):
     with pytest.raises(UserError, match=f"--dataset {dataset_id} is no name of a dataset"):
-        check_target(dataset_id, False, "random", ENV)
+        check_target(dataset_id, False, "random", ENV, BOX)
 
 
 def test_published_names_and_other_folders_are_taken(root):
     with pytest.raises(UserError, match="kitchen-complete-v0 is the name of a published dataset"):
-        check_target("kitchen-complete-v0", True, "random", ENV)
+        check_target("kitchen-complete-v0", True, "random", ENV, BOX)
     (root / "space-v0" / "data-v0").mkdir(parents=True)
     with pytest.raises(UserError, match="space-v0 exists and is no dataset"):
-        check_target("space-v0", True, "random", ENV)
-    assert check_target("new/data-v0", True, "random", ENV) == root / "new" / "data-v0"
+        check_target("space-v0", True, "random", ENV, BOX)
+    assert check_target("new/data-v0", True, "random", ENV, BOX) == root / "new" / "data-v0"
     assert names(root) == ["space-v0"], "checking leaves nothing behind"
 
 
@@ -444,7 +445,7 @@ def test_an_appending_that_was_killed_while_it_replaced_the_dataset(tmp_path, ro
         sealed(tmp_path / "b", range(5, 7), append=True)
     assert not folder.exists() and len(names(root / "test")) == 2
     with pytest.raises(UserError, match="exists already"):
-        check_target(ID, False, "random", ENV)
+        check_target(ID, False, "random", ENV, BOX)
     with Journal(tmp_path / "b") as journal:
         metadata = dict(provenance=dict(agent="random"))
         seal(journal, folder, dataset_id=ID, env_spec=ENV, metadata=metadata, append=True, **SPACES)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import h5py
 from gymnasium.envs.registration import EnvSpec
 
@@ -38,7 +39,14 @@ def write_collection(folder: Path, *, metadata: Mapping[str, Any] | None = None,
     return path
 
 
-def check_target(dataset_id: str, append: bool, agent: Any, env_spec: EnvSpec | str | None) -> Path:
+def check_target(
+    dataset_id: str,
+    append: bool,
+    agent: Any,
+    env_spec: EnvSpec | str | None,
+    observation_space: gymnasium.Space,
+    obs_keys: Sequence[str] | None = None,
+) -> Path:
     """Says before a long collection whether ``seal`` could write its dataset.
 
     Args:
@@ -46,6 +54,8 @@ def check_target(dataset_id: str, append: bool, agent: Any, env_spec: EnvSpec | 
         append: whether a dataset of the same agent and environment may exist.
         agent: what acts, as in the provenance.
         env_spec: of the environment it acts in.
+        observation_space: of what is stored.
+        obs_keys: the parts of the environment's observations that it is made of; None: all.
 
     Returns:
         The dataset's folder, which need not exist.
@@ -57,7 +67,7 @@ def check_target(dataset_id: str, append: bool, agent: Any, env_spec: EnvSpec | 
     if path.parent.is_dir():
         with alone(path.parent):
             sweep(path.parent, path.name)  # a process that was killed may have taken the dataset away
-    _check(path, append, agent, env_spec)
+    _check(path, append, agent, env_spec, observation_space, obs_keys)
     return path
 
 
@@ -114,7 +124,8 @@ def seal(
     provenance = {"collected_by": "offlinerl", **metadata["provenance"], **facts}
     with alone(path.parent):  # the last of two that append would undo the first
         sweep(path.parent, path.name)  # a process may have been killed in the middle of this
-        old, source = _existing(path), (provenance["agent"], env_spec)
+        source = provenance["agent"], env_spec, about["observation_space"], metadata.get("obs_keys")
+        old = _existing(path)
         parts = [] if old is None else _parts(old)
         if any(part.get("digest") == journal.digest for part in parts) and not _stranger(old, *source):
             return path
@@ -137,20 +148,28 @@ def _existing(path: Path) -> dict[str, Any] | None:
     return registry.minari_metadata(path / "data")
 
 
-def _check(path: Path, append: bool, agent: Any, env_spec: EnvSpec | str | None) -> None:
-    """Raises a UserError if there is a dataset that may not be written."""
+def _check(path: Path, append: bool, *source: Any) -> None:
+    """Raises a UserError if there is a dataset that may not be written from a source; see ``_stranger``."""
     metadata = _existing(path)
     if metadata is None:
         return
-    stranger = _stranger(metadata, agent, env_spec)
+    stranger = _stranger(metadata, *source)
     if not append:
         raise UserError(f"{path} exists already; choose another --dataset{'' if stranger else ' or add --append'}")
     if stranger:
         raise UserError(f"{path} {stranger}, so that nothing is appended to it; choose another --dataset")
 
 
-def _stranger(metadata: Mapping[str, Any], agent: Any, env_spec: EnvSpec | str | None) -> str | None:
-    """How a dataset differs from one collected by an agent in an environment, in words; None if it does not."""
+def _stranger(
+    metadata: Mapping[str, Any],
+    agent: Any,
+    env_spec: EnvSpec | str | None,
+    observation_space: gymnasium.Space,
+    obs_keys: Sequence[str] | None,
+) -> str | None:
+    """How a dataset differs from one that is collected as ``check_target`` is told, in words; None if it does not."""
+    from minari.serialization import serialize_space
+
     provenance = _parts(metadata)[0]
     if provenance.get("collected_by") != "offlinerl":
         return "was not collected by `offlinerl collect`"
@@ -161,6 +180,11 @@ def _stranger(metadata: Mapping[str, Any], agent: Any, env_spec: EnvSpec | str |
     for key in {**had, **has}:
         if had.get(key) != has.get(key):
             return f"was collected in an environment whose {key} is {had.get(key)!r}, not {has.get(key)!r}"
+    keys = list(obs_keys or ()) or None
+    if metadata.get("obs_keys") != keys:
+        return f"was collected with obs_keys {metadata.get('obs_keys')}, not {keys}"
+    if json.loads(metadata.get("observation_space", "{}")) != json.loads(serialize_space(observation_space)):
+        return "has observations of another space"
     return None
 
 

@@ -193,7 +193,8 @@ class Collection(Companion):
         self.target = registry.minari_root() / dataset_id
         sealed = (folder / EPISODES).is_file() and self.target.exists()
         if not sealed:  # sealing again changes nothing, or says what is wrong
-            episode_log.check_target(dataset_id, append, agent, self.about["env_spec"])
+            about = self.about["env_spec"], self.about["observation_space"], task.obs_keys
+            episode_log.check_target(dataset_id, append, agent, *about)
         self.first = 0
         if (folder / COLLECTION).is_file():
             self.first = registry.minari_metadata(folder).get("provenance", {}).get("first", 0)
@@ -227,13 +228,16 @@ class Collection(Companion):
         with Journal(folder / EPISODES) as self.journal:
             sweep(folder)  # a process that was killed may have been writing
             if stated.is_file():
-                old, now = registry.minari_metadata(folder), dict(seed=self.metadata["seed"], **self.about)
+                old, now = registry.minari_metadata(folder), self.metadata | self.about
                 with reading(f"{stated}", "give another --out"):
-                    old["agent"], now["agent"] = (of["provenance"]["agent"] for of in (old, self.metadata))
-                for key in ("agent", "seed", "dataset_id", "env_spec"):
-                    if old.get(key) != now[key]:
+                    old, now = (
+                        of | dict(agent=of["provenance"]["agent"], noise=of["provenance"]["config"].get("noise"))
+                        for of in (old, now)
+                    )
+                for key in ("agent", "seed", "noise", "dataset_id", "env_spec", "obs_keys", "frame_stack"):
+                    if old.get(key) != now.get(key):
                         raise UserError(
-                            f"{folder} collects with {key} {old.get(key)}, not {now[key]}; give the same command as"
+                            f"{folder} collects with {key} {old.get(key)}, not {now.get(key)}; give the same command as"
                             " before, or another --out"
                         )
             else:
