@@ -161,6 +161,26 @@ def test_collecting(kind, much):
         np.testing.assert_allclose(episode.actions[:, 0], 0.01 * wanted, rtol=1e-6)
 
 
+class Least:
+    """What the protocol asks of a policy that does not derive from its class."""
+
+    seeds, spec, device = (0,), None, "cpu"
+
+    def begin(self, where, episodes):
+        self.shape = where.shape
+
+    def act(self, obs, explore=False):
+        return torch.zeros(*self.shape, 1)
+
+
+def test_a_policy_needs_no_more_than_the_protocol_requires():
+    assert evaluate(Least(), TASK, 2, 11).lengths.tolist() == [lengths(11, 2)]
+    for noise in (0.0, 0.3):
+        name = f"test/least-{10 * noise:.0f}-v0"
+        collect(Least(), counting.ID, name, episodes=2, noise=noise)
+        assert (load(name, counting.ID).log_prob is None) == (not noise), "only the noise has a known distribution"
+
+
 def test_collecting_with_noise_tells_the_policy_what_to_remember():
     still, noisy = Stacking(), Stacking()
     for policy, name, noise in ((still, "still", 0.0), (noisy, "noisy", 0.1)):

@@ -125,7 +125,8 @@ class Noisy(Policy):
         self.policy.begin(where, episodes)
 
     def receive(self, reward: np.ndarray) -> None:
-        self.policy.receive(reward)
+        if (receive := getattr(self.policy, "receive", None)) is not None:
+            receive(reward)
 
     def act(self, obs: Tree, explore: bool = False) -> Tensor:
         self.chosen = action = self.policy.act(obs)
