@@ -291,7 +291,10 @@ def test_the_point_gets_to_its_goals(name):
     assert data.episode_returns.mean() > 0.9 and data.reward.sum() == data.terminated.sum()
     ends = data.next_obs[data.terminated]
     assert (np.linalg.norm(ends[:, :2] - ends[:, 4:6], axis=1) <= 0.46).all()
-    assert validate(name) == []
+    folder = str(registry.resolve(name).path)  # which says by itself what was observed
+    assert validate(name) == validate(folder) == []
+    assert main(["datasets", "filter", folder, "--min-length", "2", "--out", "point/filtered-v0"]) == 0
+    assert load("point/filtered-v0").obs.shape[1] == 6
     entry = registry.entry(name)
     assert spec_of(make(entry.env, entry.obs_keys)).obs_dim == 6
 
