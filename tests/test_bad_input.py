@@ -27,7 +27,7 @@ from offlinerl.data import registry
 from offlinerl.evaluation.plots import read_columns
 from offlinerl.training import request
 from offlinerl.util.errors import UserError
-from offlinerl.util.folder import append
+from offlinerl.util.folder import append, clear
 
 COLLECT = ("collect", "--env", "Pendulum-v1", "--dataset", "test/new-v0", "--episodes", "1")
 FIT = ("fit", "bc", "--dataset", pendulum.ID, "--compile", "false", "--updates", 10, "--batch", 8,
@@ -395,6 +395,26 @@ def test_a_table_of_an_older_version_gets_the_columns_it_lacks(tmp_path):
     columns = read_columns(path)
     np.testing.assert_array_equal(columns["loss"], [0.5, 1.5])
     np.testing.assert_array_equal(columns["value_loss"], [np.nan, 3])
+
+
+def test_a_long_table_is_not_read_again_for_a_row_that_comes_last(tmp_path, monkeypatch):
+    path = tmp_path / "evaluations.csv"
+    clear(path, "update", 1)
+    assert not path.exists()
+    for update in range(1, 20_000, 2_000):
+        append(path, [dict(update=update + i, seed=0, score=0.5) for i in range(2_000)])
+    before = path.read_text()
+    with monkeypatch.context() as patch:
+        patch.delattr("offlinerl.util.folder.trim")
+        clear(path, "update", 20_001)
+        assert path.read_text() == before
+        with pytest.raises(NameError):
+            clear(path, "update", 20_000)
+    clear(path, "update", 19_999)
+    assert path.read_text() == before[: before.index("19999,")]
+    path.write_text("update,seed,score\r\n")
+    clear(path, "update", 1)
+    assert path.read_text() == "update,seed,score\n"
 
 
 # Checkpoints

@@ -137,7 +137,7 @@ def test_evaluating(kind, envs):
 @REMEMBERING
 def test_filming(kind, here):
     policy = kind()
-    record_videos(policy, Task({"id": DRAWN}), 12, here / "films")
+    record_videos(policy, Task({"id": DRAWN}), 12, str(here / "films"))
     assert policy.started == 2
     films = [imageio.mimread(here / f"films/seed-{s}.gif") for s in policy.seeds]
     assert [len(film) for film in films] == lengths(12, 1) * 2

@@ -121,6 +121,7 @@ def test_a_deployed_policy_acts_as_the_agent_and_discrete_actions_by_their_names
     obs = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
     meant = agent.act(torch.from_numpy(obs).expand(2, -1, -1))[1].detach().numpy()
     np.testing.assert_allclose(DeployedPolicy(agent, 1)(obs), meant, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(DeployedPolicy(agent, 1)(obs[::-1]), meant[::-1], rtol=1e-5, atol=1e-6)
     discrete = offlinerl.Spec(5, 1, (0.0,), (2.0,), 3, first_action=4)
     policy = DeployedPolicy(offlinerl.DQN(discrete, (0,), hidden=(8,)))
     assert set(policy(obs).tolist()) <= {4, 5, 6} and policy(obs[0]) in (4, 5, 6)

@@ -268,6 +268,16 @@ def test_seeds_of_equal_settings_are_merged_and_the_settings_that_differ_name_th
     assert [(row.name, row.tried) for row in walker.rows] == [("xql beta=5", 1)]
 
 
+def test_how_a_run_is_measured_makes_no_other_agent(tmp_path):
+    for number, (key, value) in enumerate(dict(eval_every=5, eval_episodes=3, table="disk").items()):
+        finished(tmp_path / key, settings=dict(lr=0.1), first_seed=3 * number)
+        told = yaml.safe_load((tmp_path / key / "config.yaml").read_text())
+        told["train"] |= dict(eval_every=1, eval_episodes=1, table="memory") | {key: value}
+        (tmp_path / key / "config.yaml").write_text(yaml.safe_dump(told))
+    (group,) = groups_of([read(folder) for folder in find([tmp_path])])
+    assert [(row.name, row.tried, len(row.seeds)) for row in group.rows] == [("xql", 1, 9)]
+
+
 def test_settings_that_only_differ_between_tasks_make_no_other_agent(tmp_path):
     for agent, dataset, beta in itertools.product(("xql", "bc"), ("hopper", "walker"), (1, 2)):
         if (dataset == "hopper") == (beta == 1):

@@ -8,6 +8,7 @@ import numpy as np
 import pendulum
 import pytest
 
+import offlinerl
 from offlinerl.agents.checkpoint import load_agent
 from offlinerl.cli import main
 from offlinerl.data.load import load
@@ -188,7 +189,7 @@ def runs(here):
     return [here / "a", here / "b"]
 
 
-def test_policies_are_ranked_on_their_dataset(runs, here, capsys):
+def test_policies_are_ranked_on_their_dataset(runs, here, capsys, monkeypatch):
     argv = ["select", *map(str, runs), "--updates", "15", "--critics", "2", "--gamma", "0.9"]
     assert main([*argv, "--json", "found.json", "--png", "found.png"]) == 0
     said = capsys.readouterr().out
@@ -210,6 +211,13 @@ def test_policies_are_ranked_on_their_dataset(runs, here, capsys):
     )
     assert row["estimate"] == pytest.approx(alone.value) and row["ci95"] == pytest.approx(alone.interval)
     assert imageio.imread(here / "found.png").std() > 5
+    monkeypatch.setattr(choosing, "offline", lambda *_, **__: [dict(estimate=np.nan, ci95=[np.nan] * 2)] * 3)
+    assert main([*argv, "--json", "none.json", "--png", "none.png"]) == 0
+    assert "no estimate is a number, so that there is nothing to draw into none.png" in capsys.readouterr().out
+    assert json.loads((here / "none.json").read_text())["tried"] == 3 and not (here / "none.png").exists()
+    monkeypatch.undo()
+    again = offlinerl.select(runs, updates=15, critics=2, gamma=0.9, png="drawn.png")
+    assert again["policies"] == found["policies"] and imageio.imread(here / "drawn.png").std() > 5
     assert main([*argv, "--dataset", pendulum.ID, "--offline", "--json", "again.json"]) == 0
     assert json.loads((here / "again.json").read_text()) == found
 

@@ -15,6 +15,7 @@ import offlinerl
 from offlinerl.agents import get, shipped
 from offlinerl.agents.sac import SAC
 from offlinerl.cli import main
+from offlinerl.training import export
 from offlinerl.types import Leaf, Spec
 
 FAST = (
@@ -63,8 +64,19 @@ def test_it_holds_the_actor_alone_and_how_it_came_about(here):
     assert about["curve"] == [[int(row["step"]), round(float(row["return"]), 3)] for row in rows]
     assert [at for at, _ in about["curve"]] == [200, 400]
     again = offlinerl.evaluate("swing.safetensors", episodes=3)
+    assert again["updates"] == about["updates"] == 75 and offlinerl.load_policy("swing.safetensors").agent.steps == 400
     assert about["measured"]["mean_return"] == pytest.approx(again["mean_return"]) and about["versions"]["torch"]
     assert again["mean_return"] == pytest.approx(offlinerl.evaluate("runs/sac", episodes=3)["per_seed"][1])
+
+
+def test_the_curve_goes_by_what_its_run_counts(tmp_path):
+    (tmp_path / "evaluations.csv").write_text(
+        "update,step,seed,return\n10,0,3,1\n10,0,3,2\n20,0,3,4\n25,5,3,7\n25,5,4,9\n30,10,3,8\n"
+    )
+    for train, curve in ((dict(updates=20, online_steps=10), [[10, 1.5], [20, 4.0], [25, 7.0]]),
+                         (dict(steps=10), [[0, 2.333], [5, 7.0]])):  # fmt: skip
+        (tmp_path / "config.yaml").write_text(json.dumps(dict(fit={}, agent={}, train=train)))
+        assert export.trained(tmp_path, dict(seed=3), updates=25, steps=5)["curve"] == curve
 
 
 def test_it_can_collect(here, monkeypatch):

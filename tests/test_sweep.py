@@ -54,6 +54,14 @@ def test_every_combination_is_a_run_of_the_agents_that_have_the_setting(written)
     assert runs[1].command()[3:] == resumed
 
 
+def test_a_run_that_was_begun_with_other_settings_is_not_the_planned_one(tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dict(agent=dict(lr=0.1), train=dict(TRAIN, table="disk"))))
+    sweep.require_same(tmp_path, dict(agent=dict(lr=0.1), train=dict(TRAIN, table="memory", log_every=3)))
+    for section, key, value in (("agent", "lr", 0.2), ("train", "final_episodes", 9), ("train", "eval_every", 5)):
+        with pytest.raises(UserError, match=f"has begun with {key} .*, and {value} is planned"):
+            sweep.require_same(tmp_path, {section: {key: value}})
+
+
 def test_values_that_can_be_are_trained_together(written):
     plan = dict(
         agents=["xql", "bc"], datasets="kitchen", together=True, train=TRAIN,

@@ -176,6 +176,7 @@ def load_agent(
         agent = made(agent_class, dict(offlinerl=stated, hyper_parameters=stated["settings"]), path, device)
         shipped.fill(agent, weights, path)
         agent.task = stated["task"]
+        agent.updates, agent.steps = stated.get("updates") or 0, stated.get("steps") or 0
         return agent.eval()
     saved = read(path, device)
     agent = made(agent_class, saved, path, device)

@@ -18,7 +18,10 @@ from offlinerl.evaluation.statistics import bootstrap
 from offlinerl.util.display import unit_of
 from offlinerl.util.errors import UserError, command, reading
 
-WATCHED = {"train.compile", "train.logger", "train.log_every", "train.save_every"}
+WATCHED = {"train.compile", "train.logger", "train.log_every", "train.save_every", "train.table"}
+"""Settings that change neither what is learnt nor what is measured of it."""
+
+MEASURING = {f"train.{key}" for key in ("eval_every", "online_eval_every", "eval_episodes", "final_episodes")}
 """Settings that do not change what is learnt."""
 
 NAMED = {"agent", "dataset", "env", "seeds", "extended", "fingerprint"}
@@ -136,7 +139,7 @@ def _settings(folder: Path) -> dict[str, Any] | None:
             raise ValueError("it is not YAML") from error
         told = {f"{section}.{key}": value for section in ("agent", "train") for key, value in given[section].items()}
         told |= {f"fit.{key}": value for key, value in given["fit"].items() if key not in NAMED}
-    return {key: value for key, value in told.items() if key not in WATCHED}
+    return {key: value for key, value in told.items() if key not in WATCHED | MEASURING}
 
 
 @dataclass(frozen=True)

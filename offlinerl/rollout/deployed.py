@@ -58,7 +58,7 @@ class DeployedPolicy:
         have = {name: np.shape(part)[batched:] for name, part in tree.items()}
         if have != want:
             raise UserError(f"the policy takes observations of shape {want.get('', want)}, not {have.get('', have)}")
-        arrays = {name: np.asarray(part, self.leaves[name].dtype) for name, part in tree.items()}
+        arrays = {name: np.asarray(part, self.leaves[name].dtype, order="C") for name, part in tree.items()}
         seen = arrays.get("", arrays)
         seen = tree_map(lambda x: torch.from_numpy(x)[None] if batched else torch.from_numpy(x)[None, None], seen)
         action = self.agent.act(tree_map(lambda x: x.to(self.agent.device), seen))[0].cpu().numpy()  # [B, A]

@@ -124,12 +124,14 @@ def select(
     policies = [dict(rank=rank, **candidates[i].facts, **rows[i]) for rank, i in enumerate(order, 1)]
     results = dict(method=method, unit=unit, tried=len(policies), policies=policies)
     show(results, display)
-    if png is not None:
+    if json_file is not None:
+        write_json(json_file, results)
+    if png is not None and not any(known):
+        display.say(f"no estimate is a number, so that there is nothing to draw into {png}")
+    elif png is not None:
         estimates = np.array([row["estimate"] for row in policies if np.isfinite(row["estimate"])])
         plots.online_performance(estimates, unit, FROM_DATA[by] if episodes is None else "episodes", png)
         display.say(f"expected performance by the number of policies tried in {png}")
-    if json_file is not None:
-        write_json(json_file, results)
     return results
 
 

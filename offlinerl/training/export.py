@@ -121,6 +121,7 @@ def trained(folder: Path, member: Mapping[str, float], updates: int, steps: int)
     """The settings of a run and the curve of a member, whose rows have these numbers, up to its updates or steps;
     nothing where there is no run."""
     facts: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     if (folder / "config.yaml").is_file():
         known = config.read(folder / "config.yaml")
         facts["training"] = {section: known.get(section) for section in ("fit", "agent", "train")}
@@ -129,7 +130,8 @@ def trained(folder: Path, member: Mapping[str, float], updates: int, steps: int)
         returns: dict[int, list[float]] = defaultdict(list)
         with table.open(newline="") as file, reading(f"the table {table}", "delete it to export without a curve"):
             for row in csv.DictReader(file):
-                clock = "step" if "step" in row else "update"
+                counts_updates = "step" not in row or "online_steps" in (known.get("train") or {})
+                clock = "update" if counts_updates else "step"
                 own = all(float(row[column]) == value for column, value in member.items())
                 if own and int(row[clock]) <= (steps if clock == "step" else updates):
                     returns[int(row[clock])].append(float(row["return"]))

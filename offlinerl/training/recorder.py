@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 
 from offlinerl.evaluation.statistics import Evaluation
 from offlinerl.util.display import Display
-from offlinerl.util.folder import append, trim
+from offlinerl.util.folder import append, clear, trim
 from offlinerl.util.settings import columns_of
 
 PROJECT = "offlinerl"
@@ -93,7 +93,7 @@ class Recorder:
         """Append a row a seed to ``held_out.csv``: metrics on what is not learnt from, in place of earlier ones at this
         time."""
         now, path = counters[self.clock], self.folder / "held_out.csv"
-        trim(path, self.clock, now - 1)
+        clear(path, self.clock, now)
         append(
             path,
             [{**counters, **member, **{name: of[s] for name, of in values.items()}}
@@ -106,7 +106,7 @@ class Recorder:
         the best so far."""
         now = self.evaluated = counters[self.clock]
         self.score = result.mean
-        trim(self.folder / "evaluations.csv", self.clock, now - 1)
+        clear(self.folder / "evaluations.csv", self.clock, now)
         rows = [
             {
                 **counters, **member, "episode": i, "return": float(result.returns[s, i]),

@@ -121,6 +121,25 @@ def trim(path: Path, clock: str, time: int, needed: Sequence[str] = ()) -> None:
     write_whole(path, "".join(",".join(row) + "\r\n" for row in [header, *(row.values() for row in kept)]))
 
 
+def clear(path: Path, clock: str, time: int) -> None:
+    """Drop a table's rows from a time on, if it has any. Rows are in order, so that the last one tells: a long table is
+    not read for it at every evaluation."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        header = file.readline()
+        file.seek(max(len(header), path.stat().st_size - LONGEST))
+        last = file.read().splitlines()[-1:]
+    fields = (next(csv.reader([line.decode("utf-8", "replace")]), []) for line in (header, *last))
+    row = dict(zip(*fields, strict=False)) if last else {}
+    if not (row.get(clock, "").isdigit() and int(row[clock]) < time):
+        trim(path, clock, time - 1)
+
+
+LONGEST = 1 << 16
+"""Bytes that no row of a table exceeds."""
+
+
 def copy_whole(source: Path, target: Path) -> None:
     with atomic_write(target, overwrite=True) as temporary:
         temporary.write_bytes(source.read_bytes())
