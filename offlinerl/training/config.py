@@ -285,9 +285,8 @@ def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "decay_steps" in arguments and train.get("online_steps"):
         arguments["decay_steps"] = None
     elif arguments.get("decay_steps") == "updates":
-        acting = "steps" in train  # and random steps come before the first update
-        steps = train["steps"] - train.get("warm_up", 0) if acting else train["updates"]
-        arguments["decay_steps"] = max(1, steps // train.get("steps_per_update", 1) if acting else steps)
+        online = "steps" in train
+        arguments["decay_steps"] = train["steps"] // train.get("steps_per_update", 1) if online else train["updates"]
     return arguments
 
 
