@@ -105,10 +105,8 @@ def datasets_show(args: argparse.Namespace) -> None:
     registry.resolve(args.name)  # a wrong name is known before what reads the right one is loaded, as below
     from offlinerl import dataset_commands
 
-    dataset_commands.show(
-        args.name, args.png or Path(f"{registry.resolve(args.name).name.rpartition('/')[2]}.png"), args.obs_keys,
-        args.json, **given(args, "columns", "subset"),
-    )  # fmt: skip
+    png = args.png or dataset_commands.picture_of(args.name)
+    dataset_commands.show(args.name, png, args.obs_keys, args.json, **given(args, "columns", "subset"))
 
 
 def datasets_validate(args: argparse.Namespace) -> int:
@@ -473,7 +471,8 @@ def parser() -> argparse.ArgumentParser:
     command("list", datasets_list, "list the datasets by name", within)
     p = command("show", datasets_show, "say what is in a dataset, and draw it", within)
     p.add_shared("name", "--obs-keys", "--columns", "--subset")
-    p.add_argument("--png", type=Path, metavar="FILE", help="where to draw, also .pdf or .svg (default: NAME.png)")
+    drawn = "where to draw, also .pdf or .svg (default: NAME.png, or NAME-2.png ... where that is another picture)"
+    p.add_argument("--png", type=Path, metavar="FILE", help=drawn)
     p.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, or - to print them")
     p = command("validate", datasets_validate, "find what is wrong with a dataset; status 1 if it has a fault", within)
     p.add_shared("name")

@@ -30,6 +30,7 @@ from offlinerl.envs import spaces
 from offlinerl.envs.make import make, specification, without_stack
 from offlinerl.util.atomic import atomic_write, require_place, write_json
 from offlinerl.util.errors import UserError, counted
+from offlinerl.util.folder import numbered
 from offlinerl.util.trees import Tree, tree_map
 
 HDF5 = (".hdf5", ".h5")
@@ -64,6 +65,12 @@ def show(
     print_facts(dataset.name, describe.summary(dataset, entry))
     if png is not None:
         console.print(f"picture: {describe.plot(dataset, Path(png))}")
+
+
+def picture_of(name: str) -> Path:
+    """Where a dataset is drawn by default: the first of NAME.png, NAME-2.png ... that is free, or was drawn here."""
+    files = (Path(f"{stem}.png") for stem in numbered(Path(registry.resolve(name).name.rpartition("/")[2])))
+    return next(file for file in files if not file.exists() or describe.is_plot(file))
 
 
 def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] | None = None, **reading: Any) -> int:

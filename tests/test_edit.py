@@ -294,3 +294,17 @@ def test_a_split_is_refused_before_a_part_is_written(here, capsys, first, second
     assert main(["datasets", "split", "one/swing-v0", "--share", "0.5", "--out", first, second, *overwrite]) == 1
     assert says in capsys.readouterr().err
     assert not Path("a.hdf5").exists() and not (registry.minari_root() / "mine").exists()
+
+
+def test_a_picture_that_show_draws_unasked_replaces_none_of_others(here, capsys):
+    Path("log.csv").write_text("obs,action,reward,done\n1,.1,0,0\n2,.2,1,1\n")
+    for _ in range(2):
+        assert main(["datasets", "show", "log.csv"]) == 0
+    assert [file.name for file in here.glob("*.png")] == ["log.png"], "its own one is drawn anew"
+    Path("log.png").write_text("a photo")
+    for _ in range(2):
+        assert main(["datasets", "show", "log.csv"]) == 0
+    assert Path("log.png").read_text() == "a photo" and "picture: log-2.png" in capsys.readouterr().out
+    assert sorted(file.name for file in here.glob("*.png")) == ["log-2.png", "log.png"]
+    assert main(["datasets", "show", "log.csv", "--png", "log.png"]) == 0
+    assert Path("log.png").read_bytes().startswith(b"\x89PNG"), "as it was asked for"

@@ -173,8 +173,21 @@ def plot(dataset: Dataset, path: Path) -> Path:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, format=format_of(path))
+    kind = format_of(path)
+    figure.savefig(path, dpi=120, format=kind, metadata=MARK if kind == "png" else None)
     return path
+
+
+MARK = {"Software": "offlinerl datasets show"}
+"""What a PNG says of where it is from."""
+
+
+def is_plot(path: Path) -> bool:
+    """Whether a file is a PNG that ``plot`` drew."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:  # matplotlib writes its metadata first
+        return b"Software\0" + MARK["Software"].encode() in file.read(1000)
 
 
 def _ways(axes: Any, dataset: Dataset, place: np.ndarray, env: Mapping[str, Any], episodes: np.ndarray) -> None:
