@@ -351,6 +351,30 @@ def test_minari_keeps_the_last_successor(tmp_path, dtype, together, monkeypatch)
     assert data.obs.dtype == data.reward.dtype == np.float32 and data.obs.flags.c_contiguous
 
 
+def test_minari_episodes_may_have_types_of_their_own(tmp_path, monkeypatch):
+    """As where an environment pays the number 0 until it pays fractions."""
+    import minari
+    from minari.data_collector.episode_buffer import EpisodeBuffer
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    due = [[0, 0, 0], [0, 0.5, 0.9], [1, 2, 3], [0.25, 0, 0]]
+    buffers = [
+        EpisodeBuffer(
+            id=number, observations=np.arange(4.0)[:, None], actions=np.zeros((3, 1), np.float32), rewards=rewards,
+            terminations=[False] * 3, truncations=[False, False, True], infos={},
+        )
+        for number, rewards in enumerate(due)
+    ]  # fmt: skip
+    minari.create_dataset_from_buffers(
+        "test/types-v0", buffers, observation_space=gymnasium.spaces.Box(-9, 9, (1,)),
+        action_space=gymnasium.spaces.Box(-1, 1, (1,)),
+        algorithm_name="x", code_permalink="x", author="x", author_email="x@x.x", description="x",
+    )  # fmt: skip
+    with h5py.File(tmp_path / "test/types-v0/data/main_data.hdf5") as file:
+        assert [file[f"episode_{number}/rewards"].dtype.kind for number in range(4)] == list("ifif")
+    np.testing.assert_array_equal(load_minari("test/types-v0").reward, np.ravel(due).astype(np.float32))
+
+
 def test_minari_public_iteration_gives_the_same_table(tmp_path, monkeypatch):
     pytest.importorskip("minari")
     path = write(tmp_path / "data-v0", episodes([3, 1, 5]))

@@ -346,6 +346,39 @@ def test_an_episode_begins_where_steps_begin_anew(here):
     np.testing.assert_array_equal(data.last, [True, False, True])
 
 
+@pytest.mark.parametrize(
+    "names", [("1.1", "1.10"), ("1_11", "11_1"), ("12e3", "120e2"), (str(1 << 64), str(1 + (1 << 64)))]
+)
+def test_episodes_are_told_apart_by_what_is_written(here, names):
+    rows = [f"{row},0,{names[number]}" for row, number in enumerate((0, 1, 0, 1))]
+    Path("log.csv").write_text("\n".join(["obs,action,episode", *rows]))
+    data = offlinerl.load_dataset("log.csv")
+    np.testing.assert_array_equal(np.c_[data.obs, data.next_obs], [[0, 2], [1, 3]])
+
+
+def test_an_episode_may_be_an_observation_too(here):
+    Path("log.csv").write_text("x,action,task\n5,0,1\n6,0,1\n7,0,2\n")
+    data = offlinerl.load_dataset("log.csv", columns="obs=x,task action=action episode=task")
+    np.testing.assert_array_equal(data.obs, [[5, 1]])
+
+
+@pytest.mark.parametrize(("done", "cut"), [("done", "timeout"), ("dones", "truncated")])
+@pytest.mark.parametrize("kind", ["csv", "hdf5"])
+def test_an_end_at_which_time_was_up_is_not_terminal(here, done, cut, kind):
+    columns = dict(
+        observations=np.arange(6.0)[:, None], actions=np.zeros((6, 1)), rewards=np.ones(6),
+        **{done: np.arange(6) % 3 == 2, cut: np.arange(6) == 5},
+    )  # fmt: skip
+    if kind == "csv":
+        lines = [",".join(str(float(cell.item())) for cell in row) for row in zip(*columns.values(), strict=True)]
+        Path("log.csv").write_text("\n".join([",".join(columns), *lines]))
+    else:
+        with h5py.File("log.hdf5", "w") as file:
+            file.update(columns)
+    data = offlinerl.load_dataset(f"log.{kind}")
+    assert data.obs[:, 0].tolist() == [0, 1, 2, 3, 4] and data.terminated.tolist() == [0, 0, 1, 0, 0]
+
+
 def test_cells_are_what_they_were(here):
     """Blank ones among numbers, spaces, whole numbers too large for 64 bits, and words."""
     Path("log.csv").write_text("a,b,c,d,e,f\n 1 ,1.5,,true, x,99999999999999999999\n2, ,inf,,y ,1\n-3,1e2, ,FALSE,,2\n")

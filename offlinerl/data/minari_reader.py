@@ -73,8 +73,10 @@ def load_minari(
     mismatch = UserError(f"{name}: metadata.json promises {rows} steps, its episodes have another number of them")
     episodes = itertools.islice(minari_episodes(folder, obs_keys), int(metadata["total_episodes"]))  # it may grow
     action_space = spaces.from_json(json.loads(metadata.get("action_space", "{}")))
+    dtypes = set()
     for alike in _ahead(_alike(_sound(episodes, action_space, name))):
-        part, action_dtype = _joined(alike), str(alike[-1][1].dtype)
+        part = _joined(alike)
+        dtypes.add(alike[0][1].dtype)
         if into.rows + len(part) > rows:
             raise mismatch
         into.add(part)
@@ -93,7 +95,7 @@ def load_minari(
         episode_ends="episodes as stored",
         obs_keys=[part for part in _parts(metadata, obs_keys) if part] or None,
         reward="none",
-        action_dtype=action_dtype,
+        action_dtype=str(np.result_type(*dtypes)),
         **{key: metadata[key] for key in keep if key in metadata},
     )
     data = into.finish(name, provenance)
@@ -226,8 +228,9 @@ def _hdf5_episodes(path: Path, count: int, parts: _Parts) -> Iterator[_Raw]:
         def read(group: h5py.h5g.GroupID, column: str) -> np.ndarray:
             name = column.encode()
             data = h5py.h5d.open(group, name)
-            if name not in types:
-                types[name] = data.dtype, data.get_type()
+            stored = data.get_type()
+            if name not in types or not stored.equal(types[name][1]):  # HDF5 would cut fractions off for whole numbers
+                types[name] = data.dtype, stored
             dtype, in_memory = types[name]
             array = np.empty(data.shape, dtype)
             data.read(h5py.h5s.ALL, h5py.h5s.ALL, array, in_memory)

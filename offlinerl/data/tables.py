@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -66,7 +66,11 @@ def table_episodes(
     columns = usual_columns(names, where) if columns is None else columns
     chosen = {field: _matching(names, patterns, where) for field, patterns in columns.items()}
     wanted = list(dict.fromkeys(name for found in chosen.values() for name in found))
-    table = {name: np.asarray(source[name]) for name in wanted} if path is None else _table(path, wanted)
+    if path is None:
+        table = {name: np.asarray(source[name]) for name in wanted}
+    else:
+        numbers = {name for field, found in chosen.items() if field != "episode" for name in found}
+        table = _table(path, wanted, set(chosen.get("episode", ())) - numbers)
     yield from _episodes(table, chosen, obs_keys, where)
 
 
@@ -132,7 +136,10 @@ def _episodes(
     obs, next_obs, action = parts("obs"), parts("next_obs"), numbers(chosen["action"])
     log_prob = single(numbers(chosen["log_prob"]), f"{where}: log_prob") if "log_prob" in chosen else None
     reward = numbers(chosen["reward"]) if "reward" in chosen else np.zeros(rows, np.float32)
-    terminated, cut = flags("terminated"), flags("truncated") | flags("last")
+    terminated, cut = flags("terminated"), flags("truncated")
+    if chosen.get("terminated", [""])[0] in END:  # a mark of any end, which is terminal unless time was up
+        terminated = terminated & ~cut
+    cut = cut | flags("last")
     order, change = np.arange(rows), np.zeros(rows, bool)
     if "episode" in chosen:
         ids = single(table[chosen["episode"][0]], f"{where}: episode")
@@ -196,7 +203,7 @@ def _given(ids: np.ndarray, where: str) -> np.ndarray:
     """
     if ids.dtype.kind in "OU":
         ids = ids.astype(str)
-        blank = np.isin(ids, ("", "None", "nan", "<NA>", "NaT"))
+        blank = np.isin(np.char.lower(ids), ("", "none", "nan", "<na>", "nat"))
     else:
         blank = ids != ids  # NaN, and what is no time
     if blank.any():
@@ -222,8 +229,9 @@ def _first_word(column: np.ndarray) -> str:
     return "0 holds something else"
 
 
-def _table(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
-    """The columns of a file that are wanted; if none are, all their names, with nothing in them."""
+def _table(path: Path, wanted: Sequence[str], words: Collection[str] = ()) -> dict[str, Any]:
+    """The columns of a file that are wanted; if none are, all their names, with nothing in them. The cells of those
+    among ``words`` are what is written there, for 1.1 and 1.10 are two names."""
     with path.open("rb") as file:
         magic = file.read(4)
     with reading(f"the table {path}", "write it again"):
@@ -232,7 +240,7 @@ def _table(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
         if magic[:2] == b"PK":
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in wanted} if wanted else dict.fromkeys(archive.files)
-        return _csv(path, wanted)
+        return _csv(path, wanted, words)
 
 
 def _parquet(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
@@ -279,7 +287,7 @@ def delimiter_of(line: str) -> str:
     return max(DELIMITERS, key=line.count)
 
 
-def _csv(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
+def _csv(path: Path, wanted: Sequence[str], words: Collection[str]) -> dict[str, Any]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         first = file.readline()
         delimiter = delimiter_of(first)
@@ -290,6 +298,7 @@ def _csv(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
         if not wanted:
             return dict.fromkeys(names)
         places = [names.index(name) for name in wanted]
+        as_written = [name in words for name in wanted]
         blocks: list[list[np.ndarray]] = [[] for _ in wanted]
         block: list[list[str]] = []
         for number, row in enumerate(csv.reader(file, delimiter=delimiter)):
@@ -299,15 +308,15 @@ def _csv(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
                 raise ValueError(f"row {number} has {len(row)} columns, and the header {len(names)}")
             block.append([row[place] for place in places])
             if len(block) == BLOCK:
-                _store(block, blocks)
+                _store(block, blocks, as_written)
                 block = []
-        _store(block, blocks)
+        _store(block, blocks, as_written)
     return {name: _joined(of) for name, of in zip(wanted, blocks, strict=True)}
 
 
-def _store(block: list[list[str]], blocks: list[list[np.ndarray]]) -> None:
-    for column, cells in zip(blocks, zip(*block, strict=True), strict=False):
-        column.append(_converted(cells))
+def _store(block: list[list[str]], blocks: list[list[np.ndarray]], as_written: Sequence[bool]) -> None:
+    for column, cells, words in zip(blocks, zip(*block, strict=True), as_written, strict=False):
+        column.append(np.array([cell.strip() for cell in cells]) if words else _converted(cells))
 
 
 def _converted(cells: Sequence[str]) -> np.ndarray:
