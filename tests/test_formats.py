@@ -379,6 +379,79 @@ def test_an_end_at_which_time_was_up_is_not_terminal(here, done, cut, kind):
     assert data.obs[:, 0].tolist() == [0, 1, 2, 3, 4] and data.terminated.tolist() == [0, 0, 1, 0, 0]
 
 
+def test_a_pattern_takes_nothing_that_is_named_for_something_else(here):
+    Path("log.csv").write_text("obs_0,act_0,act_1,action_log_prob,done\n1,2,3,-5,0\n4,5,6,-6,1\n")
+    data = offlinerl.load_dataset("log.csv")
+    assert data.action.tolist() == [[2, 3], [5, 6]] and data.log_prob.tolist() == [-5, -6]
+    Path("log.csv").write_text("obs_0,action_0,action_1,action_log_prob,done\n1,2,3,-5,0\n4,5,6,-6,1\n")
+    assert offlinerl.load_dataset("log.csv").action.tolist() == [[2, 3], [5, 6]]
+    data = offlinerl.load_dataset("log.csv", columns="obs=obs_0 action=action_* reward=action_1")
+    assert data.action.tolist() == [[2, -5]], "the last row has no successor"
+
+
+def test_rows_are_sorted_by_their_steps_and_no_two_have_the_same(here):
+    columns = "obs,action,episode,step"
+    Path("log.csv").write_text(f"{columns}\n3,.3,0,2\n1,.1,0,0\n2,.2,0,1\n5,.5,1,1\n4,.4,1,0\n")
+    assert offlinerl.load_dataset("log.csv").obs[:, 0].tolist() == [1, 2, 4]
+    again = "1,.1,0,0\n2,.2,0,1\n101,.1,0,0\n102,.2,0,1\n"
+    Path("log.csv").write_text(f"{columns}\n{again}")
+    with pytest.raises(UserError, match="rows 0 and 2 are of one episode, 0, and of one step, 0: give every episode"):
+        offlinerl.load_dataset("log.csv")
+    Path("log.csv").write_text(f"obs,action,done,step\n{again}")  # which counts something else, for all we know
+    assert offlinerl.load_dataset("log.csv").episode_lengths.tolist() == [3]
+
+
+def test_tables_of_a_folder_have_the_columns_of_the_first_one_in_its_order(here, capsys):
+    (here / "logs").mkdir()
+    Path("logs/a.csv").write_text("obs_x,obs_y,action,reward\n1,100,0,7\n2,200,0,7\n")
+    Path("logs/b.csv").write_text("reward,obs_y,obs_x,action\n7,300,3,0\n7,400,4,0\n")
+    data = offlinerl.load_dataset("logs")
+    assert data.obs.tolist() == [[1, 100], [3, 300]] and data.reward.tolist() == [7, 7]
+    assert data.provenance["columns"]["obs"] == ["obs[._]*"]
+    assert validate("logs") == []
+    given = offlinerl.load_dataset("logs", columns="obs=obs_* action=action")
+    assert given.obs.tolist() == data.obs.tolist()
+    Path("logs/columns.yaml").unlink()
+    for header, says in {
+        "reward,obs_y,action": "b.csv has no column 'obs_x', which logs/a.csv has for obs",
+        "obs_y,obs_x,action": "b.csv has no column 'reward', which logs/a.csv has for reward",
+        "obs_y,obs_x,obs_z,action,reward": "a.csv has no column 'obs_z', which logs/b.csv has for obs",
+    }.items():
+        Path("logs/b.csv").write_text(f"{header}\n" + 2 * (",".join("1" * len(header.split(","))) + "\n"))
+        for command in ("show", "validate"):
+            assert main(["datasets", command, "logs"]) == 1
+            assert says in capsys.readouterr().err
+
+
+def test_successors_have_the_parts_of_what_they_succeed(here, capsys):
+    Path("log.csv").write_text("x,y,z,nx,ny,u\n1,2,3,4,5,6\n1,2,3,4,5,6\n")
+    for successors in ("nx", "nx,ny"):
+        given = ["obs=x,y,z", f"next_obs={successors}", "action=u"]
+        assert main(["datasets", "show", "log.csv", "--columns", *given]) == 1
+        said = capsys.readouterr().err
+        assert (
+            "next_obs of shape" in said and "do not go with obs of shape (3,)" in said and len(said.splitlines()) == 1
+        )
+    robomimic(here / "lift.hdf5", images=True)
+    with h5py.File("lift.hdf5", "a") as file:
+        del file["data/demo_1/next_obs/agentview_image"]
+    assert main(["datasets", "show", "lift.hdf5"]) == 1
+    assert "demo_1: next_obs of shape (3,) do not go with obs of shape {'agentview_image'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["csv", "npz", "hdf5"])
+def test_episodes_without_steps_are_passed_over(here, kind):
+    """A recording that was begun and stopped at once: one observation, or not even that."""
+    episodes = [episode(0), episode(1, 0), episode(2)]
+    if kind == "csv":
+        path = write_csv(here / "log.csv", episodes, final=True)
+        data = offlinerl.load_dataset(path, columns=COLUMNS)
+    else:
+        data = offlinerl.load_dataset(path := dict(npz=ogbench, hdf5=robomimic)[kind](here / f"log.{kind}", episodes))
+    assert_rows(data, [no_ends, list][kind != "npz"]([episodes[0], episodes[2]]))
+    assert data.provenance["rows_dropped"] == 0 and validate(str(path)) == []
+
+
 def test_cells_are_what_they_were(here):
     """Blank ones among numbers, spaces, whole numbers too large for 64 bits, and words."""
     Path("log.csv").write_text("a,b,c,d,e,f\n 1 ,1.5,,true, x,99999999999999999999\n2, ,inf,,y ,1\n-3,1e2, ,FALSE,,2\n")
@@ -656,6 +729,29 @@ def test_lerobot_without_success_is_cut_off_everywhere(here):
     assert_rows(data, off, final=False)
 
 
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_lerobot_folders_may_be_links_and_no_file_may_be_missing(here, version, capsys):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    folder = lerobot(here / "pusht", version)
+    info = json.loads((folder / "meta/info.json").read_text())
+    info["total_frames"] = sum(len(one["action"]) for one in EPISODES)
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    (folder / "data/chunk-000").rename(here / "elsewhere")
+    (folder / "data/chunk-000").symlink_to(here / "elsewhere")
+    assert_rows(offlinerl.load_dataset(folder), final=False)
+    (folder / "meta/info.json").write_text(json.dumps(info | dict(total_frames=info["total_frames"] + 1)))
+    assert main(["datasets", "show", str(folder)]) == 1
+    assert f"hold {info['total_frames']} of the {info['total_frames'] + 1} frames" in capsys.readouterr().err
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    sorted((here / "elsewhere").iterdir())[1].unlink()
+    missing, held = (1, 6) if version == "v2.1" else (4, 4)
+    for command in ("show", "validate"):
+        assert main(["datasets", command, str(folder)]) == 1
+        assert (
+            f"episode {missing} is not in the files below data/, which hold {held} of the 7" in capsys.readouterr().err
+        )
+
+
 def test_lerobot_folders_that_lack_something_are_said(here, capsys):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     folder = lerobot(here / "pusht")
@@ -704,6 +800,17 @@ def test_faults_are_found_in_other_formats_too(here, capsys):
     assert "NaN or infinite values: obs in 1 rows, next_obs in 1 rows" in capsys.readouterr().out
     assert main(["datasets", "show", "lift.hdf5"]) == 1
     assert "demo_2: observations has NaN or infinite values in 1 rows" in capsys.readouterr().err
+
+
+def test_parts_are_chosen_of_what_was_written(here):
+    whole = offlinerl.load_dataset(robomimic(here / "lift.hdf5", images=True))
+    whole.write("lift")
+    for keys, due in {("eef_pos",): expected()[0][:, :2], ("gripper", "eef_pos"): expected()[0][:, [2, 0, 1]]}.items():
+        np.testing.assert_array_equal(offlinerl.load_dataset("lift", obs_keys=list(keys)).obs, due)
+    pictures = offlinerl.load_dataset("lift", obs_keys=["agentview_image", "gripper"])
+    assert list(pictures.observations) == ["agentview_image", "gripper"]
+    with pytest.raises(UserError, match="no part 'joints'; they have"):
+        offlinerl.load_dataset("lift", obs_keys=["joints"])
 
 
 def test_a_file_becomes_a_minari_dataset(here):

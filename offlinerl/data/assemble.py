@@ -48,6 +48,8 @@ def assemble(
     into = into or Builder(source)
     rows, dtypes = 0, set()
     for steps in episodes:
+        if not len(steps.action):  # an observation alone, or not even that
+            continue
         rows += len(steps.action)
         dtypes.add(np.asarray(steps.action).dtype)
         part = _rows_of(source, steps)
@@ -80,6 +82,12 @@ def _rows_of(source: str, steps: Steps) -> Dataset | None:
         raise UserError(
             f"{where}: {len(first_leaf(obs))} observations do not go with {T} actions, {len(reward)} rewards and"
             f" {len(terminated)} terminations; record it again"
+        )
+    shape, next_shape = (tree_map(lambda leaf: leaf.shape[1:], tree) for tree in (obs, next_obs))
+    if next_obs is not None and shape != next_shape:
+        raise UserError(
+            f"{where}: next_obs of shape {next_shape} do not go with obs of shape {shape}; name or record the same"
+            " parts of both"
         )
     if reward.dtype.kind not in "biuf":
         raise UserError(f"{where}: rewards must be numbers, but they are of type {reward.dtype}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,30 @@ def columns_of(path: Path, entry: Entry) -> Columns:
     """What the columns of a table are: as they were given, as it says beside the file, or by their names."""
     given = entry.columns or known_columns(path)
     return given or tables.usual_columns(tables.read_names(path), str(path))
+
+
+def several(files: Sequence[Path], entry: Entry) -> Iterator[tuple[Path, Entry]]:
+    """Files that make one dataset, and how each of them is read: tables in the order of the first one's columns.
+
+    Raises:
+        UserError: a table lacks a column that the first one has, or has one more; log-probabilities may be lacking.
+    """
+    first: tuple[Path, Columns] | None = None
+    for file in files:
+        if kind_of(file, entry.columns) != "table":
+            yield file, entry
+            continue
+        its = tables.resolved(tables.read_names(file), columns_of(file, entry), str(file))
+        first = first or (file, its)
+        for field in {**first[1], **its}.keys() - {"log_prob"}:
+            due, found = (set(of.get(field, ())) for of in (first[1], its))
+            for without, other, lacking in ((file, first[0], due - found), (first[0], file, found - due)):
+                if lacking:
+                    raise UserError(
+                        f"{without} has no column {min(lacking)!r}, which {other} has for {field}: name columns that"
+                        " all files have with --columns, or put the files together with `offlinerl datasets merge`"
+                    )
+        yield file, replace(entry, columns={field: first[1].get(field, names) for field, names in its.items()})
 
 
 def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,9 +75,11 @@ def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset
     columns = ["action", "episode_index", "frame_index", "timestamp", *(key for key in keys if key not in videos)]
     columns += [name for name in ("next.reward", "next.success", "next.terminated", "log_prob") if name in features]
     pq = parquet_reader()
-    files = sorted((folder / "data").rglob("*.parquet"))
+    files = _parquet_files(folder / "data")
     if not files:
         raise UserError(f"{folder} has no Parquet files below data/; get the dataset again")
+    read: set[int] = set()
+    rows = 0
     for file in files:
         with reading(f"{file}", "get the dataset again"):
             table = pq.read_table(file, columns=columns)
@@ -88,6 +91,8 @@ def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset
             number = int(numbers[first]) if end > first else -1
             if number not in wanted:
                 continue
+            read.add(number)
+            rows += end - first
             place = f"episode {number}"
             frames = {name: column[first:end] for name, column in found.items()}
             with reading(f"{file}, {place}", "get the dataset again"):  # an episode at a time, for they are large
@@ -99,6 +104,22 @@ def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset
                 path, start = places(number, key)
                 shown[key] = frames_at(path, start + frames["timestamp"], 0.5 / info["fps"])
             yield _steps(observed(shown, keys, str(folder)), frames, place, int(first))
+    if len(read) < len(wanted) and "total_episodes" in info:
+        missing = next(number for number in wanted if number not in read)
+        raise UserError(
+            f"{folder}: episode {missing} is not in the files below data/, which hold {len(read):,} of the"
+            f" {len(wanted):,} that meta/info.json promises; get the dataset again"
+        )
+    if subset is None and rows < (promised := int(info.get("total_frames", rows))):
+        raise UserError(
+            f"{folder}: the files below data/ hold {rows:,} of the {promised:,} frames that meta/info.json promises;"
+            " get the dataset again"
+        )
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    """Those in it and in what is linked there, in their order."""
+    return sorted(folder / file for file in glob.glob("**/*.parquet", root_dir=folder, recursive=True))
 
 
 def _steps(obs: Tree, frames: Mapping[str, np.ndarray], place: str, row: int) -> Steps:
@@ -146,7 +167,7 @@ def _video_places(folder: Path, info: Mapping[str, Any], videos: Sequence[str]) 
             ), 0.0,
         )  # fmt: skip
     pq, places = parquet_reader(), {}
-    for file in sorted((folder / "meta" / "episodes").rglob("*.parquet")):
+    for file in _parquet_files(folder / "meta" / "episodes"):
         with reading(f"{file}", "get the dataset again"):
             facts = ("chunk_index", "file_index", "from_timestamp")
             wanted = [f"videos/{key}/{fact}" for key in videos for fact in facts]

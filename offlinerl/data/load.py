@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from offlinerl.data import formats, registry
+from offlinerl.data.assemble import observed
 from offlinerl.data.builder import Builder
 from offlinerl.data.d4rl import Mode, load_hdf5
 from offlinerl.data.dataset import Dataset
@@ -22,6 +23,7 @@ from offlinerl.data.registry import Entry
 from offlinerl.data.rewards import with_reward
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError, either, reading
+from offlinerl.util.trees import tree_leaves
 
 
 def load(
@@ -86,7 +88,11 @@ def _read(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
         raise UserError(f"{path} is no table and has no subsets: leave out --{given[0]}")
     with reading(f"the dataset {path}", "get or write it again"):
         if kind == "written":
-            return Dataset.mapped(path)
+            data = Dataset.mapped(path)
+            if entry.obs_keys is None:
+                return data
+            parts = dict(tree_leaves(data.observations))
+            return replace(data, observations=observed(parts, entry.obs_keys, str(path)))
         if kind == "minari":
             return load_minari(path, name=entry.name, obs_keys=entry.obs_keys, into=into)
         allowed = entry.steps_allowed
@@ -102,8 +108,8 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
     if entry.columns is None and (known := known_columns(path)):
         entry = replace(entry, columns=known)
     facts: list[dict[str, Any]] = []
-    for file in files:
-        part = _read(file, entry, mode, into.part())
+    for file, one in formats.several(files, entry):
+        part = _read(file, one, mode, into.part())
         facts.append(part.provenance)
         if len(kinds := {fact["format"] for fact in facts}) > 1:
             raise UserError(
@@ -113,6 +119,8 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
         into.drop()
     total = {name: sum(fact[name] for fact in facts) for name in ("rows_in_source", "rows_dropped")}
     about = {**facts[0], **total, "file": str(path), "files": [file.name for file in files]}
+    if "columns" in about:
+        about["columns"] = formats.columns_of(files[0], entry)
     about["action_dtype"] = str(np.result_type(*(fact["action_dtype"] for fact in facts)))
     return into.finish(entry.name, about)
 

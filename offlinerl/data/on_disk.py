@@ -6,6 +6,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -99,7 +100,8 @@ def through_cache(
 def _source(path: Path, entry: Entry, mode: str) -> dict[str, Any]:
     """What tells apart what may be made of a source: which it is, how it is read, and how it looks now."""
     if path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file() and not file.name.endswith("columns.yaml")]
+        found = (Path(place, name) for place, _, names in os.walk(path, followlinks=True) for name in names)
+        files = [file for file in found if file.is_file() and not file.name.endswith("columns.yaml")]
     else:
         files = [path] if path.is_file() else [Path(file) for file in glob.glob(str(path), recursive=True)]
     columns = entry.columns or (known_columns(path) if entry.kind == "file" else None)

@@ -24,6 +24,7 @@ USUAL: dict[str, tuple[str, ...]] = dict(
     action=("actions", "action", "action[._]*", "act[._]*"),
     reward=("rewards", "reward"),
     episode=("episode", "episode_id", "episode_index", "trajectory", "trajectory_id"),
+    step=("step", "timestep", "time_step", "frame_index"),
     terminated=(*TERMINAL, "dones", "done"),
     truncated=CUT,
     last=END,
@@ -64,7 +65,7 @@ def table_episodes(
         source = {str(name): source[name] for name in source}
     names = list(source if path is None else _table(path, []))
     columns = usual_columns(names, where) if columns is None else columns
-    chosen = {field: _matching(names, patterns, where) for field, patterns in columns.items()}
+    chosen = resolved(names, columns, where)
     wanted = list(dict.fromkeys(name for found in chosen.values() for name in found))
     if path is None:
         table = {name: np.asarray(source[name]) for name in wanted}
@@ -80,12 +81,14 @@ def usual_columns(names: Sequence[str], where: str) -> Columns:
     Raises:
         UserError: no name tells the observation or the action.
     """
-    found = {}
+    found, fixed = {}, {name for patterns in USUAL.values() for name in patterns}
     for field, patterns in USUAL.items():
         for pattern in patterns:
-            if any(fnmatchcase(name, pattern) for name in names):
+            if pattern in names or any(fnmatchcase(name, pattern) for name in names if name not in fixed):
                 found[field] = [pattern]
                 break
+    if "episode" not in found:
+        found.pop("step", None)  # whose beginnings would be those of episodes
     if lacking := [field for field in ("obs", "action") if field not in found]:
         many = ", ".join(map(str, names[:20])) + (", ..." if len(names) > 20 else "")
         what = {"obs": "observations", "action": "actions"}[lacking[0]]
@@ -93,10 +96,21 @@ def usual_columns(names: Sequence[str], where: str) -> Columns:
     return found
 
 
-def _matching(names: Sequence[str], patterns: Sequence[str], where: str) -> list[str]:
+def resolved(names: Sequence[str], columns: Columns, where: str) -> Columns:
+    """The names of a table's columns by what they hold. A pattern takes none that is named for something else.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    named = {pattern for patterns in columns.values() for pattern in patterns}
+    free = [name for name in names if name not in named]
+    return {field: _matching(names, free, patterns, where) for field, patterns in columns.items()}
+
+
+def _matching(names: Sequence[str], free: Sequence[str], patterns: Sequence[str], where: str) -> list[str]:
     found = []
     for pattern in patterns:
-        matching = [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
+        matching = [pattern] if pattern in names else [name for name in free if fnmatchcase(name, pattern)]
         if not matching:
             many = ", ".join(map(str, names[:20])) + (", ..." if len(names) > 20 else "")
             raise UserError(f"{where} has no column {pattern!r}; {did_you_mean(pattern, names, f'it has {many}')}")
@@ -147,12 +161,18 @@ def _episodes(
             raise UserError(f"{where}: one column tells episodes apart, not {len(chosen['episode'])}")
         _, first, number = np.unique(_given(ids, where), return_index=True, return_inverse=True)
         number = np.argsort(np.argsort(first))[number]  # counted as they begin
-        keys = [number]
-        if "step" in chosen:
-            keys.insert(0, single(numbers(chosen["step"]), f"{where}: step"))
-        order = np.lexsort(keys)
+        step = single(numbers(chosen["step"]), f"{where}: step") if "step" in chosen else None
+        order = np.lexsort([number] if step is None else [step, number])
         number = number[order]
         change[:-1] = number[1:] != number[:-1]
+        if step is not None:
+            twice = ~change[:-1] & (step[order][1:] == step[order][:-1])
+            if twice.any():
+                one, other = order[(at := int(twice.argmax())) : at + 2]
+                raise UserError(
+                    f"{where}: rows {one} and {other} are of one episode, {ids[one]}, and of one step, {step[one]}:"
+                    " give every episode an id of its own, or say with --columns what the steps are, or leave them out"
+                )
     elif "step" in chosen:
         step = single(numbers(chosen["step"]), f"{where}: step")
         change[:-1] = step[1:] <= step[:-1]

@@ -122,11 +122,16 @@ def _steps_columns(kind: str, path: Path, entry: Entry) -> _Columns:
     if kind == "several":
         files = formats.files_of(path)
         entry = replace(entry, columns=entry.columns or known_columns(path))
-        found = (of for file in files for of in formats.episodes_of(_kind_of_one(file, entry), file, entry))
+        found = (
+            steps for file, one in formats.several(files, entry)
+            for steps in formats.episodes_of(_kind_of_one(file, one), file, one)
+        )  # fmt: skip
     else:
         found = formats.episodes_of(kind, path, entry)
     for steps in found:
         T = len(steps.action)
+        if not T:
+            continue
         obs, next_obs = (tree_map(lambda leaf, T=T: leaf[:T], tree) for tree in (steps.obs, steps.next_obs))
         terminated = as_flags(np.asarray(steps.terminated), f"{path}, {steps.place}: terminations")
         truncated = (np.arange(T) == T - 1) & ~terminated

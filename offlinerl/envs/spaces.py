@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -125,7 +126,8 @@ def encode(space: gym.Space | None, column: np.ndarray) -> np.ndarray:
     Raises:
         Misfit: a choice is no whole number, or out of range.
     """
-    flat = np.asarray(column).reshape(len(column), -1)
+    column = np.asarray(column)
+    flat = column.reshape(len(column), math.prod(column.shape[1:]))  # also where T is 0
     if isinstance(space, spaces.Discrete):
         counts, start = np.array([space.n]), np.array([space.start])
     elif isinstance(space, spaces.MultiDiscrete):
