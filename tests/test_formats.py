@@ -452,6 +452,90 @@ def test_episodes_without_steps_are_passed_over(here, kind):
     assert data.provenance["rows_dropped"] == 0 and validate(str(path)) == []
 
 
+def masked(**more):
+    """Rows of two trajectories of four steps, the goal reached on the way of the first and at the end of the second."""
+    columns = dict(
+        observations=np.arange(8.0)[:, None], next_observations=np.arange(1.0, 9)[:, None], actions=np.zeros(8),
+        rewards=-np.ones(8), masks=np.array([1, 0, 1, 1, 1, 1, 1, 0.0]),
+    )  # fmt: skip
+    return {name: column for name, column in {**columns, **more}.items() if column is not None}
+
+
+def write_columns(path, columns):
+    if path.suffix == ".npz":
+        np.savez(path, **columns)
+    else:
+        with h5py.File(path, "w") as file:
+            file.update(columns)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["npz", "hdf5"])
+@pytest.mark.parametrize("successors", [True, False])
+@pytest.mark.parametrize("name", ["terminals", "dones_float", "timeouts"])
+def test_masks_say_what_is_terminal_and_other_flags_where_episodes_end(here, kind, successors, name):
+    columns = masked(**{name: np.arange(8) % 4 == 3})
+    if not successors:
+        columns.pop("next_observations")
+    data = offlinerl.load_dataset(write_columns(here / f"log.{kind}", columns))
+    kept = np.flatnonzero(np.arange(8) != 3) if not successors else np.arange(8)  # row 3 has no successor then
+    np.testing.assert_array_equal(data.obs[:, 0], kept)
+    assert kept[data.terminated].tolist() == [1, 7] and data.episode_lengths.tolist() == [len(kept) - 4, 4]
+    assert data.next_obs[1] == 2 and validate(str(here / f"log.{kind}")) == []
+
+
+@pytest.mark.parametrize("kind", ["npz", "hdf5"])
+def test_masks_alone_end_episodes(here, kind):
+    data = offlinerl.load_dataset(write_columns(here / f"log.{kind}", masked()))
+    assert np.flatnonzero(data.terminated).tolist() == [1, 7] and data.episode_lengths.tolist() == [2, 6]
+
+
+@pytest.mark.parametrize("terminals", [None, np.zeros(8)])
+def test_beside_masks_that_tell_no_more_than_terminals_the_limit_is_the_rule(here, terminals):
+    path = write_columns(here / "log.hdf5", masked(masks=np.ones(8), terminals=terminals))
+    data = load_hdf5(path, max_episode_steps=4)
+    assert data.episode_lengths.tolist() == [4, 4] and not data.terminated.any()
+
+
+def test_masks_of_something_else_are_left_alone_and_d4rl_knows_none(here):
+    flags = dict(terminals=np.arange(8) % 4 == 3)
+    for masks in (np.zeros((8, 4, 4)), np.full(8, 0.5)):
+        data = offlinerl.load_dataset(write_columns(here / "log.hdf5", masked(**flags, masks=masks)))
+        assert np.flatnonzero(data.terminated).tolist() == [3, 7]
+    one, other = (load_hdf5(write_columns(here / "log.hdf5", masked(**flags, **more)), "d4rl") for more in (
+        {}, dict(masks=None)))  # fmt: skip
+    np.testing.assert_array_equal(one.obs, other.obs)
+    np.testing.assert_array_equal(one.terminated, other.terminated)
+
+
+def test_a_mask_that_is_left_blank_ends_nothing(here):
+    Path("log.csv").write_text("obs,action,masks,episode\n1,.1,1,0\n2,.2,0,0\n3,,,0\n4,.4,1,1\n5,,,1\n")
+    data = offlinerl.load_dataset("log.csv")
+    assert data.terminated.tolist() == [0, 1, 0] and data.next_obs[:, 0].tolist() == [2, 3, 5]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "frame"])
+def test_what_is_missing_makes_no_fractions_of_whole_numbers(here, kind):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.DataFrame(dict(
+        obs=np.arange(6.0), action=pandas.array([0, 1, None, 1, 0, None], "Int64"), episode=[0, 0, 0, 1, 1, 1],
+        done=pandas.array([False, True, None, False, None, None], "boolean"),
+    ))  # fmt: skip
+    if kind == "csv":
+        frame.to_csv("log.csv", index=False)
+    elif kind == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+        frame.to_parquet("log.parquet")
+    data = offlinerl.load_dataset(frame if kind == "frame" else f"log.{kind}")
+    assert data.provenance["action_dtype"] == "int64" and data.action[:, 0].tolist() == [0, 1, 1, 0]
+    assert data.terminated.tolist() == [0, 1, 0, 0] and data.next_obs[:, 0].tolist() == [1, 2, 4, 5]
+    frame["action"] = [0.0, 1, np.nan, 1, 0, np.nan]
+    assert offlinerl.load_dataset(frame).provenance["action_dtype"] == "float64", "what is a fraction stays one"
+    frame["action"] = pandas.array([None, 1, None, 1, 0, None], "Int64")
+    with pytest.raises(UserError, match="actions has NaN or infinite values in 1 rows"):
+        offlinerl.load_dataset(frame)
+
+
 def test_cells_are_what_they_were(here):
     """Blank ones among numbers, spaces, whole numbers too large for 64 bits, and words."""
     Path("log.csv").write_text("a,b,c,d,e,f\n 1 ,1.5,,true, x,99999999999999999999\n2, ,inf,,y ,1\n-3,1e2, ,FALSE,,2\n")

@@ -84,13 +84,14 @@ def load_hdf5(
     with open_d4rl(path) as file:
         origin = _origin(file)
         said, split = stated_split(file, split)
+        split = None if split == MASKS and mode == "d4rl" else split  # which D4RL does not know
         rows = len(file["rewards"])
         flags = episode_flags(file, max_episode_steps, split)
         terminals, cut = flags.terminal, flags.cut
         has_next = "next_observations" in file and mode == "lossless"
         end = cut.copy() if split else cut | terminals
         end[-1] = True
-        if longest is not None and not (split or said):
+        if longest is not None and not said and split in (None, MASKS):
             _require_short(path, end, longest)
         observation_space, action_space = _spaces_of(file, env)
         if mode == "d4rl":
@@ -206,9 +207,21 @@ D4RL_KEYS = {
 """Columns of a D4RL file, and the numbers of axes each may have."""
 
 
+MASKS = "masks"
+"""A column that is 0 where nothing may be bootstrapped. Beside it, ``terminals`` mark ends of any kind."""
+
+
 def stated_split(file: h5py.File, split: str | None) -> tuple[bool, str | None]:
-    """Whether a file says where its episodes end, and how to split them, which is ``split`` if it does not."""
-    stated = file.attrs.get(ENDS)
+    """Whether a file says where its episodes end, and how to split them, which is ``split`` if it does not; or "masks"
+    where nothing else is said and they are noughts and ones.
+
+    Source: ``ogbench/relabel_utils.py`` of OGBench, and ``dataset_utils.py`` of IQL's repository.
+    """
+    stated, masks = file.attrs.get(ENDS), file.get(MASKS)
+    if stated is None and split is None and isinstance(masks, h5py.Dataset):
+        rows = len(file["rewards"])
+        if masks.shape in ((rows,), (rows, 1)) and np.isin(masks[()], (0, 1)).all():
+            return False, MASKS
     return stated is not None, split if stated is None else "timeouts" if str(stated) == "timeouts" else None
 
 
@@ -236,6 +249,11 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
 
     rows = len(file["rewards"])
     (terminal_names, terminal), (cut_names, cut), (end_names, end) = map(flags, (TERMINAL, CUT, END))
+    if split == MASKS:
+        final, marked = ~as_flags(file[MASKS][()], MASKS), terminal | cut | end
+        if marked.any() and (marked != final).any():
+            return Flags(final, marked, " and ".join([*terminal_names, *cut_names, *end_names]), True)
+        terminal, terminal_names = final, terminal_names or [MASKS]  # which tell no more than terminals
     if not (terminal_names or cut_names or end_names) and (max_episode_steps is None or rows % max_episode_steps):
         has = ", ".join(sorted(file))
         raise UserError(
@@ -258,7 +276,7 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
     elif max_episode_steps is not None:
         cut = _steps_in_episode(terminal) % max_episode_steps == 0
         names.append(f"every {max_episode_steps} steps")
-    return Flags(terminal, cut, " and ".join(names), cut_known)
+    return Flags(terminal, cut | terminal if split == MASKS else cut, " and ".join(names), cut_known)
 
 
 def _steps_in_episode(end: np.ndarray) -> np.ndarray:

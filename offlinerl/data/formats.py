@@ -178,7 +178,7 @@ def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
     facts: dict[str, Any] = dict(format=NAMES[kind], file=str(path))
     if kind == "table":
         facts["columns"] = columns_of(path, entry)
-        ends = [field for field in ("episode", "terminated", "truncated", "last") if field in facts["columns"]]
+        ends = [field for field in ("episode", "terminated", "truncated", "last", "mask") if field in facts["columns"]]
         facts["episode_ends"] = " and ".join(ends) or "the end of the file"
         facts["successors"] = "next_obs" if "next_obs" in facts["columns"] else "next row"
     else:

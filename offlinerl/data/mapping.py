@@ -16,7 +16,9 @@ from offlinerl.util.errors import UserError, did_you_mean
 Columns = dict[str, list[str]]
 """The names of a table's columns, or patterns of them as in ``joint_*``, by what they hold."""
 
-FIELDS = ("obs", "action", "reward", "episode", "step", "terminated", "truncated", "last", "next_obs", "log_prob")
+FIELDS = (
+    "obs", "action", "reward", "episode", "step", "terminated", "truncated", "last", "mask", "next_obs", "log_prob",
+)  # fmt: skip
 """What a column may hold; ``obs.NAME`` and ``next_obs.NAME`` are parts of an observation."""
 
 EXAMPLE = "as in --columns obs=x,y,angle action=throttle,wheel reward=r episode=run"

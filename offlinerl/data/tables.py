@@ -7,6 +7,7 @@ import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from offlinerl.data.assemble import Steps, observed
 from offlinerl.data.columns import BLOCK, as_flags, single
-from offlinerl.data.d4rl import CUT, END, TERMINAL
+from offlinerl.data.d4rl import CUT, END, MASKS, TERMINAL
 from offlinerl.data.mapping import EXAMPLE, Columns
 from offlinerl.util.errors import UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_map
@@ -28,6 +29,7 @@ USUAL: dict[str, tuple[str, ...]] = dict(
     terminated=(*TERMINAL, "dones", "done"),
     truncated=CUT,
     last=END,
+    mask=(MASKS,),
     log_prob=("log_prob", "log_probs", "action_log_prob", "action_log_probs"),
     next_obs=("next_observations", "next_observation", "next_obs", "next_obs[._]*", "next_state[._]*"),
 )
@@ -47,7 +49,8 @@ def table_episodes(
     """The episodes of a table, one row a step: what was observed, what was done then, and what that earned.
 
     An episode ends where the column ``episode`` changes, or without one where ``step`` begins anew, and where
-    ``terminated``, ``truncated`` or ``last`` is 1. A table without any of these is one episode. Rows of an episode that
+    ``terminated``, ``truncated`` or ``last`` is 1. A table without any of these is one episode. Where there is a
+    ``mask``, it says what is terminal, where it is 0, and ``terminated`` is an end alone. Rows of an episode that
     others lie between are brought together, and sorted by ``step`` if there is such a column. Where the last row of an
     episode has no action, it holds what the last step led to.
 
@@ -68,7 +71,7 @@ def table_episodes(
     chosen = resolved(names, columns, where)
     wanted = list(dict.fromkeys(name for found in chosen.values() for name in found))
     if path is None:
-        table = {name: np.asarray(source[name]) for name in wanted}
+        table = {name: _array_of(source[name]) for name in wanted}
     else:
         numbers = {name for field, found in chosen.items() if field != "episode" for name in found}
         table = _table(path, wanted, set(chosen.get("episode", ())) - numbers)
@@ -128,23 +131,24 @@ def _episodes(
         raise UserError(f"{where} is empty: it has no rows")
 
     def numbers(names: Sequence[str]) -> np.ndarray:
-        for name in names:
-            if table[name].dtype.kind not in "biuf":
-                raise UserError(f"{where}: column {name} must be numbers, but row {_first_word(table[name])}")
+        columns = [_as_numbers(table[name]) for name in names]
+        for name, column in zip(names, columns, strict=True):
+            if column.dtype.kind not in "biuf":
+                raise UserError(f"{where}: column {name} must be numbers, but row {_first_word(column)}")
         if len(names) == 1:
-            return table[names[0]]
-        return np.concatenate([table[name].reshape(rows, -1) for name in names], 1)
+            return columns[0]
+        return np.concatenate([column.reshape(rows, -1) for column in columns], 1)
 
     def parts(field: str) -> Tree:
         named = {name.partition(".")[2]: numbers(of) for name, of in chosen.items() if name.partition(".")[0] == field}
         return named or None
 
-    def flags(field: str) -> np.ndarray:
+    def flags(field: str, blank: int = 0) -> np.ndarray:
         if field not in chosen:
             return np.zeros(rows, bool)
         column = single(numbers(chosen[field]), f"{where}: {field}")
         if column.dtype.kind == "f":
-            column = np.nan_to_num(column)  # a flag that is left blank is not set
+            column = np.nan_to_num(column, nan=blank)  # what nobody filled in marks nothing
         return as_flags(column, f"{where}: {field}")
 
     obs, next_obs, action = parts("obs"), parts("next_obs"), numbers(chosen["action"])
@@ -153,7 +157,11 @@ def _episodes(
     terminated, cut = flags("terminated"), flags("truncated")
     if chosen.get("terminated", [""])[0] in END:  # a mark of any end, which is terminal unless time was up
         terminated = terminated & ~cut
-    cut = cut | flags("last")
+    ends = terminated | cut | flags("last")
+    if "mask" in chosen:
+        terminated = ~flags("mask", blank=1)
+        if not chosen.keys() & {"episode", "step", "terminated", "truncated", "last"}:
+            ends = terminated
     order, change = np.arange(rows), np.zeros(rows, bool)
     if "episode" in chosen:
         ids = single(table[chosen["episode"][0]], f"{where}: episode")
@@ -177,13 +185,14 @@ def _episodes(
         step = single(numbers(chosen["step"]), f"{where}: step")
         change[:-1] = step[1:] <= step[:-1]
     change[-1] = True
-    bounds = (terminated | cut)[order] | change
+    bounds = ends[order] | change
     # an end that is marked in the row of the last step is that of the row behind it, if that holds what it led to
     moved = bounds & ~change & np.r_[_lacking(action)[order][1:], False]
     bounds[moved] = False
     bounds[1:] |= moved[:-1]
-    reward, ends = single(reward, f"{where}: reward"), np.flatnonzero(bounds)
-    for place, (begin, end) in enumerate(zip(np.r_[0, ends[:-1] + 1], ends, strict=True)):
+    reward, finals = single(reward, f"{where}: reward"), np.flatnonzero(bounds)
+    whole = len(chosen["action"]) == 1 and _is_whole(table[chosen["action"][0]])
+    for place, (begin, end) in enumerate(zip(np.r_[0, finals[:-1] + 1], finals, strict=True)):
         at = order[begin : end + 1]
 
         def seen(tree: Tree, at: np.ndarray = at) -> Tree:
@@ -192,7 +201,10 @@ def _episodes(
         row = int(at[0])
         logs = None if log_prob is None else log_prob[at]
         steps = Steps(seen(obs), action[at], reward[at], terminated[at], seen(next_obs), f"episode {place}", row, logs)
-        yield _without_end(steps)
+        steps = _without_end(steps)
+        if whole and not np.isnan(steps.action).any():
+            steps = steps._replace(action=steps.action.astype(np.int64))
+        yield steps
 
 
 def _without_end(steps: Steps) -> Steps:
@@ -221,16 +233,42 @@ def _given(ids: np.ndarray, where: str) -> np.ndarray:
     Raises:
         UserError: nothing tells that of a row.
     """
-    if ids.dtype.kind in "OU":
+    blank = _blank(ids)
+    if ids.dtype.kind == "O":
         ids = ids.astype(str)
-        blank = np.isin(np.char.lower(ids), ("", "none", "nan", "<na>", "nat"))
-    else:
-        blank = ids != ids  # NaN, and what is no time
     if blank.any():
         raise UserError(
             f"{where}: row {np.flatnonzero(blank)[0]} does not say which episode it is of; repair or remove it"
         )
     return ids
+
+
+def _array_of(column: Any) -> np.ndarray:
+    """A column of a frame; whole numbers of which some are missing as objects, and not as fractions."""
+    array = np.asarray(column)
+    if array.dtype.kind == "f" and getattr(getattr(column, "dtype", None), "kind", "f") in ("i", "u"):
+        return np.asarray(column.astype(object))
+    return array
+
+
+def _blank(column: np.ndarray) -> np.ndarray:
+    """``[rows]`` bool, where a column holds nothing, in whatever words."""
+    if column.dtype.kind in "OU":
+        return np.isin(np.char.lower(column.astype(str)), ("", "none", "nan", "<na>", "nat"))
+    return column != column  # NaN, and what is no time
+
+
+def _as_numbers(column: np.ndarray) -> np.ndarray:
+    """A column of objects as numbers, of which those that are missing are not known; if that is what they are."""
+    if column.dtype.kind == "O":
+        with suppress(TypeError, ValueError):
+            return np.where(_blank(column), None, column).astype(np.float64)
+    return column
+
+
+def _is_whole(column: np.ndarray) -> bool:
+    """Whether a column holds objects that are whole numbers, but for those that are missing."""
+    return column.dtype.kind == "O" and all(isinstance(value, Integral) for value in column[~_blank(column)])
 
 
 def _lacking(action: np.ndarray) -> np.ndarray:
@@ -269,7 +307,14 @@ def _parquet(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
         if not wanted:
             return dict.fromkeys(file.schema_arrow.names)
         table = file.read(columns=list(wanted))
-    return {name: from_arrow(table.column(name)) for name in wanted}
+    return {name: _with_missing(table.column(name)) for name in wanted}
+
+
+def _with_missing(column: Any) -> np.ndarray:
+    """As ``from_arrow``, but whole numbers of which some are missing as objects, and not as fractions."""
+    if column.null_count and str(column.type).startswith(("int", "uint")):
+        return np.array(column.to_pylist(), object)
+    return from_arrow(column)
 
 
 def parquet_reader() -> Any:
@@ -340,11 +385,17 @@ def _store(block: list[list[str]], blocks: list[list[np.ndarray]], as_written: S
 
 
 def _converted(cells: Sequence[str]) -> np.ndarray:
-    """Cells as whole numbers, else as numbers, of which blank ones are not known, else as words."""
+    """Cells as whole numbers, as objects if some are blank, else as numbers, of which blank ones are not known, else as
+    words."""
     for kind in (int, float):
         with suppress(ValueError, OverflowError):
             return np.array(list(map(kind, cells)), f"{kind.__name__}64")
     cells = [cell.strip() for cell in cells]
+    with suppress(ValueError, OverflowError):
+        if len(known := np.array([int(cell) for cell in cells if cell], np.int64)):
+            found = np.full(len(cells), None)
+            found[[bool(cell) for cell in cells]] = known
+            return found
     with suppress(ValueError):
         return np.array([cell or "nan" for cell in cells], np.float64)
     words = {"true": 1, "false": 0, "": 0}
