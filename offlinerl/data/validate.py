@@ -92,9 +92,8 @@ def _d4rl_columns(path: Path, entry: Entry) -> _Columns | Finding:
             listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
             return Finding("unequal lengths", f"the columns have unequal lengths: {listed}", rows)
     with d4rl.open_d4rl(path) as file:
-        _, split = d4rl.stated_split(file, entry.split)
-        flags = d4rl.episode_flags(file, entry.steps_allowed, split)
-        cut = flags.cut & ~flags.terminal if split in ("timeouts", d4rl.MASKS) else flags.cut  # for they mark every end
+        flags, every = d4rl.episode_flags(file, entry.steps_allowed, entry.split), ("timeouts", d4rl.MASKS)
+        cut = flags.cut & ~flags.terminal if entry.split in every else flags.cut  # for they mark every end
         following = file["next_observations"][()] if "next_observations" in file else None
         obs, action, reward = (file[key][()] for key in ("observations", "actions", "rewards"))
         return _Columns(obs, action, reward.reshape(-1), flags.terminal, cut, following)

@@ -129,9 +129,10 @@ def trained(folder: Path, member: Mapping[str, float], updates: int, steps: int)
     if table.is_file():
         returns: dict[int, list[float]] = defaultdict(list)
         with table.open(newline="") as file, reading(f"the table {table}", "delete it to export without a curve"):
-            for row in csv.DictReader(file):
-                counts_updates = "step" not in row or "online_steps" in (known.get("train") or {})
-                clock = "update" if counts_updates else "step"
+            rows = csv.DictReader(file)
+            fine_tuned = "online_steps" in (known.get("train") or {})  # which has both, and goes by its updates
+            clock = "step" if "step" in (rows.fieldnames or ()) and not fine_tuned else "update"
+            for row in rows:
                 own = all(float(row[column]) == value for column, value in member.items())
                 if own and int(row[clock]) <= (steps if clock == "step" else updates):
                     returns[int(row[clock])].append(float(row["return"]))

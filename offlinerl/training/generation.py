@@ -142,7 +142,7 @@ def _write(
             author="offlinerl", description=f"{name}, made from its recipe", licence="MIT", seed=recipe["seed"],
             algorithm_name=kinds.get(recipe["kind"], recipe.get("training", {}).get("agent", "policy")),
             requirements=["offlinerl"], provenance=dict(provenance),
-            **{key: recipe[key] for key in ("obs_keys",) if key in recipe},
+            **(dict(obs_keys=recipe["obs_keys"]) if "obs_keys" in recipe else {}),
         ),
     )  # fmt: skip
     display.say(f"{name}: {count:,} episodes, {steps:,} transitions in {path}")
