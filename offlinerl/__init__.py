@@ -6,7 +6,7 @@ from typing import Any
 __version__ = "0.2.0.dev0"
 
 _HOMES = {
-    "api": ("fit", "evaluate", "collect", "select", "export", "load_dataset"),
+    "api": ("fit", "evaluate", "collect", "select", "report", "export", "load_dataset"),
     "training.result": ("FitResult",),
     "rollout.deployed": ("load_policy", "DeployedPolicy"),
     "rollout.policy": ("Policy",),

@@ -223,6 +223,25 @@ def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None,
     return choosing.select([Path(run) for run in runs], dataset=found, **settings)
 
 
+def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Print who is the best of some runs and how sure that is, and return the numbers behind it.
+
+    Args:
+        runs: a folder of finished runs, or several of such.
+        out: a folder for a page, pictures and tables of it; see ``offlinerl.evaluation.report.report``.
+
+    Returns:
+        rows by the table's name: ``scores``, ``overall``, ``improvement`` and more, each fit for a pandas frame.
+
+    Raises:
+        UserError: a folder holds no finished run.
+    """
+    from offlinerl.evaluation import report
+
+    runs = [runs] if isinstance(runs, str | Path) else runs
+    return report.report([Path(run) for run in runs], None if out is None else Path(out))
+
+
 def export(run: str | Path, file: str | Path, **settings: Any) -> Path:
     """Write the policy of a run's folder or a checkpoint as a file, whose name says its format: ``.onnx`` for ONNX
     Runtime, ``.pt`` for TorchScript, ``.safetensors`` for ``load_policy``, ``evaluate`` and ``collect``.
@@ -301,7 +320,8 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
         source: a name, a Minari id, a file or a folder, a dataset that Minari opened, or arrays: ``obs``, ``action``,
             ``reward``, ``terminated`` and, if there are, ``truncated`` and ``next_obs``; see
             ``offlinerl.data.arrays.from_arrays``. Or a frame of pandas, whose ``columns`` are as those of a file.
-        env: the environment of a file.
+        env: the environment of a file, whose bounds of actions and ends of episodes are used; ``fit`` takes that of
+            anything else.
         settings: of ``offlinerl.data.load.load``; of arrays just ``name``, of a frame ``name``, ``columns`` and
             ``obs_keys``.
 
@@ -311,10 +331,12 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
     from offlinerl.data import arrays, formats, load
     from offlinerl.data.mapping import parse_columns
 
+    found = None if _is_frame(source) or isinstance(source, Mapping) else _dataset(source)
+    if env is not None and (found is None or isinstance(found, Dataset)):
+        raise UserError("env is of a dataset's file: leave it out here, and give it to offlinerl.fit")
     if _is_frame(source):
         columns, name = settings.pop("columns", None), settings.pop("name", "frame")
         return formats.of_frame(cast(Mapping[str, Any], source), columns and parse_columns(columns), name, **settings)
     if isinstance(source, Mapping):
         return arrays.from_arrays(source, **settings)
-    found = _dataset(source)
     return found if isinstance(found, Dataset) else load.load(str(found), env, **settings)

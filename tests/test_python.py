@@ -193,6 +193,12 @@ def test_arrays_that_are_not_sound_are_refused(change, says):
         offlinerl.load_dataset({name: array for name, array in arrays.items() if array is not None})
 
 
+def test_the_environment_of_arrays_is_not_left_aside_unsaid():
+    for source in (walk(), offlinerl.load_dataset(walk())):
+        with pytest.raises(offlinerl.UserError, match="give it to offlinerl.fit"):
+            offlinerl.load_dataset(source, env="Pendulum-v1")
+
+
 def test_what_minari_opened_is_a_dataset(tmp_path):
     import minari
 

@@ -384,6 +384,14 @@ def test_estimates_over_tasks_are_those_of_the_paper(written, scores, agent, kin
     assert row["tasks"] == "3" and row["trainings"] == "15"
 
 
+def test_python_gets_the_numbers_of_the_files(written, runs):
+    tables = offlinerl.report(str(runs))
+    assert {f"{name}.csv" for name in tables} == {path.name for path in (written / "tables").glob("*.csv")}
+    for name, rows in tables.items():
+        of_file = rows_of(written / "tables" / f"{name}.csv")
+        assert [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows] == of_file
+
+
 def test_the_probability_of_improvement_is_that_of_all_pairs(written, scores):
     rows = rows_of(written / "tables" / "improvement.csv", tasks="Over 3 tasks")
     assert len(rows) == 10

@@ -38,12 +38,16 @@ EXPLANATION = (
 )
 
 
-def report(runs: Sequence[Path], out: Path | None = None) -> None:
+def report(runs: Sequence[Path], out: Path | None = None) -> dict[str, list[dict[str, Any]]]:
     """Print a table of the runs of every task and dataset, and what they say over all tasks; and write a report into
     the folder ``out`` if it is given: ``report.html``, ``report.md``, ``tables`` and ``pictures``.
 
     Args:
         runs: folders of finished runs, or folders that hold such.
+
+    Returns:
+        the rows of ``tables/*.csv`` by the files' names: ``scores``, ``overall``, ``improvement``, ``curves``,
+        ``profiles`` and ``losses``, of which those are left out that have no row.
 
     Raises:
         UserError: a folder holds no finished run.
@@ -55,6 +59,8 @@ def report(runs: Sequence[Path], out: Path | None = None) -> None:
         tasks = [_of_task(group, stem) for group, stem in zip(groups, _stems(groups), strict=True)]
         shared = comparison.overall_of(groups)
         overall = [_of_all(part, "overall" + f"-{n}" * bool(n)) for n, part in enumerate(shared)]
+        sections = overall + tasks
+        numbers = _numbers(sections)
     to = console()
     for number, section in enumerate(tasks + overall):
         if number:
@@ -69,13 +75,13 @@ def report(runs: Sequence[Path], out: Path | None = None) -> None:
         names = [name for section in overall if section.found for name in section.found.names]
         names += [row.name for group in groups for row in group.rows]
         colours = {name: number for number, name in enumerate(dict.fromkeys(names))}
-        sections = overall + tasks
         with reading(*each):
             pictures = [_draw(section, colours, out / "pictures") for section in sections]
         _write_markdown(sections, pictures, out)
-        _write_tables(sections, out / "tables")
+        _write_tables(sections, numbers, out / "tables")
         page.write(out / "report.html", sections, colours, EXPLANATION)
         to.print(f"written to {out}; begin with {out / 'report.html'}")
+    return numbers
 
 
 def outcome(run: Path) -> str:
@@ -177,13 +183,21 @@ def _write_markdown(sections: Sequence[Section], pictures: Sequence[Mapping[str,
     write_whole(out / "report.md", "\n".join(text) + "\n")
 
 
-def _write_tables(sections: Sequence[Section], folder: Path) -> None:
-    """CSV files of all sections with every digit, and a LaTeX table of each."""
+def _numbers(sections: Sequence[Section]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the CSV files of all sections, by the files' names."""
     rows: dict[str, list[dict[str, Any]]] = {}
+    for section in sections:
+        for name, of_section in tables.numbers(section.group, section.found).items():
+            rows.setdefault(name, []).extend(of_section)
+    return {name: of_file for name, of_file in rows.items() if of_file}
+
+
+def _write_tables(
+    sections: Sequence[Section], numbers: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path
+) -> None:
+    """CSV files of all sections with every digit, and a LaTeX table of each."""
     for section in sections:
         for suffix, (caption, content) in section.tables.items():
             write_whole(folder / f"{section.stem}{suffix}.tex", tables.latex(content, caption))
-        for name, of_section in tables.numbers(section.group, section.found).items():
-            rows.setdefault(name, []).extend(of_section)
-    for name, of_file in rows.items():
-        tables.write_csv(folder / f"{name}.csv", of_file)
+    for name, rows in numbers.items():
+        tables.write_csv(folder / f"{name}.csv", rows)

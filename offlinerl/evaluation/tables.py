@@ -117,9 +117,7 @@ def latex(table: Table, caption: str) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Numbers with all their digits; nothing is written where there are none."""
-    if not rows:
-        return
+    """Numbers with all their digits."""
     file = io.StringIO()
     writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     writer.writeheader()
