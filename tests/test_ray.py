@@ -217,7 +217,7 @@ def test_runs_that_fit_on_no_machine_are_refused_at_once(cluster, refused, asked
 
 
 def test_a_cluster_need_not_have_the_cores_of_this_machine(cluster, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(sweep, "cores", lambda: 64)
     for name, stand_in in (("is_initialized", lambda: False), ("init", lambda **_: None), ("shutdown", lambda: None)):
         monkeypatch.setattr(ray, name, stand_in)  # the one that runs is the cluster
     assert main(["sweep", plan(agents=["bc"], each={"agent.lr": [0.002]}), "--ray-address", "auto"]) == 0

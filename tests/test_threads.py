@@ -91,3 +91,10 @@ def test_threads_are_divided_among_processes_until_they_are_done(monkeypatch):
             assert torch.get_num_threads() == after
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not confine processes to cores")
+def test_a_job_of_a_cluster_counts_its_own_cores_alone():
+    count = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\n"
+    count += "from offlinerl.util.cores import cores; print(cores())"
+    assert subprocess.run([sys.executable, "-c", count], capture_output=True, check=True).stdout == b"1\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-import os
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ import numpy as np
 import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl.envs import atari, checks, pixels, robotics, spaces
 from offlinerl.types import Spec
+from offlinerl.util.cores import cores
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree
 
@@ -395,7 +395,7 @@ class Pool:
         self._low, self._high = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
         self._seeds: dict[int, int] = {}
         self._taken = [0] * size
-        self._workers = min(size, threads or os.cpu_count() or 1)
+        self._workers = min(size, threads or cores())
         self._threads = ThreadPoolExecutor(self._workers)
         self._seconds = {threads: deque([0.0], maxlen=5) for threads in (False, True)}  # a job's in the latest rounds
         self._rounds = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -23,6 +22,7 @@ from offlinerl.rollout.loop import EnvironmentLoop, diverged_in_words
 from offlinerl.rollout.policy import Policy, apart
 from offlinerl.types import Spec
 from offlinerl.util.atomic import require_place, write_json
+from offlinerl.util.cores import cores
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError, counted
@@ -103,7 +103,7 @@ def say_of_diverged(policy: Policy, result: Evaluation, display: Display) -> Non
 
 def make_pool(task: Task, seeds: int, episodes: int) -> Pool:
     """Environments for an evaluation: two a core or one a seed, whichever is more."""
-    lanes = side_by_side(task.env, min(episodes, max(1, round(2 * (os.cpu_count() or 1) / seeds))))
+    lanes = side_by_side(task.env, min(episodes, max(1, round(2 * cores() / seeds))))
     return Pool(task.env, seeds * lanes, task.obs_keys)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -26,6 +25,7 @@ from offlinerl.training.collection import Collection
 from offlinerl.training.request import settings_for
 from offlinerl.util import paths
 from offlinerl.util.atomic import alone, require_place, sweep
+from offlinerl.util.cores import cores
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError
@@ -87,7 +87,7 @@ def generate_dataset(
             def progress(made: int) -> None:
                 display.advance(min(made, generation.total))
 
-            if not generation.run(workers or os.cpu_count() or 1, lambda: not stop.is_set(), progress):
+            if not generation.run(workers or cores(), lambda: not stop.is_set(), progress):
                 raise Interrupted(
                     f"interrupted after {generation.made:,} {unit}, which are kept in {partial}; go on with: the same"
                     " command with --resume",

@@ -6,7 +6,6 @@ import ctypes
 import itertools
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from offlinerl import agents
 from offlinerl.evaluation import comparison, report
 from offlinerl.training import config, request
 from offlinerl.util.atomic import write_json
+from offlinerl.util.cores import cores
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError, command, reading
 from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
@@ -87,8 +87,8 @@ def sweep(file: Path, ray_address: str | None = None) -> int:
     left = [run for run in runs if not run.finished]
     display.say(f"runs into {plan['out']}: {len(runs)}, of which {len(runs) - len(left)} are finished")
     failed: list[Planned] = []
-    cores = 0 if ray_address else os.cpu_count() or 1  # a cluster has its own, whatever this machine has
-    cluster = RayCluster(cores, ray_address, "runs") if left else None
+    needed = 0 if ray_address else cores()  # a cluster has its own, whatever this machine has
+    cluster = RayCluster(needed, ray_address, "runs") if left else None
     try:
         if cluster is not None:
             cluster.start()  # which has a handler of SIGTERM itself

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from offlinerl.util.cores import cores
+
 BUSY = 0.1
 """Share of the time that threads are ready to run and get no core, from which on a machine is busy."""
 QUIET_AFTER = 1.0
@@ -119,5 +121,5 @@ def _sleep(openmp: ctypes.CDLL, end: threading.Event) -> None:
     libgomp spins short."""
     # A parallel region, whose threads stay with the thread that entered it, of a function that does nothing.
     nothing = ctypes.cast(openmp.omp_get_thread_num, ctypes.c_void_p)
-    openmp.GOMP_parallel(nothing, None, (os.cpu_count() or 1) + 1, 0)
+    openmp.GOMP_parallel(nothing, None, cores() + 1, 0)
     end.wait()
