@@ -41,16 +41,20 @@ def help_of(command):
 
 
 def tables_of(agent):
-    """An agent's own settings, and below them what the files of configs have instead of the defaults."""
-    settings = settings_of(agents.get(agent).config_class)
-    own = {name: field for name, field in settings.items() if name not in settings_of(Config)}
-    text = table(
-        ["setting", "default", "what"], [[name, field.default, field.metadata["help"]] for name, field in own.items()]
-    )
+    """An agent's settings, of those that all have the ones that it or its configs change, and below them what the
+    files of configs have instead of the defaults."""
+    settings, common = settings_of(agents.get(agent).config_class), settings_of(Config)
     files = sorted((CONFIGS / agent).glob("*.yaml"))
     configs = {file.stem: yaml.safe_load(file.read_text("utf-8")).get("agent", {}) for file in files}
-    rows = [[name, *(of.get(name, field.default) for of in configs.values())] for name, field in own.items()]
-    differing = [[name, *values] for name, *values in rows if {*map(shown, values)} != {shown(own[name].default)}]
+    rows, differing = [], []
+    for name, field in settings.items():
+        values = [of.get(name, field.default) for of in configs.values()]
+        differs = any(shown(value) != shown(field.default) for value in values)
+        if differs or name not in common or field.default != common[name].default:
+            rows.append([name, field.default, field.metadata["help"]])
+        if differs:
+            differing.append([name, *values])
+    text = table(["setting", "default", "what"], rows)
     if differing:
         text += "\n\n" + table([f"`configs/{agent}`", *configs], differing)
     return text
