@@ -201,8 +201,9 @@ def collect(source: str | Policy | DeployedPolicy, env: Environment, dataset_id:
 
 
 def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None, **settings: Any) -> dict[str, Any]:
-    """Rank the policies of some runs on a dataset, by default the one they learned from, or by ``episodes`` in their
-    environment; for what it returns and the settings see ``offlinerl.training.choosing.select``.
+    """Rank the policies of some runs, or of the finished ones below a folder, on a dataset, by default the one they
+    learned from, or by ``episodes`` in their environment; for what it returns and the settings see
+    ``offlinerl.training.choosing.select``.
 
     Raises:
         UserError: anything the user can put right.
@@ -213,14 +214,17 @@ def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None,
         raise WrongUsage(f"--{min(fitted)} is of an evaluation on a dataset: leave it out, or --episodes")
     if settings.get("by") == "wis" and (useless := fitted & {"updates", "critics"}):
         raise WrongUsage(f"--{min(useless)} is of fitted Q evaluation: leave it out, or --by wis")
-    found, runs = _dataset(dataset), [runs] if isinstance(runs, str | Path) else runs
-    for run in runs:
-        find_checkpoint(Path(run))
+    from offlinerl.evaluation import comparison
+
+    found, below = _dataset(dataset), [runs] if isinstance(runs, str | Path) else runs
+    chosen = list(comparison.find([Path(run) for run in below]))
+    for run in chosen:
+        find_checkpoint(run)
     if isinstance(found, str):
         registry.resolve(found)
     from offlinerl.training import choosing
 
-    return choosing.select([Path(run) for run in runs], dataset=found, **settings)
+    return choosing.select(chosen, dataset=found, **settings)
 
 
 def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> dict[str, list[dict[str, Any]]]:

@@ -525,7 +525,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_shared(*more)
 
     p = command("select", select, "rank the policies of runs on their dataset, or by a few episodes")
-    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or checkpoints, of one task")
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, folders of them, checkpoints; of one task")
     how = p.add_mutually_exclusive_group()
     how.add_argument("--offline", action="store_true", help="on the dataset, as by default")
     how.add_argument("--episodes", type=count, metavar="N", help="act instead: episodes of all policies together")

@@ -194,7 +194,11 @@ def test_every_agent_is_in_the_documentation():
     text = (ROOT / "docs/algorithms.md").read_text("utf-8")
     reference = (ROOT / "docs/reference/agents.md").read_text("utf-8")
     for name in agents.names():
-        assert f"`{name}`" in text and f"::: offlinerl.agents.{name}\n" in reference + "\n", name
+        assert f"[`{name}`](algorithms/{name}.md)" in text, name
+        assert f"::: offlinerl.agents.{name}\n" in reference + "\n", name
+        page = (ROOT / f"docs/algorithms/{name}.md").read_text("utf-8")
+        assert f"{{{{ settings {name} }}}}" in page and f"\nofflinerl fit {name} " in page, name
+        assert f"algorithms/{name}.md\n" in (ROOT / "mkdocs.yml").read_text("utf-8"), name
 
 
 def test_the_architecture_shows_the_layers_as_they_are():

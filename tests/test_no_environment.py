@@ -63,6 +63,7 @@ def test_a_training_without_an_environment_leaves_losses_and_a_policy_that_acts(
     assert run.table == {} and (run.folder / "curves.png").stat().st_size > 1_000
     assert not (run.folder / "best.ckpt").exists() and not (run.folder / "evaluations.csv").exists()
     policy = offlinerl.load_policy(run.folder, seed=1)
+    assert repr(policy) == "<DeployedPolicy BC, seed 1: 3 observations to 1 action>"
     obs = logs(seed=1)["obs"]
     error = policy(obs) - np.tanh(obs[:, :1] - obs[:, 1:2])
     assert np.abs(error).mean() < 0.5 * np.abs(np.tanh(obs[:, :1] - obs[:, 1:2])).mean()

@@ -216,7 +216,7 @@ def test_policies_are_ranked_on_their_dataset(runs, here, capsys, monkeypatch):
     assert "no estimate is a number, so that there is nothing to draw into none.png" in capsys.readouterr().out
     assert json.loads((here / "none.json").read_text())["tried"] == 3 and not (here / "none.png").exists()
     monkeypatch.undo()
-    again = offlinerl.select(runs, updates=15, critics=2, gamma=0.9, png="drawn.png")
+    again = offlinerl.select(here, updates=15, critics=2, gamma=0.9, png="drawn.png")
     assert again["policies"] == found["policies"] and imageio.imread(here / "drawn.png").std() > 5
     assert main([*argv, "--dataset", pendulum.ID, "--offline", "--json", "again.json"]) == 0
     assert json.loads((here / "again.json").read_text()) == found

@@ -44,7 +44,7 @@ class PolicyGradientConfig(Config):
     normalize_advantage: bool = setting(True, "to mean 0 and deviation 1 of every seed's rollout, or minibatch")
     value_epochs: int = setting(10, "passes over a rollout when the value is fitted to it", low=1)
     minibatch: int = setting(128, "rows of a step of such a pass", low=1)
-    entropy: float = setting(0.0, "coefficient of the policy's entropy, in units of reward", low=0)
+    entropy: float = setting(0.0, "coefficient of the policy's entropy, in units of the advantage", low=0)
     max_grad_norm: float | None = setting(
         None, "of a step's gradient, a seed; where policy and value step together, of both; null: no limit", above=0
     )

@@ -10,8 +10,8 @@ import torch
 
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
-from offlinerl.util.errors import UserError
-from offlinerl.util.trees import Tree, tree_map
+from offlinerl.util.errors import UserError, counted
+from offlinerl.util.trees import Tree, observed_in_words, tree_map
 
 
 class DeployedPolicy:
@@ -33,6 +33,12 @@ class DeployedPolicy:
         self.leaves = {leaf.path: leaf for leaf in agent.spec.obs}
         self.low, self.high = (np.asarray(side, np.float32) for side in (agent.spec.action_low, agent.spec.action_high))
         self.reset()
+
+    def __repr__(self) -> str:
+        observed = observed_in_words({path: leaf.shape for path, leaf in self.leaves.items()})
+        choices = self.spec.num_actions
+        actions = f"one of {counted(choices, 'action')}" if choices else counted(self.spec.action_dim, "action")
+        return f"<{type(self).__name__} {type(self.agent).__name__}, seed {self.seed}: {observed} to {actions}>"
 
     def reset(self) -> None:
         """An episode begins: forget what was remembered of the one before."""
