@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from offlinerl import agents
 from offlinerl.agents.bc import BC
 from offlinerl.envs.make import Pool, make, spec_of
 from offlinerl.evaluation.evaluate import evaluate
@@ -112,6 +113,20 @@ def test_a_diverged_policy_is_named():
         agent.actor.net.layers[0].weight[0] = float("nan")
     with pytest.raises(UserError, match="seed 0 returns actions that are not finite"):
         evaluate(agent, TASK, episodes=1)
+
+
+@pytest.mark.parametrize("agent", ["dqn", "ppo"])
+def test_a_diverged_policy_of_discrete_actions_is_named(agent):
+    """The largest of values that are NaN has a number like any other."""
+    task = Task({"id": "CartPole-v1"})
+    policy = agents.get(agent)(spec_of(make(task.env)), (0, 7), hidden=(4,))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter[1] = float("nan")
+    found = evaluate(policy, task, episodes=2)
+    assert np.isfinite(found.returns[0]).all() and np.isnan(found.returns[1]).all()
+    with pytest.raises(UserError, match="seed 7 returns actions that are not finite"):
+        evaluate(policy.part(slice(1, 2)), task, episodes=1)
 
 
 def test_bootstrap_covers_the_mean_as_often_as_it_says():

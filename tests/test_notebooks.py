@@ -20,7 +20,7 @@ SHORTER = {
         '"updates": 800, "eval_every": 400,': '"updates": 40, "eval_every": 20,',
         "updates=200, critics=3": "updates=20, critics=2",
     },
-    "comparing_agents": {'"updates": 1000, "eval_every": 500,': '"updates": 20, "eval_every": 10,'},
+    "comparing_agents": {'"updates": 1000,': '"updates": 20,', '"eval_every": 500,': '"eval_every": 10,'},
 }
 """How a notebook that trains for long is run short, too short for what it asserts to hold."""
 

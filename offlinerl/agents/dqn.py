@@ -10,7 +10,7 @@ from torch import Tensor
 
 from offlinerl.agents.base import Agent, Config, Noise, setting
 from offlinerl.learning import densities, losses
-from offlinerl.learning.exploration import epsilon_greedy, linear
+from offlinerl.learning.exploration import best_of, epsilon_greedy, linear
 from offlinerl.nn.critics import ActionValues
 from offlinerl.nn.layers import soft_update
 from offlinerl.types import Batch, Metrics
@@ -67,7 +67,7 @@ class DQN(Agent):
             soft_update(self.target, self.q, 1.0)
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
-        greedy = self.q(obs).argmax(-1, keepdim=True).float()  # [S, E, 1]
+        greedy = best_of(self.q(obs))  # [S, E, 1]
         if not explore:
             return greedy
         return epsilon_greedy(greedy, self.share_of_random(), self.spec.num_actions, self.exploring(obs))

@@ -156,6 +156,12 @@ def exploration_of(name: str, sigma: float) -> Exploration:
     return {"gaussian": Gaussian, "ou": OrnsteinUhlenbeck, "parameter": ParameterNoise}[name](sigma)
 
 
+def best_of(values: Tensor) -> Tensor:
+    """The number of the largest of values ``[..., actions]``, ``[..., 1]`` float; NaN where one of them is, so that a
+    policy that diverged does not pass for one that acts."""
+    return values.argmax(-1, keepdim=True).float().masked_fill(values.isnan().any(-1, keepdim=True), torch.nan)
+
+
 def epsilon_greedy(greedy: Tensor, epsilon: float, num_actions: int, rng: EnvStreams) -> Tensor:
     """Numbers of actions ``[S, E, 1]``, each replaced by a uniformly random one with probability ``epsilon``."""
     luck = rng.uniform(0, 1, (2,)).numpy()  # [S, E, 2], whether and which

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Categorical, Independent, Normal
 
+from offlinerl.learning.exploration import best_of
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.nn.encoders import Encoder
 from offlinerl.nn.layers import MLP, Init, orthogonal, uniform
@@ -165,7 +166,7 @@ class CategoricalPolicy(Policy):
         if explore is not None:  # the largest of logits with Gumbel noise is a sample (Gumbel, 1954)
             uniform = explore.uniform(torch.finfo(torch.float32).tiny, 1, logits.shape[2:])
             logits = logits - torch.log(-torch.log(uniform.to(logits.device)))
-        return logits.argmax(-1, keepdim=True).float()
+        return best_of(logits)
 
 
 def stochastic_policy(spec: Spec, encoder: Encoder, hidden: Sequence[int], rng: Sequence[Generator]) -> Policy:
