@@ -240,6 +240,24 @@ def test_reports_and_evaluations_tell_values_apart(here, capsys):
     assert "seed 3, beta 0.5" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("agent, env", [("dqn", "CartPole-v1"), ("sac", "Pendulum-v1")])
+def test_a_value_that_diverges_while_it_acts_takes_nothing_from_the_others(agent, env, here, capsys):
+    short = [
+        "--env", env, "--steps", 160, "--batch", 16, "--eval-every", 80, "--eval-episodes", 1, "--final-episodes", 1,
+        "--compile", "false", "--max-episode-steps", 20, "--train.warm_up", 20,
+    ]  # fmt: skip
+    assert fit(agent, *short, "--agent.lr", "0.001", "--out", f"{agent}-sound") == 0
+    capsys.readouterr()
+    assert fit(agent, *short, "--agent.lr", "0.001,1e35", "--out", f"{agent}-broken") == 0
+    said = "the policy of seed 0, lr 1e+35 returns actions that are not finite"
+    assert capsys.readouterr().out.count(said) == 1
+    table, alone = rows(here / f"{agent}-broken" / "evaluations.csv"), rows(here / f"{agent}-sound" / "evaluations.csv")
+    own, lost = ([float(row["score"]) for row in table if float(row["agent.lr"]) == lr] for lr in (0.001, 1e35))
+    np.testing.assert_allclose(own, [float(row["score"]) for row in alone], rtol=1e-3)
+    assert len(own) == len(lost) and np.isnan(lost[-1])
+    assert fit(agent, *short, "--agent.lr", "1e35,1e36", "--out", f"{agent}-lost") == 1
+
+
 def test_a_value_that_diverges_takes_nothing_from_the_others(here, capsys):
     assert fit("bc", *SHORT, "--updates", 60, "--out", "sound") == 0
     assert fit("bc", *SHORT, "--agent.lr", "0.0003,1e35", "--out", "broken") == 0

@@ -61,7 +61,7 @@ def evaluate(
             return evaluate(policy, task, episodes, seed, pool, progress)
     check_spec(policy, pool)
     S = len(policy.seeds)
-    loop = EnvironmentLoop(pool, S, lambda s, e, episode: seed + episode, go_on=True)
+    loop = EnvironmentLoop(pool, S, lambda s, e, episode: seed + episode, "stop")
     policy = apart(policy, range(loop.shape[1]))
     returns, lengths, success = (np.zeros((S, episodes)) for _ in range(3))
     knows_success = False  # whether the environment says what success is

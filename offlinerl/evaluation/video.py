@@ -42,7 +42,7 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
     instead = "on a machine without a screen install libosmesa6 and set MUJOCO_GL=osmesa"
     S = len(policy.seeds)
     pool = Pool(task.env, S, task.obs_keys, render_mode="rgb_array")
-    loop, policy = EnvironmentLoop(pool, S, lambda s, e, episode: seed, go_on=True), apart(policy, range(1))
+    loop, policy = EnvironmentLoop(pool, S, lambda s, e, episode: seed, "stop"), apart(policy, range(1))
     drawn, display = 0, display or Display()
     try:
         members = getattr(policy, "members", [dict(seed=number) for number in policy.seeds])

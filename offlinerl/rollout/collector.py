@@ -88,6 +88,7 @@ class Collector:
             random: act at random instead; the policy's ``begin`` is called all the same.
         """
         self._begin(policy)
+        self.loop.diverging = "idle" if self.on_episode is None else "raise"  # a dataset wants no episodes of such
         step = self.loop.step(self.uniform if random else policy, explore=True, log_prob=self.on_episode is not None)
         for i, (obs, reward, terminated, truncated, _) in step.answers.items():
             s, e = self.loop.lane(i)

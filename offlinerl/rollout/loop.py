@@ -4,7 +4,7 @@ they begin and in what they keep."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -56,7 +56,8 @@ class EnvironmentLoop:
         pool: S * E environments; number s * E + e is the e-th of policy s.
         policies: S.
         reset_seed: gives the reset seed of an episode, from s, e and its number.
-        go_on: while one policy's actions are finite, the others', if they are not, stop playing, and nothing is raised.
+        diverging: what becomes of a policy whose actions are not finite, while another's are: "raise" ``Diverged``;
+            "stop", it plays no longer; or "idle", it plays on with zeros, or the bound that is nearest to them.
 
     Attributes:
         diverged: ``[S]`` bool, whose actions were not finite.
@@ -67,9 +68,13 @@ class EnvironmentLoop:
     """
 
     def __init__(
-        self, pool: Pool, policies: int, reset_seed: Callable[[int, int, int], int], go_on: bool = False
-    ):  # fmt: skip
-        self.pool, self.reset_seed, self.go_on = pool, reset_seed, go_on
+        self,
+        pool: Pool,
+        policies: int,
+        reset_seed: Callable[[int, int, int], int],
+        diverging: Literal["raise", "stop", "idle"] = "raise",
+    ):
+        self.pool, self.reset_seed, self.diverging = pool, reset_seed, diverging
         self.diverged = np.zeros(policies, bool)
         self.shape = policies, len(pool.envs) // policies
         self.play(np.zeros(self.shape, bool))
@@ -164,9 +169,10 @@ class EnvironmentLoop:
         wrong = (self.playing & ~finite.all(-1)).any(1)  # [S]
         self.diverged |= wrong
         if wrong.any():
-            if self.diverged.all() or not self.go_on:
+            if self.diverged.all() or self.diverging == "raise":
                 raise Diverged(diverged_in_words(policy, int(wrong.argmax())))
-            self.play(self.playing & ~self.diverged[:, None])
+            if self.diverging == "stop":
+                self.play(self.playing & ~self.diverged[:, None])
         return np.where(finite, action, 0)
 
 
