@@ -1,6 +1,7 @@
 """Datasets made by their recipes: the same to the bit however many make them and whatever kills them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,7 +257,7 @@ def test_a_policy_samples_its_actions(here, small, monkeypatch):
     np.testing.assert_allclose(load("hopper-random").log_prob, -3 * np.log(2), rtol=1e-6)
 
 
-def test_medium_replay_is_what_a_training_experienced(here, monkeypatch):
+def test_medium_replay_is_what_a_training_experienced(here, monkeypatch, capsys):
     monkeypatch.setattr("offlinerl.training.collection.REFERENCE_EPISODES", 2)
     shorter = dict(warm_up=200, final_episodes=1, eval_every=300, eval_episodes=1, compile=False)
     training = dict(read("hopper-medium-replay")["training"], settings=dict(agent=dict(hidden=[16]), train=shorter))
@@ -281,6 +282,10 @@ def test_medium_replay_is_what_a_training_experienced(here, monkeypatch):
     assert train.provenance["provenance"]["recipe"]["training"]["steps"] == 140000
     assert not (here / "datasets/hopper-medium-replay.partial").exists()
     assert validate("hopper-medium-replay") == []
+    shutil.rmtree(here / "datasets/hopper-medium-replay")
+    capsys.readouterr()
+    assert main(["datasets", "generate", "hopper-medium-replay", "--size", "600"]) == 1  # before it trains
+    assert "hopper-medium-replay-heldout already exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["pointmaze-umaze", "pointmaze-medium", "pointmaze-large"])

@@ -72,7 +72,8 @@ def generate_dataset(
     path = Path(out) if out else paths.cache("datasets", full)
     partial = path.with_name(f"{path.name}.partial")
     sealed = resume and partial.exists()  # it was killed when all but tidying up was done
-    require_place(path, overwrite or sealed, MINARI)
+    for place in (path, _heldout(path)) if replayed else (path,):
+        require_place(place, overwrite or sealed, MINARI)
     if replayed:
         if episodes is not None:
             raise UserError(f"{name} is measured in transitions: give --size instead of --episodes")
@@ -99,6 +100,11 @@ def generate_dataset(
         _write(path, full, parts, iter(generation), provenance, overwrite or path.exists(), display)
         generation.clear()
     return path
+
+
+def _heldout(path: Path) -> Path:
+    """The folder of a replay's held-out episodes, which lies beside that of the others."""
+    return path.with_name(path.name + registry.HELDOUT)
 
 
 @contextmanager
@@ -159,7 +165,7 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
 def _replay(name: str, recipe: Recipe, steps: int, path: Path, partial: Path, resume: bool, overwrite: bool) -> Path:
     """Train an agent by its recipe and keep its episodes, all that a replay would hold; every tenth one apart."""
     training = recipe["training"]
-    other = path.with_name(path.name + registry.HELDOUT)
+    other = _heldout(path)
     over = overrides(training)
     over["train"] = {**over["train"], "steps": steps}
     settings, entry = settings_for(training["agent"], None, training["env"], [training["seed"]], None, over)
