@@ -383,8 +383,9 @@ def test_a_pattern_takes_nothing_that_is_named_for_something_else(here):
     Path("log.csv").write_text("obs_0,act_0,act_1,action_log_prob,done\n1,2,3,-5,0\n4,5,6,-6,1\n")
     data = offlinerl.load_dataset("log.csv")
     assert data.action.tolist() == [[2, 3], [5, 6]] and data.log_prob.tolist() == [-5, -6]
-    Path("log.csv").write_text("obs_0,action_0,action_1,action_log_prob,done\n1,2,3,-5,0\n4,5,6,-6,1\n")
-    assert offlinerl.load_dataset("log.csv").action.tolist() == [[2, 3], [5, 6]]
+    for name in ("action_logp", "action_log_prob"):
+        Path("log.csv").write_text(f"obs_0,action_0,action_1,{name},done\n1,2,3,-5,0\n4,5,6,-6,1\n")
+        assert offlinerl.load_dataset("log.csv").action.tolist() == [[2, 3], [5, 6]]
     data = offlinerl.load_dataset("log.csv", columns="obs=obs_0 action=action_* reward=action_1")
     assert data.action.tolist() == [[2, -5]], "the last row has no successor"
 

@@ -30,7 +30,7 @@ USUAL: dict[str, tuple[str, ...]] = dict(
     truncated=CUT,
     last=END,
     mask=(MASKS,),
-    log_prob=("log_prob", "log_probs", "action_log_prob", "action_log_probs"),
+    log_prob=("log_prob", "log_probs", "action_log_prob", "action_log_probs", "action_logp"),
     next_obs=("next_observations", "next_observation", "next_obs", "next_obs[._]*", "next_state[._]*"),
 )
 """What columns are taken for where nothing says so, the first name or pattern that the table has."""
