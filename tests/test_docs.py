@@ -149,8 +149,8 @@ BEFORE = {
 """What a page takes for done."""
 
 
-MANY = ("quickstart", "your-own-data", "command-line")
-"""Pages with so many commands that they take a while."""
+MANY = ("quickstart", "your-own-data", "command-line", *agents.names())
+"""Pages with so many commands, or so many pages with one, that they take a while."""
 
 
 @pytest.mark.parametrize(
