@@ -463,7 +463,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_shared("--max-episode-steps", "--action-range", *SEEING)
     p.add_argument("--episodes", type=count, default=50, metavar="N", help="episodes of every policy (default: 50)")
     p.add_argument("--seed", type=whole, default=0, metavar="N", help="reset seed of the first episode (default: 0)")
-    p.add_argument("--video", type=Path, metavar="DIR", help="film an episode of every seed's policy, GIF; MP4 with PyAV")
+    p.add_argument("--video", type=Path, metavar="DIR", help="film an episode of every policy: GIF, MP4 with PyAV")
     p.add_shared("--json", "--device")
 
     nested = commands.add_parser("datasets", help="list, show, validate and make datasets")
