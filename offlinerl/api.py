@@ -214,10 +214,8 @@ def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None,
         raise WrongUsage(f"--{min(fitted)} is of an evaluation on a dataset: leave it out, or --episodes")
     if settings.get("by") == "wis" and (useless := fitted & {"updates", "critics"}):
         raise WrongUsage(f"--{min(useless)} is of fitted Q evaluation: leave it out, or --by wis")
-    from offlinerl.evaluation import comparison
-
     found, below = _dataset(dataset), [runs] if isinstance(runs, str | Path) else runs
-    chosen = list(comparison.find([Path(run) for run in below]))
+    chosen = _found(below)
     for run in chosen:
         find_checkpoint(run)
     if isinstance(found, str):
@@ -243,7 +241,16 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
     from offlinerl.evaluation import report
 
     runs = [runs] if isinstance(runs, str | Path) else runs
-    return report.report([Path(run) for run in runs], None if out is None else Path(out))
+    return report.report(_found(runs), None if out is None else Path(out))
+
+
+def _found(runs: Sequence[str | Path]) -> list[Path]:
+    """The runs among some folders and below them."""
+    from offlinerl.evaluation import comparison
+
+    if not len(runs):
+        raise UserError("there are no runs: name folders of some")
+    return list(comparison.find([Path(run) for run in runs]))
 
 
 def export(run: str | Path, file: str | Path, **settings: Any) -> Path:

@@ -120,6 +120,16 @@ def test_the_walker_sees_the_ant_and_a_direction():
         assert tuple(env.maze.cells("g")) == ((6, 6),) and env.continuing_task
 
 
+def test_an_environment_that_begins_no_episode_keeps_still():
+    """As one of which all episodes are in the journal of a generation that was killed."""
+    pool = Pool(collecting("medium-play"), 2)
+    navigator = Navigator(Recorder(), pool.envs)
+    loop = EnvironmentLoop(pool, 1, lambda s, e, episode: 10 + e)
+    loop.begin(np.array([[False, True]]), np.zeros((1, 2), int), navigator)
+    step = loop.step(navigator)
+    assert list(step.answers) == [1] and not navigator.walker.seen[0][0][0, 0, 27:].any()
+
+
 def test_an_episode_follows_from_its_seed_and_not_from_what_runs_beside_it():
     agent = SAC(Spec(29, 8, (-1.0,) * 8, (1.0,) * 8), seeds=(0,))
     whole, alone = played(agent, 5)[0], played(agent, 5, lanes=1)[0]

@@ -22,6 +22,7 @@ from offlinerl.cli import main
 from offlinerl.data.load import load
 from offlinerl.envs import checks
 from offlinerl.envs.make import Pool, make, native_action, spec_of
+from offlinerl.envs.pixels import Stacked
 from offlinerl.evaluation.video import frames_per_second
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
@@ -587,3 +588,26 @@ def test_threads_step_environments_only_as_long_as_they_are_faster(monkeypatch):
         Waiting.seconds = 0.0
         share_of_threads(40)
         assert share_of_threads(100) == 0.0
+
+
+class Counter(gym.Env):
+    """Shows one array again and again, into which it counts."""
+
+    observation_space, action_space = gym.spaces.Box(-9, 9, (1,), np.float32), gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self):
+        self.shown = np.zeros(1, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.shown[:] = 0
+        return self.shown, {}
+
+    def step(self, action):
+        self.shown += 1
+        return self.shown, 0.0, False, False, {}
+
+
+def test_a_stack_does_not_change_with_the_array_that_an_environment_shows():
+    env = Stacked(Counter(), 3)
+    shown = [env.reset()[0]] + [env.step(np.zeros(1))[0] for _ in range(3)]
+    assert np.array(shown).tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]

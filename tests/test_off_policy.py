@@ -159,6 +159,13 @@ def test_two_steps_by_hand():
     assert found.effective == pytest.approx(2.5**2 / (2**2 + 0.5**2))
 
 
+def test_a_weight_beyond_all_numbers_adds_nothing_where_nothing_is_earned():
+    obs, last = np.zeros((2, 1), np.float32), np.ones(2, bool)
+    data = Dataset.of_rows(obs, obs, action=obs, reward=np.array([0, 3], np.float32), terminated=last, last=last)
+    found = importance_sampling(data, np.array([1.0, 1.0]), np.array([5e-324, 1.0]), 1.0)
+    assert found.value == 1.5
+
+
 def test_the_behaviour_itself_is_the_mean_of_its_returns():
     *_, data, s, a = problem(1)
     same = np.full(len(data), 0.3)

@@ -193,6 +193,14 @@ def test_arrays_that_are_not_sound_are_refused(change, says):
         offlinerl.load_dataset({name: array for name, array in arrays.items() if array is not None})
 
 
+def test_no_runs_and_no_seed_are_said():
+    for of in (offlinerl.select, offlinerl.report):
+        with pytest.raises(offlinerl.UserError, match="there are no runs"):
+            of([])
+    with pytest.raises(offlinerl.UserError, match="seed must be a whole number from 0 on, not -1"):
+        offlinerl.collect("random", "Pendulum-v1", "some/random-v0", steps=10, seed=-1)
+
+
 def test_the_environment_of_arrays_is_not_left_aside_unsaid():
     for source in (walk(), offlinerl.load_dataset(walk())):
         with pytest.raises(offlinerl.UserError, match="give it to offlinerl.fit"):

@@ -30,6 +30,12 @@ def filled(steps, capacity, n_step=1, seeds=1, envs=1, priorities=None, **ends):
     return replay
 
 
+@pytest.mark.parametrize("priorities", [None, (0.6, 0.4)])
+def test_of_an_empty_ring_no_minibatches_can_be_drawn(priorities):
+    """A run that goes on may have lost the rows it had."""
+    assert filled(0, 10, priorities=priorities).sample(0, 4).reward.shape == (0, 1, 4)
+
+
 def everything(replay):
     """Every transition that can be drawn, by its observation: (reward, discount, next_obs, last) of seed 0."""
     rows = torch.arange(len(replay)).expand(1, len(replay.newest), -1)

@@ -7,6 +7,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pendulum
 import pytest
+import torch
 
 import offlinerl
 from offlinerl.agents.checkpoint import load_agent
@@ -231,6 +232,30 @@ def test_an_estimate_beyond_all_of_the_data_is_named(runs, monkeypatch, capsys):
     )
     choosing.select(runs)
     assert "1 of 3 estimates lies beyond what any episode of the data returned" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("agent, task", [("bc", pendulum.ID), ("dqn", "cart/pole-v0")])
+def test_a_policy_that_diverged_comes_last_and_is_not_deployed(agent, task, here, capsys):
+    run = here / f"diverged-{agent}"
+    if agent == "dqn":
+        assert main(["collect", "random", "--env", "CartPole-v1", "--episodes", "6", "--dataset", task]) == 0
+    few = ("--compile", "false", "--updates", 10, "--batch", 16, "--eval-every", 10, "--eval-episodes", 1,
+           "--final-episodes", 2, "--agent.hidden", "[8]", "--seeds", "0,1")  # fmt: skip
+    assert pendulum.fit(agent, "--dataset", task, "--out", run, *few) == 0
+    saved = torch.load(run / "last.ckpt", weights_only=True)
+    for value in saved["state_dict"].values():
+        if value.is_floating_point() and value.ndim and len(value) == 2:
+            value[0] = torch.nan
+    torch.save(saved, run / "last.ckpt")
+    found = offlinerl.select(run, updates=10, critics=2)
+    assert [row["seed"] for row in found["policies"]] == [1, 0] and np.isnan(found["policies"][1]["estimate"])
+    said = "the policy of seed 0 returns actions that are not finite: its training diverged"
+    assert capsys.readouterr().out.count(said) == 1
+    policy = offlinerl.load_policy(run, seed=0)
+    with pytest.raises(offlinerl.UserError, match=said):
+        policy(np.zeros(policy.spec.obs_dim))
+    with pytest.raises(offlinerl.UserError, match=said):
+        offlinerl.export(run, here / "diverged.pt", seed=0)
 
 
 def test_policies_are_ranked_by_acting(runs, here, capsys):

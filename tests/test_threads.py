@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from offlinerl.util import threads
+from offlinerl.util import cores, threads
 from offlinerl.util.threads import Watch
 
 CORES = os.cpu_count() or 1
@@ -91,6 +91,20 @@ def test_threads_are_divided_among_processes_until_they_are_done(monkeypatch):
             assert torch.get_num_threads() == after
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("files, cores_", [
+    ({"cpu.max": "150000 100000"}, 2), ({"cpu.max": "max 100000"}, None), ({}, None),
+    ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+])  # fmt: skip
+def test_a_container_counts_its_share_alone(files, cores_, tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, "CGROUP", tmp_path)
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    assert cores.quota() == cores_
+    assert cores.cores() <= (cores_ or CORES)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not confine processes to cores")

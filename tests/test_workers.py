@@ -306,3 +306,19 @@ def test_wrong_commands_say_what_to_do(here, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1, error
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_seed_that_diverges_ends_the_others_in_a_dataset_alone(workers, kept):
+    life = Life(next(iter(VARIANTS)), workers=workers)
+    if not kept:
+        life.pool.on_episode = None
+    with torch.no_grad():
+        for p in life.agent.parameters():
+            p[1] = torch.nan
+    if kept:
+        with pytest.raises(UserError, match="actions that are not finite"):
+            life.live()
+    else:
+        assert len(life.live().steps) == 28

@@ -223,7 +223,7 @@ class Stacked(gym.Wrapper):
 
     def reset(self, **how: Any) -> tuple[Tree, dict[str, Any]]:
         obs, info = self.env.reset(**how)
-        self.latest.extend([obs] * (self.latest.maxlen or 1))
+        self.latest.extend([tree_map(np.array, obs)] * (self.latest.maxlen or 1))
         return self._stack(), info
 
     def step(self, action: Any) -> tuple[Tree, Any, bool, bool, dict[str, Any]]:

@@ -240,6 +240,22 @@ def in_unit_of(agent: Agent) -> Callable[[Tensor], Tensor]:
     return lambda action: ((action - middle) / half).clamp(-1, 1)
 
 
+@torch.no_grad()
+def has_diverged(agent: Agent) -> bool:
+    """Whether the actions of an agent's first seed are not finite."""
+    return not agent.act(tree_map(lambda x: x.unsqueeze(0), _observations(agent))).isfinite().all()
+
+
+def _observations(agent: Agent) -> Tree:
+    """A few of the right shapes, ``[4, ...]``."""
+    g = torch.Generator().manual_seed(0)
+    parts = {
+        leaf.path: (64 * torch.rand(4, *leaf.shape, generator=g)).to(agent.device, getattr(torch, leaf.dtype))
+        for leaf in agent.spec.obs
+    }
+    return parts.get("", parts)
+
+
 def choice_of(agent: Agent) -> Choice:
     """The first seed's policy of an agent, without exploration, as fitted Q evaluation follows it.
 
@@ -255,12 +271,7 @@ def choice_of(agent: Agent) -> Choice:
             return torch.nn.functional.one_hot(action[:, 0].long(), spec.num_actions).float()
         return in_unit(action)
 
-    g = torch.Generator().manual_seed(0)
-    parts = {
-        leaf.path: (64 * torch.rand(4, *leaf.shape, generator=g)).to(agent.device, getattr(torch, leaf.dtype))
-        for leaf in spec.obs
-    }
-    some = parts.get("", parts)
+    some = _observations(agent)
     if not torch.equal(choose(some), choose(some)):
         raise UserError(
             f"{type(agent).__name__} acts by what it remembers of the episode, which fitted Q evaluation cannot follow;"

@@ -179,7 +179,9 @@ def _sum_of_steps(terms: Sequence[Term], times: np.ndarray, weighted: bool) -> n
             norm = times @ weight  # [draws, T]
             total += np.divide(times @ (weight * value), norm, out=np.zeros_like(norm), where=norm > 0).sum(-1)
         else:
-            total += times @ (np.exp(log_weight) * value).sum(-1) / times.shape[1]
+            with np.errstate(over="ignore", invalid="ignore"):  # of a weight beyond all numbers, what is 0 stays 0
+                weighed = np.where(value == 0, 0.0, np.exp(log_weight) * value)
+            total += times @ weighed.sum(-1) / times.shape[1]
     return total
 
 

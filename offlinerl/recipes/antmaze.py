@@ -117,16 +117,20 @@ class Navigator(Policy):
         lanes = range(len(envs) // len(self.seeds)) if lanes is None else lanes
         self.walker = apart(walker, lanes)
         self.streams = EnvStreams(self.seeds, lanes, "navigation")
+        self.begun = np.zeros(len(envs), bool)  # the others have all episodes from before a restart, and no goal
 
     def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
+        self.begun |= where.reshape(-1)
         self.streams.begin(where, episodes)
         self.walker.begin(where, episodes)
 
     def act(self, obs: Tree, explore: bool = False) -> Tensor:
         offset = self.streams.uniform(0, 1, (2,)).numpy()  # [S, E, 2]
         ways = [
-            direction(env.maze, xy, env.goal, off)
-            for env, xy, off in zip(self.mazes, obs[..., :2].reshape(-1, 2).numpy(), offset.reshape(-1, 2), strict=True)
+            direction(env.maze, xy, env.goal, off) if begun else np.zeros(2)
+            for env, begun, xy, off in zip(
+                self.mazes, self.begun, obs[..., :2].reshape(-1, 2).numpy(), offset.reshape(-1, 2), strict=True
+            )
         ]
         way = torch.from_numpy(np.float32(ways)).view(*obs.shape[:2], 2)
         action = self.walker.act(torch.cat([obs[..., 2:], way], -1).to(self.walker.device), self.explore).cpu()

@@ -56,6 +56,8 @@ class Oracle(Policy):
     def act(self, obs: Tree, explore: bool = False) -> Tensor:
         actions = np.zeros((1, len(self.envs), 5), np.float32)
         for e, env in enumerate(self.envs):
+            if self.plans[e] is None:  # has begun no episode here, for it has all of them from before a restart
+                continue
             if self.plans[e].done:
                 env.set_new_target(return_info=False)
                 self.plans[e] = self._plan(e)

@@ -79,13 +79,17 @@ class Worker:
             self.agent.load_explore_state(state["explore"])
             self.same = self.collector.load_state_dict(state["interaction"])
 
-    def rollout(self, weights: Mapping[str, np.ndarray], steps: int, count: int, random: int = 0) -> Delivery:
+    def rollout(
+        self, weights: Mapping[str, np.ndarray], steps: int, count: int, random: int = 0, kept: bool = True
+    ) -> Delivery:
         """Take ``count`` steps in every environment, the first ``random`` of them at random.
 
         Args:
             weights: of the agent, by name.
             steps: that each seed has taken so far, in all workers together.
+            kept: see ``Collector``.
         """
+        self.collector.kept = kept
         self.agent.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
         taken = []
         with one_thread():
@@ -178,7 +182,7 @@ class ActorPool:
         """Take ``count`` steps in every environment, the first ``random`` of them at random. The agent's weights go
         out once."""
         weights = self.backend.share({name: value.cpu().numpy() for name, value in agent.state_dict().items()})
-        deliveries = self._all("rollout", weights, agent.steps, count, random)
+        deliveries = self._all("rollout", weights, agent.steps, count, random, self.on_episode is not None)
         of_workers = (delivery.steps for delivery in deliveries)
         steps = tree_map(lambda *lanes: np.concatenate(lanes, 2), *of_workers)  # [T, S, E, ...]
         ended = self._ended(deliveries)

@@ -39,6 +39,7 @@ class Collector:
 
     Attributes:
         on_episode: called with s, e and every finished episode, as the environment showed it, frame by frame.
+        kept: whether these are for a dataset, which has log-probabilities and no episode of a policy that diverged.
         done: reset seeds of episodes to leave out, for they are finished already.
         uniform: acts uniformly at random.
         returns: of every seed's latest finished episodes.
@@ -60,6 +61,7 @@ class Collector:
         self.loop = EnvironmentLoop(self.pool, S, self.reset_seed)
         self.loop.episodes[:] = first - 1
         self.on_episode: Callable[[int, int, Episode], None] | None = None
+        self.kept = True
         self.uniform = Uniform(self.spec, EnvStreams(seeds, lanes, "warm-up"))
         self.done: Set[int] = frozenset()
         self.recordings: dict[int, Recording] = {}  # of the episodes under way, by the pool's number
@@ -88,8 +90,9 @@ class Collector:
             random: act at random instead; the policy's ``begin`` is called all the same.
         """
         self._begin(policy)
-        self.loop.diverging = "idle" if self.on_episode is None else "raise"  # a dataset wants no episodes of such
-        step = self.loop.step(self.uniform if random else policy, explore=True, log_prob=self.on_episode is not None)
+        kept = self.kept and self.on_episode is not None
+        self.loop.diverging = "raise" if kept else "idle"
+        step = self.loop.step(self.uniform if random else policy, explore=True, log_prob=kept)
         for i, (obs, reward, terminated, truncated, _) in step.answers.items():
             s, e = self.loop.lane(i)
             self.recordings[i].append(step.applied[s, e], newest(obs, self.pool.stack), reward, terminated, truncated)

@@ -10,6 +10,7 @@ import torch
 
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
+from offlinerl.rollout.loop import Diverged, diverged_in_words
 from offlinerl.util.errors import UserError, counted
 from offlinerl.util.trees import Tree, observed_in_words, tree_map
 
@@ -54,7 +55,7 @@ class DeployedPolicy:
         discrete. For a batch of observations ``[B, ...]`` it is ``[B, A]`` or ``[B]``.
 
         Raises:
-            UserError: the observation has another shape than the policy's.
+            UserError: the observation has another shape than the policy's, or the policy has diverged.
         """
         path, leaf = next(iter(self.leaves.items()))
         first = np.asarray(obs[path] if isinstance(obs, Mapping) and path else obs)
@@ -68,6 +69,8 @@ class DeployedPolicy:
         seen = arrays.get("", arrays)
         seen = tree_map(lambda x: torch.from_numpy(x)[None] if batched else torch.from_numpy(x)[None, None], seen)
         action = self.agent.act(tree_map(lambda x: x.to(self.agent.device), seen))[0].cpu().numpy()  # [B, A]
+        if not np.isfinite(action).all():
+            raise Diverged(diverged_in_words(self.agent, 0))
         if self.spec.num_actions:
             action = action[:, 0].astype(np.int64) + self.spec.first_action
         else:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from offlinerl.rollout.deployed import DeployedPolicy
+from offlinerl.rollout.loop import Diverged, diverged_in_words
 from offlinerl.util.atomic import atomic_write
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
@@ -40,6 +41,8 @@ class Portable(nn.Module):
         self.register_buffer("low", torch.from_numpy(policy.low), persistent=False)
         self.register_buffer("high", torch.from_numpy(policy.high), persistent=False)
         with torch.inference_mode():
+            if not self.act(*self.example(4)).isfinite().all():
+                raise Diverged(diverged_in_words(policy.agent, 0))
             first, second = self(*self.example(4)), self(*self.example(4))
         if not torch.equal(first, second):
             raise UserError(
@@ -47,10 +50,14 @@ class Portable(nn.Module):
                 " nothing; deploy it with offlinerl.load_policy instead"
             )
 
+    def act(self, *leaves: Tensor) -> Tensor:
+        """The agent's own actions, ``[B, A]``."""
+        agent = self.policy[0].agent
+        seen = dict(zip((leaf.path for leaf in agent.spec.obs), leaves, strict=True))
+        return agent.act(tree_map(lambda x: x.unsqueeze(0), seen.get("", seen)))[0]
+
     def forward(self, *leaves: Tensor) -> Tensor:
-        policy = self.policy[0]
-        seen = dict(zip((leaf.path for leaf in policy.spec.obs), leaves, strict=True))
-        action = policy.agent.act(tree_map(lambda x: x.unsqueeze(0), seen.get("", seen)))[0]  # [B, A]
+        policy, action = self.policy[0], self.act(*leaves)
         if policy.spec.num_actions:
             return action[:, 0].long() + policy.spec.first_action
         return torch.minimum(torch.maximum(action, self.low), self.high)

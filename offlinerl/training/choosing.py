@@ -16,12 +16,12 @@ from offlinerl.data import load, registry
 from offlinerl.data.dataset import Dataset
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.evaluate import evaluate, make_pool
-from offlinerl.evaluation.fqe import choice_of, fitted_q_evaluation
+from offlinerl.evaluation.fqe import choice_of, fitted_q_evaluation, has_diverged
 from offlinerl.evaluation.statistics import CAUTION, confidence_bounds, next_to_play, student
 from offlinerl.evaluation.task import Task
 from offlinerl.evaluation.weighing import require_log_probs, weighted_doubly_robust, weighted_importance_sampling
 from offlinerl.rollout.deployed import DeployedPolicy
-from offlinerl.rollout.loop import Diverged
+from offlinerl.rollout.loop import Diverged, diverged_in_words
 from offlinerl.training import config
 from offlinerl.training.request import entry_of
 from offlinerl.util.atomic import require_place, write_json
@@ -188,14 +188,20 @@ def offline(
         display.advance(done)
 
     stacks = [Task(**{"env": None, **candidate.agent.task}).stack for candidate in candidates]
-    for candidate, stack in zip(candidates, stacks, strict=True):  # what cannot be ranked is refused at once
-        if by == "fqe":
+    diverged = [has_diverged(candidate.agent) for candidate in candidates]
+    for candidate, stack, lost in zip(candidates, stacks, diverged, strict=True):
+        if lost:
+            display.say_once(f"{candidate.run}: {diverged_in_words(candidate.agent, 0)}; it comes last")
+        elif by == "fqe":  # what cannot be ranked is refused at once
             choice_of(candidate.agent)
         else:
             require_log_probs(candidate.agent, data, stack=stack)
     fitting |= dict(updates=updates, progress=progress)
     with display.bar("evaluating", max(updates, 1) * len(candidates)):
-        for candidate, stack in zip(candidates, stacks, strict=True):
+        for candidate, stack, lost in zip(candidates, stacks, diverged, strict=True):
+            if lost:
+                rows.append(dict(estimate=np.nan, ci95=[np.nan, np.nan]))
+                continue
             agent, normalize = candidate.agent, getattr(candidate.agent.config, "normalize", False)
             if by == "wis":
                 found = weighted_importance_sampling(agent, data, gamma, stack=stack)

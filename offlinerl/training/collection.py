@@ -104,6 +104,8 @@ def collect(
         Interrupted: Ctrl-C; every finished episode is kept.
     """
     set_threads(threads)
+    if seed < 0:
+        raise UserError(f"seed must be a whole number from 0 on, not {seed}")
     require_source(
         source, env, file, over, steps=steps, episodes=episodes, workers=workers, ray_address=ray_address, noise=noise,
         agent_class=agent_class,
@@ -352,6 +354,11 @@ class Collection(Companion):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.collected = state["collected"]
+        if self.collected > len(self.journal):
+            raise UserError(
+                f"{self.folder / EPISODES} has lost episodes: of the {self.collected:,} that the checkpoint knows of,"
+                f" {len(self.journal):,} are left, which can be read as a dataset; collect again into another --out"
+            )
 
     def note(self) -> str:
         mean, count = mean_of(self.collector.returns if self.collector else ()), f"{len(self.journal):,} episodes"
