@@ -65,7 +65,7 @@ ELSEWHERE = {
     "runs/xql-pixels-cartpole-balance-drqv2-v0": "test_drqv2", "hopper-medium": "test_generate",
     "antmaze-umaze": "test_antmaze",
     "kitchen-complete-v0.hdf5": "test_data", "door-human-demos.hdf5": "test_data",
-    "runs/walker2d-medium": "test_shipped",
+    "runs/hopper-medium": "test_shipped",
 }  # fmt: skip
 """Words of commands that take long at any size, and the tests that run such commands."""
 
