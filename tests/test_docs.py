@@ -63,7 +63,7 @@ ELSEWHERE = {
     "ALE/Breakout-v5": "test_atari", "MinAtar/Breakout-v1": "test_atari", "CarRacing-v3": "test_vae",
     "driving/random-v0": "test_vae", "pixels/cartpole-balance-drqv2-v0": "test_drqv2",
     "runs/xql-pixels-cartpole-balance-drqv2-v0": "test_drqv2", "hopper-medium": "test_generate",
-    "antmaze-umaze": "test_antmaze",
+    "antmaze-umaze": "test_antmaze", "kitchen-partial": "test_generate",
     "kitchen-complete-v0.hdf5": "test_data", "door-human-demos.hdf5": "test_data",
     "runs/hopper-medium": "test_shipped",
 }  # fmt: skip
