@@ -245,12 +245,12 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
 
 
 def _found(runs: Sequence[str | Path]) -> list[Path]:
-    """The runs among some folders and below them."""
+    """The runs among some folders and below them; one that is there twice stays so."""
     from offlinerl.evaluation import comparison
 
     if not len(runs):
         raise UserError("there are no runs: name folders of some")
-    return list(comparison.find([Path(run) for run in runs]))
+    return [found for run in runs for found in comparison.find([Path(run)])]
 
 
 def export(run: str | Path, file: str | Path, **settings: Any) -> Path:
