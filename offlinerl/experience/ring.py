@@ -189,8 +189,7 @@ class Replay(Rows):
         """K minibatches, ``[K, S, B, ...]``: uniform, or by priority where the ring was made so."""
         shape = (updates, batch_size)
         if self.priorities is None:
-            rows = self.streams.integers(max(len(self), 1), shape).transpose(0, 1)  # [K, S, B]; K may be 0
-            return self.transitions(rows)
+            return self.transitions(self.streams.integers(len(self), shape).transpose(0, 1))  # [K, S, B]
         self.drawn, weight = self.priorities.sample(self.streams, len(self), shape)
         return super().transitions(self.drawn + self.offsets)._replace(weight=weight)
 

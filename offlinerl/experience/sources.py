@@ -272,8 +272,7 @@ class ReplayData(ActingData):
             return tree_map(either, given, own)
         count = round(B * self.old_share(self.steps))
         given = self.table.transitions(streams.integers(old, (updates, count)).transpose(0, 1))
-        rows = streams.integers(max(len(self.replay), 1), (updates, B - count)).transpose(0, 1)
-        own = self.replay.transitions(rows)
+        own = self.replay.transitions(streams.integers(len(self.replay), (updates, B - count)).transpose(0, 1))
         return tree_map(lambda *pair: torch.cat(pair, 2), given, own)
 
     def learned(self, priority: Tensor | None) -> None:

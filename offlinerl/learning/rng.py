@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from itertools import chain
@@ -61,8 +62,8 @@ class Streams:
         return out
 
     def integers(self, high: int, shape: Sequence[int]) -> Tensor:
-        """Uniform int64 in [0, high), ``[S, *shape]``."""
-        return self._fill("random_", (0, high), shape, torch.int64)
+        """Uniform int64 in [0, high), ``[S, *shape]``; ``high`` may be 0 where the shape holds none."""
+        return self._fill("random_", (0, high if math.prod(shape) else 1), shape, torch.int64)
 
     def permutation(self, count: int) -> Tensor:
         """The numbers from 0 to ``count - 1`` in random order, ``[S, count]``."""
