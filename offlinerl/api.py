@@ -214,8 +214,10 @@ def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None,
         raise WrongUsage(f"--{min(fitted)} is of an evaluation on a dataset: leave it out, or --episodes")
     if settings.get("by") == "wis" and (useless := fitted & {"updates", "critics"}):
         raise WrongUsage(f"--{min(useless)} is of fitted Q evaluation: leave it out, or --by wis")
-    found, below = _dataset(dataset), [runs] if isinstance(runs, str | Path) else runs
-    chosen = _found(below)
+    from offlinerl.evaluation import comparison
+
+    found = _dataset(dataset)
+    chosen = [run for path in _paths(runs) for run in comparison.find([path])]  # one that is there twice stays so
     for run in chosen:
         find_checkpoint(run)
     if isinstance(found, str):
@@ -240,17 +242,15 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
     """
     from offlinerl.evaluation import report
 
-    runs = [runs] if isinstance(runs, str | Path) else runs
-    return report.report(_found(runs), None if out is None else Path(out))
+    return report.report(_paths(runs), None if out is None else Path(out))
 
 
-def _found(runs: Sequence[str | Path]) -> list[Path]:
-    """The runs among some folders and below them; one that is there twice stays so."""
-    from offlinerl.evaluation import comparison
-
-    if not len(runs):
+def _paths(runs: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One path, or several, as a list."""
+    paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    if not paths:
         raise UserError("there are no runs: name folders of some")
-    return [found for run in runs for found in comparison.find([Path(run)])]
+    return paths
 
 
 def export(run: str | Path, file: str | Path, **settings: Any) -> Path:
@@ -342,10 +342,11 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
     from offlinerl.data import arrays, formats, load
     from offlinerl.data.mapping import parse_columns
 
-    found = None if _is_frame(source) or isinstance(source, Mapping) else _dataset(source)
-    if env is not None and (found is None or isinstance(found, Dataset)):
+    is_frame = _is_frame(source)
+    found = source if is_frame or isinstance(source, Mapping) else _dataset(source)
+    if env is not None and not isinstance(found, str | Path):
         raise UserError("env is of a dataset's file: leave it out here, and give it to offlinerl.fit")
-    if _is_frame(source):
+    if is_frame:
         columns, name = settings.pop("columns", None), settings.pop("name", "frame")
         return formats.of_frame(cast(Mapping[str, Any], source), columns and parse_columns(columns), name, **settings)
     if isinstance(source, Mapping):

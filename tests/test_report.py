@@ -384,6 +384,14 @@ def test_estimates_over_tasks_are_those_of_the_paper(written, scores, agent, kin
     assert row["tasks"] == "3" and row["trainings"] == "15"
 
 
+def test_python_is_told_what_is_not_finished(tmp_path, capsys):
+    finished(tmp_path / "xql", "xql", "kitchen", 50.0)
+    (tmp_path / "bc").mkdir()
+    (tmp_path / "bc" / "last.ckpt").touch()
+    offlinerl.report(tmp_path)
+    assert f"Left out, for they are not finished: {tmp_path / 'bc'}" in capsys.readouterr().out.replace("\n", "")
+
+
 def test_python_gets_the_numbers_of_the_files(written, runs):
     tables = offlinerl.report(str(runs))
     assert {f"{name}.csv" for name in tables} == {path.name for path in (written / "tables").glob("*.csv")}
