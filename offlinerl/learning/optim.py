@@ -66,23 +66,23 @@ class Adam(torch.optim.Optimizer):
         """Apply one update by gradients in the order of the parameters."""
         remaining = iter(gradients)
         for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            power1, power2 = group["beta_powers"].unbind(-1)  # [S]
-            shrink_(power1.mul_(beta1))
-            shrink_(power2.mul_(beta2))
+            (beta1, beta2), powers = group["betas"], group["beta_powers"]
+            # Views that are changed in place would put a chain of copies into the graph, once for every parameter.
+            power1, power2 = shrunk(powers[:, 0] * beta1), shrunk(powers[:, 1] * beta2)  # [S]
+            powers.copy_(torch.stack([power1, power2], -1))
             rates = group["lr"] / (1 - power1)
             corrections = (1 - power2).rsqrt()
             for p in group["params"]:
                 m, v, grad = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"], next(remaining)
                 rate, correction = per_seed(rates, p), per_seed(corrections, p)  # [S, 1, ...]
-                shrink_(m.lerp_(grad, 1 - beta1))
-                shrink_(v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2))
+                m.copy_(shrunk(m.lerp_(grad, 1 - beta1)))
+                v.copy_(shrunk(v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)))
                 p.addcdiv_(m * -rate, v.sqrt() * correction + group["eps"])
 
 
-def shrink_(x: Tensor) -> None:
-    """Make what is negligible zero, in place; NaN stays."""
-    x.copy_(nn.functional.hardshrink(x, NEGLIGIBLE))
+def shrunk(x: Tensor) -> Tensor:
+    """Zero where x is negligible; NaN stays."""
+    return nn.functional.hardshrink(x, NEGLIGIBLE)
 
 
 def clip_norm(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:
