@@ -35,7 +35,7 @@ class Controller(Policy):
 
     def __init__(self, envs: Sequence[gym.Env], streams: EnvStreams, noise: float = 0.5) -> None:
         self.maze = envs[0].unwrapped.maze
-        self.cells = maze_of(self.maze.maze_map)
+        self.next = ways(maze_of(self.maze.maze_map))
         self.seeds, self.streams, self.noise = streams.seeds, streams, noise
 
     def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
@@ -49,21 +49,31 @@ class Controller(Policy):
 
     def waypoints(self, position: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Where points are to go next, ``[E, 2]`` float32: x and y in m."""
-        here, target = (list(map(tuple, self.cell_of(xy))) for xy in (position, goal))
-        following = [next_cells(self.cells, there).get(cell, there) for cell, there in zip(here, target, strict=True)]
-        arrived = np.array([cell == there for cell, there in zip(here, target, strict=True)])
-        return np.where(arrived[:, None], goal, self.centre_of(np.array(following))).astype(np.float32)
+        here, target = self.cell_of(position), self.cell_of(goal)
+        arrived = (here == target).all(1, keepdims=True)
+        return np.where(arrived, goal, self.centre_of(self.next[(*here.T, *target.T)])).astype(np.float32)
 
-    def cell_of(self, xy: np.ndarray) -> list[list[int]]:
-        """Row and column of the cells ``[E, 2]`` at x and y in m, as Gymnasium-Robotics counts them."""
+    def cell_of(self, xy: np.ndarray) -> np.ndarray:
+        """Row and column ``[E, 2]`` of the cells at x and y in m, as Gymnasium-Robotics counts them."""
         maze = self.maze
         at = np.stack([maze.y_map_center - xy[:, 1], xy[:, 0] + maze.x_map_center], 1) / maze.maze_size_scaling
-        return np.floor(at).astype(int).tolist()
+        return np.floor(at).astype(int)
 
     def centre_of(self, cell: np.ndarray) -> np.ndarray:
         """x and y in m of the centres of cells, given by row and column, ``[E, 2]``."""
         middle = (cell + 0.5) * self.maze.maze_size_scaling
         return np.stack([middle[:, 1] - self.maze.x_map_center, self.maze.y_map_center - middle[:, 0]], 1)
+
+
+def ways(maze: Maze) -> np.ndarray:
+    """The next cell from any cell towards a free one, ``[H, W, H, W, 2]``; that one itself where no way is known."""
+    shape = len(maze.rows), len(maze.rows[0])
+    found = np.empty((*shape, *shape, 2), int)
+    found[:] = np.stack(np.indices(shape), -1)
+    for goal in maze.free:
+        for cell, onwards in next_cells(maze, goal).items():
+            found[(*cell, *goal)] = onwards
+    return found
 
 
 def maze_of(maze_map: Sequence[Sequence[int | str]]) -> Maze:
