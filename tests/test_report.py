@@ -589,6 +589,12 @@ def test_a_narrow_screen_goes_without_what_is_least_needed(tmp_path):
     assert sum(max(len(a), len(b)) + 3 for a, b in zip(columns, cells, strict=True)) < 80
 
 
+def test_latex_can_read_a_table_of_any_datasets_name(tmp_path, capsys):
+    finished(tmp_path / "a", dataset="50% of #1")
+    assert main(["report", str(tmp_path / "a"), "--out", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out" / "tables").glob("*.tex")] == ["50-of-1-normalized.tex"]
+
+
 def test_tables_for_latex():
     text = tables.latex((("a_b", "c"), [("x & y", "50%")]), "of $1")
     assert r"a\_b & c \\" in text and r"x \& y & 50\% \\" in text and r"\caption{of \$1}" in text

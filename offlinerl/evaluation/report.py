@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,8 @@ IMPROVEMENT = "how probably a training of the row scores higher than one of the 
 def _stems(groups: Sequence[Group]) -> list[str]:
     taken: list[str] = []
     for group in groups:
-        kind = "no-score" if group.kind is None else group.kind.replace(", ", "-").replace(" ", "-")
-        stem = Path(f"{group.name.replace('/', '-')}-{kind}" + "-steps" * (group.clock == "steps"))
+        name = f"{group.name}-{group.kind or 'no-score'}" + "-steps" * (group.clock == "steps")
+        stem = Path(re.sub(r"[^\w.-]+", "-", name))  # LaTeX reads no file with, say, % in its name
         taken.append(next(path.name for path in numbered(stem) if path.name not in taken))
     return taken
 
