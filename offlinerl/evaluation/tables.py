@@ -110,8 +110,8 @@ def latex(table: Table, caption: str) -> str:
 
     columns, rows = table
     return "\n".join([
-        r"\begin{table}", r"\centering", rf"\caption{{{plain(caption)}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"\toprule", line(columns), r"\midrule",
+        r"\begin{table}", r"\centering", rf"\caption{{{plain(caption)}}}", r"\smallskip",
+        rf"\begin{{tabular}}{{ll{'r' * (len(columns) - 2)}}}", r"\toprule", line(columns), r"\midrule",
         *map(line, rows), r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
     ])  # fmt: skip
 
