@@ -6,6 +6,7 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
+import torch
 from conftest import transitions
 
 from offlinerl.data.d4rl import load_hdf5
@@ -15,6 +16,8 @@ from offlinerl.data.load import load
 from offlinerl.data.minari_reader import load_minari
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.rewards import with_reward
+from offlinerl.experience.table import Table
+from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -243,6 +246,22 @@ def test_n_step_by_hand():
     np.testing.assert_array_equal(batch.next_obs[:, 0], [3, 4, 4, 4, 6, 6])
     np.testing.assert_array_equal(batch.last, [False, True, True, True, True, True])
     assert batch.reward.dtype == batch.discount.dtype == np.float32
+
+
+def test_nothing_goes_on_beyond_a_step_that_leads_elsewhere_than_to_the_next_row():
+    obs = np.arange(6, dtype=np.float32)[:, None]
+    next_obs = np.array([[1.000001], [70], [3], [80], [5], [6]], np.float32)  # elsewhere after 1 and 3
+    data = Dataset.of_rows(
+        obs, next_obs, action=obs / 10, reward=10 ** np.arange(6, dtype=np.float32),
+        terminated=np.zeros(6, bool), last=np.arange(6) == 5,
+    )  # fmt: skip
+    assert data.leaps.tolist() == [1, 3] and len(data.episode_starts) == 1
+    rows = Table(data, Spec(1, 1, (-1.0,), (1.0,)), 1.0, n_step=3)
+    batch = rows.transitions(torch.arange(6))
+    assert batch.reward.tolist() == [11, 10, 1100, 1000, 110000, 100000]
+    np.testing.assert_allclose(batch.next_obs[:, 0], [70, 70, 80, 80, 6, 6])
+    assert rows.windows(torch.tensor(0), 4).mask.tolist() == [1, 1, 0, 0]
+    assert rows.starts.tolist() == [0, 2, 4]
 
 
 def test_n_step_equals_a_loop():

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 COLUMNS = ("observations", "at", "next_at", "action", "reward", "terminated", "last", "log_prob")
 ABOUT = "dataset.json"
 """What a folder of columns holds besides them."""
+FEW = 1 << 10
+"""Rows whose observations, which may be images, are compared at a time."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -213,6 +215,21 @@ class Dataset:
         """``[episodes]`` rows of each."""
         return np.diff(np.r_[self.episode_starts, len(self)])
 
+    @cached_property
+    def leaps(self) -> np.ndarray:
+        """``[n]`` the rows that lead elsewhere than to the next row though their episode goes on, as in a log of single
+        transitions. What differs by rounding alone is the same."""
+        found, first = [np.empty(0, int)], 0
+        for successor, here, last in zip(blocks(self.next_at), blocks(self.at, more=1), blocks(self.last), strict=True):
+            for rows in blocks(np.flatnonzero((successor[: len(here) - 1] != here[1:]) & ~last[: len(here) - 1]), FEW):
+                pairs = (
+                    (leaf.take(successor[rows], 0), leaf.take(here[rows + 1], 0))
+                    for _, leaf in tree_leaves(self.observations)
+                )
+                found.append(first + rows[~np.logical_and.reduce([near(*pair) for pair in pairs])])
+            first += len(successor)
+        return np.concatenate(found)
+
     @property
     def episode_returns(self) -> np.ndarray:
         """``[episodes]`` undiscounted sums of ``reward``, float64."""
@@ -305,6 +322,12 @@ class Stretches:
 def write_about(folder: Path, columns: Sequence[str], name: str, provenance: Mapping[str, Any]) -> None:
     """Say of a folder of columns, given by their paths in their order, that it is a dataset, and which."""
     write_json(folder / ABOUT, dict(name=name, columns=list(columns), provenance=provenance))
+
+
+def near(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """``[rows]`` bool, where two columns hold the same but for rounding."""
+    close = np.isclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return close.reshape(len(close), -1).all(1)
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from gymnasium.spaces import Box, Discrete
 
 from offlinerl.data import d4rl, formats, load, minari_reader, registry, scales
 from offlinerl.data.columns import as_flags, nonfinite_rows, open_hdf5, single
+from offlinerl.data.dataset import near
 from offlinerl.data.mapping import known_columns
 from offlinerl.data.registry import Entry
 from offlinerl.envs import spaces
@@ -254,8 +255,7 @@ def _jumps(columns: _Columns, split: str | None) -> Finding:
     if columns.next_obs is not None:
         jump = np.zeros_like(inside)
         for (_, successor), (_, here) in zip(tree_leaves(columns.next_obs), tree_leaves(columns.obs), strict=True):
-            close = np.isclose(successor[:-1], here[1:], rtol=1e-4, atol=1e-5, equal_nan=True)
-            jump |= inside & ~close.reshape(len(close), -1).all(axis=1)
+            jump |= inside & ~near(successor[:-1], here[1:])
         return Finding("jump", "next_observations differ from the next row's observations", np.flatnonzero(jump))
     obs = columns.flat.astype(np.float64)
     if (obs == np.floor(obs)).all():  # states by number, among which near and far mean nothing

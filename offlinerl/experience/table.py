@@ -134,6 +134,9 @@ def frame_of(leaf: Leaf, stack: int) -> Leaf:
 class Table(Rows):
     """The transitions of a dataset; one that is on the disk stays there, and its rows come as they are drawn.
 
+    Episodes also end, cut off, at the dataset's ``leaps``: no n-step sum, next action, window or stack of frames goes
+    beyond one.
+
     Args:
         dataset: with actions in the environment's units.
         spec: shapes and bounds they must have.
@@ -157,6 +160,10 @@ class Table(Rows):
         require_shapes(dataset, spec, stack)
         self.gamma, self.n_step, self.stack = gamma, n_step, stack
         self.reward = dataset.reward
+        if len(dataset.leaps):
+            last = np.array(dataset.last)
+            last[dataset.leaps] = True
+            dataset = replace(dataset, last=last)
         ends = dataset.terminated | dataset.last
         columns = (dataset.action, dataset.reward, dataset.terminated, ends)
         pack, device = partial(packed, spec), torch.device(device)

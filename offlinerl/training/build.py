@@ -182,6 +182,11 @@ def on_dataset(
         spec = pool.spec
         require_parts(task, pool, about)
     require_own_units(entry, data, spec, task, display)
+    if leaps := len(data.leaps):
+        display.say(
+            f"{entry.name}: {counted(leaps, 'step')} of its episodes lead elsewhere than to the next row; n-step sums,"
+            " next actions and windows end there"
+        )
     share = train.get("held_out")
     data, kept = apart(data, 0.1 * (pool is None) if share is None else share)
     agent = agent_for(task, spec, settings, device, folder, data)
