@@ -404,6 +404,8 @@ class Agent(L.LightningModule, ABC):
             where: ``[S, E]`` bool.
             episodes: ``[S, E]`` their numbers, from 0 in every environment.
         """
+        if where.shape[1] != len(self.explore_rng.lanes):
+            self.explore_in(range(where.shape[1]))
         self.explore_rng.begin(where, episodes)
 
     def receive(self, reward: np.ndarray) -> None:

@@ -117,8 +117,8 @@ class DT(Agent):
     """The action is predicted from a return that is still to come, from what was observed and from what was done
     (paper, algorithm 1). Acting, it asks for ``target_return``, of which the rewards are taken off as they come.
 
-    Adam decays no weights here, and attention has no dropout; the rest is as in the authors' code for continuous
-    control.
+    Adam decays no weights here, all weights start small, and attention has no dropout; the rest is as in the authors'
+    code for continuous control.
     """
 
     config_class = DTConfig

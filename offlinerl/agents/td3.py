@@ -132,7 +132,8 @@ class TD3(Agent):
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
         if explore:
-            return self.to_env(self.exploration.act(self.actor, obs, self.exploring(obs)))
+            rng = self.exploring(obs)  # which may begin to explore anew
+            return self.to_env(self.exploration.act(self.actor, obs, rng))
         return self.to_env(self.actor(obs))
 
     def log_prob(self, obs: Tensor, action: Tensor, explore: bool = False) -> Tensor | None:

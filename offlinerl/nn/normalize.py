@@ -16,8 +16,9 @@ class RunningNorm(nn.Module):
     def __init__(self, seeds: int, size: int, limit: float = 10.0):
         super().__init__()
         self.limit = limit
-        self.register_buffer("mean", torch.zeros(seeds, 1, size))
-        self.register_buffer("var", torch.ones(seeds, 1, size))
+        # No buffers, for what each seed has of its own is a parameter, of which a part of a stack takes its share.
+        self.mean = nn.Parameter(torch.zeros(seeds, 1, size), requires_grad=False)
+        self.var = nn.Parameter(torch.ones(seeds, 1, size), requires_grad=False)
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def see(self, x: Tensor) -> None:
