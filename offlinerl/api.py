@@ -333,8 +333,7 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
             ``offlinerl.data.arrays.from_arrays``. Or a frame of pandas, whose ``columns`` are as those of a file.
         env: the environment of a file, whose bounds of actions and ends of episodes are used; ``fit`` takes that of
             anything else.
-        settings: of ``offlinerl.data.load.load``; of arrays just ``name``, of a frame ``name``, ``columns`` and
-            ``obs_keys``.
+        settings: of ``offlinerl.data.load.load``; of arrays just ``name`` and ``obs_keys``, of a frame ``columns`` too.
 
     Raises:
         UserError: it is unknown, out of reach or not sound.
@@ -349,6 +348,8 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
     if is_frame:
         columns, name = settings.pop("columns", None), settings.pop("name", "frame")
         return formats.of_frame(cast(Mapping[str, Any], source), columns and parse_columns(columns), name, **settings)
-    if isinstance(source, Mapping):
-        return arrays.from_arrays(source, **settings)
-    return found if isinstance(found, Dataset) else load.load(str(found), env, **settings)
+    if isinstance(found, str | Path):
+        return load.load(str(found), env, **settings)
+    keys = settings.pop("obs_keys", None)
+    data = found if isinstance(found, Dataset) else arrays.from_arrays(cast(Mapping[str, Any], source), **settings)
+    return load.load(registry.resolve(data, obs_keys=keys)) if keys else data

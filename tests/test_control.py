@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from offlinerl.data.registry import Entry
 from offlinerl.envs import control
-from offlinerl.envs.make import make, spec_of
+from offlinerl.envs.make import make, spec_of, steps_allowed, with_limits
 from offlinerl.util.errors import UserError
 
 CHEETAH = "dm_control/cheetah-run-v0"
@@ -179,6 +180,23 @@ def test_registering_loads_no_simulator():
     code = "import sys, offlinerl.envs, gymnasium; gymnasium.spec(sys.argv[1]); print('dm_control' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, CHEETAH], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_longest_episode_is_known_without_the_simulator(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dm_control", None)
+    assert steps_allowed({"id": CHEETAH}) == 1000 == steps_allowed({"id": "dm_control/humanoid_CMU-run-v0"})
+    assert steps_allowed({"id": CHEETAH, "kwargs": {"action_repeat": 3}}) == 334
+    assert steps_allowed({"id": "dm_control/manipulation-reach_duplo-v0"}) == 250
+    assert steps_allowed({"id": "dm_control/lqr-lqr_2_1-v0"}) is None
+
+
+@pytest.mark.parametrize(
+    ("env", "limits", "steps"),
+    [("Hopper-v5", {}, 500), (CHEETAH, {}, 500), (CHEETAH, {"max_episode_steps": 7}, 4), ("MountainCar-v0", {}, 100)],
+)
+def test_an_action_that_pixels_hold_is_one_step(env, limits, steps):
+    drawn = with_limits({"id": env}, {"pixels": True, **limits})
+    assert steps_allowed(drawn) == Entry("some", {}, drawn).steps_allowed == steps
 
 
 def test_without_dm_control_one_sentence_says_what_to_install(monkeypatch):

@@ -21,6 +21,7 @@ from offlinerl.agents.sac import SAC
 from offlinerl.cli import main
 from offlinerl.data import registry
 from offlinerl.data.episode import Episode
+from offlinerl.data.journal import Journal
 from offlinerl.data.load import load
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.validate import validate
@@ -286,6 +287,43 @@ def test_medium_replay_is_what_a_training_experienced(here, monkeypatch, capsys)
     capsys.readouterr()
     assert main(["datasets", "generate", "hopper-medium-replay", "--size", "600"]) == 1  # before it trains
     assert "hopper-medium-replay-heldout already exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_a_replay_of_few_episodes_is_written(here, monkeypatch, capsys, count):
+    """The last one is held out, if it is not the only one."""
+    monkeypatch.setattr("offlinerl.training.collection.REFERENCE_EPISODES", 2)
+    monkeypatch.setattr("offlinerl.training.generation.Journal", lambda *at, **how: FirstOf(Journal(*at, **how), count))
+    shorter = dict(warm_up=200, final_episodes=1, eval_every=300, eval_episodes=1, compile=False)
+    training = dict(read("hopper-medium-replay")["training"], settings=dict(agent=dict(hidden=[16]), train=shorter))
+    monkeypatch.setitem(read("hopper-medium-replay"), "training", training)
+    made("hopper-medium-replay", "--size", 300)
+    assert len(load("hopper-medium-replay", reward="none").episode_starts) == max(1, count - 1)
+    if count > 1:
+        assert len(load("hopper-medium-replay-heldout", reward="none").episode_starts) == 1
+    else:
+        assert "hopper-medium-replay-heldout is not written" in capsys.readouterr().out
+    assert not (here / "datasets/hopper-medium-replay.partial").exists()
+
+
+class FirstOf:
+    """So many of a journal's episodes."""
+
+    def __init__(self, journal, count):
+        self.journal, self.count = journal, count
+
+    def __enter__(self):
+        self.journal.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        return self.journal.__exit__(*error)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        return self.journal[i]
 
 
 @pytest.mark.parametrize("name", ["pointmaze-umaze", "pointmaze-medium", "pointmaze-large"])

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import gymnasium as gym
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -67,6 +68,65 @@ def test_a_training_without_an_environment_leaves_losses_and_a_policy_that_acts(
     obs = logs(seed=1)["obs"]
     error = policy(obs) - np.tanh(obs[:, :1] - obs[:, 1:2])
     assert np.abs(error).mean() < 0.5 * np.abs(np.tanh(obs[:, :1] - obs[:, 1:2])).mean()
+
+
+def parted(rows=200):
+    """What ``logs`` holds, whose action follows from a part that a robot does not have."""
+    arrays = logs(rows)
+    for name in ("obs", "next_obs"):
+        arrays[name] = dict(state=arrays[name][:, 2:], secret=arrays[name][:, :2])
+    return arrays
+
+
+@pytest.mark.parametrize("given", [parted, lambda: offlinerl.load_dataset(parted())])
+def test_of_an_object_s_observations_only_the_parts_that_are_asked_for_are_learnt_from(here, given):
+    run = offlinerl.fit("bc", given(), obs_keys=["state"], over=dict(train=FEW))
+    assert [(leaf.path, leaf.shape) for leaf in run.agent.spec.obs] == [("", (1,))]
+    again = offlinerl.fit(dataset=given(), resume=run.folder, over=dict(train=dict(updates=30)))
+    assert [leaf.shape for leaf in again.agent.spec.obs] == [(1,)]
+    assert offlinerl.load_dataset(given(), obs_keys=["state"]).obs.shape == (200, 1)
+    with pytest.raises(UserError, match="observations have no part 'stat'; they have state, secret"):
+        offlinerl.fit("bc", given(), obs_keys=["stat"], over=dict(train=FEW))
+
+
+def test_an_object_shows_an_environment_s_parts_in_their_order(here):
+    class Parted(gym.Env):
+        observation_space = gym.spaces.Dict(state=gym.spaces.Box(-9, 9, (1,)), secret=gym.spaces.Box(-9, 9, (2,)))
+        action_space = gym.spaces.Box(-1, 1, (1,))
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return dict(state=np.zeros(1, np.float32), secret=np.zeros(2, np.float32)), {}
+
+        def step(self, action):
+            return self.reset()[0], 0.0, False, True, {}
+
+    few = dict(train={**FEW, "final_episodes": 1})
+    run = offlinerl.fit("bc", parted(), env=Parted, obs_keys=["state", "secret"], over=few)
+    assert [leaf.shape for leaf in run.agent.spec.obs] == [(3,)] and run.scores is not None
+
+
+def test_parts_of_one_vector_are_refused_where_no_environment_has_them(here):
+    with pytest.raises(UserError, match="arrays: its observations are one vector without parts; leave out obs_keys"):
+        offlinerl.fit("bc", logs(), obs_keys=["state"], over=dict(train=FEW))
+    arrays, columns = logs(), dict(obs="observations", action="actions", reward="rewards", terminated="terminals")
+    with h5py.File("log.hdf5", "w") as file:
+        for name, column in columns.items():
+            file[column] = arrays[name]
+    with pytest.raises(UserError, match="log.hdf5: its observations are one vector without parts; leave out --obs-key"):
+        offlinerl.fit("bc", "log.hdf5", obs_keys=["nope"], over=dict(train=FEW))
+
+
+def test_an_object_that_was_read_with_some_parts_is_not_asked_for_others(here):
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = offlinerl.load_dataset(parted()).to_pandas()
+    columns = "obs.state=obs_state_0 obs.secret=obs_secret_0,obs_secret_1 action=action_0 reward=reward episode=episode"
+    run = offlinerl.fit("bc", frame, columns=columns, obs_keys=["state"], over=dict(train=FEW))
+    assert [leaf.shape for leaf in run.agent.spec.obs] == [(1,)]
+    data = offlinerl.load_dataset(frame, columns=columns, obs_keys=["state"])
+    assert offlinerl.fit("bc", data, obs_keys=["state"], over=dict(train=FEW)).agent.spec.obs == run.agent.spec.obs
+    with pytest.raises(UserError, match="one vector of state already; leave out obs_keys, or give them to load_data"):
+        offlinerl.fit("bc", data, obs_keys=["secret"], over=dict(train=FEW))
 
 
 def test_a_score_is_had_later_from_the_environment_that_is_named_then(here, capsys):

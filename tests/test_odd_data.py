@@ -90,6 +90,13 @@ def test_without_ends_the_environments_limit_is_the_rule(terminals):
     assert not data.terminated.any()
 
 
+def test_the_suite_s_own_limit_is_the_rule_too():
+    rng, rows = np.random.default_rng(0), 3000
+    columns = dict(observations=rng.normal(size=(rows, 17)), actions=rng.uniform(-1, 1, (rows, 6)))
+    path = write(columns | dict(rewards=np.zeros(rows), terminals=np.zeros(rows)))
+    np.testing.assert_array_equal(load(path, "dm_control/cheetah-run-v0").episode_lengths, [999] * 3)
+
+
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(ROWS,), (ROWS, 1)])
 @pytest.mark.parametrize("name", ["timeouts", "truncations", "truncateds", "episode_terminals", "dones_float", "dones"])

@@ -94,6 +94,32 @@ def test_parts_of_a_dataset_on_the_disk_are_described_and_framed(tmp_path):
     plot(parts[1], tmp_path / "picture.png")
 
 
+@pytest.mark.parametrize(
+    "index",
+    [
+        3, -1, np.int64(-2), True, slice(2, -3, 2), slice(None, None, -1), [0, -1], np.array([[5, -5], [1, 1]]),
+        np.arange(40) % 3 == 0, np.zeros(40, bool), None, ..., (), (-1, 0), (slice(4), -1), ([1, -1], [0, 1]),
+        (np.arange(40) > 30, slice(None, 2)), (..., 0), (None, 3),
+    ],
+)  # fmt: skip
+def test_parts_on_the_disk_are_indexed_as_arrays_are(tmp_path, index):
+    ends = np.arange(100) % 20 == 19
+    data = both(d4rl(tmp_path / "log.hdf5", 100, terminals=ends, timeouts=np.zeros(100, bool)))
+    one, other = (of.take(np.array([1, 3])).take(np.array([0, 1])) for of in data)
+    assert len(other) == 40 and other.on_disk
+    for name in ("observations", "action"):
+        np.testing.assert_array_equal(getattr(other, name)[index], getattr(one, name)[index])
+    if not isinstance(index, tuple):
+        np.testing.assert_array_equal(other.next_at[index], one.next_at[index])
+
+
+def test_a_row_beyond_a_part_on_the_disk_is_refused(tmp_path):
+    part = load.load(str(d4rl(tmp_path / "log.hdf5")), table="disk").take(np.array([1, 3]))
+    for index in (len(part), -len(part) - 1, np.ones(3, bool)):
+        with pytest.raises(IndexError):
+            part.action[index]
+
+
 def vectors(rows=200):
     data = random_rows(rows)
     return replace(data, observations=data.observations["state"])

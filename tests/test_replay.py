@@ -8,7 +8,7 @@ from offlinerl.experience import ring
 from offlinerl.experience.priorities import Priorities
 from offlinerl.experience.ring import Replay
 from offlinerl.learning.rng import Streams
-from offlinerl.types import Spec, Transition
+from offlinerl.types import Leaf, Spec, Transition
 from offlinerl.util.trees import tree_map
 
 SPEC = Spec(1, 1, (-1.0,), (1.0,))
@@ -117,6 +117,32 @@ def test_a_saved_ring_goes_on_as_if_never_stopped(steps, before, after, prioriti
         replay.add(step(steps))
     assert everything(ring) == everything(other)
     assert all(torch.equal(a, b) for a, b in zip(ring.sample(3, 9)[:6], other.sample(3, 9)[:6], strict=True))
+
+
+@pytest.mark.parametrize("priorities", [None, (0.6, 0.4)])
+def test_a_larger_ring_draws_no_frames_that_a_smaller_one_gave_up(priorities):
+    spec = Spec((Leaf("", (2, 2, 1), "uint8"),), 1, (-1.0,), (1.0,))
+
+    def ring(capacity, state=None):
+        replay = Replay(spec, (0,), capacity, priorities=priorities)
+        if state is not None:
+            replay.load_state_dict(state)
+        return replay
+
+    def add(replay, times):
+        for t in times:  # episodes of two steps, of which three frames are kept
+            shown = tree_map(lambda x: np.broadcast_to(x[..., None, None], (1, 1, 2, 2, 1)).astype(np.uint8), step(t))
+            replay.add(step(t, lasts=range(1, 200, 2))._replace(obs=shown.obs + 1, next_obs=shown.next_obs + 1))
+
+    first = ring(100)
+    add(first, range(95))
+    longer = ring(200, first.state_dict())
+    assert len(longer) == len(first) == 75
+    longer = ring(400, longer.state_dict())  # and longer once more
+    add(longer, range(95, 120))
+    batch = longer.transitions(torch.arange(len(longer)).view(1, 1, -1))
+    assert batch.reward.flatten().tolist() == list(range(20, 120))
+    assert torch.equal(batch.obs[0, 0, :, 0, 0, 0].float(), batch.reward[0, 0] + 1)
 
 
 def test_a_ring_saved_empty_begins_like_a_new_one():

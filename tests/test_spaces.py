@@ -184,6 +184,23 @@ def test_what_cannot_be_a_vector_is_refused_by_its_name(registered):
         spaces.observed(spaces.parts(space))
 
 
+@pytest.mark.parametrize("kind", [Dict, Tuple])
+def test_what_cannot_be_a_vector_is_no_obstacle_to_the_other_parts(kind, registered):
+    parts = dict(x=Box(-1, 1, (2,), np.float32), d=Discrete(3))
+    parts, words = (parts, dict(words=Text(5))) if kind is Dict else ([*parts.values()], [Text(5)])
+    _, samples = record(registered, kind(parts), stored=kind(parts | words if kind is Dict else parts + words))
+    keys = ["d", "x"] if kind is Dict else ["_index_1", "_index_0"]
+    assert load("test/spaced-v0", obs_keys=keys).obs.shape == (30, 5)
+    for keys in (None, ["words" if kind is Dict else "_index_2"]):
+        with pytest.raises(UserError, match="a space of kind Text cannot be made into a vector; leave it out, with"):
+            load("test/spaced-v0", obs_keys=keys)
+
+
+def test_observations_that_can_be_no_vector_as_a_whole_are_refused(registered):
+    with pytest.raises(UserError, match="a space of kind Text cannot be made into a vector; leave it out of the data"):
+        spaces.from_json(json.loads(serialize_space(Text(5))))
+
+
 def test_stored_choices_that_do_not_exist_are_refused_with_their_place(registered):
     path, _ = record(registered, SPACES["issue"])
     import h5py

@@ -305,9 +305,15 @@ class Stretches:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        if isinstance(index, tuple):
-            return self[index[0]][(slice(None), *index[1:])]
-        return self.take(np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index))
+        index = index if isinstance(index, tuple) else (index,)
+        first, rest = (*index, ...)[0], index[1:]
+        if first is None or first is ...:
+            return np.asarray(self)[index]
+        if isinstance(first, slice):
+            return self.take(np.arange(*first.indices(len(self))))[(slice(None), *rest)]
+        rows = np.arange(len(self))[first]  # of masks, and of numbers that count from the end
+        found = self.take(rows)
+        return found[(*np.indices(rows.shape, sparse=True), *rest)] if rest else found
 
     def take(self, index: np.ndarray, axis: int = 0) -> np.ndarray:
         """The rows of some numbers ``[n]``, ``[n, ...]``."""

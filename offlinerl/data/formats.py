@@ -212,4 +212,5 @@ def of_frame(
     """The dataset of a table in memory, columns by name; see ``tables.table_episodes``."""
     columns = columns or tables.usual_columns([str(column) for column in source], "the table")
     episodes = tables.table_episodes(source, columns, obs_keys)
-    return assemble(name, name, episodes, dict(format="table", columns=columns))
+    facts = dict(format="table", columns=columns, obs_keys=obs_keys and list(obs_keys))
+    return assemble(name, name, episodes, facts)

@@ -62,7 +62,7 @@ def load(
     if columns is not None or subset is not None:
         entry = registry.limited(entry, dict(columns=columns, subset=subset))
     if entry.kind == "object":
-        return entry.where
+        return _chosen(entry)
     path = locate(entry)
     read = partial(_read, path, entry, mode)
     if table == "memory":
@@ -73,6 +73,26 @@ def load(
         remember(path, entry.columns)
     dataset.provenance.update(dataset=entry.name, checksum=entry.checksum(path))
     return replace(with_reward(dataset, entry.reward if reward is None else reward), entry=entry)
+
+
+def _chosen(entry: Entry) -> Dataset:
+    """A dataset in memory, of whose observations an entry may want some parts only."""
+    data: Dataset = entry.where
+    task_keys = data.entry and data.entry.obs_keys
+    if not entry.obs_keys or entry.obs_keys == task_keys:
+        return data
+    own = list(data.provenance.get("obs_keys") or task_keys or ())
+    if [part for key in entry.obs_keys for part in own if f"{part}/".startswith(f"{key}/")] == own != []:
+        return data
+    if isinstance(data.observations, Mapping):
+        parts = dict(tree_leaves(data.observations))
+        provenance = {**data.provenance, "obs_keys": list(entry.obs_keys)}
+        shown = observed(parts, entry.obs_keys, entry.name)
+        return replace(data, observations=shown, provenance=provenance, entry=entry)
+    if own or entry.env is None:  # else they are the parts that the environment shows, in the order of the vector
+        what = f"one vector of {', '.join(own)} already" if own else "one vector without parts"
+        raise UserError(f"{entry.name}: its observations are {what}; leave out obs_keys, or give them to load_dataset")
+    return data
 
 
 def _read(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
@@ -95,6 +115,8 @@ def _read(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
             return replace(data, observations=observed(parts, entry.obs_keys, str(path)))
         if kind == "minari":
             return load_minari(path, name=entry.name, obs_keys=entry.obs_keys, into=into)
+        if entry.obs_keys and entry.env is None and entry.obs_keys != registry.resolve(str(path)).obs_keys:
+            raise UserError(f"{path}: its observations are one vector without parts; leave out --obs-keys")
         allowed = entry.steps_allowed
         return load_hdf5(
             path, mode, name=entry.name, max_episode_steps=allowed, split=entry.split,

@@ -120,8 +120,10 @@ class Entry:
     @property
     def steps_allowed(self) -> int | None:
         """Steps of the longest episode that its environment allows; None if nothing says so."""
-        asked = (self.env or {}).get("max_episode_steps")
-        return asked or self.max_episode_steps or (steps_allowed(self.env) if self.env else None)
+        asked = "max_episode_steps" in (self.env or {})
+        if self.env is None or (self.max_episode_steps and not asked):
+            return self.max_episode_steps
+        return steps_allowed(self.env)
 
     def checksum(self, path: Path) -> str:
         """ "verified" if the file is the published one, "differs" if it is not, else "unknown"."""

@@ -61,6 +61,14 @@ def register() -> None:
                 gym.register(name, entry_point=f"{__name__}:Control", kwargs={"domain": domain, "task": task})
 
 
+def steps_allowed(env_id: str, action_repeat: int = 1, **others: Any) -> int | None:
+    """Actions of an episode of ``dm_control/<domain>-<task>-v0``, made with such arguments; None of a domain that is
+    not registered here. Loads no simulator."""
+    domain = env_id.removeprefix("dm_control/").partition("-")[0]
+    steps = MANIPULATION_STEPS if domain in MANIPULATION else EPISODE_STEPS if domain in TASKS else None
+    return steps and math.ceil(steps / action_repeat)
+
+
 def load() -> ModuleType:
     """Import ``dm_control.suite``, without the warning of its window library where there is no screen.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import math
 import statistics
 import sys
 import time
@@ -20,7 +21,7 @@ import gymnasium as gym
 import numpy as np
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
-from offlinerl.envs import atari, checks, pixels, robotics, spaces
+from offlinerl.envs import atari, checks, control, pixels, robotics, spaces
 from offlinerl.types import Spec
 from offlinerl.util.cores import cores
 from offlinerl.util.errors import UserError
@@ -286,8 +287,13 @@ def native(env: gym.Env) -> gym.Env:
 
 
 def steps_allowed(env: Mapping[str, Any]) -> int | None:
-    """The longest episode of an environment of ``make``, which is made only if it must be; None if nothing limits
-    it."""
+    """The longest episode of an environment of ``make``, in actions, which pixels hold for some steps; it is made only
+    if it must be. None if nothing limits it."""
+    limit = _limit_undrawn(env)
+    return limit and math.ceil(limit / env["pixels"]["repeat"]) if env.get("pixels") else limit
+
+
+def _limit_undrawn(env: Mapping[str, Any]) -> int | None:
     if "max_episode_steps" in env:
         return env["max_episode_steps"]
     if "spec" in env:
@@ -303,6 +309,8 @@ def steps_allowed(env: Mapping[str, Any]) -> int | None:
             importlib.import_module(module)
     if name.startswith(atari.MINATAR):
         return atari.MINATAR_STEPS
+    if name.startswith("dm_control/"):
+        return control.steps_allowed(name, **env.get("kwargs", {}))
     register(name)
     return gym.registry[name].max_episode_steps if name in gym.registry else None
 

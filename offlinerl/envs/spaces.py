@@ -29,12 +29,31 @@ class Misfit(UserError):
         self.row, self.what = row, what
 
 
+class Other(gym.Space[Any]):
+    """A part of a kind that cannot be a vector, such as Text; see ``size``."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def __repr__(self) -> str:
+        return f"of kind {self.kind}"
+
+
 def from_json(node: Mapping[str, Any]) -> gym.Space | None:
-    """The space that Minari's JSON describes, the parts in the order written; None if it describes none.
+    """The space that Minari's JSON describes, the parts in the order written; None if it describes none. A part that
+    cannot be a vector is an ``Other``, for it may not be among those that are wanted.
 
     Raises:
-        UserError: the space is of a kind that cannot be a vector.
+        UserError: the whole space is of a kind that cannot be a vector.
     """
+    space = _described(node)
+    if isinstance(space, Other):
+        raise UserError(f"a space {space} cannot be made into a vector; leave it out of the dataset")
+    return space
+
+
+def _described(node: Mapping[str, Any]) -> gym.Space | None:
     kind, inner = node.get("type"), node.get("subspaces")
     if isinstance(inner, Mapping):  # an ordered dictionary, for Gymnasium sorts the keys of any other
         return spaces.Dict(OrderedDict((key, _known(part)) for key, part in inner.items()))
@@ -50,13 +69,11 @@ def from_json(node: Mapping[str, Any]) -> gym.Space | None:
     if kind == "Box":
         dtype = np.dtype(node["dtype"])
         return spaces.Box(np.array(node["low"], dtype), np.array(node["high"], dtype), tuple(node["shape"]), dtype)
-    if kind is None:
-        return None
-    raise UserError(f"a space of kind {kind} cannot be made into a vector; leave it out of the dataset")
+    return None if kind is None else Other(kind)
 
 
 def _known(node: Mapping[str, Any]) -> gym.Space:
-    space = from_json(node)
+    space = _described(node)
     if space is None:
         raise UserError("a space lacks its type; write the dataset again")
     return space

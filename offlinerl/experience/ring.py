@@ -210,7 +210,7 @@ class Replay(Rows):
         if self.files is not None:
             self.files.flush()
         return dict(
-            added=self.added, size=self.size, newest=torch.from_numpy(self.newest.copy()),
+            added=self.added, oldest=self.oldest, size=self.size, newest=torch.from_numpy(self.newest.copy()),
             slots=torch.from_numpy(self.slots[:, :used].copy()),
             numbers=self._steps()[:, :used].clone(),
             lanes=[lane[:, :kept].clone() for lane in self._lanes(self.files is None)],
@@ -231,6 +231,7 @@ class Replay(Rows):
         if not state["added"]:  # a run that is still on its dataset
             return
         used, self.added, self.newest = state["slots"].shape[1], state["added"], state["newest"].cpu().numpy().copy()
+        self.oldest = state.get("oldest", 0)  # a larger ring would have room for observations that were gone
         self._steps()[:, :used].copy_(state["numbers"])
         self.slots[:, :used] = state["slots"].cpu()
         for which, places in enumerate(self.places.view(2, *self.slots.shape)):

@@ -163,7 +163,8 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _replay(name: str, recipe: Recipe, steps: int, path: Path, partial: Path, resume: bool, overwrite: bool) -> Path:
-    """Train an agent by its recipe and keep its episodes, all that a replay would hold; every tenth one apart."""
+    """Train an agent by its recipe and keep its episodes, all that a replay would hold; every tenth one apart, of fewer
+    than ten the last one."""
     training = recipe["training"]
     other = _heldout(path)
     over = overrides(training)
@@ -178,8 +179,13 @@ def _replay(name: str, recipe: Recipe, steps: int, path: Path, partial: Path, re
         provenance = dict(recipe=recipe, size=steps, unit="transitions", versions=versions())
         part = Part(dict(recipe, seed=training["seed"], env=training["env"]), steps, "transitions")
         with Journal(partial / EPISODES, write=False) as journal:
+            episodes = range(len(journal))
+            apart = episodes[SHARE - 1 :: SHARE] or episodes[1:][-1:]
             for target, title, heldout in ((other, name + registry.HELDOUT, True), (path, name, False)):
-                chosen = (journal[i] for i in range(len(journal)) if (i % SHARE == SHARE - 1) == heldout)
+                if heldout and not apart:
+                    collection.display.say(f"{title} is not written: there is one episode; give a larger --size")
+                    continue
+                chosen = (journal[i] for i in episodes if (i in apart) == heldout)
                 split = dict(provenance, split="heldout" if heldout else "train")
                 _write(target, title, [part], chosen, split, overwrite or target.exists(), collection.display)
         shutil.rmtree(partial)
