@@ -224,10 +224,11 @@ def fitted_q_evaluation(choice: Choice, data: Dataset, spec: Spec, **fitting: An
 
 
 def typical_return(data: Dataset, gamma: float) -> float:
-    """Root mean square of the discounted returns from all rows to the ends of their episodes; 1 if all are 0."""
-    returns, after = np.zeros(len(data)), 0.0
+    """Root mean square of the discounted returns from all rows to the ends of their episodes, or to a terminal step
+    before; 1 if all are 0."""
+    returns, after, ends = np.zeros(len(data)), 0.0, data.last | data.terminated
     for row in reversed(range(len(data))):
-        after = data.reward[row] + (0.0 if data.last[row] else gamma * after)
+        after = data.reward[row] + (0.0 if ends[row] else gamma * after)
         returns[row] = after
     return float(np.sqrt(np.square(returns).mean())) or 1.0
 

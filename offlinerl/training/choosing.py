@@ -17,6 +17,7 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.evaluate import evaluate, make_pool
 from offlinerl.evaluation.fqe import choice_of, fitted_q_evaluation, has_diverged
+from offlinerl.evaluation.off_policy import discounted_returns
 from offlinerl.evaluation.statistics import CAUTION, confidence_bounds, next_to_play, student
 from offlinerl.evaluation.task import Task
 from offlinerl.evaluation.weighing import require_log_probs, weighted_doubly_robust, weighted_importance_sampling
@@ -173,8 +174,7 @@ def offline(
     else:
         entry = registry.resolve(str(dataset) if isinstance(dataset, Path) else dataset)
     data, rows = load.load(entry, reward="none"), []
-    step = np.arange(len(data)) - np.repeat(data.episode_starts, data.episode_lengths)
-    returns = np.add.reduceat(data.reward * gamma**step, data.episode_starts)
+    returns = discounted_returns(data, gamma)
     display.say(
         f"{entry.name}: {counted(len(returns), 'episode')}, their mean discounted return {shown(returns.mean())}"
     )
