@@ -136,7 +136,8 @@ def until_terminal(data: Dataset) -> np.ndarray:
 def discounted_returns(data: Dataset, gamma: float) -> np.ndarray:
     """``[episodes]`` discounted sums of ``reward`` up to the first terminal step, float64."""
     step = np.arange(len(data)) - np.repeat(data.episode_starts, data.episode_lengths)
-    return np.add.reduceat(np.where(until_terminal(data), data.reward * gamma**step, 0.0), data.episode_starts)
+    earned = np.where(until_terminal(data), data.reward * gamma**step, 0.0)
+    return np.array([rewards.sum() for rewards in np.split(earned, data.episode_starts[1:])])
 
 
 def _log_weights(data: Dataset, target: np.ndarray, behavior: np.ndarray, log: bool) -> np.ndarray:
