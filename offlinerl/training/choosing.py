@@ -168,12 +168,22 @@ def offline(
     updates: int = 0,
     **fitting: Any,
 ) -> list[dict[str, Any]]:
-    """What every candidate is worth by one of ``FROM_DATA`` on one dataset, with rewards as they are stored."""
+    """What every candidate is worth by one of ``FROM_DATA`` on one dataset, with rewards as they are stored.
+
+    Raises:
+        UserError: a policy cannot be ranked on it, or its rewards follow a rule already.
+    """
     if dataset is None:
         entry = entry_of_run(candidates[0].run)
     else:
         entry = registry.resolve(str(dataset) if isinstance(dataset, Path) else dataset)
     data, rows = load.load(entry, reward="none"), []
+    rule = data.provenance.get("reward", "none")
+    if entry.kind == "object" and rule != "none":
+        raise UserError(
+            f"the rewards of {data.name} follow the rule {rule} already, and policies are ranked by those that are"
+            ' stored: load it with reward="none"'
+        )
     returns = discounted_returns(data, gamma)
     display.say(
         f"{entry.name}: {counted(len(returns), 'episode')}, their mean discounted return {shown(returns.mean())}"
