@@ -95,7 +95,7 @@ def select(
         png: where to draw the expected performance by the number of policies tried.
         json_file: where to write what is returned.
         device: "auto", "cpu" or "cuda".
-        agent_class: of agents that are neither ours nor installed; see ``checkpoint.load_agent``.
+        agent_class: of those agents that are neither ours nor installed; see ``checkpoint.load_agent``.
 
     Returns:
         ``method``, ``tried``, how many policies were ranked, and ``policies``, the best one first: ``rank``, ``run``,
@@ -147,7 +147,8 @@ def candidates_of(runs: Sequence[Path], device: str, agent_class: type[Agent] | 
     for run, path in zip(runs, paths, strict=True):
         if paths.count(path) > 1:
             raise UserError(f"{run} is given twice")
-        agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
+        own = None if agent_class is None or checkpoint.has_known_class(path) else agent_class
+        agent = checkpoint.load_agent(path, pick_device(device), agent_class=own)
         first = candidates[0].agent.spec if candidates else agent.spec
         if (agent.spec.obs, agent.spec.action_dim, agent.spec.num_actions) != (
             first.obs, first.action_dim, first.num_actions,
