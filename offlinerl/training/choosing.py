@@ -274,6 +274,11 @@ def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display
             raise UserError(
                 f"{candidate.run} does not say of an environment to act in; leave out --episodes to rank on a dataset"
             )
+        if "factory" in own.env:
+            raise UserError(
+                f"{candidate.run} was trained in an environment that was given as an object, which no file holds: leave"
+                " out --episodes to rank on a dataset, or give each run to offlinerl.evaluate with env="
+            )
         if own.facts != task.facts:
             raise UserError(
                 f"{candidate.run} is for {own.env_id} and {candidates[0].run} for {task.env_id}, or for another version"
