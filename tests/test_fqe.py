@@ -173,3 +173,12 @@ def test_typical_returns_by_hand():
     last = np.array([False, True, True])
     data = Dataset.of_rows(obs, obs, action=obs, reward=np.array([1, 2, 4], np.float32), terminated=last, last=last)
     assert typical_return(data, 0.5) == pytest.approx(np.sqrt((2**2 + 2**2 + 4**2) / 3))
+
+
+def test_typical_returns_end_at_terminal_steps():
+    obs = np.zeros((3, 1), np.float32)
+    ends = np.array([False, True, True]), np.array([False, False, True])
+    data = Dataset.of_rows(
+        obs, obs, action=obs, reward=np.array([1, 2, 4], np.float32), terminated=ends[0], last=ends[1]
+    )
+    assert typical_return(data, 0.5) == pytest.approx(np.sqrt((2**2 + 2**2 + 4**2) / 3))

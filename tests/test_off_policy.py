@@ -7,7 +7,7 @@ import pytest
 
 from offlinerl import tabular
 from offlinerl.data.dataset import Dataset
-from offlinerl.evaluation.off_policy import doubly_robust, importance_sampling
+from offlinerl.evaluation.off_policy import discounted_returns, doubly_robust, importance_sampling
 from offlinerl.util.errors import UserError
 
 GAMMA, GOES_ON = 0.95, 0.9
@@ -157,6 +157,41 @@ def test_two_steps_by_hand():
     found = importance_sampling(data, target, behavior, 0.5, weighted=True)
     assert found.value == pytest.approx((1 * 1 + 0.5 * 4) / 1.5 + 0.5 * 2 * 2 / 2.5)
     assert found.effective == pytest.approx(2.5**2 / (2**2 + 0.5**2))
+
+
+@pytest.mark.parametrize("weighted", (False, True))
+def test_nothing_counts_behind_a_terminal_step(weighted):
+    """Episodes that were recorded beyond one are worth what they are without the rest."""
+    rng = np.random.default_rng(0)
+    lengths, terminal = np.array([5, 8, 6]), (2, 4, None)  # the last one is cut off
+    step, episode = np.concatenate([np.arange(n) for n in lengths]), np.repeat(np.arange(3), lengths)
+    terminated = np.array([terminal[e] is not None and t >= terminal[e] for e, t in zip(episode, step, strict=True)])
+    kept = np.array([terminal[e] is None or t <= terminal[e] for e, t in zip(episode, step, strict=True)])
+    reward, Q, V = rng.normal(size=(3, len(step))).astype(np.float32)
+    target, behavior = rng.uniform(0.1, 1, (2, len(step)))
+
+    def data_of(rows):
+        obs, last = np.zeros((rows.sum(), 1), np.float32), np.r_[np.diff(episode[rows]) > 0, True]
+        return Dataset.of_rows(obs, obs, action=obs, reward=reward[rows], terminated=terminated[rows], last=last)
+
+    found = []
+    for rows in (np.ones(len(step), bool), kept):
+        given = data_of(rows), target[rows], behavior[rows]
+        more = dict(weighted=weighted, draws=10)
+        robust = doubly_robust(*given, Q[rows], V[rows], GAMMA, final_V=np.full(3, 9.0), **more)
+        found.append((importance_sampling(*given, GAMMA, **more), robust, discounted_returns(given[0], GAMMA)))
+    for whole, part in zip(*found, strict=True):
+        np.testing.assert_allclose(getattr(whole, "value", whole), getattr(part, "value", part))
+        assert getattr(whole, "effective", None) == getattr(part, "effective", None)
+
+
+def test_the_return_of_an_episode_that_goes_on_at_its_goal():
+    step, obs = np.arange(200), np.zeros((200, 1), np.float32)
+    goal = step >= 20
+    data = Dataset.of_rows(
+        obs, obs, action=obs, reward=goal.astype(np.float32), terminated=goal, last=step == 199
+    )  # pays 1 at every step from 20 on
+    assert discounted_returns(data, 0.99) == pytest.approx([0.99**20])
 
 
 def test_a_weight_beyond_all_numbers_adds_nothing_where_nothing_is_earned():

@@ -11,11 +11,13 @@ import pytest
 import torch
 import yaml
 
+import offlinerl
 from offlinerl import agents, api
 from offlinerl.agents import checkpoint
 from offlinerl.cli import main
 from offlinerl.data.load import load
 from offlinerl.evaluation.evaluate import evaluate_checkpoint
+from offlinerl.training import choosing
 from offlinerl.util.errors import UserError
 
 SOURCE = '''
@@ -155,6 +157,22 @@ def test_evaluating_needs_the_class_to_be_named(run, refused, capsys):
     assert "--agent-class" in refused(*collect, "--dataset", "own/none-v0")
     assert main([*map(str, collect), "--dataset", "own/copy-v0", *named]) == 0
     assert len(load("own/copy-v0")) == 200
+
+
+def test_an_own_agent_is_ranked_beside_ours(run, here):
+    import mine
+
+    ours = ("fit", "bc", "--dataset", pendulum.ID, "--updates", 4, "--eval-every", 4, *FEW, "--agent.hidden", "[8]")
+    assert main([*map(str, (*ours, "--out", "ours"))]) == 0
+    offlinerl.export("run", "mine.safetensors", episodes=1, agent_class=mine.Regression)
+    offlinerl.export("ours", "ours.safetensors", episodes=1)
+    ranked = ("select", "run", "ours", "--updates", 2, "--critics", 2, "--agent-class", "mine:Regression")
+    assert main([*map(str, ranked)]) == 0
+    files = dict(dataset=pendulum.ID, updates=2, critics=2, agent_class=mine.Regression)
+    found = choosing.select([Path("mine.safetensors"), Path("ours.safetensors")], **files)
+    assert {row["run"] for row in found["policies"]} == {"mine.safetensors", "ours.safetensors"}
+    with pytest.raises(UserError, match="holds an agent of the class mine:Regression, not of Gentle"):
+        offlinerl.select(["run", "ours"], agent_class=mine.Gentle)
 
 
 def test_an_agent_that_acts_collects_while_it_learns(here):

@@ -277,6 +277,19 @@ def test_from_objects_to_acting(here):
     assert not room.closed, "it is the user's"
 
 
+def test_a_policy_from_an_environment_that_is_an_object_is_handed_on(here, capsys):
+    run = offlinerl.fit("td3bc", walk(), env=Room, over=dict(train=FEW), out="run")
+    file = offlinerl.export(run.folder, "policy.safetensors")
+    said = capsys.readouterr().out
+    assert f"its environment {Room.__module__}.Room was given as an object, which no file holds" in said
+    obs = walk()["obs"]
+    np.testing.assert_array_equal(offlinerl.load_policy(file)(obs), run.policy(obs))
+    assert offlinerl.evaluate(file, env=Room, episodes=2)["episodes"] == 2
+    with pytest.raises(UserError, match="was given as an object, which no file holds: leave out --episodes"):
+        offlinerl.select(run.folder, episodes=4)
+    assert offlinerl.select(run.folder, walk(), updates=2, critics=2)["tried"] == 1
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -19,7 +19,7 @@ from scipy.stats import trim_mean
 import offlinerl
 from offlinerl.cli import main
 from offlinerl.evaluation import plots, tables
-from offlinerl.evaluation.comparison import find, groups_of, overall_of, read
+from offlinerl.evaluation.comparison import Group, Row, find, groups_of, overall_of, read
 from offlinerl.evaluation.findings import of_group
 from offlinerl.evaluation.report import outcome
 from offlinerl.evaluation.statistics import (
@@ -496,6 +496,31 @@ def test_kinds_of_scores_are_not_mixed_and_what_lacks_a_task_is_named(tmp_path):
     (overall,) = overall_of(groups)
     assert {task.title for task in overall.tasks} == set(TASKS)
     assert set(overall.names) == set(AGENTS) - {"bc"} and overall.left_out == ("bc",)
+
+
+def test_agents_that_share_a_part_of_their_tasks_are_compared_on_it(tmp_path):
+    of_agents = dict(bc=TASKS, iql=(*TASKS[1:], "ant"), xql=("hopper", "ant"))
+    for agent, tasks in of_agents.items():
+        for task in tasks:
+            finished(tmp_path / f"{agent}-{task}", agent, task, env=task)
+    (overall,) = overall_of(groups_of([read(folder) for folder in find([tmp_path])]))
+    assert {task.title for task in overall.tasks} == set(TASKS[1:]) and set(overall.names) == {"bc", "iql"}
+    assert set(overall.left_out) == {"xql", "hopper", "ant"}
+
+
+def test_what_many_agents_have_in_common_is_found_soon():
+    """Forty agents, each on ten of twenty tasks by chance, of which three share eight."""
+    rng, wanted = np.random.default_rng(0), set(range(8))
+    has = [set(rng.choice(20, 10, replace=False)) for _ in range(37)] + [wanted | {t, t + 1} for t in (8, 11, 14)]
+    tasks = [
+        Group(f"task {t}", "normalized", "updates", tuple(Row(f"a{a}", (), 1) for a in range(40) if t in has[a]))
+        for t in range(20)
+    ]
+    (overall,) = overall_of(tasks)
+    assert len(overall.tasks) * len(overall.names) >= 24
+    assert all(
+        f"task {t}" in [task.title for task in overall.tasks] or f"task {t}" in overall.left_out for t in range(20)
+    )
 
 
 # Without an environment

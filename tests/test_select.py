@@ -234,6 +234,13 @@ def test_an_estimate_beyond_all_of_the_data_is_named(runs, monkeypatch, capsys):
     assert "1 of 3 estimates lies beyond what any episode of the data returned" in capsys.readouterr().out
 
 
+def test_rewards_that_follow_a_rule_rank_nothing(runs):
+    with pytest.raises(UserError, match='follow the rule minus_one already, .* load it with reward="none"'):
+        offlinerl.select(runs, offlinerl.load_dataset(pendulum.ID, reward="minus_one"), updates=2, critics=2)
+    found = offlinerl.select(runs, offlinerl.load_dataset(pendulum.ID, reward="none"), updates=2, critics=2)
+    assert found["policies"] == offlinerl.select(runs, updates=2, critics=2)["policies"]
+
+
 @pytest.mark.parametrize("agent, task", [("bc", pendulum.ID), ("dqn", "cart/pole-v0")])
 def test_a_policy_that_diverged_comes_last_and_is_not_deployed(agent, task, here, capsys):
     run = here / f"diverged-{agent}"

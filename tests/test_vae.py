@@ -261,6 +261,14 @@ def test_any_agent_does(here, agent):
         assert torch.equal(weight, vae.posterior.state_dict()[name][:1]), "it stays as it is"
 
 
+@pytest.mark.parametrize("by", ["fqe", "dr"])
+def test_agents_with_an_encoder_are_ranked_on_their_dataset(here, by):
+    fit = ["fit", "bc", "--dataset", "blob/random-v0", "--updates", "4", *FEW, "--agent.encoder", "vae"]
+    assert main([*fit, "--out", f"ranked-{by}"]) == 0
+    found = offlinerl.select(f"ranked-{by}", by=by, updates=2, critics=2)
+    assert np.isfinite(found["policies"][0]["estimate"])
+
+
 def test_a_dataset_s_rows_are_those_of_its_latents(here):
     """Learning from the table of latents is learning from the frames, to rounding."""
     fit = ["fit", "bc", "--dataset", "blob/random-v0", "--updates", "1", *FEW, "--agent.encoder", "vae"]

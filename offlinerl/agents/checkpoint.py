@@ -218,13 +218,35 @@ def accepted(agent_class: type[Agent]) -> set[str]:
     return {parameter.name for parameter in named} | (set(settings_of(agent_class.config_class)) if others else set())
 
 
-def class_of(stated: str, path: Path) -> type[Agent]:
-    """The class of the name ``module:Class``, if it is ours or an installed one; an older checkpoint has but the last
-    part of our module.
+def has_known_class(path: Path) -> bool:
+    """Whether an agent, in a checkpoint or a policy that ``shipped`` wrote, is of a class that is ours or installed.
 
     Raises:
-        UserError: it is neither.
+        UserError: see ``read``.
     """
+    path = find_checkpoint(path)
+    stated = shipped.read(path)[0] if path.suffix == shipped.SUFFIX else read(path)["offlinerl"]
+    return known_class(stated["agent"]) is not None
+
+
+def class_of(stated: str, path: Path) -> type[Agent]:
+    """See ``known_class``.
+
+    Raises:
+        UserError: it is neither ours nor installed.
+    """
+    if found := known_class(stated):
+        return found
+    name = stated.rpartition(":")[2]
+    raise UserError(
+        f"the checkpoint {path} holds an agent of the class {stated}, which is not one of offlinerl's or installed;"
+        f" name it by --agent-class {stated}, or in Python by agent_class={name}"
+    )
+
+
+def known_class(stated: str) -> type[Agent] | None:
+    """The class of the name ``module:Class``, if it is ours or an installed one; an older checkpoint has but the last
+    part of our module."""
     module, _, name = stated.rpartition(":")
     package, _, file = module.rpartition(".") if module else (agents.__name__, "", stated)
     ours = [file] if package == agents.__name__ and file in agents.names() else []
@@ -233,7 +255,4 @@ def class_of(stated: str, path: Path) -> type[Agent]:
         found = agents.get(known)
         if stated in (f"{found.__module__}:{found.__name__}", known):
             return found
-    raise UserError(
-        f"the checkpoint {path} holds an agent of the class {stated}, which is not one of offlinerl's or installed;"
-        f" name it by --agent-class {stated}, or in Python by agent_class={name}"
-    )
+    return None

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ MEASURING = {f"train.{key}" for key in ("eval_every", "online_eval_every", "eval
 
 NAMED = {"agent", "dataset", "env", "seeds", "extended", "fingerprint"}
 """What ``config.yaml`` says of a run that tells its settings from no other's."""
+
+TRIED = 1_000
+"""Sets of tasks beyond which no more are looked for that agents may have in common, but those of every two."""
 
 
 @dataclass(frozen=True)
@@ -313,12 +317,16 @@ def overall_of(groups: Sequence[Group]) -> list[Overall]:
 
 
 def _shared(tasks: Sequence[Group]) -> Overall | None:
-    has = [{row.name for row in task.rows} for task in tasks]
     names = list(dict.fromkeys(row.name for task in tasks for row in task.rows))
-    # The tasks of each name, and all tasks, are tried: how many names have all of them?
-    tried = {frozenset(t for t, of_task in enumerate(has) if name in of_task) for name in names}
-    tried = sorted(map(sorted, tried | {frozenset(range(len(tasks)))}))
-    shared = [(chosen, [name for name in names if all(name in has[t] for t in chosen)]) for chosen in tried]
+    # What names have in common, all of it unless that is too much, is tried: how many names have all these tasks?
+    rows = [{row.name for row in task.rows} for task in tasks]
+    has = {name: frozenset(t for t, of_task in enumerate(rows) if name in of_task) for name in names}
+    own = set(has.values())
+    tried = {frozenset(range(len(tasks)))} | own | {one & other for one, other in combinations(own, 2)}
+    for one in own:
+        if len(tried) < TRIED:
+            tried |= {one & other for other in tried}
+    shared = [(chosen, [name for name in names if has[name] >= {*chosen}]) for chosen in sorted(map(sorted, tried))]
     shared = [(chosen, common) for chosen, common in shared if len(chosen) > 1 and len(common) > 1]
     if not shared:
         return None

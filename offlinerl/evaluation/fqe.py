@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -169,7 +169,7 @@ def fit_q(
     Args:
         choice: the policy.
         data: n episodes, with rewards as they are to be valued.
-        spec: shapes and bounds of the task.
+        spec: shapes and bounds of the task; what an agent's encoder makes of images is the agent's alone.
         critics: S, at least 2.
         updates: gradient steps.
         batch: transitions of each.
@@ -188,6 +188,7 @@ def fit_q(
     settings = dict(decay_steps=updates) | settings
     gamma = settings.setdefault("gamma", FQEConfig.gamma)
     settings.setdefault("scale", typical_return(data, gamma))
+    spec = replace(spec, latent=None)
     agent = FQE(spec, range(seed, seed + critics), **settings).to(device)
     if agent.config.normalize:
         agent.normalize_by(data.moments)
@@ -224,10 +225,11 @@ def fitted_q_evaluation(choice: Choice, data: Dataset, spec: Spec, **fitting: An
 
 
 def typical_return(data: Dataset, gamma: float) -> float:
-    """Root mean square of the discounted returns from all rows to the ends of their episodes; 1 if all are 0."""
-    returns, after = np.zeros(len(data)), 0.0
+    """Root mean square of the discounted returns from all rows to the ends of their episodes, or to a terminal step
+    before; 1 if all are 0."""
+    returns, after, ends = np.zeros(len(data)), 0.0, data.last | data.terminated
     for row in reversed(range(len(data))):
-        after = data.reward[row] + (0.0 if data.last[row] else gamma * after)
+        after = data.reward[row] + (0.0 if ends[row] else gamma * after)
         returns[row] = after
     return float(np.sqrt(np.square(returns).mean())) or 1.0
 

@@ -4,8 +4,8 @@ All of these estimate ``J = E[sum_t gamma^t r_t]`` of a target policy pi from n 
 sums over steps of a weight times a value, ``sum_t gamma^t mean_i(w_i,t x_i,t)``, where
 ``rho_i,t = prod_{t' <= t} pi(a|s) / mu(a|s)`` is how much likelier the first steps of episode i are under pi. Weighted
 estimators divide a step's weights by their mean over the episodes: a bias that vanishes as n grows, for a fraction of
-the variance. An episode that has ended keeps its last weight and earns nothing more. One that is cut off, by a time
-limit say, is taken for the whole.
+the variance. An episode that has ended keeps its last weight and earns nothing more, also where it was recorded beyond
+a terminal step. One that is cut off, by a time limit say, is taken for the whole.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def doubly_robust(
         V: and at the observations, ``[rows]``.
         gamma: see there.
         final_V: V of the last successor of every episode, ``[n]``, which stands for what episodes that were truncated
-            had still to earn; it is not used where they terminated. By default nothing stands for it.
+            had still to earn; it is not used where they terminated, at any step. By default nothing stands for it.
         log: see there.
         weighted: see there.
         draws: see there.
@@ -120,10 +120,24 @@ def doubly_robust(
     unexplained = _padded(data, data.reward - np.asarray(Q, np.float64), 0.0)
     value = np.c_[_padded(data, V, 0.0), np.zeros(n)]
     if final_V is not None:
-        ends = data.terminated[data.episode_starts + lengths - 1]
-        value[np.arange(n), lengths] = np.where(ends, 0.0, final_V)
+        terminated = np.logical_or.reduceat(data.terminated, data.episode_starts)
+        value[np.arange(n), lengths] = np.where(terminated, 0.0, final_V)
     terms = [(log_rho, _discounted(unexplained, gamma)), (log_before, _discounted(value, gamma))]
     return _estimated(terms, log_rho[:, -1], weighted, draws, seed)
+
+
+def until_terminal(data: Dataset) -> np.ndarray:
+    """Which rows are of what an episode earns, ``[rows]`` bool: all up to its first terminal step, which may lie in the
+    middle of what was recorded."""
+    before = np.cumsum(data.terminated) - data.terminated  # terminal steps in earlier rows
+    return before == np.repeat(before[data.episode_starts], data.episode_lengths)
+
+
+def discounted_returns(data: Dataset, gamma: float) -> np.ndarray:
+    """``[episodes]`` discounted sums of ``reward`` up to the first terminal step, float64."""
+    step = np.arange(len(data)) - np.repeat(data.episode_starts, data.episode_lengths)
+    earned = np.where(until_terminal(data), data.reward * gamma**step, 0.0)
+    return np.array([rewards.sum() for rewards in np.split(earned, data.episode_starts[1:])])
 
 
 def _log_weights(data: Dataset, target: np.ndarray, behavior: np.ndarray, log: bool) -> np.ndarray:
@@ -147,10 +161,11 @@ def _require_rows(data: Dataset, **columns: np.ndarray) -> None:
 
 
 def _padded(data: Dataset, column: np.ndarray, fill: float) -> np.ndarray:
-    """A column ``[rows]`` by episode and step, ``[n, T]`` float64, with T the length of the longest one."""
+    """A column ``[rows]`` by episode and step, ``[n, T]`` float64, with T the length of the longest one, and ``fill``
+    behind the first terminal step."""
     lengths = data.episode_lengths
     rows = np.full((len(lengths), lengths.max()), fill)
-    rows[np.arange(rows.shape[1]) < lengths[:, None]] = column
+    rows[np.arange(rows.shape[1]) < lengths[:, None]] = np.where(until_terminal(data), column, fill)
     return rows
 
 

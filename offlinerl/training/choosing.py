@@ -17,6 +17,7 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.evaluate import evaluate, make_pool
 from offlinerl.evaluation.fqe import choice_of, fitted_q_evaluation, has_diverged
+from offlinerl.evaluation.off_policy import discounted_returns
 from offlinerl.evaluation.statistics import CAUTION, confidence_bounds, next_to_play, student
 from offlinerl.evaluation.task import Task
 from offlinerl.evaluation.weighing import require_log_probs, weighted_doubly_robust, weighted_importance_sampling
@@ -94,7 +95,7 @@ def select(
         png: where to draw the expected performance by the number of policies tried.
         json_file: where to write what is returned.
         device: "auto", "cpu" or "cuda".
-        agent_class: of agents that are neither ours nor installed; see ``checkpoint.load_agent``.
+        agent_class: of those agents that are neither ours nor installed; see ``checkpoint.load_agent``.
 
     Returns:
         ``method``, ``tried``, how many policies were ranked, and ``policies``, the best one first: ``rank``, ``run``,
@@ -146,7 +147,8 @@ def candidates_of(runs: Sequence[Path], device: str, agent_class: type[Agent] | 
     for run, path in zip(runs, paths, strict=True):
         if paths.count(path) > 1:
             raise UserError(f"{run} is given twice")
-        agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
+        own = None if agent_class is None or checkpoint.has_known_class(path) else agent_class
+        agent = checkpoint.load_agent(path, pick_device(device), agent_class=own)
         first = candidates[0].agent.spec if candidates else agent.spec
         if (agent.spec.obs, agent.spec.action_dim, agent.spec.num_actions) != (
             first.obs, first.action_dim, first.num_actions,
@@ -167,14 +169,23 @@ def offline(
     updates: int = 0,
     **fitting: Any,
 ) -> list[dict[str, Any]]:
-    """What every candidate is worth by one of ``FROM_DATA`` on one dataset, with rewards as they are stored."""
+    """What every candidate is worth by one of ``FROM_DATA`` on one dataset, with rewards as they are stored.
+
+    Raises:
+        UserError: a policy cannot be ranked on it, or its rewards follow a rule already.
+    """
     if dataset is None:
         entry = entry_of_run(candidates[0].run)
     else:
         entry = registry.resolve(str(dataset) if isinstance(dataset, Path) else dataset)
     data, rows = load.load(entry, reward="none"), []
-    step = np.arange(len(data)) - np.repeat(data.episode_starts, data.episode_lengths)
-    returns = np.add.reduceat(data.reward * gamma**step, data.episode_starts)
+    rule = data.provenance.get("reward", "none")
+    if entry.kind == "object" and rule != "none":
+        raise UserError(
+            f"the rewards of {data.name} follow the rule {rule} already, and policies are ranked by those that are"
+            ' stored: load it with reward="none"'
+        )
+    returns = discounted_returns(data, gamma)
     display.say(
         f"{entry.name}: {counted(len(returns), 'episode')}, their mean discounted return {shown(returns.mean())}"
     )
@@ -262,6 +273,11 @@ def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display
         if own.env is None:
             raise UserError(
                 f"{candidate.run} does not say of an environment to act in; leave out --episodes to rank on a dataset"
+            )
+        if "factory" in own.env:
+            raise UserError(
+                f"{candidate.run} was trained in an environment that was given as an object, which no file holds: leave"
+                " out --episodes to rank on a dataset, or give each run to offlinerl.evaluate with env="
             )
         if own.facts != task.facts:
             raise UserError(

@@ -41,7 +41,7 @@ def export_policy(
     Its metadata also hold ``seed``, ``updates`` and ``steps`` of the training; its ``settings`` of training and the
     ``curve`` of evaluations ``[steps or updates, mean return]``, where the run's folder has them; what it
     was ``measured`` to be, without exploration: mean and deviation of the return over so many episodes, the first one
-    reset with the seed 0, if its environment is known; and ``versions``.
+    reset with the seed 0, if its environment is known and was no object; and ``versions``.
 
     Args:
         path: a checkpoint, or a run's folder, whose last one is meant.
@@ -66,8 +66,13 @@ def export_policy(
     policy = agent.part(slice(s, s + 1))
     facts: dict[str, Any] = dict(seed=policy.seeds[0], updates=agent.updates, steps=agent.steps)
     facts |= trained(path.parent, columns_of(agent.members[s]), agent.updates, agent.steps)
+    env = agent.task.get("env")
     result = "its return is not known, for it was trained without an environment"
-    if agent.task.get("env") is not None:
+    if env is not None and "factory" in env:
+        result = (
+            f"its return is not measured, for its environment {env['id']} was given as an object, which no file holds"
+        )
+    elif env is not None:
         found = evaluate(policy, Task(**agent.task), episodes)
         mean, deviation = float(found.returns.mean()), float(found.returns.std())
         facts["measured"] = dict(episodes=episodes, mean_return=mean, std_return=deviation)
