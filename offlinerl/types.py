@@ -95,6 +95,7 @@ class Spec:
         first_action: what the environment calls the discrete action 0.
         latent: by what an agent sees images, if by an encoder that was learnt before: the name of its layers, its
             latents, and the channels of a frame.
+        whole: whether the environment takes vectors of whole numbers, which actions are rounded to.
     """
 
     obs: tuple[Leaf, ...]
@@ -104,6 +105,7 @@ class Spec:
     num_actions: int = 0
     first_action: int = 0
     latent: tuple[str, int, int] | None = None
+    whole: bool = False
 
     def __post_init__(self) -> None:
         leaves = [("", (self.obs,), "float32")] if isinstance(self.obs, int) else self.obs
@@ -129,7 +131,7 @@ class Spec:
         if (count := getattr(action, "n", None)) is not None:
             return cls(obs, 1, (0.0,), (float(count - 1),), int(count), int(getattr(action, "start", 0)))
         low, high = (tuple(map(float, getattr(action, side))) for side in ("low", "high"))
-        return cls(obs, len(low), low, high)
+        return cls(obs, len(low), low, high, whole=np.issubdtype(action.dtype, np.integer))
 
     @property
     def is_vector(self) -> bool:

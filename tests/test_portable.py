@@ -26,6 +26,7 @@ SPECS = dict(
     images=Spec((Leaf("", (48, 48, 3), "uint8"),), 2, LOW, HIGH),
     parts=Spec((Leaf("arm/joints", (4,), "float32"), Leaf("camera", (48, 48, 3), "uint8")), 2, LOW, HIGH),
     choices=Spec(5, 1, (0.0,), (3.0,), 4, 2),
+    whole=Spec(5, 2, (0.0, -3.0), (10.0, 300.0), whole=True),
 )
 
 
@@ -66,7 +67,7 @@ def both(file, given):
     ("name", "kind", "settings"),
     [("bc", "vector", dict(normalize=True)), ("xql", "vector", dict(normalize=True)), ("td3bc", "vector", {}),
      ("iql", "vector", {}), ("sac", "vector", {}), ("ppo", "vector", {}), ("bc", "images", {}),
-     ("bc", "parts", dict(normalize=True)), ("dqn", "choices", {}), ("ppo", "choices", {})],
+     ("bc", "parts", dict(normalize=True)), ("dqn", "choices", {}), ("bc", "whole", {}), ("ppo", "choices", {})],
 )  # fmt: skip
 def test_actions_are_those_of_the_policy(tmp_path, name, kind, settings):
     spec, file = SPECS[kind], tmp_path / "policy"
@@ -86,6 +87,7 @@ def test_actions_are_those_of_the_policy(tmp_path, name, kind, settings):
                 assert set(have) <= {2, 3, 4, 5}
             else:
                 assert (have >= policy.low).all() and (have <= policy.high).all()
+                assert (have == np.rint(have)).all() == spec.whole
     assert len({tuple(np.ravel(row)) for row in due}) > 1, "an action that is always the same would show nothing"
 
 

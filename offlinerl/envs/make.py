@@ -464,7 +464,7 @@ class Pool:
         if self.spec.num_actions:
             return action
         inside = np.minimum(np.maximum(action, self._low), self._high)
-        return inside if self.action_space.dtype.kind == "f" else np.rint(inside)
+        return np.rint(inside) if self.spec.whole else inside
 
     def _each(self, method: Callable[[int, Any], Any], given: Mapping[int, Any]) -> dict[int, Any]:
         threads = self._with_threads(len(given))

@@ -51,8 +51,9 @@ class DeployedPolicy:
 
     @torch.inference_mode()
     def __call__(self, obs: Tree) -> np.ndarray:
-        """The best action as the environment takes it: within its bounds, ``[A]`` float32, or a number if actions are
-        discrete. For a batch of observations ``[B, ...]`` it is ``[B, A]`` or ``[B]``.
+        """The best action as the environment takes it: within its bounds, ``[A]`` float32, rounded if it takes whole
+        numbers, or a number if actions are discrete. For a batch of observations ``[B, ...]`` it is ``[B, A]`` or
+        ``[B]``.
 
         Raises:
             UserError: the observation has another shape than the policy's, or the policy has diverged.
@@ -75,6 +76,7 @@ class DeployedPolicy:
             action = action[:, 0].astype(np.int64) + self.spec.first_action
         else:
             action = action.clip(self.low, self.high)
+            action = np.rint(action) if self.spec.whole else action
         return action if batched else action[0]
 
 

@@ -148,7 +148,7 @@ class EnvironmentLoop:
         """What a policy says of the probabilities of its actions as they were applied, but not of rounded ones; see
         ``Policy.log_prob``, as for the arguments."""
         known = getattr(policy, "log_prob", None)
-        if known is None or not (self.pool.spec.num_actions or self.pool.action_space.dtype.kind == "f"):
+        if known is None or self.pool.spec.whole:
             return None
         with torch.no_grad():
             found = known(obs, torch.from_numpy(applied).to(policy.device), explore)

@@ -60,7 +60,8 @@ class Portable(nn.Module):
         policy, action = self.policy[0], self.act(*leaves)
         if policy.spec.num_actions:
             return action[:, 0].long() + policy.spec.first_action
-        return torch.minimum(torch.maximum(action, self.low), self.high)
+        action = torch.minimum(torch.maximum(action, self.low), self.high)
+        return action.round() if policy.spec.whole else action
 
     def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
         """Observations of the right shapes, ``[B, ...]``."""
