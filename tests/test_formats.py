@@ -402,6 +402,15 @@ def test_rows_are_sorted_by_their_steps_and_no_two_have_the_same(here):
     assert offlinerl.load_dataset("log.csv").episode_lengths.tolist() == [3]
 
 
+@pytest.mark.parametrize("blank", ["", "nan", "inf"])
+@pytest.mark.parametrize("columns", ["obs=x action=u step=t episode=run", "obs=x action=u step=t"])
+def test_a_row_that_does_not_say_which_step_it_is_is_refused(here, columns, blank):
+    rows = [f"{row},{blank if row == 2 else row},{row / 10},0" for row in range(5)]
+    Path("log.csv").write_text("\n".join(["x,t,u,run", *rows]))
+    with pytest.raises(UserError, match=r"log\.csv: row 2 does not say which step it is; repair or remove it"):
+        offlinerl.load_dataset("log.csv", columns=columns)
+
+
 def test_tables_of_a_folder_have_the_columns_of_the_first_one_in_its_order(here, capsys):
     (here / "logs").mkdir()
     Path("logs/a.csv").write_text("obs_x,obs_y,action,reward\n1,100,0,7\n2,200,0,7\n")

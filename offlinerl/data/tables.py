@@ -151,6 +151,12 @@ def _episodes(
             column = np.nan_to_num(column, nan=blank)  # what nobody filled in marks nothing
         return as_flags(column, f"{where}: {field}")
 
+    def counted_steps() -> np.ndarray:
+        step = single(numbers(chosen["step"]), f"{where}: step")
+        if not (known := np.isfinite(step)).all():
+            raise UserError(f"{where}: row {known.argmin()} does not say which step it is; repair or remove it")
+        return step
+
     obs, next_obs, action = parts("obs"), parts("next_obs"), numbers(chosen["action"])
     log_prob = single(numbers(chosen["log_prob"]), f"{where}: log_prob") if "log_prob" in chosen else None
     reward = numbers(chosen["reward"]) if "reward" in chosen else np.zeros(rows, np.float32)
@@ -169,7 +175,7 @@ def _episodes(
             raise UserError(f"{where}: one column tells episodes apart, not {len(chosen['episode'])}")
         _, first, number = np.unique(_given(ids, where), return_index=True, return_inverse=True)
         number = np.argsort(np.argsort(first))[number]  # counted as they begin
-        step = single(numbers(chosen["step"]), f"{where}: step") if "step" in chosen else None
+        step = counted_steps() if "step" in chosen else None
         order = np.lexsort([number] if step is None else [step, number])
         number = number[order]
         change[:-1] = number[1:] != number[:-1]
@@ -182,7 +188,7 @@ def _episodes(
                     " give every episode an id of its own, or say with --columns what the steps are, or leave them out"
                 )
     elif "step" in chosen:
-        step = single(numbers(chosen["step"]), f"{where}: step")
+        step = counted_steps()
         change[:-1] = step[1:] <= step[:-1]
     change[-1] = True
     bounds = ends[order] | change
