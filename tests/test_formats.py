@@ -896,6 +896,31 @@ def test_faults_are_found_in_other_formats_too(here, capsys):
     assert "demo_2: observations has NaN or infinite values in 1 rows" in capsys.readouterr().err
 
 
+def test_faults_are_named_by_their_rows_in_the_source(here, capsys):
+    action = np.full((12, 1), 0.5, np.float32)
+    action[9] = np.nan
+    obs, ends = np.arange(24, dtype=np.float32).reshape(12, 2), np.arange(12) % 4 == 3
+    np.savez("play.npz", observations=obs, actions=action, terminals=ends)
+    found = {"play.npz": [9]}
+    rows = [f"{t},{t % 2},{'nan' if t == 6 else 0.1 * t}" for t in range(10)]  # two episodes, in turns
+    Path("logs").mkdir()
+    for number, lines in enumerate(([f"{t},0,1" for t in range(8, 11)], rows)):
+        Path(f"logs/{number}.csv").write_text("\n".join(["obs,episode,action", *lines]))
+    found |= {"logs/1.csv": [6], "logs": [3 + 6]}
+    robomimic(here / "lift.hdf5", [EPISODES[0], EPISODES[1] | dict(action=EPISODES[1]["action"] * np.nan)])
+    found["lift.hdf5"] = list(range(4, 9))
+    for name, due in found.items():
+        (fault,) = (finding for finding in validate(name) if finding.kind == "not finite")
+        assert fault.rows.tolist() == due, name
+    for name, row in {"play.npz": 9, "logs": 6, "lift.hdf5": 0}.items():  # of the file, or of the demonstration named
+        with pytest.raises(UserError, match=f"actions has NaN or infinite values in .* rows, the first of them {row};"):
+            offlinerl.load_dataset(name)
+    cut = np.isin(np.arange(10), [1, 3])
+    arrays = dict(obs=np.where(np.arange(10) == 7, np.nan, 1.0), action=np.ones(10), reward=cut, terminated=cut & False)
+    with pytest.raises(UserError, match="obs has NaN or infinite values in 1 rows, the first of them 7;"):
+        offlinerl.load_dataset(arrays | dict(truncated=cut))
+
+
 def test_parts_are_chosen_of_what_was_written(here):
     whole = offlinerl.load_dataset(robomimic(here / "lift.hdf5", images=True))
     whole.write("lift")

@@ -204,9 +204,8 @@ def _episodes(
         def seen(tree: Tree, at: np.ndarray = at) -> Tree:
             return tree and observed({key: part[at] for key, part in tree.items()}, obs_keys, where)
 
-        row = int(at[0])
         logs = None if log_prob is None else log_prob[at]
-        steps = Steps(seen(obs), action[at], reward[at], terminated[at], seen(next_obs), f"episode {place}", row, logs)
+        steps = Steps(seen(obs), action[at], reward[at], terminated[at], seen(next_obs), f"episode {place}", at, logs)
         steps = _without_end(steps)
         if whole and not np.isnan(steps.action).any():
             steps = steps._replace(action=steps.action.astype(np.int64))
