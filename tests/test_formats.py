@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ import yaml
 from pendulum import empty_workplace
 
 import offlinerl
+from offlinerl.agents.checkpoint import load_agent
 from offlinerl.cli import main
 from offlinerl.data import formats, tables
 from offlinerl.data.d4rl import load_hdf5
 from offlinerl.data.validate import validate
+from offlinerl.envs.make import make
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_leaves
 
@@ -627,6 +630,45 @@ def test_parts_of_observations_in_a_table(here):
     np.testing.assert_array_equal(data.obs["image"], images)
     np.testing.assert_array_equal(data.obs["joints"], joints)
     np.testing.assert_array_equal(data.next_at, [1, 2, 3, 4, 5, 5])
+
+
+class Sorted(gym.Env):
+    """Shows where the goal is, 5, and where it is, 1."""
+
+    observation_space = gym.spaces.Dict({name: gym.spaces.Box(-9, 9, (1,), np.float32) for name in ("pos", "goal")})
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        return dict(goal=np.full(1, 5, np.float32), pos=np.ones(1, np.float32)), {}
+
+    def step(self, action):
+        return self.reset()[0], 0.0, False, True, {}
+
+
+@pytest.mark.parametrize(("pos", "seen"), [("pos", [1, 5]), ("x", [5, 1])])
+def test_parts_of_observations_have_one_order_in_data_and_environment(here, monkeypatch, pos, seen):
+    monkeypatch.setitem(gym.registry, "Sorted-v0", gym.envs.registration.EnvSpec("Sorted-v0", "test_formats:Sorted"))
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    Path("log.csv").write_text("x,g,u\n" + "1,5,.5\n" * 12)
+    columns = f"obs.{pos}=x obs.goal=g action=u"
+    for dataset in ("log.csv", offlinerl.load_dataset(pandas.read_csv("log.csv"), columns=columns)):
+        more = dict(columns=columns) if dataset == "log.csv" else {}
+        run = offlinerl.fit("bc", dataset, env="Sorted-v0", over=dict(train=FEW), **more)
+        task = load_agent(run.folder / "last.ckpt", "cpu").task
+        assert make(task["env"], task.get("obs_keys")).reset()[0].tolist() == seen
+    assert offlinerl.load_dataset("log.csv").obs[0].tolist() == [1, 5]
+
+
+def test_successors_have_their_parts_in_the_order_of_observations(here):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    begins = dict(p=0, v=10, np=1, nv=11, u=0)
+    frame = pandas.DataFrame({name: np.arange(3.0) + begin for name, begin in begins.items()})
+    columns = "obs.pos=p obs.vel=v next_obs.vel=nv next_obs.pos=np action=u"
+    data = offlinerl.load_dataset(frame, columns=columns)
+    assert data.obs[0].tolist() == [0, 10] and data.next_obs[0].tolist() == [1, 11]
+    assert data.provenance["obs_keys"] == ["pos", "vel"]
+    turned = offlinerl.load_dataset(frame, columns=columns, obs_keys=["vel", "pos"])
+    assert turned.next_obs[0].tolist() == [11, 1] and turned.provenance["obs_keys"] == ["vel", "pos"]
 
 
 @pytest.mark.parametrize(

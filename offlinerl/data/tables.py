@@ -121,6 +121,12 @@ def _matching(names: Sequence[str], free: Sequence[str], patterns: Sequence[str]
     return found
 
 
+def parts_named(columns: Columns, obs_keys: Sequence[str] | None = None) -> list[str] | None:
+    """The names of the parts that a table's observations are made of, in their order; None if it has no such names."""
+    names = [field.partition(".")[2] for field in columns if field.partition(".")[0] == "obs"]
+    return list(obs_keys or names) if len(names) > 1 and all(names) else None
+
+
 def _episodes(
     table: Mapping[str, np.ndarray], chosen: Columns, obs_keys: Sequence[str] | None, where: str
 ) -> Iterator[Steps]:
@@ -158,6 +164,8 @@ def _episodes(
         return step
 
     obs, next_obs, action = parts("obs"), parts("next_obs"), numbers(chosen["action"])
+    if next_obs and next_obs.keys() == obs.keys():
+        next_obs = {name: next_obs[name] for name in obs}
     log_prob = single(numbers(chosen["log_prob"]), f"{where}: log_prob") if "log_prob" in chosen else None
     reward = numbers(chosen["reward"]) if "reward" in chosen else np.zeros(rows, np.float32)
     terminated, cut = flags("terminated"), flags("truncated")
