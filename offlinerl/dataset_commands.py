@@ -191,7 +191,7 @@ def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> 
     terminated, last = dataset.terminated, dataset.last
     beyond = bool((terminated & ~last).any())  # as in AntMaze, whose own files have all ends among the timeouts too
     columns = dict(
-        observations=dataset.obs, actions=writers.stored_actions(dataset), rewards=dataset.reward, terminals=terminated,
+        observations=dataset.obs, actions=dataset.stored_actions, rewards=dataset.reward, terminals=terminated,
         timeouts=last if beyond else last & ~terminated, next_observations=dataset.next_obs,
     )  # fmt: skip
     if dataset.log_prob is not None:

@@ -15,6 +15,7 @@ import offlinerl
 from offlinerl.cli import main
 from offlinerl.data import edit, registry
 from offlinerl.data.episode import Episode
+from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.util.errors import UserError
 
@@ -142,6 +143,20 @@ def test_a_frame_of_pandas_holds_every_row_and_is_read_again(here):
     robomimic(here / "b.hdf5", images=True)
     with pytest.raises(UserError, match="obs_agentview_image are images"):
         offlinerl.load_dataset("b.hdf5").to_pandas()
+
+
+def test_a_frame_keeps_discrete_actions_discrete(here):
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    ends = np.arange(6) % 3 == 2
+    data = offlinerl.load_dataset(
+        dict(obs=np.arange(12.0).reshape(6, 2), action=np.arange(6) % 3, reward=np.ones(6), terminated=ends)
+    )
+    again = offlinerl.load_dataset(data.to_pandas(next_obs=True))
+    for one in (data, again):
+        assert spec_of_data(one)[1] == "discrete actions from 0 to 2, those in the data"
+    data.write("written")
+    mapped = offlinerl.load_dataset("written").take(np.array([1]))
+    assert mapped.to_pandas()["action_0"].tolist() == [0, 1, 2]
 
 
 def test_slices_are_datasets(here):

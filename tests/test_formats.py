@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ import yaml
 from pendulum import empty_workplace
 
 import offlinerl
+from offlinerl.agents.checkpoint import load_agent
 from offlinerl.cli import main
 from offlinerl.data import formats, tables
 from offlinerl.data.d4rl import load_hdf5
 from offlinerl.data.validate import validate
+from offlinerl.envs.make import make
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_leaves
 
@@ -402,6 +405,15 @@ def test_rows_are_sorted_by_their_steps_and_no_two_have_the_same(here):
     assert offlinerl.load_dataset("log.csv").episode_lengths.tolist() == [3]
 
 
+@pytest.mark.parametrize("blank", ["", "nan", "inf"])
+@pytest.mark.parametrize("columns", ["obs=x action=u step=t episode=run", "obs=x action=u step=t"])
+def test_a_row_that_does_not_say_which_step_it_is_is_refused(here, columns, blank):
+    rows = [f"{row},{blank if row == 2 else row},{row / 10},0" for row in range(5)]
+    Path("log.csv").write_text("\n".join(["x,t,u,run", *rows]))
+    with pytest.raises(UserError, match=r"log\.csv: row 2 does not say which step it is; repair or remove it"):
+        offlinerl.load_dataset("log.csv", columns=columns)
+
+
 def test_tables_of_a_folder_have_the_columns_of_the_first_one_in_its_order(here, capsys):
     (here / "logs").mkdir()
     Path("logs/a.csv").write_text("obs_x,obs_y,action,reward\n1,100,0,7\n2,200,0,7\n")
@@ -618,6 +630,45 @@ def test_parts_of_observations_in_a_table(here):
     np.testing.assert_array_equal(data.obs["image"], images)
     np.testing.assert_array_equal(data.obs["joints"], joints)
     np.testing.assert_array_equal(data.next_at, [1, 2, 3, 4, 5, 5])
+
+
+class Sorted(gym.Env):
+    """Shows where the goal is, 5, and where it is, 1."""
+
+    observation_space = gym.spaces.Dict({name: gym.spaces.Box(-9, 9, (1,), np.float32) for name in ("pos", "goal")})
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        return dict(goal=np.full(1, 5, np.float32), pos=np.ones(1, np.float32)), {}
+
+    def step(self, action):
+        return self.reset()[0], 0.0, False, True, {}
+
+
+@pytest.mark.parametrize(("pos", "seen"), [("pos", [1, 5]), ("x", [5, 1])])
+def test_parts_of_observations_have_one_order_in_data_and_environment(here, monkeypatch, pos, seen):
+    monkeypatch.setitem(gym.registry, "Sorted-v0", gym.envs.registration.EnvSpec("Sorted-v0", "test_formats:Sorted"))
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    Path("log.csv").write_text("x,g,u\n" + "1,5,.5\n" * 12)
+    columns = f"obs.{pos}=x obs.goal=g action=u"
+    for dataset in ("log.csv", offlinerl.load_dataset(pandas.read_csv("log.csv"), columns=columns)):
+        more = dict(columns=columns) if dataset == "log.csv" else {}
+        run = offlinerl.fit("bc", dataset, env="Sorted-v0", over=dict(train=FEW), **more)
+        task = load_agent(run.folder / "last.ckpt", "cpu").task
+        assert make(task["env"], task.get("obs_keys")).reset()[0].tolist() == seen
+    assert offlinerl.load_dataset("log.csv").obs[0].tolist() == [1, 5]
+
+
+def test_successors_have_their_parts_in_the_order_of_observations(here):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    begins = dict(p=0, v=10, np=1, nv=11, u=0)
+    frame = pandas.DataFrame({name: np.arange(3.0) + begin for name, begin in begins.items()})
+    columns = "obs.pos=p obs.vel=v next_obs.vel=nv next_obs.pos=np action=u"
+    data = offlinerl.load_dataset(frame, columns=columns)
+    assert data.obs[0].tolist() == [0, 10] and data.next_obs[0].tolist() == [1, 11]
+    assert data.provenance["obs_keys"] == ["pos", "vel"]
+    turned = offlinerl.load_dataset(frame, columns=columns, obs_keys=["vel", "pos"])
+    assert turned.next_obs[0].tolist() == [11, 1] and turned.provenance["obs_keys"] == ["vel", "pos"]
 
 
 @pytest.mark.parametrize(
@@ -885,6 +936,31 @@ def test_faults_are_found_in_other_formats_too(here, capsys):
     assert "NaN or infinite values: obs in 1 rows, next_obs in 1 rows" in capsys.readouterr().out
     assert main(["datasets", "show", "lift.hdf5"]) == 1
     assert "demo_2: observations has NaN or infinite values in 1 rows" in capsys.readouterr().err
+
+
+def test_faults_are_named_by_their_rows_in_the_source(here, capsys):
+    action = np.full((12, 1), 0.5, np.float32)
+    action[9] = np.nan
+    obs, ends = np.arange(24, dtype=np.float32).reshape(12, 2), np.arange(12) % 4 == 3
+    np.savez("play.npz", observations=obs, actions=action, terminals=ends)
+    found = {"play.npz": [9]}
+    rows = [f"{t},{t % 2},{'nan' if t == 6 else 0.1 * t}" for t in range(10)]  # two episodes, in turns
+    Path("logs").mkdir()
+    for number, lines in enumerate(([f"{t},0,1" for t in range(8, 11)], rows)):
+        Path(f"logs/{number}.csv").write_text("\n".join(["obs,episode,action", *lines]))
+    found |= {"logs/1.csv": [6], "logs": [3 + 6]}
+    robomimic(here / "lift.hdf5", [EPISODES[0], EPISODES[1] | dict(action=EPISODES[1]["action"] * np.nan)])
+    found["lift.hdf5"] = list(range(4, 9))
+    for name, due in found.items():
+        (fault,) = (finding for finding in validate(name) if finding.kind == "not finite")
+        assert fault.rows.tolist() == due, name
+    for name, row in {"play.npz": 9, "logs": 6, "lift.hdf5": 0}.items():  # of the file, or of the demonstration named
+        with pytest.raises(UserError, match=f"actions has NaN or infinite values in .* rows, the first of them {row};"):
+            offlinerl.load_dataset(name)
+    cut = np.isin(np.arange(10), [1, 3])
+    arrays = dict(obs=np.where(np.arange(10) == 7, np.nan, 1.0), action=np.ones(10), reward=cut, terminated=cut & False)
+    with pytest.raises(UserError, match="obs has NaN or infinite values in 1 rows, the first of them 7;"):
+        offlinerl.load_dataset(arrays | dict(truncated=cut))
 
 
 def test_parts_are_chosen_of_what_was_written(here):

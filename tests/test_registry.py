@@ -148,6 +148,25 @@ def test_minaris_reference_scores_are_labelled_as_such(tmp_path):
     assert resolve("mujoco/hopper/expert-v0").score_kind == "return"
 
 
+def test_a_folder_with_data_is_no_minari_id_whatever_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in (
+        "logs/run-v1/day.csv",
+        "lr/robot-v0/meta/info.json",
+        "mine/copy-v0/dataset.json",
+        "notes/about-v0/a.md",
+    ):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text('{"provenance": {}}')
+    for name in ("logs/run-v1", "lr/robot-v0", "mine/copy-v0"):
+        assert resolve(name).source == {"file": name}
+    assert resolve("notes/about-v0").kind == "minari", "a folder without data is called so by chance"
+    installed = tmp_path / "minari/notes/about-v0/data"
+    installed.mkdir(parents=True)
+    (installed / "metadata.json").write_text('{"dataset_id": "installed", "total_episodes": 1, "total_steps": 1}')
+    assert resolve("notes/about-v0").name == "installed"
+
+
 # ------------------------------------------------------------------------------------------- downloads
 
 

@@ -70,7 +70,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     obs, next_obs = (tree_map(lambda leaf: np.ascontiguousarray(leaf[keep]), tree) for tree in (obs, next_obs))
     singles = [field for field in ("reward", "log_prob") if field in columns]
     numbers = dict(action=action[keep], **{field: single(columns[field], field)[keep] for field in singles})
-    require_finite(name, dict(obs=obs, next_obs=next_obs, **numbers))
+    require_finite(name, dict(obs=obs, next_obs=next_obs, **numbers), np.flatnonzero(keep))
     kind = str(np.asarray(given["action"]).dtype)
     facts = dict(
         format="arrays", action_dtype=kind, rows_in_source=rows, rows_dropped=int((~keep).sum()), reward="none"

@@ -26,7 +26,7 @@ class Steps(NamedTuple):
     terminated: np.ndarray  # [T] bool, where nothing may be expected from the successor
     next_obs: Tree = None  # [T, ...], where the file has them itself
     place: str = ""  # where it is in the file, for messages
-    row: int = 0  # and its first row there
+    rows: np.ndarray | None = None  # [T] or [T + 1], which rows there they are; None where it counts its own
     log_prob: np.ndarray | None = None  # [T], see Dataset
 
 
@@ -99,7 +99,7 @@ def _rows_of(source: str, steps: Steps) -> Dataset | None:
         return None
     reward = reward.astype(np.float32)
     columns = dict(observations=obs, next_observations=next_obs, actions=action, rewards=reward, log_prob=log_prob)
-    require_finite(where, columns)
+    require_finite(where, columns, steps.rows)
     last = np.arange(T) == T - 1
     columns = dict(action=action, reward=reward, terminated=terminated, last=last, log_prob=log_prob)
     if next_obs is not None and not has_last:

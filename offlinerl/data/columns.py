@@ -104,10 +104,10 @@ def as_observations(column: Any) -> np.ndarray:
     return column.astype(column.dtype if image else np.float32)
 
 
-def require_finite(source: str, columns: Mapping[str, Tree]) -> None:
-    """Refuses columns with a NaN."""
+def require_finite(source: str, columns: Mapping[str, Tree], rows: np.ndarray | None = None) -> None:
+    """Refuses columns with a NaN; ``rows`` are their rows in the source, if they are not all of it."""
     check = Finite()
-    check.see(columns)
+    check.see(columns, rows)
     check.require(source)
 
 

@@ -185,7 +185,7 @@ class Dataset:
         for name, tree in dict(obs=self.obs, **(dict(next_obs=self.next_obs) if next_obs else {})).items():
             for path, leaf in tree_leaves(tree):
                 add(f"{name}_{path}" if path else name, leaf)
-        add("action", self.action)
+        add("action", self.stored_actions)
         if self.log_prob is not None:
             columns["log_prob"] = self.log_prob
         numbers = np.arange(len(self.episode_starts))
@@ -204,6 +204,12 @@ class Dataset:
     def next_obs(self) -> Tree:
         """And its successor."""
         return tree_map(lambda leaf: leaf[self.next_at], self.observations)
+
+    @property
+    def stored_actions(self) -> np.ndarray:
+        """The actions ``[rows, A]`` for a file: discrete ones as whole numbers, by which they are known again."""
+        whole = np.dtype(self.provenance.get("action_dtype", "float32")).kind in "biu"
+        return np.asarray(self.action, np.int64) if whole else self.action
 
     @cached_property
     def episode_starts(self) -> np.ndarray:

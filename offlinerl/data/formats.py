@@ -175,9 +175,11 @@ def several(files: Sequence[Path], entry: Entry) -> Iterator[tuple[Path, Entry]]
 
 def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
     """A file or folder in one of the ``NAMES`` as a dataset, which is put together by ``into``; see ``episodes_of``."""
+    obs_keys = entry.obs_keys and list(entry.obs_keys)
     facts: dict[str, Any] = dict(format=NAMES[kind], file=str(path))
     if kind == "table":
         facts["columns"] = columns_of(path, entry)
+        obs_keys = obs_keys or tables.parts_named(facts["columns"])
         ends = [field for field in ("episode", "terminated", "truncated", "last", "mask") if field in facts["columns"]]
         facts["episode_ends"] = " and ".join(ends) or "the end of the file"
         facts["successors"] = "next_obs" if "next_obs" in facts["columns"] else "next row"
@@ -187,7 +189,7 @@ def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
         info = lerobot.lerobot_info(path)
         facts |= dict(version=info["codebase_version"], robot=info.get("robot_type"), fps=info.get("fps"))
         facts["left_out"] = lerobot.left_out(path, entry.obs_keys)
-    facts |= dict(obs_keys=entry.obs_keys and list(entry.obs_keys), subset=entry.subset, provenance=_origin(kind, path))
+    facts |= dict(obs_keys=obs_keys, subset=entry.subset, provenance=_origin(kind, path))
     return assemble(str(path), entry.name, episodes_of(kind, path, entry), _known(facts), into)
 
 
@@ -212,5 +214,5 @@ def of_frame(
     """The dataset of a table in memory, columns by name; see ``tables.table_episodes``."""
     columns = columns or tables.usual_columns([str(column) for column in source], "the table")
     episodes = tables.table_episodes(source, columns, obs_keys)
-    facts = dict(format="table", columns=columns, obs_keys=obs_keys and list(obs_keys))
-    return assemble(name, name, episodes, facts)
+    facts = dict(format="table", columns=columns, obs_keys=tables.parts_named(columns, obs_keys))
+    return assemble(name, name, episodes, _known(facts))

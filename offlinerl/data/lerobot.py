@@ -103,7 +103,7 @@ def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset
             for key in videos:
                 path, start = places(number, key)
                 shown[key] = frames_at(path, start + frames["timestamp"], 0.5 / info["fps"])
-            yield _steps(observed(shown, keys, str(folder)), frames, place, int(first))
+            yield _steps(observed(shown, keys, str(folder)), frames, place)
     if len(read) < len(wanted) and "total_episodes" in info:
         missing = next(number for number in wanted if number not in read)
         raise UserError(
@@ -122,14 +122,13 @@ def _parquet_files(folder: Path) -> list[Path]:
     return sorted(folder / file for file in glob.glob("**/*.parquet", root_dir=folder, recursive=True))
 
 
-def _steps(obs: Tree, frames: Mapping[str, np.ndarray], place: str, row: int) -> Steps:
+def _steps(obs: Tree, frames: Mapping[str, np.ndarray], place: str) -> Steps:
     T = len(frames["action"])
     success = frames.get("next.success", np.zeros(T, bool))
     reward = frames.get("next.reward", success)
     terminated = frames.get("next.terminated", success)
-    return Steps(
-        obs, frames["action"], reward.astype(np.float32), terminated, None, place, row, log_prob=frames.get("log_prob")
-    )
+    logs = frames.get("log_prob")
+    return Steps(obs, frames["action"], reward.astype(np.float32), terminated, place=place, log_prob=logs)
 
 
 def _episodes_of(folder: Path, info: Mapping[str, Any], subset: str | None) -> range:

@@ -28,7 +28,7 @@ SHARE = 0.5
 SOURCE = "source.json"
 """Beside the columns, what they were made from."""
 
-VERSION = 2
+VERSION = 3
 """Of the files; those of another one are made anew."""
 
 

@@ -39,7 +39,6 @@ def robomimic_episodes(path: Path, obs_keys: Sequence[str] | None = None, subset
                 raise UserError(f"{path} has no subset {subset!r}; it has {', '.join(masks) or 'none'}")
             wanted = {name.decode() if isinstance(name, bytes) else str(name) for name in masks[subset][()]}
             demos = [demo for demo in demos if demo in wanted]
-        row = 0
         for demo in demos:
             group = file["data"][demo]
             if "obs" not in group or "actions" not in group:
@@ -61,10 +60,8 @@ def robomimic_episodes(path: Path, obs_keys: Sequence[str] | None = None, subset
                 terminated=group["dones"][()] if "dones" in group else zeros,
                 next_obs=seen("next_obs") if "next_obs" in group else None,
                 place=demo,
-                row=row,
                 log_prob=group["log_prob"][()] if "log_prob" in group else None,
             )
-            row += len(action)
 
 
 def _by_number(name: str) -> tuple[int, str]:
@@ -99,8 +96,8 @@ def ogbench_episodes(path: Path, obs_keys: Sequence[str] | None = None) -> Itera
         for number, (first, end) in enumerate(zip([0, *(ends[:-1] + 1)], ends, strict=True)):
             T = end - first
             shown = observed({"": obs[first : end + 1]}, obs_keys, str(path))
-            zeros = np.zeros(T, np.float32)
-            yield Steps(shown, action[first:end], zeros, zeros, place=f"trajectory {number}", row=int(first))
+            zeros, rows = np.zeros(T, np.float32), np.arange(first, end + 1)
+            yield Steps(shown, action[first:end], zeros, zeros, place=f"trajectory {number}", rows=rows)
 
 
 def d3rlpy_episodes(path: Path, obs_keys: Sequence[str] | None = None) -> Iterator[Steps]:
@@ -114,7 +111,6 @@ def d3rlpy_episodes(path: Path, obs_keys: Sequence[str] | None = None) -> Iterat
     Source: ``d3rlpy/dataset/io.py`` of its repository, version 2.8.1.
     """
     with open_hdf5(path) as file:
-        row = 0
         for number in range(int(file["num_episodes"][()])):
             parts = {"": file[f"observations_{number}"][()]} if f"observations_{number}" in file else {
                 str(part): file[f"observations_{number}_{part}"][()] for part in _parts(file, number)
@@ -123,8 +119,7 @@ def d3rlpy_episodes(path: Path, obs_keys: Sequence[str] | None = None) -> Iterat
             action, reward = file[f"actions_{number}"][()], file[f"rewards_{number}"][()]
             terminated = np.zeros(len(action), bool)
             terminated[-1:] = bool(file[f"terminated_{number}"][()])
-            yield Steps(shown, action, reward, terminated, place=f"episode {number}", row=row)
-            row += len(action)
+            yield Steps(shown, action, reward, terminated, place=f"episode {number}")
 
 
 def _parts(file: h5py.File, number: int) -> Iterator[int]:

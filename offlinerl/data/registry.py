@@ -287,10 +287,11 @@ def _find(name_or_file: str) -> Entry:
         return replace(task, source={"file": str(path)})
     if any((path / inner).is_file() for inner in ("metadata.json", "data/metadata.json", "collection.json")):
         return _of_minari(path, {"file": str(path)})
-    if (minari_root() / minari_id / "data").is_dir():
-        return _of_minari(minari_root() / minari_id, {"minari": minari_id})
-    if re.fullmatch(r"[-\w][-\w/]*[-\w]/[-\w]+-v\d+", minari_id):  # with a namespace, it can be nothing else
-        return Entry(minari_id, {"minari": minari_id})
+    if not _holds_data(path):  # as a folder may be that is called like a Minari dataset by chance
+        if (minari_root() / minari_id / "data").is_dir():
+            return _of_minari(minari_root() / minari_id, {"minari": minari_id})
+        if re.fullmatch(r"[-\w][-\w/]*[-\w]/[-\w]+-v\d+", minari_id):  # with a namespace, it can be nothing else
+            return Entry(minari_id, {"minari": minari_id})
     if path.is_dir():
         return Entry(path.absolute().name, {"file": str(path)}, reward=_rule_of(path))
     return entry(name_or_file)
@@ -298,6 +299,14 @@ def _find(name_or_file: str) -> Entry:
 
 SUFFIXES = (".hdf5", ".h5", ".npz", ".csv", ".tsv", ".parquet")
 """Ends of names that are of files."""
+
+
+def _holds_data(folder: Path) -> bool:
+    """Whether it is a folder of LeRobot's, one that ``Dataset.write`` made, or one of files."""
+    if not folder.is_dir():
+        return False
+    known = any((folder / name).is_file() for name in ("meta/info.json", ABOUT))
+    return known or any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
 
 
 def _rule_of(folder: Path) -> str:

@@ -121,6 +121,12 @@ def _matching(names: Sequence[str], free: Sequence[str], patterns: Sequence[str]
     return found
 
 
+def parts_named(columns: Columns, obs_keys: Sequence[str] | None = None) -> list[str] | None:
+    """The names of the parts that a table's observations are made of, in their order; None if it has no such names."""
+    names = [field.partition(".")[2] for field in columns if field.partition(".")[0] == "obs"]
+    return list(obs_keys or names) if len(names) > 1 and all(names) else None
+
+
 def _episodes(
     table: Mapping[str, np.ndarray], chosen: Columns, obs_keys: Sequence[str] | None, where: str
 ) -> Iterator[Steps]:
@@ -151,7 +157,15 @@ def _episodes(
             column = np.nan_to_num(column, nan=blank)  # what nobody filled in marks nothing
         return as_flags(column, f"{where}: {field}")
 
+    def counted_steps() -> np.ndarray:
+        step = single(numbers(chosen["step"]), f"{where}: step")
+        if not (known := np.isfinite(step)).all():
+            raise UserError(f"{where}: row {known.argmin()} does not say which step it is; repair or remove it")
+        return step
+
     obs, next_obs, action = parts("obs"), parts("next_obs"), numbers(chosen["action"])
+    if next_obs and next_obs.keys() == obs.keys():
+        next_obs = {name: next_obs[name] for name in obs}
     log_prob = single(numbers(chosen["log_prob"]), f"{where}: log_prob") if "log_prob" in chosen else None
     reward = numbers(chosen["reward"]) if "reward" in chosen else np.zeros(rows, np.float32)
     terminated, cut = flags("terminated"), flags("truncated")
@@ -169,7 +183,7 @@ def _episodes(
             raise UserError(f"{where}: one column tells episodes apart, not {len(chosen['episode'])}")
         _, first, number = np.unique(_given(ids, where), return_index=True, return_inverse=True)
         number = np.argsort(np.argsort(first))[number]  # counted as they begin
-        step = single(numbers(chosen["step"]), f"{where}: step") if "step" in chosen else None
+        step = counted_steps() if "step" in chosen else None
         order = np.lexsort([number] if step is None else [step, number])
         number = number[order]
         change[:-1] = number[1:] != number[:-1]
@@ -182,7 +196,7 @@ def _episodes(
                     " give every episode an id of its own, or say with --columns what the steps are, or leave them out"
                 )
     elif "step" in chosen:
-        step = single(numbers(chosen["step"]), f"{where}: step")
+        step = counted_steps()
         change[:-1] = step[1:] <= step[:-1]
     change[-1] = True
     bounds = ends[order] | change
@@ -198,9 +212,8 @@ def _episodes(
         def seen(tree: Tree, at: np.ndarray = at) -> Tree:
             return tree and observed({key: part[at] for key, part in tree.items()}, obs_keys, where)
 
-        row = int(at[0])
         logs = None if log_prob is None else log_prob[at]
-        steps = Steps(seen(obs), action[at], reward[at], terminated[at], seen(next_obs), f"episode {place}", row, logs)
+        steps = Steps(seen(obs), action[at], reward[at], terminated[at], seen(next_obs), f"episode {place}", at, logs)
         steps = _without_end(steps)
         if whole and not np.isnan(steps.action).any():
             steps = steps._replace(action=steps.action.astype(np.int64))

@@ -44,6 +44,7 @@ class _Columns(NamedTuple):
     terminated: np.ndarray  # [N] bool
     truncated: np.ndarray  # [N] bool
     next_obs: Tree  # [N, ...], or None
+    rows: np.ndarray | None = None  # [N], which rows of the source they are, if they are not all of it in its order
 
     @property
     def flat(self) -> np.ndarray:
@@ -82,6 +83,8 @@ def validate(entry: Entry | str) -> list[Finding]:
         findings += [_jumps(columns, entry.split)]
     if kind == "d4rl":  # the episodes of others have their ends
         findings += [_overlapping(columns), _missing_end(columns)]
+    if columns.rows is not None:
+        findings = [finding._replace(rows=np.sort(columns.rows[finding.rows])) for finding in findings]
     return [finding for finding in findings if len(finding.rows)]
 
 
@@ -119,26 +122,25 @@ def _minari_columns(path: Path, entry: Entry) -> _Columns | Finding:
 
 
 def _steps_columns(kind: str, path: Path, entry: Entry) -> _Columns:
-    """Rows of all episodes one after another, of files in the other formats."""
-    episodes = []
+    """Rows of all episodes one after another, of files in the other formats; of several files, they are counted on."""
+    files = [(path, entry)]
     if kind == "several":
-        files = formats.files_of(path)
         entry = replace(entry, columns=entry.columns or known_columns(path))
-        found = (
-            steps for file, one in formats.several(files, entry)
-            for steps in formats.episodes_of(_kind_of_one(file, one), file, one)
-        )  # fmt: skip
-    else:
-        found = formats.episodes_of(kind, path, entry)
-    for steps in found:
-        T = len(steps.action)
-        if not T:
-            continue
-        obs, next_obs = (tree_map(lambda leaf, T=T: leaf[:T], tree) for tree in (steps.obs, steps.next_obs))
-        terminated = as_flags(np.asarray(steps.terminated), f"{path}, {steps.place}: terminations")
-        truncated = (np.arange(T) == T - 1) & ~terminated
-        reward = single(steps.reward, f"{path}, {steps.place}: rewards")
-        episodes.append(_Columns(obs, np.reshape(steps.action, (T, -1)), reward, terminated, truncated, next_obs))
+        files = formats.several(formats.files_of(path), entry)
+    episodes, total = [], 0
+    for file, one in files:
+        before = total
+        for steps in formats.episodes_of(_kind_of_one(file, one), file, one):
+            T = len(steps.action)
+            rows = total + np.arange(T) if steps.rows is None else before + steps.rows
+            total = max(total, rows.max(initial=-1) + 1)
+            if not T:
+                continue
+            obs, next_obs = (tree_map(lambda leaf, T=T: leaf[:T], tree) for tree in (steps.obs, steps.next_obs))
+            terminated = as_flags(np.asarray(steps.terminated), f"{file}, {steps.place}: terminations")
+            truncated = (np.arange(T) == T - 1) & ~terminated
+            reward, action = single(steps.reward, f"{file}, {steps.place}: rewards"), np.reshape(steps.action, (T, -1))
+            episodes.append(_Columns(obs, action, reward, terminated, truncated, next_obs, rows[:T]))
     if not episodes:
         raise UserError(f"{path} is empty: it has no episode")
     return tree_map(lambda *parts: np.concatenate(parts), *episodes)

@@ -34,12 +34,6 @@ def _episodes(data: Dataset) -> Iterator[slice]:
         yield slice(start, start + length)
 
 
-def stored_actions(data: Dataset) -> np.ndarray:
-    """The actions ``[rows, A]``, discrete ones as whole numbers, by which they are known again."""
-    whole = np.dtype(data.provenance.get("action_dtype", "float32")).kind in "biu"
-    return data.action.astype(np.int64) if whole else data.action
-
-
 def write_robomimic(data: Dataset, file: Path, overwrite: bool = False, env_id: str | None = None) -> None:
     """Writes demonstrations as robomimic reads them: ``data/demo_0/actions``, ``rewards``, ``dones``, which are 1 where
     the task ended, ``obs/*`` and ``next_obs/*``. Observations that are one vector are called ``flat``, as those of
@@ -56,7 +50,7 @@ def write_robomimic(data: Dataset, file: Path, overwrite: bool = False, env_id: 
 
     Source: https://robomimic.github.io/docs/datasets/overview.html
     """
-    action = stored_actions(data)
+    action = data.stored_actions
     env_args = dict(env_name=env_id or "", type=GYM, env_kwargs={})
     with atomic_write(file, overwrite) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
         demos = hdf5.create_group("data")
@@ -104,7 +98,7 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
     import pyarrow.parquet as pq
 
     data = chained(data)
-    action, parts = stored_actions(data), list(tree_leaves(data.observations))
+    action, parts = data.stored_actions, list(tree_leaves(data.observations))
     keys = [_feature(path, leaf, folder) for path, leaf in parts]
     features: dict[str, Any] = {}
     for key, (_, leaf) in zip(keys, parts, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,10 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.data.inferred import KINDS, spec_of_data
 from offlinerl.data.mapping import in_words
 from offlinerl.data.registry import Entry
+from offlinerl.envs import spaces
 from offlinerl.envs.checks import described
 from offlinerl.envs.make import Pool, id_of, unbounded_actions, with_limits
+from offlinerl.envs.make import make as make_env
 from offlinerl.evaluation.evaluate import make_pool
 from offlinerl.evaluation.task import Task
 from offlinerl.experience.ring import Replay
@@ -173,7 +176,7 @@ def on_dataset(
         if about.get("actions"):
             raise UserError(f"{id_of(task.env)} says itself what its actions are: leave out --actions")
         try:
-            task = within_data(task, data, display)
+            task = within_data(with_own_parts(task, entry, data), data, display)
             pool = make_pool(task, members_of(settings), train["final_episodes"])
         except UserError as error:
             if about["env"] is not None or steps:
@@ -374,6 +377,15 @@ def within_data(task: Task, data: Dataset, display: Display) -> Task:
         " --action-range LOW,HIGH gives others"
     )
     return replace(task, env={**task.env, "action_range": [low.tolist(), high.tolist()]})
+
+
+def with_own_parts(task: Task, entry: Entry, data: Dataset) -> Task:
+    """The task without the names that a table has for parts of observations, if they are not the environment's."""
+    if entry.obs_keys or not task.obs_keys or "columns" not in data.provenance:
+        return task
+    with closing(make_env(task.env, seen=False)) as env:
+        known = spaces.parts(env.observation_space)
+    return task if known.keys() >= set(task.obs_keys) else replace(task, obs_keys=None)
 
 
 def task_of(entry: Entry, data: Dataset, limits: Mapping[str, Any]) -> Task:
