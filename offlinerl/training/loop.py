@@ -423,6 +423,7 @@ class Run(L.Callback):
         if self.team.size > 1:
             sources = processes[self.team.rank]["source"]
             self.agent.rng.load_state_dict(processes[self.team.rank]["update"])
+            self.states = processes  # of a run at its end nothing else is saved
         if not switches:
             sources = {self.schedule.stages[0].name: sources}
         same = [stage.source.load_state_dict(sources[stage.name]) for stage in self.schedule.stages]
