@@ -444,6 +444,11 @@ class Run(L.Callback):
                 f" {self.agent.steps:,} environment steps, so --updates cannot change any more; give --online-steps a"
                 " larger number"
             )
+        if not self.agent.steps and self.now > switches[0]:
+            raise UserError(
+                f"the run in {self.folder} has {self.now:,} updates on its dataset already; give --updates a larger"
+                " number"
+            )
 
     # Interruptions
 
