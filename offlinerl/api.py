@@ -147,8 +147,6 @@ def fit(
 
         with threads_for(threads, settings["train"]["devices"]):
             run = build(settings, entry, pick_device(device), folder)
-            if data := run.dataset["data"]:
-                about["fingerprint"] = data["sha256"]
             write_config(folder, settings)
             return FitResult(folder, run.train(), run.agent)
 
