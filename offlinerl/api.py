@@ -16,7 +16,7 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.envs.make import described
 from offlinerl.training.request import settings_for, settings_of_run
 from offlinerl.util.errors import UserError, WrongUsage, either
-from offlinerl.util.folder import find_checkpoint, next_free, require_free, write_config
+from offlinerl.util.folder import find_checkpoint, held, make, numbered, require_free, write_config
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
     from gymnasium import Env
@@ -101,19 +101,20 @@ def fit(
         if given := [f"--{name.replace('_', '-')}" for name, value in fixed.items() if value is not None]:
             raise WrongUsage(f"--resume goes on with a run's own settings: leave out {', '.join(given)}")
         settings, entry, changes = settings_of_run(Path(resume), agent_name, dataset, where, over or {})
-        from offlinerl.training.build import build
-        from offlinerl.training.result import FitResult
-        from offlinerl.util.device import pick_device
-        from offlinerl.util.threads import threads_for
+        with held(Path(resume)):
+            from offlinerl.training.build import build
+            from offlinerl.training.result import FitResult
+            from offlinerl.util.device import pick_device
+            from offlinerl.util.threads import threads_for
 
-        with threads_for(threads, settings["train"]["devices"]):
-            run = build(settings, entry, pick_device(device), Path(resume))
-            run.restore()
-            if changes:
-                settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
-                _say_of_schedule(run, changes)
-            write_config(run.folder, settings)
-            return FitResult(run.folder, run.train(), run.agent)
+            with threads_for(threads, settings["train"]["devices"]):
+                run = build(settings, entry, pick_device(device), Path(resume))
+                run.restore()
+                if changes:
+                    settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
+                    _say_of_schedule(run, changes)
+                write_config(run.folder, settings)
+                return FitResult(run.folder, run.train(), run.agent)
     settings, entry = settings_for(
         agent_name,
         dataset,
@@ -130,22 +131,31 @@ def fit(
     )
     about = settings["fit"]
     short = about["agent"].rpartition(":")[2].rpartition(".")[2]
-    folder = Path(out) if out else next_free(Path("runs") / f"{short}-{entry.name.replace('/', '-')}")
+    stem = Path("runs") / f"{short}-{entry.name.replace('/', '-')}"
+    if out:
+        folder = Path(out)
+        _require_free(folder)
+        made = make(folder)
+    else:
+        folder, made = next(filter(make, numbered(stem))), True
+    with held(folder, made):
+        _require_free(folder)  # another run may have come and gone
+        from offlinerl.training.build import build
+        from offlinerl.training.result import FitResult
+        from offlinerl.util.device import pick_device
+        from offlinerl.util.threads import threads_for
+
+        with threads_for(threads, settings["train"]["devices"]):
+            run = build(settings, entry, pick_device(device), folder)
+            write_config(folder, settings)
+            return FitResult(folder, run.train(), run.agent)
+
+
+def _require_free(folder: Path) -> None:
+    """Raises a UserError unless a run can begin in that folder."""
     resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
     go_on = f"go on with --resume {shlex.quote(str(folder))} or " if resumable else ""
     require_free(folder, f"{go_on}name another --out")
-    from offlinerl.training.build import build
-    from offlinerl.training.result import FitResult
-    from offlinerl.util.device import pick_device
-    from offlinerl.util.threads import threads_for
-
-    with threads_for(threads, settings["train"]["devices"]):
-        run = build(settings, entry, pick_device(device), folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if data := run.dataset["data"]:
-            about["fingerprint"] = data["sha256"]
-        write_config(folder, settings)
-        return FitResult(folder, run.train(), run.agent)
 
 
 def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:

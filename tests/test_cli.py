@@ -18,6 +18,7 @@ import offlinerl
 from offlinerl.agents.checkpoint import read
 from offlinerl.cli import main
 from offlinerl.data.load import load
+from offlinerl.training import build as building
 
 TINY = ("--compile", "false", "--updates", 30, "--batch", 16, "--eval-every", 10, "--eval-episodes", 2,
         "--final-episodes", 3, "--agent.hidden", "[16,16]")  # fmt: skip
@@ -160,6 +161,53 @@ def test_without_out_runs_do_not_meet(here):
     fit = ("fit", "bc", "--dataset", pendulum.ID, *TINY, "--updates", 2, "--final-episodes", 1)
     assert offlinerl_(fit) == offlinerl_(fit) == 0
     assert {path.name for path in (here / "runs").iterdir()} == {"bc-test-pendulum-v0", "bc-test-pendulum-v0-2"}
+
+
+def meanwhile(monkeypatch, job):
+    """Let something happen while the next run, which has chosen its folder, is being built."""
+    build = building.build
+
+    def slow(*args):
+        monkeypatch.setattr(building, "build", build)
+        job()
+        return build(*args)
+
+    monkeypatch.setattr(building, "build", slow)
+
+
+SHORT = ("fit", "bc", "--dataset", pendulum.ID, *TINY, "--updates", 2, "--final-episodes", 1)
+
+
+def test_runs_that_begin_at_the_same_time_do_not_meet(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    statuses = []
+    meanwhile(monkeypatch, lambda: statuses.append(offlinerl_((*SHORT, "--seeds", 1))))
+    assert offlinerl_(SHORT) == 0 and statuses == [0]
+    seeds = {run.name: summary(run)["seeds"] for run in (tmp_path / "runs").iterdir()}
+    assert seeds == {"bc-test-pendulum-v0": [0], "bc-test-pendulum-v0-2": [1]}
+
+
+def test_a_folder_is_one_runs_at_a_time(tmp_path, monkeypatch, refused):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    said = []
+    meanwhile(monkeypatch, lambda: said.append(refused(*SHORT, "--out", mine)))
+    assert offlinerl_((*SHORT, "--out", mine)) == 0
+    meanwhile(monkeypatch, lambda: said.append(refused("fit", "--resume", mine)))
+    assert offlinerl_(("fit", "--resume", mine, "--updates", 4)) == 0
+    assert len(said) == 2 and all(f"{mine} is being written by another run" in line for line in said)
+    assert offlinerl_(("fit", "--resume", mine)) == 0 and summary(mine)["updates"] == 4
+
+
+def test_a_run_that_does_not_begin_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for out in ((), ("--out", "new"), ("--out", "mine")):
+        with monkeypatch.context() as patch:
+            meanwhile(patch, lambda: sys.exit(7))
+            with pytest.raises(SystemExit):
+                offlinerl_((*SHORT, *out))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "runs"], "an empty one that was there stays"
 
 
 # Evaluation

@@ -85,3 +85,17 @@ def test_agents_act_and_learn(name, tmp_path):
     run = offlinerl.fit(name, env=env, device=CUDA.type, out=tmp_path / "run", over=dict(train=train))
     assert np.isfinite(run.scores["mean"])
     assert json.loads((run.folder / "summary.json").read_text())["steps"] == 1024
+
+
+@pytest.mark.parametrize("name", ["sac", "ppo"])
+def test_runs_that_act_go_on(name, tmp_path):
+    """From where their environments stood, in the middle of an episode."""
+
+    def train(steps):
+        own = dict(batch=512) if name == "ppo" else dict(warm_up=100, batch=32)
+        few = dict(eval_every=512, eval_episodes=2, final_episodes=2, compile=False)
+        return dict(train=few | own | dict(steps=steps))
+
+    offlinerl.fit(name, env="Pendulum-v1", device=CUDA.type, out=tmp_path / "run", over=train(512))
+    run = offlinerl.fit(resume=tmp_path / "run", device=CUDA.type, over=dict(train=dict(steps=1024)))
+    assert np.isfinite(run.scores["mean"]) and run.summary["steps"] == 1024

@@ -19,7 +19,7 @@ from offlinerl.data.describe import describe, plot, summary
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.writers import write_lerobot, write_robomimic
 from offlinerl.experience.table import Table
-from offlinerl.training.build import contents_of
+from offlinerl.training.build import checksum_of_successors, contents_of
 from offlinerl.types import Leaf, Spec
 from offlinerl.util import memory
 from offlinerl.util.errors import UserError
@@ -79,6 +79,7 @@ def test_columns_statistics_and_checksum_are_those_of_the_dataset_in_memory(tmp_
     require_equal(columns_of(one), columns_of(other))
     require_equal(one.moments, other.moments)
     assert contents_of(one) == contents_of(other) and one.provenance == other.provenance
+    assert checksum_of_successors(one) == checksum_of_successors(other)
     assert {type(leaf) for _, leaf in tree_leaves(columns_of(other))} == {np.memmap}
     monkeypatch.undo()
     require_equal(columns_of(one), columns_of(load.load(str(tmp_path / "log.hdf5"))))

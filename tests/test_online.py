@@ -7,6 +7,7 @@ import counting
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 from offlinerl import agents
 from offlinerl.agents.dqn import DQN
@@ -179,6 +180,23 @@ def test_an_episode_is_its_seed_and_its_actions():
     for _ in range(20):
         a, b = whole.collector.step(whole.agent), again.collector.step(again.agent)
         assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+class OnGPU:
+    """A tensor that numpy cannot see, as none of a GPU's."""
+
+    def __init__(self, tensor):
+        self.cpu, self.tolist = (lambda: tensor), tensor.tolist
+
+
+def test_a_state_that_was_read_to_a_gpu_is_gone_on_from():
+    whole = Loop("td3", envs=2, env=counting.ID).run(34)
+    state = copy.deepcopy(whole.source.state_dict())
+    away = tree_map_only(torch.Tensor, OnGPU, state)
+    again = Loop("td3", envs=2, env=counting.ID)
+    assert again.source.load_state_dict(away)
+    assert np.array_equal(again.collector.episodes, whole.collector.episodes)
+    assert np.array_equal(again.collector.began, whole.collector.began)
 
 
 def test_a_simulator_that_does_not_repeat_itself_begins_anew():

@@ -290,3 +290,14 @@ def test_a_run_goes_on_in_as_many_processes(whole, here, refused):
         assert "trained by 2 processes" in refused("fit", "--resume", whole)
     finally:
         config.write_text(text)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_resumed_at_its_end_can_still_be_made_longer(here):
+    folder, length = here / "ended", ("--updates", 10, "--eval-every", 10)
+    assert pendulum.fit("bc", "--dataset", pendulum.ID, *FEW, "--train.block", 10, "--devices", 2, *length,
+                        "--out", folder) == 0  # fmt: skip
+    assert pendulum.fit("--resume", folder) == 0
+    assert len(read(folder / "last.ckpt")["callbacks"]["Run"]["processes"]) == 2
+    assert pendulum.fit("--resume", folder, "--updates", 20) == 0
+    assert pendulum.summary(folder)["updates"] == 20

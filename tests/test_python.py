@@ -15,7 +15,9 @@ import yaml
 from pendulum import empty_workplace, rows, weights
 
 import offlinerl
+from offlinerl.data.dataset import Dataset
 from offlinerl.training import request
+from offlinerl.training.build import checksum_of_successors
 from offlinerl.util.errors import UserError
 
 FEW = dict(updates=4, eval_every=4, eval_episodes=1, final_episodes=1, batch=8, compile=False)
@@ -288,6 +290,38 @@ def test_a_policy_from_an_environment_that_is_an_object_is_handed_on(here, capsy
     with pytest.raises(UserError, match="was given as an object, which no file holds: leave out --episodes"):
         offlinerl.select(run.folder, episodes=4)
     assert offlinerl.select(run.folder, walk(), updates=2, critics=2)["tried"] == 1
+
+
+def test_a_run_knows_the_successors_of_its_dataset(here):
+    """Those too that are no row's observation, as in a log of single transitions."""
+    rng = np.random.default_rng(0)
+    obs, after = rng.normal(size=(2, 30, 3))
+    ends = np.ones(30, bool)
+    arrays = dict(obs=obs, action=obs[:, :1], reward=obs[:, 0], terminated=~ends, truncated=ends, next_obs=after)
+    offlinerl.fit("td3bc", arrays, over=dict(train=FEW), out="run")
+    longer = dict(resume="run", over=dict(train=dict(updates=8)))
+    mended, moved = after.copy(), after.copy()
+    mended[7] += 1
+    moved[[7, 9]] = after[[9, 7]]
+    for others in (mended, moved, obs):
+        with pytest.raises(UserError, match="its contents differ"):
+            offlinerl.fit(**longer, dataset=arrays | dict(next_obs=others))
+    config = Path("run/config.yaml")
+    stated = yaml.safe_load(config.read_text())
+    del stated["fit"]["successors"]  # as older versions wrote it
+    config.write_text(yaml.safe_dump(stated))
+    assert offlinerl.fit(**longer, dataset=arrays).summary["updates"] == 8
+    with pytest.raises(UserError, match="its contents differ"):
+        offlinerl.fit(resume="run", dataset=arrays | dict(next_obs=mended))
+
+
+def test_a_checksum_of_successors_does_not_go_by_how_they_are_kept():
+    """A successor that is equal to its own row's observation may be kept for itself, or once."""
+    columns = dict(action=np.zeros((3, 1)), reward=np.zeros(3), terminated=np.zeros(3, bool), last=np.arange(3) == 2)
+    once = Dataset(np.float32([[0], [1], [2]]), np.arange(3), np.array([1, 2, 2]), **columns)
+    twice = Dataset(np.float32([[0], [1], [2], [2]]), np.arange(3), np.array([1, 2, 3]), **columns)
+    other = Dataset(np.float32([[0], [1], [2], [3]]), np.arange(3), np.array([1, 2, 3]), **columns)
+    assert checksum_of_successors(once) == checksum_of_successors(twice) != checksum_of_successors(other)
 
 
 @pytest.mark.parametrize(

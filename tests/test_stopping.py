@@ -246,6 +246,22 @@ def test_each_phase_is_extended_by_its_own_flag(here, capsys):
     assert "--updates or --online-steps may grow" in capsys.readouterr().err
 
 
+def test_a_first_phase_is_not_made_shorter_than_it_is(here, capsys, monkeypatch):
+    """The updates beyond it would be missing from the second one."""
+    folder = here / "shorter"
+    argv = ("iql", "--dataset", pendulum.ID, *FEW, "--updates", 40, "--eval-every", 20, "--online-steps", 40)
+    with monkeypatch.context() as patch:
+        once(patch, Pool, "reset")
+        assert fit(*argv, "--out", folder) == 143
+    capsys.readouterr()
+    assert fit("--resume", folder, "--updates", 10) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has 20 updates on its dataset already; give --updates a larger number" in line
+    assert fit("--resume", folder, "--updates", 20) == 0
+    found = json.loads((folder / "summary.json").read_text())
+    assert (found["updates"], found["steps"]) == (60, 40)
+
+
 # Runs that are resumed elsewhere
 
 

@@ -25,7 +25,7 @@ WATCHED = {"train.compile", "train.logger", "train.log_every", "train.save_every
 MEASURING = {f"train.{key}" for key in ("eval_every", "online_eval_every", "eval_episodes", "final_episodes")}
 """Settings that do not change what is learnt."""
 
-NAMED = {"agent", "dataset", "env", "seeds", "extended", "fingerprint"}
+NAMED = {"agent", "dataset", "env", "seeds", "extended", "fingerprint", "successors"}
 """What ``config.yaml`` says of a run that tells its settings from no other's."""
 
 TRIED = 1_000

@@ -160,14 +160,14 @@ class Collector:
             Whether every environment showed the same observations as before. One that did not begins its next
             episode, so that nothing false is learnt from.
         """
-        loop, began = self.loop, state["began"].numpy()
-        loop.episodes, loop.obs = state["episodes"].numpy().copy(), zeros(self.spec, loop.shape)
+        loop, began = self.loop, state["began"].cpu().numpy()  # a run on a GPU reads its checkpoint there
+        loop.episodes, loop.obs = state["episodes"].cpu().numpy().copy(), zeros(self.spec, loop.shape)
         self.uniform.streams.load_state_dict(state["warm_up"])
         for name in ("returns", "lengths"):
             setattr(self, name, [deque(recent, maxlen=RECENT) for recent in state[name]])
         for i, obs in loop.reset(~began).items():
             self.recordings[i] = recording = Recording(newest(obs, self.pool.stack))
-            for action in state["actions"][i].numpy():
+            for action in state["actions"][i].cpu().numpy():
                 obs, *outcome, _ = self.pool.step({i: action})[i]
                 recording.append(action, newest(obs, self.pool.stack), *outcome)
                 if recording.terminations[-1] or recording.truncations[-1]:
@@ -177,7 +177,7 @@ class Collector:
             recording.log_probs = known[: len(recording.actions)]
             put(loop.obs, loop.lane(i), obs)
         pairs = zip(tree_leaves(loop.obs), tree_leaves(state["obs"]), strict=True)
-        differ = [(x != y.numpy()).reshape(*loop.shape, -1).any(-1) for (_, x), (_, y) in pairs]
+        differ = [(x != y.cpu().numpy()).reshape(*loop.shape, -1).any(-1) for (_, x), (_, y) in pairs]
         same = ~np.any(differ, 0) | began  # [S, E]
         loop.play(same & ~began)
         return bool(same.all())

@@ -127,11 +127,13 @@ def on_dataset(
     entry = replace(entry, reward=train.get("reward") or entry.reward)
     raw = load.load(entry, reward="none", table=train["table"], display=display)
     contents = contents_of(raw)
-    if about.get("fingerprint", contents["sha256"]) != contents["sha256"]:
+    found = dict(fingerprint=contents["sha256"], successors=checksum_of_successors(raw))
+    if any(about.get(name, digest) != digest for name, digest in found.items()):  # older versions wrote one, or none
         raise UserError(
             f"the dataset {entry.name} is not what the run in {folder} was trained on: its contents differ; give"
             " --dataset a copy of that one, or start a new run"
         )
+    about |= found
     had = raw.provenance.get("reward", "none")
     if train.get("reward") == "none" != had:
         raise UserError(
@@ -413,6 +415,24 @@ def contents_of(raw: Dataset) -> dict[str, Any]:
         for block in blocks(column):
             digest.update(np.ascontiguousarray(block))
     return dict(rows=len(raw), episodes=len(raw.episode_starts), sha256=digest.hexdigest())
+
+
+def checksum_of_successors(raw: Dataset) -> str:
+    """Of the successors that are no row's observation, which ``contents_of`` does not see, and of where they are.
+    However the dataset is laid out, one that is equal to its own row's observation is none of them."""
+    digest, leaves = hashlib.sha256(), [leaf for _, leaf in tree_leaves(raw.observations)]
+    first = 0
+    for at, successor in zip(blocks(raw.at, ROWS_HASHED, more=1), blocks(raw.next_at, ROWS_HASHED), strict=True):
+        own, following = at[: len(successor)], np.append(at[1:], -1)[: len(successor)]
+        rows = np.flatnonzero((successor != own) & (successor != following))
+        pairs = [(leaf[own[rows]], leaf[successor[rows]]) for leaf in leaves]
+        moved = np.any([(here != there).any(tuple(range(1, here.ndim))) for here, there in pairs], 0)
+        digest.update(first + rows[moved])
+        for leaf, (_, there) in zip(leaves, pairs, strict=True):
+            digest.update(np.ascontiguousarray(there[moved]))
+            let_go(leaf)
+        first += len(successor)
+    return digest.hexdigest()
 
 
 def dataset_score(entry: Entry, raw: Dataset) -> float | None:

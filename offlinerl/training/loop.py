@@ -423,6 +423,7 @@ class Run(L.Callback):
         if self.team.size > 1:
             sources = processes[self.team.rank]["source"]
             self.agent.rng.load_state_dict(processes[self.team.rank]["update"])
+            self.states = processes  # of a run at its end nothing else is saved
         if not switches:
             sources = {self.schedule.stages[0].name: sources}
         same = [stage.source.load_state_dict(sources[stage.name]) for stage in self.schedule.stages]
@@ -442,6 +443,11 @@ class Run(L.Callback):
                 f"the run in {self.folder} is past its {switch:,} updates on the dataset and has taken"
                 f" {self.agent.steps:,} environment steps, so --updates cannot change any more; give --online-steps a"
                 " larger number"
+            )
+        if not self.agent.steps and self.now > switches[0]:
+            raise UserError(
+                f"the run in {self.folder} has {self.now:,} updates on its dataset already; give --updates a larger"
+                " number"
             )
 
     # Interruptions

@@ -82,7 +82,7 @@ def settings_for(
 OF_DATASET = ("dataset", "actions", "columns", "subset")
 """What the section ``fit`` says of a dataset; see ``fit``."""
 
-HISTORY = ("extended", "fingerprint")
+HISTORY = ("extended", "fingerprint", "successors")
 """What ``config.yaml`` says of the run itself, and not of one that begins by it."""
 
 FIT = ("agent", "env", "seeds", "obs_keys", "init", *OF_DATASET, *LIMITS)

@@ -7,13 +7,14 @@ import io
 import itertools
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import offlinerl
-from offlinerl.util.atomic import atomic_write, write_whole
+from offlinerl.util.atomic import alone, atomic_write, write_whole
 from offlinerl.util.errors import UserError, reading
 
 
@@ -29,9 +30,33 @@ def require_free(folder: Path, instead: str) -> None:
         raise UserError(f"the output folder {folder} exists; {instead}")
 
 
-def next_free(stem: Path) -> Path:
-    """The first of ``stem``, ``stem-2``, ``stem-3`` ... that does not exist."""
-    return next(path for path in numbered(stem) if not path.exists())
+def make(folder: Path) -> bool:
+    """Make a folder; whether there was nothing of that name. Of those who make one at the same time, one made it."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextmanager
+def held(folder: Path, made: bool = False) -> Iterator[None]:
+    """Holds a run's folder as no other run does meanwhile.
+
+    Args:
+        folder: the run's.
+        made: for this run, so that it is deleted if nothing comes into it.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    with alone(folder, f"{folder} is being written by another run: let it end, or stop it, and try again"):
+        try:
+            yield
+        finally:
+            if made:
+                with suppress(OSError):  # it holds a run, as it should
+                    folder.rmdir()
 
 
 def numbered(stem: Path) -> Iterator[Path]:
