@@ -36,7 +36,9 @@ its discrete ones, ``[B, actions]``."""
 @dataclass(frozen=True)
 class FQEConfig(Config):
     gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
-    tau: float = setting(0.005, "rate of the target", above=0, high=1)
+    tau: float = setting(
+        0.05, "rate of the target; 1 / tau updates carry a value about a step further back", above=0, high=1
+    )
     lr: float = setting(3e-4, "Adam's learning rate", above=0)
     hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers")
     layer_norm: bool = setting(True, "LayerNorm in the critic of continuous actions, against divergence")
