@@ -4,11 +4,14 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from pendulum import empty_workplace, rows
 
+import offlinerl
 from offlinerl.agents.td3bc import TD3BC
 from offlinerl.cli import main
+from offlinerl.experience.table import Table
 
 
 def test_the_actors_loss_by_hand(spec, source_of):
@@ -53,3 +56,20 @@ def test_it_trains_on_what_was_collected_and_is_tabled_beside_others(tmp_path, c
         assert main(["report", "bc", "xql", "td3bc"]) == 0
         table = capsys.readouterr().out
     assert all(agent in table for agent in ("bc", "xql", "td3bc"))
+
+
+def test_what_was_cut_off_may_count_as_over(tmp_path, monkeypatch):
+    rng, cut = np.random.default_rng(0), np.arange(12) % 4 == 3
+    obs = rng.normal(size=(13, 3))
+    arrays = dict(
+        obs=obs[:-1], next_obs=obs[1:], action=rng.uniform(-1, 1, (12, 2)), reward=obs[1:, 0], terminated=cut & False,
+        truncated=cut,
+    )  # fmt: skip
+    seen, of = [], Table.of.__func__
+    monkeypatch.setattr(Table, "of", classmethod(lambda cls, *given: seen.append(of(cls, *given)) or seen[-1]))
+    few = dict(updates=1, eval_every=1, batch=4, compile=False, held_out=0)
+    for ends in (False, True):
+        train = few | dict(terminal_ends=ends)
+        offlinerl.fit("td3bc", arrays, over=dict(train=train), out=tmp_path / str(ends))
+    discounts = [table.transitions(torch.arange(len(table))).discount for table in seen]
+    assert (discounts[0] > 0).all() and (discounts[1] == 0).tolist() == cut.tolist()

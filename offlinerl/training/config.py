@@ -68,6 +68,9 @@ class EpisodesConfig(TrainConfig):
     final_episodes: int = 50
     block: int = setting(5, "updates between two returns to the training loop", low=1)
     top: float = setting(1.0, "share of the episodes to learn from, those of the highest return", above=0, high=1)
+    terminal_ends: bool = setting(
+        False, "whether an episode that was cut off is over as one that terminated: nothing is expected of what follows"
+    )
     reward: str | None = setting(
         None, "what rewards to learn from, whose scale some agents' weights are for; null: the dataset's own rule",
         choices=(*REWARDS,),
