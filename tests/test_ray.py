@@ -193,7 +193,7 @@ def test_a_worker_is_killed_and_the_whole_stopped_and_started_again(here):
     assert subprocess.run(command, timeout=600).returncode == 0
     found = summaries(here / "runs")
 
-    for run in sweep.planned({**sweep.read(file), "out": str(here / "alone")}):
+    for run in sweep.planned({**sweep.read(Path(file)), "out": str(here / "alone")}):
         assert sweep.finish(run) == 0
     assert len(found) == 12 and found == summaries(here / "alone")
 
