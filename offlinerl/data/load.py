@@ -82,7 +82,7 @@ def _chosen(entry: Entry) -> Dataset:
     if not entry.obs_keys or entry.obs_keys == task_keys:
         return data
     own = list(data.provenance.get("obs_keys") or task_keys or ())
-    if [part for key in entry.obs_keys for part in own if f"{part}/".startswith(f"{key}/")] == own != []:
+    if own and own == [part for key in entry.obs_keys for part in own if f"{part}/".startswith(f"{key}/")]:
         return data
     if isinstance(data.observations, Mapping):
         parts = dict(tree_leaves(data.observations))
