@@ -27,7 +27,7 @@ from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.validate import validate
 from offlinerl.envs.make import make, spec_of
 from offlinerl.experience.table import Table
-from offlinerl.recipes import generate
+from offlinerl.recipes import generate, rollouts
 from offlinerl.recipes.antmaze import relabelled
 from offlinerl.recipes.recipe import environment, names, read
 from offlinerl.training.generation import generate_dataset
@@ -104,7 +104,7 @@ def test_interruptions_change_nothing(here, small):
 PROGRAM = """
 import sys
 from offlinerl.cli import main
-from offlinerl.recipes import generate
+from offlinerl.recipes import generate, rollouts
 
 generate.LANES, generate.STEPS = 4, 50
 sys.exit(main(["datasets", "generate", *sys.argv[1:]]))
@@ -256,6 +256,17 @@ def test_a_policy_samples_its_actions(here, small, monkeypatch):
     np.testing.assert_allclose(likeliest.action, torch.tanh(mean[0]).detach(), atol=1e-5)
     made("hopper-random", "--size", 100, "--workers", 1)
     np.testing.assert_allclose(load("hopper-random").log_prob, -3 * np.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [7, 200])
+def test_the_steps_that_are_kept_change_nothing(here, small, monkeypatch, kept):
+    """Neither forgetting them nor making room for others, of episodes of many lengths that end anywhere."""
+    made("hopper-random", "--size", 300)
+    whole = contents("hopper-random")
+    shutil.rmtree(here / "datasets")
+    monkeypatch.setattr(rollouts, "STEPS_KEPT", kept)
+    made("hopper-random", "--size", 300, "--workers", 1)
+    assert contents("hopper-random") == whole and len(whole) > 9
 
 
 def test_medium_replay_is_what_a_training_experienced(here, monkeypatch, capsys):

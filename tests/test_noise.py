@@ -136,6 +136,20 @@ def test_an_episodes_numbers_depend_on_nothing_beside_it():
     assert not torch.equal(many.normal((3,))[1, 2], one.normal((3,))[0, 0])
 
 
+@pytest.mark.parametrize("size", [1, 2, 6, 7, 8, 20])
+@pytest.mark.parametrize("draw", [lambda rng, shape: rng.normal(shape), lambda rng, shape: rng.uniform(-1, 3, shape)])
+def test_numbers_drawn_ahead_are_those_of_every_step(draw, size):
+    ahead, plain = EnvStreams(SEEDS, LANES, "noise").ahead(), EnvStreams(SEEDS, LANES, "noise")
+    shape, began = (len(SEEDS), len(LANES)), np.random.default_rng(0)
+    for step in range(40):
+        where = began.random(shape) < 0.2
+        for rng in (ahead, plain):
+            rng.begin(where, np.full(shape, step))
+        assert torch.equal(draw(ahead, (size,)), draw(plain, (size,)))
+    with pytest.raises(AssertionError):
+        ahead.normal((size + 1,))
+
+
 def test_linear_schedule():
     assert [linear(1.0, 0.1, 10, step) for step in (0, 5, 10, 1000)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
     assert linear(1.0, 0.1, 0, 0) == pytest.approx(0.1), "without a way there"

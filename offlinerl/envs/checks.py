@@ -89,7 +89,9 @@ def reason(error: Exception) -> str:
 
 
 def _is_step(answer: Any) -> bool:
-    return isinstance(answer, tuple) and len(answer) == 5 and isinstance(answer[4], Mapping)
+    if not (isinstance(answer, tuple) and len(answer) == 5):
+        return False
+    return type(answer[4]) is dict or isinstance(answer[4], Mapping)  # the former is quicker, and asked in every step
 
 
 def _described(answer: Any) -> str:
@@ -132,7 +134,7 @@ def flag(what: str, value: Any) -> bool:
     Raises:
         Unsound: it is neither true nor false.
     """
-    if isinstance(value, bool | np.bool_):
+    if value is True or value is False or isinstance(value, np.bool_):
         return bool(value)
     number = one(what, value)
     if number not in (0, 1):

@@ -426,7 +426,7 @@ class Pool:
         if isinstance(space, gym.spaces.Discrete):
             taken = [native_action(space, action) for action in given]
         else:  # all at once, which is much faster
-            taken = native_action(space, np.stack(given)) if given else given
+            taken = native_action(space, np.array(given)) if given else given
         return self._each(self._step, dict(zip(actions, taken, strict=True)))
 
     def _reset(self, i: int, seed: int) -> Tree:

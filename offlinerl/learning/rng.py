@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,6 +107,13 @@ class EnvStreams:
     def __init__(self, seeds: Sequence[int], lanes: Sequence[int], purpose: str):
         self.seeds, self.lanes, self.purpose = tuple(seeds), tuple(lanes), purpose
         self.generators = [[generator(seed, f"{purpose} {lane}") for lane in self.lanes] for seed in self.seeds]
+        self._drawn: _Drawn | None = None
+
+    def ahead(self) -> EnvStreams:
+        """Draw for several steps at once from now on, which is quicker. The numbers are the same, as long as all draws
+        are of one kind and shape. The state of such streams cannot be saved."""
+        self._drawn = _Drawn(len(self.seeds) * len(self.lanes))
+        return self
 
     def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
         """Start the streams of new episodes.
@@ -116,11 +124,16 @@ class EnvStreams:
         """
         for s, e in zip(*where.nonzero(), strict=True):
             self.generators[s][e] = generator(self.seeds[s], f"{self.purpose} {self.lanes[e]} {episodes[s, e]}")
+        if self._drawn is not None:
+            self._drawn.forget(where.reshape(-1))
 
     def _fill(self, method: str, args: tuple, shape: Sequence[int]) -> Tensor:
-        out = torch.empty(len(self.seeds) * len(self.lanes), *shape)
-        for row, rng in zip(out.unbind(), chain(*self.generators), strict=True):
-            getattr(row, method)(*args, generator=rng)
+        if self._drawn is not None:
+            out = self._drawn.next(self.generators, method, args, tuple(shape))
+        else:
+            out = torch.empty(len(self.seeds) * len(self.lanes), *shape)
+            for row, rng in zip(out.unbind(), chain(*self.generators), strict=True):
+                getattr(row, method)(*args, generator=rng)
         return out.view(len(self.seeds), len(self.lanes), *shape)
 
     def uniform(self, low: float, high: float, shape: Sequence[int]) -> Tensor:
@@ -132,9 +145,42 @@ class EnvStreams:
         return self._fill("normal_", (), shape)
 
     def state_dict(self) -> dict:
+        assert self._drawn is None, "numbers that were drawn ahead are in no generator"
         return dict(lanes=list(self.lanes), states=[[g.get_state() for g in rngs] for rngs in self.generators])
 
     def load_state_dict(self, state: dict) -> None:
         """Continue the saved streams, in the lanes they were saved from."""
         self.lanes = tuple(state["lanes"])
         self.generators = [[Generator().set_state(saved.cpu()) for saved in of_seed] for of_seed in state["states"]]
+
+
+IN_TURN = 15
+"""Numbers of one draw up to which a CPU makes one after the other, so that several draws make the same ones."""
+
+
+class _Drawn:
+    """Numbers of L generators that were drawn ahead, for several steps each."""
+
+    def __init__(self, generators: int):
+        self.every = np.arange(generators)
+        self.used = np.full(generators, IN_TURN)  # steps, of those that were drawn
+        self.kind: tuple[str, tuple, tuple[int, ...]] | None = None
+        self.numbers: Tensor | None = None
+
+    def forget(self, where: np.ndarray) -> None:
+        """What was drawn from some generators, ``[L]`` bool, has no use any more."""
+        self.used[where] = IN_TURN
+
+    def next(self, generators: Sequence[Sequence[Generator]], *kind: Any) -> Tensor:
+        """Numbers of one step, ``[L, *shape]``: those of a method and its arguments, by ``[S, E]`` generators."""
+        method, args, shape = self.kind = self.kind or kind
+        assert self.kind == kind, f"what was drawn ahead is {self.kind}, not {kind}"
+        if self.numbers is None:
+            self.numbers = torch.empty(len(self.every), max(IN_TURN // math.prod(shape), 1), *shape)
+        for i in np.flatnonzero(self.used >= self.numbers.shape[1]).tolist():
+            s, e = divmod(i, len(generators[0]))
+            getattr(self.numbers[i], method)(*args, generator=generators[s][e])
+            self.used[i] = 0
+        found = self.numbers.numpy()[self.every, self.used]
+        self.used += 1
+        return torch.from_numpy(found)

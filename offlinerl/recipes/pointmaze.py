@@ -18,6 +18,9 @@ from offlinerl.util.trees import Tree
 P_GAIN, D_GAIN = 10.0, 1.0
 """Of D4RL's controller: force per m of error, and per m/s of velocity."""
 
+DOWNWARDS = np.float32([-1, 1])
+"""Rows are counted against y, columns along x."""
+
 
 class Controller(Policy):
     """Drives points to the goals that they observe.
@@ -34,35 +37,34 @@ class Controller(Policy):
     """
 
     def __init__(self, envs: Sequence[gym.Env], streams: EnvStreams, noise: float = 0.5) -> None:
-        self.maze = envs[0].unwrapped.maze
-        self.next = ways(maze_of(self.maze.maze_map))
+        maze = envs[0].unwrapped.maze
+        self.origin, self.scale = np.float32([maze.y_map_center, -maze.x_map_center]), maze.maze_size_scaling
+        self.onwards = self.centre_of(ways(maze_of(maze.maze_map))).astype(np.float32)  # [H, W, H, W, 2]
         self.seeds, self.streams, self.noise = streams.seeds, streams, noise
 
     def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
         self.streams.begin(where, episodes)
 
     def act(self, obs: Tree, explore: bool = False) -> Tensor:
-        position, velocity, goal = obs[..., :2], obs[..., 2:4], obs[..., 4:6]  # [1, E, 2]
-        waypoint = torch.from_numpy(self.waypoints(position[0].numpy(), goal[0].numpy()))
-        force = P_GAIN * (waypoint - position) - D_GAIN * velocity
-        return (force + self.noise * self.streams.normal((2,))).clamp(-1, 1)
+        position, velocity, goal = np.split(obs[0].numpy(), (2, 4), axis=1)  # [E, 2]
+        force = P_GAIN * (self.waypoints(position, goal) - position) - D_GAIN * velocity
+        force += self.noise * self.streams.normal((2,))[0].numpy()
+        return torch.from_numpy(np.minimum(np.maximum(force, -1), 1))[None]
 
     def waypoints(self, position: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Where points are to go next, ``[E, 2]`` float32: x and y in m."""
-        here, target = self.cell_of(position), self.cell_of(goal)
+        cells = self.cell_of(np.concatenate([position, goal]))
+        here, target = cells[: len(goal)], cells[len(goal) :]
         arrived = (here == target).all(1, keepdims=True)
-        return np.where(arrived, goal, self.centre_of(self.next[(*here.T, *target.T)])).astype(np.float32)
+        return np.where(arrived, goal, self.onwards[here[:, 0], here[:, 1], target[:, 0], target[:, 1]])
 
     def cell_of(self, xy: np.ndarray) -> np.ndarray:
-        """Row and column ``[E, 2]`` of the cells at x and y in m, as Gymnasium-Robotics counts them."""
-        maze = self.maze
-        at = np.stack([maze.y_map_center - xy[:, 1], xy[:, 0] + maze.x_map_center], 1) / maze.maze_size_scaling
-        return np.floor(at).astype(int)
+        """Row and column ``[..., 2]`` of the cells at x and y in m, as Gymnasium-Robotics counts them."""
+        return np.floor((xy[..., ::-1] - self.origin) * DOWNWARDS / self.scale).astype(int)
 
     def centre_of(self, cell: np.ndarray) -> np.ndarray:
-        """x and y in m of the centres of cells, given by row and column, ``[E, 2]``."""
-        middle = (cell + 0.5) * self.maze.maze_size_scaling
-        return np.stack([middle[:, 1] - self.maze.x_map_center, self.maze.y_map_center - middle[:, 0]], 1)
+        """x and y in m of the centres of cells, given by row and column, ``[..., 2]``."""
+        return ((cell + 0.5) * self.scale * DOWNWARDS + self.origin)[..., ::-1]
 
 
 def ways(maze: Maze) -> np.ndarray:

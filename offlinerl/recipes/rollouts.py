@@ -12,6 +12,7 @@ import torch
 
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
+from offlinerl.agents.sac import SAC
 from offlinerl.data.episode import Episode, logged
 from offlinerl.data.journal import Journal
 from offlinerl.envs.make import Pool, native_action
@@ -22,13 +23,13 @@ from offlinerl.recipes.recipe import Recipe, environment, policy_file
 from offlinerl.rollout.collector import reset_seed
 from offlinerl.rollout.loop import EnvironmentLoop, Step
 from offlinerl.rollout.policy import Noisy, Policy, Uniform
-from offlinerl.util.trees import tree_map
+from offlinerl.util.trees import tree_leaves, tree_map
 
 RELABELLED = dict(navigator=antmaze.relabelled, oracle=manipulation.relabelled)
 """By the kind of recipe, what gives an episode the rewards of a goal that it was not played for."""
 
 STEPS_KEPT = 1000
-"""Of all environments, from which on those are dropped that no episode under way needs."""
+"""Of all environments, from which on those are forgotten that no episode under way needs."""
 
 
 def play(recipe: Recipe, lanes: Sequence[int], steps: int, journal: Journal, going: Callable[[], bool]) -> None:
@@ -54,23 +55,64 @@ def play(recipe: Recipe, lanes: Sequence[int], steps: int, journal: Journal, goi
         while (seed := loop.reset_seed(0, e, numbers[0, e])) in done:
             numbers[0, e] += 1
             taken[0, e] += done[seed]
-    begun, past = np.zeros(E, int), list[Step]()  # which step of the past an episode began with; they are shared by all
+    begun, past = np.zeros(E, int), Past()  # which step of the past an episode began with
     while going():
         where = ~loop.playing & (taken < steps)
         if where.any():
             loop.begin(where, numbers, policy)
-            begun[where[0]] = len(past)
+            begun[where[0]] = past.size
         if not loop.playing.any():
             return
         taken += loop.playing
-        past.append(step := loop.step(policy, recipe.get("explore", False), log_prob=not _afterwards(policy)))
+        step = loop.step(policy, recipe.get("explore", False), log_prob=not _afterwards(policy))
+        past.add(step)
         for i in np.flatnonzero(step.terminated[0] | step.truncated[0]).tolist():
             seed = loop.reset_seed(0, i, numbers[0, i])
-            journal.append(_episode(recipe, past[begun[i] :], i, seed, loop, policy))
+            journal.append(_episode(recipe, past.of(i, begun[i]), seed, loop, policy))
             numbers[0, i] += 1
-        if len(past) > STEPS_KEPT and (old := begun[loop.playing[0]].min(initial=len(past))):
-            del past[:old]
+        if past.size >= STEPS_KEPT and (old := begun[loop.playing[0]].min(initial=past.size)):
+            past.forget(old)
             begun -= old
+
+
+class Past:
+    """The latest steps of one policy in E environments, of which finished episodes are cut out.
+
+    Attributes:
+        size: how many there are.
+        steps: they, and room for others, ``[room, E, ...]`` in every column, but their successors.
+        shown: ``[1, E, ...]`` the successors of the latest.
+    """
+
+    def __init__(self) -> None:
+        self.size, self.shown = 0, None
+        self.steps: Step | None = None
+
+    def add(self, step: Step) -> None:
+        """Take in a step ``[1, E]``."""
+        self.shown = step.next_obs
+        step = step._replace(action=None, next_obs=None, answers={})
+        if self.steps is None:
+            self.steps = tree_map(lambda row: np.empty((STEPS_KEPT, *row.shape[1:]), row.dtype), step)
+        elif self.size == len(self.steps.reward):
+            self.steps = tree_map(lambda column: np.concatenate([column, np.empty_like(column)]), self.steps)
+
+        def write(column: np.ndarray, row: np.ndarray) -> None:
+            column[self.size] = row[0]
+
+        tree_map(write, self.steps, step)
+        self.size += 1
+
+    def of(self, i: int, begun: int) -> Step:
+        """What an environment did from some step on: T steps, one observation more in ``obs``."""
+        own = tree_map(lambda column: column[begun : self.size, i], self.steps)
+        return own._replace(obs=tree_map(lambda rows, last: np.concatenate([rows, last[:, i]]), own.obs, self.shown))
+
+    def forget(self, count: int) -> None:
+        """Drop the first steps."""
+        self.size -= count
+        for _, column in tree_leaves(self.steps):
+            column[: self.size] = column[count : count + self.size]
 
 
 def order(recipe: Recipe, lanes: Sequence[int], journal: Journal) -> list[int]:
@@ -89,42 +131,39 @@ def policy_of(recipe: Recipe, pool: Pool, lanes: Sequence[int]) -> Policy:
     """What acts in a recipe's environments."""
     seeds, kind = (recipe["seed"],), recipe["kind"]
     if kind == "random":
-        return Uniform(pool.spec, EnvStreams(seeds, lanes, "random"))
+        return Uniform(pool.spec, EnvStreams(seeds, lanes, "random").ahead())
     if kind == "oracle":
         return manipulation.Oracle(pool.envs, recipe["seed"], lanes, recipe["noise"])
     if kind == "controller":
-        return Controller(pool.envs, EnvStreams(seeds, lanes, "noise"), recipe["noise"])
+        return Controller(pool.envs, EnvStreams(seeds, lanes, "noise").ahead(), recipe["noise"])
     agent = _agent(str(policy_file(recipe))).acting_in(lanes)
     agent.seeds = seeds  # whatever it was trained with: its exploration belongs to the recipe
     agent.explore_in(lanes)
+    if isinstance(agent, SAC):
+        agent.explore_rng.ahead()  # of which it draws nothing but one vector a step
     if kind == "navigator":
         return antmaze.Navigator(agent, pool.envs, recipe["noise"], recipe["explore"], lanes)
     if (noise := recipe.get("noise", 0.0)) or not recipe.get("explore"):  # then its distribution draws no action
-        return Noisy(agent, noise, pool.spec, EnvStreams(seeds, lanes, "noise"))
+        return Noisy(agent, noise, pool.spec, EnvStreams(seeds, lanes, "noise").ahead())
     return agent
 
 
-def _episode(
-    recipe: Recipe, steps: Sequence[Step], i: int, seed: int, loop: EnvironmentLoop, policy: Policy
-) -> Episode:
-    """What an environment showed, its numbers in 32 bits, as all that learns sees them."""
-    observations = [step.obs for step in steps] + [steps[-1].next_obs]
-    applied = np.stack([step.applied[0, i] for step in steps])
+def _episode(recipe: Recipe, steps: Step, seed: int, loop: EnvironmentLoop, policy: Policy) -> Episode:
+    """What an environment showed, its numbers in 32 bits, as all that learns sees them; see ``Past.of``."""
     episode = Episode(
-        tree_map(lambda *leaves: np.stack([leaf[0, i] for leaf in leaves]), *observations),
-        native_action(loop.pool.action_space, applied),
-        np.array([step.reward[0, i] for step in steps], np.float32),
-        np.array([step.terminated[0, i] for step in steps]),
-        np.array([step.truncated[0, i] for step in steps]),
+        steps.obs,
+        native_action(loop.pool.action_space, steps.applied),
+        steps.reward.astype(np.float32),
+        steps.terminated.copy(),
+        steps.truncated.copy(),
         seed=seed,
     )
+    log_probs = steps.log_prob
     if _afterwards(policy):
-        acted_on = tree_map(lambda leaf: torch.from_numpy(leaf[None, :-1]), episode.observations)  # [1, T, ...]
-        known = loop.log_prob(policy, acted_on, applied[None], recipe.get("explore", False))
-        log_probs = [] if known is None else known[0]
-    else:
-        log_probs = [np.nan if step.log_prob is None else step.log_prob[0, i] for step in steps]
-    episode = episode._replace(infos=logged(log_probs))
+        acted_on = tree_map(lambda leaf: torch.from_numpy(leaf[None, :-1]), steps.obs)  # [1, T, ...]
+        known = loop.log_prob(policy, acted_on, steps.applied[None], recipe.get("explore", False))
+        log_probs = None if known is None else known[0]
+    episode = episode._replace(infos={} if log_probs is None else logged(log_probs))
     return RELABELLED[recipe["kind"]](episode, recipe["goal"]) if "goal" in recipe else episode
 
 
