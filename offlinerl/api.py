@@ -218,12 +218,16 @@ def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None,
     Raises:
         UserError: anything the user can put right.
     """
-    given = {name for name, value in dict(settings, dataset=dataset).items() if value is not None}
-    fitted = given & {"by", "dataset", "updates", "critics", "gamma"}
-    if "episodes" in given and fitted:
+    given = {
+        name.replace("_", "-")
+        for name, value in dict(settings, dataset=dataset).items()
+        if value is not None and value is not False
+    }
+    critics = given & {"updates", "critics", "terminal-ends"}
+    if "episodes" in given and (fitted := critics | given & {"by", "dataset", "gamma"}):
         raise WrongUsage(f"--{min(fitted)} is of an evaluation on a dataset: leave it out, or --episodes")
-    if settings.get("by") == "wis" and (useless := fitted & {"updates", "critics"}):
-        raise WrongUsage(f"--{min(useless)} is of fitted Q evaluation: leave it out, or --by wis")
+    if settings.get("by") == "wis" and critics:
+        raise WrongUsage(f"--{min(critics)} is of fitted Q evaluation: leave it out, or --by wis")
     from offlinerl.evaluation import comparison
 
     found = _dataset(dataset)

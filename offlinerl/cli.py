@@ -170,8 +170,8 @@ def select(args: argparse.Namespace) -> None:
     from offlinerl import api
 
     api.select(
-        args.runs, **given(args, "episodes", "by", "dataset", "updates", "critics", "gamma"), seed=args.seed,
-        png=args.png, json_file=args.json, device=args.device, agent_class=args.agent_class,
+        args.runs, **given(args, "episodes", "by", "dataset", "updates", "critics", "gamma", "terminal_ends"),
+        seed=args.seed, png=args.png, json_file=args.json, device=args.device, agent_class=args.agent_class,
     )  # fmt: skip
 
 
@@ -538,6 +538,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--updates", type=count, metavar="N", help="gradient steps of every evaluation (default: 10000)")
     p.add_argument("--critics", type=count, metavar="N", help="whose spread is the interval (default: 5)")
     p.add_argument("--gamma", type=fraction, metavar="X", help="discount factor of the estimates (default: 0.99)")
+    p.add_argument(
+        "--terminal-ends", action="store_true", default=None,
+        help="expect nothing of what follows where an episode of the dataset was cut off",
+    )  # fmt: skip
     p.add_argument("--seed", type=whole, default=0, metavar="N", help="decides everything (default: 0)")
     p.add_argument("--png", type=Path, metavar="FILE", help="draw expected performance by policies tried")
     p.add_shared("--json", "--device", "--agent-class")

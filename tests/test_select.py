@@ -2,6 +2,8 @@
 
 import itertools
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -221,6 +223,22 @@ def test_policies_are_ranked_on_their_dataset(runs, here, capsys, monkeypatch):
     assert again["policies"] == found["policies"] and imageio.imread(here / "drawn.png").std() > 5
     assert main([*argv, "--dataset", pendulum.ID, "--offline", "--json", "again.json"]) == 0
     assert json.loads((here / "again.json").read_text()) == found
+
+
+def test_ends_of_the_data_may_be_terminal(runs, capsys):
+    """Pendulum's are all cut off: where nothing is expected behind them, values are of what is in the data."""
+    argv, few = ["select", str(runs[1]), "--critics", "2", "--gamma", "0.9"], ["--updates", "15"]
+    assert main([*argv, *few, "--terminal-ends", "--json", "terminal.json"]) == 0
+    found = json.loads(Path("terminal.json").read_text())
+    assert found["method"] == dict(name="fqe", updates=15, critics=2, gamma=0.9, terminal_ends=True)
+    data, agent = load(pendulum.ID, reward="none"), load_agent(runs[1])
+    assert not data.terminated.any()
+    alone = fitted_q_evaluation(
+        choice_of(agent), replace(data, terminated=data.last), agent.spec, critics=2, updates=15, gamma=0.9
+    )
+    assert found["policies"][0]["estimate"] == pytest.approx(alone.value)
+    assert main(["select", str(runs[1]), "--terminal-ends", "--by", "wis"]) == 2
+    assert "--terminal-ends is of fitted Q evaluation: leave it out" in capsys.readouterr().err
 
 
 def test_an_estimate_beyond_all_of_the_data_is_named(runs, monkeypatch, capsys):

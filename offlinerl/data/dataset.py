@@ -269,6 +269,10 @@ class Dataset:
         count = max(1, round(share * len(self.episode_starts)))
         return self.take(np.argsort(-self.episode_returns, kind="stable")[:count])
 
+    def with_terminal_ends(self) -> Dataset:
+        """The dataset in which episodes that were cut off are over, as those that terminated."""
+        return replace(self, terminated=self.terminated | self.last)
+
     @property
     def action_limits(self) -> tuple[np.ndarray, np.ndarray]:
         """The least and the greatest value of every dimension of the actions, ``[A]`` each."""

@@ -144,7 +144,7 @@ def on_dataset(
     if train.get("top", 1) < 1:
         data = data.best(train["top"])
     if train.get("terminal_ends"):
-        data = replace(data, terminated=data.terminated | data.last)
+        data = data.with_terminal_ends()
     observed = observed_in_words({path: leaf.shape[1:] for path, leaf in tree_leaves(data.observations)})
     display.say(
         f"{entry.name}: {counted(len(data), 'transition')} in {counted(len(data.episode_starts), 'episode')},"

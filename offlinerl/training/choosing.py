@@ -68,6 +68,7 @@ def select(
     updates: int = 10_000,
     critics: int = 5,
     gamma: float = 0.99,
+    terminal_ends: bool = False,
     seed: int = 0,
     png: Path | None = None,
     json_file: Path | None = None,
@@ -91,6 +92,8 @@ def select(
         updates: gradient steps of fitted Q evaluation.
         critics: whose spread is the interval.
         gamma: discount factor of its estimates.
+        terminal_ends: whether an episode of the dataset that was cut off is over as one that terminated: fitted Q
+            evaluation expects nothing of what follows.
         seed: of the first critic, or what is added to the reset seeds of episodes.
         png: where to draw the expected performance by the number of policies tried.
         json_file: where to write what is returned.
@@ -114,8 +117,8 @@ def select(
     candidates = candidates_of(runs, device, agent_class)
     if episodes is None:
         fitting = {} if by == "wis" else dict(updates=updates, critics=critics)
-        method = dict(name=by, **fitting, gamma=gamma)
-        rows = offline(candidates, dataset, by, gamma, display, **fitting, seed=seed)
+        method = dict(name=by, **fitting, gamma=gamma, **(dict(terminal_ends=True) if terminal_ends else {}))
+        rows = offline(candidates, dataset, by, gamma, display, terminal_ends, **fitting, seed=seed)
         unit = "discounted return"
     else:
         rows, unit = by_acting(candidates, episodes, seed, display), "return"
@@ -166,6 +169,7 @@ def offline(
     by: str,
     gamma: float,
     display: Display,
+    terminal_ends: bool = False,
     updates: int = 0,
     **fitting: Any,
 ) -> list[dict[str, Any]]:
@@ -185,6 +189,8 @@ def offline(
             f"the rewards of {data.name} follow the rule {rule} already, and policies are ranked by those that are"
             ' stored: load it with reward="none"'
         )
+    if terminal_ends:
+        data = data.with_terminal_ends()
     returns = discounted_returns(data, gamma)
     display.say(
         f"{entry.name}: {counted(len(returns), 'episode')}, their mean discounted return {shown(returns.mean())}"

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("datasets", nargs="+")
     parser.add_argument("--episodes", type=int, default=50, help="of every policy, for its true return (default: 50)")
     parser.add_argument("--updates", type=int, default=10_000, help="of fitted Q evaluation (default: 10000)")
+    parser.add_argument("--terminal-ends", action="store_true", help="see offlinerl select")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path, default=Path("runs/choosing"))
     parser.add_argument("--json", type=Path)
@@ -58,8 +59,9 @@ def main() -> None:
         summaries = {str(run): json.loads((run / "summary.json").read_text()) for run in runs}
         file = args.keep / dataset / "select.json"
         found = json.loads(file.read_text()) if file.exists() else {}
-        if found.get("method", {}).get("updates") != args.updates:
-            found = offlinerl.select(runs, updates=args.updates, json_file=file)
+        had = found.get("method", {})
+        if (had.get("updates"), had.get("terminal_ends", False)) != (args.updates, args.terminal_ends):
+            found = offlinerl.select(runs, updates=args.updates, terminal_ends=args.terminal_ends, json_file=file)
         estimates = {policy["run"]: policy["estimate"] for policy in found["policies"]}
         true = {run: summary["last"]["mean"] for run, summary in summaries.items()}
         chosen, best = found["policies"][0]["run"], max(true, key=lambda run: true[run])
