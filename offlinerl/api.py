@@ -296,12 +296,16 @@ def export(run: str | Path, file: str | Path, **settings: Any) -> Path:
     return export.export_graph(run, file, write, **settings)
 
 
+POLICY = ("act", "begin", "seeds", "spec", "device")
+"""What a policy has."""
+
+
 def _acting(policy: Any) -> Any:
     """The policy in one that is called with numpy observations."""
     from offlinerl.rollout.deployed import DeployedPolicy
 
     policy = policy.agent if isinstance(policy, DeployedPolicy) else policy
-    if not isinstance(policy, str | Path) and not all(hasattr(policy, name) for name in ("act", "begin", "seeds")):
+    if not isinstance(policy, str | Path) and not all(hasattr(policy, name) for name in POLICY):
         raise UserError(
             f"a policy must be a checkpoint's path, what load_policy returns or an offlinerl.Policy, not"
             f" {type(policy).__name__}: derive from offlinerl.Policy and write its act"

@@ -1,5 +1,7 @@
 """Fitted Q evaluation beside exact values."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -143,6 +145,19 @@ def test_what_the_policy_does_is_looked_up_where_the_rows_are():
     batch = table.transitions(torch.arange(60))
     torch.testing.assert_close(batch.next_action, batch.next_obs[:, :2].tanh())
     torch.testing.assert_close(table.first, torch.from_numpy(data.obs[data.episode_starts][:, :2]).tanh())
+
+
+def test_a_step_that_leads_elsewhere_begins_no_episode():
+    """Neither a mean over first observations nor a resample of episodes takes what is behind it for another one."""
+    data = random_table(60)
+    elsewhere = data.next_at.copy()
+    elsewhere[4] = 40
+    data = replace(data, next_at=elsewhere)
+    assert data.leaps.tolist() == [4]
+    table = Followed(lambda obs: obs[:, :2].tanh(), data, SPEC, 0.9)
+    assert table.starts.tolist() == data.episode_starts.tolist() == [0, 20, 40]
+    assert table.lengths.tolist() == [20, 20, 20] and len(table.first) == 3
+    assert Resampled(table, (0, 1), 8).times.shape == (2, 3)
 
 
 def test_actions_of_a_policy_are_in_units_and_none_is_remembered():

@@ -12,7 +12,7 @@ import offlinerl
 from offlinerl import agents
 from offlinerl.cli import main
 from offlinerl.rollout.deployed import DeployedPolicy
-from offlinerl.rollout.portable import Portable, write_onnx, write_torchscript
+from offlinerl.rollout.portable import Portable, _require_alike, write_onnx, write_torchscript
 from offlinerl.types import Leaf, Spec
 from offlinerl.util.errors import UserError
 
@@ -147,3 +147,33 @@ def test_without_its_extra_onnx_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "onnx" else find(name, *more))
     with pytest.raises(UserError, match=r"pip install 'offlinerl\[onnx\]'"):
         write_onnx(policy_of("bc", SPECS["vector"]), tmp_path / "policy.onnx")
+
+
+@pytest.mark.parametrize("instead", [np.nan, 9.0])
+def test_other_actions_are_not_alike(instead):
+    module = Portable(policy_of("bc", SPECS["vector"]))
+    with pytest.raises(UserError, match=r"policy.onnx would not act as the policy does"):
+        _require_alike(module, lambda obs: np.full((len(obs), 2), instead, np.float32), "policy.onnx")
+
+
+def test_a_deployed_policy_is_given_what_the_environment_shows():
+    """Parts by their places in a dictionary; what it cannot take is said in one sentence."""
+    policy = policy_of("bc", SPECS["parts"])
+    joints, camera = np.zeros(4, np.float32), np.zeros((48, 48, 3), np.uint8)
+    flat = policy({"arm/joints": joints, "camera": camera})
+    np.testing.assert_array_equal(policy({"arm": {"joints": joints}, "camera": camera, "more": 1}), flat)
+    for wrong, says in (
+        ({"arm/joints": joints}, "the parts arm/joints, camera, not arm/joints"),
+        ({"arm": 3, "camera": camera}, "the parts arm/joints, camera, not arm, camera"),
+        ({"arm/joints": joints[None].repeat(5, 0), "camera": camera[None].repeat(2, 0)}, "batches of [25] or [25]"),
+        ({"arm/joints": joints + np.nan, "camera": camera}, "the observation, in its part arm/joints, is not finite"),
+        (joints, "takes observations of shape"),
+    ):
+        with pytest.raises(UserError, match=says):
+            policy(wrong)
+    vector = policy_of("bc", SPECS["vector"])
+    np.testing.assert_array_equal(vector({"only": np.ones(5)}), vector(np.ones(5)))
+    with pytest.raises(UserError, match="put its parts into one vector, in the order"):
+        vector({"observation": np.ones(3), "goal": np.ones(2)})
+    with pytest.raises(UserError, match="the observation is not finite"):
+        vector(np.array([0, np.inf, 0, 0, 0]))

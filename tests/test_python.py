@@ -6,6 +6,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -502,6 +503,8 @@ def test_one_seed_one_run_and_what_is_no_policy(tmp_path):
         ):
             with pytest.raises(UserError, match="derive from offlinerl.Policy and write its act"):
                 call(lambda obs: obs[:, :1])
+            with pytest.raises(UserError, match="derive from offlinerl.Policy"):  # which has spec and device
+                call(SimpleNamespace(act=lambda obs, explore: obs[..., :1], begin=lambda *_: None, seeds=(0,)))
         with pytest.raises(UserError, match="there is no checkpoint runs/nowhere"):
             offlinerl.select("runs/nowhere")
         with pytest.raises(UserError, match="two letters or more"):

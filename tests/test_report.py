@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import zlib
+from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -19,7 +20,7 @@ from scipy.stats import trim_mean
 import offlinerl
 from offlinerl.cli import main
 from offlinerl.evaluation import plots, tables
-from offlinerl.evaluation.comparison import Group, Row, find, groups_of, overall_of, read
+from offlinerl.evaluation.comparison import Finished, Group, Row, by_value, find, groups_of, overall_of, read
 from offlinerl.evaluation.findings import of_group
 from offlinerl.evaluation.report import outcome
 from offlinerl.evaluation.statistics import (
@@ -287,10 +288,25 @@ def test_settings_that_only_differ_between_tasks_make_no_other_agent(tmp_path):
     assert [overall.names for overall in overall_of(groups)] == [("bc", "xql")]
 
 
+def test_every_value_has_a_best_evaluation_of_its_own():
+    scores = {1.0: (10, 90, 20), 2.0: (60, 5, 55)}
+    rows = [(at, seed, beta, of[i] + seed) for beta, of in scores.items() for seed in (4, 5)
+            for i, at in enumerate((100, 200, 300))]  # fmt: skip
+    table = dict(zip(("update", "seed", "agent.beta", "score"), np.array(rows, float).T, strict=True))
+    summary = dict(
+        seeds=[4, 5, 4, 5], clock="updates", updates=300, best=dict(mean=52.0, per_seed=[94, 95, 9, 10], update=200),
+        values=[dict(settings=dict(beta=beta)) for beta in scores],
+    )  # fmt: skip
+    one, two = by_value(Finished(Path("run"), summary, np.zeros((4, 3)), table, {}))
+    assert one.summary["best"] == dict(mean=94.5, per_seed=[94, 95], update=200)
+    assert two.summary["best"] == dict(mean=64.5, per_seed=[64, 65], update=100)
+
+
 def test_what_a_sweep_tried_is_said_of_the_one_run_that_is_shown(tmp_path, capsys):
     folder = finished(tmp_path / "run")
     finished(tmp_path / "bc", "bc")
     sweep._write_tried(sweep.Planned(folder, (), (), tried=12))
+    sweep._write_tried(sweep.Planned(folder, (), (), tried=1))  # its file names the winner alone now
     assert json.loads((folder / "summary.json").read_text())["settings_tried"] == 12
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out

@@ -13,6 +13,7 @@ from offlinerl.agents.is_reinforce import ISREINFORCE
 from offlinerl.agents.td3 import TD3Config
 from offlinerl.agents.xql import XQL
 from offlinerl.cli import main
+from offlinerl.training.config import of_agent
 from offlinerl.util.errors import UserError
 from offlinerl.util.settings import Config, fixed, make, plain, setting, settings_of
 
@@ -150,3 +151,10 @@ def test_help_without_an_agent(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--help"])
     assert "--agent.KEY" in (said := capsys.readouterr().out) and "--agent.lr" not in said
+
+
+def test_a_rate_that_falls_over_so_many_updates_falls_in_fine_tuning_too():
+    train = dict(updates=10, online_steps=5)
+    assert of_agent(dict(agent=dict(decay_steps=7), train=train)) == dict(decay_steps=7)
+    assert of_agent(dict(agent=dict(decay_steps="updates"), train=train)) == dict(decay_steps=None)
+    assert of_agent(dict(agent=dict(decay_steps="updates"), train=dict(updates=10))) == dict(decay_steps=10)

@@ -11,7 +11,9 @@ from pendulum import empty_workplace, rows
 import offlinerl
 from offlinerl.agents.td3bc import TD3BC
 from offlinerl.cli import main
+from offlinerl.experience.ring import Replay
 from offlinerl.experience.table import Table
+from offlinerl.training import build
 
 
 def test_the_actors_loss_by_hand(spec, source_of):
@@ -73,3 +75,30 @@ def test_what_was_cut_off_may_count_as_over(tmp_path, monkeypatch):
         offlinerl.fit("td3bc", arrays, over=dict(train=train), out=tmp_path / str(ends))
     discounts = [table.transitions(torch.arange(len(table))).discount for table in seen]
     assert (discounts[0] > 0).all() and (discounts[1] == 0).tolist() == cut.tolist()
+
+
+def test_cut_off_experience_counts_as_over_too_and_all_updates_decide_whether_to_compile(tmp_path, monkeypatch):
+    added, asked, add = [], [], Replay.add
+    monkeypatch.setattr(Replay, "add", lambda self, step: added.append(step) or add(self, step))
+    monkeypatch.setattr(build, "wants_compile", lambda setting, updates: asked.append(updates))
+    few = dict(updates=2, online_steps=205, eval_every=207, eval_episodes=1, final_episodes=1, batch=4)
+    with empty_workplace(tmp_path):
+        argv = ["collect", "random", "--env", "Pendulum-v1", "--episodes", "2", "--dataset", "some/random-v0"]
+        assert main(argv) == 0
+        for ends in (False, True):
+            train = few | dict(terminal_ends=ends)
+            offlinerl.fit("td3bc", "some/random-v0", seeds=[0], over=dict(agent=dict(hidden=[8]), train=train))
+    ends = [bool(step.terminated.all()) for step in added if step.last.all()]
+    assert ends == [False, True] and asked == [207, 207]
+
+
+def test_the_best_episodes_are_those_of_the_stored_rewards(tmp_path, capsys):
+    """A cost of a step makes a failure that was cut off early look better than a success that took longer."""
+    reward = np.array([0, 0, 0, 0, 1.0, 0, 0])
+    arrays = dict(
+        obs=np.arange(7.0)[:, None], next_obs=np.arange(1, 8.0)[:, None], action=np.zeros((7, 1)), reward=reward,
+        terminated=reward > 0, truncated=np.arange(7) == 6,
+    )  # fmt: skip
+    train = dict(updates=1, eval_every=1, batch=4, compile=False, held_out=0, top=0.5, reward="minus_one")
+    offlinerl.fit("bc", arrays, over=dict(train=train), out=tmp_path / "run")
+    assert "5 transitions in 1 episode" in capsys.readouterr().out

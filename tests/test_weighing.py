@@ -234,11 +234,15 @@ def test_the_command_ranks_by_weights(here, capsys):
     (row,) = json.loads((here / "found.json").read_text())["policies"]
     assert "by weighted importance sampling on the dataset" in said and "effective" in said
     assert f"{row['effective']:.1f}" in said and "do not rely" not in said
-    assert main(["datasets", "filter", name, "--episodes", "0-9", "--out", "few.hdf5"]) == 0
-    assert main(["select", str(run), "--by", "dr", "--dataset", "few.hdf5", "--updates", "5", "--gamma", "0.999"]) == 0
-    assert "1 of 1 policy is so unlike the behaviour that fewer than 20 episodes" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    for episodes, says in (
+        ("0-9", "1 of 1 policy is weighed by fewer than 20 episodes, as few as "),
+        ("0-24", "1 of 1 policy is so unlike the behaviour that fewer than 20 episodes"),
+    ):
+        argv = ["datasets", "filter", name, "--episodes", episodes, "--out", "few.hdf5", "--overwrite"]
+        assert main(argv) == 0
+        argv = ["select", str(run), "--by", "dr", "--dataset", "few.hdf5", "--updates", "5", "--gamma", "0.999"]
+        assert main(argv) == 0
+        assert says in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_cannot_be_weighed_is_said(here, capsys):

@@ -264,10 +264,12 @@ class Dataset:
             next_at=moved[self.next_at[rows]], action=self.action[rows], **self._singles(rows),
         )  # fmt: skip
 
-    def best(self, share: float) -> Dataset:
-        """The dataset of the episodes with the highest returns alone, so large a share of all, and at least one."""
+    def best(self, share: float, returns: np.ndarray | None = None) -> Dataset:
+        """The dataset of the episodes with the highest returns alone, so large a share of all, and at least one. They
+        may be told by other ``returns`` ``[episodes]`` than its own."""
         count = max(1, round(share * len(self.episode_starts)))
-        return self.take(np.argsort(-self.episode_returns, kind="stable")[:count])
+        returns = self.episode_returns if returns is None else returns
+        return self.take(np.argsort(-returns, kind="stable")[:count])
 
     def with_terminal_ends(self) -> Dataset:
         """The dataset in which episodes that were cut off are over, as those that terminated."""

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from offlinerl.evaluation import plots
-from offlinerl.evaluation.statistics import bootstrap
+from offlinerl.evaluation.statistics import bootstrap, standing
 from offlinerl.util.display import unit_of
 from offlinerl.util.errors import UserError, command, reading
 
@@ -120,16 +120,22 @@ def by_value(run: Finished) -> list[Finished]:
     for values in chosen:
         own = slice(first, first := first + size)
         part = dict(summary, seeds=summary["seeds"][own])
-        if summary.get("best"):
-            per_seed = summary["best"]["per_seed"][own]
-            part["best"] = dict(summary["best"], per_seed=per_seed, mean=float(np.mean(per_seed)))
         for which in ("losses", "held_out"):
             part[which] = {name: of[own] for name, of in (summary.get(which) or {}).items()}
         rows = plots.rows_of(run.evaluations, values) if run.evaluations else ...
         evaluations = {name: column[rows] for name, column in run.evaluations.items()}
+        if summary.get("best"):
+            part["best"] = _best(evaluations, plots.clock_of(summary)[:-1])
         settings = run.settings and run.settings | {f"agent.{name}": value for name, value in values.items()}
         parts.append(Finished(run.folder, part, None if run.scores is None else run.scores[own], evaluations, settings))
     return parts or [run]
+
+
+def _best(evaluations: dict[str, np.ndarray], clock: str) -> dict[str, Any]:
+    """The best evaluation in a table, as a run tells it."""
+    times, _, scores = plots.by_time(evaluations, clock, "score")
+    at, per_seed = max(enumerate(scores.T.tolist()), key=lambda pair: standing(pair[1]))
+    return {"mean": float(np.mean(per_seed)), "per_seed": per_seed, clock: int(times[at])}
 
 
 def _settings(folder: Path) -> dict[str, Any] | None:

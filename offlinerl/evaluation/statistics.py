@@ -69,6 +69,13 @@ def bootstrap(scores: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[f
     return float(low), float(high)
 
 
+def standing(per_seed: Sequence[float]) -> tuple[int, float]:
+    """How good scores are: those of which more are numbers, for a policy that diverged has none, are the better ones,
+    and of as many, those whose sum is higher."""
+    known = [score for score in per_seed if not math.isnan(score)]
+    return len(known), sum(known)
+
+
 def of_replicates(values: np.ndarray) -> tuple[float, tuple[float, float]]:
     """The mean of a bootstrap's few replicates ``[S]``, and the 95% interval of what they estimate.
 

@@ -215,6 +215,7 @@ class ReplayData(ActingData):
         reward: what to learn from, given what was paid ``[S, E]`` and the sum paid in the episode so far; the
             rewards themselves by default.
         reward_clip: learn from rewards within this of 0 (Mnih et al., Nature 2015, methods).
+        terminal_ends: whether an episode that was cut off is over as one that terminated.
 
     Attributes:
         stride: the fewest steps of a seed that make whole updates of whole steps of its environments.
@@ -235,12 +236,13 @@ class ReplayData(ActingData):
         old_share: Callable[[int], float] | None = None,
         reward: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
         reward_clip: float | None = None,
+        terminal_ends: bool = False,
     ):
         self.stride = math.lcm(len(collector.lanes), steps_per_update)
         block_steps = -(-updates * steps_per_update // self.stride) * self.stride
         super().__init__(agent, collector, block_steps, least=PIECE * steps_per_update)
         self.replay, self.table, self.old_share = replay, table, old_share
-        self.reward, self.reward_clip = reward, reward_clip
+        self.reward, self.reward_clip, self.terminal_ends = reward, reward_clip, terminal_ends
         self.batch_size, self.steps_per_update, self.warm_up = batch_size, steps_per_update, warm_up
 
     def draw(self, steps: int | None = None) -> Batch:
@@ -251,6 +253,8 @@ class ReplayData(ActingData):
                 transition = transition._replace(reward=self.reward(transition.reward, self.collector.totals()))
             if (limit := self.reward_clip) is not None:
                 transition = transition._replace(reward=transition.reward.clip(-limit, limit))
+            if self.terminal_ends:
+                transition = transition._replace(terminated=transition.last)
             self.replay.add(transition)
         ready = self.steps > self.warm_up and len(self.replay)  # a run may go on without the rows it had
         return self.sample(steps // self.steps_per_update if ready else 0)

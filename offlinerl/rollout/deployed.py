@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
+from offlinerl.envs.spaces import child
 from offlinerl.rollout.loop import Diverged, diverged_in_words
-from offlinerl.util.errors import UserError, counted
-from offlinerl.util.trees import Tree, observed_in_words, tree_map
+from offlinerl.util.errors import UserError, counted, either
+from offlinerl.util.trees import Tree, observed_in_words, tree_leaves, tree_map
 
 
 class DeployedPolicy:
@@ -56,17 +58,21 @@ class DeployedPolicy:
         ``[B]``.
 
         Raises:
-            UserError: the observation has another shape than the policy's, or the policy has diverged.
+            UserError: the observation is not finite, or has another shape than the policy's, or the policy has
+                diverged.
         """
+        tree, want = self._parts(obs), {name: leaf.shape for name, leaf in self.leaves.items()}
         path, leaf = next(iter(self.leaves.items()))
-        first = np.asarray(obs[path] if isinstance(obs, Mapping) and path else obs)
-        batched = first.ndim > len(leaf.shape)
-        want = {name: leaf.shape for name, leaf in self.leaves.items()}
-        tree = {name: obs[name] for name in self.leaves} if isinstance(obs, Mapping) else {"": obs}
+        batched = np.ndim(tree.get(path, obs)) > len(leaf.shape)
         have = {name: np.shape(part)[batched:] for name, part in tree.items()}
         if have != want:
             raise UserError(f"the policy takes observations of shape {want.get('', want)}, not {have.get('', have)}")
+        if batched and len(sizes := {len(part) for part in tree.values()}) > 1:
+            raise UserError(f"the parts of the observations are batches of {either(*sizes)}: give as many of each")
         arrays = {name: np.asarray(part, self.leaves[name].dtype, order="C") for name, part in tree.items()}
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise UserError(f"the observation{f', in its part {name},' if name else ''} is not finite")
         seen = arrays.get("", arrays)
         seen = tree_map(lambda x: torch.from_numpy(x)[None] if batched else torch.from_numpy(x)[None, None], seen)
         action = self.agent.act(tree_map(lambda x: x.to(self.agent.device), seen))[0].cpu().numpy()  # [B, A]
@@ -78,6 +84,24 @@ class DeployedPolicy:
             action = action.clip(self.low, self.high)
             action = np.rint(action) if self.spec.whole else action
         return action if batched else action[0]
+
+    def _parts(self, obs: Tree) -> dict[str, Any]:
+        """The parts of an observation that the policy takes, by their paths."""
+        if not isinstance(obs, Mapping):
+            return {"": obs}
+        if "" in self.leaves:
+            if len(found := dict(tree_leaves(obs))) == 1:
+                return {"": found.popitem()[1]}
+            raise UserError(
+                f"the policy takes observations of shape {self.leaves[''].shape} and no dictionary: put its parts into"
+                " one vector, in the order in which the environment's observation_space has them"
+            )
+        try:
+            return {name: obs[name] if name in obs else child(obs, name) for name in self.leaves}
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the policy takes observations with the parts {', '.join(self.leaves)}, not {', '.join(map(str, obs))}"
+            ) from error
 
 
 def load_policy(

@@ -147,7 +147,7 @@ def _require_alike(module: Portable, exported: Any, file: Path) -> None:
         with torch.inference_mode():
             due, have = module(*given).numpy(), exported(*given)
         apart = np.abs(due - have) / (1 if due.dtype == np.int64 else half)
-        if have.shape != due.shape or have.dtype != due.dtype or apart.max() > ALIKE:
+        if have.shape != due.shape or have.dtype != due.dtype or not apart.max() <= ALIKE:
             raise UserError(
                 f"{file} would not act as the policy does: actions differ by {apart.max():.2g} of half their"
                 " range; export it in the other format"

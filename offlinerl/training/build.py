@@ -142,7 +142,7 @@ def on_dataset(
         )
     data = rewards.with_reward(raw, entry.reward)
     if train.get("top", 1) < 1:
-        data = data.best(train["top"])
+        data = data.best(train["top"], raw.episode_returns)  # for a rule may pay for being short
     if train.get("terminal_ends"):
         data = data.with_terminal_ends()
     observed = observed_in_words({path: leaf.shape[1:] for path, leaf in tree_leaves(data.observations)})
@@ -199,7 +199,7 @@ def on_dataset(
     agent = agent_for(task, spec, settings, device, folder, data)
     if not getattr(agent.config, "normalize", True) and (fault := scales.far_apart(data.observations, data.moments)):
         display.say(f"{entry.name}: {fault}")
-    compute_as_asked(agent, train, train["updates"])
+    compute_as_asked(agent, train, train["updates"] + (steps or 0) // train.get("steps_per_update", 1))
     if team.size > 1:
         agent.share_batches(team.size, team.rank)
     batch = train["batch"] // team.size
@@ -223,7 +223,7 @@ def on_dataset(
             replay_for(agent, task, train, steps, folder),
             train["batch"], steps_per_update=train["steps_per_update"], warm_up=0, table=table,
             old_share=None if share is None else partial(linear, share, share if last is None else last, steps),
-            reward=rewards.online_reward(entry, raw),
+            reward=rewards.online_reward(entry, raw), terminal_ends=train["terminal_ends"],
         )  # fmt: skip
         require_whole(train, own, "online_steps")
         scale = train["steps_per_update"]

@@ -239,9 +239,12 @@ def offline(
     few = [row["effective"] for row in rows if row.get("effective", FEW) < FEW]
     if few:
         are = "policies are" if len(rows) > 1 else "policy is"
+        so = f"so unlike the behaviour that fewer than {FEW} episodes still count, as few as {min(few):.1f}"
+        if len(returns) < FEW:
+            so = f"weighed by fewer than {FEW} episodes, as few as {min(few):.1f}, for the data has {len(returns)}"
         display.say(
-            f"{len(few)} of {len(rows)} {are} so unlike the behaviour that fewer than {FEW} episodes still"
-            f" count, as few as {min(few):.1f}: do not rely on their estimates or intervals, and take fqe or more data"
+            f"{len(few)} of {len(rows)} {are} {so}: do not rely on their estimates or intervals, and take fqe or more"
+            " data"
         )
     low, high = returns.min(), returns.max()
     beyond = sum(row["estimate"] < low or row["estimate"] > high for row in rows)

@@ -285,9 +285,11 @@ def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The constructor's arguments: the agent's settings, with ``decay_steps: updates`` as a number. What is to be
     fine-tuned goes on learning, so its rate does not fall."""
     arguments, train = dict(settings["agent"]), settings["train"]
-    if "decay_steps" in arguments and train.get("online_steps"):
+    if arguments.get("decay_steps") != "updates":
+        return arguments
+    if train.get("online_steps"):
         arguments["decay_steps"] = None
-    elif arguments.get("decay_steps") == "updates":
+    else:
         online = "steps" in train
         arguments["decay_steps"] = train["steps"] // train.get("steps_per_update", 1) if online else train["updates"]
     return arguments

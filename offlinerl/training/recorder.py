@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from offlinerl.evaluation.statistics import Evaluation
+from offlinerl.evaluation.statistics import Evaluation, standing
 from offlinerl.util.display import Display
 from offlinerl.util.folder import append, clear, trim
 from offlinerl.util.settings import columns_of
@@ -127,7 +126,7 @@ class Recorder:
 
     def is_best(self, result: Evaluation) -> bool:
         """Whether no evaluation so far was as good."""
-        return self.best is None or _standing(result.per_seed.tolist()) > _standing(self.best["per_seed"])
+        return self.best is None or standing(result.per_seed.tolist()) > standing(self.best["per_seed"])
 
     def close(self) -> None:
         """Be done with the loggers."""
@@ -169,10 +168,3 @@ class Silent(Recorder):
     def held_out(self, counters: Mapping[str, int], values: Mapping[str, Sequence[float]]) -> None: ...
 
     def trim(self) -> None: ...
-
-
-def _standing(per_seed: Iterable[float]) -> tuple[int, float]:
-    """How good scores are: those of which more are numbers, for a policy that diverged has none, are the better ones,
-    and of as many, those whose sum is higher."""
-    known = [score for score in per_seed if not math.isnan(score)]
-    return len(known), sum(known)

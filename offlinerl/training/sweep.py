@@ -263,10 +263,12 @@ def _outcome(run: Planned, status: int) -> str:
 
 
 def _write_tried(run: Planned) -> None:
-    """Add to a run's summary how many settings were tried, of which a reader may see only the best."""
+    """Add to a run's summary how many settings were tried, of which a reader may see only the best: by this sweep, or
+    as is known of one before."""
     path = run.folder / "summary.json"
     with reading(f"the summary {path}", f"delete {run.folder} to train it again"):
-        write_json(path, {**json.loads(path.read_text("utf-8")), "settings_tried": run.tried})
+        summary = json.loads(path.read_text("utf-8"))
+        write_json(path, {**summary, "settings_tried": max(summary.get("settings_tried") or 0, run.tried)})
 
 
 def _last_line(run: Planned) -> str:
