@@ -54,14 +54,14 @@ def collect(args: argparse.Namespace) -> None:
     train = args.settings["train"] | given(args, "batch", "eval_every", "save_every", "compile")
     over = dict(train=train, agent=args.settings["agent"])
     length = dict(steps=args.steps, episodes=args.episodes, workers=args.workers, ray_address=args.ray_address)
-    how = dict(noise=args.noise, agent_class=args.agent_class)
+    how = dict(noise=args.noise, envs=args.envs, agent_class=args.agent_class)
     request.require_source(args.source, args.env, args.config, over, **length, **how)
     from offlinerl.training import collection
 
     collection.collect(
-        args.source, args.env, args.dataset, **length, **how, seed=args.seed, envs=args.envs,
-        file=args.config, over=over, device=args.device, out=args.out, resume=args.resume, append=args.append,
-        threads=args.threads, obs_keys=args.obs_keys, limits=limits_of(args),
+        args.source, args.env, args.dataset, **length, **how, seed=args.seed, file=args.config, over=over,
+        device=args.device, out=args.out, resume=args.resume, append=args.append, threads=args.threads,
+        obs_keys=args.obs_keys, limits=limits_of(args),
     )  # fmt: skip
 
 

@@ -61,6 +61,10 @@ def test_atari_is_preprocessed_as_gymnasium_does():
     raw = gym.wrappers.AtariPreprocessing(gym.make("ALE/Breakout-v5", frameskip=1), grayscale_newaxis=True)
     (shown, paid), (frames, same) = played(env, 12), played(raw, 12)
     assert shown.shape[1:] == (84, 84, 4) and shown.dtype == np.uint8 and paid == same
+    assert (
+        make.steps_allowed(described) == 27_000 and make.limit_of(env) == 108_000
+    )  # frames that no action is held for
+    assert make.steps_allowed({"id": "ALE/Breakout-v5"}) == 27_000
     np.testing.assert_array_equal(shown[..., -1:], frames)
     np.testing.assert_array_equal(shown[3:, ..., :1], frames[:-3])
     agent = DQN(make.spec_of(env), (0,), hidden=(512,))
@@ -115,3 +119,11 @@ def test_clipped_rewards_are_learnt_from_alone(tmp_path, monkeypatch):
     assert len(rewards.flatten()) == 60 and rewards.min() == -0.5
     (last,) = read_columns(tmp_path / "run/evaluations.csv")["return"]
     assert last < -0.5 * 30
+
+
+@pytest.mark.parametrize("said", [dict(fast=True), dict(camera="side")])
+def test_games_have_neither_shadows_nor_cameras(said):
+    pytest.importorskip("ale_py", reason="ale-py is not installed: pip install 'offlinerl[atari]'")
+    pytest.importorskip("cv2", reason="OpenCV is not installed: pip install 'offlinerl[atari]'")
+    with pytest.raises(UserError, match="Pong-v5 shows images itself: leave out --fast-scene, and any camera"):
+        make.make(make.with_limits({"id": "ALE/Pong-v5"}, dict(pixels=said)))

@@ -388,6 +388,8 @@ def test_wrong_commands_say_what_to_do(here, capsys):
         (("td3", *env, "--dataset", "ab/c-v0", "--episodes", 5), 1, "--steps"),
         (("scripted", *env, "--dataset", "ab/c-v0", "--episodes", 1), 1, "offlinerl/Kitchen-v0"),
         (("td3", "--env", "CartPole-v1", "--dataset", "ab/c-v0", "--steps", 5), 1, "dqn"),
+        (("scripted", "--env", "offlinerl/Kitchen-v0", "--dataset", "ab/c-v0", "--steps", 5, "--envs", 2), 1, "--envs"),
+        (("random", *env, "--dataset", "ab/c-v0", "--steps", 5, "--obs-keys", "some"), 1, "leave out --obs-keys"),
         (("random", "--env", "Pendulum-v2", "--dataset", "ab/c-v0", "--steps", 5), 1, "Pendulum-v1"),
     ):
         assert collect(*argv) == status, argv

@@ -264,6 +264,22 @@ def test_nothing_goes_on_beyond_a_step_that_leads_elsewhere_than_to_the_next_row
     assert rows.starts.tolist() == [0, 2, 4]
 
 
+@pytest.mark.parametrize("by", [0.0, 1e-5])
+def test_a_stack_of_frames_holds_each_once_however_successors_are_rounded(by):
+    """Those that differ by rounding alone from the next row's observation are no frames between the two."""
+    obs = np.arange(1, 9, dtype=np.float32)[:, None]
+    last = np.arange(8) % 4 == 3
+    data = Dataset.of_rows(
+        obs, obs + np.float32(1 + by), action=obs / 10, reward=obs[:, 0], terminated=last & False, last=last
+    )
+    assert not len(data.leaps)
+    batch = Table(data, Spec(3, 1, (-1.0,), (1.0,)), 1.0, stack=3).transitions(torch.arange(8))
+    stacks = [[1, 1, 1], [1, 1, 2], [1, 2, 3], [2, 3, 4], [5, 5, 5], [5, 5, 6], [5, 6, 7], [6, 7, 8]]
+    assert batch.obs.tolist() == stacks
+    nexts = [[1, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5], [5, 5, 6], [5, 6, 7], [6, 7, 8], [7, 8, 9]]
+    np.testing.assert_allclose(batch.next_obs, nexts, atol=1e-4)
+
+
 def test_n_step_equals_a_loop():
     random = np.random.default_rng(0)
     size, gamma, n = 300, 0.97, 7

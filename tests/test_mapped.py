@@ -1,5 +1,7 @@
 """A replay whose frames are on the disk, against one in memory."""
 
+import errno
+import os
 import sys
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 
 from offlinerl.experience.ring import Replay
 from offlinerl.types import Leaf, Spec, Transition
+from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_leaves, tree_map
 
 LEAVES = (Leaf("image", (4, 4, 6), "uint8"), Leaf("state", (4,), "float32"))
@@ -176,3 +179,20 @@ def test_two_hundred_thousand_frames_take_little_memory(tmp_path):
     on_disk = (tmp_path / "observations-453.bin").stat().st_size / 2**20
     assert int(megabytes) < 180 < 360 < on_disk
     assert float(milliseconds) < 250  # of CPU time; an update on 256 stacks of this size takes longer
+
+
+def test_a_disk_without_room_is_said_at_once(tmp_path, monkeypatch):
+    """Writing into a gap of a mapped file would kill the process."""
+    rings(tmp_path / "whole")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="the disk has no room: free some, or give a smaller --train.capacity"):
+        rings(tmp_path / "new")
+    assert not [*(tmp_path / "new").rglob("*.bin")]
+    kept = {path: path.read_bytes() for path in (tmp_path / "whole").rglob("*.bin")}
+    with pytest.raises(UserError, match="the disk has no room"):
+        rings(tmp_path / "whole")
+    assert kept and {path: path.read_bytes() for path in (tmp_path / "whole").rglob("*.bin")} == kept

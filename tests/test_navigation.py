@@ -1,5 +1,7 @@
 """The way through AntMaze that its data is collected on, after D4RL."""
 
+import tempfile
+
 import numpy as np
 import pytest
 import torch
@@ -181,3 +183,11 @@ def test_the_shipped_ant_reaches_goals_eight_metres_away():
                 action = walker.act(torch.from_numpy(obs)[None, None], explore=True)[0, 0].numpy()
             obs, *_ = ant.step(np.clip(action + rng.normal(0, 0.2, 8), -1, 1))
     assert reached >= 0.8 * goals
+
+
+def test_a_maze_of_gymnasium_robotics_leaves_no_file_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    env = make({"id": "PointMaze_UMaze-v3"})
+    env.reset(seed=0)
+    env.close()
+    assert not [*tmp_path.iterdir()]

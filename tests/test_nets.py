@@ -7,8 +7,9 @@ from offlinerl.learning.optim import Adam
 from offlinerl.learning.rng import Streams, generator
 from offlinerl.nn.actors import GaussianActor
 from offlinerl.nn.critics import Critic
-from offlinerl.nn.encoders import Identity
+from offlinerl.nn.encoders import Identity, Images
 from offlinerl.nn.layers import MLP, Linear, drop, dropout_masks, soft_update
+from offlinerl.util.errors import UserError
 
 
 def rng(*seeds):
@@ -136,3 +137,11 @@ def test_adam_continues_from_its_state_to_the_bit():
     run(optimizer, p, 1, 5)
     run(other, q, 1, 5)
     assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("shape", [(4, 84, 84), (3, 64, 80), (4, 84, 84, 3)])
+def test_images_with_their_channels_first_are_refused(shape):
+    with pytest.raises(UserError, match="other axes than height, width and channels"):
+        Images(shape, [torch.Generator()])
+    for fits in ((84, 84, 12), (84, 84), (10, 10, 40)):
+        Images(fits, [torch.Generator()])

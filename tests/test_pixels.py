@@ -176,6 +176,14 @@ def test_what_is_no_task_of_mujoco_has_no_pixels(env_id, sentence):
         make.make(seen(env_id))
 
 
+def test_images_without_channels_are_not_stacked():
+    """One behind another they would be one wide image."""
+    env = gym.Env()
+    env.observation_space = gym.spaces.Box(0, 255, (84, 84), np.uint8)
+    with pytest.raises(UserError, match=r"images of shape \(84, 84\) have no channels.*as \(84, 84, 1\)"):
+        pixels.Stacked(env, 4)
+
+
 @pytest.mark.parametrize(
     "said, sentence",
     [

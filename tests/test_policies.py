@@ -20,8 +20,9 @@ from offlinerl.envs.make import Pool
 from offlinerl.evaluation.evaluate import evaluate
 from offlinerl.evaluation.task import Task
 from offlinerl.evaluation.video import record_videos
+from offlinerl.learning.rng import EnvStreams
 from offlinerl.rollout.collector import Collector
-from offlinerl.rollout.policy import Policy
+from offlinerl.rollout.policy import Policy, Uniform
 from offlinerl.training.collection import collect
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
@@ -270,3 +271,34 @@ def test_a_policy_for_another_task_is_refused():
     policy.spec = Spec(4, 1, (-2.0,), (2.0,))
     with pytest.raises(UserError, match="has 3 observations and 1 action, the policy 4 observations and 1"):
         evaluate(policy, TASK, 1)
+
+
+def test_random_whole_numbers_are_equally_likely():
+    spec = Spec(1, 2, (0.0, -3.0), (2.0, -2.0), whole=True)
+    policy = Uniform(spec, EnvStreams((0,), range(3000), "random"))
+    action = policy.act(torch.zeros(1, 3000, 1))[0]
+    for column, values in zip(action.T, ([0, 1, 2], [-3, -2]), strict=True):
+        found, counts = column.unique(return_counts=True)
+        assert found.tolist() == values
+        assert (counts / 3000 - 1 / len(values)).abs().max() < 0.04
+
+
+def test_two_episodes_with_one_reset_seed_are_both_collected(monkeypatch):
+    """The second is not taken for the first, which is there already."""
+    collector = Collector(TASK.env, (0,))
+    monkeypatch.setattr(collector, "reset_seed", lambda s, e, episode: [7, 8, 7, 9][episode])
+    collector.done.update([7, 8])
+    kept = []
+    collector.on_episode = lambda s, e, episode: kept.append(collector.episodes[s, e])
+    while len(kept) < 2:
+        collector.step(collector.uniform)
+    collector.close()
+    assert kept == [2, 3]
+
+
+def test_what_nobody_wants_is_not_kept():
+    collector = Collector(TASK.env, (0,))
+    for _ in range(5):
+        collector.step(collector.uniform)
+    assert len(collector.recordings[0].observations) <= 1 < len(collector.recordings[0].rewards)
+    collector.close()

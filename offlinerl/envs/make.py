@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -73,6 +74,10 @@ def make(
         raise UserError(f"environment {name} cannot be made: {checks.reason(error)}") from error
     if name.startswith(atari.MINATAR) and made.observation_space.dtype == bool:
         made = atari.Planes(made)
+    shows = drawn and (name.startswith(atari.ALE) or pixels.is_image(made.observation_space))
+    if shows and (drawn["fast"] or drawn["camera"] is not None):
+        made.close()
+        raise UserError(f"{id_of(env)} shows images itself: leave out --fast-scene, and any camera")
     if drawn and name.startswith(atari.ALE):
         made = atari.preprocessed(made, drawn["size"], drawn["repeat"])
     elif drawn:
@@ -107,7 +112,10 @@ def _made(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:
     if "factory" in env:
         return _made_by(env)
     register(env["id"])
-    return gym.make(env["id"], **{**env.get("kwargs", {}), **extra}, disable_env_checker=True)
+    made = gym.make(env["id"], **{**env.get("kwargs", {}), **extra}, disable_env_checker=True)
+    if path := getattr(made.unwrapped, "tmp_xml_file_path", None):  # a maze of Gymnasium-Robotics', which leaves it
+        Path(path).unlink(missing_ok=True)
+    return made
 
 
 def register(env_id: str) -> None:
@@ -297,7 +305,7 @@ def _limit_undrawn(env: Mapping[str, Any]) -> int | None:
     if "max_episode_steps" in env:
         return env["max_episode_steps"]
     if "spec" in env:
-        return json.loads(env["spec"]).get("max_episode_steps")
+        return _limit_in(gym.envs.registration.EnvSpec.from_json(env["spec"]))
     if "factory" in env:
         with closing(make(env, seen=False)) as made:
             return limit_of(made)
@@ -312,14 +320,26 @@ def _limit_undrawn(env: Mapping[str, Any]) -> int | None:
     if name.startswith("dm_control/"):
         return control.steps_allowed(name, **env.get("kwargs", {}))
     register(name)
-    return gym.registry[name].max_episode_steps if name in gym.registry else None
+    if name not in gym.registry:
+        return None
+    game = name.startswith(atari.ALE) and env.get("pixels")
+    return _limit_in(gym.registry[name], env.get("kwargs", {}) | (pixels.arguments(name, game) if game else {}))
 
 
 def limit_of(env: gym.Env) -> int | None:
     """After how many steps an environment truncates its episodes; None if nothing says so."""
     if env.spec is not None:
-        return env.spec.max_episode_steps
+        return _limit_in(env.spec)
     return env.get_wrapper_attr("_max_episode_steps") if env.has_wrapper_attr("_max_episode_steps") else None
+
+
+def _limit_in(spec: gym.envs.registration.EnvSpec, given: Mapping[str, Any] = {}) -> int | None:
+    """The steps that a specification allows an episode, made with what is ``given`` besides."""
+    kwargs = {**spec.kwargs, **given}
+    frames, skip = kwargs.get("max_num_frames_per_episode"), kwargs.get("frameskip", 1)
+    if spec.max_episode_steps is None and spec.id.startswith(atari.ALE) and frames:  # a game counts its frames itself
+        return math.ceil(frames / (skip if isinstance(skip, int) else min(skip)))
+    return spec.max_episode_steps
 
 
 def spec_of(env: gym.Env) -> Spec:

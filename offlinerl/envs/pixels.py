@@ -149,6 +149,9 @@ def is_image(space: gym.Space) -> bool:
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[-1] == 3
 
 
+CAR_RACING = "gymnasium.envs.box2d.car_racing"
+
+
 class Resized(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """An environment that shows images itself, as frames ``[size, size, 3]``, in which every action is held for some
     steps. Every pixel is the mean of what it covers.
@@ -172,7 +175,7 @@ class Resized(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         total, inner = 0.0, self.env.unwrapped
-        draws = hasattr(inner, "_render") and hasattr(inner, "state")
+        draws = any(of.__module__ == CAR_RACING for of in type(inner).__mro__)
         for left in range(self.repeat - 1, -1, -1):
             if undrawn := left and draws:  # CarRacing draws in every step, which is most of its work
                 inner._render = lambda mode: inner.state
@@ -238,6 +241,11 @@ class Stacked(gym.Wrapper):
 def _widened(space: gym.Space, count: int) -> gym.Space:
     if isinstance(space, spaces.Dict):
         return spaces.Dict({path: _widened(part, count) for path, part in space.items()})
+    if len(space.shape) == 2:
+        raise UserError(
+            f"images of shape {space.shape} have no channels, behind which others could be stacked: show them as"
+            f" {(*space.shape, 1)}, or leave out --stack"
+        )
     low, high = (np.concatenate([side] * count, -1) for side in (space.low, space.high))
     return spaces.Box(low, high, dtype=space.dtype)
 

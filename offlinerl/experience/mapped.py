@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from offlinerl.data.dataset import Stretches
+from offlinerl.util.errors import DISK_FULL, UserError
 
 PAGES = 1 << 21
 """Bytes that the system maps around an access, at the most: what it keeps of a file in one piece."""
@@ -77,13 +79,22 @@ class MappedFiles(Maps):
         folder.mkdir(parents=True, exist_ok=True)
 
     def array(self, name: str, shape: Sequence[int], dtype: str) -> np.ndarray:
-        """The array in a file; zeros in one that is new or has another size. It takes no room on the disk before it is
-        written."""
+        """The array in a file; zeros in one that is new or has another size.
+
+        Raises:
+            UserError: the disk has no room for all of it, which would kill the process when it is written.
+        """
         path = self._file(name)
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         kept = path.is_file() and path.stat().st_size == size
         path.parent.mkdir(parents=True, exist_ok=True)
         array = np.memmap(path, dtype, "r+" if kept else "w+", shape=tuple(shape))
+        try:
+            _reserve(path, size)
+        except UserError:
+            if not kept:
+                path.unlink()
+            raise
         self.hold(array._mmap)
         return array
 
@@ -103,6 +114,22 @@ class MappedFiles(Maps):
         """Have everything on the disk."""
         for opened in self.maps:
             opened.flush()
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Have the disk keep room for a file that has gaps. Some systems cannot."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                return
+            raise UserError(
+                f"{path} needs {size / 1e9:,.1f} GB, for which the disk has no room: free some, or give a smaller"
+                " --train.capacity"
+            ) from error
 
 
 class Stored:

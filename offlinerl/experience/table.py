@@ -164,6 +164,8 @@ class Table(Rows):
             last = np.array(dataset.last)
             last[dataset.leaps] = True
             dataset = replace(dataset, last=last)
+        if stack > 1:
+            dataset = in_line(dataset)
         ends = dataset.terminated | dataset.last
         columns = (dataset.action, dataset.reward, dataset.terminated, ends)
         pack, device = partial(packed, spec), torch.device(device)
@@ -253,6 +255,30 @@ class Table(Rows):
         later = rows + (uniform * left).long().clamp(max=left - 1)
         found = self.observed(1, later.flatten())
         return tree_map(lambda x: x.view(*rows.shape, *x.shape[1:]), found)
+
+
+def in_line(dataset: Dataset) -> Dataset:
+    """The dataset whose rows lead to the very observation of the next row: a successor that differs from it by rounding
+    alone has a place of its own between the two, and a stack of frames would hold both.
+
+    Raises:
+        UserError: there are such, in a dataset on the disk.
+    """
+    at, next_at = np.asarray(dataset.at), np.array(dataset.next_at)
+    beside = np.flatnonzero(~dataset.last[:-1] & (next_at[:-1] != at[1:]) & (next_at[:-1] != at[:-1]))
+    if not len(beside):
+        return dataset
+    if dataset.on_disk:
+        raise UserError(
+            f"the successors in {dataset.name} are rounded otherwise than the observations that follow, which keeps"
+            " frames on the disk from being stacked: give --train.table memory"
+        )
+    next_at[beside] = at[beside + 1]
+    kept = np.zeros(len(first_leaf(dataset.observations)), bool)
+    kept[at] = kept[next_at] = True
+    moved = kept.cumsum() - 1  # where an observation is now
+    observations = tree_map(lambda leaf: leaf[kept], dataset.observations)
+    return replace(dataset, observations=observations, at=moved[at], next_at=moved[next_at])
 
 
 def packed(spec: Spec, action: np.ndarray, *columns: np.ndarray) -> np.ndarray:

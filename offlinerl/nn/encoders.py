@@ -117,6 +117,10 @@ class Convolution(nn.Module):
         return nn.functional.conv2d(x, weight, bias, self.stride, groups=len(self.weight))
 
 
+LEAST_SIDE = 16
+"""What a first axis is below where it is that of the channels, and both others are from here on."""
+
+
 class Images(Encoder):
     """Convolutions over an image ``[S, B, H, W, C]``, uint8 or float in [0, 1]; one without channels is ``[S, B, H,
     W]``. Layers whose kernel is larger than what is left of the image are left out.
@@ -132,12 +136,17 @@ class Images(Encoder):
             channel; None: where there is one seed, whose frames need no copy then.
 
     Raises:
-        UserError: the image is smaller than every kernel.
+        UserError: the image is smaller than every kernel, or its axes are others, as where channels come first.
     """
 
     def __init__(self, shape: Sequence[int], rng: Sequence[Generator], layers: Layers = NATURE):
         super().__init__()
         height, width, channels = (*shape, 1)[:3]
+        if len(shape) > 3 or height < LEAST_SIDE <= min(width, channels):
+            raise UserError(
+                f"images of shape {tuple(shape)} have other axes than height, width and channels: put them in this"
+                " order, those of several frames as channels of one image"
+            )
         if min(height, width) < (least := min(kernel for _, kernel, _ in layers)):
             raise UserError(
                 f"images of {height}x{width} are too small for convolutions, the smallest of which is {least}x{least}:"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -40,7 +40,7 @@ class Collector:
     Attributes:
         on_episode: called with s, e and every finished episode, as the environment showed it, frame by frame.
         kept: whether these are for a dataset, which has log-probabilities and no episode of a policy that diverged.
-        done: reset seeds of episodes to leave out, for they are finished already.
+        done: reset seeds of episodes to leave out, for they are finished already, and how many have each.
         uniform: acts uniformly at random.
         returns: of every seed's latest finished episodes.
         lengths: in steps, likewise.
@@ -63,7 +63,7 @@ class Collector:
         self.on_episode: Callable[[int, int, Episode], None] | None = None
         self.kept = True
         self.uniform = Uniform(self.spec, EnvStreams(seeds, lanes, "warm-up"))
-        self.done: Set[int] = frozenset()
+        self.done = Counter[int]()
         self.recordings: dict[int, Recording] = {}  # of the episodes under way, by the pool's number
         self.returns, self.lengths = ([deque(maxlen=RECENT) for _ in range(S)] for _ in range(2))
 
@@ -109,10 +109,14 @@ class Collector:
         where = self.began
         episodes = self.episodes + where
         for s, e in zip(*where.nonzero(), strict=True) if self.done else ():
-            while self.reset_seed(s, e, episodes[s, e]) in self.done:
+            while self.done[seed := self.reset_seed(s, e, episodes[s, e])]:
+                self.done[seed] -= 1  # each once: another episode may have the same
                 episodes[s, e] += 1
         for i, obs in self.loop.begin(where, episodes, self.uniform, policy).items():
-            self.recordings[i] = Recording(newest(obs, self.pool.stack))
+            self.recordings[i] = self._recording(obs)
+
+    def _recording(self, obs: Tree) -> Recording:
+        return Recording(newest(obs, self.pool.stack), self.on_episode is not None)
 
     def reset_seed(self, s: int, e: int, episode: int) -> int:
         """What the episode of a number is reset with."""
@@ -166,7 +170,7 @@ class Collector:
         for name in ("returns", "lengths"):
             setattr(self, name, [deque(recent, maxlen=RECENT) for recent in state[name]])
         for i, obs in loop.reset(~began).items():
-            self.recordings[i] = recording = Recording(newest(obs, self.pool.stack))
+            self.recordings[i] = recording = self._recording(obs)
             for action in state["actions"][i].cpu().numpy():
                 obs, *outcome, _ = self.pool.step({i: action})[i]
                 recording.append(action, newest(obs, self.pool.stack), *outcome)
@@ -209,9 +213,11 @@ class Recording:
 
     Args:
         first: what it showed first.
+        whole: whether the episode is wanted in the end, for which its observations are kept.
     """
 
-    def __init__(self, first: Tree):
+    def __init__(self, first: Tree, whole: bool = True):
+        self.whole = whole
         self.observations = [tree_map(np.array, first)]
         self.actions: list[np.ndarray] = []
         self.rewards: list[float] = []
@@ -222,7 +228,8 @@ class Recording:
 
     def append(self, action: np.ndarray, obs: Tree, reward: float, terminated: bool, truncated: bool) -> None:
         self.actions.append(action)
-        self.observations.append(tree_map(np.array, obs))  # some environments show the same array again
+        if self.whole:
+            self.observations.append(tree_map(np.array, obs))  # some environments show the same array again
         self.rewards.append(float(reward))
         self.total += float(reward)
         self.terminations.append(bool(terminated))

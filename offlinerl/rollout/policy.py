@@ -95,6 +95,9 @@ class Uniform(Policy):
         uniform, count = self.streams.uniform(0, 1, (self.spec.action_dim,)), self.spec.num_actions  # [S, E, A]
         if count:
             return (uniform * count).floor().clamp(max=count - 1)
+        if self.spec.whole:
+            low, high = self.mid - self.half, self.mid + self.half
+            return torch.minimum(low + (uniform * (high - low + 1)).floor(), high)
         return self.mid + self.half * (2 * uniform - 1)
 
     def log_prob(self, obs: Tree, action: Tensor, explore: bool = False) -> Tensor:

@@ -77,7 +77,8 @@ def collect(
             meant; "random"; "scripted"; or a policy itself.
         env: a Gymnasium id, a name in the registry, or what ``offlinerl.envs.make.make`` takes.
         dataset_id: ``(namespace/)name-vN``.
-        steps: environment steps to take; episodes under way at the end are truncated there.
+        steps: environment steps to take; episodes under way at the end are truncated there, but those of a script,
+            which is played to its end.
         episodes: or episodes to finish, if nothing learns meanwhile; every environment has its share of them.
         noise: deviation of Gaussian noise on the actions of a policy or script, in units of half the action's
             range; of discrete actions, the share that is random.
@@ -108,7 +109,7 @@ def collect(
         raise UserError(f"seed must be a whole number from 0 on, not {seed}")
     require_source(
         source, env, file, over, steps=steps, episodes=episodes, workers=workers, ray_address=ray_address, noise=noise,
-        agent_class=agent_class,
+        envs=envs, agent_class=agent_class,
     )  # fmt: skip
     folder = Path(out) if out else folder_for(dataset_id, append)
     if not (folder / EPISODES).is_file():
@@ -185,6 +186,8 @@ class Collection(Companion):
         self.folder, self.task, self.dataset_id, self.append = folder, task, dataset_id, append
         env = make(without_stack(task.env), task.obs_keys)  # its frames are kept one by one
         env.close()
+        if task.obs_keys and not env.has_wrapper_attr("leaves"):
+            raise UserError(f"{task.env_id} observes one vector without parts; leave out --obs-keys")
         self.about = dict(
             dataset_id=dataset_id,
             env_spec=specification(env),
@@ -295,7 +298,7 @@ class Collection(Companion):
             if policy:
                 check_spec(policy, collector.pool)
                 acting = Noisy(apart(policy, lanes), noise, collector.spec, EnvStreams(seeds, lanes, "noise"))
-            collector.done = {episode.seed for episode in self.journal}
+            collector.done.update(episode.seed for episode in self.journal)
             collector.on_episode = keep
             self.until(unit, total, step)
             if unit == "steps":

@@ -217,6 +217,7 @@ def require_source(
     workers: int | None,
     ray_address: str | None,
     noise: float,
+    envs: int | None,
     agent_class: str | None,
 ) -> None:
     """Checks what is to collect, how, where and for how long; for the arguments see
@@ -247,6 +248,8 @@ def require_source(
         find_checkpoint(source)
     elif agent_class:
         raise UserError("--agent-class is of a checkpoint, and this is none: leave it out")
+    if source == "scripted" and envs not in (None, 1):
+        raise UserError("a script acts in one environment: leave out --envs")
     config.require_sections(over or {}, "over")
     useless = [f"--{section}.{name}" for section, given in (over or {}).items() for name in given]
     if file or useless:
