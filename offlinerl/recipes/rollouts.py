@@ -70,8 +70,8 @@ def play(recipe: Recipe, lanes: Sequence[int], steps: int, journal: Journal, goi
             seed = loop.reset_seed(0, i, numbers[0, i])
             journal.append(_episode(recipe, past.of(i, begun[i]), seed, loop, policy))
             numbers[0, i] += 1
-        if past.size >= STEPS_KEPT and (old := begun[loop.playing[0]].min(initial=past.size)):
-            past.forget(old)
+        if past.size >= STEPS_KEPT and (old := begun[loop.playing[0]].min(initial=past.size)) > past.size // 2:
+            past.forget(old)  # half of them at least, for the others are moved
             begun -= old
 
 
