@@ -149,6 +149,45 @@ def test_robomimic_files_without_observations_say_what_to_run(here, capsys):
     assert "demo_0 has no observations; make them with robomimic's dataset_states_to_obs.py" in capsys.readouterr().err
 
 
+def test_demonstrations_have_the_parts_of_the_first_one_in_its_order(here):
+    robomimic(here / "lift.hdf5")
+    with h5py.File("lift.hdf5", "a") as file:  # written in another order, which the file remembers
+        demo = file["data/demo_2"]
+        parts = {name: {key: demo[name][key][()] for key in demo[name]} for name in ("obs", "next_obs")}
+        for name, of in parts.items():
+            del demo[name]
+            turned = demo.create_group(name, track_order=True)
+            for key in reversed(of):
+                turned[key] = of[key]
+    assert_rows(offlinerl.load_dataset("lift.hdf5"))
+    with h5py.File("lift.hdf5", "a") as file:
+        file["data/demo_2"].move("next_obs/gripper", "next_obs/joint")
+    with pytest.raises(UserError, match="demo_2: next_obs of shape"):
+        offlinerl.load_dataset("lift.hdf5")
+    with h5py.File("lift.hdf5", "a") as file:
+        file["data/demo_2"].move("next_obs/eef_pos", "next_obs/arm")
+    with pytest.raises(UserError, match="demo_2: observations have no part 'eef_pos'; they have joint, arm"):
+        offlinerl.load_dataset("lift.hdf5")
+
+
+def test_demonstrations_of_other_parts_are_named(here):
+    """Parts of the same width, which would be taken for each other."""
+    robomimic(here / "lift.hdf5")
+    with h5py.File("lift.hdf5", "a") as file:
+        for name in ("obs", "next_obs"):
+            file["data/demo_2"].move(f"{name}/gripper", f"{name}/a_joint")
+    with pytest.raises(UserError, match="demo_2 has the part 'a_joint' of observations, unlike the demonstrations bef"):
+        offlinerl.load_dataset("lift.hdf5")
+    with h5py.File("lift.hdf5", "a") as file:
+        del file["data/demo_1/obs/eef_pos"]
+    with pytest.raises(UserError, match="demo_1 lacks the part 'eef_pos' of observations, unlike the demonstrations b"):
+        offlinerl.load_dataset("lift.hdf5")
+    robomimic(here / "lift.hdf5")
+    with h5py.File("lift.hdf5", "a") as file:
+        file["data/demo_2/obs/more"] = file["data/demo_2/next_obs/more"] = np.zeros((6, 1))
+    assert_rows(offlinerl.load_dataset("lift.hdf5", obs_keys=["eef_pos", "gripper"]))
+
+
 # OGBench
 
 

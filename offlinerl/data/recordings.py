@@ -23,35 +23,35 @@ def robomimic_episodes(path: Path, obs_keys: Sequence[str] | None = None, subset
     Args:
         path: with ``data/demo_*/obs/*``, ``actions`` and, where there are, ``rewards``, ``dones`` and ``next_obs/*``.
             A row whose ``dones`` is 1 is terminal, as robomimic takes it; a demonstration ends where its group does.
-        obs_keys: the parts of the observations, by default all.
+        obs_keys: the parts of the observations, by default those of the first demonstration, by their names.
         subset: a filter key, such as "train", whose demonstrations are meant: those that ``mask/train`` lists.
 
     Raises:
-        UserError: it is not such a file, or lacks what is asked for.
+        UserError: it is not such a file, lacks what is asked for, or its demonstrations observe other parts.
 
     Source: https://robomimic.github.io/docs/datasets/overview.html
     """
     with open_hdf5(path) as file:
-        demos = sorted(file["data"], key=_by_number)
-        if subset is not None:
-            masks = file.get("mask", {})
-            if subset not in masks:
-                raise UserError(f"{path} has no subset {subset!r}; it has {', '.join(masks) or 'none'}")
-            wanted = {name.decode() if isinstance(name, bytes) else str(name) for name in masks[subset][()]}
-            demos = [demo for demo in demos if demo in wanted]
-        for demo in demos:
-            group = file["data"][demo]
+        keys = list(obs_keys or ())
+        for demo in _demos(file, path, subset):
+            where, group = f"{path}, {demo}", file["data"][demo]
             if "obs" not in group or "actions" not in group:
                 lacks = "observations" if "obs" not in group else "actions"
                 raise UserError(
-                    f"{path}: {demo} has no {lacks}; make them with robomimic's dataset_states_to_obs.py, or record"
-                    " it again"
+                    f"{where} has no {lacks}; make them with robomimic's dataset_states_to_obs.py, or record it again"
                 )
-            where, action = f"{path}, {demo}", group["actions"][()]
+            keys = keys or sorted(group["obs"])
+            if not obs_keys and (odd := sorted(set(keys) ^ set(group["obs"]))):
+                raise UserError(
+                    f"{where} {'lacks' if odd[0] in keys else 'has'} the part {odd[0]!r} of observations, unlike the"
+                    " demonstrations before it; choose parts that all of them have with --obs-keys"
+                )
 
             def seen(name: str, group: h5py.Group = group, where: str = where) -> Tree:
-                return observed({key: group[name][key][()] for key in group[name]}, obs_keys, where)
+                shown = [key for key in keys if obs_keys or key in group[name]]  # whether all are, shapes tell
+                return observed({key: group[name][key][()] for key in group[name]}, shown or keys, where)
 
+            action = group["actions"][()]
             zeros = np.zeros(len(action), np.float32)
             yield Steps(
                 obs=seen("obs"),
@@ -62,6 +62,18 @@ def robomimic_episodes(path: Path, obs_keys: Sequence[str] | None = None, subset
                 place=demo,
                 log_prob=group["log_prob"][()] if "log_prob" in group else None,
             )
+
+
+def _demos(file: h5py.File, path: Path, subset: str | None) -> list[str]:
+    """The names of the demonstrations of a file, or of a subset of it, in the order of their numbers."""
+    demos = sorted(file["data"], key=_by_number)
+    if subset is None:
+        return demos
+    masks = file.get("mask", {})
+    if subset not in masks:
+        raise UserError(f"{path} has no subset {subset!r}; it has {', '.join(masks) or 'none'}")
+    wanted = {name.decode() if isinstance(name, bytes) else str(name) for name in masks[subset][()]}
+    return [demo for demo in demos if demo in wanted]
 
 
 def _by_number(name: str) -> tuple[int, str]:
