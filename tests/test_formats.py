@@ -188,6 +188,15 @@ def test_demonstrations_of_other_parts_are_named(here):
     assert_rows(offlinerl.load_dataset("lift.hdf5", obs_keys=["eef_pos", "gripper"]))
 
 
+def test_a_subset_lists_demonstrations_that_are_there(here, capsys):
+    robomimic(here / "lift.hdf5")
+    with h5py.File("lift.hdf5", "a") as file:
+        file["mask/far"] = np.array(["demo_0", "demo_9"], "S8")
+    for command in ("show", "validate"):
+        assert main(["datasets", command, "lift.hdf5", "--subset", "far"]) == 1
+        assert "the subset 'far' lists demo_9, which the file does not have" in capsys.readouterr().err
+
+
 # OGBench
 
 

@@ -73,6 +73,11 @@ def _demos(file: h5py.File, path: Path, subset: str | None) -> list[str]:
     if subset not in masks:
         raise UserError(f"{path} has no subset {subset!r}; it has {', '.join(masks) or 'none'}")
     wanted = {name.decode() if isinstance(name, bytes) else str(name) for name in masks[subset][()]}
+    if missing := sorted(wanted - set(demos), key=_by_number):
+        raise UserError(
+            f"{path}: the subset {subset!r} lists {missing[0]}, which the file does not have; mend mask/{subset}, or get"
+            " the file again"
+        )
     return [demo for demo in demos if demo in wanted]
 
 
