@@ -238,6 +238,56 @@ def test_ogbench_rows_are_those_of_ogbench_itself(here):
     np.testing.assert_array_equal(ours.last, theirs["terminals"] == 1)
 
 
+def ogbench_as_loaded(path, layout, **more):
+    """What ``ogbench.utils.load_dataset`` makes of a file in its two layouts, written again."""
+    raw = np.load(ogbench(path.with_name("raw.npz")))
+    obs, action, final = raw["observations"], raw["actions"], raw["terminals"]
+    marks = np.r_[final[1:], True]  # the last steps
+    if layout == "compact":
+        columns = dict(observations=obs, actions=action, terminals=final | marks, valids=1.0 - final)
+    else:
+        columns = dict(observations=obs[~final], actions=action[~final], terminals=marks[~final])
+        columns["next_observations"] = obs[np.r_[False, ~final[:-1]]]
+    columns["terminals"] = columns["terminals"].astype(np.float32)
+    np.savez(path, **columns, **more)
+    return path
+
+
+@pytest.mark.parametrize("layout", ["compact", "regular"])
+def test_ogbenchs_other_layouts_are_read_as_its_files(here, capsys, layout):
+    path = ogbench_as_loaded(here / "play.npz", layout)
+    assert_rows(offlinerl.load_dataset(path), no_ends())
+    acts(path, capsys, ("bc",))
+    ogbench_utils = pytest.importorskip("ogbench.utils", reason="ogbench is not installed")
+    theirs = ogbench_utils.load_dataset(str(here / "raw.npz"), compact_dataset=layout == "compact")
+    for name, column in np.load(path).items():
+        np.testing.assert_array_equal(column, theirs[name])
+
+
+def test_ogbenchs_single_tasks_in_the_compact_layout_end_where_trajectories_do(here):
+    rows = [len(one["obs"]) for one in EPISODES]
+    rewards, masks = np.arange(sum(rows), dtype=np.float32), np.arange(sum(rows)) % 3 > 0
+    data = offlinerl.load_dataset(ogbench_as_loaded(here / "play.npz", "compact", rewards=rewards, masks=masks))
+    valid = np.load("play.npz")["valids"] == 1
+    np.testing.assert_array_equal(data.obs, expected()[0])
+    np.testing.assert_array_equal(data.reward, rewards[valid])
+    np.testing.assert_array_equal(data.terminated, ~masks[valid])
+    assert data.episode_lengths.tolist() == [T - 1 for T in rows] and validate("play.npz") == []
+
+
+def test_arrays_that_only_resemble_ogbenchs_layouts_are_tables(here):
+    ends = np.arange(6) % 3 == 2
+    columns = dict(observations=np.arange(6.0), actions=np.zeros(6), next_observations=np.arange(1.0, 7))
+    for more in (dict(terminals=ends), dict(terminals=ends.astype(np.float32), rewards=np.ones(6))):
+        np.savez("mine.npz", **columns, **more)
+        assert offlinerl.load_dataset("mine.npz").terminated.tolist() == ends.tolist()
+    np.savez("mine.npz", **columns, terminals=ends, rewards=np.ones(6), valids=np.arange(6) != 4)
+    assert offlinerl.load_dataset("mine.npz").provenance["format"] == "table"
+    del columns["next_observations"]
+    np.savez("mine.npz", **columns, terminals=ends, rewards=np.ones(6), valids=~ends)
+    assert offlinerl.load_dataset("mine.npz").provenance["format"] == "table"
+
+
 def test_an_npz_that_looks_like_ogbench_and_ends_otherwise_is_refused_and_read_as_a_table(here, capsys):
     one = EPISODES[1]
     columns = dict(observations=one["obs"][:-1], actions=one["action"], terminals=np.zeros(len(one["action"])))

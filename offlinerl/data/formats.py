@@ -26,12 +26,12 @@ NAMES = dict(
 """The formats that are read episode by episode."""
 
 MEANING = dict(
-    robomimic="the ends of the demonstrations", ogbench="terminals, each in a row of its own without an action",
+    robomimic="the ends of the demonstrations", ogbench="the ends of the trajectories",
     d3rlpy="the ends of the episodes", lerobot="episode_index",
 )  # fmt: skip
 """By what it is known where episodes end."""
 
-SUCCESSORS = dict(ogbench="next row", d3rlpy="next row", lerobot="next row")
+SUCCESSORS = dict(d3rlpy="next row", lerobot="next row")
 
 
 def kind_of(path: Path, columns: Columns | None = None) -> str:
@@ -79,9 +79,8 @@ def _of_npz(path: Path, columns: Columns | None) -> str:
             names = set(archive.files)
     except (OSError, ValueError):  # an archive of something else
         return "d4rl"
-    more = {"rewards", "timeouts", "next_observations"}
-    is_ogbench = {"observations", "actions", "terminals"} <= names and not names & more
-    return "ogbench" if is_ogbench and columns is None and known_columns(path) is None else "table"
+    maybe = names.issuperset(recordings.OGBENCH) and columns is None and known_columns(path) is None
+    return "ogbench" if maybe and recordings.ogbench_layout(path) else "table"
 
 
 def _is_text_table(begin: bytes) -> bool:

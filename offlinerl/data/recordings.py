@@ -13,7 +13,7 @@ import numpy as np
 
 from offlinerl.data.assemble import Steps, observed
 from offlinerl.data.columns import as_flags, open_hdf5
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, reading
 from offlinerl.util.trees import Tree
 
 
@@ -87,34 +87,74 @@ def _by_number(name: str) -> tuple[int, str]:
     return int(number[0]) if number else -1, name
 
 
+OGBENCH = ("observations", "actions", "terminals")
+"""The columns of OGBench's files."""
+
+OGBENCH_INFOS = {"qpos", "qvel", "button_states", "oracle_reps"}
+"""What else there may be of every row."""
+
+
+def ogbench_layout(path: Path) -> str | None:
+    """Which of OGBench's layouts an ``.npz`` has: "raw", as its files; "compact" or "regular", as its ``load_dataset``
+    makes of them. None: it is something else.
+
+    Both of the latter are known by their ``terminals``. The compact ones mark the last two rows of a trajectory, of
+    which the last is not among the ``valids``; the regular ones are float32 and end with the file, and there are
+    ``next_observations`` but no rewards.
+    """
+    with reading(str(path), "download or write it again"), np.load(path, allow_pickle=False) as file:
+        names = set(file.files)
+        if not names.issuperset(OGBENCH):
+            return None
+        if "valids" in names and "next_observations" not in names:
+            final = np.atleast_1d(file["valids"] == 0)
+            if final[-1:].all() and np.array_equal(file["terminals"] != 0, final | np.r_[final[1:], True]):
+                return "compact"
+        if names - OGBENCH_INFOS == {*OGBENCH, "next_observations"}:
+            terminals = file["terminals"]
+            return "regular" if terminals.dtype == np.float32 and (terminals[-1:] == 1).all() else None
+        return None if names & {"rewards", "timeouts", "next_observations"} else "raw"
+
+
 def ogbench_episodes(path: Path, obs_keys: Sequence[str] | None = None) -> Iterator[Steps]:
-    """The trajectories of an ``.npz`` of OGBench's. A trajectory of T steps has T + 1 rows: ``terminals`` is 1 in the
-    last one, which holds the observation that the last step led to, and an action that led nowhere and is not used.
-    That is where it was cut off, and nothing terminates; there are no rewards.
+    """The trajectories of an ``.npz`` in one of OGBench's layouts. A trajectory of T steps has T + 1 rows, the last of
+    which holds the observation that the last step led to, and an action that led nowhere and is not used: the row where
+    ``terminals`` is 1, or ``valids`` 0 in the compact layout. The regular one has ``next_observations`` in its place,
+    and ``terminals`` mark the last step. That is where a trajectory was cut off, and nothing terminates but where there
+    are ``masks``, which are 0 there; rewards are 0 where there are none.
 
     Raises:
         UserError: it is not such a file.
 
     Source: ``ogbench/utils.py`` of its repository.
     """
+    layout = ogbench_layout(path)
+    more = dict(compact=("valids", "rewards", "masks"), regular=("next_observations",)).get(str(layout), ())
     with np.load(path, allow_pickle=False) as file:
-        obs, action = file["observations"], file["actions"]
-        ends = np.flatnonzero(as_flags(file["terminals"], f"{path}: terminals"))
-        if not len(obs) == len(action) == len(file["terminals"]):
-            raise UserError(
-                f"{path}: its columns have unequal lengths (observations {len(obs)}, actions {len(action)}, terminals"
-                f" {len(file['terminals'])}); download it again"
-            )
+        columns = {name: file[name] for name in (*OGBENCH, *more) if name in file}
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise UserError(f"{path}: its columns have unequal lengths ({listed}); download it again")
+        obs, action, following = columns["observations"], columns["actions"], columns.get("next_observations")
+        name = "valids" if layout == "compact" else "terminals"
+        marks = as_flags(columns[name], f"{path}: {name}")
+        ends = np.flatnonzero(marks != (layout == "compact"))
         if not len(ends) or ends[-1] != len(obs) - 1:
             raise UserError(
                 f"{path}: the last row is not the end of a trajectory, as in a file of OGBench's; if it is another one,"
                 " say with --columns what its arrays are, as in --columns obs=observations action=actions"
             )
+        zeros = np.zeros(len(obs), np.float32)
+        reward = columns.get("rewards", zeros)
+        terminated = ~as_flags(columns["masks"], f"{path}: masks") if "masks" in columns else zeros
         for number, (first, end) in enumerate(zip([0, *(ends[:-1] + 1)], ends, strict=True)):
-            T = end - first
-            shown = observed({"": obs[first : end + 1]}, obs_keys, str(path))
-            zeros, rows = np.zeros(T, np.float32), np.arange(first, end + 1)
-            yield Steps(shown, action[first:end], zeros, zeros, place=f"trajectory {number}", rows=rows)
+            shown, steps = slice(first, end + 1), slice(first, end + (layout == "regular"))
+            yield Steps(
+                observed({"": obs[shown]}, obs_keys, str(path)), action[steps], reward[steps], terminated[steps],
+                None if following is None else observed({"": following[shown]}, obs_keys, str(path)),
+                f"trajectory {number}", np.arange(first, end + 1),
+            )  # fmt: skip
 
 
 def d3rlpy_episodes(path: Path, obs_keys: Sequence[str] | None = None) -> Iterator[Steps]:
