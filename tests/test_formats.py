@@ -619,6 +619,14 @@ def test_masks_of_something_else_are_left_alone_and_d4rl_knows_none(here):
     np.testing.assert_array_equal(one.terminated, other.terminated)
 
 
+@pytest.mark.parametrize("kind", ["npz", "hdf5"])
+def test_masks_that_are_not_all_noughts_and_ones_are_refused(here, kind):
+    masks = np.where(np.arange(8) == 5, 0.5, 1)
+    path = write_columns(here / f"log.{kind}", masked(masks=masks, terminals=np.arange(8) % 4 == 3))
+    with pytest.raises(UserError, match=rf"log\.{kind}: masks? must be 0 or 1, but row 5 holds 0\.5; repair or remove"):
+        offlinerl.load_dataset(path)
+
+
 def test_a_mask_that_is_left_blank_ends_nothing(here):
     Path("log.csv").write_text("obs,action,masks,episode\n1,.1,1,0\n2,.2,0,0\n3,,,0\n4,.4,1,1\n5,,,1\n")
     data = offlinerl.load_dataset("log.csv")

@@ -213,14 +213,14 @@ MASKS = "masks"
 
 def stated_split(file: h5py.File, split: str | None) -> tuple[bool, str | None]:
     """Whether a file says where its episodes end, and how to split them, which is ``split`` if it does not; or "masks"
-    where nothing else is said and they are noughts and ones.
+    where nothing else is said and there are noughts or ones among them.
 
     Source: ``ogbench/relabel_utils.py`` of OGBench, and ``dataset_utils.py`` of IQL's repository.
     """
     stated, masks = file.attrs.get(ENDS), file.get(MASKS)
     if stated is None and split is None and isinstance(masks, h5py.Dataset):
         rows = len(file["rewards"])
-        if masks.shape in ((rows,), (rows, 1)) and np.isin(masks[()], (0, 1)).all():
+        if masks.shape in ((rows,), (rows, 1)) and np.isin(masks[()], (0, 1)).any():
             return False, MASKS
     return stated is not None, split if stated is None else "timeouts" if str(stated) == "timeouts" else None
 
@@ -250,7 +250,7 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
     rows = len(file["rewards"])
     (terminal_names, terminal), (cut_names, cut), (end_names, end) = map(flags, (TERMINAL, CUT, END))
     if split == MASKS:
-        final, marked = ~as_flags(file[MASKS][()], MASKS), terminal | cut | end
+        final, marked = ~as_flags(file[MASKS][()], f"{file.filename}: {MASKS}"), terminal | cut | end
         if marked.any() and (marked != final).any():
             return Flags(final, marked, " and ".join([*terminal_names, *cut_names, *end_names]), True)
         terminal, terminal_names = final, terminal_names or [MASKS]  # which tell no more than terminals
