@@ -131,6 +131,31 @@ def test_terminal_ends_are_told_from_cut_ones():
     np.testing.assert_array_equal(data.episode_lengths, [100] + [99] * 9)
 
 
+@pytest.mark.parametrize("name", ["episode", "episode_id", "episode_ids", "trajectory"])
+@pytest.mark.parametrize("flags", [{}, dict(terminals=None), dict(terminals=None, dones=ends_every(50))])
+def test_episodes_are_told_apart_by_their_ids_as_in_a_table(name, flags):
+    ids = np.arange(ROWS) // 100 + 7
+    columns = pendulum(**flags, **{name: ids})
+    data = load_hdf5(write(columns))
+    np.savez("some.npz", **columns)
+    table = load("some.npz")
+    for of in ("obs", "next_obs", "terminated", "last"):
+        np.testing.assert_array_equal(getattr(data, of), getattr(table, of), of)
+    assert len(data.episode_lengths) == (20 if "dones" in flags else 10) and name in data.provenance["episode_ends"]
+    assert [found.kind for found in validate.validate("some.hdf5")] == ["action range"]  # Pendulum's, not named
+    words = np.array([f"run {number}" for number in ids], "S8").reshape(-1, 1)
+    np.testing.assert_array_equal(load_hdf5(write(columns | {name: words})).last, data.last)
+
+
+def test_ids_of_episodes_that_lie_apart_are_refused_unless_ends_are_between_them():
+    with pytest.raises(UserError, match="the row 500 is of an episode, 0 by episode, that others came after: write"):
+        load_hdf5(write(pendulum(episode=np.arange(ROWS) // 100 % 5)))
+    data = load_hdf5(write(pendulum(episode=np.arange(ROWS) // 100 % 5, timeouts=ends_every(100))))
+    assert data.episode_lengths.tolist() == [99] * 10, "two logs, each of which counts from 0"
+    data = load(write(pendulum(episode=np.arange(5))), "Pendulum-v1")  # a number an episode, and not a row
+    assert data.episode_lengths.tolist() == [LENGTH - 1] * EPISODES
+
+
 @pytest.mark.parametrize("name", ["timeouts", "truncations", "dones", "terminals"])
 def test_an_episode_longer_than_the_environment_allows_is_refused_with_the_row(name, refused):
     ends = np.isin(np.arange(ROWS), [99, 499, ROWS - 1])

@@ -15,7 +15,7 @@ import numpy as np
 
 from offlinerl.data.assemble import Steps, observed
 from offlinerl.data.columns import BLOCK, as_flags, single
-from offlinerl.data.d4rl import CUT, END, MASKS, TERMINAL
+from offlinerl.data.d4rl import CUT, END, EPISODE, MASKS, TERMINAL
 from offlinerl.data.mapping import EXAMPLE, Columns
 from offlinerl.util.errors import UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_map
@@ -24,7 +24,7 @@ USUAL: dict[str, tuple[str, ...]] = dict(
     obs=("observations", "observation", "obs", "state", "obs[._]*", "observation[._]*", "state[._]*"),
     action=("actions", "action", "action[._]*", "act[._]*"),
     reward=("rewards", "reward"),
-    episode=("episode", "episode_id", "episode_index", "trajectory", "trajectory_id"),
+    episode=EPISODE,
     step=("step", "timestep", "time_step", "frame_index"),
     terminated=(*TERMINAL, "dones", "done"),
     truncated=CUT,
