@@ -188,6 +188,29 @@ def test_demonstrations_of_other_parts_are_named(here):
     assert_rows(offlinerl.load_dataset("lift.hdf5", obs_keys=["eef_pos", "gripper"]))
 
 
+@pytest.mark.parametrize(
+    ("place", "content", "says"),
+    [
+        ("obs/gripper", np.zeros((2, 1)), "demo_2: the parts of its observations have unequal lengths: eef_pos 6 r"),
+        ("obs/gripper", 3.0, "unequal lengths: eef_pos 6 rows, gripper no rows; record it again"),
+        ("next_obs/gripper", np.zeros((2, 1)), "demo_2: the parts of its observations have unequal lengths"),
+        ("obs", np.zeros((6, 3)), "demo_2: obs is one array, and must be a group of them, as in obs/eef; rec"),
+        ("obs/gripper/left", np.zeros((6, 1)), "demo_2: obs/gripper is a group, and must be an array; record it again"),
+        ("", np.zeros(3), "demo_2 has no observations; make them with robomimic's dataset_states_to_obs.py"),
+        ("actions", 3.0, "demo_2 is damaged or does not hold what it should"),
+    ],
+)  # fmt: skip
+def test_a_demonstration_that_is_not_sound_is_named(here, capsys, place, content, says):
+    robomimic(here / "lift.hdf5")
+    with h5py.File("lift.hdf5", "a") as file:
+        del file["/".join(f"data/demo_2/{place}".rstrip("/").split("/")[:4])]
+        file[f"data/demo_2/{place}"] = content
+    for command in ("show", "validate"):
+        assert main(["datasets", command, "lift.hdf5"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+
+
 def test_a_subset_lists_demonstrations_that_are_there(here, capsys):
     robomimic(here / "lift.hdf5")
     with h5py.File("lift.hdf5", "a") as file:
@@ -333,6 +356,15 @@ def test_d3rlpy_rows_are_those_written(here, capsys):
         offlinerl.fit("dqn", d3rlpy(here / "choices.h5", discrete=True), over=dict(train=FEW)).policy.spec.num_actions
         == 2
     )
+
+
+def test_an_episode_of_d3rlpys_that_is_not_there_is_named(here, capsys):
+    path = d3rlpy(here / "replay.h5")
+    for name in ("rewards_5", "observations_5"):
+        with h5py.File(path, "a") as file:
+            del file[name]
+        assert main(["datasets", "show", str(path)]) == 1
+        assert f"episode 5: there are no {name}, though it has 7 episodes; write it again" in capsys.readouterr().err
 
 
 def test_d3rlpy_reads_the_same_of_the_file(here):

@@ -397,6 +397,21 @@ def test_a_part_that_is_not_there_is_named(here, camera, refused):
     assert "no part 'stat'" in line and "state" in line
 
 
+def test_parts_of_unequal_lengths_are_named(here):
+    parts = {name: np.zeros((4, 2), np.float32) for name in ("a", "b")}
+    spaces = Dict({name: Box(-1, 1, (2,), np.float32) for name in parts}), Box(-1, 1, (1,), np.float32)
+    one = Episode(parts, np.zeros((3, 1), np.float32), np.zeros(3), np.zeros(3, bool), np.arange(3) == 2)
+    path = write_minari(
+        registry.minari_root() / "two/parts-v0", [one, one], dataset_id="two/parts-v0", env_spec=None,
+        observation_space=spaces[0], action_space=spaces[1],
+    )  # fmt: skip
+    with h5py.File(path / "data/main_data.hdf5", "a") as file:
+        del file["episode_1/observations/b"]
+        file["episode_1/observations/b"] = np.zeros((1, 2), np.float32)
+    with pytest.raises(UserError, match="episode 1: the parts of its observations have unequal lengths: a 4 rows, b 1"):
+        load("two/parts-v0")
+
+
 def test_an_agent_for_vectors_says_so_of_images(camera, refused):
     line = refused("fit", "ppo", "--env", "Camera-v0", "--steps", "2048")
     assert "camera [24, 24, 3]" in line and "--obs-keys" in line

@@ -177,6 +177,12 @@ def open_d4rl(path: Path) -> Iterator[h5py.File]:
             raise UserError(f"{path}: its columns have unequal lengths ({listed}); cut or regenerate it")
         if not lengths["rewards"]:
             raise UserError(f"{path} is empty: it has no rows")
+        shapes = [columns[key].shape for key in ("observations", "next_observations") if key in columns]
+        if len({shape[1:] or (1,) for shape in shapes}) > 1:
+            raise UserError(
+                f"{path}: next_observations are {shapes[1]} and observations {shapes[0]}, and must be alike; write them"
+                " again"
+            )
         yield file
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from offlinerl.data.assemble import Steps, observed
 from offlinerl.data.columns import as_flags, open_hdf5
 from offlinerl.util.errors import UserError, reading
-from offlinerl.util.trees import Tree
 
 
 def robomimic_episodes(path: Path, obs_keys: Sequence[str] | None = None, subset: str | None = None) -> Iterator[Steps]:
@@ -32,36 +31,61 @@ def robomimic_episodes(path: Path, obs_keys: Sequence[str] | None = None, subset
     Source: https://robomimic.github.io/docs/datasets/overview.html
     """
     with open_hdf5(path) as file:
-        keys = list(obs_keys or ())
-        for demo in _demos(file, path, subset):
-            where, group = f"{path}, {demo}", file["data"][demo]
-            if "obs" not in group or "actions" not in group:
-                lacks = "observations" if "obs" not in group else "actions"
-                raise UserError(
-                    f"{where} has no {lacks}; make them with robomimic's dataset_states_to_obs.py, or record it again"
-                )
-            keys = keys or sorted(group["obs"])
-            if not obs_keys and (odd := sorted(set(keys) ^ set(group["obs"]))):
-                raise UserError(
-                    f"{where} {'lacks' if odd[0] in keys else 'has'} the part {odd[0]!r} of observations, unlike the"
-                    " demonstrations before it; choose parts that all of them have with --obs-keys"
-                )
+        demos = _demos(file, path, subset)
+        keys = obs_keys or _parts_of_first(file, demos)
+        for demo in demos:
+            with reading(f"{path}, {demo}", "record it again"):
+                steps = _demonstration(file["data"][demo], f"{path}, {demo}", keys, exactly=not obs_keys)
+            yield steps._replace(place=demo)
 
-            def seen(name: str, group: h5py.Group = group, where: str = where) -> Tree:
-                shown = [key for key in keys if obs_keys or key in group[name]]  # whether all are, shapes tell
-                return observed({key: group[name][key][()] for key in group[name]}, shown or keys, where)
 
-            action = group["actions"][()]
-            zeros = np.zeros(len(action), np.float32)
-            yield Steps(
-                obs=seen("obs"),
-                action=action,
-                reward=group["rewards"][()] if "rewards" in group else zeros,
-                terminated=group["dones"][()] if "dones" in group else zeros,
-                next_obs=seen("next_obs") if "next_obs" in group else None,
-                place=demo,
-                log_prob=group["log_prob"][()] if "log_prob" in group else None,
-            )
+def _demonstration(demo: h5py.Group, where: str, keys: Sequence[str], exactly: bool) -> Steps:
+    """One demonstration, whose observations have the parts ``keys``, ``exactly`` these or others besides."""
+    has = [name for name in ("obs", "actions") if isinstance(demo, h5py.Group) and name in demo]
+    if len(has) < 2 or not len(demo["obs"]):
+        lacks = "actions" if has == ["obs"] else "observations"
+        raise UserError(
+            f"{where} has no {lacks}; make them with robomimic's dataset_states_to_obs.py, or record it again"
+        )
+    obs, action = _arrays(demo, "obs", where), demo["actions"][()]
+    if exactly and (odd := sorted(set(keys) ^ set(obs))):
+        raise UserError(
+            f"{where} {'lacks' if odd[0] in keys else 'has'} the part {odd[0]!r} of observations, unlike the"
+            " demonstrations before it; choose parts that all of them have with --obs-keys"
+        )
+    next_obs, zeros = None, np.zeros(len(action), np.float32)
+    if "next_obs" in demo:
+        following = _arrays(demo, "next_obs", where)
+        found = [key for key in keys if key in following or not exactly]  # whether all are there, their shapes tell
+        next_obs = observed(following, found or keys, where)
+    return Steps(
+        obs=observed(obs, keys, where),
+        action=action,
+        reward=demo["rewards"][()] if "rewards" in demo else zeros,
+        terminated=demo["dones"][()] if "dones" in demo else zeros,
+        next_obs=next_obs,
+        log_prob=demo["log_prob"][()] if "log_prob" in demo else None,
+    )
+
+
+def _parts_of_first(file: h5py.File, demos: Sequence[str]) -> list[str]:
+    """The parts of the observations of the first demonstration; none where it is not sound."""
+    obs = file["data"].get(f"{demos[0]}/obs") if demos else None
+    return sorted(obs) if isinstance(obs, h5py.Group) else []
+
+
+def _arrays(demo: h5py.Group, name: str, where: str) -> dict[str, np.ndarray]:
+    """What a demonstration holds below a name.
+
+    Raises:
+        UserError: these are no arrays.
+    """
+    parts = demo[name]
+    if not isinstance(parts, h5py.Group):
+        raise UserError(f"{where}: {name} is one array, and must be a group of them, as in {name}/eef; record it again")
+    if groups := [key for key, part in parts.items() if not isinstance(part, h5py.Dataset)]:
+        raise UserError(f"{where}: {name}/{groups[0]} is a group, and must be an array; record it again")
+    return {key: part[()] for key, part in parts.items()}
 
 
 def _demos(file: h5py.File, path: Path, subset: str | None) -> list[str]:
@@ -75,8 +99,8 @@ def _demos(file: h5py.File, path: Path, subset: str | None) -> list[str]:
     wanted = {name.decode() if isinstance(name, bytes) else str(name) for name in masks[subset][()]}
     if missing := sorted(wanted - set(demos), key=_by_number):
         raise UserError(
-            f"{path}: the subset {subset!r} lists {missing[0]}, which the file does not have; mend mask/{subset}, or get"
-            " the file again"
+            f"{path}: the subset {subset!r} lists {missing[0]}, which the file does not have; mend mask/{subset}, or"
+            " get the file again"
         )
     return [demo for demo in demos if demo in wanted]
 
@@ -168,15 +192,23 @@ def d3rlpy_episodes(path: Path, obs_keys: Sequence[str] | None = None) -> Iterat
     Source: ``d3rlpy/dataset/io.py`` of its repository, version 2.8.1.
     """
     with open_hdf5(path) as file:
-        for number in range(int(file["num_episodes"][()])):
-            parts = {"": file[f"observations_{number}"][()]} if f"observations_{number}" in file else {
-                str(part): file[f"observations_{number}_{part}"][()] for part in _parts(file, number)
-            }  # fmt: skip
-            shown = observed({key: _channels_last(part) for key, part in parts.items()}, obs_keys, str(path))
-            action, reward = file[f"actions_{number}"][()], file[f"rewards_{number}"][()]
-            terminated = np.zeros(len(action), bool)
-            terminated[-1:] = bool(file[f"terminated_{number}"][()])
-            yield Steps(shown, action, reward, terminated, place=f"episode {number}")
+        total = int(file["num_episodes"][()])
+        for number in range(total):
+            where = f"{path}, episode {number}"
+            names = [f"{name}_{number}" for name in ("observations", "actions", "rewards", "terminated")]
+            if missing := [name for name in names if name not in file and f"{name}_0" not in file]:
+                raise UserError(f"{where}: there are no {missing[0]}, though it has {total} episodes; write it again")
+            with reading(where, "write it again"):
+                whole, *columns = names
+                parts = {"": file[whole][()]} if whole in file else {
+                    str(part): file[f"{whole}_{part}"][()] for part in _parts(file, number)
+                }  # fmt: skip
+                shown = observed({key: _channels_last(part) for key, part in parts.items()}, obs_keys, where)
+                action, reward, terminal = (file[name][()] for name in columns)
+                terminated = np.zeros(len(action), bool)
+                terminated[-1:] = bool(terminal)
+                steps = Steps(shown, action, reward, terminated, place=f"episode {number}")
+            yield steps
 
 
 def _parts(file: h5py.File, number: int) -> Iterator[int]:
