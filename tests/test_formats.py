@@ -1026,6 +1026,28 @@ def test_lerobot_folders_may_be_links_and_no_file_may_be_missing(here, version, 
         )
 
 
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_an_episode_of_lerobots_that_is_in_two_files_is_refused(here, version, capsys):
+    """A copy that was put aside would count twice, and of one that goes on in the next file two would be made."""
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow.parquet as pq
+
+    folder = lerobot(here / "pusht", version)
+    first, second = sorted((folder / "data").glob("**/*.parquet"))[:2]
+    (folder / "data/old").mkdir()
+    (folder / "data/old/copy.parquet").write_bytes(first.read_bytes())
+    says = f"episode 0 is in {first.relative_to(folder)} and again in data/old/copy.parquet; bring its frames together"
+    for command in ("show", "validate"):
+        assert main(["datasets", command, str(folder)]) == 1
+        assert says in capsys.readouterr().err
+    (folder / "data/old/copy.parquet").unlink()
+    table = pq.read_table(first)
+    pq.write_table(table.slice(0, len(table) - 2), first)
+    pq.write_table(table.slice(len(table) - 2), folder / "data/chunk-000/rest.parquet")
+    with pytest.raises(UserError, match=rf"episode \d is in .*{first.name} and again in data/chunk-000/rest\.parquet"):
+        offlinerl.load_dataset(folder)
+
+
 def test_lerobot_folders_that_lack_something_are_said(here, capsys):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     folder = lerobot(here / "pusht")

@@ -78,7 +78,7 @@ def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset
     files = _parquet_files(folder / "data")
     if not files:
         raise UserError(f"{folder} has no Parquet files below data/; get the dataset again")
-    read: set[int] = set()
+    read: dict[int, Path] = {}
     rows = 0
     for file in files:
         with reading(f"{file}", "get the dataset again"):
@@ -91,9 +91,14 @@ def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset
             number = int(numbers[first]) if end > first else -1
             if number not in wanted:
                 continue
-            read.add(number)
-            rows += end - first
             place = f"episode {number}"
+            if number in read:
+                raise UserError(
+                    f"{folder}: {place} is in {read[number].relative_to(folder)} and again in"
+                    f" {file.relative_to(folder)}; bring its frames together, or move a copy out of data/"
+                )
+            read[number] = file
+            rows += end - first
             frames = {name: column[first:end] for name, column in found.items()}
             with reading(f"{file}, {place}", "get the dataset again"):  # an episode at a time, for they are large
                 frames |= {name: _decoded(held[name].slice(first, end - first)) for name in held.keys() - found.keys()}
