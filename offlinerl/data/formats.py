@@ -189,7 +189,20 @@ def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
         facts |= dict(version=info["codebase_version"], robot=info.get("robot_type"), fps=info.get("fps"))
         facts["left_out"] = lerobot.left_out(path, entry.obs_keys)
     facts |= dict(obs_keys=obs_keys, subset=entry.subset, provenance=_origin(kind, path))
+    facts["parts"] = _parts_of(kind, path, entry)
     return assemble(str(path), entry.name, episodes_of(kind, path, entry), _known(facts), into)
+
+
+def _parts_of(kind: str, path: Path, entry: Entry) -> Columns:
+    """The parts of the observations in their order, and the columns of each, as far as they have names."""
+    found: Columns = {}
+    if kind == "table":
+        found = tables.parts_of(tables.read_names(path), columns_of(path, entry), str(path))
+    elif kind == "robomimic":
+        found = {part: [] for part in recordings.robomimic_parts(path, entry.subset)}
+    elif kind == "lerobot":
+        found = {part: [] for part in lerobot.parts_of(path, entry.obs_keys)}
+    return {part: found.get(part, []) for part in entry.obs_keys or found}
 
 
 def _origin(kind: str, path: Path) -> Any:
@@ -214,4 +227,6 @@ def of_frame(
     columns = columns or tables.usual_columns([str(column) for column in source], "the table")
     episodes = tables.table_episodes(source, columns, obs_keys)
     facts = dict(format="table", columns=columns, obs_keys=tables.parts_named(columns, obs_keys))
+    parts = tables.parts_of([str(column) for column in source], columns, "the table")
+    facts["parts"] = {part: parts.get(part, []) for part in obs_keys or parts}
     return assemble(name, name, episodes, _known(facts))

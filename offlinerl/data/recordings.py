@@ -39,6 +39,12 @@ def robomimic_episodes(path: Path, obs_keys: Sequence[str] | None = None, subset
             yield steps._replace(place=demo)
 
 
+def robomimic_parts(path: Path, subset: str | None = None) -> list[str]:
+    """The parts that the observations of a file of robomimic's have, in their order; none where it is not sound."""
+    with open_hdf5(path) as file:
+        return _parts_of_first(file, _demos(file, path, subset))
+
+
 def _demonstration(demo: h5py.Group, where: str, keys: Sequence[str], exactly: bool) -> Steps:
     """One demonstration, whose observations have the parts ``keys``, ``exactly`` these or others besides."""
     has = [name for name in ("obs", "actions") if isinstance(demo, h5py.Group) and name in demo]

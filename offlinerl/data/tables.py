@@ -127,6 +127,12 @@ def parts_named(columns: Columns, obs_keys: Sequence[str] | None = None) -> list
     return list(obs_keys or names) if len(names) > 1 and all(names) else None
 
 
+def parts_of(names: Sequence[str], columns: Columns, where: str) -> Columns:
+    """The columns of a table's observations by part, of which one without a name is ""."""
+    found = resolved(names, columns, where)
+    return {field.partition(".")[2]: of for field, of in found.items() if field.partition(".")[0] == "obs"}
+
+
 def _episodes(
     table: Mapping[str, np.ndarray], chosen: Columns, obs_keys: Sequence[str] | None, where: str
 ) -> Iterator[Steps]:
