@@ -139,6 +139,17 @@ def test_minaris_parts_in_another_order_do_not_merge_unless_one_is_chosen(here, 
     assert together("pos.hdf5", "pos/first-v0") == 0 and together("pos.hdf5", "vel/first-v0") == 1
 
 
+def test_choices_and_numbers_do_not_merge(here, capsys):
+    obs = [("obs", ["x", "y"])]
+    log("a.csv", obs, action=1), log("b.csv", obs, action=0.5), log("c.csv", obs, action="1.0")
+    assert together("a.csv", "b.csv") == 1
+    assert "the actions of a are choices, and those of b are not" in capsys.readouterr().err
+    assert together("c.csv", "b.csv") == together("a.csv", "a.csv") == 0
+    d3rlpy(here / "a.h5")
+    with pytest.raises(UserError, match=r"actions of shape \(1,\) .* before them; keep the episodes of one kind"):
+        edit.merge([offlinerl.load_dataset(name) for name in ("a.h5", d3rlpy(here / "c.h5", discrete=True))])
+
+
 def test_a_split_has_every_episode_once(here):
     robomimic(here / "a.hdf5")
     assert (

@@ -10,6 +10,7 @@ import numpy as np
 
 from offlinerl.data.assemble import concatenate
 from offlinerl.data.dataset import Dataset
+from offlinerl.data.inferred import spec_of_data
 from offlinerl.util.errors import UserError
 
 EVALUATED = ("eval_env_spec", "ref_min_score", "ref_max_score")
@@ -24,7 +25,7 @@ def merge(parts: Sequence[Dataset], name: str = "merged") -> Dataset:
 
     Raises:
         UserError: their observations have other parts or columns, or the same in another order; they or the actions
-            have other shapes; or their rewards follow other rules.
+            have other shapes; some actions are choices and some are not; or their rewards follow other rules.
     """
     for part in parts[1:]:
         require_same_parts(parts[0].name, made_of(parts[0]), part.name, made_of(part))
@@ -41,9 +42,21 @@ def merge(parts: Sequence[Dataset], name: str = "merged") -> Dataset:
     tasks = [part.entry and (part.entry.env, part.entry.score, part.entry.reward) for part in parts]
     entry = parts[0].entry if all(task == tasks[0] for task in tasks) else None
     merged = concatenate(parts, name)
+    if entry is None or entry.env is None:
+        _require_alike_actions(parts)
     if merged.log_prob is None and any(part.log_prob is not None for part in parts):
         facts["log_prob"] = merged.provenance["log_prob"]
     return replace(merged, name=name, provenance=facts, entry=entry)
+
+
+def _require_alike_actions(parts: Sequence[Dataset]) -> None:
+    """Raises a UserError if some have choices for actions, and others numbers."""
+    kinds = {spec_of_data(part)[0].num_actions > 0: part.name for part in parts}
+    if len(kinds) > 1:
+        raise UserError(
+            f"the actions of {kinds[True]} are choices, and those of {kinds[False]} are not: put those of one kind"
+            " together, and write whole numbers that are no choices as fractions, such as 1.0"
+        )
 
 
 Made = dict[str, list[str]]
