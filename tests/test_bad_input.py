@@ -250,6 +250,7 @@ def fit_file(path, *flags):
         (dict(rewards=np.full(60, np.nan)), ("rewards", "NaN", "the first of them 0")),
         (dict(observations=np.zeros((59, 3))), ("unequal lengths", "observations 59")),
         (dict(observations=np.zeros((60, 4))), ("observations have shape (4,)", "(3,)", "--env")),
+        (dict(next_observations=np.zeros((60, 2))), ("next_observations are (60, 2)", "observations (60, 3)", "alike")),
         (dict(actions=np.zeros((60, 2))), ("actions have shape (2,)", "(1,)", "--env")),
     ],
 )

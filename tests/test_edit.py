@@ -2,12 +2,14 @@
 
 import copy
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
+import yaml
 from pendulum import ID, empty_workplace, install
 from test_formats import EPISODES, assert_rows, d3rlpy, robomimic
 
@@ -55,6 +57,97 @@ def test_parts_of_other_shapes_or_rewards_do_not_merge(here):
     whole = edit.merge([pendulum, pendulum])
     assert whole.entry.env_id == "Pendulum-v1" and len(whole) == 2 * len(pendulum)
     assert whole.provenance["env_spec"] == pendulum.provenance["env_spec"]
+
+
+def log(name, obs, columns="x,y", action=0.5):
+    """A table of four rows, and what its columns are."""
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text(f"{columns},u\n" + "".join(f"{t},{100 + t},{action}\n" for t in range(4)))
+    Path(f"{name}.columns.yaml").write_text(yaml.safe_dump(dict(obs) | dict(action=["u"]), sort_keys=False))
+    return name
+
+
+def together(first, second):
+    return main(["datasets", "merge", first, second, "--out", "both.hdf5", "--overwrite"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "columns", "says"),
+    [
+        ([("obs", ["x", "y"])], [("obs", ["y", "x"])], "x,y", "observes the columns y, x, and a x, y: choose the same"),
+        ([("obs", ["x", "y"])], [("obs", ["*_x", "*_y"])], "pos_x,pos_y", "columns pos_x, pos_y, and a x, y: choose"),
+        ([("obs.p", ["x"]), ("obs.v", ["y"])], [("obs.v", ["y"]), ("obs.p", ["x"])], "x,y", "observes v, p, and a obs"),
+        ([("obs.p", ["x", "y"])], [("obs.p", ["x", "y"])], "x,y", None),
+        ([("obs.p", ["x", "y"])], [("obs.p", ["y", "x"])], "x,y", "observes the columns y, x, and a x, y: choose"),
+        ([("obs.p", ["x", "y"])], [("obs.p", ["pos_x", "pos_y"])], "pos_x,pos_y", None),
+    ],
+)  # fmt: skip
+def test_tables_merge_where_their_columns_are_the_same_things(here, capsys, one, other, columns, says):
+    log("a.csv", one), log("b.csv", other, columns)
+    assert together("a.csv", "b.csv") == bool(says)
+    assert (says or "") in capsys.readouterr().err
+    if not says:
+        np.testing.assert_array_equal(offlinerl.load_dataset("both.hdf5").obs, [[t, 100 + t] for t in range(3)] * 2)
+
+
+def test_columns_in_one_order_that_is_given_merge(here):
+    log("a.csv", [("obs", ["x", "y"])]), log("b.csv", [("obs", ["y", "x"])])
+    given = ["--columns", "obs=y,x", "action=u"]
+    assert main(["datasets", "merge", "a.csv", "b.csv", "--out", "both.hdf5", *given]) == 0
+    assert offlinerl.load_dataset("both.hdf5").obs.tolist() == [[100 + t, t] for t in range(3)] * 2
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_robomimics_parts_of_other_names_do_not_go_together(here, capsys, folder):
+    Path("logs").mkdir()
+    robomimic(here / "logs/a.hdf5", EPISODES[:3]), robomimic(here / "logs/b.hdf5", EPISODES[3:])
+    assert_rows(offlinerl.load_dataset("logs"))
+    with h5py.File("logs/b.hdf5", "a") as file:
+        for demo in file["data"].values():
+            for name in ("obs", "next_obs"):
+                demo.move(f"{name}/gripper", f"{name}/a_joint")
+    assert (main(["datasets", "show", "logs"]) if folder else together("logs/a.hdf5", "logs/b.hdf5")) == 1
+    b, a = ("logs/b.hdf5", "logs/a.hdf5") if folder else "ba"
+    said = (
+        f"{b} observes a_joint, eef_pos, and {a} observes eef_pos, gripper: choose the same, in one order, with --obs"
+    )
+    assert said in capsys.readouterr().err
+
+
+def test_tables_of_a_folder_with_their_parts_in_another_order_are_refused(here, capsys):
+    log("logs/a.csv", [("obs.p", ["x"]), ("obs.v", ["y"])]), log("logs/b.csv", [("obs.v", ["y"]), ("obs.p", ["x"])])
+    assert main(["datasets", "show", "logs"]) == 1
+    assert "logs/b.csv observes v, p, and logs/a.csv observes p, v" in capsys.readouterr().err
+    assert main(["datasets", "show", "logs", "--obs-keys", "v,p"]) == 0
+
+
+def test_minaris_parts_in_another_order_do_not_merge_unless_one_is_chosen(here, capsys):
+    values = dict(pos=np.arange(4, dtype=np.float32)[:, None], vel=np.arange(100, 104, dtype=np.float32)[:, None])
+    for name, keys in {"pos/first-v0": ("pos", "vel"), "vel/first-v0": ("vel", "pos")}.items():
+        box = gym.spaces.Box(-999, 999, (1,), np.float32)
+        write_minari(
+            registry.minari_root() / name, [Episode({key: values[key] for key in keys}, np.zeros((3, 1), np.float32),
+            np.zeros(3), np.zeros(3, bool), np.arange(3) == 2)], dataset_id=name, env_spec=None, action_space=box,
+            observation_space=gym.spaces.Dict(OrderedDict((key, box) for key in keys)),
+        )  # fmt: skip
+    assert together("pos/first-v0", "vel/first-v0") == 1
+    assert "vel/first-v0 observes vel, pos, and pos/first-v0 observes pos, vel" in capsys.readouterr().err
+    both = ["pos/first-v0", "vel/first-v0", "--out", "both.hdf5"]
+    assert main(["datasets", "merge", *both, "--obs-keys", "vel,pos"]) == 0
+    assert offlinerl.load_dataset("both.hdf5").obs.tolist() == [[100 + t, t] for t in range(3)] * 2
+    assert main(["datasets", "export", "pos/first-v0", "pos.hdf5"]) == 0
+    assert together("pos.hdf5", "pos/first-v0") == 0 and together("pos.hdf5", "vel/first-v0") == 1
+
+
+def test_choices_and_numbers_do_not_merge(here, capsys):
+    obs = [("obs", ["x", "y"])]
+    log("a.csv", obs, action=1), log("b.csv", obs, action=0.5), log("c.csv", obs, action="1.0")
+    assert together("a.csv", "b.csv") == 1
+    assert "the actions of a are choices, and those of b are not" in capsys.readouterr().err
+    assert together("c.csv", "b.csv") == together("a.csv", "a.csv") == 0
+    d3rlpy(here / "a.h5")
+    with pytest.raises(UserError, match=r"actions of shape \(1,\) .* before them; keep the episodes of one kind"):
+        edit.merge([offlinerl.load_dataset(name) for name in ("a.h5", d3rlpy(here / "c.h5", discrete=True))])
 
 
 def test_a_split_has_every_episode_once(here):

@@ -149,6 +149,77 @@ def test_robomimic_files_without_observations_say_what_to_run(here, capsys):
     assert "demo_0 has no observations; make them with robomimic's dataset_states_to_obs.py" in capsys.readouterr().err
 
 
+def test_demonstrations_have_the_parts_of_the_first_one_in_its_order(here):
+    robomimic(here / "lift.hdf5")
+    with h5py.File("lift.hdf5", "a") as file:  # written in another order, which the file remembers
+        demo = file["data/demo_2"]
+        parts = {name: {key: demo[name][key][()] for key in demo[name]} for name in ("obs", "next_obs")}
+        for name, of in parts.items():
+            del demo[name]
+            turned = demo.create_group(name, track_order=True)
+            for key in reversed(of):
+                turned[key] = of[key]
+    assert_rows(offlinerl.load_dataset("lift.hdf5"))
+    with h5py.File("lift.hdf5", "a") as file:
+        file["data/demo_2"].move("next_obs/gripper", "next_obs/joint")
+    with pytest.raises(UserError, match="demo_2: next_obs of shape"):
+        offlinerl.load_dataset("lift.hdf5")
+    with h5py.File("lift.hdf5", "a") as file:
+        file["data/demo_2"].move("next_obs/eef_pos", "next_obs/arm")
+    with pytest.raises(UserError, match="demo_2: observations have no part 'eef_pos'; they have joint, arm"):
+        offlinerl.load_dataset("lift.hdf5")
+
+
+def test_demonstrations_of_other_parts_are_named(here):
+    """Parts of the same width, which would be taken for each other."""
+    robomimic(here / "lift.hdf5")
+    with h5py.File("lift.hdf5", "a") as file:
+        for name in ("obs", "next_obs"):
+            file["data/demo_2"].move(f"{name}/gripper", f"{name}/a_joint")
+    with pytest.raises(UserError, match="demo_2 has the part 'a_joint' of observations, unlike the demonstrations bef"):
+        offlinerl.load_dataset("lift.hdf5")
+    with h5py.File("lift.hdf5", "a") as file:
+        del file["data/demo_1/obs/eef_pos"]
+    with pytest.raises(UserError, match="demo_1 lacks the part 'eef_pos' of observations, unlike the demonstrations b"):
+        offlinerl.load_dataset("lift.hdf5")
+    robomimic(here / "lift.hdf5")
+    with h5py.File("lift.hdf5", "a") as file:
+        file["data/demo_2/obs/more"] = file["data/demo_2/next_obs/more"] = np.zeros((6, 1))
+    assert_rows(offlinerl.load_dataset("lift.hdf5", obs_keys=["eef_pos", "gripper"]))
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "says"),
+    [
+        ("obs/gripper", np.zeros((2, 1)), "demo_2: the parts of its observations have unequal lengths: eef_pos 6 r"),
+        ("obs/gripper", 3.0, "unequal lengths: eef_pos 6 rows, gripper no rows; record it again"),
+        ("next_obs/gripper", np.zeros((2, 1)), "demo_2: the parts of its observations have unequal lengths"),
+        ("obs", np.zeros((6, 3)), "demo_2: obs is one array, and must be a group of them, as in obs/eef; rec"),
+        ("obs/gripper/left", np.zeros((6, 1)), "demo_2: obs/gripper is a group, and must be an array; record it again"),
+        ("", np.zeros(3), "demo_2 has no observations; make them with robomimic's dataset_states_to_obs.py"),
+        ("actions", 3.0, "demo_2 is damaged or does not hold what it should"),
+    ],
+)  # fmt: skip
+def test_a_demonstration_that_is_not_sound_is_named(here, capsys, place, content, says):
+    robomimic(here / "lift.hdf5")
+    with h5py.File("lift.hdf5", "a") as file:
+        del file["/".join(f"data/demo_2/{place}".rstrip("/").split("/")[:4])]
+        file[f"data/demo_2/{place}"] = content
+    for command in ("show", "validate"):
+        assert main(["datasets", command, "lift.hdf5"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+
+
+def test_a_subset_lists_demonstrations_that_are_there(here, capsys):
+    robomimic(here / "lift.hdf5")
+    with h5py.File("lift.hdf5", "a") as file:
+        file["mask/far"] = np.array(["demo_0", "demo_9"], "S8")
+    for command in ("show", "validate"):
+        assert main(["datasets", command, "lift.hdf5", "--subset", "far"]) == 1
+        assert "the subset 'far' lists demo_9, which the file does not have" in capsys.readouterr().err
+
+
 # OGBench
 
 
@@ -188,6 +259,56 @@ def test_ogbench_rows_are_those_of_ogbench_itself(here):
     for name, column in dict(observations=ours.obs, next_observations=ours.next_obs, actions=ours.action).items():
         np.testing.assert_array_equal(column, theirs[name])
     np.testing.assert_array_equal(ours.last, theirs["terminals"] == 1)
+
+
+def ogbench_as_loaded(path, layout, **more):
+    """What ``ogbench.utils.load_dataset`` makes of a file in its two layouts, written again."""
+    raw = np.load(ogbench(path.with_name("raw.npz")))
+    obs, action, final = raw["observations"], raw["actions"], raw["terminals"]
+    marks = np.r_[final[1:], True]  # the last steps
+    if layout == "compact":
+        columns = dict(observations=obs, actions=action, terminals=final | marks, valids=1.0 - final)
+    else:
+        columns = dict(observations=obs[~final], actions=action[~final], terminals=marks[~final])
+        columns["next_observations"] = obs[np.r_[False, ~final[:-1]]]
+    columns["terminals"] = columns["terminals"].astype(np.float32)
+    np.savez(path, **columns, **more)
+    return path
+
+
+@pytest.mark.parametrize("layout", ["compact", "regular"])
+def test_ogbenchs_other_layouts_are_read_as_its_files(here, capsys, layout):
+    path = ogbench_as_loaded(here / "play.npz", layout)
+    assert_rows(offlinerl.load_dataset(path), no_ends())
+    acts(path, capsys, ("bc",))
+    ogbench_utils = pytest.importorskip("ogbench.utils", reason="ogbench is not installed")
+    theirs = ogbench_utils.load_dataset(str(here / "raw.npz"), compact_dataset=layout == "compact")
+    for name, column in np.load(path).items():
+        np.testing.assert_array_equal(column, theirs[name])
+
+
+def test_ogbenchs_single_tasks_in_the_compact_layout_end_where_trajectories_do(here):
+    rows = [len(one["obs"]) for one in EPISODES]
+    rewards, masks = np.arange(sum(rows), dtype=np.float32), np.arange(sum(rows)) % 3 > 0
+    data = offlinerl.load_dataset(ogbench_as_loaded(here / "play.npz", "compact", rewards=rewards, masks=masks))
+    valid = np.load("play.npz")["valids"] == 1
+    np.testing.assert_array_equal(data.obs, expected()[0])
+    np.testing.assert_array_equal(data.reward, rewards[valid])
+    np.testing.assert_array_equal(data.terminated, ~masks[valid])
+    assert data.episode_lengths.tolist() == [T - 1 for T in rows] and validate("play.npz") == []
+
+
+def test_arrays_that_only_resemble_ogbenchs_layouts_are_tables(here):
+    ends = np.arange(6) % 3 == 2
+    columns = dict(observations=np.arange(6.0), actions=np.zeros(6), next_observations=np.arange(1.0, 7))
+    for more in (dict(terminals=ends), dict(terminals=ends.astype(np.float32), rewards=np.ones(6))):
+        np.savez("mine.npz", **columns, **more)
+        assert offlinerl.load_dataset("mine.npz").terminated.tolist() == ends.tolist()
+    np.savez("mine.npz", **columns, terminals=ends, rewards=np.ones(6), valids=np.arange(6) != 4)
+    assert offlinerl.load_dataset("mine.npz").provenance["format"] == "table"
+    del columns["next_observations"]
+    np.savez("mine.npz", **columns, terminals=ends, rewards=np.ones(6), valids=~ends)
+    assert offlinerl.load_dataset("mine.npz").provenance["format"] == "table"
 
 
 def test_an_npz_that_looks_like_ogbench_and_ends_otherwise_is_refused_and_read_as_a_table(here, capsys):
@@ -235,6 +356,15 @@ def test_d3rlpy_rows_are_those_written(here, capsys):
         offlinerl.fit("dqn", d3rlpy(here / "choices.h5", discrete=True), over=dict(train=FEW)).policy.spec.num_actions
         == 2
     )
+
+
+def test_an_episode_of_d3rlpys_that_is_not_there_is_named(here, capsys):
+    path = d3rlpy(here / "replay.h5")
+    for name in ("rewards_5", "observations_5"):
+        with h5py.File(path, "a") as file:
+            del file[name]
+        assert main(["datasets", "show", str(path)]) == 1
+        assert f"episode 5: there are no {name}, though it has 7 episodes; write it again" in capsys.readouterr().err
 
 
 def test_d3rlpy_reads_the_same_of_the_file(here):
@@ -519,6 +649,14 @@ def test_masks_of_something_else_are_left_alone_and_d4rl_knows_none(here):
         {}, dict(masks=None)))  # fmt: skip
     np.testing.assert_array_equal(one.obs, other.obs)
     np.testing.assert_array_equal(one.terminated, other.terminated)
+
+
+@pytest.mark.parametrize("kind", ["npz", "hdf5"])
+def test_masks_that_are_not_all_noughts_and_ones_are_refused(here, kind):
+    masks = np.where(np.arange(8) == 5, 0.5, 1)
+    path = write_columns(here / f"log.{kind}", masked(masks=masks, terminals=np.arange(8) % 4 == 3))
+    with pytest.raises(UserError, match=rf"log\.{kind}: masks? must be 0 or 1, but row 5 holds 0\.5; repair or remove"):
+        offlinerl.load_dataset(path)
 
 
 def test_a_mask_that_is_left_blank_ends_nothing(here):
@@ -886,6 +1024,28 @@ def test_lerobot_folders_may_be_links_and_no_file_may_be_missing(here, version, 
         assert (
             f"episode {missing} is not in the files below data/, which hold {held} of the 7" in capsys.readouterr().err
         )
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_an_episode_of_lerobots_that_is_in_two_files_is_refused(here, version, capsys):
+    """A copy that was put aside would count twice, and of one that goes on in the next file two would be made."""
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow.parquet as pq
+
+    folder = lerobot(here / "pusht", version)
+    first, second = sorted((folder / "data").glob("**/*.parquet"))[:2]
+    (folder / "data/old").mkdir()
+    (folder / "data/old/copy.parquet").write_bytes(first.read_bytes())
+    says = f"episode 0 is in {first.relative_to(folder)} and again in data/old/copy.parquet; bring its frames together"
+    for command in ("show", "validate"):
+        assert main(["datasets", command, str(folder)]) == 1
+        assert says in capsys.readouterr().err
+    (folder / "data/old/copy.parquet").unlink()
+    table = pq.read_table(first)
+    pq.write_table(table.slice(0, len(table) - 2), first)
+    pq.write_table(table.slice(len(table) - 2), folder / "data/chunk-000/rest.parquet")
+    with pytest.raises(UserError, match=rf"episode \d is in .*{first.name} and again in data/chunk-000/rest\.parquet"):
+        offlinerl.load_dataset(folder)
 
 
 def test_lerobot_folders_that_lack_something_are_said(here, capsys):

@@ -131,6 +131,31 @@ def test_terminal_ends_are_told_from_cut_ones():
     np.testing.assert_array_equal(data.episode_lengths, [100] + [99] * 9)
 
 
+@pytest.mark.parametrize("name", ["episode", "episode_id", "episode_ids", "trajectory"])
+@pytest.mark.parametrize("flags", [{}, dict(terminals=None), dict(terminals=None, dones=ends_every(50))])
+def test_episodes_are_told_apart_by_their_ids_as_in_a_table(name, flags):
+    ids = np.arange(ROWS) // 100 + 7
+    columns = pendulum(**flags, **{name: ids})
+    data = load_hdf5(write(columns))
+    np.savez("some.npz", **columns)
+    table = load("some.npz")
+    for of in ("obs", "next_obs", "terminated", "last"):
+        np.testing.assert_array_equal(getattr(data, of), getattr(table, of), of)
+    assert len(data.episode_lengths) == (20 if "dones" in flags else 10) and name in data.provenance["episode_ends"]
+    assert [found.kind for found in validate.validate("some.hdf5")] == ["action range"]  # Pendulum's, not named
+    words = np.array([f"run {number}" for number in ids], "S8").reshape(-1, 1)
+    np.testing.assert_array_equal(load_hdf5(write(columns | {name: words})).last, data.last)
+
+
+def test_ids_of_episodes_that_lie_apart_are_refused_unless_ends_are_between_them():
+    with pytest.raises(UserError, match="the row 500 is of an episode, 0 by episode, that others came after: write"):
+        load_hdf5(write(pendulum(episode=np.arange(ROWS) // 100 % 5)))
+    data = load_hdf5(write(pendulum(episode=np.arange(ROWS) // 100 % 5, timeouts=ends_every(100))))
+    assert data.episode_lengths.tolist() == [99] * 10, "two logs, each of which counts from 0"
+    data = load(write(pendulum(episode=np.arange(5))), "Pendulum-v1")  # a number an episode, and not a row
+    assert data.episode_lengths.tolist() == [LENGTH - 1] * EPISODES
+
+
 @pytest.mark.parametrize("name", ["timeouts", "truncations", "dones", "terminals"])
 def test_an_episode_longer_than_the_environment_allows_is_refused_with_the_row(name, refused):
     ends = np.isin(np.arange(ROWS), [99, 499, ROWS - 1])
@@ -370,6 +395,21 @@ def test_a_part_that_is_not_there_is_named(here, camera, refused):
     fit = ["fit", "bc", "--dataset", "test/camera-v0", *FEW]
     line = refused(*fit, "--obs-keys", "stat")
     assert "no part 'stat'" in line and "state" in line
+
+
+def test_parts_of_unequal_lengths_are_named(here):
+    parts = {name: np.zeros((4, 2), np.float32) for name in ("a", "b")}
+    spaces = Dict({name: Box(-1, 1, (2,), np.float32) for name in parts}), Box(-1, 1, (1,), np.float32)
+    one = Episode(parts, np.zeros((3, 1), np.float32), np.zeros(3), np.zeros(3, bool), np.arange(3) == 2)
+    path = write_minari(
+        registry.minari_root() / "two/parts-v0", [one, one], dataset_id="two/parts-v0", env_spec=None,
+        observation_space=spaces[0], action_space=spaces[1],
+    )  # fmt: skip
+    with h5py.File(path / "data/main_data.hdf5", "a") as file:
+        del file["episode_1/observations/b"]
+        file["episode_1/observations/b"] = np.zeros((1, 2), np.float32)
+    with pytest.raises(UserError, match="episode 1: the parts of its observations have unequal lengths: a 4 rows, b 1"):
+        load("two/parts-v0")
 
 
 def test_an_agent_for_vectors_says_so_of_images(camera, refused):

@@ -119,6 +119,23 @@ def test_pictures_and_parts_are_kept(tmp_path):
     np.testing.assert_array_equal(offlinerl.load_policy(path)(obs), offlinerl.DeployedPolicy(SAC(spec, (0,)))(obs))
 
 
+LIMITED = """
+import resource, sys
+from offlinerl.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_is_said(here, tmp_path):
+    """The system itself refuses to write, in a process of its own."""
+    argv = ["export", here / "runs/sac", "--safetensors", tmp_path / "p.safetensors", "--seed", 5, "--episodes", 1]
+    process = pendulum.start_python(LIMITED, *argv, cwd=here)
+    (line,) = process.communicate(timeout=100)[1].splitlines()
+    assert process.returncode == 1 and "p.safetensors was not written, because the disk is full" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_wrong_is_said(here, refused, tmp_path):
     assert "seed 4" in refused("export", "runs/sac", "--safetensors", "x.safetensors", "--seed", 4)
     assert ".safetensors" in refused("export", "runs/sac", "--safetensors", "x.bin", "--episodes", 1)

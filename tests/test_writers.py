@@ -1,5 +1,6 @@
 """Datasets written in others' formats: what is read back is what was written, rows and ends."""
 
+import errno
 import json
 import tracemalloc
 from dataclasses import replace
@@ -8,13 +9,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from pendulum import ID, empty_workplace, install
+from pendulum import ID, empty_workplace, install, start_python
 from test_formats import EPISODES, assert_rows, expected, ogbench, robomimic
 
 import offlinerl
 from offlinerl.cli import main
 from offlinerl.data import lerobot, scales, tables, writers
 from offlinerl.data.d4rl import load_hdf5
+from offlinerl.data.minari_writer import Sink
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_leaves
 
@@ -54,6 +56,36 @@ def test_robomimic_and_back(here, capsys):
         np.testing.assert_array_equal(demos["demo_3/dones"], EPISODES[3]["terminated"])
     assert main(["datasets", "export", "lift.hdf5", "again.hdf5", "--format", "robomimic"]) == 1
     assert "--overwrite" in capsys.readouterr().err
+
+
+LIMITED = """
+import resource, sys
+from offlinerl.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit := 300_000, limit))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("target", [("a.hdf5", "--format", "robomimic"), ("a.hdf5",)])
+def test_a_full_disk_leaves_nothing_of_a_file(here, target):
+    """The system itself refuses to write, in a process of its own."""
+    rng, rows = np.random.default_rng(0), 8000
+    columns = dict(obs=rng.normal(size=(rows, 20)), action=rng.normal(size=rows), terminated=np.arange(rows) % 20 == 19)
+    np.savez("log.npz", **columns)
+    process = start_python(LIMITED, "datasets", "export", "log.npz", *target, cwd=here)
+    (line,) = process.communicate(timeout=100)[1].splitlines()
+    assert process.returncode == 1 and "a.hdf5 was not written, because the disk is full" in line
+    assert [file.name for file in here.iterdir()] == ["log.npz"]
+
+
+def test_what_hdf5_says_of_a_full_disk_is_not_what_is_said(here):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space left"), Sink(here / "some.hdf5") as sink:
+        sink.error = full
+        raise ValueError("unable to synchronously create a dataset")
+    with pytest.raises(KeyboardInterrupt), Sink(here / "other.hdf5") as sink:
+        sink.error = full
+        raise KeyboardInterrupt
 
 
 def test_robomimic_keeps_parts_and_names_the_environment(here, capsys):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -79,7 +79,7 @@ def write(agent: Agent, path: Path, facts: Mapping[str, Any], overwrite: bool = 
     about = dict(agent=f"{type(agent).__module__}:{type(agent).__name__}", settings=settings, task=agent.task, **facts)
     weights = {name: w.detach().cpu().contiguous().clone() for name, w in acting_weights(agent).items()}
     with atomic_write(path, overwrite) as temporary:
-        save_file(weights, temporary, {"offlinerl": json.dumps(about, default=to_json)})
+        temporary.write_bytes(save(weights, {"offlinerl": json.dumps(about, default=to_json)}))
     return path
 
 

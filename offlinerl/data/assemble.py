@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 
 from offlinerl.data.builder import Builder
-from offlinerl.data.columns import as_flags, as_observations, require_finite, single
+from offlinerl.data.columns import as_flags, as_observations, require_finite, require_one_length, single
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs import spaces
 from offlinerl.util.errors import UserError
@@ -142,7 +142,7 @@ def observed(columns: Mapping[str, np.ndarray], keys: Sequence[str] | None, sour
         source: for messages.
 
     Raises:
-        UserError: there is no such part.
+        UserError: there is no such part, or some have more rows than others.
     """
     boxes = {
         path: gymnasium.spaces.Box(*((0, 255) if column.dtype == np.uint8 else (-np.inf, np.inf)), column.shape[1:],
@@ -154,4 +154,5 @@ def observed(columns: Mapping[str, np.ndarray], keys: Sequence[str] | None, sour
         if key not in boxes:
             raise UserError(f"{source}: observations have no part {key!r}; they have {', '.join(boxes)}")
         chosen[key] = boxes[key]
+    require_one_length({key: columns[key] for key in chosen}, source)
     return spaces.observe(chosen, [columns[key] for key in chosen])

@@ -176,9 +176,10 @@ class Builder:
         for what, have in shapes.items():
             if have != (due := self.shapes[what]):
                 one, other = (shape.get("", shape) for shape in (have, due))
+                parts = "choose parts that all of them have with --obs-keys"
                 raise UserError(
                     f"{self.source or part.name}: {what} of shape {one} do not go with those of shape {other} before"
-                    " them; choose parts that all of them have with --obs-keys"
+                    f" them; {parts if what == 'observations' else 'keep the episodes of one kind'}"
                 )
 
     def _weigh(self) -> None:

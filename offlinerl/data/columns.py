@@ -51,6 +51,14 @@ def single(column: np.ndarray, what: str) -> np.ndarray:
     return column[:, 0]
 
 
+def require_one_length(parts: Mapping[str, np.ndarray], where: str) -> None:
+    """Refuses parts of observations ``[T, ...]`` of which one has more rows than another."""
+    lengths = {path: np.shape(part)[:1] for path, part in parts.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{path} {length[0] if length else 'no'} rows" for path, length in lengths.items())
+        raise UserError(f"{where}: the parts of its observations have unequal lengths: {listed}; record it again")
+
+
 def usable_log_prob(column: np.ndarray, rows: int) -> np.ndarray | None:
     """What a file says of its behaviour's log-probabilities, ``[rows]`` float32: the last ones, if there are more, for
     Minari may store what a reset said besides. None if they are no such numbers."""

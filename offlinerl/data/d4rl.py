@@ -51,8 +51,8 @@ def load_hdf5(
 ) -> Dataset:
     """Reads a file in D4RL's format: ``observations [N, O]``, ``actions [N, A]``, ``rewards [N]``,
     ``terminals [N]`` and, where the file has them, ``timeouts [N]`` and ``next_observations [N, O]``. The flags of
-    episodes' ends may have the other names in ``TERMINAL``, ``CUT`` and ``END``. Of ``infos`` it reads
-    ``action_log_probs [N]``, unless they are not finite.
+    episodes' ends may have the other names in ``TERMINAL``, ``CUT`` and ``END``, and a column among ``EPISODE`` may
+    tell episodes apart. Of ``infos`` it reads ``action_log_probs [N]``, unless they are not finite.
 
     The successor of a row is ``next_observations``, or else the next row of the same episode. The lossless
     mode keeps every row that has one, and those that end in a terminal state, where none is needed.
@@ -177,6 +177,12 @@ def open_d4rl(path: Path) -> Iterator[h5py.File]:
             raise UserError(f"{path}: its columns have unequal lengths ({listed}); cut or regenerate it")
         if not lengths["rewards"]:
             raise UserError(f"{path} is empty: it has no rows")
+        shapes = [columns[key].shape for key in ("observations", "next_observations") if key in columns]
+        if len({shape[1:] or (1,) for shape in shapes}) > 1:
+            raise UserError(
+                f"{path}: next_observations are {shapes[1]} and observations {shapes[0]}, and must be alike; write them"
+                " again"
+            )
         yield file
 
 
@@ -191,6 +197,9 @@ END = (
     "is_last", "last",
 )  # fmt: skip
 """Names of flags that say where an episode ended, whether it terminated or was cut off."""
+
+EPISODE = ("episode", "episode_id", "episode_index", "episode_ids", "trajectory", "trajectory_id")
+"""Names of columns that tell episodes apart."""
 
 ENDS = "episode_ends"
 """The attribute by which a file that was exported says where its episodes end, however long they are: at "timeouts"
@@ -213,14 +222,14 @@ MASKS = "masks"
 
 def stated_split(file: h5py.File, split: str | None) -> tuple[bool, str | None]:
     """Whether a file says where its episodes end, and how to split them, which is ``split`` if it does not; or "masks"
-    where nothing else is said and they are noughts and ones.
+    where nothing else is said and there are noughts or ones among them.
 
     Source: ``ogbench/relabel_utils.py`` of OGBench, and ``dataset_utils.py`` of IQL's repository.
     """
     stated, masks = file.attrs.get(ENDS), file.get(MASKS)
     if stated is None and split is None and isinstance(masks, h5py.Dataset):
         rows = len(file["rewards"])
-        if masks.shape in ((rows,), (rows, 1)) and np.isin(masks[()], (0, 1)).all():
+        if masks.shape in ((rows,), (rows, 1)) and np.isin(masks[()], (0, 1)).any():
             return False, MASKS
     return stated is not None, split if stated is None else "timeouts" if str(stated) == "timeouts" else None
 
@@ -235,11 +244,11 @@ class Flags(NamedTuple):
 
 
 def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | None) -> Flags:
-    """Where the episodes end: by the flags in the file, of any of the usual names; where none says which were cut
-    off, also after every ``max_episode_steps`` steps.
+    """Where the episodes end: by the flags in the file, of any of the usual names, and where another episode begins by
+    a column among ``EPISODE``; where neither says which were cut off, also after every ``max_episode_steps`` steps.
 
     Raises:
-        UserError: a flag is neither 0 nor 1, or there are none at all.
+        UserError: a flag is neither 0 nor 1, there are none at all, or the rows of an episode lie apart.
     """
 
     def flags(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -249,12 +258,16 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
 
     rows = len(file["rewards"])
     (terminal_names, terminal), (cut_names, cut), (end_names, end) = map(flags, (TERMINAL, CUT, END))
+    ids, changes = _changes_of_episode(file, terminal | cut | end)
     if split == MASKS:
-        final, marked = ~as_flags(file[MASKS][()], MASKS), terminal | cut | end
+        final = ~as_flags(file[MASKS][()], f"{file.filename}: {MASKS}")
+        marked = terminal | cut | end | changes
         if marked.any() and (marked != final).any():
-            return Flags(final, marked, " and ".join([*terminal_names, *cut_names, *end_names]), True)
+            return Flags(final, marked, " and ".join([*terminal_names, *cut_names, *end_names, *ids]), True)
         terminal, terminal_names = final, terminal_names or [MASKS]  # which tell no more than terminals
-    if not (terminal_names or cut_names or end_names) and (max_episode_steps is None or rows % max_episode_steps):
+    if not (terminal_names or cut_names or end_names or ids) and (
+        max_episode_steps is None or rows % max_episode_steps
+    ):
         has = ", ".join(sorted(file))
         raise UserError(
             f"{file.filename} lacks terminals; it has {has}; D4RL's keys are needed, of which terminals and timeouts"
@@ -270,13 +283,37 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
         terminal = end & ~cut
         if max_episode_steps and not cut_names:  # an end after that many steps is the time limit's
             terminal &= _steps_in_episode(end) != max_episode_steps
-    names, cut_known = [*terminal_names, *cut_names, *end_names], bool(cut_names or end_names)
+    names, cut_known = [*terminal_names, *cut_names, *end_names, *ids], bool(cut_names or end_names or ids)
     if cut_known:
-        cut |= end & ~terminal
+        cut |= (end | changes) & ~terminal
     elif max_episode_steps is not None:
         cut = _steps_in_episode(terminal) % max_episode_steps == 0
         names.append(f"every {max_episode_steps} steps")
     return Flags(terminal, cut | terminal if split == MASKS else cut, " and ".join(names), cut_known)
+
+
+def _changes_of_episode(file: h5py.File, ends: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The name of the column that tells episodes apart, if there is one, and ``[N]`` bool, the last row of each.
+
+    Raises:
+        UserError: an episode goes on behind rows of another, where none of the ``ends`` ``[N]`` is between them.
+    """
+    rows, changes = len(ends), np.zeros_like(ends)
+    found = (name for name in EPISODE if getattr(file.get(name), "shape", None) in ((rows,), (rows, 1)))
+    if (name := next(found, None)) is None:
+        return [], changes
+    ids = file[name][()].reshape(rows)
+    number = np.unique(ids, return_inverse=True)[1]
+    changes[:] = np.r_[number[1:] != number[:-1], True]
+    begin = np.r_[0, np.flatnonzero(changes)[:-1] + 1]
+    again = np.ones(len(begin), bool)
+    again[np.unique(number[begin], return_index=True)[1]] = False
+    if len(apart := begin[again & ~ends[begin - 1]]):
+        raise UserError(
+            f"{file.filename}: the row {apart[0]} is of an episode, {ids[apart[0]]} by {name}, that others came after:"
+            " write the rows of every episode one after another, or as a table"
+        )
+    return [name], changes
 
 
 def _steps_in_episode(end: np.ndarray) -> np.ndarray:

@@ -10,12 +10,13 @@ import numpy as np
 
 from offlinerl.data.assemble import concatenate
 from offlinerl.data.dataset import Dataset
+from offlinerl.data.inferred import spec_of_data
 from offlinerl.util.errors import UserError
 
 EVALUATED = ("eval_env_spec", "ref_min_score", "ref_max_score")
 """What Minari's metadata say of how policies are evaluated."""
 
-INHERITED = (*EVALUATED, "env_spec", "obs_keys", "action_space", "reward", "frame_stack", "fps", "robot")
+INHERITED = (*EVALUATED, "env_spec", "obs_keys", "parts", "action_space", "reward", "frame_stack", "fps", "robot")
 """What holds of a part of a dataset as it does of the whole, and of several that have it in common."""
 
 
@@ -23,8 +24,11 @@ def merge(parts: Sequence[Dataset], name: str = "merged") -> Dataset:
     """The episodes of several datasets, one after another.
 
     Raises:
-        UserError: their observations or actions have other shapes, or their rewards follow other rules.
+        UserError: their observations have other parts or columns, or the same in another order; they or the actions
+            have other shapes; some actions are choices and some are not; or their rewards follow other rules.
     """
+    for part in parts[1:]:
+        require_same_parts(parts[0].name, made_of(parts[0]), part.name, made_of(part))
     rules = {part.provenance.get("reward", "none") for part in parts}
     if len(rules) > 1:
         raise UserError(f"{name}: its parts have rewards by other rules ({', '.join(sorted(rules))}): load them alike")
@@ -38,9 +42,58 @@ def merge(parts: Sequence[Dataset], name: str = "merged") -> Dataset:
     tasks = [part.entry and (part.entry.env, part.entry.score, part.entry.reward) for part in parts]
     entry = parts[0].entry if all(task == tasks[0] for task in tasks) else None
     merged = concatenate(parts, name)
+    if entry is None or entry.env is None:
+        _require_alike_actions(parts)
     if merged.log_prob is None and any(part.log_prob is not None for part in parts):
         facts["log_prob"] = merged.provenance["log_prob"]
     return replace(merged, name=name, provenance=facts, entry=entry)
+
+
+def _require_alike_actions(parts: Sequence[Dataset]) -> None:
+    """Raises a UserError if some have choices for actions, and others numbers."""
+    kinds = {spec_of_data(part)[0].num_actions > 0: part.name for part in parts}
+    if len(kinds) > 1:
+        raise UserError(
+            f"the actions of {kinds[True]} are choices, and those of {kinds[False]} are not: put those of one kind"
+            " together, and write whole numbers that are no choices as fractions, such as 1.0"
+        )
+
+
+Made = dict[str, list[str]]
+"""The parts of observations in their order, and the columns of a table that each is made of."""
+
+
+def made_of(data: Dataset) -> Made:
+    """What a dataset's observations are made of, as far as that is known."""
+    facts, keys = data.provenance, data.entry and data.entry.obs_keys
+    parts = facts.get("parts") or {}
+    found = {part: list(parts.get(part, ())) for part in keys or parts or facts.get("obs_keys") or ()}
+    return dict(sorted(found.items())) if isinstance(data.observations, Mapping) else found
+
+
+def require_same_parts(first: str, due: Made, second: str, found: Made) -> None:
+    """Refuses two sources, see ``made_of``, of which one's numbers would go on as the other's of something else. The
+    columns of a part that has a name may be called otherwise, for whoever named it says that it is the same.
+
+    Raises:
+        UserError: they have other parts or columns, or the same in another order.
+    """
+    advice = "choose the same, in one order, with"
+    if min(len(due), len(found)) > 1 and not (_covers([*due], [*found]) or _covers([*found], [*due])):
+        raise UserError(
+            f"{second} observes {', '.join(found)}, and {first} observes {', '.join(due)}: {advice} --obs-keys"
+        )
+    for part in due.keys() & found.keys():
+        if due[part] != found[part] and (not part or sorted(due[part]) == sorted(found[part])):
+            raise UserError(
+                f"{second} observes the columns {', '.join(found[part])}, and {first} {', '.join(due[part])}: {advice}"
+                " --columns, or name what they are alike, as in obs.place=x,y"
+            )
+
+
+def _covers(keys: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether the parts are those of the keys, of which one stands for all parts within it."""
+    return list(parts) == [part for key in keys for part in parts if f"{part}/".startswith(f"{key}/")]
 
 
 def split(data: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Dataset]:

@@ -26,12 +26,12 @@ NAMES = dict(
 """The formats that are read episode by episode."""
 
 MEANING = dict(
-    robomimic="the ends of the demonstrations", ogbench="terminals, each in a row of its own without an action",
+    robomimic="the ends of the demonstrations", ogbench="the ends of the trajectories",
     d3rlpy="the ends of the episodes", lerobot="episode_index",
 )  # fmt: skip
 """By what it is known where episodes end."""
 
-SUCCESSORS = dict(ogbench="next row", d3rlpy="next row", lerobot="next row")
+SUCCESSORS = dict(d3rlpy="next row", lerobot="next row")
 
 
 def kind_of(path: Path, columns: Columns | None = None) -> str:
@@ -79,9 +79,8 @@ def _of_npz(path: Path, columns: Columns | None) -> str:
             names = set(archive.files)
     except (OSError, ValueError):  # an archive of something else
         return "d4rl"
-    more = {"rewards", "timeouts", "next_observations"}
-    is_ogbench = {"observations", "actions", "terminals"} <= names and not names & more
-    return "ogbench" if is_ogbench and columns is None and known_columns(path) is None else "table"
+    maybe = names.issuperset(recordings.OGBENCH) and columns is None and known_columns(path) is None
+    return "ogbench" if maybe and recordings.ogbench_layout(path) else "table"
 
 
 def _is_text_table(begin: bytes) -> bool:
@@ -190,7 +189,20 @@ def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
         facts |= dict(version=info["codebase_version"], robot=info.get("robot_type"), fps=info.get("fps"))
         facts["left_out"] = lerobot.left_out(path, entry.obs_keys)
     facts |= dict(obs_keys=obs_keys, subset=entry.subset, provenance=_origin(kind, path))
+    facts["parts"] = _parts_of(kind, path, entry)
     return assemble(str(path), entry.name, episodes_of(kind, path, entry), _known(facts), into)
+
+
+def _parts_of(kind: str, path: Path, entry: Entry) -> Columns:
+    """The parts of the observations in their order, and the columns of each, as far as they have names."""
+    found: Columns = {}
+    if kind == "table":
+        found = tables.parts_of(tables.read_names(path), columns_of(path, entry), str(path))
+    elif kind == "robomimic":
+        found = {part: [] for part in recordings.robomimic_parts(path, entry.subset)}
+    elif kind == "lerobot":
+        found = {part: [] for part in lerobot.parts_of(path, entry.obs_keys)}
+    return {part: found.get(part, []) for part in entry.obs_keys or found}
 
 
 def _origin(kind: str, path: Path) -> Any:
@@ -215,4 +227,6 @@ def of_frame(
     columns = columns or tables.usual_columns([str(column) for column in source], "the table")
     episodes = tables.table_episodes(source, columns, obs_keys)
     facts = dict(format="table", columns=columns, obs_keys=tables.parts_named(columns, obs_keys))
+    parts = tables.parts_of([str(column) for column in source], columns, "the table")
+    facts["parts"] = {part: parts.get(part, []) for part in obs_keys or parts}
     return assemble(name, name, episodes, _known(facts))

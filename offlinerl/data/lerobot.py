@@ -42,6 +42,22 @@ def left_out(folder: Path, obs_keys: Sequence[str] | None) -> list[str]:
     return [name for name, of in features.items() if of["dtype"] in CAMERAS and name not in (obs_keys or ())]
 
 
+def parts_of(folder: Path, obs_keys: Sequence[str] | None) -> list[str]:
+    """The features that are observed, see ``lerobot_episodes``.
+
+    Raises:
+        UserError: there is no such one, or none but cameras.
+    """
+    features = lerobot_info(folder)["features"]
+    parts = [name for name in features if name.split(".")[0] == "observation"]
+    keys = list(obs_keys or [name for name in parts if features[name]["dtype"] not in CAMERAS])
+    if unknown := [key for key in keys if key not in parts]:
+        raise UserError(f"{folder}: observations have no part {unknown[0]!r}; they have {', '.join(parts)}")
+    if not keys:
+        raise UserError(f"{folder} has cameras alone: choose with --obs-keys among {', '.join(parts)}")
+    return keys
+
+
 def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset: str | None = None) -> Iterator[Steps]:
     """The episodes of a dataset. A frame is what was observed and the action that was commanded then; nothing was
     observed after the last action, so that it has no successor unless it succeeded.
@@ -62,13 +78,7 @@ def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset
     Source: ``lerobot/datasets`` of its repository, version 0.4.4, and its converter from v2.1 to v3.0.
     """
     info = lerobot_info(folder)
-    features = info["features"]
-    parts = [name for name in features if name.split(".")[0] == "observation"]
-    keys = list(obs_keys or [name for name in parts if features[name]["dtype"] not in CAMERAS])
-    if unknown := [key for key in keys if key not in parts]:
-        raise UserError(f"{folder}: observations have no part {unknown[0]!r}; they have {', '.join(parts)}")
-    if not keys:
-        raise UserError(f"{folder} has cameras alone: choose with --obs-keys among {', '.join(parts)}")
+    features, keys = info["features"], parts_of(folder, obs_keys)
     wanted = _episodes_of(folder, info, subset)
     videos = [key for key in keys if features[key]["dtype"] == "video"]
     places = _video_places(folder, info, videos)
@@ -78,7 +88,7 @@ def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset
     files = _parquet_files(folder / "data")
     if not files:
         raise UserError(f"{folder} has no Parquet files below data/; get the dataset again")
-    read: set[int] = set()
+    read: dict[int, Path] = {}
     rows = 0
     for file in files:
         with reading(f"{file}", "get the dataset again"):
@@ -91,9 +101,14 @@ def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset
             number = int(numbers[first]) if end > first else -1
             if number not in wanted:
                 continue
-            read.add(number)
-            rows += end - first
             place = f"episode {number}"
+            if number in read:
+                raise UserError(
+                    f"{folder}: {place} is in {read[number].relative_to(folder)} and again in"
+                    f" {file.relative_to(folder)}; bring its frames together, or move a copy out of data/"
+                )
+            read[number] = file
+            rows += end - first
             frames = {name: column[first:end] for name, column in found.items()}
             with reading(f"{file}, {place}", "get the dataset again"):  # an episode at a time, for they are large
                 frames |= {name: _decoded(held[name].slice(first, end - first)) for name in held.keys() - found.keys()}

@@ -16,6 +16,7 @@ from offlinerl.data.assemble import observed
 from offlinerl.data.builder import Builder
 from offlinerl.data.d4rl import Mode, load_hdf5
 from offlinerl.data.dataset import Dataset
+from offlinerl.data.edit import Made, made_of, require_same_parts
 from offlinerl.data.mapping import known_columns, remember
 from offlinerl.data.minari_reader import _installed, load_minari
 from offlinerl.data.on_disk import through_cache
@@ -130,6 +131,7 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
     if entry.columns is None and (known := known_columns(path)):
         entry = replace(entry, columns=known)
     facts: list[dict[str, Any]] = []
+    made: list[Made] = []
     for file, one in formats.several(files, entry):
         part = _read(file, one, mode, into.part())
         facts.append(part.provenance)
@@ -137,6 +139,8 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
             raise UserError(
                 f"{path} has files of {either(*sorted(kinds))}; put those of one kind into their own folder"
             )
+        made.append(made_of(part))
+        require_same_parts(str(files[0]), made[0], str(file), made[-1])
         into.add(part)
         into.drop()
     total = {name: sum(fact[name] for fact in facts) for name in ("rows_in_source", "rows_dropped")}

@@ -24,6 +24,7 @@ from offlinerl.data.columns import (
     checked_actions,
     open_hdf5,
     require_finite,
+    require_one_length,
     single,
     usable_log_prob,
 )
@@ -212,6 +213,7 @@ def minari_episodes(folder: Path, obs_keys: Sequence[str] | None = None) -> Iter
         place = f"{metadata['dataset_id']}, episode {number}"
         rewards = single(rewards, f"{place}: rewards")
         terminations = as_flags(terminations, f"{place}: terminations")
+        require_one_length(dict(zip(parts, columns, strict=True)), place)
         try:
             yield spaces.observe(parts, columns), actions, rewards, terminations, log_prob
         except spaces.Misfit as misfit:

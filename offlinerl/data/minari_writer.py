@@ -56,7 +56,7 @@ class Sink(io.FileIO):
 
     def __exit__(self, kind: type[BaseException] | None, *details: Any) -> None:
         super().__exit__(kind, *details)
-        if kind is None:
+        if kind is None or issubclass(kind, Exception):  # which HDF5 may raise for what was not written
             self.check()
 
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from offlinerl.data.assemble import Steps, observed
 from offlinerl.data.columns import as_flags, open_hdf5
-from offlinerl.util.errors import UserError
-from offlinerl.util.trees import Tree
+from offlinerl.util.errors import UserError, reading
 
 
 def robomimic_episodes(path: Path, obs_keys: Sequence[str] | None = None, subset: str | None = None) -> Iterator[Steps]:
@@ -23,45 +22,93 @@ def robomimic_episodes(path: Path, obs_keys: Sequence[str] | None = None, subset
     Args:
         path: with ``data/demo_*/obs/*``, ``actions`` and, where there are, ``rewards``, ``dones`` and ``next_obs/*``.
             A row whose ``dones`` is 1 is terminal, as robomimic takes it; a demonstration ends where its group does.
-        obs_keys: the parts of the observations, by default all.
+        obs_keys: the parts of the observations, by default those of the first demonstration, by their names.
         subset: a filter key, such as "train", whose demonstrations are meant: those that ``mask/train`` lists.
 
     Raises:
-        UserError: it is not such a file, or lacks what is asked for.
+        UserError: it is not such a file, lacks what is asked for, or its demonstrations observe other parts.
 
     Source: https://robomimic.github.io/docs/datasets/overview.html
     """
     with open_hdf5(path) as file:
-        demos = sorted(file["data"], key=_by_number)
-        if subset is not None:
-            masks = file.get("mask", {})
-            if subset not in masks:
-                raise UserError(f"{path} has no subset {subset!r}; it has {', '.join(masks) or 'none'}")
-            wanted = {name.decode() if isinstance(name, bytes) else str(name) for name in masks[subset][()]}
-            demos = [demo for demo in demos if demo in wanted]
+        demos = _demos(file, path, subset)
+        keys = obs_keys or _parts_of_first(file, demos)
         for demo in demos:
-            group = file["data"][demo]
-            if "obs" not in group or "actions" not in group:
-                lacks = "observations" if "obs" not in group else "actions"
-                raise UserError(
-                    f"{path}: {demo} has no {lacks}; make them with robomimic's dataset_states_to_obs.py, or record"
-                    " it again"
-                )
-            where, action = f"{path}, {demo}", group["actions"][()]
+            with reading(f"{path}, {demo}", "record it again"):
+                steps = _demonstration(file["data"][demo], f"{path}, {demo}", keys, exactly=not obs_keys)
+            yield steps._replace(place=demo)
 
-            def seen(name: str, group: h5py.Group = group, where: str = where) -> Tree:
-                return observed({key: group[name][key][()] for key in group[name]}, obs_keys, where)
 
-            zeros = np.zeros(len(action), np.float32)
-            yield Steps(
-                obs=seen("obs"),
-                action=action,
-                reward=group["rewards"][()] if "rewards" in group else zeros,
-                terminated=group["dones"][()] if "dones" in group else zeros,
-                next_obs=seen("next_obs") if "next_obs" in group else None,
-                place=demo,
-                log_prob=group["log_prob"][()] if "log_prob" in group else None,
-            )
+def robomimic_parts(path: Path, subset: str | None = None) -> list[str]:
+    """The parts that the observations of a file of robomimic's have, in their order; none where it is not sound."""
+    with open_hdf5(path) as file:
+        return _parts_of_first(file, _demos(file, path, subset))
+
+
+def _demonstration(demo: h5py.Group, where: str, keys: Sequence[str], exactly: bool) -> Steps:
+    """One demonstration, whose observations have the parts ``keys``, ``exactly`` these or others besides."""
+    has = [name for name in ("obs", "actions") if isinstance(demo, h5py.Group) and name in demo]
+    if len(has) < 2 or not len(demo["obs"]):
+        lacks = "actions" if has == ["obs"] else "observations"
+        raise UserError(
+            f"{where} has no {lacks}; make them with robomimic's dataset_states_to_obs.py, or record it again"
+        )
+    obs, action = _arrays(demo, "obs", where), demo["actions"][()]
+    if exactly and (odd := sorted(set(keys) ^ set(obs))):
+        raise UserError(
+            f"{where} {'lacks' if odd[0] in keys else 'has'} the part {odd[0]!r} of observations, unlike the"
+            " demonstrations before it; choose parts that all of them have with --obs-keys"
+        )
+    next_obs, zeros = None, np.zeros(len(action), np.float32)
+    if "next_obs" in demo:
+        following = _arrays(demo, "next_obs", where)
+        found = [key for key in keys if key in following or not exactly]  # whether all are there, their shapes tell
+        next_obs = observed(following, found or keys, where)
+    return Steps(
+        obs=observed(obs, keys, where),
+        action=action,
+        reward=demo["rewards"][()] if "rewards" in demo else zeros,
+        terminated=demo["dones"][()] if "dones" in demo else zeros,
+        next_obs=next_obs,
+        log_prob=demo["log_prob"][()] if "log_prob" in demo else None,
+    )
+
+
+def _parts_of_first(file: h5py.File, demos: Sequence[str]) -> list[str]:
+    """The parts of the observations of the first demonstration; none where it is not sound."""
+    obs = file["data"].get(f"{demos[0]}/obs") if demos else None
+    return sorted(obs) if isinstance(obs, h5py.Group) else []
+
+
+def _arrays(demo: h5py.Group, name: str, where: str) -> dict[str, np.ndarray]:
+    """What a demonstration holds below a name.
+
+    Raises:
+        UserError: these are no arrays.
+    """
+    parts = demo[name]
+    if not isinstance(parts, h5py.Group):
+        raise UserError(f"{where}: {name} is one array, and must be a group of them, as in {name}/eef; record it again")
+    if groups := [key for key, part in parts.items() if not isinstance(part, h5py.Dataset)]:
+        raise UserError(f"{where}: {name}/{groups[0]} is a group, and must be an array; record it again")
+    return {key: part[()] for key, part in parts.items()}
+
+
+def _demos(file: h5py.File, path: Path, subset: str | None) -> list[str]:
+    """The names of the demonstrations of a file, or of a subset of it, in the order of their numbers."""
+    demos = sorted(file["data"], key=_by_number)
+    if subset is None:
+        return demos
+    masks = file.get("mask", {})
+    if subset not in masks:
+        raise UserError(f"{path} has no subset {subset!r}; it has {', '.join(masks) or 'none'}")
+    wanted = {name.decode() if isinstance(name, bytes) else str(name) for name in masks[subset][()]}
+    if missing := sorted(wanted - set(demos), key=_by_number):
+        raise UserError(
+            f"{path}: the subset {subset!r} lists {missing[0]}, which the file does not have; mend mask/{subset}, or"
+            " get the file again"
+        )
+    return [demo for demo in demos if demo in wanted]
 
 
 def _by_number(name: str) -> tuple[int, str]:
@@ -70,34 +117,74 @@ def _by_number(name: str) -> tuple[int, str]:
     return int(number[0]) if number else -1, name
 
 
+OGBENCH = ("observations", "actions", "terminals")
+"""The columns of OGBench's files."""
+
+OGBENCH_INFOS = {"qpos", "qvel", "button_states", "oracle_reps"}
+"""What else there may be of every row."""
+
+
+def ogbench_layout(path: Path) -> str | None:
+    """Which of OGBench's layouts an ``.npz`` has: "raw", as its files; "compact" or "regular", as its ``load_dataset``
+    makes of them. None: it is something else.
+
+    Both of the latter are known by their ``terminals``. The compact ones mark the last two rows of a trajectory, of
+    which the last is not among the ``valids``; the regular ones are float32 and end with the file, and there are
+    ``next_observations`` but no rewards.
+    """
+    with reading(str(path), "download or write it again"), np.load(path, allow_pickle=False) as file:
+        names = set(file.files)
+        if not names.issuperset(OGBENCH):
+            return None
+        if "valids" in names and "next_observations" not in names:
+            final = np.atleast_1d(file["valids"] == 0)
+            if final[-1:].all() and np.array_equal(file["terminals"] != 0, final | np.r_[final[1:], True]):
+                return "compact"
+        if names - OGBENCH_INFOS == {*OGBENCH, "next_observations"}:
+            terminals = file["terminals"]
+            return "regular" if terminals.dtype == np.float32 and (terminals[-1:] == 1).all() else None
+        return None if names & {"rewards", "timeouts", "next_observations"} else "raw"
+
+
 def ogbench_episodes(path: Path, obs_keys: Sequence[str] | None = None) -> Iterator[Steps]:
-    """The trajectories of an ``.npz`` of OGBench's. A trajectory of T steps has T + 1 rows: ``terminals`` is 1 in the
-    last one, which holds the observation that the last step led to, and an action that led nowhere and is not used.
-    That is where it was cut off, and nothing terminates; there are no rewards.
+    """The trajectories of an ``.npz`` in one of OGBench's layouts. A trajectory of T steps has T + 1 rows, the last of
+    which holds the observation that the last step led to, and an action that led nowhere and is not used: the row where
+    ``terminals`` is 1, or ``valids`` 0 in the compact layout. The regular one has ``next_observations`` in its place,
+    and ``terminals`` mark the last step. That is where a trajectory was cut off, and nothing terminates but where there
+    are ``masks``, which are 0 there; rewards are 0 where there are none.
 
     Raises:
         UserError: it is not such a file.
 
     Source: ``ogbench/utils.py`` of its repository.
     """
+    layout = ogbench_layout(path)
+    more = dict(compact=("valids", "rewards", "masks"), regular=("next_observations",)).get(str(layout), ())
     with np.load(path, allow_pickle=False) as file:
-        obs, action = file["observations"], file["actions"]
-        ends = np.flatnonzero(as_flags(file["terminals"], f"{path}: terminals"))
-        if not len(obs) == len(action) == len(file["terminals"]):
-            raise UserError(
-                f"{path}: its columns have unequal lengths (observations {len(obs)}, actions {len(action)}, terminals"
-                f" {len(file['terminals'])}); download it again"
-            )
+        columns = {name: file[name] for name in (*OGBENCH, *more) if name in file}
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise UserError(f"{path}: its columns have unequal lengths ({listed}); download it again")
+        obs, action, following = columns["observations"], columns["actions"], columns.get("next_observations")
+        name = "valids" if layout == "compact" else "terminals"
+        marks = as_flags(columns[name], f"{path}: {name}")
+        ends = np.flatnonzero(marks != (layout == "compact"))
         if not len(ends) or ends[-1] != len(obs) - 1:
             raise UserError(
                 f"{path}: the last row is not the end of a trajectory, as in a file of OGBench's; if it is another one,"
                 " say with --columns what its arrays are, as in --columns obs=observations action=actions"
             )
+        zeros = np.zeros(len(obs), np.float32)
+        reward = columns.get("rewards", zeros)
+        terminated = ~as_flags(columns["masks"], f"{path}: masks") if "masks" in columns else zeros
         for number, (first, end) in enumerate(zip([0, *(ends[:-1] + 1)], ends, strict=True)):
-            T = end - first
-            shown = observed({"": obs[first : end + 1]}, obs_keys, str(path))
-            zeros, rows = np.zeros(T, np.float32), np.arange(first, end + 1)
-            yield Steps(shown, action[first:end], zeros, zeros, place=f"trajectory {number}", rows=rows)
+            shown, steps = slice(first, end + 1), slice(first, end + (layout == "regular"))
+            yield Steps(
+                observed({"": obs[shown]}, obs_keys, str(path)), action[steps], reward[steps], terminated[steps],
+                None if following is None else observed({"": following[shown]}, obs_keys, str(path)),
+                f"trajectory {number}", np.arange(first, end + 1),
+            )  # fmt: skip
 
 
 def d3rlpy_episodes(path: Path, obs_keys: Sequence[str] | None = None) -> Iterator[Steps]:
@@ -111,15 +198,23 @@ def d3rlpy_episodes(path: Path, obs_keys: Sequence[str] | None = None) -> Iterat
     Source: ``d3rlpy/dataset/io.py`` of its repository, version 2.8.1.
     """
     with open_hdf5(path) as file:
-        for number in range(int(file["num_episodes"][()])):
-            parts = {"": file[f"observations_{number}"][()]} if f"observations_{number}" in file else {
-                str(part): file[f"observations_{number}_{part}"][()] for part in _parts(file, number)
-            }  # fmt: skip
-            shown = observed({key: _channels_last(part) for key, part in parts.items()}, obs_keys, str(path))
-            action, reward = file[f"actions_{number}"][()], file[f"rewards_{number}"][()]
-            terminated = np.zeros(len(action), bool)
-            terminated[-1:] = bool(file[f"terminated_{number}"][()])
-            yield Steps(shown, action, reward, terminated, place=f"episode {number}")
+        total = int(file["num_episodes"][()])
+        for number in range(total):
+            where = f"{path}, episode {number}"
+            names = [f"{name}_{number}" for name in ("observations", "actions", "rewards", "terminated")]
+            if missing := [name for name in names if name not in file and f"{name}_0" not in file]:
+                raise UserError(f"{where}: there are no {missing[0]}, though it has {total} episodes; write it again")
+            with reading(where, "write it again"):
+                whole, *columns = names
+                parts = {"": file[whole][()]} if whole in file else {
+                    str(part): file[f"{whole}_{part}"][()] for part in _parts(file, number)
+                }  # fmt: skip
+                shown = observed({key: _channels_last(part) for key, part in parts.items()}, obs_keys, where)
+                action, reward, terminal = (file[name][()] for name in columns)
+                terminated = np.zeros(len(action), bool)
+                terminated[-1:] = bool(terminal)
+                steps = Steps(shown, action, reward, terminated, place=f"episode {number}")
+            yield steps
 
 
 def _parts(file: h5py.File, number: int) -> Iterator[int]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from offlinerl.data.assemble import Steps, observed
 from offlinerl.data.columns import BLOCK, as_flags, single
-from offlinerl.data.d4rl import CUT, END, MASKS, TERMINAL
+from offlinerl.data.d4rl import CUT, END, EPISODE, MASKS, TERMINAL
 from offlinerl.data.mapping import EXAMPLE, Columns
 from offlinerl.util.errors import UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_map
@@ -24,7 +24,7 @@ USUAL: dict[str, tuple[str, ...]] = dict(
     obs=("observations", "observation", "obs", "state", "obs[._]*", "observation[._]*", "state[._]*"),
     action=("actions", "action", "action[._]*", "act[._]*"),
     reward=("rewards", "reward"),
-    episode=("episode", "episode_id", "episode_index", "trajectory", "trajectory_id"),
+    episode=EPISODE,
     step=("step", "timestep", "time_step", "frame_index"),
     terminated=(*TERMINAL, "dones", "done"),
     truncated=CUT,
@@ -125,6 +125,12 @@ def parts_named(columns: Columns, obs_keys: Sequence[str] | None = None) -> list
     """The names of the parts that a table's observations are made of, in their order; None if it has no such names."""
     names = [field.partition(".")[2] for field in columns if field.partition(".")[0] == "obs"]
     return list(obs_keys or names) if len(names) > 1 and all(names) else None
+
+
+def parts_of(names: Sequence[str], columns: Columns, where: str) -> Columns:
+    """The columns of a table's observations by part, of which one without a name is ""."""
+    found = resolved(names, columns, where)
+    return {field.partition(".")[2]: of for field, of in found.items() if field.partition(".")[0] == "obs"}
 
 
 def _episodes(

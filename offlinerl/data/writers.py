@@ -46,7 +46,7 @@ def write_robomimic(data: Dataset, file: Path, overwrite: bool = False, env_id: 
         env_id: the Gymnasium id of their environment, if it is known.
 
     Raises:
-        UserError: the file exists.
+        UserError: the file exists, or the disk is full.
 
     Source: https://robomimic.github.io/docs/datasets/overview.html
     """
@@ -69,6 +69,7 @@ def write_robomimic(data: Dataset, file: Path, overwrite: bool = False, env_id: 
             demo.attrs["num_samples"] = rows.stop - rows.start
             for name, column in columns.items():
                 demo.create_dataset(name, data=column, compression="gzip", shuffle=True)
+                sink.check()
 
 
 def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite: bool = False) -> None:
