@@ -553,10 +553,25 @@ def test_cells_are_what_they_were(here):
     """Blank ones among numbers, spaces, whole numbers too large for 64 bits, and words."""
     Path("log.csv").write_text("a,b,c,d,e,f\n 1 ,1.5,,true, x,99999999999999999999\n2, ,inf,,y ,1\n-3,1e2, ,FALSE,,2\n")
     found = tables._table(Path("log.csv"), list("abcdef"))
-    assert [found[name].dtype.kind for name in "abcdef"] == list("iffiUf")
-    for name, due in dict(a=[1, 2, -3], b=[1.5, np.nan, 100], c=[np.nan, np.inf, np.nan], d=[1, 0, 0], e=["x", "y", ""],
+    assert [found[name].dtype.kind for name in "abcdef"] == list("iffOUf")
+    for name, due in dict(a=[1, 2, -3], b=[1.5, np.nan, 100], c=[np.nan, np.inf, np.nan], d=[1, None, 0], e=["x", "y", ""],
                           f=[1e20, 1, 2]).items():  # fmt: skip
         np.testing.assert_array_equal(found[name], due)
+
+
+def test_a_blank_among_true_and_false_is_not_false(here):
+    """It is no action, and marks nothing among flags."""
+    columns = "obs=x action=a reward=r episode=e terminated=t"
+    Path("log.csv").write_text(
+        "x,a,r,e,t\n0,True,1,a,\n1,False,2,a,True\n2,,0,a,\n3,True,4,b,False\n4,True,4,b,False\n5,,,b,\n"
+    )
+    data = offlinerl.load_dataset("log.csv", columns=columns)
+    assert data.action[:, 0].tolist() == [1, 0, 1, 1] and data.terminated.tolist() == [0, 1, 0, 0]
+    assert data.next_obs[:, 0].tolist() == [1, 2, 4, 5] and data.provenance["action_dtype"] == "int64"
+    for name, rows in dict(actions="0,True,1\n1,,2\n2,True,1\n", rewards="0,1,True\n1,2,\n2,1,False\n").items():
+        Path("log.csv").write_text("x,a,r\n" + rows)
+        with pytest.raises(UserError, match=f"{name} has NaN or infinite values in 1 rows, the first of them 1"):
+            offlinerl.load_dataset("log.csv", columns="obs=x action=a reward=r")
 
 
 @pytest.mark.parametrize("pattern", ["logs/**/*.csv", "logs/*/run.csv", "logs/mon???/run.csv"])

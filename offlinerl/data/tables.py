@@ -37,6 +37,9 @@ USUAL: dict[str, tuple[str, ...]] = dict(
 
 DELIMITERS = ",\t;|"
 
+TRUTH = {"true": 1, "false": 0, "": None}
+"""What the cells of a column of True and False are; a blank one is neither."""
+
 
 def read_names(path: Path) -> list[str]:
     """The names of a table's columns."""
@@ -411,9 +414,8 @@ def _converted(cells: Sequence[str]) -> np.ndarray:
             return found
     with suppress(ValueError):
         return np.array([cell or "nan" for cell in cells], np.float64)
-    words = {"true": 1, "false": 0, "": 0}
     lower = [cell.lower() for cell in cells]
-    return np.array([words[cell] for cell in lower]) if set(lower) <= set(words) else np.array(cells)
+    return np.array([TRUTH[cell] for cell in lower]) if set(lower) <= set(TRUTH) else np.array(cells)
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
