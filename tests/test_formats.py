@@ -716,6 +716,8 @@ def test_wrong_columns_are_said(here, capsys, columns, says):
         ("obs,action\n1,\n2,\n3,4\n5,6\n", "actions has NaN or infinite values in 2 rows"),
         ("obs,action\n1,2\n,3\n1,2\n", "observations has NaN or infinite values in 1 rows"),
         ("obs,action,reward\n1,2,0\n2,,5\n", "a reward belongs into the row of the action"),
+        ('obs,action,e\n1,2,"a\nb"\n1,2,"b\n1,2,c\n', r"begins in line 4 has a quote too many or too few"),
+        ('obs,action,e\n1,2,"b\n1,2,c\n1,2,"c"\n', r"begins in line 2 has a quote too many or too few"),
     ],
 )
 def test_damaged_tables_are_said(here, capsys, text, says):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -370,9 +369,10 @@ def delimiter_of(line: str) -> str:
 
 def _csv(path: Path, wanted: Sequence[str], words: Collection[str]) -> dict[str, Any]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        first = file.readline()
-        delimiter = delimiter_of(first)
-        names = [name.strip() for name in next(csv.reader(io.StringIO(first), delimiter=delimiter), [])]
+        delimiter = delimiter_of(file.readline())
+        file.seek(0)
+        rows = _rows(file, delimiter)
+        names = [name.strip() for name in next(rows, [])]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"its header names the column {twice!r} twice")
@@ -382,7 +382,7 @@ def _csv(path: Path, wanted: Sequence[str], words: Collection[str]) -> dict[str,
         as_written = [name in words for name in wanted]
         blocks: list[list[np.ndarray]] = [[] for _ in wanted]
         block: list[list[str]] = []
-        for number, row in enumerate(csv.reader(file, delimiter=delimiter)):
+        for number, row in enumerate(rows):
             if not row:
                 continue
             if len(row) != len(names):
@@ -393,6 +393,21 @@ def _csv(path: Path, wanted: Sequence[str], words: Collection[str]) -> dict[str,
                 block = []
         _store(block, blocks, as_written)
     return {name: _joined(of) for name, of in zip(wanted, blocks, strict=True)}
+
+
+def _rows(file: TextIO, delimiter: str) -> Iterator[list[str]]:
+    """The cells of every row, the head first.
+
+    Raises:
+        ValueError: a quote is not closed, which would take the rows behind it for a cell.
+    """
+    reader, begin = csv.reader(file, delimiter=delimiter, strict=True), 1
+    try:
+        for row in reader:
+            yield row
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"the row that begins in line {begin} has a quote too many or too few: {error}") from error
 
 
 def _store(block: list[list[str]], blocks: list[list[np.ndarray]], as_written: Sequence[bool]) -> None:
