@@ -729,6 +729,23 @@ def test_damaged_tables_are_said(here, capsys, text, says):
     assert re.search(says, said) and len(said.splitlines()) == 1
 
 
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:900] + b"\xff" * 64 + b[964:]])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_archives_are_said(here, refused, damage, save):
+    rng = np.random.default_rng(0)
+    save("log.npz", observations=rng.normal(size=(300, 2)), actions=rng.normal(size=300), rewards=np.zeros(300))
+    Path("log.npz").write_bytes(damage(Path("log.npz").read_bytes()))
+    for command in (["show"], ["validate"], ["export", "--columns", "obs=observations", "action=actions"]):
+        files = ["log.npz", *(["out.hdf5"] if command[0] == "export" else [])]
+        line = refused("datasets", command[0], *files, *command[1:])
+        assert "log.npz is damaged" in line and "write it again" in line
+
+
+def test_a_long_cell_in_a_column_that_nobody_asks_for(here):
+    Path("log.csv").write_text("x,a,image\n" + f"1,2,{'A' * 200_000}\n" * 3)
+    assert len(offlinerl.load_dataset("log.csv", columns="obs=x action=a")) == 2
+
+
 # LeRobot
 
 

@@ -18,7 +18,7 @@ from offlinerl.data.builder import Builder
 from offlinerl.data.dataset import ABOUT, Dataset
 from offlinerl.data.mapping import Columns, known_columns
 from offlinerl.data.registry import Entry
-from offlinerl.util.errors import UserError, reading
+from offlinerl.util.errors import UNSOUND, UserError, reading
 
 NAMES = dict(
     robomimic="robomimic HDF5", ogbench="OGBench npz", d3rlpy="d3rlpy HDF5", lerobot="LeRobot", table="table",
@@ -77,8 +77,8 @@ def _of_npz(path: Path, columns: Columns | None) -> str:
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = set(archive.files)
-    except (OSError, ValueError):  # an archive of something else
-        return "d4rl"
+    except (*UNSOUND, OSError):  # a part of a file, which the reader says, or an archive of something else
+        return "table" if path.suffix.lower() == ".npz" else "d4rl"
     more = {"rewards", "timeouts", "next_observations"}
     is_ogbench = {"observations", "actions", "terminals"} <= names and not names & more
     return "ogbench" if is_ogbench and columns is None and known_columns(path) is None else "table"

@@ -367,6 +367,9 @@ def delimiter_of(line: str) -> str:
     return max(DELIMITERS, key=line.count)
 
 
+csv.field_size_limit(1 << 30)  # a cell may hold an image in letters, in a column that nobody asks for
+
+
 def _csv(path: Path, wanted: Sequence[str], words: Collection[str]) -> dict[str, Any]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         delimiter = delimiter_of(file.readline())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import errno
 import shlex
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -27,6 +30,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 UNSOUND = (
     LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError, MemoryError,
+    EOFError, zipfile.BadZipFile, zlib.error, csv.Error,
 )  # fmt: skip
 """What Python raises at content that is not as it should be."""
 
