@@ -695,6 +695,7 @@ def test_successors_have_their_parts_in_the_order_of_observations(here):
         ("x,y", "takes FIELD=NAME,NAME words and not 'x,y'"),
         ("obs=x act=u", "has no field 'act'; did you mean action or last?"),
         ("obs=x action=", "needs the names of columns for action"),
+        ("obs=x obs=y action=u", "names obs twice; give all its columns at once, as in obs=x,y"),
         ("obs=x,run action=u,v", "column run must be numbers, but row 0 holds 'run 0'"),
         ("obs=x action=u,v terminated=r", "terminated must be 0 or 1, but row"),
     ],

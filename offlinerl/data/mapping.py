@@ -28,7 +28,7 @@ def parse_columns(words: Sequence[str] | Mapping[str, Any]) -> Columns:
     """A mapping of columns from ``obs=a,b action=u``, or from a mapping of names or lists of them.
 
     Raises:
-        UserError: a field is unknown or without a name, or the observation or the action is missing.
+        UserError: a field is unknown, given twice or without a name, or the observation or the action is missing.
     """
     if isinstance(words, str):
         words = words.split()
@@ -36,6 +36,9 @@ def parse_columns(words: Sequence[str] | Mapping[str, Any]) -> Columns:
         pairs = [word.partition("=") for word in words]
         if bad := [word for word, equals, _ in pairs if not equals]:
             raise UserError(f"--columns takes FIELD=NAME,NAME words and not {bad[0]!r}, {EXAMPLE}")
+        fields = [field for field, _, _ in pairs]
+        if twice := [field for field in fields if fields.count(field) > 1]:
+            raise UserError(f"--columns names {twice[0]} twice; give all its columns at once, as in {twice[0]}=x,y")
         words = {field: names for field, _, names in pairs}
     found: Columns = {}
     for field, names in words.items():
