@@ -710,6 +710,20 @@ def test_wrong_columns_are_said(here, capsys, columns, says):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("[1, 2]", "takes FIELD=NAME,NAME words and not 1"),
+        ("7", "takes FIELD=NAME,NAME words and not 7"),
+        ("obs: [x\naction: u", "while parsing a flow sequence; repair or delete it"),
+    ],
+)
+def test_a_damaged_mapping_is_said_in_a_line(here, refused, text, says):
+    write_csv(here / "log.csv")
+    Path("log.csv.columns.yaml").write_text(text)
+    assert says in (line := refused("datasets", "show", "log.csv")) and "log.csv.columns.yaml does not say" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
         ("obs,action\n1,2\n3\n", "row 1 has 1 columns, and the header 2"),
         ("obs,obs\n1,2\n", "names the column 'obs' twice"),
         ("obs,action\n", "is empty: it has no rows"),

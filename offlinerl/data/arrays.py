@@ -33,7 +33,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
         UserError: an array is missing or unknown, has another length, or holds what is not sound.
     """
     given = {field: of for field, of in arrays.items() if of is not None}
-    if missing := set(NEEDED) - set(given):
+    if missing := [field for field in NEEDED if not any(tree_leaves(given.get(field)))]:  # no part, or an empty one
         raise UserError(f"the arrays lack {min(missing)}; needed are {', '.join(NEEDED)}")
     if unknown := [str(field) for field in given if field not in KNOWN]:
         hint = did_you_mean(unknown[0], KNOWN, f"known are {', '.join(KNOWN)}")

@@ -33,9 +33,10 @@ def parse_columns(words: Sequence[str] | Mapping[str, Any]) -> Columns:
     if isinstance(words, str):
         words = words.split()
     if not isinstance(words, Mapping):
-        pairs = [word.partition("=") for word in words]
-        if bad := [word for word, equals, _ in pairs if not equals]:
+        listed = words if isinstance(words, Sequence) else [words]
+        if bad := [word for word in listed if not isinstance(word, str) or "=" not in word]:
             raise UserError(f"--columns takes FIELD=NAME,NAME words and not {bad[0]!r}, {EXAMPLE}")
+        pairs = [word.partition("=") for word in listed]
         fields = [field for field, _, _ in pairs]
         if twice := [field for field in fields if fields.count(field) > 1]:
             raise UserError(f"--columns names {twice[0]} twice; give all its columns at once, as in {twice[0]}=x,y")
@@ -75,7 +76,8 @@ def known_columns(path: Path) -> Columns | None:
             try:
                 return parse_columns(yaml.safe_load(place.read_text("utf-8")))
             except (yaml.YAMLError, UnicodeDecodeError, TypeError, UserError) as error:
-                raise UserError(f"{place} does not say what the columns are: {error}; repair or delete it") from error
+                why = str(error).splitlines()[0]  # YAML shows the place in lines of its own
+                raise UserError(f"{place} does not say what the columns are: {why}; repair or delete it") from error
     return None
 
 
