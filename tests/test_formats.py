@@ -559,6 +559,40 @@ def test_cells_are_what_they_were(here):
         np.testing.assert_array_equal(found[name], due)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "fixed", "frame"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_cells_that_are_lists_may_be_missing_in_an_episode_s_last_row(here, kind, whole):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow.parquet as pq
+
+    columns = "obs=x action=a reward=r episode=e"
+    x = [[1.0, 2], [2, 3], [3, 4], [4, 5], [5, 6]]
+    a = [[1], [0], None, [1], None] if whole else [[1.0, 2], [3, 4], None, [5, 6], None]
+    table = dict(x=x, a=a, r=[1.0, 2, None, 3, None], e=[0, 0, 0, 1, 1])
+    if kind == "fixed":
+        table |= dict(x=pa.array(x, pa.list_(pa.float32(), 2)), a=pa.array(a, pa.list_(pa.float32(), 2 - whole)))
+    pq.write_table(pa.table(table), "log.parquet")
+    frame = kind == "frame"
+    data = offlinerl.load_dataset(pandas.read_parquet("log.parquet") if frame else "log.parquet", columns=columns)
+    assert data.obs.tolist() == [x[0], x[1], x[3]] and data.next_obs.tolist() == [x[1], x[2], x[4]]
+    assert data.action.tolist() == [a[0], a[1], a[3]] and data.reward.tolist() == [1, 2, 3]
+    kinds = dict(parquet="int64", frame="int64") if whole else {}
+    assert data.provenance["action_dtype"] == kinds.get(kind, "float32" if kind == "fixed" else "float64")
+
+
+def test_cells_that_are_lists_have_one_length(here):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.DataFrame(dict(obs=[[1, 2], (1,), np.ones(2)], action=[1.0, 2, 3]))
+    with pytest.raises(UserError, match=r"the column obs .*unequal lengths: 1, 2\); give every row as many numbers"):
+        offlinerl.load_dataset(frame)
+    frame["obs"] = [[1, 2], "x", [2, 3]]
+    with pytest.raises(UserError, match="column obs must be numbers, but row"):
+        offlinerl.load_dataset(frame)
+    frame["obs"] = list(np.arange(12).reshape(3, 2, 2).astype(np.uint8))
+    assert offlinerl.load_dataset(frame).obs.shape == (2, 2, 2)
+
+
 def test_a_blank_among_true_and_false_is_not_false(here):
     """It is no action, and marks nothing among flags."""
     columns = "obs=x action=a reward=r episode=e terminated=t"

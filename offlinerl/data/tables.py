@@ -73,7 +73,10 @@ def table_episodes(
     chosen = resolved(names, columns, where)
     wanted = list(dict.fromkeys(name for found in chosen.values() for name in found))
     if path is None:
-        table = {name: _array_of(source[name]) for name in wanted}
+        table = {}
+        for name in wanted:
+            with reading(f"the column {name}", "give every row as many numbers"):
+                table[name] = _array_of(source[name])
     else:
         numbers = {name for field, found in chosen.items() if field != "episode" for name in found}
         table = _table(path, wanted, set(chosen.get("episode", ())) - numbers)
@@ -263,7 +266,38 @@ def _array_of(column: Any) -> np.ndarray:
     array = np.asarray(column)
     if array.dtype.kind == "f" and getattr(getattr(column, "dtype", None), "kind", "f") in ("i", "u"):
         return np.asarray(column.astype(object))
-    return array
+    return _stacked(array) if array.dtype.kind == "O" and array.ndim == 1 else array
+
+
+def _stacked(cells: np.ndarray) -> np.ndarray:
+    """Cells ``[N]`` that are lists or arrays of one length as ``[N, length]``, and nothing where one is missing; others
+    as they are.
+
+    Raises:
+        ValueError: they have several lengths.
+    """
+    known = np.array([isinstance(cell, list | tuple | np.ndarray) for cell in cells], bool)
+    if not known.any() or not _blank(cells[~known]).all():
+        return cells
+    rows = [np.asarray(cell) for cell in cells[known]]
+    _require_one_length(sorted({len(row) for row in rows}))
+    return _with_gaps(np.stack(rows), known)
+
+
+def _require_one_length(lengths: Sequence[int | None]) -> None:
+    if len(lengths) > 1 or lengths[0] is None:
+        raise ValueError(f"its rows hold lists of unequal lengths: {', '.join(map(str, lengths[:5]))}")
+
+
+def _with_gaps(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Rows where they are known, ``[N]`` bool, and nothing elsewhere: NaN, or None among whole numbers, for these are no
+    fractions."""
+    if known.all():
+        return rows
+    nothing, dtype = (None, object) if rows.dtype.kind in "biu" else (np.nan, rows.dtype)
+    found = np.full((len(known), *rows.shape[1:]), nothing, dtype)
+    found[known] = rows
+    return found
 
 
 def _blank(column: np.ndarray) -> np.ndarray:
@@ -326,9 +360,12 @@ def _parquet(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
 
 
 def _with_missing(column: Any) -> np.ndarray:
-    """As ``from_arrow``, but whole numbers of which some are missing as objects, and not as fractions."""
+    """As ``from_arrow``, but whole numbers of which some are missing as objects, and not as fractions; and lists may be
+    missing."""
     if column.null_count and str(column.type).startswith(("int", "uint")):
         return np.array(column.to_pylist(), object)
+    if 0 < column.null_count < len(column) and _is_lists(column):
+        return _with_gaps(from_arrow(column.drop_null()), column.is_valid().to_numpy(zero_copy_only=False))
     return from_arrow(column)
 
 
@@ -353,13 +390,16 @@ def from_arrow(column: Any) -> np.ndarray:
     """
     import pyarrow.compute as pc
 
-    if "list" not in str(column.type).partition("<")[0] or not len(column):
+    if not _is_lists(column) or not len(column):
         return column.to_numpy(zero_copy_only=False)
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
-    if len(lengths) > 1 or lengths == [None]:
-        raise ValueError(f"its rows hold lists of unequal lengths: {', '.join(map(str, lengths[:5]))}")
+    _require_one_length(lengths)
     inner = from_arrow(pc.list_flatten(column))
     return inner.reshape(len(column), lengths[0], *inner.shape[1:])
+
+
+def _is_lists(column: Any) -> bool:
+    return "list" in str(column.type).partition("<")[0]
 
 
 def delimiter_of(line: str) -> str:
