@@ -790,6 +790,38 @@ def test_damaged_archives_are_said(here, refused, damage, save):
         assert "log.npz is damaged" in line and "write it again" in line
 
 
+@pytest.mark.parametrize(
+    ("head", "mark", "names"),
+    [
+        ("\n  \nx,a", ",", ["x", "a"]), ("\ufeff\r\nx;a", ";", ["x", "a"]), ('"x, pos"|a', "|", ["x, pos", "a"]),
+        ('"x, pos, in m";a;"r, rew, all"', ";", ["x, pos, in m", "a", "r, rew, all"]),
+        ('"x\nin m",a', ",", ["x\nin m", "a"]), ('a,"say ""x"", or\n\ny"', ",", ["a", 'say "x", or\n\ny']),
+    ],
+)  # fmt: skip
+def test_heads_of_csv_files(here, head, mark, names):
+    rows = "\n".join(mark.join(str(row + at / 4) for at in range(len(names))) for row in range(3))
+    for name in ("log.csv", "log") if "\n" not in "".join(names) else ("log.csv",):  # also where no suffix says what it is
+        Path(name).write_text(f"{head}\n{rows}\n")
+        assert tables.read_names(Path(name)) == names
+        data = offlinerl.load_dataset(name, columns=dict(obs=names[:1], action=names[1:2]))
+        assert data.obs[:, 0].tolist() == [0, 1] and data.action[:, 0].tolist() == [0.25, 1.25]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_text_in_utf_16_says_how_to_save_it(here, refused, encoding):
+    text = "obs,action\n1,2\n3,4\n"
+    Path("log.csv").write_text(text if encoding == "utf-16" else "\ufeff" + text, encoding)
+    for more in ([], ["--columns", "obs=obs", "action=action"]):
+        assert "log.csv is a text in UTF-16: save it as UTF-8" in refused("datasets", "show", "log.csv", *more)
+
+
+def test_the_odd_one_among_true_and_false_is_named(here, refused):
+    Path("log.csv").write_text("obs,action,done\n1,2,True\n1,2,\n3,4,no\n3,4,False\n")
+    assert "column done must be numbers, but row 2 holds 'no'" in refused("datasets", "show", "log.csv")
+    Path("log.csv").write_text("obs,action,done\n1,2,0\n1,2,True\n3,4,1\n")
+    assert "column done must be numbers, but row 1 holds 'True'" in refused("datasets", "show", "log.csv")
+
+
 def test_a_long_cell_in_a_column_that_nobody_asks_for(here):
     Path("log.csv").write_text("x,a,image\n" + f"1,2,{'A' * 200_000}\n" * 3)
     assert len(offlinerl.load_dataset("log.csv", columns="obs=x action=a")) == 2

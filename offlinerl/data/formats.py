@@ -59,7 +59,8 @@ def kind_of(path: Path, columns: Columns | None = None) -> str:
         return "table"
     if begin.startswith(b"PK\x03\x04"):
         return _of_npz(path, columns)
-    named = path.suffix.lower() in (".csv", ".tsv") and b"\0" not in begin  # which may have no rows yet
+    texts = b"\0" not in begin or begin.startswith(tables.UTF_16)
+    named = path.suffix.lower() in (".csv", ".tsv") and texts  # which may have no rows yet
     return "table" if named or _is_text_table(begin) else "d4rl"
 
 
@@ -92,6 +93,7 @@ def _is_text_table(begin: bytes) -> bool:
         if error.start < len(begin) - 4:  # not a letter that was cut in two
             return False
         lines = begin[: error.start].decode("utf-8-sig").splitlines()
+    lines = [line for line in lines if line.strip()]
     if len(lines) < 2 or lines[0].lstrip()[:1] in "{[<" or "\0" in lines[0]:
         return False
     return tables.delimiter_of(lines[0]) in lines[0] or lines[0].replace("_", "").isalnum()

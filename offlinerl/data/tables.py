@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -35,6 +37,9 @@ USUAL: dict[str, tuple[str, ...]] = dict(
 """What columns are taken for where nothing says so, the first name or pattern that the table has."""
 
 DELIMITERS = ",\t;|"
+
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""How texts begin that other programs save as "Unicode"."""
 
 TRUTH = {"true": 1, "false": 0, "": None}
 """What the cells of a column of True and False are; a blank one is neither."""
@@ -328,12 +333,17 @@ def _lacking(action: np.ndarray) -> np.ndarray:
 
 
 def _first_word(column: np.ndarray) -> str:
-    for row, value in enumerate(column):
-        try:
-            float(value)
-        except (TypeError, ValueError):
-            return f"{row} holds {str(value)!r:.40}"
-    return "0 holds something else"
+    """The first row that is no number, and rather none of those that are True or False."""
+    words = [row for row, value in enumerate(column) if not _is_number(value)]
+    odd = [row for row in words if str(column[row]).lower() not in TRUTH]
+    return next((f"{row} holds {str(column[row])!r:.40}" for row in odd or words), "0 holds something else")
+
+
+def _is_number(value: Any) -> bool:
+    with suppress(TypeError, ValueError):
+        float(value)
+        return True
+    return False
 
 
 def _table(path: Path, wanted: Sequence[str], words: Collection[str] = ()) -> dict[str, Any]:
@@ -347,6 +357,8 @@ def _table(path: Path, wanted: Sequence[str], words: Collection[str] = ()) -> di
         if magic[:2] == b"PK":
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in wanted} if wanted else dict.fromkeys(archive.files)
+        if magic.startswith(UTF_16):
+            raise UserError(f"{path} is a text in UTF-16: save it as UTF-8")
         return _csv(path, wanted, words)
 
 
@@ -403,8 +415,18 @@ def _is_lists(column: Any) -> bool:
 
 
 def delimiter_of(line: str) -> str:
-    """What separates the columns of a CSV file, by its first line."""
-    return max(DELIMITERS, key=line.count)
+    """What separates the columns of a CSV file, by its first line; what is within quotes does not."""
+    return max(DELIMITERS, key=re.sub('"[^"]*"', "", line).count)
+
+
+def _head(file: TextIO) -> str:
+    """The first line that is not blank, and those behind it up to where its quotes are closed."""
+    head = ""
+    for line in file:
+        head += line
+        if head.strip() and head.count('"') % 2 == 0:
+            break
+    return head
 
 
 csv.field_size_limit(1 << 30)  # a cell may hold an image in letters, in a column that nobody asks for
@@ -412,10 +434,10 @@ csv.field_size_limit(1 << 30)  # a cell may hold an image in letters, in a colum
 
 def _csv(path: Path, wanted: Sequence[str], words: Collection[str]) -> dict[str, Any]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        delimiter = delimiter_of(file.readline())
+        delimiter = delimiter_of(_head(file))
         file.seek(0)
         rows = _rows(file, delimiter)
-        names = [name.strip() for name in next(rows, [])]
+        names = [name.strip() for name in next((row for row in rows if any(map(str.strip, row))), [])]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"its header names the column {twice!r} twice")
