@@ -83,7 +83,8 @@ def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] 
     findings = find_faults(registry.limited(registry.resolve(name_or_file, env, obs_keys), reading))
     for kind, message, rows, fault in findings:
         first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        console.print(f"{'fault' if fault else 'note'}: {kind}: {message} ({len(rows)} rows: {first})", markup=False)
+        where = f" ({len(rows)} rows: {first})" if len(rows) else ""
+        console.print(f"{'fault' if fault else 'note'}: {kind}: {message}{where}", markup=False)
     faults = any(finding.fault for finding in findings)
     if not faults:
         console.print(f"{name_or_file}: nothing wrong was found", markup=False)

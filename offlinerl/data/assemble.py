@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 
 from offlinerl.data.builder import Builder
-from offlinerl.data.columns import as_flags, as_observations, require_finite, single
+from offlinerl.data.columns import as_flags, as_float32, as_observations, require_finite, single
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs import spaces
 from offlinerl.util.errors import UserError
@@ -97,7 +97,7 @@ def _rows_of(source: str, steps: Steps) -> Dataset | None:
         log_prob = None if log_prob is None else log_prob[:T]
     if not T:
         return None
-    reward = reward.astype(np.float32)
+    reward = as_float32(reward)
     columns = dict(observations=obs, next_observations=next_obs, actions=action, rewards=reward, log_prob=log_prob)
     require_finite(where, columns, steps.rows)
     last = np.arange(T) == T - 1

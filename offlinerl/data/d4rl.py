@@ -19,6 +19,7 @@ from offlinerl.data.columns import (
     REWRITE,
     Finite,
     as_flags,
+    as_float32,
     as_observations,
     checked_actions,
     open_hdf5,
@@ -349,7 +350,7 @@ def _parts(
         beyond = file["next_observations"][start : start + size][chosen] if has_next else block[behind]
         obs, next_obs = (as_observations(column) for column in (block[chosen], beyond))
         action, reward = (
-            file[name][start : start + size][chosen].astype(np.float32) for name in ("actions", "rewards")
+            as_float32(file[name][start : start + size][chosen]) for name in ("actions", "rewards")
         )
         rows, reward = start + chosen, reward.reshape(-1)
         columns = dict(observations=obs, next_observations=next_obs, actions=action, rewards=reward)

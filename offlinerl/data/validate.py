@@ -15,7 +15,8 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from offlinerl.data import d4rl, formats, load, minari_reader, registry, scales
-from offlinerl.data.columns import as_flags, nonfinite_rows, open_hdf5, single
+from offlinerl.data.builder import Builder
+from offlinerl.data.columns import as_flags, as_float32, nonfinite_rows, open_hdf5, single
 from offlinerl.data.dataset import near
 from offlinerl.data.mapping import known_columns
 from offlinerl.data.registry import Entry
@@ -27,11 +28,11 @@ from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 class Finding(NamedTuple):
     """Something wrong with a dataset, or worth a look. Its kind is one of: unequal lengths, not finite, shape, action
-    range, duplicates, jump, overlapping ends, missing end, scales."""
+    range, duplicates, jump, overlapping ends, missing end, scales, refused."""
 
     kind: str
     message: str  # one sentence
-    rows: np.ndarray  # the rows concerned, counted from 0 in the source
+    rows: np.ndarray  # the rows concerned, counted from 0 in the source; none if it is refused
     fault: bool = True  # False for a note on what may well be meant
 
 
@@ -53,13 +54,13 @@ class _Columns(NamedTuple):
 
 
 def validate(entry: Entry | str) -> list[Finding]:
-    """Checks a dataset, by entry, name or file, before it is loaded, which would refuse much of what is reported here:
-    faults and notes, and nothing for a sound dataset.
+    """Checks a dataset, by entry, name or file, which loading would refuse for much of what is reported here: faults and
+    notes, and nothing for a sound dataset. What loading refuses is a fault, whatever it is.
 
     Raises:
         UserError: the source cannot be read at all.
     """
-    entry = registry.resolve(entry) if isinstance(entry, str) else entry
+    entry = asked = registry.resolve(entry) if isinstance(entry, str) else entry
     path = load.locate(entry)
     kind = formats.kind_of(path, entry.columns)
     if kind == "written":
@@ -85,7 +86,17 @@ def validate(entry: Entry | str) -> list[Finding]:
         findings += [_overlapping(columns), _missing_end(columns)]
     if columns.rows is not None:
         findings = [finding._replace(rows=np.sort(columns.rows[finding.rows])) for finding in findings]
-    return [finding for finding in findings if len(finding.rows)]
+    findings = [finding for finding in findings if len(finding.rows)]
+    return findings if any(finding.fault for finding in findings) else findings + _refused(path, asked)
+
+
+def _refused(path: Path, entry: Entry) -> list[Finding]:
+    """What loading says of a dataset that it refuses, if no other check finds why."""
+    try:
+        load._read(path, entry, "lossless", Builder(str(path)))
+    except UserError as error:
+        return [Finding("refused", str(error), np.empty(0, int))]
+    return []
 
 
 def _d4rl_columns(path: Path, entry: Entry) -> _Columns | Finding:
@@ -201,11 +212,16 @@ def _sizes(shapes: Tree) -> str:
 
 
 def _not_finite(columns: _Columns) -> Finding:
-    bad = {name: nonfinite_rows(column) for name, column in tree_leaves(columns)}
+    bad = {name: nonfinite_rows(_as_kept(column)) for name, column in tree_leaves(columns)}
     bad = {name: rows for name, rows in bad.items() if len(rows)}
     listed = ", ".join(f"{name} in {len(rows)} rows" for name, rows in bad.items())
     rows = np.unique(np.concatenate([*bad.values(), np.empty(0, int)]))
     return Finding("not finite", f"there are NaN or infinite values: {listed}", rows)
+
+
+def _as_kept(column: np.ndarray) -> np.ndarray:
+    """Numbers as a dataset keeps them, in which some are infinite that were not in the source."""
+    return as_float32(column) if column.dtype == np.float64 else column
 
 
 USUAL = 0.1
