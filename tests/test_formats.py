@@ -1053,6 +1053,42 @@ def test_faults_are_found_in_other_formats_too(here, capsys):
     assert "demo_2: observations has NaN or infinite values in 1 rows" in capsys.readouterr().err
 
 
+def test_demonstrations_of_which_only_some_have_successors_are_sound(here):
+    path = robomimic(here / "lift.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data/demo_1/next_obs"], file["data/demo_4/next_obs"]
+    assert offlinerl.load_dataset(path).provenance["rows_dropped"] == 1 and validate(str(path)) == []
+    with h5py.File(path, "a") as file:
+        file["data/demo_2/next_obs/eef_pos"][1, 0] += 9
+    (found,) = validate(str(path))
+    assert found.kind == "jump" and found.rows.tolist() == [sum(len(one["action"]) for one in EPISODES[:2]) + 1]
+
+
+def test_successors_with_other_parts_are_a_fault(here, capsys):
+    path = robomimic(here / "lift.hdf5")
+    with h5py.File(path, "a") as file:
+        for number in range(len(EPISODES)):
+            del file[f"data/demo_{number}/next_obs/gripper"]
+    assert main(["datasets", "validate", str(path)]) == 1
+    assert "shape: next_observations have 2 numbers, and observations 3 numbers" in capsys.readouterr().out
+
+
+def test_words_among_observations_are_said_by_validate_too(here, refused):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lerobot(here / "play", episodes=EPISODES[:1])
+    path = here / "play/data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    words = pa.array([f"s{row}" for row in range(len(table))])
+    pq.write_table(table.set_column(table.column_names.index("observation.state"), "observation.state", words), path)
+    for command in ("show", "validate"):
+        assert "episode 0: observations must be numbers, but they are of type object" in refused(
+            "datasets", command, "play", "--obs-keys", "observation.state"
+        )
+
+
 def test_faults_are_named_by_their_rows_in_the_source(here, capsys):
     action = np.full((12, 1), 0.5, np.float32)
     action[9] = np.nan

@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from offlinerl.data import d4rl, formats, load, minari_reader, registry, scales
+from offlinerl.data.assemble import column_of
 from offlinerl.data.builder import Builder
 from offlinerl.data.columns import as_flags, as_float32, nonfinite_rows, open_hdf5, single
 from offlinerl.data.dataset import near
@@ -71,12 +72,17 @@ def validate(entry: Entry | str) -> list[Finding]:
         entry = replace(entry, split=split, overlong=said or entry.overlong)
     with reading(f"the dataset {path}", "get or write it again"):
         columns = dict(minari=_minari_columns, d4rl=_d4rl_columns).get(kind, partial(_steps_columns, kind))(path, entry)
-        env = _spaces(entry)
-        action_space = _with_bounds(env and env[1], path, kind)
-    if isinstance(columns, Finding):
-        return [columns]
+        if isinstance(columns, Finding):
+            return [columns]
+        findings = _found(columns, entry, path, kind)
+    return findings if any(finding.fault for finding in findings) else findings + _refused(path, asked)
+
+
+def _found(columns: _Columns, entry: Entry, path: Path, kind: str) -> list[Finding]:
+    """What the checks find in a source, by its own rows."""
+    env = _spaces(entry)
     unfit = _unfit(columns, entry.env_id, *env) if env else []
-    findings = [_not_finite(columns), *unfit, _outside(columns, action_space)]
+    findings = [_not_finite(columns), *unfit, _outside(columns, _with_bounds(env and env[1], path, kind))]
     findings += [_duplicates(columns), _late_terminals(columns, entry.split), _far_apart(columns)]
     sure = kind != "minari" and not (entry.overlong or entry.split)
     findings += [_too_long(columns, entry.steps_allowed if sure else entry.max_episode_steps, sure)]
@@ -86,8 +92,7 @@ def validate(entry: Entry | str) -> list[Finding]:
         findings += [_overlapping(columns), _missing_end(columns)]
     if columns.rows is not None:
         findings = [finding._replace(rows=np.sort(columns.rows[finding.rows])) for finding in findings]
-    findings = [finding for finding in findings if len(finding.rows)]
-    return findings if any(finding.fault for finding in findings) else findings + _refused(path, asked)
+    return [finding for finding in findings if len(finding.rows)]
 
 
 def _refused(path: Path, entry: Entry) -> list[Finding]:
@@ -147,14 +152,23 @@ def _steps_columns(kind: str, path: Path, entry: Entry) -> _Columns:
             total = max(total, rows.max(initial=-1) + 1)
             if not T:
                 continue
-            obs, next_obs = (tree_map(lambda leaf, T=T: leaf[:T], tree) for tree in (steps.obs, steps.next_obs))
-            terminated = as_flags(np.asarray(steps.terminated), f"{file}, {steps.place}: terminations")
+            where = f"{file}, {steps.place}"
+            kept = partial(column_of, what=f"{where}: observations")
+            obs, next_obs = (tree_map(lambda leaf, T=T: kept(leaf[:T]), of) for of in (steps.obs, steps.next_obs))
+            terminated = as_flags(np.asarray(steps.terminated), f"{where}: terminations")
             truncated = (np.arange(T) == T - 1) & ~terminated
-            reward, action = single(steps.reward, f"{file}, {steps.place}: rewards"), np.reshape(steps.action, (T, -1))
+            reward, action = single(steps.reward, f"{where}: rewards"), np.reshape(steps.action, (T, -1))
             episodes.append(_Columns(obs, action, reward, terminated, truncated, next_obs, rows[:T]))
     if not episodes:
         raise UserError(f"{path} is empty: it has no episode")
+    if any(one.next_obs is not None for one in episodes):  # where others have none, they go on with the next row
+        episodes = [one if one.next_obs is not None else _with_next_rows(one) for one in episodes]
     return tree_map(lambda *parts: np.concatenate(parts), *episodes)
+
+
+def _with_next_rows(columns: _Columns) -> _Columns:
+    """Columns of an episode, whose last row is its own successor."""
+    return columns._replace(next_obs=tree_map(lambda leaf: np.concatenate([leaf[1:], leaf[-1:]]), columns.obs))
 
 
 def _kind_of_one(file: Path, entry: Entry) -> str:
@@ -271,6 +285,10 @@ def _jumps(columns: _Columns, split: str | None) -> Finding:
     end = columns.truncated if split else columns.terminated | columns.truncated
     inside = ~end[:-1]
     if columns.next_obs is not None:
+        have, due = (tree_map(lambda leaf: leaf.shape[1:], tree) for tree in (columns.next_obs, columns.obs))
+        if have != due:
+            message = f"next_observations have {_sizes(have)}, and observations {_sizes(due)}"
+            return Finding("shape", message, np.arange(len(columns.reward)))
         jump = np.zeros_like(inside)
         for (_, successor), (_, here) in zip(tree_leaves(columns.next_obs), tree_leaves(columns.obs), strict=True):
             jump |= inside & ~near(successor[:-1], here[1:])
