@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from offlinerl.data.assemble import column_of
-from offlinerl.data.columns import as_flags, require_finite, single
+from offlinerl.data.columns import as_flags, require_filled, require_finite, single
 from offlinerl.data.dataset import Dataset
 from offlinerl.util.errors import UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
@@ -49,6 +49,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     obs, action, rows = columns["obs"], columns["action"], lengths["action"]
     if not rows:
         raise UserError(f"{name} are empty: they have no rows")
+    require_filled(name, dict(obs=obs, action=action))
     terminated = as_flags(columns["terminated"], "terminated")
     truncated = as_flags(columns["truncated"], "truncated") if "truncated" in columns else np.zeros(rows, bool)
     last = terminated | truncated

@@ -110,6 +110,15 @@ def as_float32(column: np.ndarray, copy: bool = True) -> np.ndarray:
         return column.astype(np.float32, copy=copy)
 
 
+def require_filled(source: str, columns: Mapping[str, Tree]) -> None:
+    """Refuses columns ``[rows, ...]`` whose rows hold no number at all, of which no network can be made."""
+    for name, column in tree_leaves(columns):
+        if 0 in column.shape[1:]:
+            raise UserError(
+                f"{source}: {name} are of shape {column.shape[1:]}, which holds no number; write at least one a row"
+            )
+
+
 def require_finite(source: str, columns: Mapping[str, Tree], rows: np.ndarray | None = None) -> None:
     """Refuses columns with a NaN; ``rows`` are their rows in the source, if they are not all of it."""
     check = Finite()

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from offlinerl.data.assemble import Steps, observed
-from offlinerl.data.columns import BLOCK, as_flags, single
+from offlinerl.data.columns import BLOCK, as_flags, require_filled, single
 from offlinerl.data.d4rl import CUT, END, MASKS, TERMINAL
 from offlinerl.data.mapping import EXAMPLE, Columns
 from offlinerl.util.errors import UserError, did_you_mean, reading
@@ -174,6 +174,7 @@ def _episodes(
         return step
 
     obs, next_obs, action = parts("obs"), parts("next_obs"), numbers(chosen["action"])
+    require_filled(where, dict(actions=action))  # without any, none would look as if it were missing
     if next_obs and next_obs.keys() == obs.keys():
         next_obs = {name: next_obs[name] for name in obs}
     log_prob = single(numbers(chosen["log_prob"]), f"{where}: log_prob") if "log_prob" in chosen else None

@@ -17,7 +17,7 @@ from gymnasium.spaces import Box, Discrete
 from offlinerl.data import d4rl, formats, load, minari_reader, registry, scales
 from offlinerl.data.assemble import column_of
 from offlinerl.data.builder import Builder
-from offlinerl.data.columns import as_flags, as_float32, nonfinite_rows, open_hdf5, single
+from offlinerl.data.columns import as_flags, as_float32, nonfinite_rows, open_hdf5, require_filled, single
 from offlinerl.data.dataset import near
 from offlinerl.data.mapping import known_columns
 from offlinerl.data.registry import Entry
@@ -74,6 +74,7 @@ def validate(entry: Entry | str) -> list[Finding]:
         columns = dict(minari=_minari_columns, d4rl=_d4rl_columns).get(kind, partial(_steps_columns, kind))(path, entry)
         if isinstance(columns, Finding):
             return [columns]
+        require_filled(str(path), dict(observations=columns.obs, actions=columns.action))
         findings = _found(columns, entry, path, kind)
     return findings if any(finding.fault for finding in findings) else findings + _refused(path, asked)
 
