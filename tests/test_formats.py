@@ -647,6 +647,34 @@ def test_a_file_an_episode_and_a_pattern_of_files(here, capsys):
         offlinerl.load_dataset("empty")
 
 
+def test_files_without_a_step_are_left_out_and_counted(here, capsys):
+    """Logs that were begun and stopped at once."""
+    Path("logs").mkdir()
+    for number, text in enumerate(("", "x,y,angle,u,v,r,ended\n", "x,y,angle,u,v,r,ended\n1,2,3,.4,.5,6,0\n")):
+        Path(f"logs/{number}.csv").write_text(text)
+    columns = COLUMNS[:-1]
+    with pytest.raises(UserError, match="none of the 3 files of logs holds a step to learn from"):
+        offlinerl.load_dataset("logs", columns=columns)
+    with pytest.raises(UserError, match=r"0.csv is empty: it has no rows"):
+        offlinerl.load_dataset("logs/0.csv", columns=columns)
+    write_csv(here / "logs/5.csv", EPISODES[:1], final=True), write_csv(here / "logs/6.csv", EPISODES[1:2], final=True)
+    data = offlinerl.load_dataset("logs", columns=columns)
+    assert_rows(data, EPISODES[:2])
+    steps = sum(len(one["action"]) for one in EPISODES[:2])
+    assert data.provenance["rows_in_source"] == steps + 1 and data.provenance["rows_dropped"] == 1
+    assert data.provenance["files"] == ["5.csv", "6.csv"]
+    assert data.provenance["empty_files"] == ["0.csv", "1.csv", "2.csv"]
+    assert validate("logs") == [] and main(["datasets", "show", "logs"]) == 0
+    assert "2 files, and 3 more without a step" in capsys.readouterr().out
+    whole = {name: np.zeros(3) for name in ("observations", "actions", "rewards", "terminals")}
+    Path("files").mkdir()
+    for number, rows in enumerate((3, 1, 0)):
+        write_columns(here / f"files/{number}.hdf5", {name: column[:rows] for name, column in whole.items()})
+    data = offlinerl.load_dataset("files")
+    assert len(data) == 2 and data.provenance["empty_files"] == ["1.hdf5", "2.hdf5"]
+    assert data.provenance["rows_in_source"] == 4 and data.provenance["rows_dropped"] == 2
+
+
 def test_files_whose_rows_are_of_other_sizes_do_not_go_together(here):
     (here / "logs").mkdir()
     robomimic(here / "logs/a.hdf5"), robomimic(here / "logs/b.hdf5", [episode(0, O=4)])

@@ -13,7 +13,7 @@ from offlinerl.data.builder import Builder
 from offlinerl.data.columns import as_flags, as_float32, as_observations, require_finite, single
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs import spaces
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import NoSteps, UserError
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 
@@ -56,7 +56,7 @@ def assemble(
         if part is not None:
             into.add(part)
     if not into.rows:
-        raise UserError(f"{source} holds no step with a successor, so that there is nothing to learn from")
+        raise NoSteps(f"{source} holds no step with a successor, so that there is nothing to learn from", rows)
     counts = dict(rows_in_source=rows, rows_dropped=rows - into.rows, action_dtype=str(np.result_type(*dtypes)))
     return into.finish(name, {**facts, **counts, "reward": "none"})
 

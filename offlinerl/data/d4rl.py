@@ -28,7 +28,7 @@ from offlinerl.data.columns import (
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import NoSteps, UserError
 
 Mode = Literal["lossless", "d4rl"]
 
@@ -101,7 +101,7 @@ def load_hdf5(
         else:
             keep = np.ones(rows, bool) if has_next else ~end | terminals
         if not keep.any():
-            raise UserError(f"{path}: no row has a successor, so that there is nothing to learn from")
+            raise NoSteps(f"{path}: no row has a successor, so that there is nothing to learn from", rows)
         count, finite, log_prob = int(keep.sum()), Finite(), None
         if LOG_PROB in file:
             log_prob = usable_log_prob(file[LOG_PROB][()], rows)
@@ -177,7 +177,7 @@ def open_d4rl(path: Path) -> Iterator[h5py.File]:
             listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
             raise UserError(f"{path}: its columns have unequal lengths ({listed}); cut or regenerate it")
         if not lengths["rewards"]:
-            raise UserError(f"{path} is empty: it has no rows")
+            raise NoSteps(f"{path} is empty: it has no rows")
         yield file
 
 

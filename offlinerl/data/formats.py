@@ -18,7 +18,7 @@ from offlinerl.data.builder import Builder
 from offlinerl.data.dataset import ABOUT, Dataset
 from offlinerl.data.mapping import Columns, known_columns
 from offlinerl.data.registry import Entry
-from offlinerl.util.errors import UNSOUND, UserError, reading
+from offlinerl.util.errors import UNSOUND, NoSteps, UserError, reading
 
 NAMES = dict(
     robomimic="robomimic HDF5", ogbench="OGBench npz", d3rlpy="d3rlpy HDF5", lerobot="LeRobot", table="table",
@@ -162,7 +162,11 @@ def several(files: Sequence[Path], entry: Entry) -> Iterator[tuple[Path, Entry]]
         if kind_of(file, entry.columns) != "table":
             yield file, entry
             continue
-        its = tables.resolved(tables.read_names(file), columns_of(file, entry), str(file))
+        try:
+            its = tables.resolved(tables.read_names(file), columns_of(file, entry), str(file))
+        except NoSteps:  # not even a head, which its reader says again
+            yield file, entry
+            continue
         first = first or (file, its)
         for field in {**first[1], **its}.keys() - {"log_prob"}:
             due, found = (set(of.get(field, ())) for of in (first[1], its))

@@ -18,7 +18,7 @@ from offlinerl.data.assemble import Steps, observed
 from offlinerl.data.columns import BLOCK, as_flags, require_filled, single
 from offlinerl.data.d4rl import CUT, END, MASKS, TERMINAL
 from offlinerl.data.mapping import EXAMPLE, Columns
-from offlinerl.util.errors import UserError, did_you_mean, reading
+from offlinerl.util.errors import NoSteps, UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_map
 
 USUAL: dict[str, tuple[str, ...]] = dict(
@@ -144,7 +144,7 @@ def _episodes(
         raise UserError(f"{where}: unequal lengths: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
     rows = len(next(iter(table.values())))
     if not rows:
-        raise UserError(f"{where} is empty: it has no rows")
+        raise NoSteps(f"{where} is empty: it has no rows")
 
     def numbers(names: Sequence[str]) -> np.ndarray:
         columns = [_as_numbers(table[name]) for name in names]
@@ -439,6 +439,8 @@ def _csv(path: Path, wanted: Sequence[str], words: Collection[str]) -> dict[str,
         file.seek(0)
         rows = _rows(file, delimiter)
         names = [name.strip() for name in next((row for row in rows if any(map(str.strip, row))), [])]
+        if not names:
+            raise NoSteps(f"{path} is empty: it has no rows")
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"its header names the column {twice!r} twice")

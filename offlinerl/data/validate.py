@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from offlinerl.data.mapping import known_columns
 from offlinerl.data.registry import Entry
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make
-from offlinerl.util.errors import UserError, reading
+from offlinerl.util.errors import NoSteps, UserError, reading
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 
@@ -147,19 +147,20 @@ def _steps_columns(kind: str, path: Path, entry: Entry) -> _Columns:
     episodes, total = [], 0
     for file, one in files:
         before = total
-        for steps in formats.episodes_of(_kind_of_one(file, one), file, one):
-            T = len(steps.action)
-            rows = total + np.arange(T) if steps.rows is None else before + steps.rows
-            total = max(total, rows.max(initial=-1) + 1)
-            if not T:
-                continue
-            where = f"{file}, {steps.place}"
-            kept = partial(column_of, what=f"{where}: observations")
-            obs, next_obs = (tree_map(lambda leaf, T=T: kept(leaf[:T]), of) for of in (steps.obs, steps.next_obs))
-            terminated = as_flags(np.asarray(steps.terminated), f"{where}: terminations")
-            truncated = (np.arange(T) == T - 1) & ~terminated
-            reward, action = single(steps.reward, f"{where}: rewards"), np.reshape(steps.action, (T, -1))
-            episodes.append(_Columns(obs, action, reward, terminated, truncated, next_obs, rows[:T]))
+        with suppress(NoSteps):  # a file of several that was begun and stopped at once
+            for steps in formats.episodes_of(_kind_of_one(file, one), file, one):
+                T = len(steps.action)
+                rows = total + np.arange(T) if steps.rows is None else before + steps.rows
+                total = max(total, rows.max(initial=-1) + 1)
+                if not T:
+                    continue
+                where = f"{file}, {steps.place}"
+                kept = partial(column_of, what=f"{where}: observations")
+                obs, next_obs = (tree_map(lambda leaf, T=T: kept(leaf[:T]), of) for of in (steps.obs, steps.next_obs))
+                terminated = as_flags(np.asarray(steps.terminated), f"{where}: terminations")
+                truncated = (np.arange(T) == T - 1) & ~terminated
+                reward, action = single(steps.reward, f"{where}: rewards"), np.reshape(steps.action, (T, -1))
+                episodes.append(_Columns(obs, action, reward, terminated, truncated, next_obs, rows[:T]))
     if not episodes:
         raise UserError(f"{path} is empty: it has no episode")
     if any(one.next_obs is not None for one in episodes):  # where others have none, they go on with the next row

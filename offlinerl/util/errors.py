@@ -25,6 +25,14 @@ class WrongUsage(UserError):
     status = 2
 
 
+class NoSteps(UserError):
+    """A source holds no step to learn from, of which a folder of logs may have some; ``rows`` it has in spite of that."""
+
+    def __init__(self, message: str, rows: int = 0):
+        super().__init__(message)
+        self.rows = rows
+
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a file cannot grow."""
 
