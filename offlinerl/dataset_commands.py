@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
-from offlinerl.data import describe, edit, load, registry, writers
+from offlinerl.data import describe, edit, formats, load, registry, writers
 from offlinerl.data.columns import LOG_PROB, LOG_PROB_INFO
 from offlinerl.data.d4rl import ENDS
 from offlinerl.data.dataset import Dataset
@@ -115,7 +115,7 @@ def import_file(
     path = path_of(dataset_id, "id")
     require_place(path, overwrite, MINARI)
     entry = registry.limited(registry.resolve(str(file), env, obs_keys), reading)
-    dataset = load.load(entry, reward="none")
+    (dataset,) = _read([entry], path)
     _write_minari(dataset, entry, path, dataset_id, f"{entry.name}, imported", env is not None, overwrite)
 
 
@@ -165,8 +165,8 @@ def export(
     """
     file = Path(file)
     require_place(file, overwrite, writers.LEROBOT if format == "lerobot" else None)
-    entry = registry.limited(registry.resolve(name, obs_keys=reading.get("obs_keys")), reading)
-    dataset = load.load(entry, reward="none")
+    entry = _entry(name, reading)
+    (dataset,) = _read([entry], file)
     if format == "d4rl":
         return _write_hdf5(dataset, entry, file, overwrite)
     if format == "robomimic":
@@ -218,8 +218,8 @@ def merge(names: Sequence[str], out: str, overwrite: bool = False, **reading: An
     Raises:
         UserError: one cannot be read, or they do not go together.
     """
-    _place(out, overwrite)
-    merged = edit.merge([_read(name, reading) for name in names], out)
+    parts = _read([_entry(name, reading) for name in names], _place(out, overwrite))
+    merged = edit.merge(parts, out)
     if what := merged.provenance.get("log_prob"):
         console.print(f"log_prob is {what}")
     _store(merged, out, f"{', '.join(names)}, merged", overwrite)
@@ -230,19 +230,36 @@ def split(name: str, out: Sequence[str], share: float, seed: int = 0, overwrite:
     first, second = (_place(target, overwrite) for target in out)
     if first.resolve() == second.resolve():
         raise UserError(f"--out names {first} twice: each part needs a place of its own")
-    for part, target in zip(edit.split(_read(name, reading), share, seed), out, strict=True):
+    (whole,) = _read([_entry(name, reading)], first, second)
+    for part, target in zip(edit.split(whole, share, seed), out, strict=True):
         _store(part, target, f"a part of {name}", overwrite)
 
 
 def some(name: str, out: str, asked: Mapping[str, Any], overwrite: bool = False, **reading: Any) -> None:
     """Keeps some of a dataset's episodes; for the arguments see ``merge``, and ``offlinerl.data.edit.some`` for what is
     asked."""
-    _place(out, overwrite)
-    _store(edit.some(_read(name, reading), **asked), out, f"some of {name}", overwrite)
+    (whole,) = _read([_entry(name, reading)], _place(out, overwrite))
+    _store(edit.some(whole, **asked), out, f"some of {name}", overwrite)
 
 
-def _read(name: str, reading: Mapping[str, Any]) -> Dataset:
-    return load.load(registry.limited(registry.resolve(name, obs_keys=reading.get("obs_keys")), reading), reward="none")
+def _entry(name: str, reading: Mapping[str, Any]) -> Entry:
+    return registry.limited(registry.resolve(name, obs_keys=reading.get("obs_keys")), reading)
+
+
+def _read(entries: Sequence[Entry], *targets: Path) -> list[Dataset]:
+    """Datasets, of which something is to be made and written.
+
+    Raises:
+        UserError: one cannot be read, or would be replaced.
+    """
+    for entry in entries:
+        source = load.locate(entry)
+        several = formats.kind_of(source, entry.columns) == "several"
+        files = [file.resolve() for file in (formats.files_of(source) if several else [source])]
+        for target in targets:
+            if any(file.is_relative_to(target.resolve()) for file in files):
+                raise UserError(f"{target} is what is to be read, and would be replaced: choose another place to write")
+    return [load.load(entry, reward="none") for entry in entries]
 
 
 def _place(out: str, overwrite: bool) -> Path:

@@ -311,6 +311,32 @@ def test_a_split_is_refused_before_a_part_is_written(here, capsys, first, second
     assert not Path("a.hdf5").exists() and not (registry.minari_root() / "mine").exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        ("a.hdf5", ["export", "a.hdf5", "a.hdf5"]),
+        ("a.hdf5", ["export", "link.hdf5", "a.hdf5"]),
+        ("a.hdf5", ["export", "*.hdf5", "a.hdf5", "--format", "robomimic"]),
+        ("logs/a.hdf5", ["filter", "logs", "--min-length", "1", "--out", "logs/a.hdf5"]),
+        ("a.hdf5", ["merge", "one/swing-v0", "a.hdf5", "--out", "a.hdf5"]),
+        ("one/swing-v0", ["split", "one/swing-v0", "--share", "0.5", "--out", "b.hdf5", "one/swing-v0"]),
+        ("one/swing-v0", ["import", "one/swing-v0", "one/swing-v0"]),
+        ("one/swing-v0", ["import", "minari/one/swing-v0/data", "one/swing-v0"]),
+    ],
+)
+def test_a_dataset_is_never_replaced_by_what_is_made_of_it(here, refused, source, command):
+    swings("one/swing-v0")
+    Path("logs").mkdir()
+    for name in ("a.hdf5", "logs/a.hdf5"):
+        assert main(["datasets", "export", "one/swing-v0", name]) == 0
+    Path("link.hdf5").symlink_to("a.hdf5")
+    before = offlinerl.load_dataset(source)
+    line = refused("datasets", *command, "--overwrite")
+    assert "is what is to be read, and would be replaced: choose another place to write" in line
+    np.testing.assert_array_equal(offlinerl.load_dataset(source).obs, before.obs)
+    assert not Path("b.hdf5").exists()
+
+
 def test_a_picture_that_show_draws_unasked_replaces_none_of_others(here, capsys):
     Path("log.csv").write_text("obs,action,reward,done\n1,.1,0,0\n2,.2,1,1\n")
     for _ in range(2):
