@@ -28,7 +28,7 @@ from offlinerl.data.registry import Entry
 from offlinerl.data.validate import validate as find_faults
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make, specification, without_stack
-from offlinerl.util.atomic import atomic_write, require_place, write_json
+from offlinerl.util.atomic import atomic_write, require_place, swept, write_json
 from offlinerl.util.errors import UserError, counted
 from offlinerl.util.folder import numbered
 from offlinerl.util.trees import Tree, tree_map
@@ -133,16 +133,17 @@ def _write_minari(
         metadata |= {key: dataset.provenance[key] for key in edit.EVALUATED if key in dataset.provenance}
         if "eval_env_spec" in metadata:
             spec = dataset.provenance.get("env_spec")
-    write_minari(
-        path,
-        _episodes(dataset, observation_space, action_space),
-        dataset_id=dataset_id,
-        env_spec=spec,
-        observation_space=observation_space,
-        action_space=action_space,
-        metadata=metadata,
-        overwrite=overwrite,
-    )
+    with swept(path):
+        write_minari(
+            path,
+            _episodes(dataset, observation_space, action_space),
+            dataset_id=dataset_id,
+            env_spec=spec,
+            observation_space=observation_space,
+            action_space=action_space,
+            metadata=metadata,
+            overwrite=overwrite,
+        )
     console.print(f"{dataset_id}: {len(dataset)} transitions in {path}")
 
 
@@ -170,14 +171,16 @@ def export(
     if format == "d4rl":
         return _write_hdf5(dataset, entry, file, overwrite)
     if format == "robomimic":
-        writers.write_robomimic(dataset, file, overwrite, entry.env_id)
+        with swept(file):
+            writers.write_robomimic(dataset, file, overwrite, entry.env_id)
         if (highest := np.abs(dataset.action).max()) > 1:
             console.print(f"actions reach {highest:.4g}, and robomimic's policies act within -1 to 1: rescale them")
     else:
         fps = fps or dataset.provenance.get("fps")
         if fps is None:
             raise UserError(f"{name} does not say how many steps a second it has, as LeRobot must know: give --fps")
-        writers.write_lerobot(_chained(dataset), file, fps, entry.name, overwrite)
+        with swept(file):
+            writers.write_lerobot(_chained(dataset), file, fps, entry.name, overwrite)
     console.print(f"{entry.name}: {len(dataset)} transitions in {file}")
     return file
 
@@ -197,7 +200,12 @@ def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> 
     )  # fmt: skip
     if dataset.log_prob is not None:
         columns[LOG_PROB] = dataset.log_prob
-    with atomic_write(file, overwrite) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
+    with (
+        swept(file),
+        atomic_write(file, overwrite) as temporary,
+        Sink(temporary) as sink,
+        h5py.File(sink, "w") as hdf5,
+    ):
         for key, column in columns.items():
             hdf5.create_dataset(key, data=column, compression="gzip", shuffle=True)
         hdf5.attrs["provenance"] = json.dumps(dataset.provenance, default=str)

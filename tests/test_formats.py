@@ -828,7 +828,9 @@ def test_damaged_archives_are_said(here, refused, damage, save):
 )  # fmt: skip
 def test_heads_of_csv_files(here, head, mark, names):
     rows = "\n".join(mark.join(str(row + at / 4) for at in range(len(names))) for row in range(3))
-    for name in ("log.csv", "log") if "\n" not in "".join(names) else ("log.csv",):  # also where no suffix says what it is
+    for name in (
+        ("log.csv", "log") if "\n" not in "".join(names) else ("log.csv",)
+    ):  # also where no suffix says what it is
         Path(name).write_text(f"{head}\n{rows}\n")
         assert tables.read_names(Path(name)) == names
         data = offlinerl.load_dataset(name, columns=dict(obs=names[:1], action=names[1:2]))

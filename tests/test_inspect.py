@@ -127,7 +127,9 @@ def test_what_loading_refuses_is_a_fault(tmp_path, capsys):
     capsys.readouterr()
     assert dataset_commands.validate(str(tmp_path / "some.hdf5")) == 1
     out = "".join(capsys.readouterr().out.split("\n"))
-    assert out.startswith("fault: refused: ") and out.endswith("has a successor, so that there is nothing to learn from")
+    assert out.startswith("fault: refused: ") and out.endswith(
+        "has a successor, so that there is nothing to learn from"
+    )
 
 
 def minari(tmp_path, observations, **metadata):

@@ -349,9 +349,7 @@ def _parts(
         behind = np.minimum(chosen + 1, len(block) - 1)  # no row follows the file's last one
         beyond = file["next_observations"][start : start + size][chosen] if has_next else block[behind]
         obs, next_obs = (as_observations(column) for column in (block[chosen], beyond))
-        action, reward = (
-            as_float32(file[name][start : start + size][chosen]) for name in ("actions", "rewards")
-        )
+        action, reward = (as_float32(file[name][start : start + size][chosen]) for name in ("actions", "rewards"))
         rows, reward = start + chosen, reward.reshape(-1)
         columns = dict(observations=obs, next_observations=next_obs, actions=action, rewards=reward)
         sound &= finite.see(columns, rows)
