@@ -554,8 +554,8 @@ def test_cells_are_what_they_were(here):
     Path("log.csv").write_text("a,b,c,d,e,f\n 1 ,1.5,,true, x,99999999999999999999\n2, ,inf,,y ,1\n-3,1e2, ,FALSE,,2\n")
     found = tables._table(Path("log.csv"), list("abcdef"))
     assert [found[name].dtype.kind for name in "abcdef"] == list("iffOUf")
-    for name, due in dict(a=[1, 2, -3], b=[1.5, np.nan, 100], c=[np.nan, np.inf, np.nan], d=[1, None, 0], e=["x", "y", ""],
-                          f=[1e20, 1, 2]).items():  # fmt: skip
+    for name, due in dict(a=[1, 2, -3], b=[1.5, np.nan, 100], c=[np.nan, np.inf, np.nan], d=[1, None, 0],
+                          e=["x", "y", ""], f=[1e20, 1, 2]).items():  # fmt: skip
         np.testing.assert_array_equal(found[name], due)
 
 

@@ -134,8 +134,8 @@ class Builder:
         """Put some rows behind those that are there.
 
         Raises:
-            UserError: their observations or actions have other shapes or no numbers, or the disk has no room for what is
-                expected.
+            UserError: their observations or actions have other shapes or no numbers, or the disk has no room for what
+                is expected.
         """
         self._require_like(part)
         moved = dict(at=part.at + self.observations, next_at=part.next_at + self.observations)

@@ -105,7 +105,7 @@ def as_observations(column: Any) -> np.ndarray:
 
 
 def as_float32(column: np.ndarray, copy: bool = True) -> np.ndarray:
-    """A column in float32. What is too large for that is infinite, which is refused, and needs no warning of numpy's."""
+    """A column in float32. What is too large for it is infinite, which is refused, and needs no warning of numpy's."""
     with np.errstate(over="ignore"):
         return column.astype(np.float32, copy=copy)
 

@@ -296,7 +296,7 @@ def _require_one_length(lengths: Sequence[int | None]) -> None:
 
 
 def _with_gaps(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Rows where they are known, ``[N]`` bool, and nothing elsewhere: NaN, or None among whole numbers, for these are no
+    """Rows where they are known, ``[N]`` bool, and nothing elsewhere: NaN, or None among whole numbers, which are no
     fractions."""
     if known.all():
         return rows

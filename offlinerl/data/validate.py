@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from offlinerl.data import d4rl, formats, load, minari_reader, registry, scales
-from offlinerl.data.assemble import column_of
+from offlinerl.data.assemble import Steps, column_of
 from offlinerl.data.builder import Builder
 from offlinerl.data.columns import as_flags, as_float32, nonfinite_rows, open_hdf5, require_filled, single
 from offlinerl.data.dataset import near
@@ -55,8 +55,8 @@ class _Columns(NamedTuple):
 
 
 def validate(entry: Entry | str) -> list[Finding]:
-    """Checks a dataset, by entry, name or file, which loading would refuse for much of what is reported here: faults and
-    notes, and nothing for a sound dataset. What loading refuses is a fault, whatever it is.
+    """Checks a dataset, by entry, name or file: faults and notes, and nothing for a sound dataset. What loading refuses
+    is a fault, whatever it is.
 
     Raises:
         UserError: the source cannot be read at all.
@@ -152,20 +152,23 @@ def _steps_columns(kind: str, path: Path, entry: Entry) -> _Columns:
                 T = len(steps.action)
                 rows = total + np.arange(T) if steps.rows is None else before + steps.rows
                 total = max(total, rows.max(initial=-1) + 1)
-                if not T:
-                    continue
-                where = f"{file}, {steps.place}"
-                kept = partial(column_of, what=f"{where}: observations")
-                obs, next_obs = (tree_map(lambda leaf, T=T: kept(leaf[:T]), of) for of in (steps.obs, steps.next_obs))
-                terminated = as_flags(np.asarray(steps.terminated), f"{where}: terminations")
-                truncated = (np.arange(T) == T - 1) & ~terminated
-                reward, action = single(steps.reward, f"{where}: rewards"), np.reshape(steps.action, (T, -1))
-                episodes.append(_Columns(obs, action, reward, terminated, truncated, next_obs, rows[:T]))
+                if T:
+                    episodes.append(_of_steps(steps, f"{file}, {steps.place}", rows[:T]))
     if not episodes:
         raise UserError(f"{path} is empty: it has no episode")
     if any(one.next_obs is not None for one in episodes):  # where others have none, they go on with the next row
         episodes = [one if one.next_obs is not None else _with_next_rows(one) for one in episodes]
     return tree_map(lambda *parts: np.concatenate(parts), *episodes)
+
+
+def _of_steps(steps: Steps, where: str, rows: np.ndarray) -> _Columns:
+    """The steps of an episode, at least one, as it is; ``rows`` are theirs in the source."""
+    T, kept = len(rows), partial(column_of, what=f"{where}: observations")
+    obs, next_obs = (tree_map(lambda leaf: kept(leaf[:T]), tree) for tree in (steps.obs, steps.next_obs))
+    terminated = as_flags(np.asarray(steps.terminated), f"{where}: terminations")
+    truncated = (np.arange(T) == T - 1) & ~terminated
+    reward, action = single(steps.reward, f"{where}: rewards"), np.reshape(steps.action, (T, -1))
+    return _Columns(obs, action, reward, terminated, truncated, next_obs, rows)
 
 
 def _with_next_rows(columns: _Columns) -> _Columns:

@@ -26,7 +26,7 @@ class WrongUsage(UserError):
 
 
 class NoSteps(UserError):
-    """A source holds no step to learn from, of which a folder of logs may have some; ``rows`` it has in spite of that."""
+    """A source holds no step to learn from, as some logs of a folder may; it has so many ``rows`` in spite of that."""
 
     def __init__(self, message: str, rows: int = 0):
         super().__init__(message)
