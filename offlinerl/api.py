@@ -331,15 +331,19 @@ def _dataset(source: Data | None) -> str | Path | Dataset | None:
     try:
         folder, part = Path(source.storage.data_path), len(source.episode_indices) < source.storage.total_episodes
     except AttributeError:
-        raise UserError(
-            "dataset must be a name, a path, a Dataset, a dictionary of arrays or a dataset that Minari opened, not"
-            f" {type(source).__name__}"
-        ) from None
+        raise _no_dataset(source) from None
     if part:
         raise UserError(
             f"this is a part of the Minari dataset {source.spec.dataset_id}; store it as one, or give it whole"
         )
     return str(folder)
+
+
+def _no_dataset(source: Any) -> UserError:
+    return UserError(
+        "dataset must be a name, a path, a Dataset, a dictionary of arrays or a dataset that Minari opened, not"
+        f" {type(source).__name__}"
+    )
 
 
 def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Dataset:
@@ -361,6 +365,8 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
 
     is_frame = _is_frame(source)
     found = source if is_frame or isinstance(source, Mapping) else _dataset(source)
+    if found is None:
+        raise _no_dataset(source)
     if env is not None and not isinstance(found, str | Path):
         raise UserError("env is of a dataset's file: leave it out here, and give it to offlinerl.fit")
     if is_frame:

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
-from offlinerl.data import describe, edit, load, registry, writers
+from offlinerl.data import describe, edit, formats, load, registry, writers
 from offlinerl.data.columns import LOG_PROB, LOG_PROB_INFO
 from offlinerl.data.d4rl import ENDS
 from offlinerl.data.dataset import Dataset
@@ -28,7 +28,7 @@ from offlinerl.data.registry import Entry
 from offlinerl.data.validate import validate as find_faults
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make, specification, without_stack
-from offlinerl.util.atomic import atomic_write, require_place, write_json
+from offlinerl.util.atomic import atomic_write, require_place, swept, write_json
 from offlinerl.util.errors import UserError, counted
 from offlinerl.util.folder import numbered
 from offlinerl.util.trees import Tree, tree_map
@@ -83,7 +83,8 @@ def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] 
     findings = find_faults(registry.limited(registry.resolve(name_or_file, env, obs_keys), reading))
     for kind, message, rows, fault in findings:
         first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        console.print(f"{'fault' if fault else 'note'}: {kind}: {message} ({len(rows)} rows: {first})", markup=False)
+        where = f" ({len(rows)} rows: {first})" if len(rows) else ""
+        console.print(f"{'fault' if fault else 'note'}: {kind}: {message}{where}", markup=False)
     faults = any(finding.fault for finding in findings)
     if not faults:
         console.print(f"{name_or_file}: nothing wrong was found", markup=False)
@@ -114,7 +115,7 @@ def import_file(
     path = path_of(dataset_id, "id")
     require_place(path, overwrite, MINARI)
     entry = registry.limited(registry.resolve(str(file), env, obs_keys), reading)
-    dataset = load.load(entry, reward="none")
+    (dataset,) = _read([entry], path)
     _write_minari(dataset, entry, path, dataset_id, f"{entry.name}, imported", env is not None, overwrite)
 
 
@@ -132,16 +133,17 @@ def _write_minari(
         metadata |= {key: dataset.provenance[key] for key in edit.EVALUATED if key in dataset.provenance}
         if "eval_env_spec" in metadata:
             spec = dataset.provenance.get("env_spec")
-    write_minari(
-        path,
-        _episodes(dataset, observation_space, action_space),
-        dataset_id=dataset_id,
-        env_spec=spec,
-        observation_space=observation_space,
-        action_space=action_space,
-        metadata=metadata,
-        overwrite=overwrite,
-    )
+    with swept(path):
+        write_minari(
+            path,
+            _episodes(dataset, observation_space, action_space),
+            dataset_id=dataset_id,
+            env_spec=spec,
+            observation_space=observation_space,
+            action_space=action_space,
+            metadata=metadata,
+            overwrite=overwrite,
+        )
     console.print(f"{dataset_id}: {len(dataset)} transitions in {path}")
 
 
@@ -164,19 +166,21 @@ def export(
     """
     file = Path(file)
     require_place(file, overwrite, writers.LEROBOT if format == "lerobot" else None)
-    entry = registry.limited(registry.resolve(name, obs_keys=reading.get("obs_keys")), reading)
-    dataset = load.load(entry, reward="none")
+    entry = _entry(name, reading)
+    (dataset,) = _read([entry], file)
     if format == "d4rl":
         return _write_hdf5(dataset, entry, file, overwrite)
     if format == "robomimic":
-        writers.write_robomimic(dataset, file, overwrite, entry.env_id)
+        with swept(file):
+            writers.write_robomimic(dataset, file, overwrite, entry.env_id)
         if (highest := np.abs(dataset.action).max()) > 1:
             console.print(f"actions reach {highest:.4g}, and robomimic's policies act within -1 to 1: rescale them")
     else:
         fps = fps or dataset.provenance.get("fps")
         if fps is None:
             raise UserError(f"{name} does not say how many steps a second it has, as LeRobot must know: give --fps")
-        writers.write_lerobot(_chained(dataset), file, fps, entry.name, overwrite)
+        with swept(file):
+            writers.write_lerobot(_chained(dataset), file, fps, entry.name, overwrite)
     console.print(f"{entry.name}: {len(dataset)} transitions in {file}")
     return file
 
@@ -196,7 +200,12 @@ def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> 
     )  # fmt: skip
     if dataset.log_prob is not None:
         columns[LOG_PROB] = dataset.log_prob
-    with atomic_write(file, overwrite) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
+    with (
+        swept(file),
+        atomic_write(file, overwrite) as temporary,
+        Sink(temporary) as sink,
+        h5py.File(sink, "w") as hdf5,
+    ):
         for key, column in columns.items():
             hdf5.create_dataset(key, data=column, compression="gzip", shuffle=True)
         hdf5.attrs["provenance"] = json.dumps(dataset.provenance, default=str)
@@ -217,8 +226,8 @@ def merge(names: Sequence[str], out: str, overwrite: bool = False, **reading: An
     Raises:
         UserError: one cannot be read, or they do not go together.
     """
-    _place(out, overwrite)
-    merged = edit.merge([_read(name, reading) for name in names], out)
+    parts = _read([_entry(name, reading) for name in names], _place(out, overwrite))
+    merged = edit.merge(parts, out)
     if what := merged.provenance.get("log_prob"):
         console.print(f"log_prob is {what}")
     _store(merged, out, f"{', '.join(names)}, merged", overwrite)
@@ -229,19 +238,36 @@ def split(name: str, out: Sequence[str], share: float, seed: int = 0, overwrite:
     first, second = (_place(target, overwrite) for target in out)
     if first.resolve() == second.resolve():
         raise UserError(f"--out names {first} twice: each part needs a place of its own")
-    for part, target in zip(edit.split(_read(name, reading), share, seed), out, strict=True):
+    (whole,) = _read([_entry(name, reading)], first, second)
+    for part, target in zip(edit.split(whole, share, seed), out, strict=True):
         _store(part, target, f"a part of {name}", overwrite)
 
 
 def some(name: str, out: str, asked: Mapping[str, Any], overwrite: bool = False, **reading: Any) -> None:
     """Keeps some of a dataset's episodes; for the arguments see ``merge``, and ``offlinerl.data.edit.some`` for what is
     asked."""
-    _place(out, overwrite)
-    _store(edit.some(_read(name, reading), **asked), out, f"some of {name}", overwrite)
+    (whole,) = _read([_entry(name, reading)], _place(out, overwrite))
+    _store(edit.some(whole, **asked), out, f"some of {name}", overwrite)
 
 
-def _read(name: str, reading: Mapping[str, Any]) -> Dataset:
-    return load.load(registry.limited(registry.resolve(name, obs_keys=reading.get("obs_keys")), reading), reward="none")
+def _entry(name: str, reading: Mapping[str, Any]) -> Entry:
+    return registry.limited(registry.resolve(name, obs_keys=reading.get("obs_keys")), reading)
+
+
+def _read(entries: Sequence[Entry], *targets: Path) -> list[Dataset]:
+    """Datasets, of which something is to be made and written.
+
+    Raises:
+        UserError: one cannot be read, or would be replaced.
+    """
+    for entry in entries:
+        source = load.locate(entry)
+        several = formats.kind_of(source, entry.columns) == "several"
+        files = [file.resolve() for file in (formats.files_of(source) if several else [source])]
+        for target in targets:
+            if any(file.is_relative_to(target.resolve()) for file in files):
+                raise UserError(f"{target} is what is to be read, and would be replaced: choose another place to write")
+    return [load.load(entry, reward="none") for entry in entries]
 
 
 def _place(out: str, overwrite: bool) -> Path:

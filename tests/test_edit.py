@@ -1,7 +1,9 @@
 """Datasets made of others, and looked at."""
 
 import copy
+import fcntl
 import json
+import os
 from collections import OrderedDict
 from pathlib import Path
 
@@ -402,6 +404,57 @@ def test_a_split_is_refused_before_a_part_is_written(here, capsys, first, second
     assert main(["datasets", "split", "one/swing-v0", "--share", "0.5", "--out", first, second, *overwrite]) == 1
     assert says in capsys.readouterr().err
     assert not Path("a.hdf5").exists() and not (registry.minari_root() / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        ("a.hdf5", ["export", "a.hdf5", "a.hdf5"]),
+        ("a.hdf5", ["export", "link.hdf5", "a.hdf5"]),
+        ("a.hdf5", ["export", "*.hdf5", "a.hdf5", "--format", "robomimic"]),
+        ("logs/a.hdf5", ["filter", "logs", "--min-length", "1", "--out", "logs/a.hdf5"]),
+        ("a.hdf5", ["merge", "one/swing-v0", "a.hdf5", "--out", "a.hdf5"]),
+        ("one/swing-v0", ["split", "one/swing-v0", "--share", "0.5", "--out", "b.hdf5", "one/swing-v0"]),
+        ("one/swing-v0", ["import", "one/swing-v0", "one/swing-v0"]),
+        ("one/swing-v0", ["import", "minari/one/swing-v0/data", "one/swing-v0"]),
+    ],
+)
+def test_a_dataset_is_never_replaced_by_what_is_made_of_it(here, refused, source, command):
+    swings("one/swing-v0")
+    Path("logs").mkdir()
+    for name in ("a.hdf5", "logs/a.hdf5"):
+        assert main(["datasets", "export", "one/swing-v0", name]) == 0
+    Path("link.hdf5").symlink_to("a.hdf5")
+    before = offlinerl.load_dataset(source)
+    line = refused("datasets", *command, "--overwrite")
+    assert "is what is to be read, and would be replaced: choose another place to write" in line
+    np.testing.assert_array_equal(offlinerl.load_dataset(source).obs, before.obs)
+    assert not Path("b.hdf5").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("out.hdf5", ["export", "one/swing-v0", "out.hdf5"]),
+        ("out.hdf5", ["export", "one/swing-v0", "out.hdf5", "--format", "robomimic"]),
+        ("out", ["export", "one/swing-v0", "out", "--format", "lerobot", "--fps", "10"]),
+        ("minari/other/swing-v0", ["import", "one/swing-v0", "other/swing-v0"]),
+        ("minari/other/swing-v0", ["filter", "one/swing-v0", "--min-length", "1", "--out", "other/swing-v0"]),
+    ],
+)
+def test_what_a_command_that_was_killed_left_is_deleted_by_the_next_one(here, name, command):
+    swings("one/swing-v0")
+    path = here / name
+    left, other = (path.with_name(f".{of}.0123abcd") for of in (path.name, "another.hdf5"))
+    for place in (left, other):
+        place.mkdir(parents=True)
+        (place / "half").write_text("of it")
+    folder = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_SH)  # as another process that is writing there
+    assert main(["datasets", *command]) == 0 and left.exists()
+    os.close(folder)
+    assert main(["datasets", *command, "--overwrite"]) == 0
+    assert path.exists() and other.exists() and not left.exists()
 
 
 def test_a_picture_that_show_draws_unasked_replaces_none_of_others(here, capsys):

@@ -691,10 +691,59 @@ def test_cells_are_what_they_were(here):
     """Blank ones among numbers, spaces, whole numbers too large for 64 bits, and words."""
     Path("log.csv").write_text("a,b,c,d,e,f\n 1 ,1.5,,true, x,99999999999999999999\n2, ,inf,,y ,1\n-3,1e2, ,FALSE,,2\n")
     found = tables._table(Path("log.csv"), list("abcdef"))
-    assert [found[name].dtype.kind for name in "abcdef"] == list("iffiUf")
-    for name, due in dict(a=[1, 2, -3], b=[1.5, np.nan, 100], c=[np.nan, np.inf, np.nan], d=[1, 0, 0], e=["x", "y", ""],
-                          f=[1e20, 1, 2]).items():  # fmt: skip
+    assert [found[name].dtype.kind for name in "abcdef"] == list("iffOUf")
+    for name, due in dict(a=[1, 2, -3], b=[1.5, np.nan, 100], c=[np.nan, np.inf, np.nan], d=[1, None, 0],
+                          e=["x", "y", ""], f=[1e20, 1, 2]).items():  # fmt: skip
         np.testing.assert_array_equal(found[name], due)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "fixed", "frame"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_cells_that_are_lists_may_be_missing_in_an_episode_s_last_row(here, kind, whole):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow.parquet as pq
+
+    columns = "obs=x action=a reward=r episode=e"
+    x = [[1.0, 2], [2, 3], [3, 4], [4, 5], [5, 6]]
+    a = [[1], [0], None, [1], None] if whole else [[1.0, 2], [3, 4], None, [5, 6], None]
+    table = dict(x=x, a=a, r=[1.0, 2, None, 3, None], e=[0, 0, 0, 1, 1])
+    if kind == "fixed":
+        table |= dict(x=pa.array(x, pa.list_(pa.float32(), 2)), a=pa.array(a, pa.list_(pa.float32(), 2 - whole)))
+    pq.write_table(pa.table(table), "log.parquet")
+    frame = kind == "frame"
+    data = offlinerl.load_dataset(pandas.read_parquet("log.parquet") if frame else "log.parquet", columns=columns)
+    assert data.obs.tolist() == [x[0], x[1], x[3]] and data.next_obs.tolist() == [x[1], x[2], x[4]]
+    assert data.action.tolist() == [a[0], a[1], a[3]] and data.reward.tolist() == [1, 2, 3]
+    kinds = dict(parquet="int64", frame="int64") if whole else {}
+    assert data.provenance["action_dtype"] == kinds.get(kind, "float32" if kind == "fixed" else "float64")
+
+
+def test_cells_that_are_lists_have_one_length(here):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.DataFrame(dict(obs=[[1, 2], (1,), np.ones(2)], action=[1.0, 2, 3]))
+    with pytest.raises(UserError, match=r"the column obs .*unequal lengths: 1, 2\); give every row as many numbers"):
+        offlinerl.load_dataset(frame)
+    frame["obs"] = [[1, 2], "x", [2, 3]]
+    with pytest.raises(UserError, match="column obs must be numbers, but row"):
+        offlinerl.load_dataset(frame)
+    frame["obs"] = list(np.arange(12).reshape(3, 2, 2).astype(np.uint8))
+    assert offlinerl.load_dataset(frame).obs.shape == (2, 2, 2)
+
+
+def test_a_blank_among_true_and_false_is_not_false(here):
+    """It is no action, and marks nothing among flags."""
+    columns = "obs=x action=a reward=r episode=e terminated=t"
+    Path("log.csv").write_text(
+        "x,a,r,e,t\n0,True,1,a,\n1,False,2,a,True\n2,,0,a,\n3,True,4,b,False\n4,True,4,b,False\n5,,,b,\n"
+    )
+    data = offlinerl.load_dataset("log.csv", columns=columns)
+    assert data.action[:, 0].tolist() == [1, 0, 1, 1] and data.terminated.tolist() == [0, 1, 0, 0]
+    assert data.next_obs[:, 0].tolist() == [1, 2, 4, 5] and data.provenance["action_dtype"] == "int64"
+    for name, rows in dict(actions="0,True,1\n1,,2\n2,True,1\n", rewards="0,1,True\n1,2,\n2,1,False\n").items():
+        Path("log.csv").write_text("x,a,r\n" + rows)
+        with pytest.raises(UserError, match=f"{name} has NaN or infinite values in 1 rows, the first of them 1"):
+            offlinerl.load_dataset("log.csv", columns="obs=x action=a reward=r")
 
 
 @pytest.mark.parametrize("pattern", ["logs/**/*.csv", "logs/*/run.csv", "logs/mon???/run.csv"])
@@ -734,6 +783,34 @@ def test_a_file_an_episode_and_a_pattern_of_files(here, capsys):
     (here / "empty").mkdir()
     with pytest.raises(UserError, match="holds no dataset, nor files of a format that is known"):
         offlinerl.load_dataset("empty")
+
+
+def test_files_without_a_step_are_left_out_and_counted(here, capsys):
+    """Logs that were begun and stopped at once."""
+    Path("logs").mkdir()
+    for number, text in enumerate(("", "x,y,angle,u,v,r,ended\n", "x,y,angle,u,v,r,ended\n1,2,3,.4,.5,6,0\n")):
+        Path(f"logs/{number}.csv").write_text(text)
+    columns = COLUMNS[:-1]
+    with pytest.raises(UserError, match="none of the 3 files of logs holds a step to learn from"):
+        offlinerl.load_dataset("logs", columns=columns)
+    with pytest.raises(UserError, match=r"0.csv is empty: it has no rows"):
+        offlinerl.load_dataset("logs/0.csv", columns=columns)
+    write_csv(here / "logs/5.csv", EPISODES[:1], final=True), write_csv(here / "logs/6.csv", EPISODES[1:2], final=True)
+    data = offlinerl.load_dataset("logs", columns=columns)
+    assert_rows(data, EPISODES[:2])
+    steps = sum(len(one["action"]) for one in EPISODES[:2])
+    assert data.provenance["rows_in_source"] == steps + 1 and data.provenance["rows_dropped"] == 1
+    assert data.provenance["files"] == ["5.csv", "6.csv"]
+    assert data.provenance["empty_files"] == ["0.csv", "1.csv", "2.csv"]
+    assert validate("logs") == [] and main(["datasets", "show", "logs"]) == 0
+    assert "2 files, and 3 more without a step" in capsys.readouterr().out
+    whole = {name: np.zeros(3) for name in ("observations", "actions", "rewards", "terminals")}
+    Path("files").mkdir()
+    for number, rows in enumerate((3, 1, 0)):
+        write_columns(here / f"files/{number}.hdf5", {name: column[:rows] for name, column in whole.items()})
+    data = offlinerl.load_dataset("files")
+    assert len(data) == 2 and data.provenance["empty_files"] == ["1.hdf5", "2.hdf5"]
+    assert data.provenance["rows_in_source"] == 4 and data.provenance["rows_dropped"] == 2
 
 
 def test_files_whose_rows_are_of_other_sizes_do_not_go_together(here):
@@ -818,6 +895,7 @@ def test_successors_have_their_parts_in_the_order_of_observations(here):
         ("x,y", "takes FIELD=NAME,NAME words and not 'x,y'"),
         ("obs=x act=u", "has no field 'act'; did you mean action or last?"),
         ("obs=x action=", "needs the names of columns for action"),
+        ("obs=x obs=y action=u", "names obs twice; give all its columns at once, as in obs=x,y"),
         ("obs=x,run action=u,v", "column run must be numbers, but row 0 holds 'run 0'"),
         ("obs=x action=u,v terminated=r", "terminated must be 0 or 1, but row"),
     ],
@@ -832,6 +910,20 @@ def test_wrong_columns_are_said(here, capsys, columns, says):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("[1, 2]", "takes FIELD=NAME,NAME words and not 1"),
+        ("7", "takes FIELD=NAME,NAME words and not 7"),
+        ("obs: [x\naction: u", "while parsing a flow sequence; repair or delete it"),
+    ],
+)
+def test_a_damaged_mapping_is_said_in_a_line(here, refused, text, says):
+    write_csv(here / "log.csv")
+    Path("log.csv.columns.yaml").write_text(text)
+    assert says in (line := refused("datasets", "show", "log.csv")) and "log.csv.columns.yaml does not say" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
         ("obs,action\n1,2\n3\n", "row 1 has 1 columns, and the header 2"),
         ("obs,obs\n1,2\n", "names the column 'obs' twice"),
         ("obs,action\n", "is empty: it has no rows"),
@@ -839,6 +931,8 @@ def test_wrong_columns_are_said(here, capsys, columns, says):
         ("obs,action\n1,\n2,\n3,4\n5,6\n", "actions has NaN or infinite values in 2 rows"),
         ("obs,action\n1,2\n,3\n1,2\n", "observations has NaN or infinite values in 1 rows"),
         ("obs,action,reward\n1,2,0\n2,,5\n", "a reward belongs into the row of the action"),
+        ('obs,action,e\n1,2,"a\nb"\n1,2,"b\n1,2,c\n', r"begins in line 4 has a quote too many or too few"),
+        ('obs,action,e\n1,2,"b\n1,2,c\n1,2,"c"\n', r"begins in line 2 has a quote too many or too few"),
     ],
 )
 def test_damaged_tables_are_said(here, capsys, text, says):
@@ -848,6 +942,57 @@ def test_damaged_tables_are_said(here, capsys, text, says):
     assert main(["datasets", "show", "log.csv"]) == 1
     said = capsys.readouterr().err
     assert re.search(says, said) and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:900] + b"\xff" * 64 + b[964:]])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_archives_are_said(here, refused, damage, save):
+    rng = np.random.default_rng(0)
+    save("log.npz", observations=rng.normal(size=(300, 2)), actions=rng.normal(size=300), rewards=np.zeros(300))
+    Path("log.npz").write_bytes(damage(Path("log.npz").read_bytes()))
+    for command in (["show"], ["validate"], ["export", "--columns", "obs=observations", "action=actions"]):
+        files = ["log.npz", *(["out.hdf5"] if command[0] == "export" else [])]
+        line = refused("datasets", command[0], *files, *command[1:])
+        assert "log.npz is damaged" in line and "write it again" in line
+
+
+@pytest.mark.parametrize(
+    ("head", "mark", "names"),
+    [
+        ("\n  \nx,a", ",", ["x", "a"]), ("\ufeff\r\nx;a", ";", ["x", "a"]), ('"x, pos"|a', "|", ["x, pos", "a"]),
+        ('"x, pos, in m";a;"r, rew, all"', ";", ["x, pos, in m", "a", "r, rew, all"]),
+        ('"x\nin m",a', ",", ["x\nin m", "a"]), ('a,"say ""x"", or\n\ny"', ",", ["a", 'say "x", or\n\ny']),
+    ],
+)  # fmt: skip
+def test_heads_of_csv_files(here, head, mark, names):
+    rows = "\n".join(mark.join(str(row + at / 4) for at in range(len(names))) for row in range(3))
+    for name in (
+        ("log.csv", "log") if "\n" not in "".join(names) else ("log.csv",)
+    ):  # also where no suffix says what it is
+        Path(name).write_text(f"{head}\n{rows}\n")
+        assert tables.read_names(Path(name)) == names
+        data = offlinerl.load_dataset(name, columns=dict(obs=names[:1], action=names[1:2]))
+        assert data.obs[:, 0].tolist() == [0, 1] and data.action[:, 0].tolist() == [0.25, 1.25]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_text_in_utf_16_says_how_to_save_it(here, refused, encoding):
+    text = "obs,action\n1,2\n3,4\n"
+    Path("log.csv").write_text(text if encoding == "utf-16" else "\ufeff" + text, encoding)
+    for more in ([], ["--columns", "obs=obs", "action=action"]):
+        assert "log.csv is a text in UTF-16: save it as UTF-8" in refused("datasets", "show", "log.csv", *more)
+
+
+def test_the_odd_one_among_true_and_false_is_named(here, refused):
+    Path("log.csv").write_text("obs,action,done\n1,2,True\n1,2,\n3,4,no\n3,4,False\n")
+    assert "column done must be numbers, but row 2 holds 'no'" in refused("datasets", "show", "log.csv")
+    Path("log.csv").write_text("obs,action,done\n1,2,0\n1,2,True\n3,4,1\n")
+    assert "column done must be numbers, but row 1 holds 'True'" in refused("datasets", "show", "log.csv")
+
+
+def test_a_long_cell_in_a_column_that_nobody_asks_for(here):
+    Path("log.csv").write_text("x,a,image\n" + f"1,2,{'A' * 200_000}\n" * 3)
+    assert len(offlinerl.load_dataset("log.csv", columns="obs=x action=a")) == 2
 
 
 # LeRobot
@@ -1096,6 +1241,42 @@ def test_faults_are_found_in_other_formats_too(here, capsys):
     assert "NaN or infinite values: obs in 1 rows, next_obs in 1 rows" in capsys.readouterr().out
     assert main(["datasets", "show", "lift.hdf5"]) == 1
     assert "demo_2: observations has NaN or infinite values in 1 rows" in capsys.readouterr().err
+
+
+def test_demonstrations_of_which_only_some_have_successors_are_sound(here):
+    path = robomimic(here / "lift.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data/demo_1/next_obs"], file["data/demo_4/next_obs"]
+    assert offlinerl.load_dataset(path).provenance["rows_dropped"] == 1 and validate(str(path)) == []
+    with h5py.File(path, "a") as file:
+        file["data/demo_2/next_obs/eef_pos"][1, 0] += 9
+    (found,) = validate(str(path))
+    assert found.kind == "jump" and found.rows.tolist() == [sum(len(one["action"]) for one in EPISODES[:2]) + 1]
+
+
+def test_successors_with_other_parts_are_a_fault(here, capsys):
+    path = robomimic(here / "lift.hdf5")
+    with h5py.File(path, "a") as file:
+        for number in range(len(EPISODES)):
+            del file[f"data/demo_{number}/next_obs/gripper"]
+    assert main(["datasets", "validate", str(path)]) == 1
+    assert "shape: next_observations have 2 numbers, and observations 3 numbers" in capsys.readouterr().out
+
+
+def test_words_among_observations_are_said_by_validate_too(here, refused):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lerobot(here / "play", episodes=EPISODES[:1])
+    path = here / "play/data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    words = pa.array([f"s{row}" for row in range(len(table))])
+    pq.write_table(table.set_column(table.column_names.index("observation.state"), "observation.state", words), path)
+    for command in ("show", "validate"):
+        assert "episode 0: observations must be numbers, but they are of type object" in refused(
+            "datasets", command, "play", "--obs-keys", "observation.state"
+        )
 
 
 def test_faults_are_named_by_their_rows_in_the_source(here, capsys):

@@ -1,8 +1,10 @@
 """Findings: each in a file that has it, in the rows that have it, and none in a sound one."""
 
 import io
+import json
 import re
 
+import gymnasium as gym
 import h5py
 import mujoco
 import numpy as np
@@ -13,7 +15,9 @@ from rich.console import Console
 from offlinerl import dataset_commands
 from offlinerl.data import listing, registry
 from offlinerl.data.describe import describe, plot
+from offlinerl.data.episode import Episode
 from offlinerl.data.load import load
+from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.registry import Entry
 from offlinerl.data.validate import validate
 from offlinerl.envs.antmaze import walls_of
@@ -104,6 +108,49 @@ def test_non_finite_values(tmp_path):
     columns["actions"][9, 0] = np.inf
     found = findings(tmp_path, columns)
     assert found["not finite"] == [3, 9]
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_too_large_for_what_a_dataset_keeps(tmp_path):
+    columns = sound()
+    columns["rewards"] = columns["rewards"].astype(np.float64)
+    columns["rewards"][[3, 9]] = 1e300
+    assert findings(tmp_path, columns) == {"not finite": [3, 9]}
+    with pytest.raises(UserError, match="rewards has NaN or infinite values in 2 rows, the first of them 3"):
+        load(str(tmp_path / "some.hdf5"))
+
+
+def test_what_loading_refuses_is_a_fault(tmp_path, capsys):
+    columns = sound() | dict(terminals=np.zeros(ROWS, bool), timeouts=np.ones(ROWS, bool))
+    columns.pop("next_observations")
+    assert findings(tmp_path, columns) == {"refused": []}
+    capsys.readouterr()
+    assert dataset_commands.validate(str(tmp_path / "some.hdf5")) == 1
+    out = "".join(capsys.readouterr().out.split("\n"))
+    assert out.startswith("fault: refused: ") and out.endswith(
+        "has a successor, so that there is nothing to learn from"
+    )
+
+
+def minari(tmp_path, observations, **metadata):
+    """A dataset of one episode of three steps, of which its metadata say something else."""
+    episode = Episode(observations, np.zeros((3, 1), np.float32), np.zeros(3), np.zeros(3, bool), np.zeros(3, bool), {})
+    boxes = (gym.spaces.Box(-9, 9, (size,), np.float32) for size in (2, 1))
+    names = ("observation_space", "action_space")
+    write_minari(tmp_path, [episode], dataset_id="test/some-v0", env_spec=None, **dict(zip(names, boxes, strict=True)))
+    about = tmp_path / "data/metadata.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | metadata))
+    return [(of.kind, of.message) for of in validate(str(tmp_path)) if of.fault]
+
+
+def test_all_observations_of_an_episode_are_looked_at_and_its_steps_are_those_promised(tmp_path):
+    shown = np.arange(8, dtype=np.float32).reshape(4, 2)
+    assert minari(tmp_path / "sound", shown) == []
+    ((kind, message),) = minari(tmp_path / "count", shown, total_steps=9)
+    assert kind == "refused" and "promises 9 steps" in message
+    shown[3, 1] = np.nan
+    ((kind, message),) = minari(tmp_path / "nan", shown)
+    assert kind == "refused" and "observations has NaN or infinite values in 1 rows, the first of them 3" in message
 
 
 def test_actions_out_of_range(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 from pendulum import empty_workplace
 
+import offlinerl
 from offlinerl.cli import main
 from offlinerl.data import registry, validate
 from offlinerl.data.d4rl import load_hdf5
@@ -78,6 +79,23 @@ def write(columns, path="some.hdf5"):
 
 def ends_every(length, rows=ROWS):
     return np.arange(rows) % length == length - 1
+
+
+@pytest.mark.parametrize("name", ["observations", "actions"])
+def test_columns_without_numbers_are_refused(name, refused):
+    """Of which no network can be made."""
+    columns = pendulum(**{name: np.zeros((ROWS, 0), np.float32)}, timeouts=ends_every(200))
+    np.savez("some.npz", **columns)
+    says = rf"{name} are of shape \(0,\), which holds no number"
+    for path in (write(columns), "some.npz"):
+        with pytest.raises(UserError, match=says):
+            load(path)
+        assert "holds no number" in refused("datasets", "validate", path)
+    arrays = dict(
+        obs=columns["observations"], action=columns["actions"], reward=columns["rewards"], terminated=np.zeros(ROWS)
+    )
+    with pytest.raises(UserError, match=r"of shape \(0,\), which holds no number"):
+        offlinerl.load_dataset(arrays)
 
 
 # ------------------------------------------------------------------------------------------------- where episodes end

@@ -202,6 +202,7 @@ def test_a_dataset_from_arrays(successors):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        (dict(obs={}), "the arrays lack obs; needed are"), (dict(obs=dict(a={})), "the arrays lack obs"),
         (dict(reward=None), "the arrays lack reward"), (dict(reward=np.zeros(3)), "unequal lengths"),
         (dict(obs=np.full((4, 1), np.nan)), "obs has NaN"),
         (dict(terminated=np.full(4, 0.5)), "terminated must be 0 or 1"),
@@ -445,6 +446,8 @@ def test_what_is_no_environment_for_the_data_is_refused(env, says, here):
 def test_data_that_is_none_is_refused(here):
     with pytest.raises(UserError, match="a dictionary of arrays or a dataset that Minari opened, not int"):
         offlinerl.fit("bc", 3, env=Room)
+    with pytest.raises(UserError, match="dataset must be a name, .* not NoneType"):
+        offlinerl.load_dataset(None)
     with pytest.raises(UserError, match="the arrays have unequal lengths"):
         offlinerl.fit("bc", walk() | dict(reward=np.zeros(3)), env=Room)
     with pytest.raises(UserError, match="the dataset's actions have shape"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from offlinerl.data.assemble import column_of
-from offlinerl.data.columns import as_flags, require_finite, single
+from offlinerl.data.columns import as_flags, require_filled, require_finite, single
 from offlinerl.data.dataset import Dataset
 from offlinerl.util.errors import UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
@@ -33,7 +33,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
         UserError: an array is missing or unknown, has another length, or holds what is not sound.
     """
     given = {field: of for field, of in arrays.items() if of is not None}
-    if missing := set(NEEDED) - set(given):
+    if missing := [field for field in NEEDED if not any(tree_leaves(given.get(field)))]:  # no part, or an empty one
         raise UserError(f"the arrays lack {min(missing)}; needed are {', '.join(NEEDED)}")
     if unknown := [str(field) for field in given if field not in KNOWN]:
         hint = did_you_mean(unknown[0], KNOWN, f"known are {', '.join(KNOWN)}")
@@ -49,6 +49,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     obs, action, rows = columns["obs"], columns["action"], lengths["action"]
     if not rows:
         raise UserError(f"{name} are empty: they have no rows")
+    require_filled(name, dict(obs=obs, action=action))
     terminated = as_flags(columns["terminated"], "terminated")
     truncated = as_flags(columns["truncated"], "truncated") if "truncated" in columns else np.zeros(rows, bool)
     last = terminated | truncated

@@ -10,10 +10,17 @@ import gymnasium
 import numpy as np
 
 from offlinerl.data.builder import Builder
-from offlinerl.data.columns import as_flags, as_observations, require_finite, require_one_length, single
+from offlinerl.data.columns import (
+    as_flags,
+    as_float32,
+    as_observations,
+    require_finite,
+    require_one_length,
+    single,
+)
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs import spaces
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import NoSteps, UserError
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 
@@ -56,7 +63,7 @@ def assemble(
         if part is not None:
             into.add(part)
     if not into.rows:
-        raise UserError(f"{source} holds no step with a successor, so that there is nothing to learn from")
+        raise NoSteps(f"{source} holds no step with a successor, so that there is nothing to learn from", rows)
     counts = dict(rows_in_source=rows, rows_dropped=rows - into.rows, action_dtype=str(np.result_type(*dtypes)))
     return into.finish(name, {**facts, **counts, "reward": "none"})
 
@@ -97,7 +104,7 @@ def _rows_of(source: str, steps: Steps) -> Dataset | None:
         log_prob = None if log_prob is None else log_prob[:T]
     if not T:
         return None
-    reward = reward.astype(np.float32)
+    reward = as_float32(reward)
     columns = dict(observations=obs, next_observations=next_obs, actions=action, rewards=reward, log_prob=log_prob)
     require_finite(where, columns, steps.rows)
     last = np.arange(T) == T - 1

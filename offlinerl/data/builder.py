@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from offlinerl.data.columns import blocks
+from offlinerl.data.columns import blocks, require_filled
 from offlinerl.data.dataset import COLUMNS, Dataset, write_about
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves
@@ -134,7 +134,8 @@ class Builder:
         """Put some rows behind those that are there.
 
         Raises:
-            UserError: their observations or actions have other shapes, or the disk has no room for what is expected.
+            UserError: their observations or actions have other shapes or no numbers, or the disk has no room for what
+                is expected.
         """
         self._require_like(part)
         moved = dict(at=part.at + self.observations, next_at=part.next_at + self.observations)
@@ -172,6 +173,7 @@ class Builder:
             what: {path: leaf.shape[1:] for path, leaf in tree_leaves(tree)}
             for what, tree in (("observations", part.observations), ("actions", part.action))
         }
+        require_filled(self.source or part.name, dict(observations=part.observations, actions=part.action))
         self.shapes = self.shapes or shapes
         for what, have in shapes.items():
             if have != (due := self.shapes[what]):

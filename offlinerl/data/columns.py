@@ -109,7 +109,22 @@ def as_observations(column: Any) -> np.ndarray:
     column = np.asarray(column)
     column = column[:, None] if column.ndim == 1 else column
     image = column.ndim >= 3 and column.dtype in (np.uint8, np.float32)
-    return column.astype(column.dtype if image else np.float32)
+    return column.copy() if image else as_float32(column)
+
+
+def as_float32(column: np.ndarray, copy: bool = True) -> np.ndarray:
+    """A column in float32. What is too large for it is infinite, which is refused, and needs no warning of numpy's."""
+    with np.errstate(over="ignore"):
+        return column.astype(np.float32, copy=copy)
+
+
+def require_filled(source: str, columns: Mapping[str, Tree]) -> None:
+    """Refuses columns ``[rows, ...]`` whose rows hold no number at all, of which no network can be made."""
+    for name, column in tree_leaves(columns):
+        if 0 in column.shape[1:]:
+            raise UserError(
+                f"{source}: {name} are of shape {column.shape[1:]}, which holds no number; write at least one a row"
+            )
 
 
 def require_finite(source: str, columns: Mapping[str, Tree], rows: np.ndarray | None = None) -> None:

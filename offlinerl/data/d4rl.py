@@ -19,6 +19,7 @@ from offlinerl.data.columns import (
     REWRITE,
     Finite,
     as_flags,
+    as_float32,
     as_observations,
     checked_actions,
     open_hdf5,
@@ -27,7 +28,7 @@ from offlinerl.data.columns import (
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import NoSteps, UserError
 
 Mode = Literal["lossless", "d4rl"]
 
@@ -100,7 +101,7 @@ def load_hdf5(
         else:
             keep = np.ones(rows, bool) if has_next else ~end | terminals
         if not keep.any():
-            raise UserError(f"{path}: no row has a successor, so that there is nothing to learn from")
+            raise NoSteps(f"{path}: no row has a successor, so that there is nothing to learn from", rows)
         count, finite, log_prob = int(keep.sum()), Finite(), None
         if LOG_PROB in file:
             log_prob = usable_log_prob(file[LOG_PROB][()], rows)
@@ -176,7 +177,7 @@ def open_d4rl(path: Path) -> Iterator[h5py.File]:
             listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
             raise UserError(f"{path}: its columns have unequal lengths ({listed}); cut or regenerate it")
         if not lengths["rewards"]:
-            raise UserError(f"{path} is empty: it has no rows")
+            raise NoSteps(f"{path} is empty: it has no rows")
         shapes = [columns[key].shape for key in ("observations", "next_observations") if key in columns]
         if len({shape[1:] or (1,) for shape in shapes}) > 1:
             raise UserError(
@@ -385,9 +386,7 @@ def _parts(
         behind = np.minimum(chosen + 1, len(block) - 1)  # no row follows the file's last one
         beyond = file["next_observations"][start : start + size][chosen] if has_next else block[behind]
         obs, next_obs = (as_observations(column) for column in (block[chosen], beyond))
-        action, reward = (
-            file[name][start : start + size][chosen].astype(np.float32) for name in ("actions", "rewards")
-        )
+        action, reward = (as_float32(file[name][start : start + size][chosen]) for name in ("actions", "rewards"))
         rows, reward = start + chosen, reward.reshape(-1)
         columns = dict(observations=obs, next_observations=next_obs, actions=action, rewards=reward)
         sound &= finite.see(columns, rows)

@@ -79,6 +79,7 @@ def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str
         origin += f" from {', '.join(str(source['name']) for source in facts['sources'])}"
     elif facts.get("file"):
         origin += f" {facts['file']}" + (f", {len(facts['files'])} files" if "files" in facts else "")
+        origin += f", and {len(facts['empty_files'])} more without a step" if "empty_files" in facts else ""
     lines.append(("from", origin))
     if isinstance(made := facts.get("provenance"), dict) and "format" in made:
         of = [str(source["name"]) for source in made.get("sources", ())] or [str(made.get("file", ""))]

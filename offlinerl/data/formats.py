@@ -18,7 +18,7 @@ from offlinerl.data.builder import Builder
 from offlinerl.data.dataset import ABOUT, Dataset
 from offlinerl.data.mapping import Columns, known_columns
 from offlinerl.data.registry import Entry
-from offlinerl.util.errors import UserError, reading
+from offlinerl.util.errors import UNSOUND, NoSteps, UserError, reading
 
 NAMES = dict(
     robomimic="robomimic HDF5", ogbench="OGBench npz", d3rlpy="d3rlpy HDF5", lerobot="LeRobot", table="table",
@@ -59,7 +59,8 @@ def kind_of(path: Path, columns: Columns | None = None) -> str:
         return "table"
     if begin.startswith(b"PK\x03\x04"):
         return _of_npz(path, columns)
-    named = path.suffix.lower() in (".csv", ".tsv") and b"\0" not in begin  # which may have no rows yet
+    texts = b"\0" not in begin or begin.startswith(tables.UTF_16)
+    named = path.suffix.lower() in (".csv", ".tsv") and texts  # which may have no rows yet
     return "table" if named or _is_text_table(begin) else "d4rl"
 
 
@@ -77,8 +78,8 @@ def _of_npz(path: Path, columns: Columns | None) -> str:
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = set(archive.files)
-    except (OSError, ValueError):  # an archive of something else
-        return "d4rl"
+    except (*UNSOUND, OSError):  # a part of a file, which the reader says, or an archive of something else
+        return "table" if path.suffix.lower() == ".npz" else "d4rl"
     maybe = names.issuperset(recordings.OGBENCH) and columns is None and known_columns(path) is None
     return "ogbench" if maybe and recordings.ogbench_layout(path) else "table"
 
@@ -91,6 +92,7 @@ def _is_text_table(begin: bytes) -> bool:
         if error.start < len(begin) - 4:  # not a letter that was cut in two
             return False
         lines = begin[: error.start].decode("utf-8-sig").splitlines()
+    lines = [line for line in lines if line.strip()]
     if len(lines) < 2 or lines[0].lstrip()[:1] in "{[<" or "\0" in lines[0]:
         return False
     return tables.delimiter_of(lines[0]) in lines[0] or lines[0].replace("_", "").isalnum()
@@ -159,7 +161,11 @@ def several(files: Sequence[Path], entry: Entry) -> Iterator[tuple[Path, Entry]]
         if kind_of(file, entry.columns) != "table":
             yield file, entry
             continue
-        its = tables.resolved(tables.read_names(file), columns_of(file, entry), str(file))
+        try:
+            its = tables.resolved(tables.read_names(file), columns_of(file, entry), str(file))
+        except NoSteps:  # not even a head, which its reader says again
+            yield file, entry
+            continue
         first = first or (file, its)
         for field in {**first[1], **its}.keys() - {"log_prob"}:
             due, found = (set(of.get(field, ())) for of in (first[1], its))

@@ -23,7 +23,7 @@ from offlinerl.data.on_disk import through_cache
 from offlinerl.data.registry import Entry
 from offlinerl.data.rewards import with_reward
 from offlinerl.util.display import Display
-from offlinerl.util.errors import UserError, either, reading
+from offlinerl.util.errors import NoSteps, UserError, counted, either, reading
 from offlinerl.util.trees import tree_leaves
 
 
@@ -126,14 +126,21 @@ def _read(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
 
 
 def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
-    """The files of a folder or a pattern, one after another."""
-    files = formats.files_of(path)
+    """The files of a folder or a pattern, one after another. Those without a step are left out, as episodes without one
+    are, and counted: a log that was begun and stopped at once."""
     if entry.columns is None and (known := known_columns(path)):
         entry = replace(entry, columns=known)
     facts: list[dict[str, Any]] = []
+    files, empty, rows = [], [], 0
     made: list[Made] = []
-    for file, one in formats.several(files, entry):
-        part = _read(file, one, mode, into.part())
+    for file, one in formats.several(formats.files_of(path), entry):
+        try:
+            part = _read(file, one, mode, into.part())
+        except NoSteps as error:
+            empty.append(file.name)
+            rows += error.rows
+            continue
+        files.append(file)
         facts.append(part.provenance)
         if len(kinds := {fact["format"] for fact in facts}) > 1:
             raise UserError(
@@ -143,12 +150,14 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
         require_same_parts(str(files[0]), made[0], str(file), made[-1])
         into.add(part)
         into.drop()
-    total = {name: sum(fact[name] for fact in facts) for name in ("rows_in_source", "rows_dropped")}
+    if not files:
+        raise NoSteps(f"none of the {counted(len(empty), 'file')} of {path} holds a step to learn from", rows)
+    total = {name: sum((fact[name] for fact in facts), rows) for name in ("rows_in_source", "rows_dropped")}
     about = {**facts[0], **total, "file": str(path), "files": [file.name for file in files]}
     if "columns" in about:
         about["columns"] = formats.columns_of(files[0], entry)
     about["action_dtype"] = str(np.result_type(*(fact["action_dtype"] for fact in facts)))
-    return into.finish(entry.name, about)
+    return into.finish(entry.name, about | (dict(empty_files=empty) if empty else {}))
 
 
 def locate(entry: Entry) -> Path:

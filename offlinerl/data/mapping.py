@@ -28,14 +28,18 @@ def parse_columns(words: Sequence[str] | Mapping[str, Any]) -> Columns:
     """A mapping of columns from ``obs=a,b action=u``, or from a mapping of names or lists of them.
 
     Raises:
-        UserError: a field is unknown or without a name, or the observation or the action is missing.
+        UserError: a field is unknown, given twice or without a name, or the observation or the action is missing.
     """
     if isinstance(words, str):
         words = words.split()
     if not isinstance(words, Mapping):
-        pairs = [word.partition("=") for word in words]
-        if bad := [word for word, equals, _ in pairs if not equals]:
+        listed = words if isinstance(words, Sequence) else [words]
+        if bad := [word for word in listed if not isinstance(word, str) or "=" not in word]:
             raise UserError(f"--columns takes FIELD=NAME,NAME words and not {bad[0]!r}, {EXAMPLE}")
+        pairs = [word.partition("=") for word in listed]
+        fields = [field for field, _, _ in pairs]
+        if twice := [field for field in fields if fields.count(field) > 1]:
+            raise UserError(f"--columns names {twice[0]} twice; give all its columns at once, as in {twice[0]}=x,y")
         words = {field: names for field, _, names in pairs}
     found: Columns = {}
     for field, names in words.items():
@@ -72,7 +76,8 @@ def known_columns(path: Path) -> Columns | None:
             try:
                 return parse_columns(yaml.safe_load(place.read_text("utf-8")))
             except (yaml.YAMLError, UnicodeDecodeError, TypeError, UserError) as error:
-                raise UserError(f"{place} does not say what the columns are: {error}; repair or delete it") from error
+                why = str(error).splitlines()[0]  # YAML shows the place in lines of its own
+                raise UserError(f"{place} does not say what the columns are: {why}; repair or delete it") from error
     return None
 
 

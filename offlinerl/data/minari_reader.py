@@ -20,6 +20,7 @@ from offlinerl.data.columns import (
     LOG_PROB,
     LOG_PROB_INFO,
     as_flags,
+    as_float32,
     as_observations,
     checked_actions,
     open_hdf5,
@@ -156,7 +157,7 @@ def _joined(episodes: Sequence[_Episode]) -> Dataset:
     last[ends - 1] = True
     return Dataset(
         tree_map(lambda *leaves: as_observations(np.concatenate(leaves)), *observations), at, at + 1,
-        np.concatenate(actions).astype(np.float32, copy=False), np.concatenate(rewards).astype(np.float32, copy=False),
+        as_float32(np.concatenate(actions), copy=False), as_float32(np.concatenate(rewards), copy=False),
         np.concatenate(terminations), last, log_prob=None if log_probs[0] is None else np.concatenate(log_probs),
     )  # fmt: skip
 

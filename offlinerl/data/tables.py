@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
-import io
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from offlinerl.data.assemble import Steps, observed
-from offlinerl.data.columns import BLOCK, as_flags, single
+from offlinerl.data.columns import BLOCK, as_flags, require_filled, single
 from offlinerl.data.d4rl import CUT, END, EPISODE, MASKS, TERMINAL
 from offlinerl.data.mapping import EXAMPLE, Columns
-from offlinerl.util.errors import UserError, did_you_mean, reading
+from offlinerl.util.errors import NoSteps, UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_map
 
 USUAL: dict[str, tuple[str, ...]] = dict(
@@ -36,6 +37,12 @@ USUAL: dict[str, tuple[str, ...]] = dict(
 """What columns are taken for where nothing says so, the first name or pattern that the table has."""
 
 DELIMITERS = ",\t;|"
+
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""How texts begin that other programs save as "Unicode"."""
+
+TRUTH = {"true": 1, "false": 0, "": None}
+"""What the cells of a column of True and False are; a blank one is neither."""
 
 
 def read_names(path: Path) -> list[str]:
@@ -71,7 +78,10 @@ def table_episodes(
     chosen = resolved(names, columns, where)
     wanted = list(dict.fromkeys(name for found in chosen.values() for name in found))
     if path is None:
-        table = {name: _array_of(source[name]) for name in wanted}
+        table = {}
+        for name in wanted:
+            with reading(f"the column {name}", "give every row as many numbers"):
+                table[name] = _array_of(source[name])
     else:
         numbers = {name for field, found in chosen.items() if field != "episode" for name in found}
         table = _table(path, wanted, set(chosen.get("episode", ())) - numbers)
@@ -140,7 +150,7 @@ def _episodes(
         raise UserError(f"{where}: unequal lengths: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
     rows = len(next(iter(table.values())))
     if not rows:
-        raise UserError(f"{where} is empty: it has no rows")
+        raise NoSteps(f"{where} is empty: it has no rows")
 
     def numbers(names: Sequence[str]) -> np.ndarray:
         columns = [_as_numbers(table[name]) for name in names]
@@ -170,6 +180,7 @@ def _episodes(
         return step
 
     obs, next_obs, action = parts("obs"), parts("next_obs"), numbers(chosen["action"])
+    require_filled(where, dict(actions=action))  # without any, none would look as if it were missing
     if next_obs and next_obs.keys() == obs.keys():
         next_obs = {name: next_obs[name] for name in obs}
     log_prob = single(numbers(chosen["log_prob"]), f"{where}: log_prob") if "log_prob" in chosen else None
@@ -267,7 +278,38 @@ def _array_of(column: Any) -> np.ndarray:
     array = np.asarray(column)
     if array.dtype.kind == "f" and getattr(getattr(column, "dtype", None), "kind", "f") in ("i", "u"):
         return np.asarray(column.astype(object))
-    return array
+    return _stacked(array) if array.dtype.kind == "O" and array.ndim == 1 else array
+
+
+def _stacked(cells: np.ndarray) -> np.ndarray:
+    """Cells ``[N]`` that are lists or arrays of one length as ``[N, length]``, and nothing where one is missing; others
+    as they are.
+
+    Raises:
+        ValueError: they have several lengths.
+    """
+    known = np.array([isinstance(cell, list | tuple | np.ndarray) for cell in cells], bool)
+    if not known.any() or not _blank(cells[~known]).all():
+        return cells
+    rows = [np.asarray(cell) for cell in cells[known]]
+    _require_one_length(sorted({len(row) for row in rows}))
+    return _with_gaps(np.stack(rows), known)
+
+
+def _require_one_length(lengths: Sequence[int | None]) -> None:
+    if len(lengths) > 1 or lengths[0] is None:
+        raise ValueError(f"its rows hold lists of unequal lengths: {', '.join(map(str, lengths[:5]))}")
+
+
+def _with_gaps(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Rows where they are known, ``[N]`` bool, and nothing elsewhere: NaN, or None among whole numbers, which are no
+    fractions."""
+    if known.all():
+        return rows
+    nothing, dtype = (None, object) if rows.dtype.kind in "biu" else (np.nan, rows.dtype)
+    found = np.full((len(known), *rows.shape[1:]), nothing, dtype)
+    found[known] = rows
+    return found
 
 
 def _blank(column: np.ndarray) -> np.ndarray:
@@ -298,12 +340,17 @@ def _lacking(action: np.ndarray) -> np.ndarray:
 
 
 def _first_word(column: np.ndarray) -> str:
-    for row, value in enumerate(column):
-        try:
-            float(value)
-        except (TypeError, ValueError):
-            return f"{row} holds {str(value)!r:.40}"
-    return "0 holds something else"
+    """The first row that is no number, and rather none of those that are True or False."""
+    words = [row for row, value in enumerate(column) if not _is_number(value)]
+    odd = [row for row in words if str(column[row]).lower() not in TRUTH]
+    return next((f"{row} holds {str(column[row])!r:.40}" for row in odd or words), "0 holds something else")
+
+
+def _is_number(value: Any) -> bool:
+    with suppress(TypeError, ValueError):
+        float(value)
+        return True
+    return False
 
 
 def _table(path: Path, wanted: Sequence[str], words: Collection[str] = ()) -> dict[str, Any]:
@@ -317,6 +364,8 @@ def _table(path: Path, wanted: Sequence[str], words: Collection[str] = ()) -> di
         if magic[:2] == b"PK":
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in wanted} if wanted else dict.fromkeys(archive.files)
+        if magic.startswith(UTF_16):
+            raise UserError(f"{path} is a text in UTF-16: save it as UTF-8")
         return _csv(path, wanted, words)
 
 
@@ -330,9 +379,12 @@ def _parquet(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
 
 
 def _with_missing(column: Any) -> np.ndarray:
-    """As ``from_arrow``, but whole numbers of which some are missing as objects, and not as fractions."""
+    """As ``from_arrow``, but whole numbers of which some are missing as objects, and not as fractions; and lists may be
+    missing."""
     if column.null_count and str(column.type).startswith(("int", "uint")):
         return np.array(column.to_pylist(), object)
+    if 0 < column.null_count < len(column) and _is_lists(column):
+        return _with_gaps(from_arrow(column.drop_null()), column.is_valid().to_numpy(zero_copy_only=False))
     return from_arrow(column)
 
 
@@ -357,25 +409,44 @@ def from_arrow(column: Any) -> np.ndarray:
     """
     import pyarrow.compute as pc
 
-    if "list" not in str(column.type).partition("<")[0] or not len(column):
+    if not _is_lists(column) or not len(column):
         return column.to_numpy(zero_copy_only=False)
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
-    if len(lengths) > 1 or lengths == [None]:
-        raise ValueError(f"its rows hold lists of unequal lengths: {', '.join(map(str, lengths[:5]))}")
+    _require_one_length(lengths)
     inner = from_arrow(pc.list_flatten(column))
     return inner.reshape(len(column), lengths[0], *inner.shape[1:])
 
 
+def _is_lists(column: Any) -> bool:
+    return "list" in str(column.type).partition("<")[0]
+
+
 def delimiter_of(line: str) -> str:
-    """What separates the columns of a CSV file, by its first line."""
-    return max(DELIMITERS, key=line.count)
+    """What separates the columns of a CSV file, by its first line; what is within quotes does not."""
+    return max(DELIMITERS, key=re.sub('"[^"]*"', "", line).count)
+
+
+def _head(file: TextIO) -> str:
+    """The first line that is not blank, and those behind it up to where its quotes are closed."""
+    head = ""
+    for line in file:
+        head += line
+        if head.strip() and head.count('"') % 2 == 0:
+            break
+    return head
+
+
+csv.field_size_limit(1 << 30)  # a cell may hold an image in letters, in a column that nobody asks for
 
 
 def _csv(path: Path, wanted: Sequence[str], words: Collection[str]) -> dict[str, Any]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        first = file.readline()
-        delimiter = delimiter_of(first)
-        names = [name.strip() for name in next(csv.reader(io.StringIO(first), delimiter=delimiter), [])]
+        delimiter = delimiter_of(_head(file))
+        file.seek(0)
+        rows = _rows(file, delimiter)
+        names = [name.strip() for name in next((row for row in rows if any(map(str.strip, row))), [])]
+        if not names:
+            raise NoSteps(f"{path} is empty: it has no rows")
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"its header names the column {twice!r} twice")
@@ -385,7 +456,7 @@ def _csv(path: Path, wanted: Sequence[str], words: Collection[str]) -> dict[str,
         as_written = [name in words for name in wanted]
         blocks: list[list[np.ndarray]] = [[] for _ in wanted]
         block: list[list[str]] = []
-        for number, row in enumerate(csv.reader(file, delimiter=delimiter)):
+        for number, row in enumerate(rows):
             if not row:
                 continue
             if len(row) != len(names):
@@ -396,6 +467,21 @@ def _csv(path: Path, wanted: Sequence[str], words: Collection[str]) -> dict[str,
                 block = []
         _store(block, blocks, as_written)
     return {name: _joined(of) for name, of in zip(wanted, blocks, strict=True)}
+
+
+def _rows(file: TextIO, delimiter: str) -> Iterator[list[str]]:
+    """The cells of every row, the head first.
+
+    Raises:
+        ValueError: a quote is not closed, which would take the rows behind it for a cell.
+    """
+    reader, begin = csv.reader(file, delimiter=delimiter, strict=True), 1
+    try:
+        for row in reader:
+            yield row
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"the row that begins in line {begin} has a quote too many or too few: {error}") from error
 
 
 def _store(block: list[list[str]], blocks: list[list[np.ndarray]], as_written: Sequence[bool]) -> None:
@@ -417,9 +503,8 @@ def _converted(cells: Sequence[str]) -> np.ndarray:
             return found
     with suppress(ValueError):
         return np.array([cell or "nan" for cell in cells], np.float64)
-    words = {"true": 1, "false": 0, "": 0}
     lower = [cell.lower() for cell in cells]
-    return np.array([words[cell] for cell in lower]) if set(lower) <= set(words) else np.array(cells)
+    return np.array([TRUTH[cell] for cell in lower]) if set(lower) <= set(TRUTH) else np.array(cells)
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,23 +15,25 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from offlinerl.data import d4rl, formats, load, minari_reader, registry, scales
-from offlinerl.data.columns import as_flags, nonfinite_rows, open_hdf5, single
+from offlinerl.data.assemble import Steps, column_of
+from offlinerl.data.builder import Builder
+from offlinerl.data.columns import as_flags, as_float32, nonfinite_rows, open_hdf5, require_filled, single
 from offlinerl.data.dataset import near
 from offlinerl.data.mapping import known_columns
 from offlinerl.data.registry import Entry
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make
-from offlinerl.util.errors import UserError, reading
+from offlinerl.util.errors import NoSteps, UserError, reading
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 
 class Finding(NamedTuple):
     """Something wrong with a dataset, or worth a look. Its kind is one of: unequal lengths, not finite, shape, action
-    range, duplicates, jump, overlapping ends, missing end, scales."""
+    range, duplicates, jump, overlapping ends, missing end, scales, refused."""
 
     kind: str
     message: str  # one sentence
-    rows: np.ndarray  # the rows concerned, counted from 0 in the source
+    rows: np.ndarray  # the rows concerned, counted from 0 in the source; none if it is refused
     fault: bool = True  # False for a note on what may well be meant
 
 
@@ -53,13 +55,13 @@ class _Columns(NamedTuple):
 
 
 def validate(entry: Entry | str) -> list[Finding]:
-    """Checks a dataset, by entry, name or file, before it is loaded, which would refuse much of what is reported here:
-    faults and notes, and nothing for a sound dataset.
+    """Checks a dataset, by entry, name or file: faults and notes, and nothing for a sound dataset. What loading refuses
+    is a fault, whatever it is.
 
     Raises:
         UserError: the source cannot be read at all.
     """
-    entry = registry.resolve(entry) if isinstance(entry, str) else entry
+    entry = asked = registry.resolve(entry) if isinstance(entry, str) else entry
     path = load.locate(entry)
     kind = formats.kind_of(path, entry.columns)
     if kind == "written":
@@ -70,12 +72,18 @@ def validate(entry: Entry | str) -> list[Finding]:
         entry = replace(entry, split=split, overlong=said or entry.overlong)
     with reading(f"the dataset {path}", "get or write it again"):
         columns = dict(minari=_minari_columns, d4rl=_d4rl_columns).get(kind, partial(_steps_columns, kind))(path, entry)
-        env = _spaces(entry)
-        action_space = _with_bounds(env and env[1], path, kind)
-    if isinstance(columns, Finding):
-        return [columns]
+        if isinstance(columns, Finding):
+            return [columns]
+        require_filled(str(path), dict(observations=columns.obs, actions=columns.action))
+        findings = _found(columns, entry, path, kind)
+    return findings if any(finding.fault for finding in findings) else findings + _refused(path, asked)
+
+
+def _found(columns: _Columns, entry: Entry, path: Path, kind: str) -> list[Finding]:
+    """What the checks find in a source, by its own rows."""
+    env = _spaces(entry)
     unfit = _unfit(columns, entry.env_id, *env) if env else []
-    findings = [_not_finite(columns), *unfit, _outside(columns, action_space)]
+    findings = [_not_finite(columns), *unfit, _outside(columns, _with_bounds(env and env[1], path, kind))]
     findings += [_duplicates(columns), _late_terminals(columns, entry.split), _far_apart(columns)]
     sure = kind != "minari" and not (entry.overlong or entry.split)
     findings += [_too_long(columns, entry.steps_allowed if sure else entry.max_episode_steps, sure)]
@@ -86,6 +94,15 @@ def validate(entry: Entry | str) -> list[Finding]:
     if columns.rows is not None:
         findings = [finding._replace(rows=np.sort(columns.rows[finding.rows])) for finding in findings]
     return [finding for finding in findings if len(finding.rows)]
+
+
+def _refused(path: Path, entry: Entry) -> list[Finding]:
+    """What loading says of a dataset that it refuses, if no other check finds why."""
+    try:
+        load._read(path, entry, "lossless", Builder(str(path)))
+    except UserError as error:
+        return [Finding("refused", str(error), np.empty(0, int))]
+    return []
 
 
 def _d4rl_columns(path: Path, entry: Entry) -> _Columns | Finding:
@@ -130,20 +147,33 @@ def _steps_columns(kind: str, path: Path, entry: Entry) -> _Columns:
     episodes, total = [], 0
     for file, one in files:
         before = total
-        for steps in formats.episodes_of(_kind_of_one(file, one), file, one):
-            T = len(steps.action)
-            rows = total + np.arange(T) if steps.rows is None else before + steps.rows
-            total = max(total, rows.max(initial=-1) + 1)
-            if not T:
-                continue
-            obs, next_obs = (tree_map(lambda leaf, T=T: leaf[:T], tree) for tree in (steps.obs, steps.next_obs))
-            terminated = as_flags(np.asarray(steps.terminated), f"{file}, {steps.place}: terminations")
-            truncated = (np.arange(T) == T - 1) & ~terminated
-            reward, action = single(steps.reward, f"{file}, {steps.place}: rewards"), np.reshape(steps.action, (T, -1))
-            episodes.append(_Columns(obs, action, reward, terminated, truncated, next_obs, rows[:T]))
+        with suppress(NoSteps):  # a file of several that was begun and stopped at once
+            for steps in formats.episodes_of(_kind_of_one(file, one), file, one):
+                T = len(steps.action)
+                rows = total + np.arange(T) if steps.rows is None else before + steps.rows
+                total = max(total, rows.max(initial=-1) + 1)
+                if T:
+                    episodes.append(_of_steps(steps, f"{file}, {steps.place}", rows[:T]))
     if not episodes:
         raise UserError(f"{path} is empty: it has no episode")
+    if any(one.next_obs is not None for one in episodes):  # where others have none, they go on with the next row
+        episodes = [one if one.next_obs is not None else _with_next_rows(one) for one in episodes]
     return tree_map(lambda *parts: np.concatenate(parts), *episodes)
+
+
+def _of_steps(steps: Steps, where: str, rows: np.ndarray) -> _Columns:
+    """The steps of an episode, at least one, as it is; ``rows`` are theirs in the source."""
+    T, kept = len(rows), partial(column_of, what=f"{where}: observations")
+    obs, next_obs = (tree_map(lambda leaf: kept(leaf[:T]), tree) for tree in (steps.obs, steps.next_obs))
+    terminated = as_flags(np.asarray(steps.terminated), f"{where}: terminations")
+    truncated = (np.arange(T) == T - 1) & ~terminated
+    reward, action = single(steps.reward, f"{where}: rewards"), np.reshape(steps.action, (T, -1))
+    return _Columns(obs, action, reward, terminated, truncated, next_obs, rows)
+
+
+def _with_next_rows(columns: _Columns) -> _Columns:
+    """Columns of an episode, whose last row is its own successor."""
+    return columns._replace(next_obs=tree_map(lambda leaf: np.concatenate([leaf[1:], leaf[-1:]]), columns.obs))
 
 
 def _kind_of_one(file: Path, entry: Entry) -> str:
@@ -201,11 +231,16 @@ def _sizes(shapes: Tree) -> str:
 
 
 def _not_finite(columns: _Columns) -> Finding:
-    bad = {name: nonfinite_rows(column) for name, column in tree_leaves(columns)}
+    bad = {name: nonfinite_rows(_as_kept(column)) for name, column in tree_leaves(columns)}
     bad = {name: rows for name, rows in bad.items() if len(rows)}
     listed = ", ".join(f"{name} in {len(rows)} rows" for name, rows in bad.items())
     rows = np.unique(np.concatenate([*bad.values(), np.empty(0, int)]))
     return Finding("not finite", f"there are NaN or infinite values: {listed}", rows)
+
+
+def _as_kept(column: np.ndarray) -> np.ndarray:
+    """Numbers as a dataset keeps them, in which some are infinite that were not in the source."""
+    return as_float32(column) if column.dtype == np.float64 else column
 
 
 USUAL = 0.1
@@ -255,6 +290,10 @@ def _jumps(columns: _Columns, split: str | None) -> Finding:
     end = columns.truncated if split else columns.terminated | columns.truncated
     inside = ~end[:-1]
     if columns.next_obs is not None:
+        have, due = (tree_map(lambda leaf: leaf.shape[1:], tree) for tree in (columns.next_obs, columns.obs))
+        if have != due:
+            message = f"next_observations have {_sizes(have)}, and observations {_sizes(due)}"
+            return Finding("shape", message, np.arange(len(columns.reward)))
         jump = np.zeros_like(inside)
         for (_, successor), (_, here) in zip(tree_leaves(columns.next_obs), tree_leaves(columns.obs), strict=True):
             jump |= inside & ~near(successor[:-1], here[1:])

@@ -139,6 +139,23 @@ def alone(folder: Path, busy: str | None = None) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def swept(path: Path) -> Iterator[None]:
+    """For a while in which ``path`` is written by ``atomic_write``: deletes what a writer of it that was killed left
+    there, see ``sweep``, unless another process is writing into the folder just now, for which none waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # another holds it, or a network's file system may lock no folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            sweep(path.parent, path.name)
+        with suppress(OSError):  # shared among writers
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _replace(new: Path, path: Path) -> None:
     """Renames ``new`` to ``path``. A folder cannot be renamed onto another, so the old one steps back first,
     and returns if the new one cannot take its place."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import errno
 import shlex
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -22,11 +25,20 @@ class WrongUsage(UserError):
     status = 2
 
 
+class NoSteps(UserError):
+    """A source holds no step to learn from, as some logs of a folder may; it has so many ``rows`` in spite of that."""
+
+    def __init__(self, message: str, rows: int = 0):
+        super().__init__(message)
+        self.rows = rows
+
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a file cannot grow."""
 
 UNSOUND = (
     LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError, MemoryError,
+    EOFError, zipfile.BadZipFile, zlib.error, csv.Error,
 )  # fmt: skip
 """What Python raises at content that is not as it should be."""
 
