@@ -144,7 +144,7 @@ def _write_minari(
             metadata=metadata,
             overwrite=overwrite,
         )
-    console.print(f"{dataset_id}: {len(dataset)} transitions in {path}")
+    console.print(f"{dataset_id}: {len(dataset):,} transitions in {path}")
 
 
 def export(
@@ -181,7 +181,7 @@ def export(
             raise UserError(f"{name} does not say how many steps a second it has, as LeRobot must know: give --fps")
         with swept(file):
             writers.write_lerobot(_chained(dataset), file, fps, entry.name, overwrite)
-    console.print(f"{entry.name}: {len(dataset)} transitions in {file}")
+    console.print(f"{entry.name}: {len(dataset):,} transitions in {file}")
     return file
 
 
@@ -211,7 +211,7 @@ def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> 
         hdf5.attrs["provenance"] = json.dumps(dataset.provenance, default=str)
         hdf5.attrs[ENDS] = "timeouts" if beyond else "terminals and timeouts"
         hdf5.attrs["task"] = json.dumps(dict(env=entry.env, obs_keys=keys and list(keys)))
-    console.print(f"{name}: {len(dataset)} transitions in {file}")
+    console.print(f"{name}: {len(dataset):,} transitions in {file}")
     return file
 
 

@@ -220,14 +220,28 @@ def test_the_renderer_is_chosen_and_said_once():
         "import os\nfrom offlinerl.envs import rendering\n"
         "rendering.attempt = lambda backend: rendering.Renderer(backend, 'llvmpipe (LLVM)')\n"
         "a, b = rendering.choose(), rendering.choose()\n"
+        "rendering.say_of_software(a, 'be quick'), rendering.say_of_software(b, 'be quick')\n"
         "print(a is b, a.software, a.backend, os.environ['MUJOCO_GL'])"
     )
     said, last = in_a_process(code).stdout.strip().splitlines()
-    assert last == "True True osmesa osmesa" and "no GPU draws here" in said
+    assert last == "True True osmesa osmesa" and "no GPU draws here" in said and "slow; be quick" in said
     gpu = code.replace("'llvmpipe (LLVM)'", "'NVIDIA H100/PCIe'")
     assert in_a_process(gpu).stdout.strip() == "True False egl egl"  # the first that a GPU draws
     broken = code.replace("rendering.Renderer(backend, 'llvmpipe (LLVM)')", "'no such library'")
     assert "egl: no such library; osmesa: no such library" in in_a_process(broken).stderr
+
+
+def test_a_film_of_a_simulator_needs_no_screen():
+    """And what draws it is chosen before the episodes are played."""
+    code = (
+        "import offlinerl\nfrom offlinerl.envs import rendering\nfrom offlinerl.envs.make import Pool\n"
+        "from offlinerl.evaluation import video\n"
+        "pool = Pool({'id': 'Hopper-v5'}, 1)\nvideo.prepare(pool)\npool.close()\n"
+        "pool = Pool({'id': 'Hopper-v5'}, 1, render_mode='rgb_array')\npool.reset({0: 0})\n"
+        "print(pool.envs[0].render().std() > 5)\npool.close()"
+    )
+    done = in_a_process(code, DISPLAY="")
+    assert done.stdout.splitlines()[-1] == "True", done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -222,6 +222,10 @@ def test_what_holds_no_run_is_told_apart_from_what_is_unfinished(tmp_path, capsy
         assert main(["report", str(folder)]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert says in line and str(folder) in line and (folder is begun or "--resume" not in line)
+    (collected := tmp_path / "collected").mkdir()
+    (collected / "collection.json").touch()
+    assert main(["report", str(collected)]) == 1
+    assert "go on with the `offlinerl collect` that began it, and --resume" in capsys.readouterr().err
     finished(tmp_path / "b")
     assert main(["report", str(tmp_path)]) == 0
     assert f"Left out, for they are not finished: {begun}." in capsys.readouterr().out
@@ -286,6 +290,19 @@ def test_settings_that_only_differ_between_tasks_make_no_other_agent(tmp_path):
     groups = groups_of([read(folder) for folder in find([tmp_path])])
     assert {row.name for group in groups for row in group.rows} == {"xql", "bc"}
     assert [overall.names for overall in overall_of(groups)] == [("bc", "xql")]
+
+
+def test_a_report_that_is_written_again_has_nothing_of_the_one_before(tmp_path):
+    for name, agent in (("one", "xql"), ("two", "bc")):
+        finished(tmp_path / name, agent, dataset=name)
+    out = tmp_path / "out"
+    report = ["report", "--out", str(out)]
+    assert main([*report, str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    before = {path.name for path in out.rglob("*.*")}
+    (out / "pictures" / "mine.txt").write_text("mine")
+    assert main([*report, str(tmp_path / "one")]) == 0
+    after = {path.name for path in out.rglob("*.*")}
+    assert "two-normalized.png" in before - after and "one-normalized.png" in after and "mine.txt" in after
 
 
 def test_every_value_has_a_best_evaluation_of_its_own():

@@ -206,6 +206,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         for endings, kind in OTHER_FORMATS.items():
             if path.suffix.lower() in endings:
                 raise UserError(f"{path} is {kind}, and in no format that is read; {REWRITE}") from error
-        raise UserError(f"{path} is not an HDF5 file, or only a part of one; download or write it again") from error
+        if path.suffix.lower() in ("", ".hdf5", ".h5", ".hdf", ".npz", ".parquet"):
+            raise UserError(f"{path} is not an HDF5 file, or only a part of one; download or write it again") from error
+        raise UserError(f"{path} is in no format that is read: HDF5, npz, CSV, Parquet or a folder of them") from error
     with file, reading(str(path), "download or write it again"):
         yield file

@@ -14,6 +14,7 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.mapping import in_words
 from offlinerl.data.registry import Entry
+from offlinerl.data.rewards import IN_WORDS
 from offlinerl.envs.antmaze import walls_of
 from offlinerl.envs.make import make
 from offlinerl.util.display import unit_of
@@ -93,6 +94,8 @@ def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str
     if entry is not None:
         lines.append(("environment", entry.env_id or "not named"))
         lines.append(("score", unit_of(entry.score_kind)))
+        if entry.reward != "none":
+            lines.append(("learnt from", f"rewards by the rule {entry.reward}: {IN_WORDS[entry.reward]}"))
         more = dict(licence=entry.licence, citation=entry.citation, note=entry.note)
         lines += [(label, " ".join(text.split())) for label, text in more.items() if text]
     return lines

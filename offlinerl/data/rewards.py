@@ -59,6 +59,14 @@ REWARDS = {
 }
 """Training rewards by rule. Scores always come from the environment's own."""
 
+IN_WORDS = dict(
+    scale_by_return_range="1000 / (highest return - lowest) times as large",
+    minus_one="less 1",
+    hundredfold="100 times as large",
+    count="the tasks that are done so far",
+)
+"""What becomes of a reward by each rule that changes it."""
+
 
 class OnlineReward(NamedTuple):
     """The environment's rewards as those that a dataset is trained with: plain data, so that a checkpoint may hold it.

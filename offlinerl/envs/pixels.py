@@ -86,6 +86,7 @@ class Pixels(gym.Wrapper, gym.utils.RecordConstructorArgs):
         gym.utils.RecordConstructorArgs.__init__(self, size=size, repeat=repeat, fast=fast)
         gym.Wrapper.__init__(self, env)
         self.renderer = rendering.choose()
+        rendering.say_of_software(self.renderer, "" if fast else rendering.FAST_SCENE)
         self.name = env.spec.id if env.spec else type(env.unwrapped).__name__
         self.size, self.repeat, self.fast = size, repeat, fast
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)

@@ -74,16 +74,25 @@ def choose() -> Renderer:
         raise UserError(
             f"frames cannot be drawn here ({'; '.join(faults)}): install the library, as in `apt-get install"
             f" {package}`,{' or unset MUJOCO_GL' if asked else ' or the driver of a GPU'}"
+            f"{'; glfw needs a screen besides' if asked == 'glfw' else ''}"
         )
     chosen = found[-1]
     drawn_by_another(chosen)
     os.environ["MUJOCO_GL"] = chosen.backend
-    if chosen.software:
-        Display().say(
-            f"no GPU draws here: the CPU does ({chosen.backend}, {chosen.device}), which is slow; --fast-scene, without"
-            " shadows, reflections and multisampling, is about ten times faster, and its images are others"
-        )
     return chosen
+
+
+@cache
+def say_of_software(chosen: Renderer, faster: str = "") -> None:
+    """Say, once, that the CPU draws, if it does, and what would be ``faster``."""
+    if chosen.software:
+        slow = f"no GPU draws here: the CPU does ({chosen.backend}, {chosen.device}), which is slow"
+        Display().say("; ".join(filter(None, (slow, faster))))
+
+
+FAST_SCENE = (
+    "--fast-scene, without shadows, reflections and multisampling, is about ten times faster, and its images are others"
+)
 
 
 def attempt(backend: str) -> Renderer | str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from offlinerl.data.journal import COLLECTION
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.statistics import bootstrap, standing
 from offlinerl.util.display import unit_of
@@ -75,6 +76,8 @@ def read(folder: Path) -> Finished:
         go_on = "name a run's folder, or one that holds runs"
         if (folder / "config.yaml").is_file():
             go_on = f"finish it with: {command('fit', '--resume', folder)}"
+        if (folder / COLLECTION).is_file():
+            go_on = "go on with the `offlinerl collect` that began it, and --resume"
         raise UserError(f"{folder} holds no finished run, for want of a sound summary.json; {go_on}") from error
     table = plots.read_columns(folder / "evaluations.csv") if scored else {}
     with reading(f"the run in {folder}", "run the training again"):

@@ -145,7 +145,7 @@ class Findings:
         tried = {name.partition(" ")[0]: count for name, count in self.tried.items()}
         if len(set(tried.values())) > 1:
             each = ", ".join(f"{count} of {agent}" for agent, count in tried.items())
-            text += f" So many settings were tried: {each}; the best of many is partly luck."
+            text += f" So many settings were tried: {each}. The best of many is partly luck."
         return not rivals, text
 
 

@@ -20,6 +20,8 @@ from offlinerl.util.errors import reading
 from offlinerl.util.folder import numbered
 from offlinerl.util.settings import named
 
+PAGE = "report.html"
+
 EXPLANATION = (
     "A training is one seed of an agent, and its score the mean over the episodes of its last policy. The best"
     " evaluation on the way is the luckiest of many: it is shown, and is not the result.",
@@ -76,13 +78,23 @@ def report(runs: Sequence[Path], out: Path | None = None) -> dict[str, list[dict
         names = [name for section in overall if section.found for name in section.found.names]
         names += [row.name for group in groups for row in group.rows]
         colours = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        _clear(out)
         with reading(*each):
             pictures = [_draw(section, colours, out / "pictures") for section in sections]
         _write_markdown(sections, pictures, out)
         _write_tables(sections, numbers, out / "tables")
-        page.write(out / "report.html", sections, colours, EXPLANATION)
-        to.print(f"written to {out}; begin with {out / 'report.html'}")
+        page.write(out / PAGE, sections, colours, EXPLANATION)
+        to.print(f"written to {out}; begin with {out / PAGE}")
     return numbers
+
+
+def _clear(out: Path) -> None:
+    """Delete the pictures and tables of an earlier report, which are of other runs."""
+    if (out / PAGE).is_file():
+        for folder, kinds in dict(pictures=plots.FORMATS, tables=("csv", "tex")).items():
+            for kind in kinds:
+                for file in (out / folder).glob(f"*.{kind}"):
+                    file.unlink()
 
 
 def outcome(run: Path) -> str:

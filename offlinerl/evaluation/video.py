@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
+from offlinerl.envs import rendering
 from offlinerl.envs.checks import described
 from offlinerl.envs.make import Pool, steps_allowed
 from offlinerl.evaluation.task import Task
@@ -79,6 +81,18 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
         raise UserError(f"{task.env_id} cannot be rendered here ({described(error)}); {instead}") from error
     finally:
         pool.close()
+
+
+def prepare(pool: Pool) -> None:
+    """Choose what draws the environments of a simulator, where there is no screen, before they are played for long.
+
+    Raises:
+        UserError: nothing draws here.
+    """
+    inner = pool.envs[0].unwrapped
+    simulated = hasattr(getattr(inner, "model", None), "vis") or hasattr(inner, "control")
+    if simulated and not os.environ.get("DISPLAY"):
+        rendering.say_of_software(rendering.choose())
 
 
 def frames_per_second(env: gymnasium.Env) -> float:

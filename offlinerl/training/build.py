@@ -141,6 +141,8 @@ def on_dataset(
             f' are stored: load it with reward="none", or give --train.reward {had}'
         )
     data = rewards.with_reward(raw, entry.reward)
+    if entry.reward in rewards.IN_WORDS:
+        display.say(f"{entry.name}: rewards are learnt from {rewards.IN_WORDS[entry.reward]} (--train.reward)")
     if train.get("top", 1) < 1:
         data = data.best(train["top"], raw.episode_returns)  # for a rule may pay for being short
     if train.get("terminal_ends"):

@@ -28,7 +28,7 @@ from offlinerl.util.atomic import alone, require_place, sweep
 from offlinerl.util.cores import cores
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, counted
 from offlinerl.util.folder import versions
 from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
 
@@ -135,14 +135,14 @@ def _write(
     kinds = dict(demonstrator="scripted", controller="scripted", random="random")
     steps = count = 0
 
-    def counted() -> Iterator[Episode]:
+    def told() -> Iterator[Episode]:
         nonlocal steps, count
         for episode in episodes:
             steps, count = steps + len(episode.rewards), count + 1
             yield episode
 
     write_minari(
-        path, counted(), dataset_id=f"offlinerl/{name}-v0", env_spec=spec, observation_space=space,
+        path, told(), dataset_id=f"offlinerl/{name}-v0", env_spec=spec, observation_space=space,
         action_space=action_space, overwrite=overwrite,
         metadata=dict(
             author="offlinerl", description=f"{name}, made from its recipe", licence="MIT", seed=recipe["seed"],
@@ -151,7 +151,7 @@ def _write(
             **(dict(obs_keys=recipe["obs_keys"]) if "obs_keys" in recipe else {}),
         ),
     )  # fmt: skip
-    display.say(f"{name}: {count:,} episodes, {steps:,} transitions in {path}")
+    display.say(f"{name}: {counted(count, 'episode')}, {steps:,} transitions in {path}")
 
 
 def _facts(recipe: Recipe) -> dict[str, Any]:

@@ -112,8 +112,8 @@ class Display:
 
     def warn_of_endless(self, env: str) -> None:
         self.say(
-            f"{env} has no time limit: an episode that does not end by itself goes on for ever; give"
-            " --max-episode-steps N to truncate it"
+            f"{env} states no time limit: an episode that does not end by itself goes on for ever, unless"
+            " --max-episode-steps N truncates it, or gymnasium.wrappers.TimeLimit in Python"
         )
 
     def say(self, message: str) -> None:
@@ -170,7 +170,8 @@ class Display:
         decimals = places(*last["ci95"])
 
         def row(name: str, result: dict[str, Any]) -> tuple[str, ...]:
-            interval = between(result["ci95"], decimals) if "ci95" in result else ""
+            one = result.get("episodes") == 1 == len(result["per_seed"])  # of which no interval is known
+            interval = between(result["ci95"], decimals) if "ci95" in result and not one else ""
             per_seed = listed(result["per_seed"], decimals)
             return name, shown(result["mean"], decimals), interval, per_seed, str(result.get("episodes", ""))
 
@@ -185,6 +186,8 @@ class Display:
         title = f"{summary['agent']} on {summary['dataset'] or summary['env']}: {unit}"
         table(self.console, title, ("policy", "mean", "95% interval", "per seed", "episodes"), rows)
         self._say_of_files(summary, folder)
+        if not summary["updates"]:
+            self.say("nothing was learnt: all steps were the random ones of --train.warm_up, so give more --steps")
 
     def _summary_of_losses(self, summary: dict[str, Any], folder: Path) -> None:
         """The final table of a run without an environment."""
@@ -222,7 +225,8 @@ class Display:
             (name, shown(score, decimals), "", str(results["episodes"]))
             for name, score in zip(of, results["per_seed"], strict=True)
         ]
-        interval, count = between(results["ci95"], decimals), str(results["episodes"] * len(results["seeds"]))
+        count = str(results["episodes"] * len(results["seeds"]))
+        interval = between(results["ci95"], decimals) if count != "1" else ""  # of one episode none is known
         rows.append(("all", shown(results["mean"], decimals), interval, count))
         title = f"{results['env']}: {unit_of(results['score_kind'])}"
         table(self.console, title, ("seed", "mean", "95% interval", "episodes"), rows)
