@@ -93,12 +93,22 @@ def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str
         lines.append(("log_prob", facts["log_prob"]))
     if entry is not None:
         lines.append(("environment", entry.env_id or "not named"))
-        lines.append(("score", unit_of(entry.score_kind)))
+        lines.append(("score", unit_of(entry.score_kind) + _scale(entry.score)))
         if entry.reward != "none":
             lines.append(("learnt from", f"rewards by the rule {entry.reward}: {IN_WORDS[entry.reward]}"))
         more = dict(licence=entry.licence, citation=entry.citation, note=entry.note)
         lines += [(label, " ".join(text.split())) for label, text in more.items() if text]
     return lines
+
+
+def _scale(score: Mapping[str, Any] | None) -> str:
+    """What returns 0 and 100 stand for."""
+    if score is None:
+        return ""
+    low, high = score["min"], score["max"]
+    if score.get("from") == "success":
+        return ": 100 is success in every episode"
+    return f": 0 is a return of {low:,.6g}, 100 one of {high:,.6g}"
 
 
 def _spread(values: np.ndarray) -> str:
