@@ -13,6 +13,7 @@ from offlinerl.cli import main
 from offlinerl.data import load
 from offlinerl.envs import make, pixels, rendering
 from offlinerl.envs.make import Pool, with_limits
+from offlinerl.evaluation import video
 from offlinerl.evaluation.task import Task
 from offlinerl.util.errors import UserError
 
@@ -236,10 +237,13 @@ def test_a_film_of_a_simulator_needs_no_screen():
     code = (
         "import offlinerl\nfrom offlinerl.envs import rendering\nfrom offlinerl.envs.make import Pool\n"
         "from offlinerl.evaluation import video\n"
-        "pool = Pool({'id': 'Hopper-v5'}, 1)\nvideo.prepare(pool)\npool.close()\n"
+        "pool = Pool({'id': 'Hopper-v5'}, 1)\nassert video.choose_renderer(pool)\npool.close()\n"
         "pool = Pool({'id': 'Hopper-v5'}, 1, render_mode='rgb_array')\npool.reset({0: 0})\n"
         "print(pool.envs[0].render().std() > 5)\npool.close()"
     )
+    seeing = Pool(seen(BALANCE), 1)
+    assert not video._is_blind(seeing), "what a policy sees keeps its shadows"
+    seeing.close()
     done = in_a_process(code, DISPLAY="")
     assert done.stdout.splitlines()[-1] == "True", done.stderr
 

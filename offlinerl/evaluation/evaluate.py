@@ -17,7 +17,7 @@ from offlinerl.envs.checks import Unsound, one
 from offlinerl.envs.make import Pool, side_by_side, with_limits
 from offlinerl.evaluation.statistics import Evaluation
 from offlinerl.evaluation.task import Task
-from offlinerl.evaluation.video import prepare, record_videos
+from offlinerl.evaluation.video import choose_renderer, record_videos
 from offlinerl.rollout.loop import EnvironmentLoop, diverged_in_words
 from offlinerl.rollout.policy import Policy, apart
 from offlinerl.types import Spec
@@ -181,7 +181,7 @@ def evaluate_checkpoint(
         if pool.endless:
             display.warn_of_endless(pool.name)
         if video is not None:
-            prepare(pool)
+            choose_renderer(pool)
         with display.bar("evaluating", episodes * len(agent.seeds), unit="episodes"):
             result = evaluate(agent, task, episodes, seed, pool, progress)
     say_of_diverged(agent, result, display)

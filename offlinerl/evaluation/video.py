@@ -15,6 +15,7 @@ import numpy as np
 from offlinerl.envs import rendering
 from offlinerl.envs.checks import described
 from offlinerl.envs.make import Pool, steps_allowed
+from offlinerl.envs.pixels import without_shadows
 from offlinerl.evaluation.task import Task
 from offlinerl.rollout.loop import EnvironmentLoop, diverged_in_words
 from offlinerl.rollout.policy import Policy, apart
@@ -44,6 +45,10 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
     instead = "on a machine without a screen install libosmesa6 and set MUJOCO_GL=osmesa"
     S = len(policy.seeds)
     pool = Pool(task.env, S, task.obs_keys, render_mode="rgb_array")
+    if choose_renderer(pool) and _is_blind(pool):  # shadows are most of a CPU's work
+        for env in pool.envs:
+            if hasattr(model := getattr(env.unwrapped, "model", None), "vis"):
+                without_shadows(model)
     loop, policy = EnvironmentLoop(pool, S, lambda s, e, episode: seed, "stop"), apart(policy, range(1))
     drawn, display = 0, display or Display()
     try:
@@ -83,16 +88,26 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
         pool.close()
 
 
-def prepare(pool: Pool) -> None:
-    """Choose what draws the environments of a simulator, where there is no screen, before they are played for long.
+def choose_renderer(pool: Pool) -> bool:
+    """Choose what draws the environments of MuJoCo, where there is no screen, before they are played for long.
+
+    Returns:
+        Whether a CPU draws them.
 
     Raises:
         UserError: nothing draws here.
     """
     inner = pool.envs[0].unwrapped
     simulated = hasattr(getattr(inner, "model", None), "vis") or hasattr(inner, "control")
-    if simulated and not os.environ.get("DISPLAY"):
-        rendering.say_of_software(rendering.choose())
+    if not simulated or os.environ.get("DISPLAY"):
+        return False
+    rendering.say_of_software(chosen := rendering.choose(), "films have no shadows" * _is_blind(pool))
+    return chosen.software
+
+
+def _is_blind(pool: Pool) -> bool:
+    """Whether nothing that is observed is drawn."""
+    return all(len(leaf.shape) == 1 for leaf in pool.spec.obs)
 
 
 def frames_per_second(env: gymnasium.Env) -> float:
