@@ -68,9 +68,7 @@ def make(
     except Exception as error:  # it is a user's own code
         name = env.get("id", "of the dataset")
         if drawn and isinstance(error, TypeError):
-            raise UserError(
-                f"{name} cannot be drawn in any size ({checks.reason(error)}): leave out --pixels"
-            ) from error
+            raise UserError(f"{name} cannot be drawn in any size: leave out --pixels") from error
         raise UserError(f"environment {name} cannot be made: {checks.reason(error)}") from error
     if name.startswith(atari.MINATAR) and made.observation_space.dtype == bool:
         made = atari.Planes(made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -49,12 +50,12 @@ def play(recipe: Recipe, lanes: Sequence[int], steps: int, journal: Journal, goi
     pool = _pool(json.dumps(environment(recipe), sort_keys=True), E, *recipe.get("obs_keys", ()))
     policy = policy_of(recipe, pool, lanes)
     loop = EnvironmentLoop(pool, 1, lambda s, e, number: reset_seed(recipe["seed"], lanes[e], number))
-    done = {episode.seed: len(episode.rewards) for episode in journal}
+    done = _by_seed(journal, lambda place, episode: len(episode.rewards))
     numbers, taken = np.zeros((1, E), int), np.zeros((1, E), int)
     for e in range(E):
-        while (seed := loop.reset_seed(0, e, numbers[0, e])) in done:
+        while lengths := done[loop.reset_seed(0, e, numbers[0, e])]:
             numbers[0, e] += 1
-            taken[0, e] += done[seed]
+            taken[0, e] += lengths.pop(0)
     begun, past = np.zeros(E, int), Past()  # which step of the past an episode began with
     while going():
         where = ~loop.playing & (taken < steps)
@@ -117,13 +118,21 @@ class Past:
 
 def order(recipe: Recipe, lanes: Sequence[int], journal: Journal) -> list[int]:
     """The episodes of a journal, by their places in it: those of one environment after those of another."""
-    places = {episode.seed: place for place, episode in enumerate(journal)}
+    places = _by_seed(journal, lambda place, episode: place)
     found = []
     for lane in lanes:
         number = 0
-        while (seed := reset_seed(recipe["seed"], lane, number)) in places:
-            found.append(places[seed])
+        while of_seed := places[reset_seed(recipe["seed"], lane, number)]:
+            found.append(of_seed.pop(0))
             number += 1
+    return found
+
+
+def _by_seed(journal: Journal, fact: Callable[[int, Episode], int]) -> defaultdict[int | None, list[int]]:
+    """A fact of every episode, by its reset seed, which two may have in common."""
+    found = defaultdict[int | None, list[int]](list)
+    for place, episode in enumerate(journal):
+        found[episode.seed].append(fact(place, episode))
     return found
 
 
