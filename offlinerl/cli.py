@@ -51,7 +51,8 @@ def fit(args: argparse.Namespace) -> None:
 def collect(args: argparse.Namespace) -> None:
     from offlinerl.training import request
 
-    train = args.settings["train"] | given(args, "batch", "eval_every", "save_every", "compile")
+    own = given(args, "batch", "eval_every", "eval_episodes", "final_episodes", "save_every", "compile")
+    train = args.settings["train"] | own
     over = dict(train=train, agent=args.settings["agent"])
     length = dict(steps=args.steps, episodes=args.episodes, workers=args.workers, ray_address=args.ray_address)
     how = dict(noise=args.noise, envs=args.envs, agent_class=args.agent_class)
@@ -322,6 +323,8 @@ class Parser(argparse.ArgumentParser):
 SHARED: dict[str, dict[str, Any]] = {
     "name": dict(help="a name, a Minari id, a file or a folder"),
     "--agent-class": dict(metavar="MODULE:CLASS", help="the class of a checkpoint's agent, if it is your own"),
+    "--eval-episodes": dict(type=count, metavar="N", help="episodes of an evaluation while training"),
+    "--final-episodes": dict(type=count, metavar="N", help="episodes of the evaluation of the last policy"),
     "--max-episode-steps": dict(type=count, metavar="N", help="steps after which episodes are truncated"),
     "--action-range": dict(type=span, metavar="LOW,HIGH", help="bounds for actions that have none, as in -1,1"),
     "--pixels": dict(action="store_true", help="see a task as 84x84 images, each action held for two steps"),
@@ -418,8 +421,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config", type=Path, metavar="FILE", help="settings over the built-in ones; a run has such a file")
     p.add_shared("--batch")
     p.add_argument("--eval-every", type=count, metavar="N", help="updates or steps between evaluations")
-    p.add_argument("--eval-episodes", type=count, metavar="N", help="episodes of an evaluation while training")
-    p.add_argument("--final-episodes", type=count, metavar="N", help="episodes of the evaluation of the last policy")
+    p.add_shared("--eval-episodes", "--final-episodes")
     p.add_argument("--save-every", type=share, metavar="MINUTES", help="save at least this often (default: 5)")
     p.add_argument("--log-every", type=count, metavar="N", help="updates or steps between metrics (default: 500)")
     p.add_argument("--logger", metavar="A,B", help="of csv, tensorboard, wandb, mlflow (default: the first two)")
@@ -452,6 +454,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config", type=Path, metavar="FILE", help="settings of the agent over the built-in ones")
     p.add_shared("--batch")
     p.add_argument("--eval-every", type=count, metavar="N", help="steps between evaluations of the agent")
+    p.add_shared("--eval-episodes", "--final-episodes")
     p.add_argument("--save-every", type=share, metavar="MINUTES", help="save it at least this often (default: 5)")
     p.add_shared("--threads", "--compile", "--device")
     p.add_argument("--out", type=Path, metavar="DIR", help="where to work (default: below runs/)")

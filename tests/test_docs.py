@@ -142,7 +142,7 @@ def trained(data: str, *agents_: str, seeds: str = "0") -> None:
 
 
 BEFORE = {
-    "choosing": partial(trained, "my-robot.hdf5", "bc", "xql", "iql"),
+    "choosing": lambda: (trained("my-robot.hdf5", "bc", "xql", "iql"), trained("kitchen", "bc", "xql")),
     "deploying": partial(trained, "my-robot.hdf5", "bc", seeds="0,3"),
     "command-line": partial(trained, "kitchen", "bc"), "report": partial(trained, "kitchen", "bc", "xql"),
 }  # fmt: skip
