@@ -182,8 +182,8 @@ def plot(dataset: Dataset, path: Path) -> Path:
     else:
         begin, steps = starts[few[0]], min(lengths[few[0]], LEGIBLE)
         axes[5].plot(dataset.action[begin : begin + steps, :4], linewidth=1)
-        which = "Actions" if steps == lengths[few[0]] else f"First {steps} actions"
-        axes[5].set(title=f"{which} of episode {few[0]}, at most four", xlabel="step", ylabel="action")
+        which = "Actions" if dataset.action.shape[1] <= 4 else "The first four action dimensions"
+        axes[5].set(title=f"{which} of episode {few[0]}", xlabel="step", ylabel="action")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
