@@ -12,7 +12,7 @@ from offlinerl.agents.sac import SAC
 from offlinerl.data.episode import Episode
 from offlinerl.data.registry import resolve
 from offlinerl.envs.antmaze import MAZES
-from offlinerl.envs.make import Pool, make
+from offlinerl.envs.make import Pool, make, specification
 from offlinerl.recipes.antmaze import Navigator, cell_of, collecting, direction, next_cells, relabelled
 from offlinerl.rollout.loop import EnvironmentLoop
 from offlinerl.rollout.policy import Policy
@@ -190,4 +190,5 @@ def test_a_maze_of_gymnasium_robotics_leaves_no_file_behind(tmp_path, monkeypatc
     env = make({"id": "PointMaze_UMaze-v3"})
     env.reset(seed=0)
     env.close()
+    make({"spec": specification(env)}).close()
     assert not [*tmp_path.iterdir()]

@@ -105,12 +105,13 @@ def _drawn(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:
 
 def _made(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:
     """An environment as it is, made with what is said of it besides."""
-    if "spec" in env:
-        return gym.make(gym.envs.registration.EnvSpec.from_json(env["spec"]), **extra)
     if "factory" in env:
         return _made_by(env)
-    register(env["id"])
-    made = gym.make(env["id"], **{**env.get("kwargs", {}), **extra}, disable_env_checker=True)
+    if "spec" in env:
+        made = gym.make(gym.envs.registration.EnvSpec.from_json(env["spec"]), **extra)
+    else:
+        register(env["id"])
+        made = gym.make(env["id"], **{**env.get("kwargs", {}), **extra}, disable_env_checker=True)
     if path := getattr(made.unwrapped, "tmp_xml_file_path", None):  # a maze of Gymnasium-Robotics', which leaves it
         Path(path).unlink(missing_ok=True)
     return made
