@@ -10,14 +10,7 @@ import gymnasium
 import numpy as np
 
 from offlinerl.data.builder import Builder
-from offlinerl.data.columns import (
-    as_flags,
-    as_float32,
-    as_observations,
-    require_finite,
-    require_one_length,
-    single,
-)
+from offlinerl.data.columns import as_flags, as_float32, as_observations, require_finite, require_one_length, single
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs import spaces
 from offlinerl.util.errors import NoSteps, UserError

@@ -79,7 +79,7 @@ def require_same_parts(first: str, due: Made, second: str, found: Made) -> None:
         UserError: they have other parts or columns, or the same in another order.
     """
     advice = "choose the same, in one order, with"
-    if min(len(due), len(found)) > 1 and not (_covers([*due], [*found]) or _covers([*found], [*due])):
+    if min(len(due), len(found)) > 1 and not (covers([*due], [*found]) or covers([*found], [*due])):
         raise UserError(
             f"{second} observes {', '.join(found)}, and {first} observes {', '.join(due)}: {advice} --obs-keys"
         )
@@ -91,7 +91,7 @@ def require_same_parts(first: str, due: Made, second: str, found: Made) -> None:
             )
 
 
-def _covers(keys: Sequence[str], parts: Sequence[str]) -> bool:
+def covers(keys: Sequence[str], parts: Sequence[str]) -> bool:
     """Whether the parts are those of the keys, of which one stands for all parts within it."""
     return list(parts) == [part for key in keys for part in parts if f"{part}/".startswith(f"{key}/")]
 

@@ -16,7 +16,7 @@ from offlinerl.data.assemble import observed
 from offlinerl.data.builder import Builder
 from offlinerl.data.d4rl import Mode, load_hdf5
 from offlinerl.data.dataset import Dataset
-from offlinerl.data.edit import Made, made_of, require_same_parts
+from offlinerl.data.edit import Made, covers, made_of, require_same_parts
 from offlinerl.data.mapping import known_columns, remember
 from offlinerl.data.minari_reader import _installed, load_minari
 from offlinerl.data.on_disk import through_cache
@@ -83,7 +83,7 @@ def _chosen(entry: Entry) -> Dataset:
     if not entry.obs_keys or entry.obs_keys == task_keys:
         return data
     own = list(data.provenance.get("obs_keys") or task_keys or ())
-    if own and own == [part for key in entry.obs_keys for part in own if f"{part}/".startswith(f"{key}/")]:
+    if own and covers(entry.obs_keys, own):
         return data
     if isinstance(data.observations, Mapping):
         parts = dict(tree_leaves(data.observations))

@@ -135,14 +135,19 @@ class Pixels(gym.Wrapper, gym.utils.RecordConstructorArgs):
             self.drawing.shutdown()
 
     def _model(self) -> Any:
-        inner = self.env.unwrapped
-        model = inner.control.physics.model if hasattr(inner, "control") else getattr(inner, "model", None)
-        if not hasattr(model, "vis"):
+        if (model := model_of(self.env)) is None:
             raise UserError(
                 f"{self.name} has no model of MuJoCo: pixels are drawn of dm_control and of Gymnasium's MuJoCo tasks;"
                 " leave out --pixels"
             )
         return model
+
+
+def model_of(env: gym.Env) -> Any:
+    """The model of a task of MuJoCo, dm_control's or Gymnasium's; None of other environments."""
+    inner = env.unwrapped
+    model = getattr(getattr(getattr(inner, "control", None), "physics", inner), "model", None)
+    return model if hasattr(model, "vis") else None
 
 
 def is_image(space: gym.Space) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from offlinerl.envs import rendering
 from offlinerl.envs.checks import described
 from offlinerl.envs.make import Pool, steps_allowed
-from offlinerl.envs.pixels import without_shadows
+from offlinerl.envs.pixels import model_of, without_shadows
 from offlinerl.evaluation.task import Task
 from offlinerl.rollout.loop import EnvironmentLoop, diverged_in_words
 from offlinerl.rollout.policy import Policy, apart
@@ -45,10 +45,7 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
     instead = "on a machine without a screen install libosmesa6 and set MUJOCO_GL=osmesa"
     S = len(policy.seeds)
     pool = Pool(task.env, S, task.obs_keys, render_mode="rgb_array")
-    if choose_renderer(pool) and _is_blind(pool):  # shadows are most of a CPU's work
-        for env in pool.envs:
-            if hasattr(model := getattr(env.unwrapped, "model", None), "vis"):
-                without_shadows(model)
+    plain = choose_renderer(pool) and _is_blind(pool)  # shadows are most of a CPU's work
     loop, policy = EnvironmentLoop(pool, S, lambda s, e, episode: seed, "stop"), apart(policy, range(1))
     drawn, display = 0, display or Display()
     try:
@@ -56,6 +53,8 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
         with display.bar("drawing", S * (steps_allowed(task.env) or 0) or None, unit="frames"):
             for s, (member, env) in enumerate(zip(members, pool.envs, strict=True)):
                 loop.begin(np.arange(S)[:, None] == s, np.zeros(loop.shape, int), policy)
+                if plain:
+                    without_shadows(model_of(env))  # some tasks make another one for every episode
                 frames, begun = [], time.monotonic()
                 while loop.playing.any():
                     loop.step(policy)
@@ -97,9 +96,7 @@ def choose_renderer(pool: Pool) -> bool:
     Raises:
         UserError: nothing draws here.
     """
-    inner = pool.envs[0].unwrapped
-    simulated = hasattr(getattr(inner, "model", None), "vis") or hasattr(inner, "control")
-    if not simulated or os.environ.get("DISPLAY"):
+    if model_of(pool.envs[0]) is None or os.environ.get("DISPLAY"):
         return False
     rendering.say_of_software(chosen := rendering.choose(), "films have no shadows" * _is_blind(pool))
     return chosen.software

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -26,7 +27,7 @@ from offlinerl.data.mapping import in_words
 from offlinerl.data.registry import Entry
 from offlinerl.envs import spaces
 from offlinerl.envs.checks import described
-from offlinerl.envs.make import Pool, id_of, unbounded_actions, with_limits
+from offlinerl.envs.make import id_of, unbounded_actions, with_limits
 from offlinerl.envs.make import make as make_env
 from offlinerl.evaluation.evaluate import make_pool
 from offlinerl.evaluation.task import Task
@@ -95,7 +96,7 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
     about, train, display = settings["fit"], settings["train"], Display()
     task = Task.of(entry)
     pool = make_pool(task, members_of(settings), train["final_episodes"])
-    require_parts(task, pool, about)
+    require_parts(task, pool.envs[0], about.get("obs_keys"))
     agent = agent_for(task, pool.spec, settings, device, folder)
     collector = collector_for(task, agent, settings, display, ray_address)
     if source_of(about["agent"], agent.kinds, None, about["env"]) == "rollouts":
@@ -189,7 +190,7 @@ def on_dataset(
                 raise
             raise UserError(f"{error}; or do without: --env none trains on the dataset alone") from error
         spec = pool.spec
-        require_parts(task, pool, about)
+        require_parts(task, pool.envs[0], about.get("obs_keys"))
     require_own_units(entry, data, spec, task, display)
     if leaps := len(data.leaps):
         display.say(
@@ -240,9 +241,9 @@ def on_dataset(
     return run
 
 
-def require_parts(task: Task, pool: Pool, about: Mapping[str, Any]) -> None:
-    """Raises a UserError if parts of observations are asked for that have none."""
-    if about.get("obs_keys") and not pool.envs[0].has_wrapper_attr("leaves"):
+def require_parts(task: Task, env: gym.Env, obs_keys: Sequence[str] | None) -> None:
+    """Raises a UserError if parts are asked for of an environment whose observations have none."""
+    if obs_keys and not env.has_wrapper_attr("leaves"):
         raise UserError(f"{task.env_id} observes one vector without parts; leave out --obs-keys")
 
 

@@ -30,7 +30,7 @@ from offlinerl.recipes.kitchen import demonstration
 from offlinerl.rollout.actor_pool import ActorPool
 from offlinerl.rollout.collector import Collector, mean_of, shares
 from offlinerl.rollout.policy import Noisy, Policy, apart
-from offlinerl.training.build import REPLAY, build
+from offlinerl.training.build import REPLAY, build, require_parts
 from offlinerl.training.config import TrainConfig, merge, read
 from offlinerl.training.loop import Companion, Run
 from offlinerl.training.request import require_source, settings_for
@@ -186,8 +186,7 @@ class Collection(Companion):
         self.folder, self.task, self.dataset_id, self.append = folder, task, dataset_id, append
         env = make(without_stack(task.env), task.obs_keys)  # its frames are kept one by one
         env.close()
-        if task.obs_keys and not env.has_wrapper_attr("leaves"):
-            raise UserError(f"{task.env_id} observes one vector without parts; leave out --obs-keys")
+        require_parts(task, env, task.obs_keys)
         self.about = dict(
             dataset_id=dataset_id,
             env_spec=specification(env),

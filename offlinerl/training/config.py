@@ -159,12 +159,6 @@ BY_SOURCE = dict(
 """The settings of a training by what it learns from; see ``offlinerl.training.selection``."""
 
 
-LENGTHS = {False: "updates", True: "steps"}
-"""How long a training is, by whether it acts."""
-
-LEARNS = {False: "learning from a dataset", True: "learning by acting"}
-
-
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """``base`` with the values of ``over``, mappings within mappings merged likewise."""
     merged = dict(base)
@@ -218,8 +212,9 @@ def resolve(
     settings = merge(dict(agent={}, train={}), _read_for(family, entry) if family.is_file() else {})
     settings = merge(settings, asked)
     settings["agent"] = plain(make(agent.config_class, settings["agent"], f"{agent_name} has no setting"))
-    if (length := LENGTHS[not online]) in settings["train"]:
-        raise UserError(f"{LEARNS[online]} is counted in --{LENGTHS[online]}, not in --{length}")
+    learning, clock, other = ("by acting", "steps", "updates") if online else ("from a dataset", "updates", "steps")
+    if other in settings["train"]:
+        raise UserError(f"learning {learning} is counted in --{clock}, not in --{other}")
     settings["train"] = plain(make(training, settings["train"], f"training {agent_name} has no setting"))
     if settings["train"].get("workers"):
         settings["train"] |= _for_workers(settings["train"], asked.get("train", {}))
