@@ -1,7 +1,7 @@
 """How fast datasets are made on one core, beside the environment alone: python tests/benchmarks/generation.py
 
 Both are measured in turns, in CPU seconds of this process, and the medians are printed. The environment alone plays
-again what was generated: how long a step takes depends on what touches what.
+again what was generated: how long a step takes depends on what touches what. cube-single needs the extra manipulation.
 """
 
 import json
@@ -19,7 +19,8 @@ from offlinerl.recipes.generate import Part
 from offlinerl.recipes.recipe import environment, read
 
 ROUNDS = 3
-NAMES = ("hopper-medium", "walker2d-medium", "halfcheetah-medium", "antmaze-medium-play", "pointmaze-medium")
+LOCOMOTION = ("hopper-medium", "walker2d-medium", "halfcheetah-medium", "halfcheetah-random")
+NAMES = (*LOCOMOTION, "antmaze-medium-play", "pointmaze-medium", "pointmaze-umaze", "kitchen-partial", "cube-single")
 
 
 def alone(env, episodes):
