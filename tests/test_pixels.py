@@ -49,6 +49,26 @@ def played(env, steps, seed=0):
     return np.stack(shown), paid
 
 
+@pytest.mark.parametrize("filmed", [True, False])
+@pytest.mark.parametrize("spec", [True, False])
+def test_a_robot_that_walks_away_stays_in_the_picture(filmed, spec):
+    env = {"spec": gym.spec("Hopper-v5").to_json()} if spec else {"id": "Hopper-v5"}
+    made = make.make(env, render_mode="rgb_array") if filmed else make.make(with_limits(env, SMALL))
+    made.reset(seed=0)
+    inner = made.unwrapped
+    inner.set_state(inner.data.qpos + np.eye(len(inner.data.qpos))[0] * 10, inner.data.qvel)
+    frame = made.render().astype(int)
+    assert (frame[..., 0] - frame[..., 2] > 40).sum() > 20, "nothing orange"
+    made.close()
+
+
+@pytest.mark.parametrize("how", [dict(camera_id=-1), dict(camera_name="track")])
+def test_a_camera_of_the_environment_s_own_arguments_is_kept(how):
+    made = make.make({"id": "Hopper-v5", "kwargs": how}, render_mode="rgb_array")
+    assert made.unwrapped.mujoco_renderer.camera_id == (-1 if "camera_id" in how else 0)
+    made.close()
+
+
 def test_frames_are_dm_control_s_own():
     from dm_control import suite
 
@@ -67,7 +87,7 @@ def test_frames_are_dm_control_s_own():
 
 def test_frames_of_gymnasium_s_tasks_are_their_own():
     env = make.make(with_limits({"id": CHEETAH}, dict(pixels=True, stack=1)))
-    raw = gym.make(CHEETAH, render_mode="rgb_array", width=84, height=84)
+    raw = gym.make(CHEETAH, render_mode="rgb_array", width=84, height=84, camera_name="track")
     raw.reset(seed=3)
     frames = [env.reset(seed=3)[0], env.step(actions(env, 1)[0])[0]]
     env.close()  # both belong to OpenGL, and only one at a time to a thread
@@ -148,7 +168,7 @@ def test_the_arm_s_scene_is_fast_in_every_episode_and_comes_again():
     [("quadruped", "walk", 2), ("walker", "walk", 0), ("manipulation", "reach_duplo", "front_close")],
 )
 def test_cameras_are_those_of_the_authors(domain, task, camera):
-    how = pixels.arguments(f"dm_control/{domain}-{task}-v0", pixels.DEFAULTS)
+    how = pixels.camera(f"dm_control/{domain}-{task}-v0", None)
     assert how.get("camera_id", 0) == camera
 
 

@@ -56,6 +56,8 @@ def make(
         if "factory" in env:
             raise UserError(f"the environment {env['id']} was given as an object: wrap it in Pixels yourself")
         extra |= pixels.arguments(id_of(env), drawn)
+    if "render_mode" in extra and "factory" not in env:
+        extra |= _camera(env)
     name = id_of(env) if "factory" not in env else ""
     if name.startswith(atari.MINATAR) and "spec" not in env:
         extra["max_episode_steps"] = atari.MINATAR_STEPS
@@ -101,6 +103,15 @@ def _drawn(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:
         if pixels.is_image(made.observation_space):
             return made
         raise
+
+
+def _camera(env: Mapping[str, Any]) -> dict[str, Any]:
+    """What an environment is made with to be drawn by the camera that is asked for, or else by a good one."""
+    asked = (env.get("pixels") or {}).get("camera")
+    given = json.loads(env["spec"])["kwargs"] if "spec" in env else env.get("kwargs", {})
+    if asked is None and {"camera_id", "camera_name"} & {*given}:
+        return {}
+    return pixels.camera(id_of(env), asked)
 
 
 def _made(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:

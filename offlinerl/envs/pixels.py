@@ -23,31 +23,41 @@ REPEAT = 2
 """Steps that an action is held for unless something else is said."""
 
 DEFAULTS = dict(size=84, repeat=None, fast=False, camera=None)
-"""How a task is seen unless something else is said: see ``Pixels``, and ``camera`` of ``arguments``."""
+"""How a task is seen unless something else is said: see ``Pixels`` and ``camera``."""
 
 STACK = 3
 """Frames to an observation where a task is seen as images, unless something else is said."""
 
-CAMERAS = {"dm_control/quadruped": 2, "dm_control/manipulation": "front_close"}
-"""Cameras of dm_control other than the first one, by the beginning of the id, as DrQ-v2's authors choose them."""
+WALKERS = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "Swimmer", "Walker2d")
+CAMERAS: dict[str, int | str] = {
+    "dm_control/quadruped": 2,
+    "dm_control/manipulation": "front_close",
+    **{f"{walker}-v{version}": "track" for walker in WALKERS for version in (4, 5)},
+}
+"""Cameras other than a task's own, by the beginning of the id: of dm_control those that DrQ-v2's authors choose; of
+Gymnasium those that follow the robot, which walks out of the picture of the one it has by default."""
 
 SIZE = ("width", "height", "camera_id", "camera_name")
 """What only an environment that draws in any size takes; see ``arguments``."""
 
 
 def arguments(env_id: str, pixels: Mapping[str, Any]) -> dict[str, Any]:
-    """What an environment must be made with to be seen so. Its ``camera`` is a number or a name; by default the task's
-    own."""
+    """What an environment must be made with to be seen so."""
     if env_id.startswith(ALE):
         return dict(frameskip=1)  # what is to be drawn is all that there is
-    camera = pixels["camera"]
-    if camera is None:
-        camera = next((known for begin, known in CAMERAS.items() if env_id.startswith(begin)), None)
-    how = dict(render_mode="rgb_array", width=pixels["size"], height=pixels["size"])
-    if camera is not None:
-        named = isinstance(camera, str) and not env_id.startswith("dm_control/")
-        how["camera_name" if named else "camera_id"] = camera
-    return how
+    return dict(render_mode="rgb_array", width=pixels["size"], height=pixels["size"])
+
+
+def camera(env_id: str, asked: int | str | None) -> dict[str, Any]:
+    """What an environment must be made with to be drawn by a camera, a number or a name; by default that of
+    ``CAMERAS``, or the task's own."""
+    if env_id.startswith(ALE):
+        return {}
+    if asked is None:
+        asked = next((known for begin, known in CAMERAS.items() if env_id.startswith(begin)), None)
+    if asked is None:
+        return {}
+    return {"camera_name" if isinstance(asked, str) and not env_id.startswith("dm_control/") else "camera_id": asked}
 
 
 def asked_for(pixels: Any) -> dict[str, Any]:
