@@ -25,6 +25,7 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.experience.sources import OfflineData, WindowData
 from offlinerl.experience.table import Table
 from offlinerl.learning.rng import Streams
+from offlinerl.training import build
 from offlinerl.training.loop import checksum
 from offlinerl.training.processes import Team
 from offlinerl.types import Spec
@@ -274,6 +275,12 @@ def test_nothing_is_left_of_a_run_that_was_killed(here):
 )
 def test_what_does_not_go_is_one_sentence(argv, sentence, refused):
     assert sentence in refused("fit", "xql", *argv, "--devices", 2)
+
+
+def test_more_processes_than_a_machine_can_bear_are_refused(refused, monkeypatch):
+    monkeypatch.setattr(build, "cores", lambda: 2)
+    said = refused("fit", "bc", "--dataset", pendulum.ID, "--batch", 36, "--device", "cpu", "--devices", 9)
+    assert "--devices 9 are too many for 2 cores: give --devices 2" in said
 
 
 def test_batches_that_cannot_be_shared_are_not(refused):

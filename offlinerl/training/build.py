@@ -46,6 +46,7 @@ from offlinerl.training.reconstructions import Reconstructions
 from offlinerl.training.schedule import Schedule, Stage
 from offlinerl.training.selection import source_of
 from offlinerl.types import Spec
+from offlinerl.util.cores import cores
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError, counted
 from offlinerl.util.settings import make, members
@@ -87,6 +88,8 @@ def build(
             raise UserError(f"--devices {team.size} needs as many GPUs, and there are {have}: give --devices {have}")
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
+    elif team.size > 4 * (have := cores()):  # a run of a larger machine may go on here, but not fill the memory
+        raise UserError(f"--devices {team.size} are too many for {counted(have, 'core')}: give --devices {have}")
     return on_dataset(settings, entry, device, folder, ray_address, team)
 
 
