@@ -21,9 +21,10 @@ import offlinerl
 from offlinerl.cli import main
 from offlinerl.evaluation import plots, tables
 from offlinerl.evaluation.comparison import Finished, Group, Row, by_value, find, groups_of, overall_of, read
-from offlinerl.evaluation.findings import of_group
+from offlinerl.evaluation.findings import CHANCE, of_group
 from offlinerl.evaluation.report import outcome
 from offlinerl.evaluation.statistics import (
+    chance_of_improvement,
     interquartile_mean,
     performance_profile,
     probability_of_improvement,
@@ -431,6 +432,26 @@ def test_python_gets_the_numbers_of_the_files(written, runs):
     for name, rows in tables.items():
         of_file = rows_of(written / "tables" / f"{name}.csv")
         assert [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows] == of_file
+
+
+@pytest.mark.parametrize(
+    "tasks, count, chance", [(1, 3, 1 / 20), (1, 4, 1 / 70), (2, 2, 1 / 36), (1, 1, 1 / 2)], ids=str
+)
+def test_a_complete_separation_has_the_chance_of_its_one_way_to_come_about(tasks, count, chance):
+    x, y = ([level + np.arange(float(count)) for _ in range(tasks)] for level in (10, 0))
+    assert chance_of_improvement(x, y) == pytest.approx(chance, abs=0.006)
+    assert chance_of_improvement(y, x) == 1
+    assert chance_of_improvement([np.array([1.0, np.nan])], [np.array([1.0, np.nan])]) > 0.5
+
+
+@pytest.mark.parametrize("tasks, count", [(1, 4), (3, 2)])
+def test_of_equal_agents_one_is_seldom_surely_the_better(tasks, count):
+    rng, sure = np.random.default_rng(0), 0
+    for _ in range(200):
+        x, y = ([rng.normal(size=count) for _ in range(tasks)] for _ in range(2))
+        clear = stratified_bootstrap(probability_of_improvement, x, y, draws=200)[0] > 0.5
+        sure += clear and chance_of_improvement(x, y, draws=500) <= CHANCE
+    assert sure <= 10, "one side alone has 2.5%"
 
 
 def test_the_probability_of_improvement_is_that_of_all_pairs(written, scores):

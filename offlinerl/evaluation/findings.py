@@ -13,6 +13,7 @@ from offlinerl.evaluation.comparison import Group, Overall
 from offlinerl.evaluation.statistics import (
     AGGREGATES,
     Strata,
+    chance_of_improvement,
     interquartile_mean,
     mean_of_tasks,
     performance_profile,
@@ -22,9 +23,8 @@ from offlinerl.evaluation.statistics import (
 from offlinerl.util.display import between, places, shown, unit_of
 from offlinerl.util.errors import either
 
-FEW = 4
-"""Trainings of two agents, below which no order of them is improbable enough by chance: that all of four score higher
-than all of four others has a probability of 1 in 35 either way, that three do, of 1 in 10."""
+CHANCE = 0.025
+"""With which an agent may come out ahead of one that is as good, at most, if it is to be called better."""
 
 THRESHOLDS = 101
 """Points of a performance profile."""
@@ -115,11 +115,14 @@ class Findings:
     @property
     def rivals(self) -> list[str]:
         """Whom the best one cannot be told apart from, the nearest first: no interval says that it is the better one,
-        or there are too few trainings for one."""
+        or chance would say so too often."""
         best, *others = self.names
-        enough = {name for name in self.names if self.trainings(name) >= FEW}
-        rivals = [other for other in others if not ({best, other} <= enough and self.beats(best, other).low > 0.5)]
-        return sorted(rivals, key=lambda other: self.beats(best, other).value)
+
+        def is_better(other: str) -> bool:
+            clear = self.beats(best, other).low > 0.5
+            return clear and chance_of_improvement(self.strata[best], self.strata[other]) <= CHANCE
+
+        return sorted(itertools.filterfalse(is_better, others), key=lambda other: self.beats(best, other).value)
 
     def verdict(self) -> tuple[bool, str]:
         """Whether it is sure who is the best, and what can be said of it in words."""

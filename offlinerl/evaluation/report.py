@@ -33,7 +33,7 @@ EXPLANATION = (
     " from two or three it is too narrow.",
     "The probability that one agent scores higher than another is the share of the pairs of their trainings in which it"
     " does, the mean over the tasks. Who is the best is called sure if the intervals of all its probabilities lie above"
-    " 50 % and there are at least four trainings of each.",
+    " 50 % and one that is as good would be so far ahead by chance in at most 2.5 % of all cases (permutation test).",
     "Scores are normalised by the references of their task. A task without references is scored by its return, which is"
     " on a scale of its own: such tasks are only compared by who scores higher, and never averaged.",
     "Settings tried: how many settings of the agent are known to have been tried on the task, at the least. The more,"

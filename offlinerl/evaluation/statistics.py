@@ -206,6 +206,23 @@ def probability_of_improvement(x: Strata, y: Strata) -> np.ndarray:
     return np.mean(each, 0)
 
 
+def chance_of_improvement(x: Strata, y: Strata, draws: int = 10_000, seed: int = 0) -> float:
+    """How probably X would have at least the ``probability_of_improvement`` over Y that it has, if both were equal.
+
+    A permutation test (Pitman, Significance tests which may be applied to samples from any populations, 1937): which of
+    a task's trainings are called X's is drawn at random, on every task. It is exact, however few trainings there are,
+    but for the number of draws.
+    """
+    rng, have, found = np.random.default_rng(seed), probability_of_improvement(x, y), []
+    for i in range(0, draws, 500):  # in portions, to bound the memory
+        size = min(500, draws - i)
+        both = [np.broadcast_to(np.concatenate(of), (size, sum(map(len, of)))) for of in zip(x, y, strict=True)]
+        shuffled = [(rng.permuted(task, axis=1), len(of_x)) for task, of_x in zip(both, x, strict=True)]
+        given = [task[:, :n] for task, n in shuffled], [task[:, n:] for task, n in shuffled]
+        found.append(probability_of_improvement(*given) >= have - 1e-9)  # means of as many pairs in another order
+    return float(np.concatenate(found).mean())
+
+
 def performance_profile(scores: Strata, thresholds: np.ndarray) -> np.ndarray:
     """The share of trainings that score above each of T thresholds, the mean over the tasks, ``[T, ...]``.
 
