@@ -105,6 +105,9 @@ def test_a_diverged_policy_is_named():
     found, alone = evaluate(agent, TASK, episodes=3), evaluate(agent.part(slice(0, 1)), TASK, episodes=3)
     assert found.scores[0].tolist() == alone.scores[0].tolist() and found.lengths[0].tolist() == [3, 4, 5]
     assert np.isnan(found.scores[1]).all() and np.isnan(found.returns[1]).all() and not found.lengths[1].any()
+    figures = found.facts()
+    assert all(np.isnan(figures[name]) for name in ("mean", "mean_return", "mean_length", "success"))
+    assert alone.facts()["mean_length"] == 4 and alone.facts()["success"] == 1
     with pytest.raises(UserError, match="seed 7 returns actions that are not finite.*lower the learning rate$"):
         evaluate(agent.part(slice(1, 2)), TASK, episodes=1)
     score = Task({"id": "Countdown-v0"}, score={"min": 0, "max": 1, "from": "success"}, score_kind="normalized")

@@ -12,7 +12,15 @@ from offlinerl import tabular
 from offlinerl.agents.bc import BC
 from offlinerl.agents.dt import DT
 from offlinerl.data.dataset import Dataset
-from offlinerl.evaluation.fqe import FQE, Followed, Resampled, choice_of, fitted_q_evaluation, typical_return
+from offlinerl.evaluation.fqe import (
+    FQE,
+    Followed,
+    Resampled,
+    choice_of,
+    fitted_q_evaluation,
+    has_diverged,
+    typical_return,
+)
 from offlinerl.evaluation.statistics import of_replicates, student
 from offlinerl.experience.table import Table
 from offlinerl.types import Batch, Spec
@@ -45,6 +53,27 @@ def check(numbers):
     assert inside >= 0.85 * len(numbers)
     assert np.median(widths) < 1.5  # and the interval says something
     assert np.median(np.abs(errors)) < 0.3
+
+
+def test_a_choice_of_several_seeds_is_the_first_one_s():
+    agent = BC(SPEC, (0, 1), hidden=(4,))
+    obs = torch.randn(5, *SPEC.obs[0].shape)
+    np.testing.assert_allclose(choice_of(agent)(obs), choice_of(agent.part(slice(0, 1)))(obs))
+    assert not has_diverged(agent)
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter[0] = float("nan")
+    assert has_diverged(agent)
+
+
+def test_actions_are_those_that_the_environment_rounds_them_to():
+    spec = replace(SPEC, action_low=(0.0,), action_high=(4.0,), whole=True)
+    agent = BC(spec, (0,), hidden=(4,))
+    obs = torch.randn(50, *spec.obs[0].shape) * 9
+    with torch.no_grad():
+        chosen = agent.act(obs.unsqueeze(0))[0]
+    assert (chosen != chosen.round()).any()
+    np.testing.assert_allclose(choice_of(agent)(obs), (chosen.round() - 2) / 2)
 
 
 def test_intervals_hold_the_exact_values_of_some_random_mdps():

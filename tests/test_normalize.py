@@ -348,3 +348,8 @@ def test_arrays_normalise_too():
     flags = np.zeros(20, bool)
     data = from_arrays(dict(obs=rows, action=np.zeros((20, 1)), reward=flags, terminated=flags))
     assert data.moments[""][0] == pytest.approx(9.5) and data.moments is data.moments
+
+
+def test_observations_are_not_normalised_twice():
+    with pytest.raises(UserError, match="normalize and normalize_obs would normalise observations twice"):
+        agents.get("ppo")(SPEC, (0,), normalize=True, normalize_obs=True)

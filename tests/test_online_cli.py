@@ -91,7 +91,8 @@ def test_a_schedule_over_the_whole_run_counts_updates(here):
     folder = here / "decay"
     argv = ("dqn", "--env", "CartPole-v1", "--steps", 500, "--config", here / "warm.yaml", *TINY)
     assert fit(*argv, "--agent.decay_steps", "updates", "--out", folder) == 0
-    assert read(folder / "last.ckpt")["hyper_parameters"]["decay_steps"] == 250  # CartPole's schedule: one in 2 steps
+    saved = read(folder / "last.ckpt")
+    assert saved["hyper_parameters"]["decay_steps"] == saved["offlinerl"]["updates"]  # which a warm-up has none of
 
 
 def test_an_agent_that_gives_no_priorities_is_named(here, capsys):

@@ -1,6 +1,7 @@
 """Policies evaluated by the logged probabilities of a behaviour, through the command and beside exact values."""
 
 import json
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +13,7 @@ import offlinerl
 from offlinerl import agents, tabular
 from offlinerl.cli import main
 from offlinerl.envs.finite import FINITE_ID, kwargs_of
+from offlinerl.evaluation.weighing import weighted_doubly_robust, weighted_importance_sampling
 from offlinerl.learning import densities
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.rollout.policy import Noisy, Policy, Uniform
@@ -266,6 +268,24 @@ def test_what_cannot_be_weighed_is_said(here, capsys):
     assert "--by is of an evaluation on a dataset" in said(run, "--by", "wis", "--episodes", 9, status=2)
     with pytest.raises(UserError, match="no evaluation 'is': choose fqe, wis or dr"):
         select([run], by="is", dataset=name)
+
+
+def test_of_several_seeds_the_first_is_weighed_and_rounded_actions_are_not():
+    rng = np.random.default_rng(0)
+    action = rng.integers(0, 3, (40, 2)).astype(np.float32)
+    data = offlinerl.load_dataset(
+        dict(obs=rng.normal(size=(40, 3)).astype(np.float32), action=action, reward=np.ones(40, np.float32),
+             terminated=np.ones(40, bool), log_prob=np.zeros(40, np.float32))
+    )  # fmt: skip
+    spec = Spec(3, 2, (0.0, 0.0), (2.0, 2.0))
+    both = agents.get("bc")(spec, (0, 1), hidden=(4,))
+    alone = both.part(slice(0, 1))
+    few = dict(updates=3, critics=2, hidden=(4,))
+    for found in (weighted_importance_sampling, weighted_doubly_robust):
+        more = few if found is weighted_doubly_robust else {}
+        assert found(both, data, 0.9, **more).effective == found(alone, data, 0.9, **more).effective > 0
+    with pytest.raises(UserError, match="rounded to whole numbers, whose probabilities are not known"):
+        weighted_importance_sampling(agents.get("bc")(replace(spec, whole=True), (0,), hidden=(4,)), data, 0.9)
 
 
 def test_a_deterministic_policy_is_refused_and_samples_of_a_stochastic_one_are_not(here, capsys, monkeypatch):

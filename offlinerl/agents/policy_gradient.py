@@ -19,6 +19,7 @@ from offlinerl.nn.critics import Value
 from offlinerl.nn.layers import orthogonal
 from offlinerl.nn.normalize import RunningNorm
 from offlinerl.types import Batch, Metrics
+from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
 
 
@@ -51,6 +52,11 @@ class PolicyGradientConfig(Config):
     decay_steps: int | None = setting(
         None, "steps over which the rates fall to zero, linearly; `updates`: the run's", low=1, choices=("updates",)
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.normalize and self.normalize_obs:
+            raise UserError("normalize and normalize_obs would normalise observations twice: take one of them")
 
 
 class PolicyGradient(Agent):

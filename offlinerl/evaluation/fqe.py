@@ -240,16 +240,26 @@ def typical_return(data: Dataset, gamma: float) -> float:
 
 
 def in_unit_of(agent: Agent) -> Callable[[Tensor], Tensor]:
-    """From the environment's actions to units of [-1, 1], within which they are clipped."""
+    """From an agent's actions to those that come of them in the environment, in units of [-1, 1]."""
     spec = agent.spec
     middle, half = (torch.from_numpy(x).to(agent.device) for x in (spec.action_mid, spec.action_half))
     half = torch.where(half > 0, half, 1.0)
-    return lambda action: ((action - middle) / half).clamp(-1, 1)
+
+    def in_unit(action: Tensor) -> Tensor:
+        return (((action.round() if spec.whole else action) - middle) / half).clamp(-1, 1)
+
+    return in_unit
+
+
+def first_seed(agent: Agent) -> Agent:
+    """The agent of its first seed alone."""
+    return agent.part(slice(0, 1)) if len(agent.seeds) > 1 else agent
 
 
 @torch.no_grad()
 def has_diverged(agent: Agent) -> bool:
     """Whether the actions of an agent's first seed are not finite."""
+    agent = first_seed(agent)
     return not agent.act(tree_map(lambda x: x.unsqueeze(0), _observations(agent))).isfinite().all()
 
 
@@ -269,6 +279,7 @@ def choice_of(agent: Agent) -> Choice:
     Raises:
         UserError: it acts by what it remembers, which no action value of observations knows of.
     """
+    agent = first_seed(agent)
     spec, in_unit = agent.spec, in_unit_of(agent)
 
     @torch.no_grad()

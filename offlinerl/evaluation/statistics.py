@@ -39,11 +39,12 @@ class Evaluation:
         return Evaluation(self.returns[rows], self.lengths[rows], success, self.scores[rows])
 
     def facts(self) -> dict[str, Any]:
-        """Its figures, as plain data."""
+        """Its figures, as plain data; those of all seeds are NaN if a policy has diverged."""
+        known = np.where(np.isnan(self.returns), np.nan, 1.0)
         return dict(
             mean=self.mean, ci95=list(self.interval()), per_seed=self.per_seed.tolist(),
-            mean_return=float(self.returns.mean()), mean_length=float(self.lengths.mean()),
-            success=None if self.success is None else float(self.success.mean()),
+            mean_return=float(self.returns.mean()), mean_length=float((known * self.lengths).mean()),
+            success=None if self.success is None else float((known * self.success).mean()),
         )  # fmt: skip
 
     def interval(self) -> tuple[float, float]:

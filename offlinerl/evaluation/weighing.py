@@ -14,7 +14,7 @@ from torch import Tensor
 
 from offlinerl.agents.base import Agent
 from offlinerl.data.dataset import Dataset
-from offlinerl.evaluation.fqe import ROWS_ACTED_ON, Choice, Followed, fit_q, in_unit_of
+from offlinerl.evaluation.fqe import ROWS_ACTED_ON, Choice, Followed, first_seed, fit_q, in_unit_of
 from offlinerl.evaluation.off_policy import Estimate, doubly_robust, importance_sampling
 from offlinerl.experience.table import Table
 from offlinerl.util.errors import UserError
@@ -107,12 +107,18 @@ def log_probs(agent: Agent, data: Dataset, table: Table) -> tuple[np.ndarray, np
             f"{data.name or 'the data'} does not say with which probability its actions were taken, which importance"
             " sampling weighs by: `collect` it with a policy that samples, give its column log_prob, or take fqe"
         )
+    agent = first_seed(agent)
     action = torch.from_numpy(np.asarray(data.action) - np.float32(agent.spec.first_action)).to(agent.device)
     found = []
     with torch.no_grad():
         for rows in rows_of(table):
             obs = tree_map(lambda x: x.unsqueeze(0), table.observed(0, rows))
-            known = agent.log_prob(obs, action[rows].unsqueeze(0))
+            known = None if agent.spec.whole else agent.log_prob(obs, action[rows].unsqueeze(0))
+            if known is None and agent.spec.whole:
+                raise UserError(
+                    f"the actions of {type(agent).__name__} are rounded to whole numbers, whose probabilities are not"
+                    " known: rank it by fqe, or by acting with --episodes"
+                )
             if known is None:
                 raise UserError(
                     f"the policy of {type(agent).__name__} has no probabilities to weigh by, for it is a function of"
@@ -125,6 +131,7 @@ def log_probs(agent: Agent, data: Dataset, table: Table) -> tuple[np.ndarray, np
 def drawn_choice_of(agent: Agent) -> Choice:
     """The first seed's policy of an agent as a distribution, as fitted Q evaluation follows it: samples of a Gaussian,
     probabilities of discrete actions."""
+    agent = first_seed(agent)
     spec, in_unit = agent.spec, in_unit_of(agent)
 
     @torch.no_grad()

@@ -285,16 +285,18 @@ def _for_workers(train: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str
 
 
 def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments: the agent's settings, with ``decay_steps: updates`` as a number. What is to be
-    fine-tuned goes on learning, so its rate does not fall."""
+    """The constructor's arguments: the agent's settings, with ``decay_steps: updates`` as a number, of which a warm-up
+    has none. What is to be fine-tuned goes on learning, so its rate does not fall."""
     arguments, train = dict(settings["agent"]), settings["train"]
     if arguments.get("decay_steps") != "updates":
         return arguments
     if train.get("online_steps"):
         arguments["decay_steps"] = None
+    elif "steps" in train:
+        learnt_from = train["steps"] - train.get("warm_up", 0)
+        arguments["decay_steps"] = max(1, learnt_from // train.get("steps_per_update", 1))
     else:
-        online = "steps" in train
-        arguments["decay_steps"] = train["steps"] // train.get("steps_per_update", 1) if online else train["updates"]
+        arguments["decay_steps"] = train["updates"]
     return arguments
 
 

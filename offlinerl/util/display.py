@@ -231,6 +231,8 @@ class Display:
         title = f"{results['env']}: {unit_of(results['score_kind'])}"
         table(self.console, title, ("seed", "mean", "95% interval", "episodes"), rows)
         success, mean_return = results["success"], shown(results["mean_return"], max(2, decimals))
+        if math.isnan(results["mean_return"]):
+            return
         self.say(
             f"mean return {mean_return}, mean length {results['mean_length']:.0f} steps"
             + (f", success in {success:.0%} of episodes" if success is not None else "")
