@@ -90,6 +90,7 @@ def test_a_run_goes_on_with_its_files(tmp_path):
         disk.add(step)
     _, again = rings(tmp_path)
     again.load_state_dict(saved)
+    assert not again.lost
     for step in play[15:]:
         memory.add(step), again.add(step)
         require_equal(memory.sample(2, 5), again.sample(2, 5))
@@ -105,7 +106,7 @@ def test_what_was_overwritten_after_the_checkpoint_is_not_drawn(tmp_path):
         disk.add(step)
     _, again = rings(tmp_path)
     again.load_state_dict(saved)
-    assert 0 < len(again) < held
+    assert 0 < len(again) < held and again.lost == held - len(again)
     memory, _ = rings(tmp_path / "other")
     for step in play[:50]:
         memory.add(step)

@@ -150,6 +150,23 @@ def test_fine_tuning_with_an_annealed_share(here):
     assert (found["updates"], found["steps"]) == (60, 40) and found["offline"]["episodes"] == 2
     assert [row["update"] for row in rows(folder / "evaluations.csv")] == ["20", "20", "40", "60", "60"]
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["old_share"] == 0.5
+    assert fit("--resume", folder, "--online-steps", 60) == 0, "a longer run stays at the share that was reached"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["old_share_steps"] == 40
+
+
+def test_the_share_reaches_its_end_when_it_is_said(here, monkeypatch):
+    counts = []
+    sample = ReplayData.sample
+
+    def sampled(self, updates):
+        counts.append((self.steps, self.old_share(self.steps)))
+        return sample(self, updates)
+
+    monkeypatch.setattr(ReplayData, "sample", sampled)
+    (here / "steps.yaml").write_text("train: {old_share: 0.5, final_old_share: 0, old_share_steps: 10, block: 1}\n")
+    argv = ("sac", "--dataset", pendulum.ID, "--updates", 20, "--online-steps", 20, "--eval-every", 20, *TINY)
+    assert fit(*argv, "--config", here / "steps.yaml", "--out", here / "steps") == 0
+    assert dict(counts)[5] == 0.25 and not dict(counts)[10] and not dict(counts)[20]
 
 
 def test_evaluations_of_fine_tuning_come_after_whole_steps_of_all_environments(here, refused):
@@ -157,6 +174,9 @@ def test_evaluations_of_fine_tuning_come_after_whole_steps_of_all_environments(h
     said = refused("fit", *argv, "--train.online_eval_every", 4)
     assert "online_eval_every must be a multiple of 3, for 3 environments and 1 steps per update, not 4" in said
     assert fit(*argv, "--train.online_eval_every", 6, "--out", here / "three") == 0
+    acts = ("dqn", "--env", "CartPole-v1", "--steps", 121, "--train.envs", 2, "--train.replay", "disk")
+    assert "steps must be a multiple of 2" in refused("fit", *acts, "--out", here / "odd")
+    assert not (here / "odd").exists(), "not even the files of the replay"
     assert (summary(here / "three")["updates"], summary(here / "three")["steps"]) == (16, 12)
 
 
@@ -164,6 +184,7 @@ def test_a_share_that_makes_no_sense_is_refused(here, refused):
     for text, says in (
         ("{old_share: 1.5}", "old_share must be from 0 to 1 or null"),
         ("{final_old_share: 0.5}", "give old_share too"),
+        ("{old_share: 0.5, old_share_steps: 9}", "final_old_share: give that too"),
     ):
         (here / "wrong.yaml").write_text(f"train: {text}\n")
         assert says in refused("fit", "sac", "--dataset", pendulum.ID, "--config", here / "wrong.yaml")

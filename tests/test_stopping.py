@@ -16,12 +16,15 @@ import torch
 import yaml
 from torch.utils._pytree import tree_leaves
 
+import offlinerl
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.cli import main
 from offlinerl.envs.make import Pool
+from offlinerl.training.loop import Run
 from offlinerl.training.recorder import Recorder
 from offlinerl.util.atomic import write_json
+from offlinerl.util.errors import UserError
 from offlinerl.util.interrupt import on_interrupt
 
 FEW = ("--compile", "false", "--batch", 8, "--agent.hidden", "[8]", "--eval-episodes", 1, "--final-episodes", 2)
@@ -140,6 +143,41 @@ def test_sigterm_at_delicate_moments(kind, moment, here, capsys, monkeypatch):
     assert same(folder, whole)
 
 
+def test_the_best_policy_is_kept_by_a_run_that_was_killed_before_it_was_copied(here, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    folder = here / "not copied"
+    with monkeypatch.context() as patch:
+        patch.setattr("offlinerl.training.checkpointer.copy_whole", killed)
+        patch.setattr(Recorder, "is_best", lambda *_: True)
+        with pytest.raises(Killed):
+            fit(*KINDS["offline"], *length("offline", 40), "--out", folder)
+    assert checkpoint.read(folder / "best.ckpt")["offlinerl"]["updates"] == 30
+    assert fit("--resume", folder) == 0
+    assert json.loads((folder / "summary.json").read_text())["best"]["update"] == 40
+    assert checkpoint.read(folder / "best.ckpt")["offlinerl"]["updates"] == 40
+
+
+def test_evaluations_that_are_made_up_for_are_no_training(here, monkeypatch):
+    folder, play, pause = here / "made up for", Run.rollouts, 3.0
+    with monkeypatch.context() as patch:
+        once(patch, Pool, "reset")
+        assert fit(*KINDS["offline"], *length("offline", 40), "--out", folder) == 143
+
+    def slow(self, episodes):
+        time.sleep(pause)
+        return play(self, episodes)
+
+    monkeypatch.setattr(Run, "rollouts", slow)
+    assert fit("--resume", folder) == 0
+    found = json.loads((folder / "summary.json").read_text())
+    assert found["updates"] / found["updates_per_second"] < pause < found["seconds"]
+
+
 def test_sigterm_does_not_wait_for_a_compiler(here, capsys, monkeypatch):
     """Of the first graph, and of the second one; the run goes on from what was saved last."""
     folder, whole, compiled = here / "compiler", here / "compiler whole", []
@@ -244,6 +282,8 @@ def test_each_phase_is_extended_by_its_own_flag(here, capsys):
     assert "--online-steps a larger number" in capsys.readouterr().err
     assert fit("--resume", folder, "--steps", 500) == 1
     assert "--updates or --online-steps may grow" in capsys.readouterr().err
+    with pytest.raises(UserError, match="has 60 online steps: give --online-steps a larger number"):
+        offlinerl.fit(resume=folder, over=dict(train=dict(online_steps=0)))
 
 
 def test_a_first_phase_is_not_made_shorter_than_it_is(here, capsys, monkeypatch):

@@ -54,6 +54,7 @@ class Replay(Rows):
             environment on, in numpy; its successor is the next one.
         newest: ``[S, E]`` what every environment showed last, counted likewise.
         written: ``[S, E]`` what the files got last, of a run that goes on from before that.
+        lost: steps that were saved and are gone, because the files got others in their place after that.
         drawn: the rows of the latest minibatches drawn by priority, ``[K, S, B]``.
     """
 
@@ -96,7 +97,7 @@ class Replay(Rows):
         self.age = np.zeros((S, envs), np.int64)
         self.shown: Tree = None
         self.ended = np.ones((S, envs), bool)
-        self.added = self.oldest = 0
+        self.added = self.oldest = self.lost = 0
         self.streams = Streams(seeds, "rows", device)
         self.drawn = torch.zeros(0, len(seeds), 0, dtype=torch.int64, device=device)
         self.offsets = torch.arange(S, device=device).view(1, S, 1) * (self.steps * envs)
@@ -245,7 +246,9 @@ class Replay(Rows):
         if self.ages is not None:
             self.age = self.ages[places].cpu().numpy()
         self.ended = self._steps()[:, (self.added - 1) % self.steps, :, -1].bool().cpu().numpy()
+        had = len(self)
         self._forget()
+        self.lost = had - len(self) if self.files is not None else 0
 
     def _take_files(self, size: int) -> None:
         """Go on from files of rings of that size, unless a run that was killed before it saved did so already. What

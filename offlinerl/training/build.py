@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -107,6 +108,7 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
         steps, every = (-(-train[name] // train["batch"]) * train["batch"] for name in ("steps", "eval_every"))
         updates = steps // train["batch"] * agent.updates_in(train["batch"])
     else:
+        require_whole(train, "steps", "eval_every")
         steps, every = train["steps"], train["eval_every"]
         updates = steps // train["steps_per_update"]
         source = ReplayData(
@@ -114,7 +116,6 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
             train["steps_per_update"], train["warm_up"],
             reward_clip=train["reward_clip"],
         )  # fmt: skip
-        require_whole(train, source, "steps", "eval_every")
     compute_as_asked(agent, train, updates)
     schedule = Schedule("step", [Stage("online", source, steps, every, "--steps")])
     return Run(
@@ -223,18 +224,19 @@ def on_dataset(
         )
     stages = [Stage("offline", offline, train["updates"], train["eval_every"], "--updates")]
     if steps:
+        scale = train["steps_per_update"]
+        require_whole(train, "online_steps")
+        if train["online_eval_every"] < steps // scale:
+            require_whole(train, "online_eval_every", scale=scale)
         share, last = train["old_share"], train["final_old_share"]
+        until = train["old_share_steps"] or steps
         own = ReplayData(
             agent, collector_for(task, agent, settings, display, ray_address),
             replay_for(agent, task, train, steps, folder),
-            train["batch"], steps_per_update=train["steps_per_update"], warm_up=0, table=table,
-            old_share=None if share is None else partial(linear, share, share if last is None else last, steps),
+            train["batch"], steps_per_update=scale, warm_up=0, table=table,
+            old_share=None if share is None else partial(linear, share, share if last is None else last, until),
             reward=rewards.online_reward(entry, raw), terminal_ends=train["terminal_ends"],
         )  # fmt: skip
-        require_whole(train, own, "online_steps")
-        scale = train["steps_per_update"]
-        if train["online_eval_every"] < steps // scale:
-            require_whole(train, own, "online_eval_every", scale=scale)
         end = train["updates"] + steps // scale
         stages.append(Stage("online", own, end, train["online_eval_every"], "--online-steps", scale))
     facts = dict(dataset=entry.name, data=contents, dataset_score=dataset_score(entry, raw))
@@ -345,14 +347,15 @@ def replay_for(agent: Agent, task: Task, train: Mapping[str, Any], longest: int,
     return Replay.of(agent, train, min(train["capacity"], longest + train["envs"]), task.stack, place)
 
 
-def require_whole(train: Mapping[str, Any], source: ReplayData, *names: str, scale: int = 1) -> None:
-    """Raises a UserError unless these settings, which count so many steps each time, are whole numbers of strides."""
-    stride = source.stride // scale
+def require_whole(train: Mapping[str, Any], *names: str, scale: int = 1) -> None:
+    """Raises a UserError unless these settings, which count so many steps each time, are whole numbers of the strides
+    of a ``ReplayData``."""
+    stride = math.lcm(train["envs"], train["steps_per_update"]) // scale
     for name in names:
         if train[name] % stride:
             raise UserError(
-                f"{name} must be a multiple of {stride}, for {source.envs} environments and"
-                f" {source.steps_per_update} steps per update, not {train[name]}"
+                f"{name} must be a multiple of {stride}, for {train['envs']} environments and"
+                f" {train['steps_per_update']} steps per update, not {train[name]}"
             )
 
 

@@ -83,14 +83,18 @@ class Checkpointer:
             raise UserError(f"{self.last} was not saved by `offlinerl fit`, which goes on with its own")
         return saved["callbacks"][STATE]
 
-    def restore_replay(self) -> None:
+    def restore_replay(self) -> int:
         """Continue from the replay that belongs to ``last.ckpt``.
+
+        Returns:
+            How many of its steps are gone: where it is on the disk, newer ones may have taken their place before the
+            process was killed.
 
         Raises:
             UserError: it is missing or damaged.
         """
         if self.replay is None:
-            return
+            return 0
         try:
             saved = torch.load(self._replay_file, map_location=self.replay.numbers.device, weights_only=True)
             self.replay.load_state_dict(saved)
@@ -98,6 +102,7 @@ class Checkpointer:
             raise UserError(
                 f"{self._replay_file} is missing or damaged, without which this run cannot go on"
             ) from error
+        return self.replay.lost
 
     @property
     def _replay_file(self) -> Path:

@@ -118,6 +118,7 @@ class OfflineConfig(EpisodesConfig):
         None, "the dataset's share of a batch in fine-tuning; null: as large as of all rows", low=0, high=1
     )
     final_old_share: float | None = setting(None, "and at the end; null: the same", low=0, high=1)
+    old_share_steps: int | None = setting(None, "steps until then; null: all of them", low=1)
 
 
 @dataclass(frozen=True)

@@ -199,11 +199,11 @@ class Run(L.Callback):
             signal.signal(signal.SIGTERM, lambda number, _: heard(number))  # Lightning's own leaves without a word
         if self.now and self.schedule.due(self.now) and self.recorder.evaluated < self.now:
             self.evaluate(trainer)
+        self.piece_began = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        piece_ended = time.perf_counter()
-        self.seconds["training"] += piece_ended - self.piece_began
-        self.piece_began, now = piece_ended, self.now
+        self.seconds["training"] += time.perf_counter() - self.piece_began
+        now = self.now
         if now - self.recorder.logged >= self.recorder.every or now == self.end:
             self.logged = self.team.mean(self.values())
             self.recorder.metrics(self.counters(), self.logged, self.rate(self.agent.updates))
@@ -211,6 +211,7 @@ class Run(L.Callback):
         due = self.agree(trainer, self.stop.is_set(), self.checkpointer.due())
         if due and not self.stopping:
             self.save(trainer)
+        self.piece_began = time.perf_counter()
 
     def agree(self, trainer: L.Trainer, stopped: bool, answer: bool) -> bool:
         """Whether any of the processes answers yes; and if any of them was stopped, all stop."""
@@ -298,7 +299,9 @@ class Run(L.Callback):
     def finish(self) -> dict[str, Any]:
         """Evaluate the last policy, which is the result, and write the summary and the picture."""
         result = None if self.pool is None else self.rollouts(self.train_settings["final_episodes"])
-        best = result is not None and self.recorder.evaluation(self.counters(), result)
+        if result is not None:
+            self.recorder.evaluation(self.counters(), result)
+        best = self.recorder.best is not None and self.recorder.best[self.clock] == self.now
         self.checkpointer.finish(self.state_dict(), best)
         summary = dict(
             agent=self.settings["fit"]["agent"],
@@ -409,8 +412,11 @@ class Run(L.Callback):
                 f" {self.schedule.stages[-1].flag} a larger number"
             )
         self.recorder.trim()
-        if self.now < self.end:
-            self.checkpointer.restore_replay()
+        if self.now < self.end and (lost := self.checkpointer.restore_replay()):
+            self.display.say(
+                f"{lost:,} of the oldest steps in the replay on the disk are gone, whose place newer ones took"
+                " that were not saved: the run goes on without them, and not as if it had never stopped"
+            )
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         switches, sources = self.schedule.switches, state["source"]

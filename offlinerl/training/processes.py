@@ -33,8 +33,12 @@ PATIENCE = timedelta(days=7)
 LEAVING = 5.0
 """Seconds that a process may take to end after it has closed its connection."""
 
-FOLLOW = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from offlinerl.training import follower"
-"""What starts another process: it must find the modules that this one does, a user's too."""
+FOLLOW = (
+    "import ctypes, pickle, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9);"
+    " sys.path[:] = pickle.load(sys.stdin.buffer); from offlinerl.training import follower"
+)
+"""What starts another process: it is killed if this one dies (PR_SET_PDEATHSIG), for the imports take long, and it must
+find the modules that this one does, a user's too."""
 
 
 class Team:

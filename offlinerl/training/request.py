@@ -76,6 +76,8 @@ def settings_for(
     require_divisible(about["agent"], agent, source, train)
     if train.get("final_old_share") is not None and train["old_share"] is None:
         raise UserError("final_old_share is what old_share falls or rises to: give old_share too")
+    if train.get("old_share_steps") is not None and train["final_old_share"] is None:
+        raise UserError("old_share_steps is how long old_share takes to final_old_share: give that too")
     return dict(fit=about, **settings), entry
 
 
@@ -315,7 +317,12 @@ def settings_of_run(
     lengths = [name for name in ("steps", "updates", "online_steps") if train.get(name)]
     longer = {name: given.pop(name) for name in lengths if given.get(name, train[name]) != train[name]}
     given = {name: value for name, value in given.items() if value != train.get(name)}
+    if longer.get("online_steps") == 0:
+        had = train["online_steps"]
+        raise UserError(f"the run in {folder} has {had:,} online steps: give --online-steps a larger number, or none")
     changes = dict(longer)
+    if "online_steps" in longer and train["final_old_share"] is not None and train["old_share_steps"] is None:
+        train["old_share_steps"] = train["online_steps"]  # what was reached stays
     if "decay_steps" in agent and "decay_steps" in asked:
         changes["decay_steps"] = asked.pop("decay_steps")
         agent["decay_steps"] = typed(outline.config_class, "decay_steps", changes["decay_steps"])
