@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from offlinerl.cli import main
+from offlinerl.data.arrays import from_arrays
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import Journal
 from offlinerl.data.load import load
@@ -16,6 +17,7 @@ from offlinerl.envs.make import make
 from offlinerl.recipes import rollouts
 from offlinerl.recipes.manipulation import relabelled
 from offlinerl.recipes.recipe import read
+from offlinerl.training.build import dataset_score
 
 relabel_utils = pytest.importorskip("ogbench.relabel_utils", reason="the extra `manipulation` is not installed")
 
@@ -113,6 +115,16 @@ def test_it_is_generated_and_trained_on(tmp_path, monkeypatch, capsys):
     assert "precision" not in capsys.readouterr().err
     about = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert about["fit"]["dataset"] == "cube-single"
+
+
+def test_episodes_of_the_data_succeed_where_a_step_is_terminal():
+    """Though no reward is above 0."""
+    rows = np.arange(6)
+    data = from_arrays(
+        dict(obs=rows[:, None].astype(np.float32), action=np.zeros((6, 1), np.float32), reward=-1.0 * (rows != 1),
+             terminated=rows == 1, truncated=rows % 2 == 1)
+    )  # fmt: skip
+    assert dataset_score(entry("cube-single"), data) == pytest.approx(100 / 3)
 
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch, refused):

@@ -56,7 +56,8 @@ class Entry:
         env: what ``offlinerl.envs.make.make`` takes; None if it is not known, as before a Minari dataset is installed.
         reward: rule for the training rewards, one of ``offlinerl.data.load.REWARDS``.
         score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, and a ``kind`` where they are not the
-            benchmark's own, see ``score_kind``; None if the return is the score.
+            benchmark's own, see ``score_kind``; None if the return is the score. The data's own episodes have the same,
+            by the sum of their rewards or by one above 0, or ``data``: "counts" or "terminals".
         family: which ``configs/<agent>/<family>.yaml`` fits.
         licence: of the data.
         citation: of the data.

@@ -454,6 +454,7 @@ def dataset_score(entry: Entry, raw: Dataset) -> float | None:
     totals = dict(
         counts=highest,  # D4RL's Kitchen files hold the tasks completed so far in every row
         success=highest > 0,
+        terminals=np.maximum.reduceat(raw.terminated, raw.episode_starts),  # a goal that pays nothing
     ).get(entry.score.get("data", entry.score["from"]), raw.episode_returns)
     return float(np.mean(entry.score_of(totals)))
 
