@@ -101,6 +101,10 @@ def test_a_run_is_exported_for_one_seed_and_acts_from_the_file(here, capsys):
         for have in both(here / name, {"": obs}):
             np.testing.assert_allclose(have, offlinerl.load_policy(run.folder, seed)(obs), atol=1e-5, rtol=0)
     assert "obs [batch, 3] float32 to action float32" in capsys.readouterr().out
+    alone = offlinerl.fit("bc", logs(), seeds=[4], over=dict(train=FEW, agent=dict(normalize=True)))
+    write_torchscript(alone.policy, here / "alone.pt")
+    size = (here / "alone.pt").stat().st_size
+    assert (here / "second.pt").stat().st_size < 1.1 * size, "without the other seed's weights"
     assert np.abs(np.subtract(*[both(here / name, {"": obs})[0] for name in ("first", "second")])).max() > 1e-3
     session = onnxruntime.InferenceSession("first.onnx")
     facts = json.loads(session.get_modelmeta().custom_metadata_map["policy"])

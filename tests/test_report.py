@@ -170,6 +170,15 @@ def test_the_same_data_by_another_name_share_a_table(tmp_path, capsys):
     assert capsys.readouterr().out.count("normalised score") == 1
 
 
+def test_a_setting_that_is_null_is_the_same_as_none(tmp_path):
+    """As runs of an earlier version have it, before the setting came."""
+    for i, settings in enumerate((dict(beta=2), dict(beta=2, share=None), dict(beta=2, share=0.5))):
+        finished(tmp_path / str(i), seeds=2, first_seed=2 * i, settings=settings)
+    (group,) = groups_of([read(folder) for folder in find([tmp_path])])
+    assert {row.name: len(row.seeds) for row in group.rows} == {"xql": 4, "xql share=0.5": 2}
+    assert [row.tried for row in group.rows] == [2, 2]
+
+
 @pytest.mark.parametrize("seeds", [(1, 1), (1, 3), (2, 2)])
 def test_few_seeds_settle_nothing(seeds, tmp_path, capsys):
     runs = [
@@ -239,7 +248,8 @@ def test_an_interrupted_last_evaluation_is_refused(tmp_path, capsys):
     lines = (run / "evaluations.csv").read_text().splitlines(keepends=True)
     (run / "evaluations.csv").write_text("".join(lines[:-1]))
     assert main(["report", str(run)]) == 1
-    assert "lacks evaluations of the last policy" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "lacks evaluations of the last policy" in said and f"mend it with: offlinerl fit --resume {run}" in said
 
 
 @pytest.mark.parametrize("case", [dict(seeds=1, evaluations=1, losses=1), dict(seeds=5), dict(agent="bc")])

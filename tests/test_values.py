@@ -225,6 +225,7 @@ def test_a_policy_is_found_by_its_seed_and_value(here, refused):
     assert not np.allclose(offlinerl.load_policy("many", 0, beta=1)(obs), action)
     assert main(["export", "many", "--safetensors", "p.safetensors", "--seed", "3", "--agent.beta", "1",
                  "--episodes", "1"]) == 0  # fmt: skip
+    assert main(["export", "many", "--torchscript", "p.pt", "--seed", "3", "--agent.beta", "1e0"]) == 0, "as in YAML"
     policy = offlinerl.load_policy("p.safetensors")
     assert policy.agent.hparams["beta"] == 1.0 and np.allclose(policy(obs), action)
     line = refused("export", "many", "--safetensors", "q.safetensors", "--seed", "3", "--agent.beta", "7")

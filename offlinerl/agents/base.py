@@ -28,7 +28,7 @@ from offlinerl.nn.encoders import LAYERS, Encoder, Frozen, Images, Latents, Norm
 from offlinerl.types import Batch, Metrics, Spec
 from offlinerl.util.errors import UserError
 from offlinerl.util.settings import Config as BaseConfig
-from offlinerl.util.settings import fixed, make, members, named, plain, setting, values_of
+from offlinerl.util.settings import fixed, make, members, named, plain, setting, settings_of, typed, values_of
 from offlinerl.util.trees import Tree, first_leaf, tree_map
 
 __all__ = ["Agent", "Config", "Noise", "fixed", "setting"]
@@ -362,7 +362,9 @@ class Agent(L.LightningModule, ABC):
         Raises:
             UserError: none does.
         """
-        asked = values if seed is None else dict(seed=seed, **values)
+        config, own = self.config_class, settings_of(self.config_class)
+        asked: dict[str, Any] = {} if seed is None else dict(seed=seed)
+        asked |= {name: typed(config, name, value) if name in own else value for name, value in values.items()}
         for s, member in enumerate(self.members):
             if all(member.get(name) == value for name, value in asked.items()):
                 return s

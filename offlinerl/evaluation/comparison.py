@@ -50,6 +50,11 @@ class Finished:
     settings: dict[str, Any] | None
 
     @property
+    def choice(self) -> dict[str, Any] | None:
+        """Its settings without those that are null, which settings that came with later versions are."""
+        return self.settings and {key: value for key, value in self.settings.items() if value is not None}
+
+    @property
     def about(self) -> dict[str, Any]:
         """What it shares with the runs that it may be compared with: the data by their checksum or, as older versions
         did not write one down, by their name and score."""
@@ -89,7 +94,8 @@ def read(folder: Path) -> Finished:
         scores = [table["score"][last & plots.rows_of(table, member)] for member in members]
         if not scores or len({len(of_seed) for of_seed in scores}) > 1 or not len(scores[0]):
             raise UserError(
-                f"{folder / 'evaluations.csv'} lacks evaluations of the last policy; run the training again"
+                f"{folder / 'evaluations.csv'} lacks evaluations of the last policy; mend it with:"
+                f" {command('fit', '--resume', folder)}"
             )
         return _checked(Finished(folder, summary, np.stack(scores), table, _settings(folder)))
 
@@ -353,7 +359,7 @@ def _merged(runs: Sequence[Finished]) -> list[list[Finished]]:
             first, seeds = row[0], {seed for other in row for seed in other.summary["seeds"]}
             if (
                 first.summary["agent"] == run.summary["agent"]
-                and None is not first.settings == run.settings
+                and None is not first.choice == run.choice
                 and not seeds & set(run.summary["seeds"])
                 and np.shape(first.scores)[1:] == np.shape(run.scores)[1:]
                 and first.summary[plots.clock_of(first.summary)] == run.summary[plots.clock_of(run.summary)]
@@ -374,7 +380,7 @@ def _varied(groups: Sequence[Sequence[Sequence[Finished]]]) -> dict[str, set[str
             told = [row[0].settings for row in rows if row[0].summary["agent"] == agent and row[0].settings is not None]
             keys = {key for settings in told for key in settings}
             varied.setdefault(agent, set()).update(
-                key for key in keys if any(settings.get(key, ...) != told[0].get(key, ...) for settings in told)
+                key for key in keys if any(settings.get(key) != told[0].get(key) for settings in told)
             )
     return varied
 
@@ -396,7 +402,7 @@ def _tried(agent: str, rows: Sequence[Sequence[Finished]]) -> int:
     """How many settings of an agent are known to have been tried on a task: those that are here, or as many as a sweep
     wrote down. What left no settings counts once."""
     runs = [run for row in rows for run in row if run.summary["agent"] == agent]
-    here = {json.dumps(run.settings, sort_keys=True) for run in runs}
+    here = {json.dumps(run.choice, sort_keys=True) for run in runs}
     return max([len(here), *(run.summary.get("settings_tried") or 0 for run in runs)])
 
 

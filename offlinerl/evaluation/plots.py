@@ -13,7 +13,7 @@ import numpy as np
 from offlinerl.evaluation.statistics import expected_maximum
 from offlinerl.util.atomic import atomic_write
 from offlinerl.util.display import places, shown, unit_of
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, command
 from offlinerl.util.figures import COLOURS, format_of, literal
 from offlinerl.util.settings import columns_of, named
 
@@ -32,7 +32,8 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
             rows = list(csv.DictReader(file))
         return {key: np.array([float(row[key]) for row in rows]) for key in (rows[0] if rows else [])}
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as a run's table; is its folder a run?") from error
+        mend = command("fit", "--resume", path.parent)
+        raise UserError(f"{path} cannot be read as a table; if its folder is a run, mend it with: {mend}") from error
 
 
 def by_time(columns: dict[str, np.ndarray], clock: str, value: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

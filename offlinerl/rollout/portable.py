@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import json
@@ -35,9 +36,12 @@ class Portable(nn.Module):
     def __init__(self, policy: DeployedPolicy):
         super().__init__()
         self.names = [leaf.path.replace("/", ".") or "obs" for leaf in policy.spec.obs]
-        self.policy = [policy]  # in a list, for a LightningModule within another module cannot be traced
+        policy = copy.copy(policy)
+        policy.agent = policy.agent.part(slice(0, 1))
         for parameter in policy.agent.parameters():
             parameter.requires_grad_(False)
+            parameter.data = parameter.data.clone()  # a file would hold the memory that it shares with other policies
+        self.policy = [policy]  # in a list, for a LightningModule within another module cannot be traced
         self.register_buffer("low", torch.from_numpy(policy.low), persistent=False)
         self.register_buffer("high", torch.from_numpy(policy.high), persistent=False)
         with torch.inference_mode():
