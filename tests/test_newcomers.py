@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from pendulum import empty_workplace
@@ -202,3 +203,35 @@ def test_seeds_may_be_a_range():
     assert parser().parse_args(["fit", "bc", "--seeds", "0-4,7"]).seeds == [0, 1, 2, 3, 4, 7]
     with pytest.raises(SystemExit):
         parser().parse_args(["fit", "bc", "--seeds", "4-0"])
+
+
+@pytest.mark.parametrize("kind", ["csv", "hdf5", "arrays"])
+def test_a_success_that_only_the_last_row_tells_is_not_lost_in_silence(here, kind, capsys):
+    logs = [dict(x=np.arange(5.0) + n, u=np.full(5, 0.1), success=1 * (np.arange(5) == 4)) for n in range(3)]
+    columns = {name: np.concatenate([log[name] for log in logs]).astype(np.float32) for name in logs[0]}
+    run, last = np.repeat(np.arange(3), 5), np.tile(np.arange(5) == 4, 3)
+    said = "3 rewards other than 0 went with last steps that are left out"
+    if kind == "arrays":
+        data = dict(
+            obs=columns["x"], action=columns["u"], reward=columns["success"], truncated=last, terminated=0 * last
+        )
+        offlinerl.fit("bc", data, over=dict(train=dict(updates=2, compile=False)))
+        assert said in capsys.readouterr().out
+        whole = offlinerl.load_dataset({**data, "terminated": last})
+        assert whole.reward.sum() == 3 and "rewards_dropped" not in whole.provenance
+        return
+    if kind == "csv":
+        source = Path("logs.csv")
+        rows = zip(columns["x"], columns["u"], columns["success"], run, strict=True)
+        source.write_text("x,u,success,run\n" + "".join(f"{x},{u},{s},{n}\n" for x, u, s, n in rows))
+        reading = ["--columns", "obs=x", "action=u", "reward=success", "episode=run"]
+    else:
+        source, reading = Path("logs.hdf5"), []
+        with h5py.File(source, "w") as file:
+            given = dict(observations=columns["x"][:, None], actions=columns["u"][:, None], rewards=columns["success"])
+            for name, column in (given | dict(terminals=0 * last, timeouts=last)).items():
+                file[name] = column
+    assert main(["datasets", "validate", str(source), *reading]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert main(["datasets", "show", str(source)]) == 0, "the mapping was written by the first command"
+    assert said in " ".join(capsys.readouterr().out.split())

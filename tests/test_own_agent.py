@@ -10,13 +10,18 @@ import pendulum
 import pytest
 import torch
 import yaml
+from conftest import SPEC, random_table
 
 import offlinerl
 from offlinerl import agents, api
 from offlinerl.agents import checkpoint
+from offlinerl.agents.bc import BC
 from offlinerl.cli import main
 from offlinerl.data.load import load
 from offlinerl.evaluation.evaluate import evaluate_checkpoint
+from offlinerl.experience.sources import OfflineData
+from offlinerl.experience.table import Table
+from offlinerl.nn.critics import Value
 from offlinerl.training import choosing
 from offlinerl.util.errors import UserError
 
@@ -275,3 +280,26 @@ def test_a_checkpoint_says_which_version_wrote_it(run, tmp_path):
         torch.save(saved, tmp_path / "a.ckpt")
         with pytest.raises(UserError, match=f"written by offlinerl {version or '0.1 or earlier'}, does not fit"):
             checkpoint.load_agent(tmp_path / "a.ckpt", agent_class=mine.Regression)
+
+
+def test_an_agent_adds_optimisers_to_those_it_inherits():
+    class More(BC):
+        def build(self):
+            super().build()
+            self.more = Value(self.encoder("more"), (4,), self.init_rng("more"))
+
+        def configure_optimizers(self):
+            return super().configure_optimizers() + self.adam(1e-2, more=self.more)
+
+        def update(self, batch, noise, k):
+            loss = self.descend(self.group, (batch.reward - self.more(batch.obs)).square())
+            return super().update(batch, noise, k) | dict(more=loss)
+
+    More.group = "more"
+    agent, batch = More(SPEC, (0, 1), hidden=(4,)), OfflineData(Table(random_table(), SPEC, 0.99), (0, 1), 8, 1)
+    first = [agent.learn(batch.draw())[0]["more"].mean() for _ in range(60)]
+    assert first[-1] < first[0] and [*agent.optim] == ["actor", "more"]
+    assert len(agent.configure_optimizers()) == 2, "no more than there are"
+    More.group = "moer"
+    with pytest.raises(UserError, match="More descends 'moer', and its configure_optimizers names other groups: actor"):
+        More(SPEC, (0, 1), hidden=(4,)).learn(batch.draw())

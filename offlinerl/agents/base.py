@@ -271,18 +271,18 @@ class Agent(L.LightningModule, ABC):
     def adam(self, lr: Number | Mapping[str, Number], eps: float = 1e-8, **modules: nn.Module) -> list[Adam]:
         """One optimiser a named group of parameters, for ``configure_optimizers`` to return.
 
-        A trainer asks again before it fits; the optimisers that are there, perhaps restored, are kept.
+        A trainer asks again before it fits; the optimisers that are there, perhaps restored, are kept. An agent that
+        extends another may add groups of its own.
 
         Args:
             lr: learning rate, of all or by name.
             eps: see ``Adam``.
         """
-        if not self.optim:
-            rates = lr if isinstance(lr, Mapping) else dict.fromkeys(modules, lr)
-            self.optim = {
-                name: Adam(module.parameters(), self._exactly(rates[name]), eps=eps) for name, module in modules.items()
-            }
-        return list(self.optim.values())
+        rates = lr if isinstance(lr, Mapping) else dict.fromkeys(modules, lr)
+        for name, module in modules.items():
+            if name not in self.optim:
+                self.optim[name] = Adam(module.parameters(), self._exactly(rates[name]), eps=eps)
+        return [self.optim[name] for name in modules]
 
     def _exactly(self, number: Number) -> float | list[float]:
         """What was given of a setting of several values, which its tensor may have rounded."""
@@ -312,6 +312,11 @@ class Agent(L.LightningModule, ABC):
         found: dict[str, Tensor] = {}
         gradients: list[Tensor] = []
         for name, loss in losses.items():
+            if name not in self.optim:
+                known = ", ".join(self.optim) or "none"
+                raise UserError(
+                    f"{type(self).__name__} descends {name!r}, and its configure_optimizers names other groups: {known}"
+                )
             found[name] = loss.mean(-1).flatten(1).sum(-1) if loss.ndim > 2 else loss.mean(-1)  # [S]
             gradients += torch.autograd.grad(found[name].sum(), self.optim[name].parameters)
         if self.processes > 1:

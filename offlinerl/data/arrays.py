@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from offlinerl.data.assemble import column_of
-from offlinerl.data.columns import as_flags, require_filled, require_finite, single
+from offlinerl.data.columns import as_flags, lost, require_filled, require_finite, single
 from offlinerl.data.dataset import Dataset
 from offlinerl.util.errors import UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
@@ -74,8 +74,9 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     require_finite(name, dict(obs=obs, next_obs=next_obs, **numbers), np.flatnonzero(keep))
     kind = str(np.asarray(given["action"]).dtype)
     facts = dict(
-        format="arrays", action_dtype=kind, rows_in_source=rows, rows_dropped=int((~keep).sum()), reward="none"
-    )
+        format="arrays", action_dtype=kind, rows_in_source=rows, rows_dropped=int((~keep).sum()), reward="none",
+        **lost(int(np.count_nonzero(single(columns["reward"], "reward")[~keep])) if "reward" in columns else 0),
+    )  # fmt: skip
     return Dataset.of_rows(
         obs, next_obs, terminated=terminated[keep], last=last, name=name, provenance=facts, **numbers
     )

@@ -10,7 +10,15 @@ import gymnasium
 import numpy as np
 
 from offlinerl.data.builder import Builder
-from offlinerl.data.columns import as_flags, as_float32, as_observations, require_finite, require_one_length, single
+from offlinerl.data.columns import (
+    as_flags,
+    as_float32,
+    as_observations,
+    lost,
+    require_finite,
+    require_one_length,
+    single,
+)
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs import spaces
 from offlinerl.util.errors import NoSteps, UserError
@@ -46,19 +54,21 @@ def assemble(
         UserError: there are no steps, or they are not sound.
     """
     into = into or Builder(source)
-    rows, dtypes = 0, set()
+    rows, paid, dtypes = 0, 0, set()
     for steps in episodes:
         if not len(steps.action):  # an observation alone, or not even that
             continue
         rows += len(steps.action)
         dtypes.add(np.asarray(steps.action).dtype)
         part = _rows_of(source, steps)
+        paid += int(np.count_nonzero(steps.reward))
         if part is not None:
+            paid -= int(np.count_nonzero(part.reward))
             into.add(part)
     if not into.rows:
         raise NoSteps(f"{source} holds no step with a successor, so that there is nothing to learn from", rows)
     counts = dict(rows_in_source=rows, rows_dropped=rows - into.rows, action_dtype=str(np.result_type(*dtypes)))
-    return into.finish(name, {**facts, **counts, "reward": "none"})
+    return into.finish(name, {**facts, **counts, **lost(paid), "reward": "none"})
 
 
 def _rows_of(source: str, steps: Steps) -> Dataset | None:

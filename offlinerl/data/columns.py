@@ -41,6 +41,11 @@ def let_go(column: Any) -> None:
         column._mmap.madvise(mmap.MADV_DONTNEED)
 
 
+def lost(rewards: int) -> dict[str, int]:
+    """How many rewards other than 0 went with steps that were left out, as a fact of a dataset's ``provenance``."""
+    return dict(rewards_dropped=rewards) if rewards else {}
+
+
 def single(column: np.ndarray, what: str) -> np.ndarray:
     """A column ``[T]`` or ``[T, 1]`` as ``[T]``."""
     column = np.asarray(column)

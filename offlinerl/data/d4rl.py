@@ -22,6 +22,7 @@ from offlinerl.data.columns import (
     as_float32,
     as_observations,
     checked_actions,
+    lost,
     open_hdf5,
     usable_log_prob,
 )
@@ -108,7 +109,7 @@ def load_hdf5(
         last = end | ~np.r_[keep[1:], False]  # it also ends where a row was left out
         into = into or Builder(str(path))
         into.expect(count, count + int(last[keep].sum()))
-        action_dtype = str(file["actions"].dtype)
+        action_dtype, paid = str(file["actions"].dtype), file["rewards"][()].reshape(-1)[~keep]
         parts = _parts(file, keep, has_next, observation_space, finite)
         for (kept, obs, next_obs, action, reward), ahead in with_next(parts):
             if mode == "lossless" and not has_next:
@@ -132,6 +133,7 @@ def load_hdf5(
         successors="next_observations" if has_next else "next row",
         action_dtype=action_dtype,
         reward="none",
+        **lost(int(np.count_nonzero(paid))),
     )
     if origin:
         provenance["provenance"] = origin

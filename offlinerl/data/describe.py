@@ -22,6 +22,9 @@ from offlinerl.util.errors import UserError, counted, either
 from offlinerl.util.figures import format_of, literal
 from offlinerl.util.trees import first_leaf, tree_leaves, tree_map
 
+MANY = 0.1
+"""Lost rewards, as a share of the others, from which on it matters."""
+
 
 def describe(dataset: Dataset, entry: Entry | None = None) -> dict[str, Any]:
     """A dataset in figures, and what is known of the task it belongs to, as plain data ready for JSON. Load it with
@@ -58,6 +61,18 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
     return points | dict(mean=float(np.mean(values)))
 
 
+def lost_rewards(dataset: Dataset) -> str | None:
+    """Says that rewards went with steps that have no successor, if they are many of all, as where success is paid at
+    the end alone."""
+    lost = dataset.provenance.get("rewards_dropped", 0)
+    if lost <= MANY * np.count_nonzero(dataset.reward):
+        return None
+    return (
+        f"{counted(lost, 'reward')} other than 0 went with last steps that are left out, for nothing was observed after"
+        " them: mark those that end the task as terminated, or record what was observed last"
+    )
+
+
 def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str]]:
     """What a person asks of a dataset first, as labels and a line each."""
     lengths, returns, facts = dataset.episode_lengths, dataset.episode_returns, dataset.provenance
@@ -71,7 +86,7 @@ def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str
         ("ends", f"{terminations:,} terminated, {cut:,} cut off"),
         ("observations", "; ".join(_part(path, leaf) for path, leaf in tree_leaves(dataset.observations))),
         ("actions", _actions(dataset)),
-        ("rewards", _rewards(dataset.reward)),
+        ("rewards", "; ".join(filter(None, (_rewards(dataset.reward), lost_rewards(dataset))))),
         *([] if dataset.log_prob is None else [("log_prob", f"of the behaviour, {_spread(dataset.log_prob)}")]),
         ("size", f"{dataset.nbytes / 1e6:,.1f} MB in memory"),
     ]

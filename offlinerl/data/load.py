@@ -14,6 +14,7 @@ import numpy as np
 from offlinerl.data import formats, registry
 from offlinerl.data.assemble import observed
 from offlinerl.data.builder import Builder
+from offlinerl.data.columns import lost
 from offlinerl.data.d4rl import Mode, load_hdf5
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.edit import Made, covers, made_of, require_same_parts
@@ -153,7 +154,8 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
     if not files:
         raise NoSteps(f"none of the {counted(len(empty), 'file')} of {path} holds a step to learn from", rows)
     total = {name: sum((fact[name] for fact in facts), rows) for name in ("rows_in_source", "rows_dropped")}
-    about = {**facts[0], **total, "file": str(path), "files": [file.name for file in files]}
+    paid = sum(fact.get("rewards_dropped", 0) for fact in facts)
+    about = {**facts[0], **total, **lost(paid), "file": str(path), "files": [file.name for file in files]}
     if "columns" in about:
         about["columns"] = formats.columns_of(files[0], entry)
     about["action_dtype"] = str(np.result_type(*(fact["action_dtype"] for fact in facts)))

@@ -14,12 +14,12 @@ import h5py
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from offlinerl.data import d4rl, formats, load, minari_reader, registry, scales
+from offlinerl.data import d4rl, describe, formats, load, minari_reader, registry, scales
 from offlinerl.data.assemble import Steps, column_of
 from offlinerl.data.builder import Builder
 from offlinerl.data.columns import as_flags, as_float32, nonfinite_rows, open_hdf5, require_filled, single
 from offlinerl.data.dataset import near
-from offlinerl.data.mapping import known_columns
+from offlinerl.data.mapping import known_columns, remember
 from offlinerl.data.registry import Entry
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make
@@ -29,7 +29,7 @@ from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 class Finding(NamedTuple):
     """Something wrong with a dataset, or worth a look. Its kind is one of: unequal lengths, not finite, shape, action
-    range, duplicates, jump, overlapping ends, missing end, scales, refused."""
+    range, duplicates, jump, overlapping ends, missing end, scales, lost rewards, refused."""
 
     kind: str
     message: str  # one sentence
@@ -76,7 +76,7 @@ def validate(entry: Entry | str) -> list[Finding]:
             return [columns]
         require_filled(str(path), dict(observations=columns.obs, actions=columns.action))
         findings = _found(columns, entry, path, kind)
-    return findings if any(finding.fault for finding in findings) else findings + _refused(path, asked)
+    return findings if any(finding.fault for finding in findings) else findings + _loaded(path, asked)
 
 
 def _found(columns: _Columns, entry: Entry, path: Path, kind: str) -> list[Finding]:
@@ -96,13 +96,16 @@ def _found(columns: _Columns, entry: Entry, path: Path, kind: str) -> list[Findi
     return [finding for finding in findings if len(finding.rows)]
 
 
-def _refused(path: Path, entry: Entry) -> list[Finding]:
-    """What loading says of a dataset that it refuses, if no other check finds why."""
+def _loaded(path: Path, entry: Entry) -> list[Finding]:
+    """What loading says of a dataset that it refuses, if no other check finds why; and of what it leaves out."""
     try:
-        load._read(path, entry, "lossless", Builder(str(path)))
+        data = load._read(path, entry, "lossless", Builder(str(path)))
     except UserError as error:
         return [Finding("refused", str(error), np.empty(0, int))]
-    return []
+    if entry.columns is not None:
+        remember(path, entry.columns)
+    gone = describe.lost_rewards(data)
+    return [Finding("lost rewards", gone, np.empty(0, int), fault=False)] if gone else []
 
 
 def _d4rl_columns(path: Path, entry: Entry) -> _Columns | Finding:

@@ -20,7 +20,7 @@ from offlinerl import agents
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.agents.vae import VAE
-from offlinerl.data import load, registry, rewards, scales
+from offlinerl.data import describe, load, registry, rewards, scales
 from offlinerl.data.columns import blocks, let_go
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.inferred import KINDS, spec_of_data
@@ -159,6 +159,8 @@ def on_dataset(
     )
     if columns := data.provenance.get("columns"):
         display.say(f"columns: {in_words(columns)}")
+    if gone := describe.lost_rewards(raw):
+        display.say(f"{entry.name}: {gone}")
     if cameras := data.provenance.get("left_out"):
         display.say(f"cameras that --obs-keys would add: {', '.join(cameras)}")
     task = task_of(entry, data, about)
