@@ -35,7 +35,7 @@ from offlinerl.training.recorder import Recorder, Silent
 from offlinerl.training.schedule import Schedule
 from offlinerl.util.atomic import write_json
 from offlinerl.util.display import Display, shown
-from offlinerl.util.errors import UNSOUND, UserError, reading
+from offlinerl.util.errors import UNSOUND, ActingFailed, Mishap, UserError, reading
 from offlinerl.util.folder import versions
 from offlinerl.util.interrupt import AtOnce, Interrupted, Stop, on_interrupt
 from offlinerl.util.settings import values_of
@@ -148,6 +148,10 @@ class Run(L.Callback):
             if self.now > self.first:
                 raise self.checkpointer.interrupted_at_once(self.stop.status) from None
             raise self.interrupted() from None
+        except Mishap as error:
+            if self.companion is not None:  # which says so itself
+                raise
+            raise self.checkpointer.to_go_on_after(error) from error
         finally:
             if self.team.size > 1:
                 self.team.close()
@@ -212,6 +216,12 @@ class Run(L.Callback):
         if due and not self.stopping:
             self.save(trainer)
         self.piece_began = time.perf_counter()
+
+    def on_exception(self, trainer: L.Trainer, _: Any, error: BaseException) -> None:
+        """Save what was learnt before an environment failed, which took real time to gather."""
+        if isinstance(error, ActingFailed) and self.acting is not None and self.now > self.first:
+            self.save(trainer)
+            self.display.say(f"what was learnt up to {self.clock} {self.now:,} is saved")
 
     def agree(self, trainer: L.Trainer, stopped: bool, answer: bool) -> bool:
         """Whether any of the processes answers yes; and if any of them was stopped, all stop."""
