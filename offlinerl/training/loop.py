@@ -36,7 +36,7 @@ from offlinerl.training.schedule import Schedule
 from offlinerl.util.atomic import write_json
 from offlinerl.util.display import Display, shown
 from offlinerl.util.errors import UNSOUND, ActingFailed, Mishap, UserError, reading
-from offlinerl.util.folder import versions
+from offlinerl.util.folder import versions, write_config
 from offlinerl.util.interrupt import AtOnce, Interrupted, Stop, on_interrupt
 from offlinerl.util.settings import values_of
 
@@ -105,6 +105,7 @@ class Run(L.Callback):
         self.companion: Companion | None = None
         self.offline: dict[str, Any] | None = None
         self.seconds = dict(total=0.0, training=0.0)  # of earlier sessions, then of this one too
+        self.configured = False  # whether this process began in a folder that holds the settings
         self.stop, self.stopping = Stop(), False  # whether this process was asked to stop, and whether all are stopping
         self.states: list[dict[str, Any]] = []  # of the random numbers of each process, when they were saved last
 
@@ -132,6 +133,7 @@ class Run(L.Callback):
         )
         self.began = self.checkpointer.saved = time.perf_counter()
         self.first = self.now
+        self.configured = (self.folder / "config.yaml").is_file()
         try:
             # The first Ctrl-C, or SIGTERM, finishes the piece, so that what is saved is a whole number of updates.
             with on_interrupt(self.heard), self.display.bar("training", self.end, self.now, f"{self.clock}s"):
@@ -238,6 +240,8 @@ class Run(L.Callback):
             UserError: the processes do not have the same weights any more.
         """
         self.logged = self.team.mean(self.values())
+        if self.configured and not (self.folder / "config.yaml").is_file():
+            self.begin_folder_anew()
         if self.team.size > 1:
             streams = dict(update=self.agent.rng.state_dict(), source=self.schedule.stages[0].source.state_dict())
             weights, self.states = zip(*self.team.gather((checksum(self.agent), streams)), strict=True)
@@ -247,6 +251,24 @@ class Run(L.Callback):
                     " learns by other means than descend; train it with --devices 1"
                 )
         (self.checkpointer.save_best if best else self.checkpointer.save)(trainer)
+
+    def begin_folder_anew(self) -> None:
+        """Where the run's folder was renamed or deleted, have another one that it can go on from.
+
+        Raises:
+            UserError: what it cannot do without was in it: the replay on the disk, or the episodes of a collection.
+        """
+        replay = self.acting and self.acting.replay
+        if self.companion is not None or (replay and replay.files):
+            raise UserError(
+                f"{self.folder} was renamed or deleted while this run trained, with files that it needs: give it its"
+                f" name again, and go on with: {self.checkpointer.go_on}"
+            )
+        write_config(self.folder, self.settings)
+        self.display.say(
+            f"{self.folder} was renamed or deleted: the run goes on in a new folder of this name, which lacks what was"
+            " written before"
+        )
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self.stopping:
