@@ -534,6 +534,12 @@ def test_checkpoints_with_parts_of_another_kind(change, refused, run, tmp_path):
 # Full disks
 
 
+@pytest.mark.parametrize("batch", [10**12, 10**18])
+def test_a_batch_that_no_memory_holds_is_named(batch, refused, here):
+    line = refused(*FIT, "--batch", batch, "--out", here / f"huge-{batch}")
+    says(line, f"batches of {batch:,} need more memory than there is", "--batch")
+
+
 def test_a_full_disk_keeps_the_previous_checkpoint(refused, run, here, monkeypatch):
     folder = here / "full"
     shutil.copytree(run, folder)

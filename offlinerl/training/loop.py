@@ -192,7 +192,8 @@ class Run(L.Callback):
             )
             self.agent._log_hyperparams = False  # the loggers have the run's settings, which are plain data
             self.piece_began = time.perf_counter()
-            trainer.fit(self.agent, Epochs(lambda: self.schedule.epoch(self.now)))
+            with memory_for(self.train_settings["batch"]):
+                trainer.fit(self.agent, Epochs(lambda: self.schedule.epoch(self.now)))
             if self.stopping:
                 self.save(trainer)
 
@@ -539,6 +540,18 @@ def scores(result: Evaluation) -> dict[str, Any]:
         mean=result.mean, ci95=list(result.interval()), per_seed=result.per_seed.tolist(),
         episodes=result.scores.shape[1],
     )  # fmt: skip
+
+
+@contextmanager
+def memory_for(batch: int) -> Iterator[None]:
+    """Says in one sentence, instead of what torch raises, that there is too little."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
+        if not said and not isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
+        raise UserError(f"batches of {batch:,} need more memory than there is: give a smaller --batch") from error
 
 
 @contextmanager
