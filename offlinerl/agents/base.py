@@ -514,7 +514,9 @@ class Agent(L.LightningModule, ABC):
             if name in COLUMNS:
                 raise UserError(f"{where} returns a metric {name}, as a column of metrics.csv is called: rename it")
             if not isinstance(value, Tensor):
-                raise UserError(f"{where} returns {type(value).__name__} as {name}: let it be a tensor, a number a seed")
+                raise UserError(
+                    f"{where} returns {type(value).__name__} as {name}: let it be a tensor, a number a seed"
+                )
             rows = name == "priority"
             want = f"[{S}, B], a number a row" if rows else f"[{S}], a number a seed"
             if value.ndim != 1 + rows or value.shape[0] != S:
