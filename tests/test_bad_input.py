@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -533,6 +534,12 @@ def test_checkpoints_with_parts_of_another_kind(change, refused, run, tmp_path):
 # Full disks
 
 
+@pytest.mark.parametrize("batch", [10**12, 10**18])
+def test_a_batch_that_no_memory_holds_is_named(batch, refused, here):
+    line = refused(*FIT, "--batch", batch, "--out", here / f"huge-{batch}")
+    says(line, f"batches of {batch:,} need more memory than there is", "--batch")
+
+
 def test_a_full_disk_keeps_the_previous_checkpoint(refused, run, here, monkeypatch):
     folder = here / "full"
     shutil.copytree(run, folder)
@@ -568,6 +575,18 @@ def test_a_file_that_may_not_grow_keeps_the_previous_checkpoint(run, here):
     says(line, "last.ckpt", "the disk is full")
     assert (folder / "last.ckpt").read_bytes() == before
     assert not list(folder.glob(".*"))
+
+
+def test_a_replay_on_a_full_disk_is_named(tmp_path):
+    """Of which torch only says that it wrote less than it should have."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        with pytest.raises(UserError, match=r"replay-8.pt was not written, because the disk is full"):
+            checkpoint.write(dict(numbers=torch.zeros(10_000)), tmp_path / "replay-8.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

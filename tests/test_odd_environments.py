@@ -25,7 +25,7 @@ from offlinerl.envs.make import Pool, make, native_action, spec_of
 from offlinerl.envs.pixels import Stacked
 from offlinerl.evaluation.video import frames_per_second
 from offlinerl.types import Spec
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, command
 
 FEW = ("--compile", "false", "--batch", 8, "--agent.hidden", "[8]", "--eval-episodes", 1, "--final-episodes", 1)
 FEW = (*FEW, "--eval-every", 20)
@@ -250,7 +250,8 @@ def test_an_error_in_an_evaluation_loses_no_training(refused, here):
     sound, broken = made("Sound-v0", Reach), made("Broken-v0", Reach, nan_at=("reward", 7))
     assert run("collect", "random", "--env", sound, "--episodes", 5, "--dataset", "odd/sound-v0") == 0
     fit = ("fit", "bc", "--dataset", "odd/sound-v0", "--env", broken, *FEW, "--updates", 60)
-    assert broken in refused(*fit, "--out", here / "kept")
+    line = refused(*fit, "--out", here / "kept")
+    assert broken in line and line.endswith(f"go on with: offlinerl fit --resume {here / 'kept'}")
     assert checkpoint.read(here / "kept/last.ckpt")["offlinerl"]["updates"] == 20
 
 
@@ -313,6 +314,46 @@ def test_what_was_collected_stays_where_an_environment_fails_later(source, here,
     assert "failed after 2 episodes, which are kept" in said.out and "the robot is gone" in said.err
     assert run(*collect, "--resume") == 0
     assert load(f"odd/failing-{source}-v0").episode_lengths.tolist()[:2] == [10, 10]
+
+
+def failing_once(monkeypatch, at):
+    """Let the environment fail in its step of this number, counted over all of this process."""
+    step, taken = Reach.step, []
+
+    def fails(self, action):
+        taken.append(True)
+        if len(taken) == at:
+            raise OSError("the robot is gone")
+        return step(self, action)
+
+    monkeypatch.setattr(Reach, "step", fails)
+
+
+LATE = {
+    "td3": ("--train.warm_up", 10),
+    "td3 in two": ("--train.warm_up", 10, "--train.envs", 2, "--train.steps_per_update", 4),
+    "ppo": ("--batch", 24, "--train.envs", 2, "--agent.minibatch", 8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_what_was_learnt_stays_where_an_environment_fails(kind, here, monkeypatch, capsys):
+    """In the middle of a block, where one is longer than a step."""
+    env, folder, whole = made("Late-v0", Reach), here / f"late-{kind}", here / f"never-{kind}"
+    argv = ("fit", kind.split()[0], "--env", env, *FEW, "--steps", 120, "--eval-every", 120, *LATE[kind])
+    assert run(*argv, "--out", whole) == 0
+    with monkeypatch.context() as patch:
+        failing_once(patch, 91)
+        capsys.readouterr()
+        assert run(*argv, "--out", folder) == 1
+    said = capsys.readouterr()
+    assert said.err.endswith(f"--debug shows where; go on with: {command('fit', '--resume', folder)}\n")
+    saved = checkpoint.read(folder / "last.ckpt")["offlinerl"]
+    assert 60 < saved["steps"] < 91 and f"what was learnt up to step {saved['steps']} is saved" in said.out
+    assert run("fit", "--resume", folder) == 0
+    assert "does not repeat itself" not in capsys.readouterr().out
+    ends = [checkpoint.read(of / "last.ckpt")["offlinerl"] for of in (folder, whole)]
+    assert [(end["steps"], end["updates"]) for end in ends] == [(120, ends[1]["updates"])] * 2
 
 
 def test_reference_scores_that_cannot_be_measured_cost_no_data(here, monkeypatch, capsys):

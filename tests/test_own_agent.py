@@ -105,6 +105,35 @@ def here(tmp_path_factory):
         sys.modules.pop("mine", None)
 
 
+ODD = {
+    "None": "returns NoneType: let it return a dictionary of metrics",
+    "dict(m, seed=m['loss'])": "returns a metric seed, as a column of metrics.csv is called",
+    "dict(m, update=m['loss'])": "returns a metric update, as a column of metrics.csv is called",
+    "dict(m, share=0.5)": "returns float as share: let it be a tensor, a number a seed",
+    "dict(m, share=m['loss'].expand(7))": "returns share of shape [7]: let it be [1], a number a seed",
+    "dict(m, share=m['loss'].sum())": "returns share of shape []: let it be [1], a number a seed",
+    "dict(m, priority=m['loss'])": "returns priority of shape [1]: let it be [1, B], a number a row",
+}
+
+
+@pytest.mark.parametrize("compiled", ["false", "true"])
+@pytest.mark.parametrize("given", ODD)
+def test_metrics_that_are_none_are_refused_at_the_first_update(given, compiled, here, refused):
+    source = f"""
+from mine import Regression
+
+class Odd(Regression):
+    def update(self, batch, noise, k):
+        m = super().update(batch, noise, k)
+        return {given}
+"""
+    name = f"odd_{list(ODD).index(given)}"
+    (here / f"{name}.py").write_text(source)
+    out = here / f"{name}-{compiled}"
+    fit = ("fit", f"{name}:Odd", *FIT[2:], "--updates", 20, "--compile", compiled, "--out", out)
+    assert f"Odd.update {ODD[given]}" in refused(*fit)
+
+
 def test_an_agent_may_learn_from_windows(here):
     fit = ("fit", "mine:Windowed", "--dataset", pendulum.ID, "--updates", 200, "--eval-every", 100, "--log-every", 50)
     assert main([*map(str, (*fit, *FEW, "--agent.context", 30, "--out", "windowed"))]) == 0

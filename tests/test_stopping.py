@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shlex
+import shutil
 import signal
 import time
 from types import SimpleNamespace
@@ -353,3 +354,40 @@ def test_json_has_null_for_what_it_cannot_say(tmp_path):
     write_json(tmp_path / "a.json", {"a": [math.nan, 1.5, (-math.inf,)], "b": {"c": np.float64("nan")}, "d": "nan"})
     text = (tmp_path / "a.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {"a": [None, 1.5, [None]], "b": {"c": None}, "d": "nan"}
+
+
+@pytest.mark.parametrize("lost", ["renamed", "deleted"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_whose_folder_is_gone_goes_on_in_another(kind, lost, here, capsys, monkeypatch):
+    folder, away = here / f"{kind} to be {lost}", here / f"{kind} away"
+    save, saves = Run.save, []
+
+    def losing(self, *args, **how):
+        saves.append(True)
+        if len(saves) == 3:
+            folder.rename(away) if lost == "renamed" else shutil.rmtree(folder)
+        save(self, *args, **how)
+
+    monkeypatch.setattr(Run, "save", losing)
+    assert fit(*KINDS[kind], *length(kind, 200), "--out", folder) == 0
+    assert f"{folder} was renamed or deleted: the run goes on in a new folder" in capsys.readouterr().out
+    flag = "--updates" if kind == "offline" else "--steps"
+    assert fit("--resume", folder, flag, 250) == 0
+    assert json.loads((folder / "summary.json").read_text())["updates" if kind == "offline" else "steps"] == 250
+
+
+def test_a_folder_that_is_gone_with_the_replay_on_the_disk_ends_the_run(here, refused, monkeypatch):
+    folder, away, save, saves = here / "on the disk", here / "on the disk, away", Run.save, []
+
+    def losing(self, *args, **how):
+        saves.append(True)
+        if len(saves) == 3:
+            folder.rename(away)
+        save(self, *args, **how)
+
+    monkeypatch.setattr(Run, "save", losing)
+    line = refused("fit", *KINDS["online"], *length("online", 200), "--train.replay", "disk", "--out", folder)
+    assert f"{folder} was renamed or deleted" in line and line.endswith(f"fit --resume '{folder}'")
+    shutil.rmtree(folder, ignore_errors=True)
+    away.rename(folder)
+    assert fit("--resume", folder) == 0

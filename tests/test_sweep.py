@@ -121,6 +121,8 @@ def test_together_they_end_as_they_do_apart(written, tmp_path):
         (dict(agents=["bc"], datasets="kitchen", cpus=math.inf), "cpus must be a number from 1 on"),
         (dict(agents=["bc"], datasets="kitchen", agent=None), "agent must hold settings"),
         (dict(agents=["bc"], datasets="kitchen", train=5), "as in train: {updates: 20000}, not 5"),
+        (dict(agents=["bc"], datasets="kitchen", out=__file__), f"out must name a folder, and {__file__} is a file"),
+        (dict(agents=["bc"], datasets="kitchen", out=f"{__file__}/of/it"), f"{__file__} is a file"),
         (dict(agents=["bc"], datasets="kitchen", out=None), "out must name a folder, as in out: runs/sweep, not None"),
     ],
 )

@@ -54,6 +54,12 @@ CPU_ROWS = 1280
 """Rows ``[S, B]`` that a CPU trains at once; where a core has 1 MiB of second-level cache, more are slower a row."""
 
 
+COLUMNS = (
+    "update", "step", "seed", "updates_per_second", "steps_per_second", "episode_return", "episode_length",
+)  # fmt: skip
+"""What a run's table of metrics has of its own, so that no metric may be called so."""
+
+
 @dataclass(frozen=True)
 class Config(BaseConfig):
     """The settings of every agent."""
@@ -146,6 +152,7 @@ class Agent(L.LightningModule, ABC):
         self.explore_rng = EnvStreams(self.seeds, (0,), "explore")
         self._parts: list[Agent] = []
         self._steps: dict[tuple, list[Step]] = {}
+        self._sound: set[int] = set()  # the kinds of update whose metrics were looked at
         self.frozen = self._frozen()
         self._kept: tuple[Tree, Tree] = None, None
         self.register_buffer("action_mid", torch.from_numpy(spec.action_mid), persistent=False)
@@ -493,10 +500,36 @@ class Agent(L.LightningModule, ABC):
             noise = dict(noise)
             batch = augmentation.shifted(batch, noise.pop("shift"), self.spec)
         if self.precision == "float32":
-            return self.update(batch, noise, k)
+            return self._looked_at(self.update(batch, noise, k), k)
         # Weights change within an update, so that what they were rounded to may not be kept.
         with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
-            return {name: value.float() for name, value in self.update(batch, noise, k).items()}
+            metrics = self._looked_at(self.update(batch, noise, k), k)
+            return {name: value.float() for name, value in metrics.items()}
+
+    def _looked_at(self, metrics: Metrics, k: int) -> Metrics:
+        """What ``update`` returned, which is looked at once of every kind.
+
+        Raises:
+            UserError: it is not what ``update`` is to return.
+        """
+        if k in self._sound:
+            return metrics
+        where, S = f"{type(self).__name__}.update", len(self.seeds)
+        if not isinstance(metrics, Mapping):
+            raise UserError(f"{where} returns {type(metrics).__name__}: let it return a dictionary of metrics")
+        for name, value in metrics.items():
+            if name in COLUMNS:
+                raise UserError(f"{where} returns a metric {name}, as a column of metrics.csv is called: rename it")
+            if not isinstance(value, Tensor):
+                raise UserError(
+                    f"{where} returns {type(value).__name__} as {name}: let it be a tensor, a number a seed"
+                )
+            rows = name == "priority"
+            want = f"[{S}, B], a number a row" if rows else f"[{S}], a number a seed"
+            if value.ndim != 1 + rows or value.shape[0] != S:
+                raise UserError(f"{where} returns {name} of shape {[*value.shape]}: let it be {want}")
+        self._sound.add(k)
+        return metrics
 
     def lay_out(self, channels_last: bool) -> None:
         """Have the channels of a pixel side by side in all convolutions, or those of an image; see ``Images``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -74,10 +73,22 @@ def amend(path: Path, callback: str, state: dict[str, Any]) -> None:
     """
     content = read(path)
     content["callbacks"][callback] = state
-    buffer = io.BytesIO()  # of a full disk, torch would only say that writing failed
-    torch.save(content, buffer)
-    with atomic_write(path, overwrite=True) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    write(content, path)
+
+
+def write(content: Any, path: Path) -> None:
+    """Write what torch can save; a full disk or a crash leaves the previous file as it was.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    with atomic_write(path, overwrite=True) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # by which torch only says that writing failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def load_into(agent: Agent, saved: dict[str, Any], path: Path) -> None:

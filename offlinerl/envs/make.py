@@ -25,7 +25,7 @@ import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl.envs import atari, checks, control, pixels, robotics, spaces
 from offlinerl.types import Spec
 from offlinerl.util.cores import cores
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import ActingFailed, UserError
 from offlinerl.util.trees import Tree
 
 EXTRAS = {"ogbench": "manipulation"}
@@ -442,7 +442,7 @@ class Pool:
         """Reset the environments numbered by the keys with the seeds of the values; their observations.
 
         Raises:
-            UserError: an environment fails, or one is not finite.
+            ActingFailed: an environment fails, or one is not finite.
         """
         return self._each(self._reset, seeds)
 
@@ -450,7 +450,7 @@ class Pool:
         """Step the environments numbered by the keys; what each ``step`` returned, its numbers as plain ones.
 
         Raises:
-            UserError: an environment fails, or an observation or a reward is not finite.
+            ActingFailed: an environment fails, or an observation or a reward is not finite.
         """
         space, given = self.action_space, list(actions.values())
         if isinstance(space, gym.spaces.Discrete):
@@ -475,14 +475,14 @@ class Pool:
         except Exception as error:  # it is a user's own code
             raise self.blamed(i, error) from error
 
-    def blamed(self, i: int, error: Exception) -> UserError:
+    def blamed(self, i: int, error: Exception) -> ActingFailed:
         """What to raise for an error of environment i in its latest step or reset."""
         step = self._taken[i]
         when = f"in step {step} of the episode that was" if step else "when it is"
         when = f"{when} reset with seed {self._seeds[i]}"
         if isinstance(error, checks.Unsound):
-            return UserError(f"{self.name} {error} {when}; mend the environment")
-        return UserError(f"{self.name} fails {when} ({checks.described(error)}); --debug shows where")
+            return ActingFailed(f"{self.name} {error} {when}; mend the environment")
+        return ActingFailed(f"{self.name} fails {when} ({checks.described(error)}); --debug shows where")
 
     @property
     def endless(self) -> bool:

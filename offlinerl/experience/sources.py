@@ -18,7 +18,7 @@ from offlinerl.learning.rng import Streams
 from offlinerl.learning.seeds import per_seed
 from offlinerl.rollout.collector import Collector
 from offlinerl.types import Batch, Transition, Window
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import ActingFailed, UserError
 from offlinerl.util.trees import tree_map
 
 PIECE = 16
@@ -187,7 +187,17 @@ class ActingData(Source):
 
     def blocks(self, count: int) -> Iterator[Batch]:
         for first in range(0, count, self.block_steps):
-            yield self.draw(min(self.block_steps, count - first))
+            yield self._whole(min(self.block_steps, count - first))
+
+    def _whole(self, steps: int) -> Batch:
+        """The next block. Of one in which an environment fails no step counts, for nothing is learnt from it; a replay
+        keeps what it got, and every environment stands where its latest whole step left it."""
+        before = self.agent.steps
+        try:
+            return self.draw(steps)
+        except ActingFailed:
+            self.agent.steps = before
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """Where the environments stand; what a replay holds is kept apart, for it is large."""

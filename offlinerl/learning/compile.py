@@ -15,6 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from offlinerl.util.errors import UserError
+
 Step = Callable[..., Any]
 Launch = Callable[..., Sequence[Tensor]]
 
@@ -67,6 +69,8 @@ def capture(steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[S
         with torch.no_grad(), tracing(TracingContext(static)), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # a setting of ours decides
             compiled = torch._inductor.compile(graph, [*example, *closed_over], options=options)
+    except UserError:  # an update that is wrong, compiled or not
+        raise
     except Exception as error:
         warnings.warn(
             f"training runs uncompiled, since torch.compile failed here: {type(error).__name__}: "

@@ -18,7 +18,7 @@ from offlinerl.data.episode import Episode
 from offlinerl.envs.make import make, spec_of
 from offlinerl.rollout.collector import RECENT, Collector
 from offlinerl.types import Transition
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import ActingFailed, UserError
 from offlinerl.util.trees import tree_map
 
 DEATHS = 3
@@ -218,7 +218,7 @@ class ActorPool:
                 delivery = self.backend.receive(answer)
             except Lost as error:
                 if deaths + 1 == DEATHS:
-                    raise UserError(f"worker {w} died {DEATHS} times in a row: {error}") from error
+                    raise ActingFailed(f"worker {w} died {DEATHS} times in a row: {error}") from error
                 self.say(f"worker {w} died; another goes on from what it delivered last")
                 self.backend.stop(self.workers[w])
                 self.workers[w] = self._start(w)

@@ -13,7 +13,7 @@ import torch
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.experience.ring import Replay
-from offlinerl.util.atomic import atomic_write, sweep
+from offlinerl.util.atomic import sweep
 from offlinerl.util.errors import UNSOUND, UserError, command
 from offlinerl.util.folder import copy_whole
 from offlinerl.util.interrupt import Interrupted
@@ -48,8 +48,7 @@ class Checkpointer:
     def save(self, trainer: L.Trainer) -> None:
         """Save everything it takes to go on. At any moment there is a checkpoint and the replay that belongs to it."""
         if self.replay is not None:
-            with atomic_write(self._replay_file, overwrite=True) as temporary:
-                torch.save(self.replay.state_dict(), temporary)
+            checkpoint.write(self.replay.state_dict(), self._replay_file)
         checkpoint.save(trainer, self.last)
         for replay in set(self.folder.glob("replay-*.pt")) - {self._replay_file}:
             replay.unlink()
@@ -107,6 +106,10 @@ class Checkpointer:
     @property
     def _replay_file(self) -> Path:
         return self.folder / f"replay-{self.agent.steps}.pt"
+
+    def to_go_on_after(self, error: UserError) -> UserError:
+        """The same, with how to go on if anything was saved."""
+        return UserError(f"{error}; go on with: {self.go_on}") if self.last.is_file() else error
 
     def interrupted(self, now: int, end: int, clock: str, status: int) -> Interrupted:
         """To be raised once everything is saved."""

@@ -35,8 +35,8 @@ from offlinerl.training.recorder import Recorder, Silent
 from offlinerl.training.schedule import Schedule
 from offlinerl.util.atomic import write_json
 from offlinerl.util.display import Display, shown
-from offlinerl.util.errors import UNSOUND, UserError, reading
-from offlinerl.util.folder import versions
+from offlinerl.util.errors import UNSOUND, ActingFailed, Mishap, UserError, reading
+from offlinerl.util.folder import versions, write_config
 from offlinerl.util.interrupt import AtOnce, Interrupted, Stop, on_interrupt
 from offlinerl.util.settings import values_of
 
@@ -105,6 +105,7 @@ class Run(L.Callback):
         self.companion: Companion | None = None
         self.offline: dict[str, Any] | None = None
         self.seconds = dict(total=0.0, training=0.0)  # of earlier sessions, then of this one too
+        self.configured = False  # whether this process began in a folder that holds the settings
         self.stop, self.stopping = Stop(), False  # whether this process was asked to stop, and whether all are stopping
         self.states: list[dict[str, Any]] = []  # of the random numbers of each process, when they were saved last
 
@@ -132,6 +133,7 @@ class Run(L.Callback):
         )
         self.began = self.checkpointer.saved = time.perf_counter()
         self.first = self.now
+        self.configured = (self.folder / "config.yaml").is_file()
         try:
             # The first Ctrl-C, or SIGTERM, finishes the piece, so that what is saved is a whole number of updates.
             with on_interrupt(self.heard), self.display.bar("training", self.end, self.now, f"{self.clock}s"):
@@ -148,6 +150,10 @@ class Run(L.Callback):
             if self.now > self.first:
                 raise self.checkpointer.interrupted_at_once(self.stop.status) from None
             raise self.interrupted() from None
+        except Mishap as error:
+            if self.companion is not None:  # which says so itself
+                raise
+            raise self.checkpointer.to_go_on_after(error) from error
         finally:
             if self.team.size > 1:
                 self.team.close()
@@ -186,7 +192,8 @@ class Run(L.Callback):
             )
             self.agent._log_hyperparams = False  # the loggers have the run's settings, which are plain data
             self.piece_began = time.perf_counter()
-            trainer.fit(self.agent, Epochs(lambda: self.schedule.epoch(self.now)))
+            with memory_for(self.train_settings["batch"]):
+                trainer.fit(self.agent, Epochs(lambda: self.schedule.epoch(self.now)))
             if self.stopping:
                 self.save(trainer)
 
@@ -213,6 +220,12 @@ class Run(L.Callback):
             self.save(trainer)
         self.piece_began = time.perf_counter()
 
+    def on_exception(self, trainer: L.Trainer, _: Any, error: BaseException) -> None:
+        """Save what was learnt before an environment failed, which took real time to gather."""
+        if isinstance(error, ActingFailed) and self.acting is not None and self.now > self.first:
+            self.save(trainer)
+            self.display.say(f"what was learnt up to {self.clock} {self.now:,} is saved")
+
     def agree(self, trainer: L.Trainer, stopped: bool, answer: bool) -> bool:
         """Whether any of the processes answers yes; and if any of them was stopped, all stop."""
         number, answered = self.team.agree((self.stop.signal or 0) * stopped, answer)
@@ -228,6 +241,8 @@ class Run(L.Callback):
             UserError: the processes do not have the same weights any more.
         """
         self.logged = self.team.mean(self.values())
+        if self.configured and not (self.folder / "config.yaml").is_file():
+            self.begin_folder_anew()
         if self.team.size > 1:
             streams = dict(update=self.agent.rng.state_dict(), source=self.schedule.stages[0].source.state_dict())
             weights, self.states = zip(*self.team.gather((checksum(self.agent), streams)), strict=True)
@@ -237,6 +252,24 @@ class Run(L.Callback):
                     " learns by other means than descend; train it with --devices 1"
                 )
         (self.checkpointer.save_best if best else self.checkpointer.save)(trainer)
+
+    def begin_folder_anew(self) -> None:
+        """Where the run's folder was renamed or deleted, have another one that it can go on from.
+
+        Raises:
+            UserError: what it cannot do without was in it: the replay on the disk, or the episodes of a collection.
+        """
+        replay = self.acting and self.acting.replay
+        if self.companion is not None or (replay and replay.files):
+            raise UserError(
+                f"{self.folder} was renamed or deleted while this run trained, with files that it needs: give it its"
+                f" name again, and go on with: {self.checkpointer.go_on}"
+            )
+        write_config(self.folder, self.settings)
+        self.display.say(
+            f"{self.folder} was renamed or deleted: the run goes on in a new folder of this name, which lacks what was"
+            " written before"
+        )
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self.stopping:
@@ -507,6 +540,18 @@ def scores(result: Evaluation) -> dict[str, Any]:
         mean=result.mean, ci95=list(result.interval()), per_seed=result.per_seed.tolist(),
         episodes=result.scores.shape[1],
     )  # fmt: skip
+
+
+@contextmanager
+def memory_for(batch: int) -> Iterator[None]:
+    """Says in one sentence, instead of what torch raises, that there is too little."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
+        if not said and not isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
+        raise UserError(f"batches of {batch:,} need more memory than there is: give a smaller --batch") from error
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from offlinerl import agents
 from offlinerl.data.registry import Entry
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import Mishap, UserError
 
 PATIENCE = timedelta(days=7)
 """For each other: the first one evaluates as long as it takes, and who dies is noticed by a closed connection."""
@@ -120,7 +120,7 @@ class Team:
                 raise lost from error
             raise
 
-    def lost(self) -> UserError | None:
+    def lost(self) -> Mishap | None:
         """What to raise if one of the others has ended."""
         deadline = time.monotonic() + LEAVING
         for rank, other in enumerate(self.others, 1):
@@ -129,7 +129,7 @@ class Team:
             except subprocess.TimeoutExpired:
                 continue
             how = signal.Signals(-status).name if status < 0 else f"status {status}"
-            return UserError(f"process {rank} of 0 to {self.size - 1} that train together has ended, with {how}")
+            return Mishap(f"process {rank} of the {self.size} that train together has ended, with {how}")
         return None
 
     # Agreeing

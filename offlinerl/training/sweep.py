@@ -143,6 +143,9 @@ def read(file: Path) -> dict[str, Any]:
             raise UserError(f"{file}: {key} must hold settings, as in train: {{updates: 20000}}, not {plan[key]!r}")
     if not isinstance(plan["out"], str) or not plan["out"]:
         raise UserError(f"{file}: out must name a folder, as in out: runs/sweep, not {plan['out']!r}")
+    out = Path(plan["out"])
+    if not (there := next(path for path in (out, *out.absolute().parents) if path.exists())).is_dir():
+        raise UserError(f"{file}: out must name a folder, and {there} is a file")
     if not isinstance(plan["together"], bool):
         raise UserError(f"{file}: together must be true or false, not {plan['together']!r}")
     for key, least in (("cpus", 1), ("gpus", 0)):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from offlinerl.util.errors import DISK_FULL, UserError
+from offlinerl.util.errors import DISK_FULL, Mishap, UserError
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def atomic_write(path: Path, overwrite: bool = False, mark: str | None = None) -
         _replace(temporary, path)
     except OSError as error:
         if error.errno in DISK_FULL:
-            raise UserError(f"{path} was not written, because the disk is full: free some space") from error
+            raise Mishap(f"{path} was not written, because the disk is full: free some space") from error
         raise
     finally:
         _delete(temporary)

@@ -25,6 +25,14 @@ class WrongUsage(UserError):
     status = 2
 
 
+class Mishap(UserError):
+    """What a job needs has failed it, such as a disk or another process: what it saved before can go on."""
+
+
+class ActingFailed(Mishap):
+    """An environment, or a process that acts in one, has failed."""
+
+
 class NoSteps(UserError):
     """A source holds no step to learn from, as some logs of a folder may; it has so many ``rows`` in spite of that."""
 
