@@ -26,6 +26,7 @@ from offlinerl.cli import main
 from offlinerl.data import registry
 from offlinerl.evaluation.plots import read_columns
 from offlinerl.training import request
+from offlinerl.util.device import pick_device
 from offlinerl.util.errors import UserError
 from offlinerl.util.folder import append, clear
 
@@ -135,6 +136,43 @@ def test_wrong_usage_is_status_2(argv, words, refused):
 def test_without_cuda(refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     says(refused(*FIT, "--device", "cuda"), "--device cuda", "--device cpu")
+
+
+def doors(run):
+    """What takes a device."""
+    return (
+        lambda device: offlinerl.load_policy(run, device=device),
+        lambda device: offlinerl.evaluate(run, device=device, episodes=1),
+        lambda device: offlinerl.select(run, device=device, updates=1),
+        lambda device: offlinerl.collect("random", "Pendulum-v1", "test/none-v0", episodes=1, device=device),
+        lambda device: offlinerl.fit("bc", pendulum.ID, device=device, out=run / "none"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("cuda", "--device cuda: this machine has no CUDA device that torch can use; try --device cpu"),
+        ("cuda:0", "--device cuda:0: this machine has no CUDA"), (torch.device("cuda", 1), "--device cuda:1: this"),
+        ("gpu", "device must be auto, cpu or cuda, not 'gpu'"), (None, "device must be auto, cpu or cuda, not None"),
+        ("cpu:x", "device must be auto, cpu or cuda, not 'cpu:x'"), (3.5, "device must be auto, cpu or cuda, not 3.5"),
+        ("xpu", "device must be auto, cpu or cuda, not 'xpu'"),
+    ],
+)  # fmt: skip
+def test_devices_that_are_none(device, words, run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for door in doors(run):
+        with pytest.raises(UserError, match=re.escape(words)):
+            door(device)
+    assert not (run / "none").exists()
+
+
+def test_a_cuda_device_beyond_those_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert pick_device("auto") == torch.device("cuda") and pick_device("cuda:0").index == 0
+    with pytest.raises(UserError, match="--device cuda:1: this machine has 1 CUDA device; try --device cuda"):
+        pick_device("cuda:1")
 
 
 @pytest.mark.parametrize(
