@@ -133,6 +133,39 @@ def test_wrong_usage_is_status_2(argv, words, refused):
     says(refused(*argv, status=2), *words)
 
 
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (("fit", "bc", "--dataset", ""), "--dataset"), ((*FIT, "--out", ""), "--out"), ((*FIT, "--out="), "--out"),
+        (("fit", "--resume", ""), "--resume"), ((*FIT, "--env", ""), "--env"), ((*FIT, "--config", ""), "--config"),
+        (("select", "run", "--dataset", ""), "--dataset"), (("select", "run", ""), "RUN"), (("report", ""), "RUN"),
+        (("evaluate", "run", "--video", ""), "--video"), (("evaluate", ""), "checkpoint"),
+        (("collect", "random", "--env", "Pendulum-v1", "--episodes", "1", "--dataset", ""), "--dataset"),
+        (("datasets", "show", ""), "name"), (("export", "run", "--onnx", ""), "--onnx"),
+    ],
+)  # fmt: skip
+def test_an_empty_word_is_not_the_current_folder(argv, name, refused, here):
+    says(refused(*argv, status=2), f"{name}: is empty", "not set")
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: offlinerl.fit("bc", ""), "dataset"), (lambda: offlinerl.fit("bc", pendulum.ID, out=""), "out"),
+        (lambda: offlinerl.fit(resume=""), "resume"), (lambda: offlinerl.fit("", pendulum.ID), "agent"),
+        (lambda: offlinerl.evaluate(""), "policy"), (lambda: offlinerl.evaluate("run", video=""), "video"),
+        (lambda: offlinerl.select("run", ""), "dataset"), (lambda: offlinerl.select(["run", ""]), "runs"),
+        (lambda: offlinerl.report(""), "runs"), (lambda: offlinerl.load_policy(""), "path"),
+        (lambda: offlinerl.collect("random", "Pendulum-v1", "", episodes=1), "dataset_id"),
+        (lambda: offlinerl.collect("random", "Pendulum-v1", "test/e-v0", episodes=1, out=""), "out"),
+        (lambda: offlinerl.load_dataset(""), "source"), (lambda: offlinerl.export("", "policy.pt"), "run"),
+    ],
+)  # fmt: skip
+def test_an_empty_argument_is_not_the_current_folder(call, name, run):
+    with pytest.raises(UserError, match=f"^{name} is empty, as a variable that is not set: name one"):
+        call()
+
+
 def test_without_cuda(refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     says(refused(*FIT, "--device", "cuda"), "--device cuda", "--device cpu")

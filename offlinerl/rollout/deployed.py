@@ -15,6 +15,7 @@ from offlinerl.envs.spaces import child
 from offlinerl.rollout.loop import Diverged, diverged_in_words
 from offlinerl.util.device import pick_device
 from offlinerl.util.errors import UserError, counted, either
+from offlinerl.util.given import filled
 from offlinerl.util.trees import Tree, observed_in_words, tree_leaves, tree_map
 
 
@@ -105,6 +106,7 @@ class DeployedPolicy:
             ) from error
 
 
+@filled
 def load_policy(
     path: str | Path,
     seed: int | None = None,
