@@ -1,6 +1,7 @@
 """The Python way in: names at the top, plain objects, numpy in and out."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -412,6 +413,18 @@ def test_an_environment_with_a_specification_is_made_again_by_it(here):
     with pytest.raises(UserError, match="Pendulum-v1 is one environment"):
         offlinerl.fit("sac", env=odd, over=dict(train=ACTING))
     assert offlinerl.evaluate(run.policy, env=odd, episodes=1)["mean_length"] == 10
+
+
+def test_the_module_of_an_environment_may_have_been_imported_already(here, monkeypatch):
+    code = "import gymnasium\ngymnasium.register('RoomOfMine-v0', 'test_python:Room', max_episode_steps=20)\n"
+    Path("rooms.py").write_text(code)
+    monkeypatch.syspath_prepend(".")
+    for _ in range(2):
+        data = offlinerl.collect("random", "rooms:RoomOfMine-v0", "own/room-v0", episodes=1)
+        assert "RoomOfMine-v0" in gym.registry and data.is_dir()
+        shutil.rmtree(data)
+    with pytest.raises(UserError, match="rooms:RoomOfMin-v0 cannot be made"):
+        offlinerl.collect("random", "rooms:RoomOfMin-v0", "own/room-v0", episodes=1)
 
 
 def test_limits_hold_for_objects_too():
