@@ -17,7 +17,7 @@ from offlinerl.envs.make import described
 from offlinerl.training.request import settings_for, settings_of_run
 from offlinerl.util.errors import UserError, WrongUsage, either
 from offlinerl.util.folder import find_checkpoint, held, make, numbered, require_free, write_config
-from offlinerl.util.given import filled
+from offlinerl.util.given import filled, whole_number
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
     from gymnasium import Env
@@ -172,12 +172,15 @@ def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
 
 @filled
 def evaluate(
-    policy: str | Path | Policy | DeployedPolicy, env: Environment | None = None, episodes: int = 50, **settings: Any
+    policy: str | Path | Policy | DeployedPolicy | FitResult,
+    env: Environment | None = None,
+    episodes: int = 50,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Evaluate the policies of a checkpoint or of a run's folder, or any policy.
 
     Args:
-        policy: a checkpoint, a run's folder, or what acts.
+        policy: a checkpoint, a run's folder, what ``fit`` returned, or what acts.
         env: where, by a Gymnasium id or a dataset's name, or an environment or a function that makes one; by default
             the checkpoint's own.
         episodes: of each seed's policy.
@@ -192,12 +195,20 @@ def evaluate(
     where = _environment(env)
     from offlinerl.evaluation import evaluate as evaluation
     from offlinerl.evaluation.task import Task
+    from offlinerl.training.result import FitResult
 
+    episodes = whole_number("episodes", episodes, 1)
+    if "seed" in settings:
+        settings["seed"] = whole_number("seed", settings["seed"])
+    if isinstance(policy, FitResult):
+        settings = dict(agent_class=type(policy.agent)) | settings
+        policy = policy.folder
     if isinstance(policy, str | Path):
         return evaluation.evaluate_checkpoint(Path(policy), env=where, episodes=episodes, **settings)
+    acting = _acting(policy)
     if where is None:
         raise UserError("a policy does not say what it is for: give env")
-    acting, task = _acting(policy), Task.of(registry.task(where))
+    task = Task.of(registry.task(where))
     found = evaluation.evaluate(acting, task, episodes, **settings)
     return dict(
         env=task.env_id, seeds=list(acting.seeds), episodes=episodes, score_kind=task.label, **found.facts()

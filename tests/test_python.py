@@ -169,10 +169,6 @@ def test_a_policy_acts_whose_agent_was_exploring(spec):
 
 
 def test_a_policy_object_is_evaluated():
-    class Still(offlinerl.Policy):
-        def act(self, obs, explore=False):
-            return torch.zeros(*obs.shape[:2], 1)
-
     found = offlinerl.evaluate(Still(), "Pendulum-v1", episodes=2)
     assert found["mean_length"] == 200 and found["mean"] < 0
     with pytest.raises(UserError, match="give env"):
@@ -227,6 +223,42 @@ def test_no_runs_and_no_seed_are_said():
             of([])
     with pytest.raises(offlinerl.UserError, match="seed must be a whole number from 0 on, not -1"):
         offlinerl.collect("random", "Pendulum-v1", "some/random-v0", steps=10, seed=-1)
+
+
+class Still(offlinerl.Policy):
+    """Does nothing."""
+
+    def act(self, obs, explore=False):
+        return torch.zeros(*obs.shape[:2], 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (dict(seed=-1), "seed must be a whole number from 0 on, not -1"), (dict(seed=None), "seed must .* not None"),
+        (dict(seed=1.5), "seed must .* not 1.5"),
+        (dict(episodes=0), "episodes must be a whole number from 1 on, not 0"),
+        (dict(episodes=-1), "episodes must .* not -1"), (dict(episodes="2"), "episodes must .* not '2'"),
+        (dict(episodes=1.5), "episodes must .* not 1.5"), (dict(episodes=True), "episodes must .* not True"),
+        (dict(episodes=float("inf")), "episodes must .* not inf"),
+    ],
+)  # fmt: skip
+def test_an_evaluation_of_no_number_of_episodes(given, says):
+    for policy in (Still(), "nowhere"):
+        with pytest.raises(UserError, match=says):
+            offlinerl.evaluate(policy, "Pendulum-v1", **given)
+
+
+def test_a_run_is_evaluated_by_its_result_with_numbers_of_numpy(here):
+    run = offlinerl.fit("bc", walk(), env=Room, over=dict(train=FEW), out="run")
+    found = offlinerl.evaluate(run, env=Room, episodes=np.int64(2), seed=np.int64(3))
+    assert found == offlinerl.evaluate("run", env=Room, episodes=2, seed=3)
+    with pytest.raises(UserError, match="no entry 'max_episode_step'; did you mean max_episode_steps?"):
+        offlinerl.evaluate(run, env=Room, limits=dict(max_episode_step=5))
+    assert type(offlinerl.evaluate(Still(), "Pendulum-v1", np.int64(1), seed=np.int64(3))["episodes"]) is int
+    for wrong, kind in ((None, "NoneType"), (3, "int")):
+        with pytest.raises(UserError, match=f"a policy must be .* not {kind}"):
+            offlinerl.evaluate(wrong)
 
 
 def test_the_environment_of_arrays_is_not_left_aside_unsaid():
