@@ -249,6 +249,37 @@ def test_an_evaluation_of_no_number_of_episodes(given, says):
             offlinerl.evaluate(policy, "Pendulum-v1", **given)
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (dict(noise=-1), "noise must be a number from 0 on, not -1"), (dict(noise=float("nan")), "noise .* not nan"),
+        (dict(noise="a"), "noise must .* not 'a'"), (dict(envs=0), "envs must be a whole number from 1 on, not 0"),
+        (dict(steps=1.5), "steps must .* not 1.5"), (dict(steps=-1), "steps must .* not -1"),
+        (dict(episodes=0), "episodes must .* not 0"), (dict(steps=5, episodes=1), "--steps or --episodes, not both"),
+        (dict(env=None, steps=5), "needs --env"), (dict(dataset_id=None, steps=5), "dataset_id must be .* not None"),
+        (dict(threads=0, steps=5), "threads must be a whole number from 1 on, not 0"),
+        (dict(limits=dict(max_episode_step=5), steps=5), "no entry 'max_episode_step'; did you mean"),
+    ],
+)  # fmt: skip
+def test_what_a_collection_cannot_go_by(given, says, here):
+    with pytest.raises(UserError, match=says):
+        offlinerl.collect(**dict(source=Still(), env="Pendulum-v1", dataset_id="own/some-v0") | given)
+    assert not any(here.iterdir())
+
+
+def test_numbers_that_are_none_are_named(here):
+    for threads in (0, -1, 1.5, "a"):
+        with pytest.raises(UserError, match="threads must be a whole number from 1 on"):
+            offlinerl.fit("bc", walk(), threads=threads)
+    with pytest.raises(UserError, match="agent must be a name or a class, not int 3"):
+        offlinerl.fit(3, walk())
+    Path("run").mkdir()
+    Path("run", "last.ckpt").touch()
+    for name, wrong in dict(seed=-1, gamma="a", episodes=3.5, updates=0, critics="5").items():
+        with pytest.raises(UserError, match=f"{name} must be a .*number from"):
+            offlinerl.select("run", **{name: wrong})
+
+
 def test_a_run_is_evaluated_by_its_result_with_numbers_of_numpy(here):
     run = offlinerl.fit("bc", walk(), env=Room, over=dict(train=FEW), out="run")
     found = offlinerl.evaluate(run, env=Room, episodes=np.int64(2), seed=np.int64(3))

@@ -47,7 +47,7 @@ def counts(**given: Any) -> list[int | None]:
     return [None if value is None else whole_number(name, value, 1) for name, value in given.items()]
 
 
-def number(name: str, value: Any, high: float = math.inf) -> float:
+def real_number(name: str, value: Any, high: float = math.inf) -> float:
     """A number from 0 on, to ``high`` at the most.
 
     Raises:
