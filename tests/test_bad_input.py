@@ -342,6 +342,14 @@ def test_a_file_that_names_no_environment(refused, file):
     says(refused("fit", "bc", "--dataset", file(), "--online-steps", "10"), "fine-tuning acts", "--env")
 
 
+def test_one_vector_has_no_parts_to_choose_from(refused, file, tmp_path):
+    (tmp_path / "my.csv").write_text("x,y,u,r\n1,2,3,4\n2,3,4,5\n")
+    table = (tmp_path / "my.csv", "--columns", "obs=x,y", "action=u", "reward=r")
+    for data in ([file()], table):
+        line = refused("fit", "bc", "--dataset", *data, "--obs-keys", "a,b", "--updates", 1)
+        says(line, "its observations are one vector without parts; leave out --obs-keys")
+
+
 def test_a_damaged_minari_dataset(refused, here):
     shutil.copytree(here / "minari" / pendulum.ID, here / "minari/test/broken-v0")
     data = here / "minari/test/broken-v0/data/main_data.hdf5"

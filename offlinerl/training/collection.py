@@ -21,6 +21,7 @@ from offlinerl.agents import checkpoint
 from offlinerl.data import episode_log, registry
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import COLLECTION, EPISODES, Journal
+from offlinerl.envs import checks
 from offlinerl.envs.make import LIMITS, make, side_by_side, specification, without_stack
 from offlinerl.envs.pixels import is_fast
 from offlinerl.evaluation.evaluate import check_spec, evaluate
@@ -189,7 +190,7 @@ class Collection(Companion):
     ):
         self.folder, self.task, self.dataset_id, self.append = folder, task, dataset_id, append
         env = make(without_stack(task.env), task.obs_keys)  # its frames are kept one by one
-        env.close()
+        checks.close(env)
         require_parts(task, env, task.obs_keys)
         self.about = dict(
             dataset_id=dataset_id,
