@@ -17,6 +17,7 @@ from offlinerl.envs.make import described
 from offlinerl.training.request import settings_for, settings_of_run
 from offlinerl.util.errors import UserError, WrongUsage, either
 from offlinerl.util.folder import find_checkpoint, held, make, numbered, require_free, write_config
+from offlinerl.util.given import filled, whole_number
 
 if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
     from gymnasium import Env
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # what loads torch is imported when all that was asked for ha
     Environment: TypeAlias = str | Env | Callable[[], Env]
 
 
+@filled
 def fit(
     agent: str | type[Agent] | None = None,
     dataset: Data | None = None,
@@ -168,13 +170,17 @@ def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
         )
 
 
+@filled
 def evaluate(
-    policy: str | Path | Policy | DeployedPolicy, env: Environment | None = None, episodes: int = 50, **settings: Any
+    policy: str | Path | Policy | DeployedPolicy | FitResult,
+    env: Environment | None = None,
+    episodes: int = 50,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Evaluate the policies of a checkpoint or of a run's folder, or any policy.
 
     Args:
-        policy: a checkpoint, a run's folder, or what acts.
+        policy: a checkpoint, a run's folder, what ``fit`` returned, or what acts.
         env: where, by a Gymnasium id or a dataset's name, or an environment or a function that makes one; by default
             the checkpoint's own.
         episodes: of each seed's policy.
@@ -189,18 +195,27 @@ def evaluate(
     where = _environment(env)
     from offlinerl.evaluation import evaluate as evaluation
     from offlinerl.evaluation.task import Task
+    from offlinerl.training.result import FitResult
 
+    episodes = whole_number("episodes", episodes, 1)
+    if "seed" in settings:
+        settings["seed"] = whole_number("seed", settings["seed"])
+    if isinstance(policy, FitResult):
+        settings = dict(agent_class=type(policy.agent)) | settings
+        policy = policy.folder
     if isinstance(policy, str | Path):
         return evaluation.evaluate_checkpoint(Path(policy), env=where, episodes=episodes, **settings)
+    acting = _acting(policy)
     if where is None:
         raise UserError("a policy does not say what it is for: give env")
-    acting, task = _acting(policy), Task.of(registry.task(where))
+    task = Task.of(registry.task(where))
     found = evaluation.evaluate(acting, task, episodes, **settings)
     return dict(
         env=task.env_id, seeds=list(acting.seeds), episodes=episodes, score_kind=task.label, **found.facts()
     )  # fmt: skip
 
 
+@filled
 def collect(source: str | Policy | DeployedPolicy, env: Environment, dataset_id: str, **settings: Any) -> Path:
     """Collect a dataset with an agent, a checkpoint, "random", "scripted" or any policy in an environment, see ``fit``;
     for the settings see ``offlinerl.training.collection.collect``."""
@@ -210,6 +225,7 @@ def collect(source: str | Policy | DeployedPolicy, env: Environment, dataset_id:
     return collection.collect(_acting(source), where, dataset_id, **settings)
 
 
+@filled
 def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None, **settings: Any) -> dict[str, Any]:
     """Rank the policies of some runs, or of the finished ones below a folder, on a dataset, by default the one they
     learned from, or by ``episodes`` in their environment; for what it returns and the settings see
@@ -241,6 +257,7 @@ def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None,
     return choosing.select(chosen, dataset=found, **settings)
 
 
+@filled
 def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> dict[str, list[dict[str, Any]]]:
     """Print who is the best of some runs and how sure that is, and return the numbers behind it.
 
@@ -267,6 +284,7 @@ def _paths(runs: str | Path | Sequence[str | Path]) -> list[Path]:
     return paths
 
 
+@filled
 def export(run: str | Path, file: str | Path, **settings: Any) -> Path:
     """Write the policy of a run's folder or a checkpoint as a file, whose name says its format: ``.onnx`` for ONNX
     Runtime, ``.pt`` for TorchScript, ``.safetensors`` for ``load_policy``, ``evaluate`` and ``collect``.
@@ -346,6 +364,7 @@ def _no_dataset(source: Any) -> UserError:
     )
 
 
+@filled
 def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Dataset:
     """The transitions of a dataset, in numpy.
 

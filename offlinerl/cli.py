@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from offlinerl import __version__, agents
 from offlinerl.util.errors import DISK_FULL, UserError, WrongUsage
+from offlinerl.util.given import EMPTY
 from offlinerl.util.interrupt import TERMINATED, AtOnce, Interrupted, leave, on_interrupt
 
 # Commands
@@ -220,6 +221,13 @@ def benchmark(args: argparse.Namespace) -> None:
 # The parser
 
 
+def word(text: str) -> str:
+    """A word that is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError(EMPTY)
+    return text
+
+
 def whole(text: str, least: int = 0) -> int:
     """A whole number from 0 on, also as 1e6 or 1_000_000."""
     with suppress(ValueError, OverflowError):  # not a number, or an infinite one
@@ -396,6 +404,8 @@ def parser() -> argparse.ArgumentParser:
         )
         description = help[0].upper() + help[1:] + "."
         added = within.add_parser(name, help=help, description=description, epilog=epilog, add_help=learner is None)
+        added.register("type", None, word)  # an empty path would be the current folder
+        added.register("type", Path, lambda text: Path(word(text)))
         if learner:
             added.add_argument("-h", "--help", action=AgentHelp, nargs=0, help="show this, and an agent's settings")
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -26,7 +26,7 @@ from offlinerl.data.listing import console, print_facts
 from offlinerl.data.minari_writer import MINARI, Sink, write_minari
 from offlinerl.data.registry import Entry
 from offlinerl.data.validate import validate as find_faults
-from offlinerl.envs import spaces
+from offlinerl.envs import checks, spaces
 from offlinerl.envs.make import make, specification, without_stack
 from offlinerl.util.atomic import atomic_write, require_place, swept, write_json
 from offlinerl.util.errors import UserError, counted
@@ -345,7 +345,7 @@ def _home(entry: Entry, dataset: Dataset, asked: bool) -> tuple[str | None, gymn
             raise
         return dataset.provenance.get("env_spec", entry.env.get("spec")), *boxes
     observation_space, action_space = env.observation_space, env.action_space
-    env.close()
+    checks.close(env)
     if not (isinstance(observation_space, Discrete) or spaces.is_seen(observation_space)):
         observation_space = spaces.observed(spaces.parts(observation_space, entry.obs_keys, entry.env_id))
     shapes = [tree_map(lambda leaf: leaf.shape[1:], dataset.observations), dataset.action.shape[1:]]

@@ -27,6 +27,7 @@ from offlinerl.cli import main
 from offlinerl.data import registry
 from offlinerl.evaluation.plots import read_columns
 from offlinerl.training import request
+from offlinerl.util.device import pick_device
 from offlinerl.util.errors import UserError
 from offlinerl.util.folder import append, clear
 
@@ -133,9 +134,79 @@ def test_wrong_usage_is_status_2(argv, words, refused):
     says(refused(*argv, status=2), *words)
 
 
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (("fit", "bc", "--dataset", ""), "--dataset"), ((*FIT, "--out", ""), "--out"), ((*FIT, "--out="), "--out"),
+        (("fit", "--resume", ""), "--resume"), ((*FIT, "--env", ""), "--env"), ((*FIT, "--config", ""), "--config"),
+        (("select", "run", "--dataset", ""), "--dataset"), (("select", "run", ""), "RUN"), (("report", ""), "RUN"),
+        (("evaluate", "run", "--video", ""), "--video"), (("evaluate", ""), "checkpoint"),
+        (("collect", "random", "--env", "Pendulum-v1", "--episodes", "1", "--dataset", ""), "--dataset"),
+        (("datasets", "show", ""), "name"), (("export", "run", "--onnx", ""), "--onnx"),
+    ],
+)  # fmt: skip
+def test_an_empty_word_is_not_the_current_folder(argv, name, refused, here):
+    says(refused(*argv, status=2), f"{name}: is empty", "not set")
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: offlinerl.fit("bc", ""), "dataset"), (lambda: offlinerl.fit("bc", pendulum.ID, out=""), "out"),
+        (lambda: offlinerl.fit(resume=""), "resume"), (lambda: offlinerl.fit("", pendulum.ID), "agent"),
+        (lambda: offlinerl.evaluate(""), "policy"), (lambda: offlinerl.evaluate("run", video=""), "video"),
+        (lambda: offlinerl.select("run", ""), "dataset"), (lambda: offlinerl.select(["run", ""]), "runs"),
+        (lambda: offlinerl.report(""), "runs"), (lambda: offlinerl.load_policy(""), "path"),
+        (lambda: offlinerl.collect("random", "Pendulum-v1", "", episodes=1), "dataset_id"),
+        (lambda: offlinerl.collect("random", "Pendulum-v1", "test/e-v0", episodes=1, out=""), "out"),
+        (lambda: offlinerl.load_dataset(""), "source"), (lambda: offlinerl.export("", "policy.pt"), "run"),
+    ],
+)  # fmt: skip
+def test_an_empty_argument_is_not_the_current_folder(call, name, run):
+    with pytest.raises(UserError, match=f"^{name} is empty, as a variable that is not set: name one"):
+        call()
+
+
 def test_without_cuda(refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     says(refused(*FIT, "--device", "cuda"), "--device cuda", "--device cpu")
+
+
+def doors(run):
+    """What takes a device."""
+    return (
+        lambda device: offlinerl.load_policy(run, device=device),
+        lambda device: offlinerl.evaluate(run, device=device, episodes=1),
+        lambda device: offlinerl.select(run, device=device, updates=1),
+        lambda device: offlinerl.collect("random", "Pendulum-v1", "test/none-v0", episodes=1, device=device),
+        lambda device: offlinerl.fit("bc", pendulum.ID, device=device, out=run / "none"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("cuda", "--device cuda: this machine has no CUDA device that torch can use; try --device cpu"),
+        ("cuda:0", "--device cuda:0: this machine has no CUDA"), (torch.device("cuda", 1), "--device cuda:1: this"),
+        ("gpu", "device must be auto, cpu or cuda, not 'gpu'"), (None, "device must be auto, cpu or cuda, not None"),
+        ("cpu:x", "device must be auto, cpu or cuda, not 'cpu:x'"), (3.5, "device must be auto, cpu or cuda, not 3.5"),
+        ("xpu", "device must be auto, cpu or cuda, not 'xpu'"),
+    ],
+)  # fmt: skip
+def test_devices_that_are_none(device, words, run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for door in doors(run):
+        with pytest.raises(UserError, match=re.escape(words)):
+            door(device)
+    assert not (run / "none").exists()
+
+
+def test_a_cuda_device_beyond_those_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert pick_device("auto") == torch.device("cuda") and pick_device("cuda:0").index == 0
+    with pytest.raises(UserError, match="--device cuda:1: this machine has 1 CUDA device; try --device cuda"):
+        pick_device("cuda:1")
 
 
 @pytest.mark.parametrize(
@@ -270,6 +341,14 @@ def test_truncated_files(keep, refused, file):
 
 def test_a_file_that_names_no_environment(refused, file):
     says(refused("fit", "bc", "--dataset", file(), "--online-steps", "10"), "fine-tuning acts", "--env")
+
+
+def test_one_vector_has_no_parts_to_choose_from(refused, file, tmp_path):
+    (tmp_path / "my.csv").write_text("x,y,u,r\n1,2,3,4\n2,3,4,5\n")
+    table = (tmp_path / "my.csv", "--columns", "obs=x,y", "action=u", "reward=r")
+    for data in ([file()], table):
+        line = refused("fit", "bc", "--dataset", *data, "--obs-keys", "a,b", "--updates", 1)
+        says(line, "its observations are one vector without parts; leave out --obs-keys")
 
 
 def test_a_damaged_minari_dataset(refused, here):

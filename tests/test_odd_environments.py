@@ -139,6 +139,13 @@ class Stubborn(Reach):
         raise {"assertion": AssertionError(), "key": KeyError("robot.xml"), "run": RuntimeError("no device")}[how["by"]]
 
 
+class Ajar(Reach):
+    """Cannot be closed."""
+
+    def close(self):
+        raise OSError("the socket is gone")
+
+
 class Choices(Reach):
     def __init__(self, **_):
         super().__init__()
@@ -191,7 +198,7 @@ def online(env, out, *more):
         (Old, ("reset must return", "one ndarray", "shimmy")), (Pair, ("reset must return",)),
         (FourValues, ("step", "4")), (NoSeed, ("reset fails", "seed")), (WrongShape, ("shape (3,)", "(2,)")),
         (Worded, ("reward is 'much'",)), (Blind, ("observation of reset", "not finite")),
-        (Choices, ("MultiDiscrete",)),
+        (Choices, ("MultiDiscrete",)), (Ajar, ("its close fails (OSError: the socket is gone)", "mend the")),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["fit", "collect"])
@@ -207,7 +214,7 @@ def test_other_interfaces_are_refused(maker, words, command, refused, here):
     "space",
     [gym.spaces.MultiDiscrete([2, 3]), gym.spaces.MultiBinary(3),
      gym.spaces.Tuple([gym.spaces.Discrete(2)]), gym.spaces.Dict(a=gym.spaces.Box(-1, 1)), gym.spaces.Text(3),
-     gym.spaces.Box(-1, 1, (2, 2)), gym.spaces.Box(-1, 1, ())],
+     gym.spaces.Box(-1, 1, (2, 2)), gym.spaces.Box(-1, 1, ()), gym.spaces.Box(-1, 1, (0,))],
     ids=str,
 )  # fmt: skip
 def test_actions_of_other_spaces_are_refused(space):

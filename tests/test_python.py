@@ -1,6 +1,7 @@
 """The Python way in: names at the top, plain objects, numpy in and out."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -168,10 +169,6 @@ def test_a_policy_acts_whose_agent_was_exploring(spec):
 
 
 def test_a_policy_object_is_evaluated():
-    class Still(offlinerl.Policy):
-        def act(self, obs, explore=False):
-            return torch.zeros(*obs.shape[:2], 1)
-
     found = offlinerl.evaluate(Still(), "Pendulum-v1", episodes=2)
     assert found["mean_length"] == 200 and found["mean"] < 0
     with pytest.raises(UserError, match="give env"):
@@ -226,6 +223,73 @@ def test_no_runs_and_no_seed_are_said():
             of([])
     with pytest.raises(offlinerl.UserError, match="seed must be a whole number from 0 on, not -1"):
         offlinerl.collect("random", "Pendulum-v1", "some/random-v0", steps=10, seed=-1)
+
+
+class Still(offlinerl.Policy):
+    """Does nothing."""
+
+    def act(self, obs, explore=False):
+        return torch.zeros(*obs.shape[:2], 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (dict(seed=-1), "seed must be a whole number from 0 on, not -1"), (dict(seed=None), "seed must .* not None"),
+        (dict(seed=1.5), "seed must .* not 1.5"),
+        (dict(episodes=0), "episodes must be a whole number from 1 on, not 0"),
+        (dict(episodes=-1), "episodes must .* not -1"), (dict(episodes="2"), "episodes must .* not '2'"),
+        (dict(episodes=1.5), "episodes must .* not 1.5"), (dict(episodes=True), "episodes must .* not True"),
+        (dict(episodes=float("inf")), "episodes must .* not inf"),
+    ],
+)  # fmt: skip
+def test_an_evaluation_of_no_number_of_episodes(given, says):
+    for policy in (Still(), "nowhere"):
+        with pytest.raises(UserError, match=says):
+            offlinerl.evaluate(policy, "Pendulum-v1", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (dict(noise=-1), "noise must be a number from 0 on, not -1"), (dict(noise=float("nan")), "noise .* not nan"),
+        (dict(noise="a"), "noise must .* not 'a'"), (dict(envs=0), "envs must be a whole number from 1 on, not 0"),
+        (dict(steps=1.5), "steps must .* not 1.5"), (dict(steps=-1), "steps must .* not -1"),
+        (dict(episodes=0), "episodes must .* not 0"), (dict(steps=5, episodes=1), "--steps or --episodes, not both"),
+        (dict(env=None, steps=5), "needs --env"), (dict(dataset_id=None, steps=5), "dataset_id must be .* not None"),
+        (dict(threads=0, steps=5), "threads must be a whole number from 1 on, not 0"),
+        (dict(limits=dict(max_episode_step=5), steps=5), "no entry 'max_episode_step'; did you mean"),
+    ],
+)  # fmt: skip
+def test_what_a_collection_cannot_go_by(given, says, here):
+    with pytest.raises(UserError, match=says):
+        offlinerl.collect(**dict(source=Still(), env="Pendulum-v1", dataset_id="own/some-v0") | given)
+    assert not any(here.iterdir())
+
+
+def test_numbers_that_are_none_are_named(here):
+    for threads in (0, -1, 1.5, "a"):
+        with pytest.raises(UserError, match="threads must be a whole number from 1 on"):
+            offlinerl.fit("bc", walk(), threads=threads)
+    with pytest.raises(UserError, match="agent must be a name or a class, not int 3"):
+        offlinerl.fit(3, walk())
+    Path("run").mkdir()
+    Path("run", "last.ckpt").touch()
+    for name, wrong in dict(seed=-1, gamma="a", episodes=3.5, updates=0, critics="5").items():
+        with pytest.raises(UserError, match=f"{name} must be a .*number from"):
+            offlinerl.select("run", **{name: wrong})
+
+
+def test_a_run_is_evaluated_by_its_result_with_numbers_of_numpy(here):
+    run = offlinerl.fit("bc", walk(), env=Room, over=dict(train=FEW), out="run")
+    found = offlinerl.evaluate(run, env=Room, episodes=np.int64(2), seed=np.int64(3))
+    assert found == offlinerl.evaluate("run", env=Room, episodes=2, seed=3)
+    with pytest.raises(UserError, match="no entry 'max_episode_step'; did you mean max_episode_steps?"):
+        offlinerl.evaluate(run, env=Room, limits=dict(max_episode_step=5))
+    assert type(offlinerl.evaluate(Still(), "Pendulum-v1", np.int64(1), seed=np.int64(3))["episodes"]) is int
+    for wrong, kind in ((None, "NoneType"), (3, "int")):
+        with pytest.raises(UserError, match=f"a policy must be .* not {kind}"):
+            offlinerl.evaluate(wrong)
 
 
 def test_the_environment_of_arrays_is_not_left_aside_unsaid():
@@ -412,6 +476,18 @@ def test_an_environment_with_a_specification_is_made_again_by_it(here):
     with pytest.raises(UserError, match="Pendulum-v1 is one environment"):
         offlinerl.fit("sac", env=odd, over=dict(train=ACTING))
     assert offlinerl.evaluate(run.policy, env=odd, episodes=1)["mean_length"] == 10
+
+
+def test_the_module_of_an_environment_may_have_been_imported_already(here, monkeypatch):
+    code = "import gymnasium\ngymnasium.register('RoomOfMine-v0', 'test_python:Room', max_episode_steps=20)\n"
+    Path("rooms.py").write_text(code)
+    monkeypatch.syspath_prepend(".")
+    for _ in range(2):
+        data = offlinerl.collect("random", "rooms:RoomOfMine-v0", "own/room-v0", episodes=1)
+        assert "RoomOfMine-v0" in gym.registry and data.is_dir()
+        shutil.rmtree(data)
+    with pytest.raises(UserError, match="rooms:RoomOfMin-v0 cannot be made"):
+        offlinerl.collect("random", "rooms:RoomOfMin-v0", "own/room-v0", episodes=1)
 
 
 def test_limits_hold_for_objects_too():

@@ -49,10 +49,12 @@ def name_of(agent: str | type[Agent]) -> str:
     """The name of an agent that may be given as its class.
 
     Raises:
-        UserError: the class cannot be found again by its name, as a checkpoint or another process must.
+        UserError: it is neither, or cannot be found again by its name, as a checkpoint or another process must.
     """
     if isinstance(agent, str):
         return agent
+    if not isinstance(agent, type):
+        raise UserError(f"agent must be a name or a class, not {type(agent).__name__} {agent!r:.60}")
     name = f"{agent.__module__}:{agent.__qualname__}"
     if not is_name(name) or get(name) is not agent:
         raise UserError(f"the class {name} cannot be found again by its name; define it at the top of a module")

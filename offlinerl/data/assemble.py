@@ -162,7 +162,7 @@ def observed(columns: Mapping[str, np.ndarray], keys: Sequence[str] | None, sour
     chosen = {}
     for key in keys or boxes:
         if key not in boxes:
-            raise UserError(f"{source}: observations have no part {key!r}; they have {', '.join(boxes)}")
+            raise spaces.no_part(source, key, boxes)
         chosen[key] = boxes[key]
     require_one_length({key: columns[key] for key in chosen}, source)
     return spaces.observe(chosen, [columns[key] for key in chosen])

@@ -27,7 +27,7 @@ from offlinerl.data.columns import (
     usable_log_prob,
 )
 from offlinerl.data.dataset import Dataset
-from offlinerl.envs import spaces
+from offlinerl.envs import checks, spaces
 from offlinerl.envs.make import make
 from offlinerl.util.errors import NoSteps, UserError
 
@@ -355,7 +355,7 @@ def _spaces_of(file: h5py.File, env: Mapping[str, Any] | None) -> tuple[gymnasiu
     try:
         observation_space, action_space = made.observation_space, made.action_space
     finally:
-        made.close()
+        checks.close(made)
     shape, kinds = file["observations"].shape[1:], (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete)
     if not isinstance(observation_space, kinds) or len(shape) > 1 or np.prod(shape) != np.prod(observation_space.shape):
         return None, action_space

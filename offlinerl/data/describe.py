@@ -15,6 +15,7 @@ from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.mapping import in_words
 from offlinerl.data.registry import Entry
 from offlinerl.data.rewards import IN_WORDS
+from offlinerl.envs import checks
 from offlinerl.envs.antmaze import walls_of
 from offlinerl.envs.make import make
 from offlinerl.util.display import unit_of
@@ -236,7 +237,7 @@ def _ways(axes: Any, dataset: Dataset, place: np.ndarray, env: Mapping[str, Any]
         walls = None
     else:
         walls = walls_of(made)
-        made.close()
+        checks.close(made)
     if walls is not None:
         for x, y in walls[0] - walls[1] / 2:
             axes.add_patch(Rectangle((x, y), walls[1], walls[1], color="0.75", linewidth=0))

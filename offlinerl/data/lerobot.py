@@ -13,6 +13,7 @@ import numpy as np
 
 from offlinerl.data.assemble import Steps, observed
 from offlinerl.data.tables import from_arrow, parquet_reader
+from offlinerl.envs import spaces
 from offlinerl.util.errors import UserError, reading
 from offlinerl.util.trees import Tree
 
@@ -52,7 +53,7 @@ def parts_of(folder: Path, obs_keys: Sequence[str] | None) -> list[str]:
     parts = [name for name in features if name.split(".")[0] == "observation"]
     keys = list(obs_keys or [name for name in parts if features[name]["dtype"] not in CAMERAS])
     if unknown := [key for key in keys if key not in parts]:
-        raise UserError(f"{folder}: observations have no part {unknown[0]!r}; they have {', '.join(parts)}")
+        raise spaces.no_part(str(folder), unknown[0], parts)
     if not keys:
         raise UserError(f"{folder} has cameras alone: choose with --obs-keys among {', '.join(parts)}")
     return keys

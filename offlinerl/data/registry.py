@@ -256,13 +256,13 @@ def limited(entry: Entry, limits: Mapping[str, Any]) -> Entry:
 
 def _environment(env: str | Mapping[str, Any]) -> Mapping[str, Any]:
     """What to make. Raises a UserError that names the nearest ones where Gymnasium knows none by that id; one that is
-    like no other may still be known to a simulator that is not loaded yet."""
+    like no other may still be known to a simulator that is not loaded yet, and ``module:Id`` to its module."""
     if not isinstance(env, str):
         return env
     import gymnasium  # here, because a list of datasets needs none
 
     near = difflib.get_close_matches(env, [*names(), *gymnasium.registry], n=3, cutoff=0.8)
-    if env not in gymnasium.registry and near:
+    if env not in gymnasium.registry and near and ":" not in env:  # its module registers it, or has done so already
         raise UserError(f"there is no environment {env!r}; did you mean {either(*near)}?")
     return {"id": env}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from offlinerl.data.columns import as_flags, as_float32, nonfinite_rows, open_hd
 from offlinerl.data.dataset import near
 from offlinerl.data.mapping import known_columns, remember
 from offlinerl.data.registry import Entry
-from offlinerl.envs import spaces
+from offlinerl.envs import checks, spaces
 from offlinerl.envs.make import make
 from offlinerl.util.errors import NoSteps, UserError, reading
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
@@ -197,7 +197,7 @@ def _spaces(entry: Entry) -> tuple[gymnasium.Space, gymnasium.Space] | None:
         if "id" in entry.env and entry.name not in registry.names():  # it was asked for
             raise
         return None
-    with closing(made):
+    with checks.closing(made):
         return spaces.observed(spaces.parts(made.observation_space, entry.obs_keys, entry.env_id)), made.action_space
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -76,6 +77,27 @@ def _call(name: str, method: str, duty: str, call: Callable[[], Any]) -> Any:
         raise
     except Exception as error:  # it is a user's own code
         raise UserError(f"{name}: its {method} fails when it is tried ({described(error)}); {duty}") from error
+
+
+def close(env: gym.Env) -> None:
+    """Close an environment.
+
+    Raises:
+        UserError: that fails.
+    """
+    try:
+        env.close()
+    except Exception as error:  # it is a user's own code
+        raise UserError(f"{name_of(env)}: its close fails ({described(error)}); mend the environment") from error
+
+
+@contextmanager
+def closing(env: gym.Env) -> Iterator[gym.Env]:
+    """Closes an environment at the end; see ``close``."""
+    try:
+        yield env
+    finally:
+        close(env)
 
 
 def described(error: Exception) -> str:

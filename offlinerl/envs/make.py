@@ -13,7 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ def described(env: gym.Env | Callable[[], gym.Env]) -> dict[str, Any]:
             f"env must be a name, a gymnasium.Env or a function that makes one, not {type(env).__name__} {env!r:.60}"
         )
     made = make({"id": getattr(env, "__qualname__", repr(env)), "factory": env}, seen=False)
-    made.close()
+    checks.close(made)
     return {"id": _path_of(made), "factory": env}
 
 
@@ -274,7 +274,7 @@ def specification(env: gym.Env) -> str | None:
 
 def unbounded_actions(env: Mapping[str, Any]) -> np.ndarray:
     """``[A]`` bool, which dimensions of an environment's actions have no bounds; none of discrete ones."""
-    with closing(make(env, seen=False)) as made:
+    with checks.closing(make(env, seen=False)) as made:
         return checks.unbounded(made.action_space)
 
 
@@ -317,7 +317,7 @@ def _limit_undrawn(env: Mapping[str, Any]) -> int | None:
     if "spec" in env:
         return _limit_in(gym.envs.registration.EnvSpec.from_json(env["spec"]))
     if "factory" in env:
-        with closing(make(env, seen=False)) as made:
+        with checks.closing(make(env, seen=False)) as made:
             return limit_of(made)
     if "max_episode_steps" in env.get("kwargs", {}):
         return env["kwargs"]["max_episode_steps"]
@@ -362,7 +362,7 @@ def spec_of(env: gym.Env) -> Spec:
     obs, action = env.observation_space, env.action_space
     if isinstance(action, gym.spaces.Discrete):
         return Spec.of(obs, action)
-    if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1:
+    if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.shape[0]:
         raise UserError(f"{name} takes {action}; agents here need a vector or one discrete action")
     if checks.unbounded(action).any():
         raise UserError(f"{name} has actions without bounds; give them with --action-range LOW,HIGH")
@@ -390,7 +390,7 @@ def _require_sound(env: Mapping[str, Any], obs_keys: Sequence[str] | None) -> No
     key, registered = json.dumps([plain(env), obs_keys]), gym.registry.get(env.get("id"))
     if "factory" not in env and key in _TRIED and _TRIED[key] is registered:
         return
-    with closing(make(env, obs_keys)) as made:
+    with checks.closing(make(env, obs_keys)) as made:
         spec = spec_of(made)
         middle = native_action(made.action_space, np.zeros(1) if spec.num_actions else spec.action_mid)
         checks.require_sound(native(made), middle)
@@ -523,4 +523,4 @@ class Pool:
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
         for env in self.envs:
-            env.close()
+            checks.close(env)

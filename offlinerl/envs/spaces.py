@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -109,9 +109,17 @@ def parts(space: gym.Space | None, keys: Sequence[str] | None = None, source: st
     for key in keys:
         below = {leaf: part for leaf, part in found.items() if f"{leaf}/".startswith(f"{key}/")}
         if not below:
-            raise UserError(f"{source}: observations have no part {key!r}; they have {', '.join(found)}")
+            raise no_part(source, key, found)
         chosen |= below
     return chosen
+
+
+def no_part(source: str, key: str, known: Iterable[str]) -> UserError:
+    """What to raise where observations lack a part that is wanted."""
+    names = ", ".join(filter(None, known))
+    if not names:
+        return UserError(f"{source}: its observations are one vector without parts; leave out --obs-keys")
+    return UserError(f"{source}: observations have no part {key!r}; they have {names}")
 
 
 def is_seen(space: gym.Space) -> bool:

@@ -14,7 +14,7 @@ from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.data import registry
 from offlinerl.envs.checks import Unsound, one
-from offlinerl.envs.make import Pool, side_by_side, with_limits
+from offlinerl.envs.make import LIMITS, Pool, side_by_side, with_limits
 from offlinerl.evaluation.statistics import Evaluation
 from offlinerl.evaluation.task import Task
 from offlinerl.evaluation.video import choose_renderer, record_videos
@@ -27,7 +27,7 @@ from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError, counted
 from offlinerl.util.folder import find_checkpoint
-from offlinerl.util.settings import values_of
+from offlinerl.util.settings import require_known, values_of
 from offlinerl.util.trees import observed_in_words
 
 
@@ -159,6 +159,7 @@ def evaluate_checkpoint(
         UserError: the checkpoint cannot be read or does not fit the environment.
     """
     require_place(json_file)
+    require_known(limits or {}, LIMITS, "limits have no entry")
     display, path = Display(), find_checkpoint(path)
     agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
     if env is None and not (agent.task or {}).get("env"):

@@ -13,7 +13,9 @@ from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.envs.spaces import child
 from offlinerl.rollout.loop import Diverged, diverged_in_words
+from offlinerl.util.device import pick_device
 from offlinerl.util.errors import UserError, counted, either
+from offlinerl.util.given import filled
 from offlinerl.util.trees import Tree, observed_in_words, tree_leaves, tree_map
 
 
@@ -104,6 +106,7 @@ class DeployedPolicy:
             ) from error
 
 
+@filled
 def load_policy(
     path: str | Path,
     seed: int | None = None,
@@ -117,11 +120,13 @@ def load_policy(
     Args:
         path: a checkpoint, or a run's folder, whose last one is meant.
         seed: which of those that were trained side by side; by default the first one.
-        device: where it computes.
+        device: where it computes: "auto", "cpu" or "cuda", or a device of torch's.
         agent_class: its class, if that is neither ours nor installed; see ``offlinerl.agents.checkpoint.load_agent``.
         values: of settings that had several in this training, as in ``beta=2``; by default the first ones.
 
     Raises:
-        UserError: there is none, or none of that seed and these values.
+        UserError: there is none, or none of that seed and these values, or no such device.
     """
-    return DeployedPolicy(checkpoint.load_agent(Path(path), device, agent_class=agent_class), seed, **values)
+    return DeployedPolicy(
+        checkpoint.load_agent(Path(path), pick_device(device), agent_class=agent_class), seed, **values
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +25,7 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.data.inferred import KINDS, spec_of_data
 from offlinerl.data.mapping import in_words
 from offlinerl.data.registry import Entry
-from offlinerl.envs import spaces
-from offlinerl.envs.checks import described
+from offlinerl.envs import checks, spaces
 from offlinerl.envs.make import id_of, unbounded_actions, with_limits
 from offlinerl.envs.make import make as make_env
 from offlinerl.evaluation.evaluate import make_pool
@@ -335,8 +333,8 @@ def collector_for(
         cloudpickle.dumps(task.env)
     except Exception as error:  # whatever a user's object raises
         raise UserError(
-            f"{task.env_id} cannot be sent to workers ({described(error)}): pass a function that can be pickled, or no"
-            " workers"
+            f"{task.env_id} cannot be sent to workers ({checks.described(error)}): pass a function that can be"
+            " pickled, or no workers"
         ) from error
     make = partial(type(agent), agent.spec, settings["fit"]["seeds"], **config.of_agent(settings))
     backend = RayBackend(workers, ray_address)
@@ -398,7 +396,7 @@ def with_own_parts(task: Task, entry: Entry, data: Dataset) -> Task:
     """The task without the names that a table has for parts of observations, if they are not the environment's."""
     if entry.obs_keys or not task.obs_keys or "columns" not in data.provenance:
         return task
-    with closing(make_env(task.env, seen=False)) as env:
+    with checks.closing(make_env(task.env, seen=False)) as env:
         known = spaces.parts(env.observation_space)
     return task if known.keys() >= set(task.obs_keys) else replace(task, obs_keys=None)
 

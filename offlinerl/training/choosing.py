@@ -30,6 +30,7 @@ from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display, between, places, shown, table
 from offlinerl.util.errors import UserError, command, counted, either
 from offlinerl.util.folder import find_checkpoint
+from offlinerl.util.given import counts, real_number, whole_number
 from offlinerl.util.settings import columns_of, named, values_of
 
 SEED = 2_000_000
@@ -114,6 +115,8 @@ def select(
     display = Display()
     if by not in FROM_DATA:
         raise UserError(f"there is no evaluation {by!r}: choose {either(*FROM_DATA)}")
+    seed, gamma = whole_number("seed", seed), real_number("gamma", gamma, 1)
+    episodes, updates, critics = counts(episodes=episodes, updates=updates, critics=critics)
     candidates = candidates_of(runs, device, agent_class)
     if episodes is None:
         fitting = {} if by == "wis" else dict(updates=updates, critics=critics)

@@ -21,7 +21,8 @@ from offlinerl.agents import checkpoint
 from offlinerl.data import episode_log, registry
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import COLLECTION, EPISODES, Journal
-from offlinerl.envs.make import make, side_by_side, specification, without_stack
+from offlinerl.envs import checks
+from offlinerl.envs.make import LIMITS, make, side_by_side, specification, without_stack
 from offlinerl.envs.pixels import is_fast
 from offlinerl.evaluation.evaluate import check_spec, evaluate
 from offlinerl.evaluation.task import Task
@@ -39,8 +40,9 @@ from offlinerl.util.device import pick_device
 from offlinerl.util.display import FAST, Display, shown
 from offlinerl.util.errors import UserError, command, counted, reading
 from offlinerl.util.folder import find_checkpoint, numbered, require_free, versions, write_config
+from offlinerl.util.given import counts, real_number, whole_number
 from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
-from offlinerl.util.settings import plain
+from offlinerl.util.settings import plain, require_known
 from offlinerl.util.threads import set_threads
 
 REFERENCE_EPISODES, REFERENCE_LANES = 20, 4
@@ -105,8 +107,11 @@ def collect(
         Interrupted: Ctrl-C; every finished episode is kept.
     """
     set_threads(threads)
-    if seed < 0:
-        raise UserError(f"seed must be a whole number from 0 on, not {seed}")
+    seed, noise = whole_number("seed", seed), real_number("noise", noise)
+    steps, episodes, envs = counts(steps=steps, episodes=episodes, envs=envs)
+    require_known(limits or {}, LIMITS, "limits have no entry")
+    if not isinstance(dataset_id, str):
+        raise UserError(f"dataset_id must be a name such as mine/some-v0, not {dataset_id!r}")
     require_source(
         source, env, file, over, steps=steps, episodes=episodes, workers=workers, ray_address=ray_address, noise=noise,
         envs=envs, agent_class=agent_class,
@@ -185,7 +190,7 @@ class Collection(Companion):
     ):
         self.folder, self.task, self.dataset_id, self.append = folder, task, dataset_id, append
         env = make(without_stack(task.env), task.obs_keys)  # its frames are kept one by one
-        env.close()
+        checks.close(env)
         require_parts(task, env, task.obs_keys)
         self.about = dict(
             dataset_id=dataset_id,

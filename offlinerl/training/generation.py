@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from offlinerl.data import registry
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import EPISODES, Journal
 from offlinerl.data.minari_writer import MINARI, write_minari
+from offlinerl.envs import checks
 from offlinerl.envs.make import make, specification
 from offlinerl.evaluation.task import Task
 from offlinerl.recipes.generate import SHARE, Generation, Part, parts_of
@@ -128,7 +129,7 @@ def _write(
     display: Display,
 ) -> None:
     recipe = parts[0].recipe
-    with closing(make(environment(recipe), recipe.get("obs_keys"))) as env:
+    with checks.closing(make(environment(recipe), recipe.get("obs_keys"))) as env:
         space, spec, action_space = env.observation_space, specification(env), env.action_space
     if recipe["kind"] != "demonstrator" and isinstance(space, gym.spaces.Box) and space.dtype == np.float64:
         space = gym.spaces.Box(np.float32(space.low), np.float32(space.high), space.shape, np.float32)

@@ -262,6 +262,10 @@ def require_source(
         raise UserError("workers act for an agent that learns, and this one does not: give --envs instead of --workers")
     if steps is None and episodes is None:
         raise UserError("collect needs --steps or --episodes")
+    if steps is not None and episodes is not None:
+        raise UserError("collect takes --steps or --episodes, not both: leave out one")
+    if env is None:
+        raise UserError("collect needs --env, where to act, as in: --env Pendulum-v1")
     task = registry.task(env)
     if source == "scripted" and "factory" in task.env:
         raise UserError("a script acts in what it knows by its name: give env as a name, or a policy")

@@ -1,20 +1,30 @@
-"""What computes: the device of a ``--device`` flag."""
+"""What computes: the device of a ``--device`` flag, or of an argument ``device``."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, counted
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of a ``--device`` flag.
+def pick_device(name: Any) -> torch.device:
+    """The device of a ``--device`` flag, or of an argument that may be a device already.
 
     Raises:
-        UserError: it is not here.
+        UserError: there is none of that name, or it is not here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no CUDA device that torch can use; try --device cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        if device.type != "cuda":
+            torch.empty(0, device=device)  # some of another name are not in this build of torch
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise UserError(f"device must be auto, cpu or cuda, not {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this machine has no CUDA device that torch can use; try --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"--device {name}: this machine has {counted(count, 'CUDA device')}; try --device cuda")
+    return device

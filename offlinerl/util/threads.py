@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from offlinerl.util.cores import cores
+from offlinerl.util.given import whole_number
 
 BUSY = 0.1
 """Share of the time that threads are ready to run and get no core, from which on a machine is busy."""
@@ -52,7 +53,7 @@ def set_threads(number: int | None) -> None:
     the number to torch, which takes one a core."""
     global _watch
     if number is not None:
-        torch.set_num_threads(number)
+        torch.set_num_threads(whole_number("threads", number, 1))
     if _watch is None and (openmp := _libgomp()) is not None and _delay() is not None:
         _watch = threading.Thread(target=_adapt, args=(openmp,), name="threads", daemon=True)
         _watch.start()

@@ -1,0 +1,62 @@
+"""What a user gave a function, as the flags of the command line are checked."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import wraps
+from numbers import Real
+from typing import Any, ParamSpec, TypeVar
+
+from offlinerl.util.errors import UserError
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+EMPTY = "is empty, as a variable that is not set: name one, or leave it out"
+
+
+def filled(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that refuses empty words among its arguments: a path would be the current folder."""
+    names = list(inspect.signature(function).parameters)
+
+    @wraps(function)
+    def checked(*args: P.args, **settings: P.kwargs) -> R:
+        for name, value in [*zip(names, args, strict=False), *settings.items()]:
+            several = isinstance(value, list | tuple)
+            if any(isinstance(one, str) and not one for one in (value if several else [value])):
+                raise UserError(f"{name} {EMPTY}")
+        return function(*args, **settings)
+
+    return checked
+
+
+def whole_number(name: str, value: Any, least: int = 0) -> int:
+    """A whole number from ``least`` on, of numpy's too, as Python's own.
+
+    Raises:
+        UserError: it is none.
+    """
+    if _is_number(value) and least <= value == int(value):
+        return int(value)
+    raise UserError(f"{name} must be a whole number from {least} on, not {value!r}")
+
+
+def counts(**given: Any) -> list[int | None]:
+    """Whole numbers from 1 on, by their names, some of which may be None; see ``whole_number``."""
+    return [None if value is None else whole_number(name, value, 1) for name, value in given.items()]
+
+
+def real_number(name: str, value: Any, high: float = math.inf) -> float:
+    """A number from 0 on, to ``high`` at the most.
+
+    Raises:
+        UserError: it is none.
+    """
+    if _is_number(value) and 0 <= value <= high:
+        return float(value)
+    raise UserError(f"{name} must be a number from 0 {'on' if high == math.inf else f'to {high:g}'}, not {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
