@@ -23,9 +23,6 @@ from offlinerl.util.errors import UserError, counted, either
 from offlinerl.util.figures import format_of, literal
 from offlinerl.util.trees import first_leaf, tree_leaves, tree_map
 
-MANY = 0.1
-"""Lost rewards, as a share of the others, from which on it matters."""
-
 
 def describe(dataset: Dataset, entry: Entry | None = None) -> dict[str, Any]:
     """A dataset in figures, and what is known of the task it belongs to, as plain data ready for JSON. Load it with
@@ -63,10 +60,10 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def lost_rewards(dataset: Dataset) -> str | None:
-    """Says that rewards went with steps that have no successor, if they are many of all, as where success is paid at
-    the end alone."""
+    """Says that rewards went with steps that have no successor, if they are more than the others, as where success is
+    paid at the end alone."""
     lost = dataset.provenance.get("rewards_dropped", 0)
-    if lost <= MANY * np.count_nonzero(dataset.reward):
+    if lost <= np.count_nonzero(dataset.reward):
         return None
     return (
         f"{counted(lost, 'reward')} other than 0 went with last steps that are left out, for nothing was observed after"

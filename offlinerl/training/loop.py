@@ -266,6 +266,7 @@ class Run(L.Callback):
                 f" name again, and go on with: {self.checkpointer.go_on}"
             )
         write_config(self.folder, self.settings)
+        self.recorder.begin_anew()
         self.display.say(
             f"{self.folder} was renamed or deleted: the run goes on in a new folder of this name, which lacks what was"
             " written before"

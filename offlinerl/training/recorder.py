@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,13 @@ class Recorder:
     def is_best(self, result: Evaluation) -> bool:
         """Whether no evaluation so far was as good."""
         return self.best is None or standing(result.per_seed.tolist()) > standing(self.best["per_seed"])
+
+    def begin_anew(self) -> None:
+        """Go on in a new folder, for the run's own is gone with what TensorBoard was writing."""
+        if logger := self.loggers.get("tensorboard"):
+            with suppress(OSError):  # what it could not write is gone
+                logger.experiment.close()
+            logger._experiment = None  # it makes another one
 
     def close(self) -> None:
         """Be done with the loggers."""

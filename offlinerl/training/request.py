@@ -288,7 +288,7 @@ def settings_of_run(
     if not (folder / "last.ckpt").is_file() and any((folder / name).exists() for name in ("best.ckpt", "summary.json")):
         raise UserError(f"{folder} holds no run to resume: its last.ckpt is gone")
     settings = config.read(folder / "config.yaml")
-    settings.pop("versions", None)
+    began_by = settings.pop("versions", None) or {}
     if "collect" in settings:
         raise UserError(f"{folder} is a collection: go on with `offlinerl collect` as before, with --resume")
     if missing := {"fit", "agent", "train"} - set(settings):
@@ -301,6 +301,12 @@ def settings_of_run(
     except UserError as error:
         raise UserError(f"{folder / 'config.yaml'}: {error}") from error
     agent, train = settings["agent"], settings["train"]
+    if (
+        agent.get("decay_steps") == "updates"
+        and "steps" in train
+        and f"{began_by.get('offlinerl')}.".startswith("0.1.")
+    ):
+        agent["decay_steps"] = train["steps"] // train.get("steps_per_update", 1)  # that version counted the warm-up
     if agent_name not in (None, about["agent"]):
         raise UserError(f"the run in {folder} has agent {about['agent']}, not {agent_name}; leave it out")
     if env is not None and plain(env) != about["env"]:
