@@ -224,6 +224,17 @@ def test_actions_of_other_spaces_are_refused(space):
         spec_of(env)
 
 
+def test_environments_are_closed_after_one_whose_close_fails():
+    pool = Pool({"id": made("Closing-v0", Reach)}, 3)
+    closed = []
+    for place in (0, 2):
+        pool.envs[place].close = lambda place=place: closed.append(place)
+    pool.envs[1] = Ajar()
+    with pytest.raises(UserError, match="its close fails"):
+        pool.close()
+    assert sorted(closed) == [0, 2]
+
+
 def test_the_trial_leaves_nothing_behind():
     made("Counted-v0", Reach)
     pool = Pool({"id": "Counted-v0"}, 2)

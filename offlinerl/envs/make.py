@@ -13,7 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -521,6 +521,12 @@ class Pool:
         return (statistics.median(self._seconds[True]) < alone) != (self._rounds % AGAIN < 3)
 
     def close(self) -> None:
+        """Close every environment, also if one of them fails to.
+
+        Raises:
+            UserError: one fails.
+        """
         self._threads.shutdown(cancel_futures=True)
-        for env in self.envs:
-            checks.close(env)
+        with ExitStack() as each:
+            for env in self.envs:
+                each.callback(checks.close, env)

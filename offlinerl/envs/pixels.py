@@ -38,7 +38,7 @@ CAMERAS: dict[str, int | str] = {
 Gymnasium those that follow the robot, which walks out of the picture of the one it has by default."""
 
 SIZE = ("width", "height", "camera_id", "camera_name")
-"""What only an environment that draws in any size takes; see ``arguments``."""
+"""Arguments that an environment takes only if it can draw in any size and from any camera."""
 
 
 def arguments(env_id: str, pixels: Mapping[str, Any]) -> dict[str, Any]:

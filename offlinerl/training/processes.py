@@ -26,6 +26,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from offlinerl import agents
 from offlinerl.data.registry import Entry
 from offlinerl.util.errors import Mishap, UserError
+from offlinerl.util.interrupt import end_with_parent
 
 PATIENCE = timedelta(days=7)
 """For each other: the first one evaluates as long as it takes, and who dies is noticed by a closed connection."""
@@ -33,12 +34,8 @@ PATIENCE = timedelta(days=7)
 LEAVING = 5.0
 """Seconds that a process may take to end after it has closed its connection."""
 
-FOLLOW = (
-    "import ctypes, pickle, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9);"
-    " sys.path[:] = pickle.load(sys.stdin.buffer); from offlinerl.training import follower"
-)
-"""What starts another process: it is killed if this one dies (PR_SET_PDEATHSIG), for the imports take long, and it must
-find the modules that this one does, a user's too."""
+FOLLOW = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from offlinerl.training import follower"
+"""What starts another process, which must find the modules that this one does, a user's too."""
 
 
 class Team:
@@ -81,7 +78,7 @@ class Team:
             # In a session of its own, a terminal's Ctrl-C does not reach it: the first one passes on what it hears.
             other = subprocess.Popen(
                 [sys.executable, "-c", f"{FOLLOW}; follower.main({rank})"], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, start_new_session=True,
+                stdout=subprocess.PIPE, start_new_session=True, preexec_fn=end_with_parent,
             )  # fmt: skip
             self.others.append(other)
             assert other.stdin is not None

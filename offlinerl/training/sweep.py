@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
 import math
-import signal
 import subprocess
 import sys
 import time
@@ -24,7 +22,7 @@ from offlinerl.util.atomic import write_json
 from offlinerl.util.cores import cores
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError, command, reading
-from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
+from offlinerl.util.interrupt import Interrupted, Stop, end_with_parent, on_interrupt
 from offlinerl.util.ray_cluster import RayCluster
 from offlinerl.util.settings import per_seed_settings, require_known
 
@@ -294,7 +292,7 @@ def finish(run: Planned) -> int:
             return 0
         with run.log.open("ab") as output:
             process = subprocess.Popen(
-                run.command(), stdout=output, stderr=output, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
+                run.command(), stdout=output, stderr=output, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent
             )
         try:
             while (status := process.poll()) is None:
@@ -306,10 +304,3 @@ def finish(run: Planned) -> int:
         if status >= 0:
             break
     return status
-
-
-def _end_with_parent() -> None:
-    """Another process may go on with the run, so this one must not."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -68,3 +70,14 @@ def on_interrupt(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up before a fork, not after it
+
+
+def end_with_parent() -> None:
+    """The ``preexec_fn`` of a process that must not outlive the one that starts it, which may have been killed. Only
+    Linux can promise that. SIGTERM reaches it, whatever the parent has blocked."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+    if _prctl:
+        _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
