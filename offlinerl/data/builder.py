@@ -147,10 +147,10 @@ class Builder:
                 column = self.columns[path] = Column(block, self.room[path.partition("/")[0] == "observations"])
                 if self.place is not None:
                     column.move(self._file(path))
-        self._weigh()  # before memory is allocated for the expected rows
+        self._move_if_large()  # before memory is allocated for the expected rows
         for path, block in blocks.items():
             self.columns[path].add(block)
-        self._weigh()
+        self._move_if_large()
         self.rows += len(part)
         self.observations += len(first_leaf(part.observations))
         if self.told is not None:
@@ -183,7 +183,7 @@ class Builder:
                     f" them; {parts if what == 'observations' else 'keep the episodes of one kind'}"
                 )
 
-    def _weigh(self) -> None:
+    def _move_if_large(self) -> None:
         if self.place is None and self.limit is not None and self.expected > self.limit:
             self._move()
 

@@ -343,14 +343,14 @@ def _spaces_of(file: h5py.File, env: Mapping[str, Any] | None) -> tuple[gymnasiu
     """The spaces of the environment of a D4RL file: the observation space, None if observations need no encoding by it,
     and the action space, None if nothing must be known about it."""
 
-    def may_be_choices(name: str) -> bool:
+    def may_be_discrete(name: str) -> bool:
         column = file[name]
         start = column[: min(1000, len(column))]
         return column.ndim <= 2 and (
             start.reshape(len(start), -1).shape[1] == 1 or bool((start == np.floor(start)).all())
         )
 
-    if env is None or not (may_be_choices("observations") or may_be_choices("actions")):
+    if env is None or not (may_be_discrete("observations") or may_be_discrete("actions")):
         return None, None
     made = make(env, seen=False)
     try:

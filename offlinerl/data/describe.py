@@ -191,7 +191,7 @@ def plot(dataset: Dataset, path: Path) -> Path:
         _pictures(axes[4], dataset, few)
     entry = dataset.entry
     if entry is not None and entry.env is not None and "maze" in (entry.env_id or "").lower() and vectors:
-        _ways(axes[5], dataset, vectors[0], entry.env, few)
+        _trajectories(axes[5], dataset, vectors[0], entry.env, few)
     else:
         begin, steps = starts[few[0]], min(lengths[few[0]], LEGIBLE)
         axes[5].plot(dataset.action[begin : begin + steps, :4], linewidth=1)
@@ -217,7 +217,7 @@ def is_plot(path: Path) -> bool:
         return b"Software\0" + MARK["Software"].encode() in file.read(1000)
 
 
-def _ways(axes: Any, dataset: Dataset, place: np.ndarray, env: Mapping[str, Any], episodes: np.ndarray) -> None:
+def _trajectories(axes: Any, dataset: Dataset, place: np.ndarray, env: Mapping[str, Any], episodes: np.ndarray) -> None:
     """Draws the trajectories in a maze: all of them as faint points, a few as lines, and the walls if the environment
     can be made, which nothing else here needs.
 

@@ -128,7 +128,7 @@ def seal(
         source = provenance["agent"], env_spec, about["observation_space"], metadata.get("obs_keys")
         old = _existing(path)
         parts = [] if old is None else _parts(old)
-        if any(part.get("digest") == journal.digest for part in parts) and not _stranger(old, *source):
+        if any(part.get("digest") == journal.digest for part in parts) and not _mismatch(old, *source):
             return path
         _check(path, append, *source)
         episodes = iter(journal)
@@ -150,18 +150,18 @@ def _existing(path: Path) -> dict[str, Any] | None:
 
 
 def _check(path: Path, append: bool, *source: Any) -> None:
-    """Raises a UserError if a dataset exists that may not be written from this source; see ``_stranger``."""
+    """Raises a UserError if a dataset exists that may not be written from this source; see ``_mismatch``."""
     metadata = _existing(path)
     if metadata is None:
         return
-    stranger = _stranger(metadata, *source)
+    mismatch = _mismatch(metadata, *source)
     if not append:
-        raise UserError(f"{path} exists already; choose another --dataset{'' if stranger else ' or add --append'}")
-    if stranger:
-        raise UserError(f"{path} {stranger}, so that nothing is appended to it; choose another --dataset")
+        raise UserError(f"{path} exists already; choose another --dataset{'' if mismatch else ' or add --append'}")
+    if mismatch:
+        raise UserError(f"{path} {mismatch}, so that nothing is appended to it; choose another --dataset")
 
 
-def _stranger(
+def _mismatch(
     metadata: Mapping[str, Any],
     agent: Any,
     env_spec: EnvSpec | str | None,

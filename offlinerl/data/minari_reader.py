@@ -76,7 +76,7 @@ def load_minari(
     episodes = itertools.islice(minari_episodes(folder, obs_keys), int(metadata["total_episodes"]))  # it may be growing
     action_space = spaces.from_json(json.loads(metadata.get("action_space", "{}")))
     dtypes = set()
-    for alike in _ahead(_alike(_sound(episodes, action_space, name))):
+    for alike in _prefetched(_alike(_checked(episodes, action_space, name))):
         part = _joined(alike)
         dtypes.add(alike[0][1].dtype)
         if into.rows + len(part) > rows:
@@ -105,7 +105,7 @@ def load_minari(
     return data
 
 
-def _sound(episodes: Iterable[_Episode], action_space: gymnasium.Space | None, name: str) -> Iterator[_Episode]:
+def _checked(episodes: Iterable[_Episode], action_space: gymnasium.Space | None, name: str) -> Iterator[_Episode]:
     """The episodes of ``minari_episodes`` that have steps, with lengths, actions and log-probabilities checked."""
     for number, (shown, actions, rewards, terminations, log_prob) in enumerate(episodes):
         steps = len(rewards)
@@ -139,7 +139,7 @@ def _alike(episodes: Iterable[_Episode]) -> Iterator[list[_Episode]]:
         yield alike
 
 
-def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+def _prefetched(items: Iterator[_Item]) -> Iterator[_Item]:
     """The items, prefetched one ahead by a thread while the latest is used: HDF5 decompresses without Python's lock."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, items, None)

@@ -90,6 +90,7 @@ def write_minari(
         UserError: ``path`` exists and ``overwrite`` is not set, or it is not a Minari dataset; there is no episode, or
             the disk is full.
         ValueError: an episode's arrays do not have matching lengths, or the id is malformed.
+        TypeError: the id has no version.
 
     Source: the layout of Minari 0.5.4, ``minari/dataset/_storages/hdf5_storage.py``.
     """

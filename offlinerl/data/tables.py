@@ -157,7 +157,7 @@ def _episodes(
         columns = [_as_numbers(table[name]) for name in names]
         for name, column in zip(names, columns, strict=True):
             if column.dtype.kind not in "biuf":
-                raise UserError(f"{where}: column {name} must be numbers, but row {_first_word(column)}")
+                raise UserError(f"{where}: column {name} must be numbers, but row {_first_non_number(column)}")
         if len(names) == 1:
             return columns[0]
         return np.concatenate([column.reshape(rows, -1) for column in columns], 1)
@@ -199,7 +199,7 @@ def _episodes(
         ids = single(table[chosen["episode"][0]], f"{where}: episode")
         if len(chosen["episode"]) > 1:
             raise UserError(f"{where}: one column tells episodes apart, not {len(chosen['episode'])}")
-        _, first, number = np.unique(_given(ids, where), return_index=True, return_inverse=True)
+        _, first, number = np.unique(_episode_ids(ids, where), return_index=True, return_inverse=True)
         number = np.argsort(np.argsort(first))[number]  # in the order in which they begin
         step = counted_steps() if "step" in chosen else None
         order = np.lexsort([number] if step is None else [step, number])
@@ -219,7 +219,7 @@ def _episodes(
     change[-1] = True
     bounds = ends[order] | change
     # an end marked at the last step moves to the row after it, if that row only holds the final observation
-    moved = bounds & ~change & np.r_[_lacking(action)[order][1:], False]
+    moved = bounds & ~change & np.r_[_missing_actions(action)[order][1:], False]
     bounds[moved] = False
     bounds[1:] |= moved[:-1]
     reward, finals = single(reward, f"{where}: reward"), np.flatnonzero(bounds)
@@ -241,7 +241,7 @@ def _episodes(
 def _without_end(steps: Steps) -> Steps:
     """An episode without its last row, if that has no action and only holds the observation after the last step."""
     obs, action, reward, terminated, next_obs, place, _, log_prob = steps
-    if not _lacking(action)[-1]:
+    if not _missing_actions(action)[-1]:
         return steps
     if np.nan_to_num(reward[-1]) != 0:
         raise UserError(
@@ -258,7 +258,7 @@ def _without_end(steps: Steps) -> Steps:
     )
 
 
-def _given(ids: np.ndarray, where: str) -> np.ndarray:
+def _episode_ids(ids: np.ndarray, where: str) -> np.ndarray:
     """The episode ids of the rows ``[N]``.
 
     Raises:
@@ -333,14 +333,14 @@ def _is_whole(column: np.ndarray) -> bool:
     return column.dtype.kind == "O" and all(isinstance(value, Integral) for value in column[~_blank(column)])
 
 
-def _lacking(action: np.ndarray) -> np.ndarray:
+def _missing_actions(action: np.ndarray) -> np.ndarray:
     """``[rows]`` bool, where an action is missing entirely."""
     if action.dtype.kind != "f":
         return np.zeros(len(action), bool)
     return np.isnan(action).reshape(len(action), -1).all(1)
 
 
-def _first_word(column: np.ndarray) -> str:
+def _first_non_number(column: np.ndarray) -> str:
     """The first row that is not a number, preferably one that is not True or False either."""
     words = [row for row, value in enumerate(column) if not _is_number(value)]
     odd = [row for row in words if str(column[row]).lower() not in TRUTH]

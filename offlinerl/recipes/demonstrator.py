@@ -56,7 +56,7 @@ GRASP = 4  # steps that closing the fingers takes
 GAIN = 1.8  # fraction of the error to correct in a step: above 1, because the controller lags behind
 DAMPING = 0.05  # of the least squares, which keeps joints slow near singularities
 POSTURE = 0.05  # fraction of the way back to the starting posture per step, in the hand's null space
-TURN = 2 * 0.08  # rad that a joint turns in a step at action 1
+TURN = 2 * 0.08  # rad by which a joint turns in a step at action 1
 
 
 class KitchenDemonstrator:

@@ -70,13 +70,13 @@ class Oracle(Policy):
         task = info["privileged/target_task"]
         module = import_module(f"ogbench.manipspace.oracles.plan.{task}_plan")
         plan = getattr(module, f"{task.capitalize()}PlanOracle")(env=self.envs[e], noise=self.noise)
-        with _global_numbers(int(self.rngs[e].integers(2**32))):
+        with _global_seed(int(self.rngs[e].integers(2**32))):
             plan.reset(None, info)
         return plan
 
 
 @contextmanager
-def _global_numbers(seed: int) -> Iterator[None]:
+def _global_seed(seed: int) -> Iterator[None]:
     """Seeds numpy's global generator, which OGBench's plans draw from, and restores it afterwards."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002

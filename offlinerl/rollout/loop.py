@@ -126,7 +126,7 @@ class EnvironmentLoop:
         given = tree_map(lambda x: torch.from_numpy(x).to(policy.device), obs)
         with torch.no_grad():
             action = policy.act(given, explore).cpu().numpy()
-        action = self._sound(policy, action)
+        action = self._checked(policy, action)
         # The agent learns from the action that it chose; out of bounds, the environment gets the nearest one inside.
         applied = self.pool.applied(action)
         logs = self.log_prob(policy, given, applied, explore) if log_prob else None
@@ -160,7 +160,7 @@ class EnvironmentLoop:
         """s and e of the environment with this number in the pool."""
         return divmod(number, self.shape[1])
 
-    def _sound(self, policy: Policy, action: np.ndarray) -> np.ndarray:
+    def _checked(self, policy: Policy, action: np.ndarray) -> np.ndarray:
         """The actions, all finite, because an environment would be blamed for what it does with others."""
         want = (*self.shape, self.pool.spec.action_dim)
         if action.shape != want:
