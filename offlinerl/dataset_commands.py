@@ -1,4 +1,4 @@
-"""What ``offlinerl datasets ...`` does: thin functions that print."""
+"""The commands ``offlinerl datasets ...``: thin functions that print."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def show(
     json_file: Path | None = None,
     **reading: Any,
 ) -> None:
-    """Prints what a person asks of a dataset first, rewards and returns as they are stored, and draws it.
+    """Prints what one first wants to know about a dataset, with rewards and returns as stored, and plots it.
 
     Args:
         name: a dataset's name, Minari id or file.
-        png: where to draw; nothing is drawn by default.
+        png: where to save the plot; by default nothing is plotted.
         obs_keys: the parts of the observations to use; by default the dataset's own.
-        json_file: where to write all its figures, see ``offlinerl.data.describe.describe``; "-" prints them instead.
+        json_file: where to write all its statistics, see ``offlinerl.data.describe.describe``; "-" prints them instead.
         reading: ``columns`` and ``subset``; see ``offlinerl.data.load.load``.
     """
     require_place(png)
@@ -68,16 +68,18 @@ def show(
 
 
 def picture_of(name: str) -> Path:
-    """Where a dataset is drawn by default: the first of NAME.png, NAME-2.png ... that is free, or was drawn here."""
+    """The default file for a dataset's plot: the first of NAME.png, NAME-2.png ... that does not exist, or is such a
+    plot."""
     files = (Path(f"{stem}.png") for stem in numbered(Path(registry.resolve(name).name.rpartition("/")[2])))
     return next(file for file in files if not file.exists() or describe.is_plot(file))
 
 
 def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] | None = None, **reading: Any) -> int:
-    """Prints what is wrong with a dataset, and notes on what may be meant; the exit status: 1 if there is a fault.
+    """Prints what is wrong with a dataset, and notes on what may be intended. Returns the exit status: 1 if there is a
+    fault.
 
     Args:
-        name_or_file: see ``show``, as for ``obs_keys`` and ``reading``.
+        name_or_file: see ``show``, also for ``obs_keys`` and ``reading``.
         env: the environment it was collected in, whose shapes and bounds it must have; by default its own.
     """
     findings = find_faults(registry.limited(registry.resolve(name_or_file, env, obs_keys), reading))
@@ -104,10 +106,9 @@ def import_file(
     Args:
         file: one named after an entry of the registry is that dataset.
         dataset_id: the id to install it under, ``(namespace/)name-vN``.
-        env: the environment it was collected in, where its name does not say: a Gymnasium id, or a name in
-            the registry.
-        overwrite: replace a dataset of that id.
-        obs_keys: see ``show``, as for ``reading``.
+        env: the environment it was collected in, if its name does not tell: a Gymnasium id, or a name in the registry.
+        overwrite: replace an existing dataset of that id.
+        obs_keys: see ``show``, also for ``reading``.
 
     Raises:
         UserError: the file cannot be read, there is no such environment, or the file's rows do not fit it.
@@ -150,19 +151,19 @@ def _write_minari(
 def export(
     name: str, file: Path, overwrite: bool = False, format: str = "d4rl", fps: float | None = None, **reading: Any
 ) -> Path:
-    """Writes a dataset, see ``show``, in a format of others, that loads back equal; returns ``file``.
+    """Writes a dataset, see ``show``, in another format, from which it loads back equal. Returns ``file``.
 
     Args:
         name: a dataset's name, Minari id or file.
-        file: to write; of LeRobot a folder.
+        file: to write; a folder for LeRobot.
         overwrite: replace what is there already.
         format: "d4rl", an HDF5 file with ``next_observations`` that names its environment; "robomimic"; or "lerobot",
             for both of which see ``offlinerl.data.writers``.
-        fps: LeRobot's frames, which are steps, a second; by default the dataset's own.
+        fps: LeRobot's frames, that is steps, per second; by default the dataset's own.
         reading: see ``merge``.
 
     Raises:
-        UserError: the dataset cannot be read, cannot be in that format, or the file exists.
+        UserError: the dataset cannot be read or cannot be stored in that format, or the file exists.
     """
     file = Path(file)
     require_place(file, overwrite, writers.LEROBOT if format == "lerobot" else None)
@@ -193,7 +194,7 @@ def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> 
             " --obs-keys, or another format with --format robomimic"
         )
     terminated, last = dataset.terminated, dataset.last
-    beyond = bool((terminated & ~last).any())  # as in AntMaze, whose own files have all ends among the timeouts too
+    beyond = bool((terminated & ~last).any())  # as in AntMaze, whose original files mark every end as a timeout
     columns = dict(
         observations=dataset.obs, actions=dataset.stored_actions, rewards=dataset.reward, terminals=terminated,
         timeouts=last if beyond else last & ~terminated, next_observations=dataset.next_obs,
@@ -216,15 +217,15 @@ def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> 
 
 
 def merge(names: Sequence[str], out: str, overwrite: bool = False, **reading: Any) -> None:
-    """Puts the episodes of several datasets together.
+    """Merges the episodes of several datasets.
 
     Args:
-        names: of two datasets or more; see ``show``, as for ``reading``, which may also hold ``obs_keys``.
+        names: of two datasets or more; see ``show``, also for ``reading``, which may contain ``obs_keys`` as well.
         out: the HDF5 file to write, or the Minari id to install it under.
         overwrite: replace what is there already.
 
     Raises:
-        UserError: one cannot be read, or they do not go together.
+        UserError: one cannot be read, or they cannot be merged.
     """
     parts = _read([_entry(name, reading) for name in names], _place(out, overwrite))
     merged = edit.merge(parts, out)
@@ -234,7 +235,7 @@ def merge(names: Sequence[str], out: str, overwrite: bool = False, **reading: An
 
 
 def split(name: str, out: Sequence[str], share: float, seed: int = 0, overwrite: bool = False, **reading: Any) -> None:
-    """Divides a dataset's episodes at random; for the arguments see ``merge`` and ``offlinerl.data.edit.split``."""
+    """Splits a dataset's episodes at random; for the arguments see ``merge`` and ``offlinerl.data.edit.split``."""
     first, second = (_place(target, overwrite) for target in out)
     if first.resolve() == second.resolve():
         raise UserError(f"--out names {first} twice: each part needs a place of its own")
@@ -244,8 +245,8 @@ def split(name: str, out: Sequence[str], share: float, seed: int = 0, overwrite:
 
 
 def some(name: str, out: str, asked: Mapping[str, Any], overwrite: bool = False, **reading: Any) -> None:
-    """Keeps some of a dataset's episodes; for the arguments see ``merge``, and ``offlinerl.data.edit.some`` for what is
-    asked."""
+    """Keeps the episodes of a dataset that satisfy the conditions ``asked``, which are those of
+    ``offlinerl.data.edit.some``; for the other arguments see ``merge``."""
     (whole,) = _read([_entry(name, reading)], _place(out, overwrite))
     _store(edit.some(whole, **asked), out, f"some of {name}", overwrite)
 
@@ -255,10 +256,10 @@ def _entry(name: str, reading: Mapping[str, Any]) -> Entry:
 
 
 def _read(entries: Sequence[Entry], *targets: Path) -> list[Dataset]:
-    """Datasets, of which something is to be made and written.
+    """Loads the datasets from which something is to be written to ``targets``.
 
     Raises:
-        UserError: one cannot be read, or would be replaced.
+        UserError: one cannot be read, or would be overwritten.
     """
     for entry in entries:
         source = load.locate(entry)
@@ -271,10 +272,10 @@ def _read(entries: Sequence[Entry], *targets: Path) -> list[Dataset]:
 
 
 def _place(out: str, overwrite: bool) -> Path:
-    """Where an HDF5 file or a Minari dataset will be, whichever its name is of; known before long work.
+    """The path of an HDF5 file or a Minari dataset, whichever ``out`` names; checked before long work.
 
     Raises:
-        UserError: it is neither's name, or something is there.
+        UserError: it names neither, or something is there already.
     """
     if Path(out).suffix in HDF5:
         path = Path(out)
@@ -299,7 +300,8 @@ def _store(dataset: Dataset, out: str, description: str, overwrite: bool) -> Non
 
 
 def _chained(dataset: Dataset) -> Dataset:
-    """Says where a format cuts episodes; see ``offlinerl.data.edit.chained``."""
+    """The dataset as formats of whole episodes need it, with a message if that splits some; see
+    ``offlinerl.data.edit.chained``."""
     chained = edit.chained(dataset)
     before, after = (len(of.episode_starts) for of in (dataset, chained))
     if after > before:
@@ -311,7 +313,7 @@ def _chained(dataset: Dataset) -> Dataset:
 
 
 def _episodes(dataset: Dataset, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Iterator[Episode]:
-    """The episodes of a table; choices are stored by their numbers, as their spaces have them."""
+    """The episodes of a dataset; discrete values are stored as the numbers that their spaces have for them."""
     for start, length in zip(dataset.episode_starts, dataset.episode_lengths, strict=True):
         span = slice(start, start + length)
         shown = np.r_[dataset.at[span], dataset.next_at[span][-1:]]
@@ -327,8 +329,8 @@ def _episodes(dataset: Dataset, observation_space: gymnasium.Space, action_space
 
 
 def _home(entry: Entry, dataset: Dataset, asked: bool) -> tuple[str | None, gymnasium.Space, gymnasium.Space]:
-    """The specification and the spaces of the environment a table belongs to; if it cannot be made here, or none is
-    known, what the table states of them. One that the user asked for must exist, and the table must fit it."""
+    """The specification and the spaces of a dataset's environment; if it cannot be made here or is unknown, those that
+    the dataset states. One that the user asked for must exist, and the dataset must fit it."""
     spec = spec_of_data(dataset)[0]
     stated = spaces.from_json(json.loads(dataset.provenance.get("action_space") or "{}"))
     fits = isinstance(stated, Box) and stated.shape == dataset.action.shape[1:] and stated.dtype.kind == "f"

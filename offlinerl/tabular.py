@@ -1,4 +1,4 @@
-"""Finite Markov decision processes solved exactly: what an algorithm that samples can be measured against.
+"""Exact solutions of finite Markov decision processes, against which sampling algorithms can be measured.
 
 All arrays are float64. A policy is an array of probabilities ``[states, actions]``, V is ``[states]`` and Q is
 ``[states, actions]``, both in units of reward.
@@ -18,16 +18,16 @@ from offlinerl.util.errors import UserError
 class FiniteMDP:
     """A Markov decision process with finitely many states and actions, both numbered from 0.
 
-    A terminal state is one that every action leads back to and that pays nothing.
+    A terminal state is one that every action leads back to, with a reward of 0.
 
     Attributes:
-        transition: probability of every successor, ``[states, actions, states]``.
+        transition: probability of every next state, ``[states, actions, states]``.
         reward: expected reward of every action, ``[states, actions]``.
-        gamma: discount of a step, in [0, 1).
-        start: distribution of the first state, ``[states]``.
+        gamma: discount per step, in [0, 1).
+        start: distribution of the initial state, ``[states]``.
 
     Raises:
-        UserError: the shapes disagree, a distribution does not sum to one or has negative parts, a reward is not
+        UserError: the shapes disagree, a distribution does not sum to one or has negative entries, a reward is not
             finite, or ``gamma`` is out of its range.
     """
 
@@ -64,8 +64,9 @@ class FiniteMDP:
 def grid_world(height: int = 4, width: int = 4, gamma: float = 0.99) -> FiniteMDP:
     """A grid to leave by its upper left or its lower right corner, in as few steps as possible.
 
-    States are numbered row by row; actions are right, left, up and down. Every transition pays -1, also one into a
-    wall, which leaves the state as it is. The corners are terminal; the other states are equally likely at the start.
+    States are numbered row by row; actions are right, left, up and down. Every transition has a reward of -1, including
+    one into a wall, which leaves the state unchanged. The corners are terminal; all other states are equally likely at
+    the start.
 
     Sutton & Barto, Reinforcement Learning, second edition, 2018, example 4.1.
 
@@ -85,10 +86,10 @@ def grid_world(height: int = 4, width: int = 4, gamma: float = 0.99) -> FiniteMD
 
 
 def random_mdp(states: int, actions: int, gamma: float, rng: np.random.Generator, branching: int = 3) -> FiniteMDP:
-    """A Garnet: every action has ``branching`` random successors, at random probabilities, and a random reward.
+    """A Garnet: a random process in which every action has ``branching`` next states and a random reward.
 
-    The successors are drawn without replacement, their probabilities are the lengths that uniform cuts leave of the
-    unit interval, rewards are standard normal, and every state is equally likely at the start.
+    The next states are drawn without replacement; their probabilities are the lengths into which uniformly random cuts
+    divide the unit interval; rewards are standard normal; all states are equally likely at the start.
 
     Archibald et al., On the generation of Markov decision processes, 1995; Bhatnagar et al., Natural actor-critic
     algorithms, 2009.
@@ -108,7 +109,7 @@ def random_mdp(states: int, actions: int, gamma: float, rng: np.random.Generator
 
 
 def _chain(mdp: FiniteMDP, policy: np.ndarray) -> np.ndarray:
-    """Transition probabilities of the states under a policy, ``[states, states]``."""
+    """Transition probabilities between states under a policy, ``[states, states]``."""
     return np.einsum("sa,sat->st", policy, mdp.transition)
 
 
@@ -130,7 +131,7 @@ def performance(mdp: FiniteMDP, policy: np.ndarray) -> float:
 
 
 def greedy_policy(Q: np.ndarray) -> np.ndarray:
-    """The policy that takes the best action of every state, the first one of several."""
+    """The policy that takes the best action in every state, the first one if there is a tie."""
     return np.eye(Q.shape[-1])[Q.argmax(-1)]
 
 
@@ -141,7 +142,7 @@ def _fixed_point(
     V, off = np.zeros(len(mdp.start)), True
     while off:
         V, old = value(_backup(mdp, V)), V
-        # a sweep is a contraction by gamma: V is at most gamma / (1 - gamma) times its last change away
+        # a sweep contracts by gamma, so the error of V is at most gamma / (1 - gamma) times its last change
         off = mdp.gamma * np.abs(V - old).max() > (1 - mdp.gamma) * tolerance * max(1, np.abs(V).max())
     return V, _backup(mdp, V)
 
@@ -151,17 +152,18 @@ def value_iteration(mdp: FiniteMDP, tolerance: float = 1e-10) -> tuple[np.ndarra
 
     Args:
         mdp: to be solved.
-        tolerance: bound of the error of V, relative to its largest absolute value where that exceeds 1.
+        tolerance: bound on the error of V, relative to its largest absolute value where that exceeds 1.
     """
     return _fixed_point(mdp, lambda Q: Q.max(-1), tolerance)
 
 
 def policy_iteration(mdp: FiniteMDP) -> tuple[np.ndarray, np.ndarray]:
-    """The optimal V and Q, by evaluating and improving a policy in turn until it stays (Howard, 1960)."""
+    """The optimal V and Q, by alternating policy evaluation and improvement until the policy is stable (Howard,
+    1960)."""
     policy = greedy_policy(mdp.reward)
     while True:
         V, Q = evaluate(mdp, policy)
-        # Actions that only rounding tells apart would be swapped for ever.
+        # Without a margin, actions that differ only by rounding would be swapped for ever.
         better = Q.max(-1) > V + 1e-12 * max(1, np.abs(V).max())
         if not better.any():
             return V, Q
@@ -169,8 +171,8 @@ def policy_iteration(mdp: FiniteMDP) -> tuple[np.ndarray, np.ndarray]:
 
 
 def distribution_function(probability: np.ndarray) -> np.ndarray:
-    """Running sums along the last axis that end in exactly 1: ``searchsorted(sums, u, side="right")`` is then a sample
-    for every u of [0, 1), and never of probability 0."""
+    """Cumulative sums along the last axis that end in exactly 1: ``searchsorted(sums, u, side="right")`` is then a
+    valid sample for every u in [0, 1), and never one of probability 0."""
     sums = probability.cumsum(-1)
     return sums / sums[..., -1:]
 
@@ -178,17 +180,17 @@ def distribution_function(probability: np.ndarray) -> np.ndarray:
 def q_learning(
     mdp: FiniteMDP, steps: int, rng: np.random.Generator, epsilon: float = 0.5, omega: float = 0.8
 ) -> np.ndarray:
-    """Q after some steps of tabular Q-learning (Watkins, 1989), from 0 and with an epsilon-greedy policy.
+    """Q after some steps of tabular Q-learning (Watkins, 1989), starting from 0, with an epsilon-greedy policy.
 
-    The n-th update of a pair has the step size ``n^-omega``, with which Q converges on every pair that is visited for
-    ever, at a rate polynomial in ``1 / (1 - gamma)`` if omega is in (1/2, 1) (Even-Dar & Mansour, Learning rates for
-    Q-learning, 2003). An episode starts anew from a terminal state, and from any other with probability
-    ``1 - gamma``; the update bootstraps all the same.
+    The n-th update of a state-action pair has the step size ``n^-omega``, with which Q converges for every pair that is
+    visited infinitely often, at a rate polynomial in ``1 / (1 - gamma)`` if omega is in (1/2, 1) (Even-Dar & Mansour,
+    Learning rates for Q-learning, 2003). A new episode starts after a terminal state, and after any other with
+    probability ``1 - gamma``; the update bootstraps in both cases.
 
     Args:
-        mdp: known to the learner by its samples only.
-        steps: how many transitions are drawn, each being learned from once.
-        rng: source of all that is random.
+        mdp: known to the learner only through samples.
+        steps: number of transitions drawn; each is learned from once.
+        rng: source of all randomness.
         epsilon: probability of a uniformly random action.
         omega: exponent of the step sizes.
     """
@@ -211,14 +213,15 @@ def q_learning(
 
 
 def soft_maximum(Q: np.ndarray, reference: np.ndarray, beta: float) -> np.ndarray:
-    """``V(s) = beta log sum_a reference(a|s) exp(Q(s, a) / beta)``; an action the reference never takes is ignored.
+    """``V(s) = beta log sum_a reference(a|s) exp(Q(s, a) / beta)``; actions that the reference never takes are ignored.
 
     Extreme Q-Learning (Garg et al., ICLR 2023), section 2.1, equation 1.
 
     Args:
         Q: ``[..., actions]``.
         reference: a policy, ``[..., actions]``.
-        beta: temperature, in units of reward; V tends to the maximum as it tends to 0 and to the mean as it grows.
+        beta: temperature, in units of reward; V tends to the maximum as ``beta`` tends to 0, and to the mean as it
+            grows.
 
     Returns:
         V, ``[...]``.
@@ -249,15 +252,15 @@ def soft_value_iteration(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The soft optimal V and Q: ``V = soft_maximum(Q, reference, beta)`` and ``Q = r + gamma P V``.
 
-    V is the largest ``E[sum_t gamma^t (r_t - beta log(pi(a_t|s_t) / reference(a_t|s_t)))]`` of any policy pi, and
-    ``soft_policy`` attains it. Extreme Q-Learning (Garg et al., ICLR 2023), section 2.1; linearly solvable problems
-    (Todorov, 2007) have the same equations, with the successors for actions.
+    V is the maximum of ``E[sum_t gamma^t (r_t - beta log(pi(a_t|s_t) /
+    reference(a_t|s_t)))]`` over policies pi, and ``soft_policy`` attains it. Extreme Q-Learning (Garg et al., ICLR
+    2023), section 2.1; linearly solvable problems (Todorov, 2007) have the same equations, with next states as actions.
 
     Args:
         mdp: to be solved.
-        reference: the policy that another one pays for leaving, ``[states, actions]``.
-        beta: price of a nat of divergence from it, in units of reward.
-        tolerance: bound of the error of V, relative to its largest absolute value where that exceeds 1.
+        reference: the policy from which divergence is penalised, ``[states, actions]``.
+        beta: penalty per nat of divergence, in units of reward.
+        tolerance: bound on the error of V, relative to its largest absolute value where that exceeds 1.
 
     Raises:
         UserError: ``beta`` is not positive.
@@ -275,16 +278,16 @@ def softmax_policy(logits: np.ndarray) -> np.ndarray:
 
 
 def state_distribution(mdp: FiniteMDP, policy: np.ndarray) -> np.ndarray:
-    """``d(s) = (1 - gamma) sum_t gamma^t P(s_t = s)``, the discounted share of time in every state, ``[states]``.
+    """``d(s) = (1 - gamma) sum_t gamma^t P(s_t = s)``, the discounted fraction of time in every state, ``[states]``.
 
     Sutton et al., Policy gradient methods for reinforcement learning with function approximation, 2000, in the
-    start-state formulation; here normalised, to sum to one.
+    start-state formulation; here normalised to sum to one.
     """
     return np.linalg.solve(np.eye(len(mdp.start)) - mdp.gamma * _chain(mdp, policy).T, (1 - mdp.gamma) * mdp.start)
 
 
 def policy_gradient(mdp: FiniteMDP, logits: np.ndarray) -> np.ndarray:
-    """Gradient of ``performance(mdp, softmax_policy(logits))`` by the logits, ``[states, actions]``.
+    """Gradient of ``performance(mdp, softmax_policy(logits))`` with respect to the logits, ``[states, actions]``.
 
     It is ``d(s) pi(a|s) A(s, a) / (1 - gamma)`` (Sutton et al., 2000, theorem 1), with ``A = Q - V``.
     """
@@ -294,10 +297,11 @@ def policy_gradient(mdp: FiniteMDP, logits: np.ndarray) -> np.ndarray:
 
 
 def fisher(mdp: FiniteMDP, logits: np.ndarray) -> np.ndarray:
-    """Fisher's information of a softmax policy about its logits, ``[states * actions, states * actions]``.
+    """Fisher information matrix of a softmax policy's logits, ``[states * actions, states * actions]``.
 
     ``F = E[grad log pi(a|s) grad log pi(a|s)']`` over s from ``state_distribution`` and a from the policy (Kakade, A
-    natural policy gradient, 2001, section 2). The logits are in row-major order, and no two states share an entry.
+    natural policy gradient, 2001, section 2). The logits are in row-major order; F is block-diagonal, with one block
+    per state.
     """
     policy = softmax_policy(logits)
     states, actions = policy.shape
@@ -308,11 +312,11 @@ def fisher(mdp: FiniteMDP, logits: np.ndarray) -> np.ndarray:
 
 
 def natural_gradient(mdp: FiniteMDP, logits: np.ndarray) -> np.ndarray:
-    """``F^+ g`` of ``fisher`` and ``policy_gradient``, ``[states, actions]``.
+    """``F^+ g``, with F from ``fisher`` and g from ``policy_gradient``, ``[states, actions]``.
 
-    The gradient of a state is ``F A / (1 - gamma)`` of its own block, and F ignores a constant, so ``F^+ g`` is the
-    advantage over ``1 - gamma``, less its mean over the actions (Kakade, 2001, theorem 1), and 0 in the states that
-    the policy never visits.
+    Within the block of a state, g is ``F A / (1 - gamma)``, and F ignores constants. So ``F^+ g`` is the advantage
+    divided by ``1 - gamma``, minus its mean over the actions (Kakade, 2001, theorem 1), and 0 in states that the policy
+    never visits.
     """
     policy = softmax_policy(logits)
     _, Q = evaluate(mdp, policy)

@@ -1,6 +1,6 @@
-"""The types every part of the toolkit speaks, and the letters used for their axes.
+"""Types shared by the whole toolkit, and the letters that name tensor axes.
 
-Shape glossary, the same everywhere:
+Shape letters, with the same meaning everywhere:
 
 ====  ==========================
 K     updates in a block
@@ -26,19 +26,19 @@ import numpy as np
 
 from offlinerl.util.errors import UserError
 
-if TYPE_CHECKING:  # it takes seconds to load, and much can be said to a user before
+if TYPE_CHECKING:  # importing it takes seconds, and many messages do not need it
     import gymnasium
     from torch import Tensor
 
 Metrics = dict[str, "Tensor"]
-"""Named tensors of shape ``[S]``: one value a seed, left on the device until they are logged."""
+"""Named tensors of shape ``[S]``: one value per seed, kept on the device until they are logged."""
 
 
 class Batch(NamedTuple):
-    """Transitions. Truncation keeps ``discount`` and sets ``last``: whether to bootstrap and whether the
-    trajectory goes on are two independent columns, so that a timeout cannot be mistaken for a terminal state.
+    """A batch of transitions. A truncation keeps ``discount`` and sets ``last``: whether to bootstrap and whether the
+    episode continues are two independent columns, so that a time limit cannot be mistaken for a terminal state.
 
-    Observations are trees: a vector ``[S, B, O]``, an image ``[S, B, H, W, C]``, or a dictionary of such.
+    Observations are trees: a vector ``[S, B, O]``, an image ``[S, B, H, W, C]``, or a dictionary of these.
     """
 
     obs: Tensor  # [S, B, O]
@@ -47,26 +47,27 @@ class Batch(NamedTuple):
     discount: Tensor  # [S, B]  gamma^n * (1 - terminated)
     next_obs: Tensor  # [S, B, O]
     last: Tensor  # [S, B]  terminated or truncated
-    weight: Tensor | None = None  # [S, B]  importance weight, at most 1; None where every row counts the same
-    next_action: Tensor | None = None  # [S, B, A]  of next_obs, if asked for; where none is known, `last` is 1
+    weight: Tensor | None = None  # [S, B]  importance weight, at most 1; None if all rows have equal weight
+    next_action: Tensor | None = None  # [S, B, A]  taken in next_obs, if requested; where it is unknown, `last` is 1
 
 
 class Window(NamedTuple):
-    """Steps of episodes. Where an episode is over, its last step is repeated and the mask is 0."""
+    """Windows of consecutive steps. Past the end of an episode, its last step is repeated and the mask is 0."""
 
     obs: Tensor  # [S, B, T, O]
-    action: Tensor  # [S, B, T, A]  in units of [-1, 1]; a discrete one is its number
+    action: Tensor  # [S, B, T, A]  scaled to [-1, 1]; a discrete action is its index
     reward: Tensor  # [S, B, T]
-    to_go: Tensor  # [S, B, T]  undiscounted sum of the rewards from here to the episode's end
-    step: Tensor  # [S, B, T] int64, from 0 where the episode begins
+    to_go: Tensor  # [S, B, T]  return to go: undiscounted sum of rewards to the end of the episode
+    step: Tensor  # [S, B, T] int64, number of the step in its episode, from 0
     mask: Tensor  # [S, B, T]  1 or 0
 
 
 class Transition(NamedTuple):
-    """One step of every environment, in numpy. ``next_obs`` is the true successor, also where an episode ends."""
+    """One step of every environment, in numpy. ``next_obs`` is the true next observation, even where an episode
+    ends."""
 
     obs: np.ndarray  # [S, E, O]
-    action: np.ndarray  # [S, E, A]  in units of [-1, 1]; a discrete one is its number
+    action: np.ndarray  # [S, E, A]  scaled to [-1, 1]; a discrete action is its index
     reward: np.ndarray  # [S, E]
     terminated: np.ndarray  # [S, E] bool
     next_obs: np.ndarray  # [S, E, O]
@@ -74,7 +75,7 @@ class Transition(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """A part of an observation, a vector or an image."""
+    """One part of an observation: a vector or an image."""
 
     path: str  # outer/inner; "" if it is the whole observation
     shape: tuple[int, ...]
@@ -83,19 +84,19 @@ class Leaf(NamedTuple):
 
 @dataclass(frozen=True)
 class Spec:
-    """What an agent needs to know of a task to build its networks, as plain data, so that a checkpoint may hold it.
+    """What an agent must know about a task to build its networks, as plain data that a checkpoint can hold.
 
     Attributes:
-        obs: the leaves of an observation; O, a number, for a float32 vector.
+        obs: the leaves of an observation; may be given as the number O for one float32 vector.
         action_dim: A, the number of action dimensions.
         action_low: lower bound of every action dimension, A numbers.
         action_high: upper bound of every action dimension, A numbers.
-        num_actions: how many discrete actions there are, each given by its number from 0 on with A = 1; 0 if actions
-            are vectors.
-        first_action: what the environment calls the discrete action 0.
-        latent: by what an agent sees images, if by an encoder that was learnt before: the name of its layers, its
+        num_actions: the number of discrete actions, each given by its index from 0 with A = 1; 0 if actions are
+            vectors.
+        first_action: the environment's own number for the discrete action 0.
+        latent: if the agent sees images through a pretrained encoder: the name of its layers, the number of its
             latents, and the channels of a frame.
-        whole: whether the environment takes vectors of whole numbers, which actions are rounded to.
+        whole: whether the environment takes vectors of integers, to which actions are rounded.
     """
 
     obs: tuple[Leaf, ...]
@@ -115,14 +116,14 @@ class Spec:
         return dict(vars(self), obs=tuple(map(tuple, self.obs)))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a checkpoint, which may be an older version's, with ``obs_dim`` alone."""
+        """Restores the state from a checkpoint; an older version's has only ``obs_dim``."""
         obs = state.pop("obs", None) or state.pop("obs_dim")
         vars(self).update(vars(Spec(obs, **state)))
 
     @classmethod
     def of(cls, observation: gymnasium.Space, action: gymnasium.Space) -> Spec:
-        """Of two spaces: a ``Box`` or a dictionary of them, and a ``Box`` with bounds or a ``Discrete``. Images keep
-        their uint8, and all else is float32."""
+        """The spec of an observation space, a ``Box`` or a dictionary of them, and an action space, a bounded ``Box``
+        or a ``Discrete``. Images stay uint8; everything else is float32."""
         spaces = getattr(observation, "spaces", None) or {"": observation}
         obs = tuple(
             Leaf(path, tuple(space.shape), "uint8" if space.dtype == np.uint8 and len(space.shape) > 1 else "float32")
@@ -140,15 +141,15 @@ class Spec:
 
     @property
     def has_images(self) -> bool:
-        """Whether an observation is an image, or has one in it."""
+        """Whether an observation is an image or contains one."""
         return any(len(leaf.shape) > 1 for leaf in self.obs)
 
     @property
     def obs_dim(self) -> int:
-        """O, the numbers of an observation that is one vector.
+        """O, the length of an observation that is one vector.
 
         Raises:
-            UserError: it is not.
+            UserError: the observation is not one vector.
         """
         if not self.is_vector:
             listed = ", ".join(f"{leaf.path or 'an image'} {list(leaf.shape)}" for leaf in self.obs)
@@ -158,17 +159,18 @@ class Spec:
 
     @property
     def action_mid(self) -> np.ndarray:
-        """Middle of the actions' bounds, ``[A]`` float32."""
+        """Midpoint of the action bounds, ``[A]`` float32."""
         return (np.asarray(self.action_high, np.float32) + np.asarray(self.action_low, np.float32)) / 2
 
     @property
     def action_half(self) -> np.ndarray:
-        """Half the width of the actions' bounds, ``[A]`` float32: the environment's units of one of ours."""
+        """Half the width of the action bounds, ``[A]`` float32: what 1 in our scaled actions is in the environment's
+        units."""
         return (np.asarray(self.action_high, np.float32) - np.asarray(self.action_low, np.float32)) / 2
 
     def in_unit(self, action: np.ndarray) -> np.ndarray:
-        """The environment's actions ``[..., A]`` in units of [-1, 1], with zeros in dimensions whose bounds are equal;
-        a discrete action is its number from 0 on."""
+        """The environment's actions ``[..., A]`` scaled to [-1, 1]. In a dimension whose bounds are equal, an action at
+        these bounds becomes 0. A discrete action becomes its index from 0."""
         if self.num_actions:
             return action - self.first_action
         half = self.action_half

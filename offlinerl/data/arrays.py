@@ -19,21 +19,20 @@ KNOWN = (*NEEDED, "truncated", "next_obs", "log_prob")
 
 
 def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
-    """A dataset of rows, episode after episode.
+    """A dataset from arrays with one row per step, one episode after another.
 
     Args:
-        arrays: ``obs`` ``[rows, ...]``, an array or a dictionary of them; ``action`` ``[rows, A]``, or ``[rows]`` of
-            discrete actions; ``reward`` and ``terminated`` ``[rows]``; ``truncated`` ``[rows]``, where an episode was
-            cut off, by default nowhere but in the last row; ``next_obs``, by default the next row's observation,
-            without which rows that are cut off are left out; and ``log_prob`` ``[rows]``, where it is known, see
-            ``Dataset``.
-        name: what to call it.
+        arrays: ``obs`` ``[rows, ...]``, an array or a dictionary of arrays; ``action`` ``[rows, A]``, or ``[rows]`` for
+            discrete actions; ``reward`` and ``terminated`` ``[rows]``; ``truncated`` ``[rows]``, by default true only
+            in the last row; ``next_obs``, by default the next row's observation, in which case truncated rows are
+            dropped; and ``log_prob`` ``[rows]``, if known, see ``Dataset``.
+        name: the dataset's name.
 
     Raises:
-        UserError: an array is missing or unknown, has another length, or holds what is not sound.
+        UserError: an array is missing, unknown, of another length, or holds invalid values.
     """
     given = {field: of for field, of in arrays.items() if of is not None}
-    if missing := [field for field in NEEDED if not any(tree_leaves(given.get(field)))]:  # no part, or an empty one
+    if missing := [field for field in NEEDED if not any(tree_leaves(given.get(field)))]:  # absent, or without parts
         raise UserError(f"the arrays lack {min(missing)}; needed are {', '.join(NEEDED)}")
     if unknown := [str(field) for field in given if field not in KNOWN]:
         hint = did_you_mean(unknown[0], KNOWN, f"known are {', '.join(KNOWN)}")
@@ -83,5 +82,5 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
 
 
 def _like(flags: np.ndarray, column: Tree) -> np.ndarray:
-    """Flags ``[rows]`` with the axes of a column."""
+    """Flags ``[rows]``, reshaped to broadcast against a column."""
     return flags.reshape(-1, *[1] * (column.ndim - 1))

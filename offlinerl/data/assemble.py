@@ -1,4 +1,4 @@
-"""Tables from the episodes of a file."""
+"""Builds datasets from the episodes of a file."""
 
 from __future__ import annotations
 
@@ -26,37 +26,38 @@ from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 
 class Steps(NamedTuple):
-    """One episode of T steps, as a file has it, sound or not."""
+    """One episode of T steps as read from a file, not yet checked."""
 
-    obs: Tree  # [T, ...]; or [T + 1, ...], of which the last is what the last action led to
+    obs: Tree  # [T, ...]; or [T + 1, ...], of which the last follows the last action
     action: np.ndarray  # [T, A] or [T]
     reward: np.ndarray  # [T]
-    terminated: np.ndarray  # [T] bool, where nothing may be expected from the successor
-    next_obs: Tree = None  # [T, ...], where the file has them itself
-    place: str = ""  # where it is in the file, for messages
-    rows: np.ndarray | None = None  # [T] or [T + 1], which rows there they are; None where it counts its own
+    terminated: np.ndarray  # [T] bool, where not to bootstrap from the next observation
+    next_obs: Tree = None  # [T, ...], if the file stores them
+    place: str = ""  # its place in the file, for messages
+    rows: np.ndarray | None = None  # [T] or [T + 1], row numbers in the file; None: rows count from the episode's first
     log_prob: np.ndarray | None = None  # [T], see Dataset
 
 
 def assemble(
     source: str, name: str, episodes: Iterable[Steps], facts: Mapping[str, Any], into: Builder | None = None
 ) -> Dataset:
-    """The dataset of some episodes. A last step without a successor is left out, unless it terminated and needs none.
+    """The dataset of some episodes. A last step without a next observation is dropped, unless it is terminal and needs
+    none.
 
     Args:
-        source: where they are from, for messages.
-        name: what to call it.
-        episodes: one after another.
-        facts: what its ``provenance`` says besides its counts of rows.
-        into: puts it together; by default in memory.
+        source: where the episodes come from, for messages.
+        name: the dataset's name.
+        episodes: in their order.
+        facts: entries of ``provenance`` besides the row counts.
+        into: collects the rows; by default in memory.
 
     Raises:
-        UserError: there are no steps, or they are not sound.
+        UserError: there are no steps, or they are invalid.
     """
     into = into or Builder(source)
     rows, paid, dtypes = 0, 0, set()
     for steps in episodes:
-        if not len(steps.action):  # an observation alone, or not even that
+        if not len(steps.action):  # at most a single observation
             continue
         rows += len(steps.action)
         dtypes.add(np.asarray(steps.action).dtype)
@@ -119,10 +120,10 @@ def _rows_of(source: str, steps: Steps) -> Dataset | None:
 
 
 def column_of(array: Any, what: str) -> np.ndarray:
-    """``[rows, ...]`` of at least two axes, in the type that a dataset keeps it in.
+    """A column as ``[rows, ...]`` with at least two axes, in the dtype that a dataset stores.
 
     Raises:
-        UserError: it holds something else than numbers.
+        UserError: it holds something other than numbers.
     """
     array = np.asarray(array)
     if array.dtype.kind not in "biuf" or not array.ndim:
@@ -131,10 +132,10 @@ def column_of(array: Any, what: str) -> np.ndarray:
 
 
 def concatenate(parts: Sequence[Dataset], source: str = "") -> Dataset:
-    """The episodes of several datasets, one after another; the name, the provenance and the task of the first.
+    """The episodes of several datasets, one after another, with the name, provenance and task of the first.
 
     Raises:
-        UserError: their observations or actions have other shapes.
+        UserError: their observations or actions differ in shape.
     """
     first, into = parts[0], Builder(source)
     into.expect(sum(map(len, parts)), sum(len(first_leaf(part.observations)) for part in parts))
@@ -144,15 +145,15 @@ def concatenate(parts: Sequence[Dataset], source: str = "") -> Dataset:
 
 
 def observed(columns: Mapping[str, np.ndarray], keys: Sequence[str] | None, source: str) -> Tree:
-    """What agents see of the parts of an observation by name; see ``offlinerl.envs.spaces.observe``.
+    """What agents see, made from the named parts of observations; see ``offlinerl.envs.spaces.observe``.
 
     Args:
-        columns: ``[T, ...]`` each.
-        keys: those wanted, in this order; by default all.
+        columns: the parts by name, ``[T, ...]`` each.
+        keys: the parts to use, in this order; by default all.
         source: for messages.
 
     Raises:
-        UserError: there is no such part, or some have more rows than others.
+        UserError: a part does not exist, or the parts differ in their number of rows.
     """
     boxes = {
         path: gymnasium.spaces.Box(*((0, 255) if column.dtype == np.uint8 else (-np.inf, np.inf)), column.shape[1:],

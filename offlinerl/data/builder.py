@@ -1,4 +1,4 @@
-"""Datasets put together from parts, in memory or, where they are too large for it, in files."""
+"""Builds datasets from parts, in memory or, if they are too large for it, in files."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves
 
 SMALL = 1 << 28
-"""Bytes of one of several files that are read in memory whatever the limit is."""
+"""Size in bytes up to which one of several files is read in memory, whatever the limit."""
 
 PARTLY = "left out, for not all parts have it"
-"""What the provenance says of ``log_prob`` then."""
+"""What the provenance then says about ``log_prob``."""
 
 
 class Column:
-    """Rows ``[N, ...]`` that come block after block, in memory until they are moved into a file.
+    """Rows ``[N, ...]`` that arrive in blocks, kept in memory until they are moved to a file.
 
     Args:
-        like: a block, whose type and shape all have.
-        room: how many rows are expected, if that is known; there may be fewer, or more.
+        like: a block with the dtype and row shape of all blocks.
+        room: expected number of rows, 0 if unknown; there may be fewer or more.
     """
 
     def __init__(self, like: np.ndarray, room: int = 0):
@@ -37,7 +37,7 @@ class Column:
 
     @property
     def expected(self) -> int:
-        """Bytes in the end, as far as that is known."""
+        """Expected final size in bytes, as far as it is known."""
         return max(self.size, self.room) * int(np.prod(self.shape)) * self.dtype.itemsize
 
     def add(self, block: np.ndarray) -> None:
@@ -68,11 +68,11 @@ class Column:
 
     @property
     def held(self) -> np.ndarray:
-        """What is in memory."""
+        """The rows in memory."""
         return np.empty((0, *self.shape), self.dtype) if self.array is None else self.array[: self.size]
 
     def move(self, path: Path) -> None:
-        """From memory into a file of numpy's."""
+        """Moves the rows from memory to a numpy file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("wb", buffering=1 << 20)
         self._write_header()
@@ -80,7 +80,7 @@ class Column:
         self.array = None
 
     def close(self) -> None:
-        """Have all of a file on the disk, its number of rows in its header."""
+        """Flushes the file to disk, with the final number of rows in its header."""
         if self.file is not None:
             self.file.seek(0)
             self._write_header()
@@ -89,27 +89,26 @@ class Column:
             self.file.close()
 
     def _write_header(self) -> None:
-        """Whose length does not depend on the number of rows: numpy leaves room for it to grow."""
+        """Writes the header. Its length does not depend on the number of rows: numpy leaves room for that to grow."""
         descr = np.lib.format.dtype_to_descr(self.dtype)
         header = dict(descr=descr, fortran_order=False, shape=(self.size, *self.shape))
         np.lib.format.write_array_header_1_0(self.file, header)
 
 
 class Builder:
-    """Puts a dataset together from its parts, which have the places of their observations counted from their own first
-    one on.
+    """Builds a dataset from its parts, whose ``at`` and ``next_at`` each count from the part's own first observation.
 
     Args:
-        source: where the parts are from, for messages.
-        folder: makes the folder for the columns' files; called when it is needed.
-        limit: bytes to keep in memory at the most, beyond which everything goes into files; None: everything is kept
-            in memory.
-        told: called with the rows so far, and how many are expected, or 0.
+        source: where the parts come from, for messages.
+        folder: creates the folder for the columns' files; called only when it is needed.
+        limit: maximum number of bytes in memory, beyond which all columns go into files; None: everything stays in
+            memory.
+        told: called with the number of rows so far and the expected number, or 0 if that is unknown.
 
     Attributes:
-        rows: so far.
-        place: the folder, once there is one.
-        partly: whether some of the parts have a ``log_prob`` and others not, for which it is left out.
+        rows: number of rows so far.
+        place: the folder, once it exists.
+        partly: whether only some of the parts have a ``log_prob``, which is then left out.
     """
 
     def __init__(
@@ -127,15 +126,15 @@ class Builder:
         self.partly = False
 
     def expect(self, rows: int, observations: int) -> None:
-        """Make room for so many, at about."""
+        """Reserves room for about this many rows and observations."""
         self.room = rows, observations
 
     def add(self, part: Dataset) -> None:
-        """Put some rows behind those that are there.
+        """Appends the rows of a part.
 
         Raises:
-            UserError: their observations or actions have other shapes or no numbers, or the disk has no room for what
-                is expected.
+            UserError: observations or actions have other shapes than before or no numbers, or the disk has no room for
+                the expected size.
         """
         self._require_like(part)
         moved = dict(at=part.at + self.observations, next_at=part.next_at + self.observations)
@@ -148,10 +147,10 @@ class Builder:
                 column = self.columns[path] = Column(block, self.room[path.partition("/")[0] == "observations"])
                 if self.place is not None:
                     column.move(self._file(path))
-        self._weigh()  # before there is memory for what is expected
+        self._move_if_large()  # before memory is allocated for the expected rows
         for path, block in blocks.items():
             self.columns[path].add(block)
-        self._weigh()
+        self._move_if_large()
         self.rows += len(part)
         self.observations += len(first_leaf(part.observations))
         if self.told is not None:
@@ -159,7 +158,7 @@ class Builder:
 
     @property
     def expected(self) -> int:
-        """Bytes of all columns, as far as they are known."""
+        """Expected size of all columns in bytes, as far as it is known."""
         return sum(column.expected for column in self.columns.values())
 
     def _leave_out_log_prob(self) -> None:
@@ -184,7 +183,7 @@ class Builder:
                     f" them; {parts if what == 'observations' else 'keep the episodes of one kind'}"
                 )
 
-    def _weigh(self) -> None:
+    def _move_if_large(self) -> None:
         if self.place is None and self.limit is not None and self.expected > self.limit:
             self._move()
 
@@ -206,7 +205,7 @@ class Builder:
         return self.place / f"{path}.npy"
 
     def part(self) -> Builder:
-        """A builder for a dataset that is to be a part of this one; see ``drop``."""
+        """A builder for a dataset that will be added to this one; see ``drop``."""
         limit = None if self.limit is None else max(self.limit, SMALL)
         return Builder(self.source, self._place_of_part, limit)
 
@@ -217,7 +216,7 @@ class Builder:
         return self.place / ".part"
 
     def drop(self) -> None:
-        """Delete the files of a part that was added."""
+        """Deletes the files of a part that has been added."""
         if self.place is not None:
             shutil.rmtree(self.place / ".part", ignore_errors=True)
 

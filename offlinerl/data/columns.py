@@ -1,4 +1,4 @@
-"""The columns of a file: opened, checked and given their types."""
+"""The columns of a file: opened, checked, and converted to a dataset's dtypes."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from offlinerl.util.errors import UserError, reading
 from offlinerl.util.trees import Tree, tree_leaves
 
 BLOCK = 1 << 16
-"""Rows read or checked at a time, so that loading takes little more memory than the table itself."""
+"""Rows read or checked at a time, so that loading needs little more memory than the table itself."""
 
 
 LOG_PROB_INFO = "action_log_probs"
 LOG_PROB = f"infos/{LOG_PROB_INFO}"
-"""Where D4RL's files, and ours of Minari's, keep ``Dataset.log_prob``: among the infos of steps."""
+"""Where D4RL files and our Minari files store ``Dataset.log_prob``: among the infos of steps."""
 
 
 def blocks(column: Any, rows: int = BLOCK, more: int = 0) -> Iterator[np.ndarray]:
-    """A column ``[N, ...]`` so many rows at a time, and as many of those behind them; of one on the disk, no more than
-    that is in memory."""
+    """Yields a column ``[N, ...]`` in blocks of ``rows`` rows, each with up to ``more`` of the rows that follow it. Of
+    a column on disk, no more than one block is in memory at a time."""
     for at in range(0, len(column), rows):
         yield column[at : at + rows + more]
         let_go(column)
 
 
 def let_go(column: Any) -> None:
-    """Hand back the pages of a column on the disk, or of stretches of one, that are in the memory of this process."""
+    """Releases the pages of a memory-mapped column, or of ``Stretches`` of one, from this process's memory."""
     while not isinstance(column, np.ndarray):
         column = column.array
     if isinstance(column, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
@@ -42,12 +42,17 @@ def let_go(column: Any) -> None:
 
 
 def lost(rewards: int) -> dict[str, int]:
-    """How many rewards other than 0 went with steps that were left out, as a fact of a dataset's ``provenance``."""
+    """The ``provenance`` entry for the number of nonzero rewards that were lost with dropped steps; empty if there are
+    none."""
     return dict(rewards_dropped=rewards) if rewards else {}
 
 
 def single(column: np.ndarray, what: str) -> np.ndarray:
-    """A column ``[T]`` or ``[T, 1]`` as ``[T]``."""
+    """A column ``[T]`` or ``[T, 1]`` as ``[T]``.
+
+    Raises:
+        UserError: it has another shape.
+    """
     column = np.asarray(column)
     if column.ndim == 1:
         return column
@@ -57,7 +62,7 @@ def single(column: np.ndarray, what: str) -> np.ndarray:
 
 
 def require_one_length(parts: Mapping[str, np.ndarray], where: str) -> None:
-    """Refuses parts of observations ``[T, ...]`` of which one has more rows than another."""
+    """Raises a UserError if the parts of observations ``[T, ...]`` differ in their number of rows."""
     lengths = {path: np.shape(part)[:1] for path, part in parts.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{path} {length[0] if length else 'no'} rows" for path, length in lengths.items())
@@ -65,8 +70,8 @@ def require_one_length(parts: Mapping[str, np.ndarray], where: str) -> None:
 
 
 def usable_log_prob(column: np.ndarray, rows: int) -> np.ndarray | None:
-    """What a file says of its behaviour's log-probabilities, ``[rows]`` float32: the last ones, if there are more, for
-    Minari may store what a reset said besides. None if they are no such numbers."""
+    """The behaviour policy's log-probabilities from a file, ``[rows]`` float32; the last ``rows`` if there are more,
+    because Minari may also store the infos of the reset. None if they are not one finite float per row."""
     column = np.asarray(column).reshape(len(column), -1)[-rows:]
     if column.shape != (rows, 1) or column.dtype.kind != "f" or not np.isfinite(column).all():
         return None
@@ -74,10 +79,10 @@ def usable_log_prob(column: np.ndarray, rows: int) -> np.ndarray | None:
 
 
 def as_flags(column: np.ndarray, what: str) -> np.ndarray:
-    """A column ``[T]`` or ``[T, 1]`` of noughts and ones as bool.
+    """A column ``[T]`` or ``[T, 1]`` of zeros and ones as bool.
 
     Raises:
-        UserError: another value stands in it.
+        UserError: it holds other values.
     """
     column = single(column, what)
     if column.dtype.kind == "b":
@@ -93,10 +98,10 @@ def as_flags(column: np.ndarray, what: str) -> np.ndarray:
 def checked_actions(
     actions: np.ndarray, space: gymnasium.Space | None, what: str, rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """Actions as ``[T, A]``; ``rows`` are their rows in the source.
+    """Actions as ``[T, A]``; ``rows`` are their row numbers in the source.
 
     Raises:
-        UserError: an action is not one of the numbered ones there are.
+        UserError: a discrete action is not in the action space.
     """
     actions = np.asarray(actions).reshape(len(actions), -1)
     if isinstance(space, gymnasium.spaces.Discrete) and actions.shape[1] == 1:
@@ -109,8 +114,8 @@ def checked_actions(
 
 
 def as_observations(column: Any) -> np.ndarray:
-    """A copy of a column ``[T, ...]`` with at least two axes, in the type that a dataset keeps: images, of three axes
-    or more, in their own, and float32 for all others."""
+    """A copy of a column ``[T, ...]`` with at least two axes, in the dtype that a dataset stores: images, with three
+    axes or more, stay uint8 or float32, and everything else becomes float32."""
     column = np.asarray(column)
     column = column[:, None] if column.ndim == 1 else column
     image = column.ndim >= 3 and column.dtype in (np.uint8, np.float32)
@@ -118,13 +123,13 @@ def as_observations(column: Any) -> np.ndarray:
 
 
 def as_float32(column: np.ndarray, copy: bool = True) -> np.ndarray:
-    """A column in float32. What is too large for it is infinite, which is refused, and needs no warning of numpy's."""
+    """A column as float32. Values too large for it become infinite, without a numpy warning, and are refused later."""
     with np.errstate(over="ignore"):
         return column.astype(np.float32, copy=copy)
 
 
 def require_filled(source: str, columns: Mapping[str, Tree]) -> None:
-    """Refuses columns ``[rows, ...]`` whose rows hold no number at all, of which no network can be made."""
+    """Raises a UserError if the rows of a column ``[rows, ...]`` hold no numbers, because no network can take them."""
     for name, column in tree_leaves(columns):
         if 0 in column.shape[1:]:
             raise UserError(
@@ -133,20 +138,22 @@ def require_filled(source: str, columns: Mapping[str, Tree]) -> None:
 
 
 def require_finite(source: str, columns: Mapping[str, Tree], rows: np.ndarray | None = None) -> None:
-    """Refuses columns with a NaN; ``rows`` are their rows in the source, if they are not all of it."""
+    """Raises a UserError if a column holds NaN or infinite values; ``rows`` are the row numbers in the source, if they
+    are not all of it."""
     check = Finite()
     check.see(columns, rows)
     check.require(source)
 
 
 class Finite:
-    """Looks for a NaN or an infinity in columns that go by block after block."""
+    """Searches columns that arrive in blocks for NaN and infinite values."""
 
     def __init__(self) -> None:
         self.bad: dict[str, list[np.ndarray]] = {}
 
     def see(self, columns: Mapping[str, Tree], rows: np.ndarray | None = None) -> bool:
-        """Whether a block of each is sound; ``rows`` are its rows in the source, if it is not all of it."""
+        """Checks a block of each column and returns whether all are finite; ``rows`` are its row numbers in the source,
+        if it is not all of it."""
         sound = True
         for name, column in tree_leaves(columns):
             bad = nonfinite_rows(column)
@@ -155,7 +162,7 @@ class Finite:
         return sound
 
     def require(self, source: str) -> None:
-        """Raises a UserError that names the first column in which there was one."""
+        """Raises a UserError that names the first column with NaN or infinite values, if there is one."""
         for name, found in self.bad.items():
             bad = np.concatenate(found)
             if len(bad):
@@ -172,7 +179,7 @@ def nonfinite_rows(column: np.ndarray) -> np.ndarray:
     bad, before = [np.empty(0, int)], 0
     for block in blocks(column):
         finite = np.isfinite(block)
-        if not finite.all():  # of a whole block at once, which is much faster than of its rows
+        if not finite.all():  # testing the whole block first is much faster
             bad.append(before + np.flatnonzero(~finite.reshape(len(block), -1).all(axis=1)))
         before += len(block)
     return np.concatenate(bad)
@@ -182,7 +189,7 @@ REWRITE = (
     "write the rows, episode after episode, as a table (CSV, Parquet or npz), or into an HDF5 file with the keys of"
     " D4RL: observations, actions, rewards, terminals and timeouts"
 )
-"""What to do with data in another format."""
+"""What to do with data in a format that is not supported."""
 
 OTHER_FORMATS = {
     (".txt", ".json", ".jsonl", ".xlsx", ".xls", ".csv", ".tsv"): "a text or a table of another kind",
@@ -193,7 +200,7 @@ OTHER_FORMATS = {
     (".tfrecord", ".rlds"): "a file of TensorFlow's records",
     (".zarr",): "a Zarr store",
 }
-"""What a file probably is that is not HDF5, by the end of its name."""
+"""What a file that is not HDF5 probably is, by its suffix."""
 
 
 @contextmanager
@@ -201,7 +208,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """Opens an HDF5 file for reading.
 
     Raises:
-        UserError: it is missing, broken or something else.
+        UserError: it is missing, damaged or not an HDF5 file.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; check the path")

@@ -1,4 +1,4 @@
-"""Reads files in D4RL's format, whose episodes end by flags."""
+"""Reads files in D4RL's format, in which flags mark the ends of episodes."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ from offlinerl.util.errors import NoSteps, UserError
 Mode = Literal["lossless", "d4rl"]
 
 MOST_BYTES = 1 << 24
-"""Bytes of observations that are read at a time."""
+"""Bytes of observations read at a time."""
 
 JUMP = 2.0
-"""Metres an AntMaze ant cannot cover in one step of 0.1 s; resets cover more, unless a timeout marks them."""
+"""Metres that an AntMaze ant cannot cover in one step of 0.1 s. A reset moves it further, or a timeout marks the
+reset."""
 
 
 def load_hdf5(
@@ -51,32 +52,32 @@ def load_hdf5(
     env: Mapping[str, Any] | None = None,
     into: Builder | None = None,
 ) -> Dataset:
-    """Reads a file in D4RL's format: ``observations [N, O]``, ``actions [N, A]``, ``rewards [N]``,
-    ``terminals [N]`` and, where the file has them, ``timeouts [N]`` and ``next_observations [N, O]``. The flags of
-    episodes' ends may have the other names in ``TERMINAL``, ``CUT`` and ``END``, and a column among ``EPISODE`` may
-    tell episodes apart. Of ``infos`` it reads ``action_log_probs [N]``, unless they are not finite.
+    """Reads a file in D4RL's format: ``observations [N, O]``, ``actions [N, A]``, ``rewards [N]``, ``terminals [N]``
+    and, if the file has them, ``timeouts [N]`` and ``next_observations [N, O]``. The flags that end episodes may also
+    have the other names in ``TERMINAL``, ``CUT`` and ``END``, and one of the columns in ``EPISODE`` may identify the
+    episodes. From ``infos`` it reads ``action_log_probs [N]``, unless they are not finite.
 
-    The successor of a row is ``next_observations``, or else the next row of the same episode. The lossless
-    mode keeps every row that has one, and those that end in a terminal state, where none is needed.
-    The d4rl mode gives the rows of ``d4rl.qlearning_dataset``, no more and no fewer: without those that time
-    out and without the last one, the next row always being the successor.
+    The next observation of a row comes from ``next_observations``, or else from the next row of the same episode. The
+    lossless mode keeps every row that has a next observation, and every row that ends in a terminal state, where none
+    is needed. The d4rl mode gives exactly the rows of ``d4rl.qlearning_dataset``: it drops the rows that time out and
+    the last row, and always takes the next row as the successor.
 
     Args:
         mode: "lossless" or "d4rl".
-        name: what to call it; the file's name by default.
-        max_episode_steps: length at which an episode was cut off, for files without ``timeouts``.
-        split: "jump" ends episodes where the position (columns 0 and 1) jumps or times out, never at
-            ``terminals``; as AntMaze needs, where the ant walks on beyond the goal. "timeouts" ends them there alone. A
-            file that says itself where they end, see ``ENDS``, knows better.
-        longest: steps that an episode may have at the most, unless they are split or the file says where they end; None
-            is no limit.
-        env: what the rows were collected in, see ``offlinerl.envs.make``; it is made where the rows may hold choices
-            of a finite number, for its spaces.
-        into: puts the rows together; by default in memory.
+        name: the dataset's name; by default the file's.
+        max_episode_steps: time limit at which episodes were truncated, for files without ``timeouts``.
+        split: "jump" ends episodes where the position (columns 0 and 1) jumps or the episode times out, never at
+            ``terminals``; AntMaze needs this, because the ant walks on beyond the goal. "timeouts" ends them at
+            timeouts only. What the file itself states about its ends, see ``ENDS``, takes precedence.
+        longest: maximum number of steps in an episode, unless episodes are split or the file states where they end;
+            None: no limit.
+        env: the environment the data was collected in, see ``offlinerl.envs.make``; it is made for its spaces, and only
+            if the rows may hold discrete values.
+        into: collects the rows; by default in memory.
 
     Raises:
-        UserError: the file is missing, broken, empty, lacks a key, has wrong shapes or non-finite values, flags that
-            are neither 0 nor 1, choices that its environment does not have, or an episode that is too long.
+        UserError: the file is missing, damaged, empty, lacks a key, has wrong shapes or non-finite values, flags other
+            than 0 and 1, discrete values that its environment does not have, or an episode that is too long.
 
     Source: Fu et al., D4RL, 2020, and ``d4rl/__init__.py`` of its repository.
     """
@@ -86,7 +87,7 @@ def load_hdf5(
     with open_d4rl(path) as file:
         origin = _origin(file)
         said, split = stated_split(file, split)
-        split = None if split == MASKS and mode == "d4rl" else split  # which D4RL does not know
+        split = None if split == MASKS and mode == "d4rl" else split  # D4RL has no masks
         rows = len(file["rewards"])
         flags = episode_flags(file, max_episode_steps, split)
         terminals, cut = flags.terminal, flags.cut
@@ -106,7 +107,7 @@ def load_hdf5(
         count, finite, log_prob = int(keep.sum()), Finite(), None
         if LOG_PROB in file:
             log_prob = usable_log_prob(file[LOG_PROB][()], rows)
-        last = end | ~np.r_[keep[1:], False]  # it also ends where a row was left out
+        last = end | ~np.r_[keep[1:], False]  # an episode also ends before a dropped row
         into = into or Builder(str(path))
         into.expect(count, count + int(last[keep].sum()))
         action_dtype, paid = str(file["actions"].dtype), file["rewards"][()].reshape(-1)[~keep]
@@ -141,7 +142,7 @@ def load_hdf5(
 
 
 def _origin(file: h5py.File) -> Any:
-    """What an exported file says of where its rows come from; a file of others' may say it in words."""
+    """The provenance that an exported file states; files from elsewhere may state it as free text."""
     said = file.attrs.get("provenance", "")
     try:
         return json.loads(said)
@@ -151,10 +152,10 @@ def _origin(file: h5py.File) -> Any:
 
 @contextmanager
 def open_d4rl(path: Path) -> Iterator[h5py.File]:
-    """Opens a file in D4RL's format, its shapes checked.
+    """Opens a file in D4RL's format and checks its shapes.
 
     Raises:
-        UserError: it is missing, broken, empty, lacks a key or has wrong shapes.
+        UserError: it is missing, damaged, empty, lacks a key or has wrong shapes.
     """
     with open_hdf5(path) as file:
         if any(isinstance(file.get(group), h5py.Group) for group in ("data", "episode_0")):
@@ -168,7 +169,7 @@ def open_d4rl(path: Path) -> Iterator[h5py.File]:
         for key, column in columns.items():
             axes, shape = D4RL_KEYS[key], getattr(column, "shape", "a group")
             fits = isinstance(column, h5py.Dataset) and column.ndim in axes
-            if fits and column.ndim == 3:  # images without channels; other numbers, only if we wrote them
+            if fits and column.ndim == 3:  # images without channels; other arrays only if we wrote them
                 fits = column.dtype == np.uint8 or ENDS in file.attrs
             if not fits or (axes == (1, 2) and shape[1:] not in ((), (1,))):
                 raise UserError(f"{path}: {key} must have {axes[0]} axes, but it is {shape}")
@@ -190,23 +191,23 @@ def open_d4rl(path: Path) -> Iterator[h5py.File]:
 
 
 TERMINAL = ("terminals", "terminal", "terminations", "termination", "terminated", "terminateds", "is_terminal")
-"""Names of flags that say where nothing follows."""
+"""Names of flags that mark terminal states."""
 
 CUT = ("timeouts", "timeout", "truncations", "truncation", "truncated", "truncateds", "episode_truncations")
-"""Names of flags that say where an episode was cut off."""
+"""Names of flags that mark truncations."""
 
 END = (
     "episode_terminals", "episode_terminal", "dones_float", "dones", "done", "episode_ends", "episode_end", "ends",
     "is_last", "last",
 )  # fmt: skip
-"""Names of flags that say where an episode ended, whether it terminated or was cut off."""
+"""Names of flags that mark the end of an episode, by termination or truncation."""
 
 EPISODE = ("episode", "episode_id", "episode_index", "episode_ids", "trajectory", "trajectory_id")
-"""Names of columns that tell episodes apart."""
+"""Names of columns that identify the episode of a row."""
 
 ENDS = "episode_ends"
-"""The attribute by which a file that was exported says where its episodes end, however long they are: at "timeouts"
-alone, where terminal states stand in their middle too, or at "terminals and timeouts"."""
+"""The attribute in which an exported file states where its episodes end, however long they are: at "timeouts" only, in
+which case terminal states may also lie within episodes, or at "terminals and timeouts"."""
 
 D4RL_KEYS = {
     "observations": (2, 1, 3, 4),
@@ -216,16 +217,16 @@ D4RL_KEYS = {
     "next_observations": (2, 1, 3, 4),
     LOG_PROB: (1, 2),
 }
-"""Columns of a D4RL file, and the numbers of axes each may have."""
+"""Columns of a D4RL file, and the numbers of axes that each may have."""
 
 
 MASKS = "masks"
-"""A column that is 0 where nothing may be bootstrapped. Beside it, ``terminals`` mark ends of any kind."""
+"""A column that is 0 where not to bootstrap. In files that have it, ``terminals`` mark ends of any kind."""
 
 
 def stated_split(file: h5py.File, split: str | None) -> tuple[bool, str | None]:
-    """Whether a file says where its episodes end, and how to split them, which is ``split`` if it does not; or "masks"
-    where nothing else is said and there are noughts or ones among them.
+    """Whether a file states where its episodes end, and how to split them: by ``split`` if the file states nothing, or
+    by "masks" if neither does and the file has a column ``masks`` with zeros or ones.
 
     Source: ``ogbench/relabel_utils.py`` of OGBench, and ``dataset_utils.py`` of IQL's repository.
     """
@@ -242,16 +243,16 @@ class Flags(NamedTuple):
 
     terminal: np.ndarray  # [N] bool
     cut: np.ndarray  # [N] bool
-    basis: str  # in words, by what this is known
-    cut_known: bool  # whether the file itself says where episodes were cut off
+    basis: str  # in words, what marks the ends
+    cut_known: bool  # whether the file itself marks truncations
 
 
 def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | None) -> Flags:
-    """Where the episodes end: by the flags in the file, of any of the usual names, and where another episode begins by
-    a column among ``EPISODE``; where neither says which were cut off, also after every ``max_episode_steps`` steps.
+    """Where the episodes end: at the flags in the file, under any of the usual names, and where a column in ``EPISODE``
+    changes; if neither marks truncations, also after every ``max_episode_steps`` steps.
 
     Raises:
-        UserError: a flag is neither 0 nor 1, there are none at all, or the rows of an episode lie apart.
+        UserError: a flag is neither 0 nor 1, there are no flags at all, or the rows of an episode are not contiguous.
     """
 
     def flags(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -267,7 +268,7 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
         marked = terminal | cut | end | changes
         if marked.any() and (marked != final).any():
             return Flags(final, marked, " and ".join([*terminal_names, *cut_names, *end_names, *ids]), True)
-        terminal, terminal_names = final, terminal_names or [MASKS]  # which tell no more than terminals
+        terminal, terminal_names = final, terminal_names or [MASKS]  # the masks only repeat the terminals
     if not (terminal_names or cut_names or end_names or ids) and (
         max_episode_steps is None or rows % max_episode_steps
     ):
@@ -284,7 +285,7 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
         return Flags(terminal, cut, "timeouts", True)
     if not terminal_names:
         terminal = end & ~cut
-        if max_episode_steps and not cut_names:  # an end after that many steps is the time limit's
+        if max_episode_steps and not cut_names:  # an end after that many steps is a timeout
             terminal &= _steps_in_episode(end) != max_episode_steps
     names, cut_known = [*terminal_names, *cut_names, *end_names, *ids], bool(cut_names or end_names or ids)
     if cut_known:
@@ -296,10 +297,10 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
 
 
 def _changes_of_episode(file: h5py.File, ends: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """The name of the column that tells episodes apart, if there is one, and ``[N]`` bool, the last row of each.
+    """The name of the column that identifies episodes, if there is one, and ``[N]`` bool, the last row of each episode.
 
     Raises:
-        UserError: an episode goes on behind rows of another, where none of the ``ends`` ``[N]`` is between them.
+        UserError: an episode continues after rows of another one, which does not finish at one of the ``ends`` ``[N]``.
     """
     rows, changes = len(ends), np.zeros_like(ends)
     found = (name for name in EPISODE if getattr(file.get(name), "shape", None) in ((rows,), (rows, 1)))
@@ -320,13 +321,13 @@ def _changes_of_episode(file: h5py.File, ends: np.ndarray) -> tuple[list[str], n
 
 
 def _steps_in_episode(end: np.ndarray) -> np.ndarray:
-    """The number of every row ``[N]`` in its episode, from 1 on."""
+    """The step number of every row ``[N]`` within its episode, from 1."""
     index = np.arange(len(end))
     return index - np.maximum.accumulate(np.where(np.r_[False, end[:-1]], index, 0)) + 1
 
 
 def _require_short(path: Path, end: np.ndarray, longest: int) -> None:
-    """Raises a UserError if an episode is longer than its environment allows."""
+    """Raises a UserError if an episode is longer than its environment's time limit."""
     steps = _steps_in_episode(end)
     beyond = np.flatnonzero(steps > longest)
     if len(beyond):
@@ -339,17 +340,17 @@ def _require_short(path: Path, end: np.ndarray, longest: int) -> None:
 
 
 def _spaces_of(file: h5py.File, env: Mapping[str, Any] | None) -> tuple[gymnasium.Space | None, gymnasium.Space | None]:
-    """The space in which a D4RL file's observations must be encoded, None if they need not, and the actions' space,
-    None if nothing has to be known of it."""
+    """The spaces of the environment of a D4RL file: the observation space, None if observations need no encoding by it,
+    and the action space, None if nothing must be known about it."""
 
-    def may_be_choices(name: str) -> bool:
+    def may_be_discrete(name: str) -> bool:
         column = file[name]
         start = column[: min(1000, len(column))]
         return column.ndim <= 2 and (
             start.reshape(len(start), -1).shape[1] == 1 or bool((start == np.floor(start)).all())
         )
 
-    if env is None or not (may_be_choices("observations") or may_be_choices("actions")):
+    if env is None or not (may_be_discrete("observations") or may_be_discrete("actions")):
         return None, None
     made = make(env, seen=False)
     try:
@@ -363,8 +364,8 @@ def _spaces_of(file: h5py.File, env: Mapping[str, Any] | None) -> tuple[gymnasiu
 
 
 def _d4rl_timeouts(terminals: np.ndarray, max_episode_steps: int) -> np.ndarray:
-    """The rows ``[N]`` at which D4RL thinks that time is up where a file has no ``timeouts``: it counts steps, from
-    one after a terminal state and from zero elsewhere."""
+    """The rows ``[N]`` that D4RL takes for timeouts if a file has no ``timeouts``: it counts steps, from one after a
+    terminal state and from zero elsewhere."""
     timeouts, begin, count = np.zeros_like(terminals), 0, 0
     for end in [*np.flatnonzero(terminals), len(terminals) - 1]:
         timeouts[begin + max_episode_steps - 1 - count : end + 1 : max_episode_steps] = True
@@ -378,8 +379,9 @@ _Part = tuple[np.ndarray, ...]
 def _parts(
     file: h5py.File, keep: np.ndarray, has_next: bool, space: gymnasium.Space | None, finite: Finite
 ) -> Iterator[_Part]:
-    """The rows to keep, some at a time: their numbers in the file ``[n]``, observations and successors, encoded as
-    ``space`` says, actions and rewards. Once there was a NaN, none come any more, but all are looked at."""
+    """The rows to keep, in blocks: their row numbers in the file ``[n]``, observations and next observations, encoded
+    as ``space`` requires, actions and rewards. From the first block with a non-finite value on, nothing is yielded, but
+    all rows are still checked."""
     observations, sound = file["observations"], True
     size = max(1, min(BLOCK, MOST_BYTES // max(1, observations[:1].nbytes)))
     for start in range(0, len(keep), size):
@@ -406,7 +408,7 @@ def _parts(
 
 
 def with_next(parts: Iterator[_Part]) -> Iterator[tuple[_Part, _Part | None]]:
-    """Each with the one behind it, None behind the last."""
+    """Each item with the one that follows it; None after the last."""
     held = next(parts, None)
     while held is not None:
         ahead = next(parts, None)

@@ -1,4 +1,4 @@
-"""Datasets as one flat table of transitions, which never cross from one episode into the next."""
+"""Datasets as one flat table of transitions, none of which crosses an episode boundary."""
 
 from __future__ import annotations
 
@@ -22,29 +22,31 @@ if TYPE_CHECKING:
 
 COLUMNS = ("observations", "at", "next_at", "action", "reward", "terminated", "last", "log_prob")
 ABOUT = "dataset.json"
-"""What a folder of columns holds besides them."""
+"""The file beside a folder's columns that describes the dataset."""
 FEW = 1 << 10
-"""Rows whose observations, which may be images, are compared at a time."""
+"""Rows whose observations, possibly images, are compared at a time."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Transitions, one a row, episode after episode, in C-contiguous numpy arrays. Every observation is kept once.
+    """Transitions, one per row, one episode after another, in C-contiguous numpy arrays. Every observation is stored
+    once.
 
     Attributes:
         observations: a tree of ``[M, ...]``: a vector ``[M, O]`` float32, an image ``[M, H, W, C]`` in its own dtype,
-            or a dictionary of such by path.
-        at: ``[rows]`` int64, which observation a row begins with; they rise.
-        next_at: ``[rows]`` int64, its successor, which is the next one; the row's own where the source ends without.
+            or a dictionary of these by path.
+        at: ``[rows]`` int64, index of each row's observation, in ascending order.
+        next_at: ``[rows]`` int64, index of its next observation, which is ``at + 1``; ``at`` itself where the source
+            ends without a next observation.
         action: ``[rows, A]`` float32; a discrete action is its number, with A = 1.
-        reward: ``[rows]`` float32, as the agent shall see it: ``provenance["reward"]`` names the rule.
-        terminated: ``[rows]`` bool, where nothing may be bootstrapped from the successor.
-        last: ``[rows]`` bool, the last row of each episode, whether it terminated or was cut off.
-        name: what it was loaded as.
-        provenance: where the rows come from, and what was done to them.
-        entry: the task that it was loaded with, if it was by ``offlinerl.data.load.load``.
-        log_prob: ``[rows]`` float32, the logarithm of the probability with which what acted took this action, or of its
-            density in the action's own units; None where that is not known.
+        reward: ``[rows]`` float32, as used for training: ``provenance["reward"]`` names the reward rule.
+        terminated: ``[rows]`` bool, where not to bootstrap from the next observation.
+        last: ``[rows]`` bool, the last row of each episode, whether it terminated or was truncated.
+        name: the name it was loaded under.
+        provenance: where the rows come from, and how they were processed.
+        entry: the task it was loaded with, if it was loaded by ``offlinerl.data.load.load``.
+        log_prob: ``[rows]`` float32, log-probability of the action under the behaviour policy, or its log-density in
+            the action's own units; None if unknown.
     """
 
     observations: Tree
@@ -61,10 +63,11 @@ class Dataset:
 
     @classmethod
     def of_rows(cls, obs: Tree, next_obs: Tree, ahead: Tree = None, **columns: Any) -> Dataset:
-        """From rows with a successor each, ``[rows, ...]``, most of which are the next row's observation too; the one
-        behind the last row, if this is a part of what goes on, is ``ahead``, ``[1, ...]``."""
+        """Builds a dataset from rows that each have a next observation, ``[rows, ...]``. Where it equals the next row's
+        observation, it is stored once. If the rows continue in a later part, ``ahead``, ``[1, ...]``, is the
+        observation of the row after the last one."""
         rows = len(first_leaf(obs))
-        following, own = np.ones(rows, bool), np.ones(rows, bool)  # the successor is the next row's, the row's own
+        following, own = np.ones(rows, bool), np.ones(rows, bool)  # whether it is the next row's obs, the row's own
         following[-1:] = ahead is not None
         for (_, here), (_, successor) in zip(tree_leaves(obs), tree_leaves(next_obs), strict=True):
             following[:-1] &= _same(successor[:-1], here[1:])
@@ -72,7 +75,7 @@ class Dataset:
         if ahead is not None:
             for (_, beyond), (_, successor) in zip(tree_leaves(ahead), tree_leaves(next_obs), strict=True):
                 following[-1:] &= _same(successor[-1:], beyond)
-        following &= ~columns["last"]  # an episode keeps its observations to itself, whatever the next one begins with
+        following &= ~columns["last"]  # episodes share no observation, even if the next one begins with an equal one
         apart = ~(following | own)
         at = np.arange(rows) + np.r_[0, np.cumsum(apart)[:-1]]
         total = rows + int(apart.sum())
@@ -86,7 +89,8 @@ class Dataset:
         return cls(observations, at, at + ~(own & ~following), **columns)
 
     def write(self, folder: str | Path) -> None:
-        """Write every column as a file of numpy into a new folder, which appears when it is whole; see ``mapped``.
+        """Writes every column as a numpy file into a new folder, which appears only once it is complete; see
+        ``mapped``.
 
         Raises:
             UserError: the folder exists, or the disk is full.
@@ -100,11 +104,11 @@ class Dataset:
 
     @classmethod
     def mapped(cls, folder: str | Path) -> Dataset:
-        """The dataset in a folder that ``write`` made. Its columns stay on the disk, and the system reads what is used
-        and drops what is not: a dataset may be larger than the memory.
+        """The dataset in a folder made by ``write``, memory-mapped: its columns stay on disk and are paged in as they
+        are used, so that it may be larger than memory.
 
         Raises:
-            UserError: the folder holds none.
+            UserError: the folder holds no dataset.
         """
         folder = Path(folder)
         if not (folder / ABOUT).is_file():
@@ -115,7 +119,7 @@ class Dataset:
             found = (file.relative_to(folder).with_suffix("").as_posix() for file in sorted(folder.rglob("*.npy")))
             for whole in about.get("columns") or found:
                 name, _, path = whole.partition("/")
-                # of a file that is larger than the memory, the system maps none to be written into a copy
+                # not copy-on-write, which the system refuses for a file larger than memory
                 column = np.load(folder / f"{whole}.npy", mmap_mode="r")
                 columns[name] = {**columns.get(name, {}), path: column} if path else column
             return cls(**columns, name=about["name"], provenance=about["provenance"])
@@ -124,7 +128,7 @@ class Dataset:
         return {name: column for name, column in vars(self).items() if name in COLUMNS and column is not None}
 
     def _singles(self, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
-        """Some rows of the columns that have a number a row, but for the places of observations."""
+        """Some rows of the columns with one number per row, without the indices of observations."""
         names = ("reward", "terminated", "last", "log_prob")
         return {name: column[rows] for name, column in self._columns().items() if name in names}
 
@@ -139,12 +143,12 @@ class Dataset:
         )
 
     def __getitem__(self, rows: slice) -> Dataset:
-        """The dataset of some rows, one after another, as in ``data[:1000]``; the last one ends an episode. For whole
-        episodes see ``take``.
+        """The dataset of consecutive rows, as in ``data[:1000]``; the last one ends an episode. For whole episodes see
+        ``take``.
 
         Raises:
-            TypeError: it is no slice.
-            ValueError: it is empty, or leaves out rows between others.
+            TypeError: it is not a slice.
+            ValueError: the slice is empty, or has a step other than 1.
         """
         if not isinstance(rows, slice):
             raise TypeError(f"a dataset has slices, as in data[:1000], and no row {rows!r}; its columns have rows")
@@ -160,16 +164,16 @@ class Dataset:
         )  # fmt: skip
 
     def to_pandas(self, next_obs: bool = False) -> Any:
-        """A frame of pandas, a row a transition: ``obs_0`` and so on, ``action_0``, ``reward``, ``terminated``,
-        ``truncated``, ``episode`` and ``step``, and ``log_prob`` if it has them; of observations with parts
-        ``obs_NAME_0``. ``load_dataset`` reads it.
+        """A pandas DataFrame with one row per transition and the columns ``obs_0`` and so on, ``action_0`` and so on,
+        ``reward``, ``terminated``, ``truncated``, ``episode`` and ``step``, and ``log_prob`` if it is known; for
+        observations with parts, ``obs_NAME_0`` and so on. ``load_dataset`` reads it.
 
         Args:
-            next_obs: also ``next_obs_0`` and so on, without which the last step of an episode that was cut off has no
-                successor.
+            next_obs: also add ``next_obs_0`` and so on, without which the last step of a truncated episode has no next
+                observation.
 
         Raises:
-            UserError: it holds images, or pandas is not installed.
+            UserError: the dataset holds images, or pandas is not installed.
         """
         try:
             import pandas
@@ -202,29 +206,30 @@ class Dataset:
 
     @property
     def next_obs(self) -> Tree:
-        """And its successor."""
+        """The next observation of every row, a tree of ``[rows, ...]``."""
         return tree_map(lambda leaf: leaf[self.next_at], self.observations)
 
     @property
     def stored_actions(self) -> np.ndarray:
-        """The actions ``[rows, A]`` for a file: discrete ones as whole numbers, by which they are known again."""
+        """The actions ``[rows, A]`` as written to a file: discrete ones as integers, by which readers recognise
+        them."""
         whole = np.dtype(self.provenance.get("action_dtype", "float32")).kind in "biu"
         return np.asarray(self.action, np.int64) if whole else self.action
 
     @cached_property
     def episode_starts(self) -> np.ndarray:
-        """``[episodes]`` the first row of each."""
+        """``[episodes]`` the first row of each episode."""
         return np.flatnonzero(np.r_[True, self.last[:-1]])
 
     @property
     def episode_lengths(self) -> np.ndarray:
-        """``[episodes]`` rows of each."""
+        """``[episodes]`` the number of rows in each episode."""
         return np.diff(np.r_[self.episode_starts, len(self)])
 
     @cached_property
     def leaps(self) -> np.ndarray:
-        """``[n]`` the rows that lead elsewhere than to the next row though their episode goes on, as in a log of single
-        transitions. What differs by rounding alone is the same."""
+        """``[n]`` rows within an episode whose next observation is not the next row's observation, as in a log of
+        single transitions. Differences due to rounding are ignored."""
         found, first = [np.empty(0, int)], 0
         for successor, here, last in zip(blocks(self.next_at), blocks(self.at, more=1), blocks(self.last), strict=True):
             for rows in blocks(np.flatnonzero((successor[: len(here) - 1] != here[1:]) & ~last[: len(here) - 1]), FEW):
@@ -242,8 +247,8 @@ class Dataset:
         return np.add.reduceat(self.reward, self.episode_starts, dtype=np.float64)
 
     def take(self, episodes: np.ndarray) -> Dataset:
-        """The dataset of some episodes alone, given by their numbers ``[n]``; they keep their order. What is on
-        the disk stays there."""
+        """The dataset of the episodes with these numbers ``[n]``, in their original order. Columns on disk stay
+        there."""
         wanted = np.isin(np.arange(len(self.episode_starts)), episodes)
         places = np.r_[self.at[self.episode_starts], len(first_leaf(self.observations))]
         rows = np.repeat(wanted, self.episode_lengths)
@@ -251,65 +256,66 @@ class Dataset:
             shown = np.diff(places)[wanted]
             of_obs = partial(Stretches, begins=places[:-1][wanted], lengths=shown)
             of_rows = partial(Stretches, begins=self.episode_starts[wanted], lengths=self.episode_lengths[wanted])
-            less = places[:-1][wanted] - np.r_[0, np.cumsum(shown)[:-1]]  # how far an observation moves
+            less = places[:-1][wanted] - np.r_[0, np.cumsum(shown)[:-1]]  # how far an observation moves down
             return replace(
                 self, observations=tree_map(of_obs, self.observations), action=of_rows(self.action),
                 at=of_rows(self.at, less=less), next_at=of_rows(self.next_at, less=less),
                 **self._singles(rows),
             )  # fmt: skip
         kept = np.repeat(wanted, np.diff(places))
-        moved = kept.cumsum() - 1  # where an observation is now
+        moved = kept.cumsum() - 1  # the new index of an observation
         return replace(
             self, observations=tree_map(lambda leaf: leaf[kept], self.observations), at=moved[self.at[rows]],
             next_at=moved[self.next_at[rows]], action=self.action[rows], **self._singles(rows),
         )  # fmt: skip
 
     def best(self, share: float, returns: np.ndarray | None = None) -> Dataset:
-        """The dataset of the episodes with the highest returns alone, so large a share of all, and at least one. They
-        may be told by other ``returns`` ``[episodes]`` than its own."""
+        """The dataset of the episodes with the highest returns: the fraction ``share`` of all, and at least one.
+        Episodes may be ranked by other ``returns`` ``[episodes]`` than their own."""
         count = max(1, round(share * len(self.episode_starts)))
         returns = self.episode_returns if returns is None else returns
         return self.take(np.argsort(-returns, kind="stable")[:count])
 
     def with_terminal_ends(self) -> Dataset:
-        """The dataset in which episodes that were cut off are over, as those that terminated."""
+        """The dataset with truncated episodes marked as terminated."""
         return replace(self, terminated=self.terminated | self.last)
 
     @property
     def action_limits(self) -> tuple[np.ndarray, np.ndarray]:
-        """The least and the greatest value of every dimension of the actions, ``[A]`` each."""
+        """The smallest and the largest value in every action dimension, ``[A]`` each."""
         low, high = zip(*((block.min(0), block.max(0)) for block in blocks(self.action)), strict=True)
         return np.min(low, 0), np.max(high, 0)
 
     @property
     def on_disk(self) -> bool:
-        """Whether its columns are on the disk, and are read as they are asked for."""
+        """Whether its columns are on disk and are read on demand."""
         return isinstance(self.at, np.memmap | Stretches)
 
     @cached_property
     def moments(self) -> Moments:
-        """What the vectors among the observations are normalised by; every observation counts once."""
+        """The mean and standard deviation by which vector observations are normalised; every observation counts
+        once."""
         return moments(self.observations)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all columns."""
+        """Size of all columns in bytes."""
         return sum(column.nbytes for _, column in tree_leaves(self._columns()))
 
 
 class Stretches:
-    """Some stretches of an array ``[N, ...]`` on the disk, one behind the other, which are read as they are asked for.
+    """Contiguous ranges of an array ``[N, ...]`` on disk, concatenated, and read on demand.
 
     Args:
-        array: a memory-mapped one, or stretches of one.
-        begins: ``[n]`` where each begins.
-        lengths: ``[n]`` how long each is.
-        less: ``[n]`` what is subtracted from the values in each; by default nothing.
+        array: memory-mapped, or itself ``Stretches``.
+        begins: ``[n]`` the first index of each range.
+        lengths: ``[n]`` the length of each range.
+        less: ``[n]`` what is subtracted from the values in each range; by default nothing.
     """
 
     def __init__(self, array: Any, begins: np.ndarray, lengths: np.ndarray, less: np.ndarray | None = None):
         self.array, self.less, self.ends = array, less, np.cumsum(lengths)
-        self.moved = begins - (self.ends - lengths)  # from a place here to that in the array
+        self.moved = begins - (self.ends - lengths)  # offset from an index here to that in the array
         self.shape, self.dtype, self.ndim = (int(self.ends[-1]), *array.shape[1:]), array.dtype, array.ndim
         self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
 
@@ -323,12 +329,12 @@ class Stretches:
             return np.asarray(self)[index]
         if isinstance(first, slice):
             return self.take(np.arange(*first.indices(len(self))))[(slice(None), *rest)]
-        rows = np.arange(len(self))[first]  # of masks, and of numbers that count from the end
+        rows = np.arange(len(self))[first]  # resolves masks and negative indices
         found = self.take(rows)
         return found[(*np.indices(rows.shape, sparse=True), *rest)] if rest else found
 
     def take(self, index: np.ndarray, axis: int = 0) -> np.ndarray:
-        """The rows of some numbers ``[n]``, ``[n, ...]``."""
+        """The rows at indices ``[n]``, as ``[n, ...]``."""
         stretch = np.searchsorted(self.ends, index, "right")
         found = self.array.take(index + self.moved[stretch], axis)
         return found if self.less is None else found - self.less[stretch]
@@ -338,16 +344,17 @@ class Stretches:
 
 
 def write_about(folder: Path, columns: Sequence[str], name: str, provenance: Mapping[str, Any]) -> None:
-    """Say of a folder of columns, given by their paths in their order, that it is a dataset, and which."""
+    """Writes the file that marks a folder of columns as a dataset, with the columns' paths in order, its name and
+    provenance."""
     write_json(folder / ABOUT, dict(name=name, columns=list(columns), provenance=provenance))
 
 
 def near(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """``[rows]`` bool, where two columns hold the same but for rounding."""
+    """``[rows]`` bool, where two columns are equal up to rounding."""
     close = np.isclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
     return close.reshape(len(close), -1).all(1)
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """``[rows]`` bool, where two columns hold the same."""
+    """``[rows]`` bool, where two columns are equal."""
     return (one == other).all(tuple(range(1, one.ndim)))

@@ -1,4 +1,4 @@
-"""What is in a dataset, in figures and pictures."""
+"""Describes the content of a dataset, in figures and plots."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from offlinerl.util.trees import first_leaf, tree_leaves, tree_map
 
 
 def describe(dataset: Dataset, entry: Entry | None = None) -> dict[str, Any]:
-    """A dataset in figures, and what is known of the task it belongs to, as plain data ready for JSON. Load it with
+    """The statistics of a dataset and what is known about its task, as plain data ready for JSON. Load it with
     ``reward="none"`` to see returns of the environment's own rewards."""
     facts = dict(
         name=dataset.name,
@@ -60,8 +60,8 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def lost_rewards(dataset: Dataset) -> str | None:
-    """Says that rewards went with steps that have no successor, if they are more than the others, as where success is
-    paid at the end alone."""
+    """A sentence on the nonzero rewards that were lost with steps that have no next observation, if they outnumber
+    those kept, as where only success at the end is rewarded; else None."""
     lost = dataset.provenance.get("rewards_dropped", 0)
     if lost <= np.count_nonzero(dataset.reward):
         return None
@@ -72,7 +72,7 @@ def lost_rewards(dataset: Dataset) -> str | None:
 
 
 def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str]]:
-    """What a person asks of a dataset first, as labels and a line each."""
+    """What one first wants to know about a dataset, as pairs of a label and a line of text."""
     lengths, returns, facts = dataset.episode_lengths, dataset.episode_returns, dataset.provenance
     terminations, dropped = int(dataset.terminated.sum()), facts.get("rows_dropped", 0)
     cut = int((dataset.last & ~dataset.terminated).sum())
@@ -115,7 +115,7 @@ def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str
 
 
 def _scale(score: Mapping[str, Any] | None) -> str:
-    """What returns 0 and 100 stand for."""
+    """What the scores 0 and 100 stand for."""
     if score is None:
         return ""
     low, high = score["min"], score["max"]
@@ -155,16 +155,16 @@ def _rewards(reward: np.ndarray) -> str:
 
 
 SHOWN = 8
-"""Episodes that are drawn one by one."""
+"""Number of episodes drawn individually."""
 
 LEGIBLE = 100
-"""Steps of an episode whose actions are drawn, for those of more would cover each other."""
+"""Steps of an episode whose actions are drawn; with more, the lines would overlap."""
 
 
 def plot(dataset: Dataset, path: Path) -> Path:
-    """Draws a dataset, as a PDF or an SVG if the file's name says so, else as a PNG: how returns, of the rewards as the
-    table has them, and lengths of the episodes are distributed, the ranges of the actions and of the observations, how
-    rewards add up in a few episodes, and their trajectories in a maze, or else the actions of one; returns ``path``."""
+    """Plots a dataset, as PDF or SVG if the file's name says so, else as PNG: the distributions of episode returns,
+    computed from the table's rewards, and of episode lengths, the ranges of actions and observations, the cumulative
+    reward in a few episodes, and the trajectories in a maze or else the actions of one episode. Returns ``path``."""
     figure = matplotlib.figure.Figure(figsize=(13, 7.5), layout="constrained")
     figure.suptitle(f"{literal(dataset.name)}: {len(dataset.episode_starts):,} episodes, {len(dataset):,} transitions")
     axes = figure.subplots(2, 3).ravel()
@@ -191,7 +191,7 @@ def plot(dataset: Dataset, path: Path) -> Path:
         _pictures(axes[4], dataset, few)
     entry = dataset.entry
     if entry is not None and entry.env is not None and "maze" in (entry.env_id or "").lower() and vectors:
-        _ways(axes[5], dataset, vectors[0], entry.env, few)
+        _trajectories(axes[5], dataset, vectors[0], entry.env, few)
     else:
         begin, steps = starts[few[0]], min(lengths[few[0]], LEGIBLE)
         axes[5].plot(dataset.action[begin : begin + steps, :4], linewidth=1)
@@ -206,27 +206,27 @@ def plot(dataset: Dataset, path: Path) -> Path:
 
 
 MARK = {"Software": "offlinerl datasets show"}
-"""What a PNG says of where it is from."""
+"""PNG metadata that identify our plots."""
 
 
 def is_plot(path: Path) -> bool:
-    """Whether a file is a PNG that ``plot`` drew."""
+    """Whether a file is a PNG made by ``plot``."""
     if not path.is_file():
         return False
     with path.open("rb") as file:  # matplotlib writes its metadata first
         return b"Software\0" + MARK["Software"].encode() in file.read(1000)
 
 
-def _ways(axes: Any, dataset: Dataset, place: np.ndarray, env: Mapping[str, Any], episodes: np.ndarray) -> None:
-    """The ways of all episodes, faint, of which some are drawn, in the maze: its walls where its environment can be
-    made, which is not needed for anything else.
+def _trajectories(axes: Any, dataset: Dataset, place: np.ndarray, env: Mapping[str, Any], episodes: np.ndarray) -> None:
+    """Draws the trajectories in a maze: all of them as faint points, a few as lines, and the walls if the environment
+    can be made, which nothing else here needs.
 
     Args:
         axes: to draw into.
         dataset: n episodes.
-        place: ``[M, ...]`` the observations, of which the first two numbers are x and y.
-        env: of the maze, see ``offlinerl.envs.make.make``.
-        episodes: the numbers of those to draw.
+        place: ``[M, ...]`` the observations, whose first two numbers are x and y.
+        env: the maze, see ``offlinerl.envs.make.make``.
+        episodes: the numbers of those drawn as lines.
     """
     try:
         made = make(env, seen=False)
@@ -255,14 +255,14 @@ def _histogram(axes: Any, title: str, label: str, values: np.ndarray) -> None:
     axes.hist(values, bins=9 if alike else min(40, max(8, len(values) // 4)), range=span, color="tab:blue", ec="white")
     axes.axvline(np.mean(values), color="tab:orange")
     axes.set(title=f"{title}, mean {np.mean(values):.4g}", xlabel=label, ylabel="episodes")
-    axes.xaxis.get_major_formatter().set_useOffset(False)  # 1000, and not 0 beside 1e3
+    axes.xaxis.get_major_formatter().set_useOffset(False)  # ticks such as 1000, not 0 with an offset of 1e3
     if alike:
         axes.set_xticks(values[:1])
     axes.yaxis.get_major_locator().set_params(integer=True)
 
 
 def _ranges(axes: Any, title: str, column: np.ndarray) -> None:
-    """The ranges of the dimensions of ``[rows, D]``: whole ones thin, the middle nine tenths thick."""
+    """Plots the range of every dimension of ``[rows, D]``: the whole range thin, the middle 90 % thick."""
     column = np.asarray(column)
     some = column[:: max(1, len(column) // 100_000)]
     low, high = column.min(0), column.max(0)
@@ -278,7 +278,7 @@ def _ranges(axes: Any, title: str, column: np.ndarray) -> None:
 
 
 def _pictures(axes: Any, dataset: Dataset, episodes: np.ndarray) -> None:
-    """The first image of a few episodes, side by side."""
+    """Shows the first image of a few episodes, side by side."""
     leaf = first_leaf(dataset.observations)
     shown = [leaf[dataset.at[dataset.episode_starts[number]]] for number in episodes[:4]]
     row = np.concatenate([image[..., -3:] if image.ndim == 3 and image.shape[-1] >= 3 else np.atleast_3d(image)[..., :1]

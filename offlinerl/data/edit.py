@@ -1,4 +1,4 @@
-"""Datasets made of others: put together, divided, or some of their episodes. Where they come from is kept."""
+"""Datasets made from others, by merging, splitting or selecting episodes. The provenance keeps their sources."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from offlinerl.data.inferred import spec_of_data
 from offlinerl.util.errors import UserError
 
 EVALUATED = ("eval_env_spec", "ref_min_score", "ref_max_score")
-"""What Minari's metadata say of how policies are evaluated."""
+"""Keys of Minari's metadata that tell how policies are evaluated."""
 
 INHERITED = (*EVALUATED, "env_spec", "obs_keys", "parts", "action_space", "reward", "frame_stack", "fps", "robot")
-"""What holds of a part of a dataset as it does of the whole, and of several that have it in common."""
+"""Provenance keys that a part inherits from the whole, and a merged dataset from parts that agree on them."""
 
 
 def merge(parts: Sequence[Dataset], name: str = "merged") -> Dataset:
     """The episodes of several datasets, one after another.
 
     Raises:
-        UserError: their observations have other parts or columns, or the same in another order; they or the actions
-            have other shapes; some actions are choices and some are not; or their rewards follow other rules.
+        UserError: the parts differ in the parts or columns of their observations or in their order; observations or
+            actions differ in shape; some actions are discrete and some are not; or the rewards follow different rules.
     """
     for part in parts[1:]:
         require_same_parts(parts[0].name, made_of(parts[0]), part.name, made_of(part))
@@ -50,7 +50,7 @@ def merge(parts: Sequence[Dataset], name: str = "merged") -> Dataset:
 
 
 def _require_alike_actions(parts: Sequence[Dataset]) -> None:
-    """Raises a UserError if some have choices for actions, and others numbers."""
+    """Raises a UserError if some datasets have discrete actions and others continuous ones."""
     kinds = {spec_of_data(part)[0].num_actions > 0: part.name for part in parts}
     if len(kinds) > 1:
         raise UserError(
@@ -60,11 +60,11 @@ def _require_alike_actions(parts: Sequence[Dataset]) -> None:
 
 
 Made = dict[str, list[str]]
-"""The parts of observations in their order, and the columns of a table that each is made of."""
+"""The parts of observations in order, and the table columns that each consists of."""
 
 
 def made_of(data: Dataset) -> Made:
-    """What a dataset's observations are made of, as far as that is known."""
+    """The parts and columns of a dataset's observations, as far as they are known."""
     facts, keys = data.provenance, data.entry and data.entry.obs_keys
     parts = facts.get("parts") or {}
     found = {part: list(parts.get(part, ())) for part in keys or parts or facts.get("obs_keys") or ()}
@@ -72,8 +72,9 @@ def made_of(data: Dataset) -> Made:
 
 
 def require_same_parts(first: str, due: Made, second: str, found: Made) -> None:
-    """Refuses two sources, see ``made_of``, of which one's numbers would go on as the other's of something else. The
-    columns of a part that has a name may be called otherwise, for whoever named it says that it is the same.
+    """Refuses to combine two sources, see ``made_of``, whose observations do not have the same meaning number by
+    number. The columns of a named part may have different names, because the user who named the part declared them to
+    be the same.
 
     Raises:
         UserError: they have other parts or columns, or the same in another order.
@@ -92,20 +93,21 @@ def require_same_parts(first: str, due: Made, second: str, found: Made) -> None:
 
 
 def covers(keys: Sequence[str], parts: Sequence[str]) -> bool:
-    """Whether the parts are those of the keys, of which one stands for all parts within it."""
+    """Whether ``parts`` are exactly those that ``keys`` select, where a key stands for all parts nested in it."""
     return list(parts) == [part for key in keys for part in parts if f"{part}/".startswith(f"{key}/")]
 
 
 def split(data: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """The episodes in two parts, drawn at random; each part keeps their order.
+    """Splits the episodes at random into two datasets, each of which keeps their order.
 
     Args:
         data: at least two episodes.
-        share: of the episodes, above 0 and below 1, that the first part gets, rounded so that both have one.
-        seed: of the draw.
+        share: fraction of the episodes in the first dataset, above 0 and below 1, rounded so that both have at least
+            one.
+        seed: of the random split.
 
     Raises:
-        UserError: there is just one episode.
+        UserError: there is only one episode.
     """
     total = len(data.episode_starts)
     if total < 2:
@@ -130,20 +132,20 @@ def some(
     success: bool | None = None,
     episodes: Collection[int] | None = None,
 ) -> Dataset:
-    """The episodes that are as all of these say; bounds are included.
+    """The episodes that satisfy all of these conditions; bounds are inclusive.
 
     Args:
-        data: with the rewards that returns shall be of.
-        min_return: of the undiscounted return.
-        max_return: of the same.
-        top: share of those that are left by all else, those of the highest return; at least one.
+        data: with the rewards that returns are computed from.
+        min_return: lower bound of the undiscounted return.
+        max_return: upper bound of the undiscounted return.
+        top: fraction of the episodes that satisfy everything else, those with the highest returns; at least one.
         min_length: in steps.
         max_length: in steps.
         success: whether they succeeded; see ``succeeded``.
         episodes: their numbers, from 0.
 
     Raises:
-        UserError: none is left, there is no such episode, or nothing says which succeeded.
+        UserError: no episode is left, an episode does not exist, or the rewards do not tell success.
     """
     returns, lengths, total = data.episode_returns, data.episode_lengths, len(data.episode_starts)
     keep = np.ones(total, bool)
@@ -171,9 +173,9 @@ def some(
 
 
 def chained(data: Dataset) -> Dataset:
-    """The same rows, for formats that keep T + 1 observations of an episode of T steps: an episode also ends, cut off,
-    where a step leads elsewhere than to the next row, as each step of a log of single transitions does. Of how many
-    steps that is true, the provenance says as ``cut_apart``."""
+    """The same rows, for formats that store T + 1 observations for an episode of T steps: episodes are also truncated
+    where a step's next observation is not that of the next row, as in a log of single transitions. The provenance has
+    the number of these steps as ``cut_apart``."""
     apart = ~data.last
     apart[:-1] &= data.next_at[:-1] != data.at[1:]
     if not apart.any():
@@ -182,10 +184,10 @@ def chained(data: Dataset) -> Dataset:
 
 
 def succeeded(data: Dataset) -> np.ndarray:
-    """``[episodes]`` bool, which episodes were given the higher one of the two rewards there are, such as 0 and 1.
+    """``[episodes]`` bool, whether an episode received the higher of the two distinct rewards, such as 0 and 1.
 
     Raises:
-        UserError: there are more rewards than two, or just one.
+        UserError: there are not exactly two distinct rewards.
     """
     values = np.unique(data.reward)
     if len(values) != 2:

@@ -1,4 +1,4 @@
-"""One episode, as environments give it and files keep it."""
+"""One episode, as environments produce it and files store it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import numpy as np
 from offlinerl.data.columns import LOG_PROB_INFO
 
 Arrays = np.ndarray | dict[str, Any]
-"""An array, or a dictionary of them where the space is a ``Dict``."""
+"""An array, or a dictionary of arrays if the space is a ``Dict``."""
 
 
 class Episode(NamedTuple):
-    """One episode of T steps. There is one observation more than there are actions: the last one is the
-    successor of the last action."""
+    """One episode of T steps, with T + 1 observations: the last one is the next observation of the last action."""
 
     observations: Arrays  # [T + 1, ...]
     actions: np.ndarray  # [T, ...]
@@ -23,7 +22,7 @@ class Episode(NamedTuple):
     terminations: np.ndarray  # [T] bool
     truncations: np.ndarray  # [T] bool
     infos: Mapping[str, Any] = {}
-    seed: int | None = None  # what the environment was reset with
+    seed: int | None = None  # seed of the environment's reset
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -32,7 +31,7 @@ class Episode(NamedTuple):
 
 
 def logged(log_probs: Sequence[float]) -> dict[str, np.ndarray]:
-    """What the ``infos`` of an episode say of its actions' log-probabilities: nothing unless all are known, of which
-    NaN is the opposite."""
+    """The ``infos`` entry for the log-probabilities of an episode's actions; empty unless all are known, that is, not
+    NaN."""
     column = np.array(log_probs, np.float32)
     return {LOG_PROB_INFO: column} if len(column) and np.isfinite(column).all() else {}

@@ -1,4 +1,4 @@
-"""A collection under way, and the Minari dataset it becomes."""
+"""An unfinished collection, and the Minari dataset made from it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from offlinerl.util.errors import UserError
 
 
 def write_collection(folder: Path, *, metadata: Mapping[str, Any] | None = None, **about: Any) -> Path:
-    """Writes ``collection.json``, which says of the journal beside it what a Minari dataset's metadata would.
-    The folder can then be loaded as a dataset of the episodes finished so far.
+    """Writes ``collection.json``, which describes the journal beside it as metadata describe a Minari dataset. The
+    folder can then be loaded as a dataset of the episodes finished so far.
 
     Args:
-        folder: where ``episodes.journal`` is, or will be.
+        folder: where ``episodes.journal`` is or will be.
         metadata: further entries.
-        about: ``dataset_id``, ``env_spec``, ``observation_space`` and ``action_space``; as ``metadata``, see
+        about: ``dataset_id``, ``env_spec``, ``observation_space`` and ``action_space``; for these and ``metadata`` see
             ``offlinerl.data.minari_writer.write_minari``.
 
     Returns:
@@ -47,41 +47,41 @@ def check_target(
     observation_space: gymnasium.Space,
     obs_keys: Sequence[str] | None = None,
 ) -> Path:
-    """Says before a long collection whether ``seal`` could write its dataset.
+    """Checks before a long collection whether ``seal`` will be able to write its dataset.
 
     Args:
         dataset_id: ``(namespace/)name-vN``.
-        append: whether a dataset of the same agent and environment may exist.
+        append: whether a dataset of the same agent and environment may exist already.
         agent: what acts, as in the provenance.
         env_spec: of the environment it acts in.
-        observation_space: of what is stored.
-        obs_keys: the parts of the environment's observations that it is made of; None: all.
+        observation_space: of the stored observations.
+        obs_keys: the parts of the environment's observations that are stored; None: all.
 
     Returns:
         The dataset's folder, which need not exist.
 
     Raises:
-        UserError: the id is malformed or taken by a known dataset, or there is a dataset that may not be written.
+        UserError: the id is malformed or that of a published dataset, or a dataset exists that may not be written.
     """
     path = path_of(dataset_id, "--dataset")
     if path.parent.is_dir():
         with alone(path.parent):
-            sweep(path.parent, path.name)  # a process that was killed may have taken the dataset away
+            sweep(path.parent, path.name)  # a process killed while replacing the dataset may have moved it away
     _check(path, append, agent, env_spec, observation_space, obs_keys)
     return path
 
 
 def path_of(dataset_id: str, flag: str) -> Path:
-    """The folder of a Minari dataset that is to be written under an id, given by a flag.
+    """The folder for a new Minari dataset with an id that was given by a flag.
 
     Raises:
-        UserError: the id is malformed or a known dataset's, which is that very dataset and never another.
+        UserError: the id is malformed, or that of a published dataset, which no other dataset may have.
     """
     from minari.dataset.minari_dataset import parse_dataset_id
 
     try:
         parse_dataset_id(dataset_id)
-    except (ValueError, TypeError) as error:  # the latter without a version
+    except (ValueError, TypeError) as error:  # TypeError if the version is missing
         raise UserError(
             f"{flag} {dataset_id} is no name of a dataset; choose one like cartpole/random-v0, with a version and"
             " words of two letters or more"
@@ -100,16 +100,17 @@ def seal(
     append: bool,
     **about: Any,
 ) -> Path:
-    """Writes the episodes of a journal as a Minari dataset, whole or not at all. One whose episodes the dataset
-    has already changes nothing, so that a process killed right after sealing can do it again.
+    """Writes the episodes of a journal as a Minari dataset, whole or not at all. If the dataset has these episodes
+    already, nothing changes, so that a process killed right after sealing can do it again.
 
     Args:
-        path: the dataset's folder, as ``check_target`` returns it.
-        metadata: as for ``offlinerl.data.minari_writer.write_minari``. Its ``provenance`` names the ``agent``, and
-            receives the number of episodes and steps. Where the dataset exists, its metadata stay, and this
-            provenance joins the list ``provenance["appended"]``.
-        append: add the episodes to a dataset of the same agent and environment, after those that it has.
-        about: ``dataset_id``, ``observation_space`` and ``action_space``; as ``env_spec``, see ``write_minari``.
+        path: the dataset's folder, as returned by ``check_target``.
+        metadata: as for ``offlinerl.data.minari_writer.write_minari``. Its ``provenance`` names the ``agent``; the
+            numbers of episodes and steps are added to it. An existing dataset keeps its metadata, and this provenance
+            is appended to the list ``provenance["appended"]``.
+        append: add the episodes to an existing dataset of the same agent and environment, after those that it has.
+        about: ``dataset_id``, ``observation_space`` and ``action_space``; for these and ``env_spec`` see
+            ``write_minari``.
 
     Returns:
         ``path``.
@@ -122,12 +123,12 @@ def seal(
         raise UserError(f"{path} was not written, because no episode has ended; collect more steps")
     facts = dict(episodes=len(journal), steps=journal.steps, digest=journal.digest)
     provenance = {"collected_by": "offlinerl", **metadata["provenance"], **facts}
-    with alone(path.parent):  # the last of two that append would undo the first
+    with alone(path.parent):  # of two concurrent appends, the second would undo the first
         sweep(path.parent, path.name)  # a process may have been killed in the middle of this
         source = provenance["agent"], env_spec, about["observation_space"], metadata.get("obs_keys")
         old = _existing(path)
         parts = [] if old is None else _parts(old)
-        if any(part.get("digest") == journal.digest for part in parts) and not _stranger(old, *source):
+        if any(part.get("digest") == journal.digest for part in parts) and not _mismatch(old, *source):
             return path
         _check(path, append, *source)
         episodes = iter(journal)
@@ -140,7 +141,7 @@ def seal(
 
 
 def _existing(path: Path) -> dict[str, Any] | None:
-    """The metadata of the dataset in a folder, None without one."""
+    """The metadata of the dataset in a folder; None if there is no such folder."""
     if not path.exists():
         return None
     if not (path / "data").is_dir():
@@ -149,25 +150,26 @@ def _existing(path: Path) -> dict[str, Any] | None:
 
 
 def _check(path: Path, append: bool, *source: Any) -> None:
-    """Raises a UserError if there is a dataset that may not be written from a source; see ``_stranger``."""
+    """Raises a UserError if a dataset exists that may not be written from this source; see ``_mismatch``."""
     metadata = _existing(path)
     if metadata is None:
         return
-    stranger = _stranger(metadata, *source)
+    mismatch = _mismatch(metadata, *source)
     if not append:
-        raise UserError(f"{path} exists already; choose another --dataset{'' if stranger else ' or add --append'}")
-    if stranger:
-        raise UserError(f"{path} {stranger}, so that nothing is appended to it; choose another --dataset")
+        raise UserError(f"{path} exists already; choose another --dataset{'' if mismatch else ' or add --append'}")
+    if mismatch:
+        raise UserError(f"{path} {mismatch}, so that nothing is appended to it; choose another --dataset")
 
 
-def _stranger(
+def _mismatch(
     metadata: Mapping[str, Any],
     agent: Any,
     env_spec: EnvSpec | str | None,
     observation_space: gymnasium.Space,
     obs_keys: Sequence[str] | None,
 ) -> str | None:
-    """How a dataset differs from one that is collected as ``check_target`` is told, in words; None if it does not."""
+    """How an existing dataset differs from the one that the arguments of ``check_target`` describe, in words; None if
+    it does not."""
     from minari.serialization import serialize_space
 
     provenance = _parts(metadata)[0]
@@ -189,14 +191,14 @@ def _stranger(
 
 
 def _parts(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The provenance of a dataset's first episodes, and of those appended later."""
+    """The provenance of a dataset's first episodes, and of each later append."""
     provenance = metadata.get("provenance")
     first = dict(provenance) if isinstance(provenance, Mapping) else {}
     return [first, *first.pop("appended", [])]
 
 
 def _stored(folder: Path, count: int) -> Iterator[Episode]:
-    """The episodes of a Minari dataset as they are stored."""
+    """The episodes of a Minari dataset, as stored."""
     path = folder / "data" / "main_data.hdf5"
 
     def tree(node: h5py.Group | h5py.Dataset) -> Any:

@@ -1,4 +1,4 @@
-"""Which format a file or a folder is in, told by its contents, and how each is read."""
+"""Detects the format of a file or folder from its contents, and reads it."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from offlinerl.util.errors import UNSOUND, NoSteps, UserError, reading
 NAMES = dict(
     robomimic="robomimic HDF5", ogbench="OGBench npz", d3rlpy="d3rlpy HDF5", lerobot="LeRobot", table="table",
 )  # fmt: skip
-"""The formats that are read episode by episode."""
+"""The names of the formats that are read episode by episode."""
 
 MEANING = dict(
     robomimic="the ends of the demonstrations", ogbench="the ends of the trajectories",
     d3rlpy="the ends of the episodes", lerobot="episode_index",
 )  # fmt: skip
-"""By what it is known where episodes end."""
+"""What marks the ends of episodes in each format."""
 
 SUCCESSORS = dict(d3rlpy="next row", lerobot="next row")
 
 
 def kind_of(path: Path, columns: Columns | None = None) -> str:
-    """The format of a file or a folder: "minari", "d4rl", "written" by ``Dataset.write``, one of ``NAMES``, or
-    "several" for a folder or a pattern of files. What is unknown is "d4rl", whose reader says what it should have been.
+    """The format of a file or folder: "minari", "d4rl", "written" by ``Dataset.write``, one of ``NAMES``, or "several"
+    for a folder or glob pattern of files. An unknown format is "d4rl", whose reader explains what it expects.
 
     Args:
-        path: of a file or a folder; or a pattern of files, as in ``logs/*.csv``.
-        columns: with which an ``.npz`` or a text is a table, whatever it looks like.
+        path: of a file or folder, or a glob pattern such as ``logs/*.csv``.
+        columns: a column mapping; with one, an ``.npz`` is a table even if it looks like OGBench's.
     """
     if path.is_dir():
         if (path / "meta" / "info.json").is_file():
@@ -60,7 +60,7 @@ def kind_of(path: Path, columns: Columns | None = None) -> str:
     if begin.startswith(b"PK\x03\x04"):
         return _of_npz(path, columns)
     texts = b"\0" not in begin or begin.startswith(tables.UTF_16)
-    named = path.suffix.lower() in (".csv", ".tsv") and texts  # which may have no rows yet
+    named = path.suffix.lower() in (".csv", ".tsv") and texts  # even without rows yet
     return "table" if named or _is_text_table(begin) else "d4rl"
 
 
@@ -70,7 +70,7 @@ def _of_hdf5(path: Path) -> str:
             if isinstance(file.get("data"), h5py.Group) and any(name.startswith("demo") for name in file["data"]):
                 return "robomimic"
             return "d3rlpy" if {"num_episodes", "columns"} <= set(file) else "d4rl"
-    except OSError:  # a part of a file, which the reader says
+    except OSError:  # an incomplete file, which the reader reports
         return "d4rl"
 
 
@@ -78,18 +78,18 @@ def _of_npz(path: Path, columns: Columns | None) -> str:
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = set(archive.files)
-    except (*UNSOUND, OSError):  # a part of a file, which the reader says, or an archive of something else
+    except (*UNSOUND, OSError):  # incomplete, which the reader reports, or an archive of something else
         return "table" if path.suffix.lower() == ".npz" else "d4rl"
     maybe = names.issuperset(recordings.OGBENCH) and columns is None and known_columns(path) is None
     return "ogbench" if maybe and recordings.ogbench_layout(path) else "table"
 
 
 def _is_text_table(begin: bytes) -> bool:
-    """Whether this is the beginning of a text of lines with columns."""
+    """Whether these bytes begin a text of delimited columns."""
     try:
         lines = begin.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        if error.start < len(begin) - 4:  # not a letter that was cut in two
+        if error.start < len(begin) - 4:  # not just a character cut off at the end
             return False
         lines = begin[: error.start].decode("utf-8-sig").splitlines()
     lines = [line for line in lines if line.strip()]
@@ -99,10 +99,10 @@ def _is_text_table(begin: bytes) -> bool:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files of a folder or a pattern, in the order of their names, which numbers in them do not upset.
+    """The files of a folder or glob pattern, sorted by the numbers that their names end in, then by name.
 
     Raises:
-        UserError: there is none.
+        UserError: there are none.
     """
     if path.is_dir():
         seen = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
@@ -118,14 +118,14 @@ def files_of(path: Path) -> list[Path]:
 
 
 DATA = (".hdf5", ".h5", ".npz", ".csv", ".tsv", ".parquet")
-"""What files of a folder are taken for its data."""
+"""Suffixes of the files in a folder that are taken for its data."""
 
 
 def episodes_of(kind: str, path: Path, entry: Entry) -> Iterator[Steps]:
-    """The episodes of a file or folder in one of the ``NAMES``.
+    """The episodes of a file or folder in one of the formats ``NAMES``.
 
     Raises:
-        UserError: it cannot be read, or does not hold what the entry asks for.
+        UserError: it cannot be read, or lacks what the entry asks for.
     """
     if entry.subset is not None and kind not in ("robomimic", "lerobot"):
         raise UserError(f"{path} is a {NAMES[kind]} without subsets: leave out --subset")
@@ -145,16 +145,18 @@ def episodes_of(kind: str, path: Path, entry: Entry) -> Iterator[Steps]:
 
 
 def columns_of(path: Path, entry: Entry) -> Columns:
-    """What the columns of a table are: as they were given, as it says beside the file, or by their names."""
+    """The column mapping of a table: as given, else as stored beside the file, else inferred from its column names."""
     given = entry.columns or known_columns(path)
     return given or tables.usual_columns(tables.read_names(path), str(path))
 
 
 def several(files: Sequence[Path], entry: Entry) -> Iterator[tuple[Path, Entry]]:
-    """Files that make one dataset, and how each of them is read: tables in the order of the first one's columns.
+    """The files that make up one dataset, and the entry to read each with, in which the columns of every table are in
+    the order of the first.
 
     Raises:
-        UserError: a table lacks a column that the first one has, or has one more; log-probabilities may be lacking.
+        UserError: a table lacks a column that the first one has, or has one more; only log-probabilities may be
+            missing.
     """
     first: tuple[Path, Columns] | None = None
     for file in files:
@@ -163,7 +165,7 @@ def several(files: Sequence[Path], entry: Entry) -> Iterator[tuple[Path, Entry]]
             continue
         try:
             its = tables.resolved(tables.read_names(file), columns_of(file, entry), str(file))
-        except NoSteps:  # not even a head, which its reader says again
+        except NoSteps:  # no header, which its reader reports
             yield file, entry
             continue
         first = first or (file, its)
@@ -179,7 +181,8 @@ def several(files: Sequence[Path], entry: Entry) -> Iterator[tuple[Path, Entry]]
 
 
 def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
-    """A file or folder in one of the ``NAMES`` as a dataset, which is put together by ``into``; see ``episodes_of``."""
+    """Reads a file or folder in one of the formats ``NAMES`` into the dataset that ``into`` builds; see
+    ``episodes_of``."""
     obs_keys = entry.obs_keys and list(entry.obs_keys)
     facts: dict[str, Any] = dict(format=NAMES[kind], file=str(path))
     if kind == "table":
@@ -200,7 +203,7 @@ def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
 
 
 def _parts_of(kind: str, path: Path, entry: Entry) -> Columns:
-    """The parts of the observations in their order, and the columns of each, as far as they have names."""
+    """The parts of the observations in order, and the columns of each, if these have names."""
     found: Columns = {}
     if kind == "table":
         found = tables.parts_of(tables.read_names(path), columns_of(path, entry), str(path))
@@ -212,7 +215,7 @@ def _parts_of(kind: str, path: Path, entry: Entry) -> Columns:
 
 
 def _origin(kind: str, path: Path) -> Any:
-    """What ``offlinerl.data.writers`` wrote of where the rows come from; None where it did not write them."""
+    """The provenance that ``offlinerl.data.writers`` stored in a file; None if it did not write the file."""
     with reading(f"what {path} says of where it is from", "export it again"):
         if kind == "robomimic":
             with h5py.File(path, "r") as file:
@@ -229,7 +232,7 @@ def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
 def of_frame(
     source: Mapping[str, Any], columns: Columns | None, name: str, obs_keys: Sequence[str] | None = None
 ) -> Dataset:
-    """The dataset of a table in memory, columns by name; see ``tables.table_episodes``."""
+    """The dataset of a table in memory, a mapping of column names to columns; see ``tables.table_episodes``."""
     columns = columns or tables.usual_columns([str(column) for column in source], "the table")
     episodes = tables.table_episodes(source, columns, obs_keys)
     facts = dict(format="table", columns=columns, obs_keys=tables.parts_named(columns, obs_keys))

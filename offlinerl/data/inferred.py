@@ -1,4 +1,4 @@
-"""What a dataset says of its task by itself, where nobody names its environment."""
+"""What a dataset itself tells about its task, if no environment is named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_leaves
 
 KINDS = ("discrete", "continuous")
-"""What actions may be said to be."""
+"""The kinds of actions."""
 
 
 def spec_of_data(
@@ -25,16 +25,16 @@ def spec_of_data(
 
     Args:
         data: at least one row.
-        kind: "discrete" or "continuous"; by default discrete where the source states so, or holds one whole number
-            a row in a type of whole numbers.
+        kind: "discrete" or "continuous"; by default discrete if the source says so, or if it stores one number per row
+            in an integer dtype.
         action_range: lower and upper bound of continuous actions; by default those that the source states, or else the
             range of the data in every dimension.
 
     Returns:
-        The spec, and in words what was taken for its actions.
+        The spec, and in words what was assumed about its actions.
 
     Raises:
-        UserError: the actions cannot be of that kind, or a range is given for discrete ones.
+        UserError: the actions cannot be of that kind, or a range is given for discrete actions.
     """
     obs = tuple(Leaf(path, leaf.shape[1:], str(leaf.dtype)) for path, leaf in tree_leaves(data.observations))
     space = spaces.from_json(json.loads(data.provenance.get("action_space") or "{}"))

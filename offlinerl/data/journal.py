@@ -1,4 +1,4 @@
-"""Episodes as they end, in one file that outlives its process."""
+"""Finished episodes in one append-only file, which survives the death of its process."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ EPISODES, COLLECTION = "episodes.journal", "collection.json"
 """The files of an unfinished collection."""
 
 MAGIC = b"\x89episode"
-HEAD = Struct("<8sIQ")  # MAGIC, the CRC32 of the body, bytes of the body
-BODY = Struct("<QI")  # steps T, bytes of the description; which follows as JSON, and then the arrays' bytes
+HEAD = Struct("<8sIQ")  # MAGIC, CRC32 of the body, length of the body in bytes
+BODY = Struct("<QI")  # steps T, length in bytes of the JSON description that follows, before the arrays
 
 
 class Journal:
-    """Finished episodes, appended one at a time to one file. Every append is one write, so that a process that
-    is killed leaves all episodes before that, and of that one all or nothing.
+    """Finished episodes, appended one at a time to one file. A process that is killed leaves all earlier episodes
+    intact, and the one being appended either whole or not at all.
 
-    Opening it for writing cuts off what is torn or damaged at its end. Reading leaves the file alone, and may
-    go on while another process writes: it sees the episodes that were whole when it was opened.
+    Opening it for writing cuts off an incomplete or damaged record at its end. Reading does not change the file, and
+    may go on while another process writes: it sees the episodes that were complete when the file was opened.
 
     Args:
-        path: the file, created with its folder if need be.
-        write: whether to append; one process at a time may.
+        path: the file, created with its folder if needed.
+        write: whether to append; only one process at a time may.
 
     Attributes:
-        steps: of all episodes together.
-        torn: bytes after the last whole episode when it was opened.
+        steps: total number of steps in all episodes.
+        torn: bytes after the last complete episode when it was opened.
 
     Raises:
-        UserError: another process writes it, it is no journal, or it does not exist and is only to be read.
+        UserError: another process writes it, it is not a journal, or it is opened for reading only and does not exist.
     """
 
     def __init__(self, path: str | Path, write: bool = True) -> None:
@@ -59,7 +59,7 @@ class Journal:
             raise UserError(f"{self.path} does not exist; check the path") from error
         try:
             if write:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it with the process
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it when the process ends
             self.torn = self._index()
             if write and self.torn:
                 self._file.truncate(self._ends[-1])
@@ -72,7 +72,7 @@ class Journal:
             ) from error
 
     def _index(self) -> int:
-        """Finds the whole episodes, and returns how many bytes come after them."""
+        """Finds the complete episodes, and returns the number of bytes after them."""
         size = os.fstat(self._file.fileno()).st_size
         with open(self._file.fileno(), "rb", closefd=False) as file:
             begin = file.peek(len(MAGIC))[: len(MAGIC)]
@@ -94,19 +94,19 @@ class Journal:
         self._checksums.append(checksum)
 
     def append(self, episode: Episode, number: int | None = None) -> bool:
-        """Adds an episode, or compares it with the one that has its number already, as when a learner that was
-        resumed comes to it once more.
+        """Adds an episode or, if its number exists already, compares it with the stored one, as when a resumed run
+        reaches it again.
 
         Args:
-            episode: its arrays of any dtype but objects.
+            episode: its arrays may have any dtype except objects.
             number: counted from 0; by default that of a new episode.
 
         Returns:
-            Whether the journal holds this very episode under that number now.
+            Whether the journal now holds this very episode under that number.
 
         Raises:
-            UserError: the disk is full; the journal is as it was.
-            ValueError: an array holds objects, or episodes before this one are missing.
+            UserError: the disk is full; the journal is unchanged.
+            ValueError: an array holds objects, or the episodes before this one are missing.
         """
         number = len(self) if number is None else number
         body = _encode(episode)
@@ -122,7 +122,7 @@ class Journal:
     def _write(self, record: bytes) -> None:
         begin, done = self._ends[-1], 0
         try:
-            while done < len(record):  # less than all of it when the disk is nearly full
+            while done < len(record):  # writes are partial if the disk is nearly full
                 done += os.pwrite(self._file.fileno(), memoryview(record)[done:], begin + done)
         except OSError as error:
             self._file.truncate(begin)
@@ -133,19 +133,19 @@ class Journal:
             ) from error
 
     def crc(self, number: int) -> int:
-        """The CRC32 of an episode, all of it: dtypes, shapes and values."""
+        """The CRC32 of an episode's dtypes, shapes and values."""
         return self._checksums[number]
 
     @property
     def digest(self) -> str:
-        """A checksum of all episodes, in hexadecimal digits."""
+        """A checksum of all episodes, in hexadecimal."""
         return hashlib.sha256(self._checksums.tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._checksums)
 
     def __getitem__(self, number: int) -> Episode:
-        """The episode of that number, counted from 0, as it was appended."""
+        """The episode with this number, counted from 0, as it was appended."""
         if not 0 <= number < len(self):
             raise IndexError(f"{self.path} has {len(self)} episodes and none of number {number}")
         begin = self._ends[number] + HEAD.size
@@ -155,7 +155,7 @@ class Journal:
         return (self[number] for number in range(len(self)))
 
     def close(self) -> None:
-        """Closes the file, and lets another process write it."""
+        """Closes the file, so that another process may write it."""
         self._file.close()
 
     def __enter__(self) -> Journal:
@@ -190,7 +190,7 @@ def _decode(body: bytes) -> Episode:
         if isinstance(node, dict):
             return {key: build(inner) for key, inner in node.items()}
         dtype, *shape = node
-        column = np.ndarray(shape, dtype, body, at).copy()  # aligned, and the body need not be kept
+        column = np.ndarray(shape, dtype, body, at).copy()  # aligned, and independent of the body's memory
         at += column.nbytes
         return column
 

@@ -1,4 +1,5 @@
-"""Datasets in LeRobot's format, versions 2.0, 2.1 and 3.0: folders of Parquet files, with the cameras as videos."""
+"""Reads datasets in LeRobot's format, versions 2.0, 2.1 and 3.0: folders of Parquet files, with camera images as
+videos."""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ from offlinerl.util.errors import UserError, reading
 from offlinerl.util.trees import Tree
 
 CAMERAS = ("video", "image")
-"""Kinds of features that are images, kept in videos or in the Parquet files."""
+"""Kinds of features that are images, stored as videos or in the Parquet files."""
 
 
 def lerobot_info(folder: Path) -> dict[str, Any]:
     """``meta/info.json`` of a dataset.
 
     Raises:
-        UserError: it is damaged, or of a version that is not known.
+        UserError: it is damaged, or of an unsupported version.
     """
     path = folder / "meta" / "info.json"
     with reading(f"{path}", "get the dataset again"):
@@ -38,16 +39,16 @@ def lerobot_info(folder: Path) -> dict[str, Any]:
 
 
 def left_out(folder: Path, obs_keys: Sequence[str] | None) -> list[str]:
-    """The cameras of a dataset that are not among the parts wanted."""
+    """The cameras of a dataset that are not among the requested parts."""
     features = lerobot_info(folder)["features"]
     return [name for name, of in features.items() if of["dtype"] in CAMERAS and name not in (obs_keys or ())]
 
 
 def parts_of(folder: Path, obs_keys: Sequence[str] | None) -> list[str]:
-    """The features that are observed, see ``lerobot_episodes``.
+    """The features to observe, see ``lerobot_episodes``.
 
     Raises:
-        UserError: there is no such one, or none but cameras.
+        UserError: a feature does not exist, or there are only cameras.
     """
     features = lerobot_info(folder)["features"]
     parts = [name for name in features if name.split(".")[0] == "observation"]
@@ -60,18 +61,18 @@ def parts_of(folder: Path, obs_keys: Sequence[str] | None) -> list[str]:
 
 
 def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset: str | None = None) -> Iterator[Steps]:
-    """The episodes of a dataset. A frame is what was observed and the action that was commanded then; nothing was
-    observed after the last action, so that it has no successor unless it succeeded.
+    """The episodes of a dataset. A frame holds an observation and the action commanded at that time. No observation
+    follows the last action, so that the last step is usable only if it is terminal.
 
-    ``next.reward`` is the reward. Where there is none, ``next.success`` is. An episode is terminal where
-    ``next.terminated`` says so or, without that, where ``next.success`` does; ``next.done`` also marks the ends of
-    recordings that were cut off, and is not used.
+    ``next.reward`` is the reward; without that column, ``next.success`` is. A step is terminal if ``next.terminated``
+    says so or, without that column, if ``next.success`` does; ``next.done`` also marks the ends of truncated
+    recordings, and is not used.
 
     Args:
         folder: with ``meta/info.json`` and ``data/``.
-        obs_keys: features to observe; by default all ``observation.*`` that are no cameras, whose images are read where
-            they are asked for.
-        subset: a split of ``info.json``, such as "train".
+        obs_keys: features to observe; by default all ``observation.*`` except cameras, whose images are read only on
+            request.
+        subset: a split in ``info.json``, such as "train".
 
     Raises:
         UserError: it cannot be read, lacks what is asked for, or needs a package that is not installed.
@@ -111,7 +112,7 @@ def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset
             read[number] = file
             rows += end - first
             frames = {name: column[first:end] for name, column in found.items()}
-            with reading(f"{file}, {place}", "get the dataset again"):  # an episode at a time, for they are large
+            with reading(f"{file}, {place}", "get the dataset again"):  # one at a time, because images are large
                 frames |= {name: _decoded(held[name].slice(first, end - first)) for name in held.keys() - found.keys()}
             if (np.diff(frames["frame_index"]) != 1).any():
                 raise UserError(f"{folder}, {place}: its frames are not one after another; get the dataset again")
@@ -134,7 +135,7 @@ def lerobot_episodes(folder: Path, obs_keys: Sequence[str] | None = None, subset
 
 
 def _parquet_files(folder: Path) -> list[Path]:
-    """Those in it and in what is linked there, in their order."""
+    """The Parquet files in a folder and in folders linked there, in order."""
     return sorted(folder / file for file in glob.glob("**/*.parquet", root_dir=folder, recursive=True))
 
 
@@ -148,7 +149,7 @@ def _steps(obs: Tree, frames: Mapping[str, np.ndarray], place: str) -> Steps:
 
 
 def _episodes_of(folder: Path, info: Mapping[str, Any], subset: str | None) -> range:
-    """The numbers of the episodes of a split, which is written as in "0:50"."""
+    """The numbers of the episodes in a split, which is written as "0:50", for example."""
     if subset is None:
         return range(int(info.get("total_episodes", 1 << 62)))
     splits = info.get("splits") or {}
@@ -164,14 +165,14 @@ def _is_images(column: Any) -> bool:
 
 
 def _decoded(column: Any) -> np.ndarray:
-    """The images of a column of a Parquet file, in which they are stored as ``{"bytes": ..., "path": ...}``."""
+    """The images in a column of a Parquet file, stored as ``{"bytes": ..., "path": ...}``."""
     import imageio.v3 as images
 
     return np.stack([np.atleast_3d(images.imread(io.BytesIO(cell["bytes"]))) for cell in column.to_pylist()])
 
 
 def _video_places(folder: Path, info: Mapping[str, Any], videos: Sequence[str]) -> Any:
-    """A function that tells the file of an episode's video, and at how many seconds the episode begins in it."""
+    """A function that gives the video file of an episode, and the time in seconds at which the episode begins in it."""
     if not videos:
         return None
     pattern = info["video_path"]
@@ -201,12 +202,12 @@ def _video_places(folder: Path, info: Mapping[str, Any], videos: Sequence[str]) 
 
 
 def frames_at(path: Path, times: np.ndarray, tolerance: float) -> np.ndarray:
-    """The frames of a video ``[T, H, W, 3]`` uint8 that are nearest to some times.
+    """The frames of a video nearest to some times, ``[T, H, W, 3]`` uint8.
 
     Args:
-        path: of a video.
-        times: ``[T]`` seconds, rising.
-        tolerance: seconds within which there must be one.
+        path: of the video.
+        times: ``[T]`` in seconds, ascending.
+        tolerance: largest allowed distance between a time and its frame, in seconds.
 
     Raises:
         UserError: the video is missing or lacks a frame, or PyAV is not installed.

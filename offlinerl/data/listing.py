@@ -1,4 +1,4 @@
-"""What ``offlinerl datasets list`` does, in a module of its own because it loads next to nothing."""
+"""``offlinerl datasets list``, in a module of its own because it imports very little."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ SECTIONS = {
     "d4rl": ("D4RL", "downloaded when first used, or --dataset FILE --env NAME"),
     "minari": ("Minari", "minari download NAME"),
 }
-"""What datasets of a source are called, and how those that are not on this machine come here."""
+"""Titles for the sources of datasets, and how to get the datasets that are not on this machine."""
 
 
 def list_datasets() -> None:
-    """Prints every name in the registry, and the Minari datasets installed on this machine: on a terminal in groups, by
-    what is here and how to get the rest; elsewhere a line each, tab-separated, below the names of the columns."""
+    """Prints every name in the registry and the Minari datasets installed on this machine: on a terminal in groups, by
+    what is here and how to get the rest; otherwise one tab-separated line each, below a header."""
     named = {name: registry.entry(name) for name in registry.names()}
     root = registry.minari_root()
     installed = (folder.parent.relative_to(root).as_posix() for folder in sorted(root.glob("**/data")))
-    installed = (name for name in installed if "/." not in f"/{name}")  # one that is being written is hidden
+    installed = (name for name in installed if "/." not in f"/{name}")  # one being written is in a hidden folder
     others = {name: Entry(name, {"minari": name}) for name in installed if name not in named}
     entries = named | others
     here = {name for name, entry in entries.items() if _is_here(entry)}
@@ -59,7 +59,7 @@ def list_datasets() -> None:
 
 
 def _section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A titled table, whose cells are wrapped; nothing where there are no rows."""
+    """Prints a titled table with wrapped cells; nothing if there are no rows."""
     if not rows:
         return
     table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
@@ -71,14 +71,15 @@ def _section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 
 def _family(name: str) -> tuple[str, str]:
-    """What datasets of one family have in common: the beginning of their names and their version."""
+    """What the datasets of a family share: the beginning of their names, and their version."""
     begin = name.rpartition("/")[0] or name.partition("-")[0]
     version = re.search(r"-v\d+$", name)
     return begin, version[0] if version else ""
 
 
 def in_braces(names: Sequence[str]) -> str:
-    """Names in one, as a shell expands it: ``pen-{human, cloned}-v1``, with spaces where it may be wrapped."""
+    """Several names as one, in a shell's brace notation: ``pen-{human, cloned}-v1``, with spaces so that it can be
+    wrapped."""
     if len(names) == 1:
         return names[0]
     begin = re.match(r"(.*[-_/])?", os.path.commonprefix(names))[0]
@@ -93,7 +94,7 @@ def _is_here(entry: Entry) -> bool:
 
 
 def print_facts(title: str, facts: Sequence[tuple[str, str]]) -> None:
-    """Labels with a line each, wrapped on a terminal; tab-separated lines elsewhere."""
+    """Prints labels with a line of text each: wrapped on a terminal, tab-separated elsewhere."""
     if not console.is_terminal:
         for fact in facts:
             print(*fact, sep="\t")

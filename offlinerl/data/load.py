@@ -1,4 +1,4 @@
-"""Datasets by name, id or file."""
+"""Loads datasets by name, id or file."""
 
 from __future__ import annotations
 
@@ -40,25 +40,26 @@ def load(
     table: str = "memory",
     display: Display | None = None,
 ) -> Dataset:
-    """Loads a dataset by name, Minari id or file, downloading or unpacking what has to be.
+    """Loads a dataset by name, Minari id or file, downloading or unpacking it if necessary.
 
     Args:
-        source: a name in the registry, a Minari id, a file or a folder of any format that is known, a pattern of
-            files, or an ``Entry``; see ``offlinerl.data.registry.resolve``.
+        source: a name in the registry, a Minari id, a file or folder in any supported format, a glob pattern of files,
+            or an ``Entry``; see ``offlinerl.data.registry.resolve``.
         env: the environment of a file: a name in the registry or a Gymnasium id.
         mode: for files in D4RL's format; see ``load_hdf5``.
-        reward: a rule among ``REWARDS`` instead of the dataset's own; "none" leaves them as they are stored.
-        obs_keys: the parts of the observations to use, where ``source`` is no ``Entry``; by default the dataset's own.
-        columns: which columns of a table are what, as in ``{"obs": ["x", "y"], "action": ["u"], "episode": ["run"]}``
-            or ``"obs=x,y action=u episode=run"``; see ``offlinerl.data.tables``. It is written beside the table, and by
-            default read from there.
+        reward: a rule among ``offlinerl.data.rewards.REWARDS`` instead of the dataset's own; "none" keeps the rewards
+            as stored.
+        obs_keys: the parts of the observations to use, if ``source`` is not an ``Entry``; by default the dataset's own.
+        columns: the column mapping of a table, as in ``{"obs": ["x", "y"], "action": ["u"], "episode": ["run"]}`` or
+            ``"obs=x,y action=u episode=run"``; see ``offlinerl.data.tables``. It is stored beside the table and, by
+            default, read from there.
         subset: a filter key of a robomimic file or a split of a LeRobot dataset.
-        table: where its columns shall be: "memory"; "disk", in files of the user's cache that are made once; or "auto",
-            there if they are too large for the memory at hand.
-        display: says where they are, if they are not in memory.
+        table: where to keep the columns: "memory"; "disk", in files in the user's cache that are written once; or
+            "auto", on disk if they are too large for the available memory.
+        display: reports where the columns are, if they are not in memory.
 
     Raises:
-        UserError: the dataset is unknown, out of reach, or not sound.
+        UserError: the dataset is unknown, cannot be obtained, or is invalid.
     """
     entry = source if isinstance(source, Entry) else registry.resolve(str(source), env, obs_keys)
     if columns is not None or subset is not None:
@@ -78,7 +79,7 @@ def load(
 
 
 def _chosen(entry: Entry) -> Dataset:
-    """A dataset in memory, of whose observations an entry may want some parts only."""
+    """A dataset in memory, restricted to the parts of its observations that an entry asks for."""
     data: Dataset = entry.where
     task_keys = data.entry and data.entry.obs_keys
     if not entry.obs_keys or entry.obs_keys == task_keys:
@@ -91,14 +92,14 @@ def _chosen(entry: Entry) -> Dataset:
         provenance = {**data.provenance, "obs_keys": list(entry.obs_keys)}
         shown = observed(parts, entry.obs_keys, entry.name)
         return replace(data, observations=shown, provenance=provenance, entry=entry)
-    if own or entry.env is None:  # else they are the parts that the environment shows, in the order of the vector
+    if own or entry.env is None:  # else they are the environment's parts, in the vector's order
         what = f"one vector of {', '.join(own)} already" if own else "one vector without parts"
         raise UserError(f"{entry.name}: its observations are {what}; leave out obs_keys, or give them to load_dataset")
     return data
 
 
 def _read(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
-    """What is in a file or folder of any format, or in several files of one."""
+    """Reads a file or folder of any format, or several files of one format."""
     kind = formats.kind_of(path, entry.columns)
     if kind == "several":
         return _several(path, entry, mode, into)
@@ -127,8 +128,8 @@ def _read(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
 
 
 def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
-    """The files of a folder or a pattern, one after another. Those without a step are left out, as episodes without one
-    are, and counted: a log that was begun and stopped at once."""
+    """Reads the files of a folder or glob pattern, one after another. Files without a step, such as a log that was
+    stopped at once, are left out and counted, like episodes without a step."""
     if entry.columns is None and (known := known_columns(path)):
         entry = replace(entry, columns=known)
     facts: list[dict[str, Any]] = []
@@ -163,10 +164,10 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
 
 
 def locate(entry: Entry) -> Path:
-    """The file or folder that holds a dataset, fetched first if it is not on this machine.
+    """The file or folder of a dataset, downloaded first if it is not on this machine.
 
     Raises:
-        UserError: it is not there and cannot be fetched.
+        UserError: it does not exist and cannot be downloaded.
     """
     kind, where = entry.kind, entry.where
     if kind == "minari":

@@ -1,4 +1,4 @@
-"""Which columns of a table are what: said once, and written beside it."""
+"""The column mapping of a table: given once, and stored beside the table."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from offlinerl.util.atomic import write_whole
 from offlinerl.util.errors import UserError, did_you_mean
 
 Columns = dict[str, list[str]]
-"""The names of a table's columns, or patterns of them as in ``joint_*``, by what they hold."""
+"""Names of a table's columns, or patterns of names such as ``joint_*``, by the field they hold."""
 
 FIELDS = (
     "obs", "action", "reward", "episode", "step", "terminated", "truncated", "last", "mask", "next_obs", "log_prob",
 )  # fmt: skip
-"""What a column may hold; ``obs.NAME`` and ``next_obs.NAME`` are parts of an observation."""
+"""The fields that columns may hold; ``obs.NAME`` and ``next_obs.NAME`` are parts of an observation."""
 
 EXAMPLE = "as in --columns obs=x,y,angle action=throttle,wheel reward=r episode=run"
 
 
 def parse_columns(words: Sequence[str] | Mapping[str, Any]) -> Columns:
-    """A mapping of columns from ``obs=a,b action=u``, or from a mapping of names or lists of them.
+    """A column mapping from ``obs=a,b action=u``, or from a mapping of fields to names or lists of names.
 
     Raises:
         UserError: a field is unknown, given twice or without a name, or the observation or the action is missing.
@@ -56,8 +56,8 @@ def parse_columns(words: Sequence[str] | Mapping[str, Any]) -> Columns:
 
 
 def sidecar(path: Path) -> Path:
-    """Where the mapping of a table's columns is written: beside the file, or within the folder, which of a pattern is
-    that of all files that are like it."""
+    """Where the column mapping of a table is stored: beside the file, or inside the folder; for a glob pattern, in the
+    folder that contains all its matches."""
     if path.is_dir():
         return path / "columns.yaml"
     if glob.has_magic(str(path)) and not path.exists():
@@ -66,7 +66,7 @@ def sidecar(path: Path) -> Path:
 
 
 def known_columns(path: Path) -> Columns | None:
-    """The mapping that was written beside a table, or in its folder for all tables there; None if there is none.
+    """The mapping stored beside a table, or in its folder for all tables there; None if there is none.
 
     Raises:
         UserError: it is damaged.
@@ -76,24 +76,25 @@ def known_columns(path: Path) -> Columns | None:
             try:
                 return parse_columns(yaml.safe_load(place.read_text("utf-8")))
             except (yaml.YAMLError, UnicodeDecodeError, TypeError, UserError) as error:
-                why = str(error).splitlines()[0]  # YAML shows the place in lines of its own
+                why = str(error).splitlines()[0]  # YAML adds lines that show the position
                 raise UserError(f"{place} does not say what the columns are: {why}; repair or delete it") from error
     return None
 
 
 def remember(path: Path, columns: Mapping[str, Sequence[str]]) -> Path | None:
-    """Write the mapping beside a table, so that it is given once; None if it is there already, or cannot be written."""
+    """Stores the mapping beside a table, so that it need be given only once. Returns the file; None if the mapping is
+    there already or cannot be written."""
     place = sidecar(path)
     text = "# Which columns are what, for offlinerl\n" + yaml.safe_dump(dict(columns), sort_keys=False)
     try:
         if place.is_file() and place.read_text("utf-8") == text:
             return None
         write_whole(place, text)
-    except OSError:  # data may lie where nobody may write
+    except OSError:  # the data may be read-only
         return None
     return place
 
 
 def in_words(columns: Mapping[str, Sequence[str]]) -> str:
-    """A mapping as it is given on the command line."""
+    """A mapping as written on the command line."""
     return " ".join(f"{field}={','.join(names)}" for field, names in columns.items())

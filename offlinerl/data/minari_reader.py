@@ -1,4 +1,4 @@
-"""Reads Minari datasets, and collections under way."""
+"""Reads Minari datasets and unfinished collections."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 TOGETHER = 1 << 18
-"""Bytes of episodes that are put into a dataset at once, for what a call costs is more than to copy a short one."""
+"""Bytes of episodes added to a dataset at once, because a call costs more than copying a short episode."""
 
 _Parts = Mapping[str, gymnasium.Space | None]
 _Raw = tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
@@ -48,18 +48,18 @@ _Episode = tuple[Tree, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 def load_minari(
     path: str | Path, *, name: str = "", obs_keys: Sequence[str] | None = None, into: Builder | None = None
 ) -> Dataset:
-    """Reads a Minari dataset, whose T + 1 observations give every transition its true successor.
+    """Reads a Minari dataset, whose T + 1 observations per episode give every transition its true next observation.
 
     Args:
         path: the dataset's folder, its ``data`` folder, the folder of an unfinished collection, or the id of an
             installed dataset.
-        name: what to call it; its id by default.
+        name: the dataset's name; by default its id.
         obs_keys: parts of a ``Dict`` observation, in this order; a nested part is ``outer/inner``. By default all of
-            them. What agents see of them, see ``offlinerl.envs.spaces.observe``.
-        into: puts the episodes together; by default in memory.
+            them. For what agents see of them, see ``offlinerl.envs.spaces.observe``.
+        into: collects the episodes; by default in memory.
 
     Raises:
-        UserError: it is not installed, or its content is not sound.
+        UserError: it is not installed, or its content is invalid.
 
     Source: the layout of Minari 0.5.4; formats other than HDF5 are read through Minari itself.
     """
@@ -73,10 +73,10 @@ def load_minari(
     into = into or Builder(name)
     into.expect(rows, rows + int(metadata["total_episodes"]))
     mismatch = UserError(f"{name}: metadata.json promises {rows} steps, its episodes have another number of them")
-    episodes = itertools.islice(minari_episodes(folder, obs_keys), int(metadata["total_episodes"]))  # it may grow
+    episodes = itertools.islice(minari_episodes(folder, obs_keys), int(metadata["total_episodes"]))  # it may be growing
     action_space = spaces.from_json(json.loads(metadata.get("action_space", "{}")))
     dtypes = set()
-    for alike in _ahead(_alike(_sound(episodes, action_space, name))):
+    for alike in _prefetched(_alike(_checked(episodes, action_space, name))):
         part = _joined(alike)
         dtypes.add(alike[0][1].dtype)
         if into.rows + len(part) > rows:
@@ -105,8 +105,8 @@ def load_minari(
     return data
 
 
-def _sound(episodes: Iterable[_Episode], action_space: gymnasium.Space | None, name: str) -> Iterator[_Episode]:
-    """Those of ``minari_episodes`` that have steps, their actions and log-probabilities checked."""
+def _checked(episodes: Iterable[_Episode], action_space: gymnasium.Space | None, name: str) -> Iterator[_Episode]:
+    """The episodes of ``minari_episodes`` that have steps, with lengths, actions and log-probabilities checked."""
     for number, (shown, actions, rewards, terminations, log_prob) in enumerate(episodes):
         steps = len(rewards)
         if not steps:
@@ -123,7 +123,8 @@ def _sound(episodes: Iterable[_Episode], action_space: gymnasium.Space | None, n
 
 
 def _alike(episodes: Iterable[_Episode]) -> Iterator[list[_Episode]]:
-    """Those that follow each other, have columns of the same types and shapes, and are ``TOGETHER``."""
+    """Groups of consecutive episodes whose columns have the same dtypes and shapes, of about ``TOGETHER`` bytes
+    each."""
     alike: list[_Episode] = []
     kind, size = None, 0
     for episode in episodes:
@@ -138,8 +139,8 @@ def _alike(episodes: Iterable[_Episode]) -> Iterator[list[_Episode]]:
         yield alike
 
 
-def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
-    """The items, of which a thread gets the next one while the latest is used: HDF5 unpacks without Python's lock."""
+def _prefetched(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The items, prefetched one ahead by a thread while the latest is used: HDF5 decompresses without Python's lock."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, items, None)
         while (item := coming.result()) is not None:
@@ -148,11 +149,11 @@ def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
 
 
 def _joined(episodes: Sequence[_Episode]) -> Dataset:
-    """Episodes that are alike, one behind another."""
+    """Episodes with the same dtypes and shapes, concatenated."""
     observations, actions, rewards, terminations, log_probs = zip(*episodes, strict=True)
     lengths = np.array([len(column) for column in rewards])
     ends = lengths.cumsum()
-    at = np.arange(ends[-1]) + np.repeat(np.arange(len(lengths)), lengths)  # an episode has one observation more
+    at = np.arange(ends[-1]) + np.repeat(np.arange(len(lengths)), lengths)  # one more observation than steps
     last = np.zeros(ends[-1], bool)
     last[ends - 1] = True
     return Dataset(
@@ -163,7 +164,7 @@ def _joined(episodes: Sequence[_Episode]) -> Dataset:
 
 
 def _installed(dataset_id: str) -> Path:
-    """The folder of a Minari dataset, downloaded if it has to be and can be."""
+    """The folder of a Minari dataset, downloaded if necessary and possible."""
     folder = minari_root() / dataset_id
     if (folder / "data").is_dir():
         return folder
@@ -171,7 +172,7 @@ def _installed(dataset_id: str) -> Path:
         f"on a machine that is connected run `minari download {dataset_id}` and copy the folder to {folder},"
         " or pass a file with --dataset FILE"
     )
-    try:  # Minari would retry for 23 seconds before it says that there is no network
+    try:  # Minari would retry for 23 seconds before reporting that there is no network
         urllib.request.urlopen("https://huggingface.co", timeout=5).close()
     except OSError as error:
         raise UserError(
@@ -182,23 +183,23 @@ def _installed(dataset_id: str) -> Path:
     try:
         minari.download_dataset(dataset_id)
     except Exception as error:  # of many kinds, from a missing huggingface_hub to a misconfigured remote
-        shutil.rmtree(folder, ignore_errors=True)  # a failed download would pass for an installed dataset
+        shutil.rmtree(folder, ignore_errors=True)  # else a failed download would look like an installed dataset
         raise UserError(f"the Minari dataset {dataset_id} could not be downloaded ({error}): {instead}") from error
     return folder
 
 
 def _has_jpeg(metadata: Mapping[str, Any]) -> bool:
-    """Whether there may be images in it that Minari stored as JPEG."""
+    """Whether a dataset may hold images that Minari stored as JPEG."""
     return metadata.get("jpeg_encoding", True) and "uint8" in str(metadata.get("observation_space", "uint8"))
 
 
 def minari_episodes(folder: Path, obs_keys: Sequence[str] | None = None) -> Iterator[_Episode]:
-    """Observations as agents see them, a tree of ``[T + 1, ...]``, actions ``[T, A]``, rewards ``[T]``, terminations
-    ``[T]``, and the behaviour's log-probabilities or None, of each episode of a Minari dataset or of an unfinished
-    collection, given by its folder.
+    """The episodes of a Minari dataset or of an unfinished collection, given by its folder: for each, the observations
+    as agents see them, a tree of ``[T + 1, ...]``, actions ``[T, A]`` or ``[T]``, rewards ``[T]``, terminations
+    ``[T]``, and the behaviour policy's log-probabilities or None.
 
     Raises:
-        UserError: it cannot be read, or holds flags or choices that mean nothing.
+        UserError: it cannot be read, or holds invalid flags or discrete values.
     """
     folder = folder / "data" if (folder / "data").is_dir() else folder
     metadata = minari_metadata(folder)
@@ -222,17 +223,17 @@ def minari_episodes(folder: Path, obs_keys: Sequence[str] | None = None) -> Iter
 
 
 def _hdf5_episodes(path: Path, count: int, parts: _Parts) -> Iterator[_Raw]:
-    """Observations by part, actions, rewards, terminations and log-probabilities of each episode. h5py's low
-    level is what makes many short episodes load in a second rather than in seven."""
+    """Observations by part, actions, rewards, terminations and log-probabilities of each episode. h5py's low-level
+    interface loads many short episodes in one second instead of seven."""
     with open_hdf5(path) as file:
         _shrink_cache(file)
-        types: dict[bytes, tuple[np.dtype, h5py.h5t.TypeID]] = {}  # of columns, slow to find out
+        types: dict[bytes, tuple[np.dtype, h5py.h5t.TypeID]] = {}  # of columns, slow to look up
 
         def read(group: h5py.h5g.GroupID, column: str) -> np.ndarray:
             name = column.encode()
             data = h5py.h5d.open(group, name)
             stored = data.get_type()
-            if name not in types or not stored.equal(types[name][1]):  # HDF5 would cut fractions off for whole numbers
+            if name not in types or not stored.equal(types[name][1]):  # else HDF5 would truncate floats to integers
                 types[name] = data.dtype, stored
             dtype, in_memory = types[name]
             array = np.empty(data.shape, dtype)
@@ -253,7 +254,8 @@ def _hdf5_episodes(path: Path, count: int, parts: _Parts) -> Iterator[_Raw]:
 
 
 def _shrink_cache(file: h5py.File, size: int = 1 << 20) -> None:
-    """Keeps HDF5 from holding on to the headers of thousands of arrays, larger than the arrays themselves."""
+    """Limits HDF5's metadata cache, which otherwise keeps the headers of thousands of arrays and outgrows the arrays
+    themselves."""
     config = file.id.get_mdc_config()
     config.set_initial_size, config.initial_size = True, size
     config.min_size = config.max_size = size
@@ -287,7 +289,7 @@ def _columns(episodes: Iterable[Any], parts: _Parts) -> Iterator[_Raw]:
 
 
 def _parts(metadata: Mapping[str, Any], obs_keys: Sequence[str] | None) -> dict[str, gymnasium.Space | None]:
-    """The parts of a dataset's observations and their spaces; see ``offlinerl.envs.spaces.parts``."""
+    """The parts of a dataset's observations, with their spaces; see ``offlinerl.envs.spaces.parts``."""
     try:
         space = spaces.from_json(json.loads(metadata.get("observation_space", "{}")))
     except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:

@@ -19,14 +19,12 @@ from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_leaves
 
 MINARI = "data/metadata.json"
-"""By which a folder is known for a Minari dataset."""
+"""The file by which a folder is recognised as a Minari dataset."""
 
 
 class Sink(io.FileIO):
-    """A new file for HDF5 to write to, which keeps its first error to itself until ``check`` or the end of
-    the ``with``. HDF5 does not survive a failed write: it prints its stack, never closes the file and may
-    take the interpreter down with it.
-    """
+    """A new file for HDF5 to write to, which holds back its first error until ``check`` or the end of the ``with``.
+    HDF5 does not survive a failed write: it prints its stack, never closes the file and may crash the interpreter."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "w+")
@@ -37,7 +35,7 @@ class Sink(io.FileIO):
         size = len(rest)
         try:
             while self.error is None and rest:
-                rest = rest[super().write(rest) :]  # less than all of it when the disk is nearly full
+                rest = rest[super().write(rest) :]  # writes are partial if the disk is nearly full
         except OSError as error:
             self.error = error
         return size
@@ -56,7 +54,7 @@ class Sink(io.FileIO):
 
     def __exit__(self, kind: type[BaseException] | None, *details: Any) -> None:
         super().__exit__(kind, *details)
-        if kind is None or issubclass(kind, Exception):  # which HDF5 may raise for what was not written
+        if kind is None or issubclass(kind, Exception):  # HDF5 may raise one because of the failed write
             self.check()
 
 
@@ -71,9 +69,9 @@ def write_minari(
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes a dataset in Minari's HDF5 format, one episode at a time, with the arrays' own dtypes.
+    """Writes a dataset in Minari's HDF5 format, one episode at a time, in the arrays' own dtypes.
 
-    Minari loads it by id if ``path`` is ``<Minari's root>/<dataset_id>``, and else with
+    Minari loads it by id if ``path`` is ``<Minari's root>/<dataset_id>``, and otherwise with
     ``minari.MinariDataset(path / "data")``; with an ``env_spec``, it recovers the environment too.
 
     Args:
@@ -81,34 +79,35 @@ def write_minari(
         episodes: consumed lazily, so that a recording need not fit in memory.
         dataset_id: ``(namespace/)name-vN``.
         env_spec: the environment's specification or its JSON, or None if there is no environment.
-        metadata: further entries, such as author, licence, description, algorithm_name, code_permalink,
-            requirements, seed, provenance.
-        overwrite: replace a dataset that is already there, once the new one is complete.
+        metadata: further entries, such as author, licence, description, algorithm_name, code_permalink, requirements,
+            seed, provenance.
+        overwrite: replace an existing dataset once the new one is complete.
 
     Returns:
         ``path``.
 
     Raises:
-        UserError: ``path`` exists and ``overwrite`` is not set, or it is no such dataset; there is no episode, or the
-            disk is full.
+        UserError: ``path`` exists and ``overwrite`` is not set, or it is not a Minari dataset; there is no episode, or
+            the disk is full.
         ValueError: an episode's arrays do not have matching lengths, or the id is malformed.
+        TypeError: the id has no version.
 
     Source: the layout of Minari 0.5.4, ``minari/dataset/_storages/hdf5_storage.py``.
     """
-    # Minari takes a second to import, which what writes no dataset need not wait for.
+    # Importing Minari takes a second, so it is imported only where a dataset is written.
     from minari import __version__ as minari_version
     from minari.dataset.minari_dataset import parse_dataset_id
 
     parse_dataset_id(dataset_id)
     metadata = dict(metadata or {})
-    for key in ("author", "author_email"):  # Minari makes a set of it, which would be the letters of a string
+    for key in ("author", "author_email"):  # Minari makes a set of it, which for a string would hold its letters
         if isinstance(metadata.get(key), str):
             metadata[key] = [metadata[key]]
     with atomic_write(path, overwrite, MINARI) as temporary:
         data = temporary / "data"
         data.mkdir(parents=True)
         total_episodes = total_steps = 0
-        # The format of HDF5 1.10 (2016) indexes a chunk in a few bytes, where the default takes kilobytes.
+        # The format of HDF5 1.10 (2016) needs a few bytes to index a chunk; the default needs kilobytes.
         with Sink(data / "main_data.hdf5") as sink, h5py.File(sink, "w", libver="v110") as file:
             for episode in episodes:
                 _write_episode(file, total_episodes, episode)
@@ -136,7 +135,8 @@ def metadata_json(
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
 ) -> str:
-    """The metadata of a dataset in a format, as Minari reads them; for the other arguments see ``write_minari``."""
+    """The metadata of a dataset in some data format, as JSON for Minari; for the other arguments see
+    ``write_minari``."""
     from minari.serialization import serialize_space
 
     entries = {
@@ -153,7 +153,7 @@ def metadata_json(
 
 
 def spec_json(env_spec: EnvSpec | str | None) -> str | None:
-    """An environment's specification as JSON, which it may be already."""
+    """An environment's specification as JSON, if it is not JSON already."""
     return env_spec.to_json() if isinstance(env_spec, EnvSpec) else env_spec
 
 
@@ -176,6 +176,6 @@ def _write_episode(file: h5py.File, number: int, episode: Episode) -> None:
 
 
 def _chunk(array: np.ndarray, target: int = 1 << 20) -> tuple[int, ...]:
-    """Whole rows, about a megabyte of them: an episode is then read in one or a few pieces."""
+    """A chunk shape of whole rows, about a megabyte in total, so that an episode is read in one or a few pieces."""
     rows = target * len(array) // array.nbytes
     return (min(len(array), max(1, rows)), *array.shape[1:])

@@ -1,4 +1,4 @@
-"""Datasets larger than the memory: their columns as files in the user's cache, made once."""
+"""Datasets larger than memory: their columns are files in the user's cache, written once."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError
 
 SHARE = 0.5
-"""Of the memory at hand, what "auto" takes for a dataset: a training needs some too."""
+"""Fraction of the available memory that "auto" allows for a dataset; training needs some too."""
 
 SOURCE = "source.json"
-"""Beside the columns, what they were made from."""
+"""The file beside the columns that records what they were made from."""
 
 VERSION = 3
-"""Of the files; those of another one are made anew."""
+"""Version of these files; files of another version are made anew."""
 
 
 class Made(Exception):
@@ -39,10 +39,10 @@ class Made(Exception):
 def through_cache(
     read: Callable[[Builder], Dataset], path: Path, entry: Entry, mode: str, table: str, display: Display
 ) -> Dataset:
-    """A dataset whose columns are files in the cache, which are made if they are not there or their source is another
-    one since; or in memory, if ``table`` is "auto" and there is room.
+    """A dataset whose columns are files in the cache, which are made if they do not exist or their source has changed
+    since; or in memory, if ``table`` is "auto" and there is room.
 
-    The files appear when they are whole. One process at a time makes them, and others wait for it.
+    The files appear only once they are complete. One process at a time makes them, and others wait for it.
 
     Args:
         read: reads the source into a builder.
@@ -50,10 +50,10 @@ def through_cache(
         entry: what it is read as.
         mode: see ``offlinerl.data.load.load``.
         table: "auto" or "disk".
-        display: says where the columns are.
+        display: reports where the columns are.
 
     Raises:
-        UserError: the source is not sound, or the disk has no room.
+        UserError: the source is invalid, or the disk has no room.
     """
     room, source = memory.available(), _source(path, entry, mode)
     if table == "auto" and room is None:
@@ -65,7 +65,7 @@ def through_cache(
     except UserError:
         if table == "disk":
             raise
-        return read(Builder(str(path)))  # without a home there is no cache
+        return read(Builder(str(path)))  # without a home directory there is no cache
     kept = _kept(place, source)
     if kept is not None and kept.nbytes > limit:
         display.say(f"{entry.name}: {kept.nbytes / 1e9:,.3g} GB in files, in {place}")
@@ -80,7 +80,7 @@ def through_cache(
             why = "" if table == "disk" else f", for {(room or 0) / 1e9:,.3g} GB of memory are free"
             display.say(f"{entry.name}: written once into files in {place}{why}")
             stack.enter_context(display.bar("reading", None, unit="rows"))
-            return stack.enter_context(atomic_write(place, overwrite=True, mark=""))  # the cache is ours
+            return stack.enter_context(atomic_write(place, overwrite=True, mark=""))  # ours to overwrite
 
         def told(rows: int, total: int) -> None:
             if into.place is not None:
@@ -98,7 +98,7 @@ def through_cache(
 
 
 def _source(path: Path, entry: Entry, mode: str) -> dict[str, Any]:
-    """What tells apart what may be made of a source: which it is, how it is read, and how it looks now."""
+    """What identifies the files made from a source: the source, how it is read, and its current state."""
     if path.is_dir():
         found = (Path(place, name) for place, _, names in os.walk(path, followlinks=True) for name in names)
         files = [file for file in found if file.is_file() and not file.name.endswith("columns.yaml")]
@@ -115,7 +115,7 @@ def _source(path: Path, entry: Entry, mode: str) -> dict[str, Any]:
 
 
 def _kept(place: Path, source: dict[str, Any]) -> Dataset | None:
-    """What is in the cache, if it was made from that and is whole."""
+    """The dataset in the cache, if it was made from this source and is complete; else None."""
     try:
         same = json.loads((place / SOURCE).read_text("utf-8")) == source
         return Dataset.mapped(place) if same else None
@@ -125,7 +125,7 @@ def _kept(place: Path, source: dict[str, Any]) -> Dataset | None:
 
 @contextmanager
 def _alone(place: Path, waits: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock of a place in the cache; the system lets go of it with the process."""
+    """Holds the lock of a place in the cache; the system releases it when the process ends."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with (place.parent / f"{place.name}.lock").open("w") as file:
         try:

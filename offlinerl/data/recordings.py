@@ -1,4 +1,4 @@
-"""Files in the formats of robomimic, OGBench and d3rlpy, episode by episode."""
+"""Reads files in the formats of robomimic, OGBench and d3rlpy, episode by episode."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from offlinerl.util.errors import UserError, reading
 
 
 def robomimic_episodes(path: Path, obs_keys: Sequence[str] | None = None, subset: str | None = None) -> Iterator[Steps]:
-    """The demonstrations of a file of robomimic's, in the order of their numbers.
+    """The demonstrations in a robomimic file, in the order of their numbers.
 
     Args:
-        path: with ``data/demo_*/obs/*``, ``actions`` and, where there are, ``rewards``, ``dones`` and ``next_obs/*``.
-            A row whose ``dones`` is 1 is terminal, as robomimic takes it; a demonstration ends where its group does.
-        obs_keys: the parts of the observations, by default those of the first demonstration, by their names.
-        subset: a filter key, such as "train", whose demonstrations are meant: those that ``mask/train`` lists.
+        path: with ``data/demo_*/obs/*``, ``actions`` and, if present, ``rewards``, ``dones`` and ``next_obs/*``. A row
+            whose ``dones`` is 1 is terminal, as in robomimic; a demonstration ends where its group does.
+        obs_keys: the parts of the observations; by default those of the first demonstration, sorted by name.
+        subset: a filter key, such as "train", which selects the demonstrations listed in ``mask/train``.
 
     Raises:
-        UserError: it is not such a file, lacks what is asked for, or its demonstrations observe other parts.
+        UserError: it is not such a file, lacks what is asked for, or its demonstrations differ in the parts of their
+            observations.
 
     Source: https://robomimic.github.io/docs/datasets/overview.html
     """
@@ -40,13 +41,13 @@ def robomimic_episodes(path: Path, obs_keys: Sequence[str] | None = None, subset
 
 
 def robomimic_parts(path: Path, subset: str | None = None) -> list[str]:
-    """The parts that the observations of a file of robomimic's have, in their order; none where it is not sound."""
+    """The parts of the observations in a robomimic file, in order; empty if its first demonstration is invalid."""
     with open_hdf5(path) as file:
         return _parts_of_first(file, _demos(file, path, subset))
 
 
 def _demonstration(demo: h5py.Group, where: str, keys: Sequence[str], exactly: bool) -> Steps:
-    """One demonstration, whose observations have the parts ``keys``, ``exactly`` these or others besides."""
+    """One demonstration, whose observations must have the parts ``keys``: ``exactly`` these, or others as well."""
     has = [name for name in ("obs", "actions") if isinstance(demo, h5py.Group) and name in demo]
     if len(has) < 2 or not len(demo["obs"]):
         lacks = "actions" if has == ["obs"] else "observations"
@@ -62,7 +63,7 @@ def _demonstration(demo: h5py.Group, where: str, keys: Sequence[str], exactly: b
     next_obs, zeros = None, np.zeros(len(action), np.float32)
     if "next_obs" in demo:
         following = _arrays(demo, "next_obs", where)
-        found = [key for key in keys if key in following or not exactly]  # whether all are there, their shapes tell
+        found = [key for key in keys if key in following or not exactly]  # if one is missing, the shapes will differ
         next_obs = observed(following, found or keys, where)
     return Steps(
         obs=observed(obs, keys, where),
@@ -75,16 +76,16 @@ def _demonstration(demo: h5py.Group, where: str, keys: Sequence[str], exactly: b
 
 
 def _parts_of_first(file: h5py.File, demos: Sequence[str]) -> list[str]:
-    """The parts of the observations of the first demonstration; none where it is not sound."""
+    """The parts of the first demonstration's observations; empty if it is invalid."""
     obs = file["data"].get(f"{demos[0]}/obs") if demos else None
     return sorted(obs) if isinstance(obs, h5py.Group) else []
 
 
 def _arrays(demo: h5py.Group, name: str, where: str) -> dict[str, np.ndarray]:
-    """What a demonstration holds below a name.
+    """The arrays in one of a demonstration's groups.
 
     Raises:
-        UserError: these are no arrays.
+        UserError: it is not a group of arrays.
     """
     parts = demo[name]
     if not isinstance(parts, h5py.Group):
@@ -95,7 +96,7 @@ def _arrays(demo: h5py.Group, name: str, where: str) -> dict[str, np.ndarray]:
 
 
 def _demos(file: h5py.File, path: Path, subset: str | None) -> list[str]:
-    """The names of the demonstrations of a file, or of a subset of it, in the order of their numbers."""
+    """The names of the demonstrations in a file, or in a subset of it, in the order of their numbers."""
     demos = sorted(file["data"], key=_by_number)
     if subset is None:
         return demos
@@ -112,7 +113,7 @@ def _demos(file: h5py.File, path: Path, subset: str | None) -> list[str]:
 
 
 def _by_number(name: str) -> tuple[int, str]:
-    """A key to sort names by the number they end in."""
+    """A key that sorts names by the number they end in, then by name."""
     number = re.search(r"\d+$", name)
     return int(number[0]) if number else -1, name
 
@@ -121,15 +122,15 @@ OGBENCH = ("observations", "actions", "terminals")
 """The columns of OGBench's files."""
 
 OGBENCH_INFOS = {"qpos", "qvel", "button_states", "oracle_reps"}
-"""What else there may be of every row."""
+"""Further columns that they may have."""
 
 
 def ogbench_layout(path: Path) -> str | None:
-    """Which of OGBench's layouts an ``.npz`` has: "raw", as its files; "compact" or "regular", as its ``load_dataset``
-    makes of them. None: it is something else.
+    """Which of OGBench's layouts an ``.npz`` has: "raw", as in its files; "compact" or "regular", as returned by its
+    ``load_dataset``. None if it is something else.
 
-    Both of the latter are known by their ``terminals``. The compact ones mark the last two rows of a trajectory, of
-    which the last is not among the ``valids``; the regular ones are float32 and end with the file, and there are
+    The latter two are recognised by their ``terminals``. Compact ones mark the last two rows of a trajectory, and
+    ``valids`` is 0 in the last one. Regular ones are float32 and 1 in the file's last row, and there are
     ``next_observations`` but no rewards.
     """
     with reading(str(path), "download or write it again"), np.load(path, allow_pickle=False) as file:
@@ -147,11 +148,11 @@ def ogbench_layout(path: Path) -> str | None:
 
 
 def ogbench_episodes(path: Path, obs_keys: Sequence[str] | None = None) -> Iterator[Steps]:
-    """The trajectories of an ``.npz`` in one of OGBench's layouts. A trajectory of T steps has T + 1 rows, the last of
-    which holds the observation that the last step led to, and an action that led nowhere and is not used: the row where
-    ``terminals`` is 1, or ``valids`` 0 in the compact layout. The regular one has ``next_observations`` in its place,
-    and ``terminals`` mark the last step. That is where a trajectory was cut off, and nothing terminates but where there
-    are ``masks``, which are 0 there; rewards are 0 where there are none.
+    """The trajectories in an ``.npz`` with one of OGBench's layouts. A trajectory of T steps has T + 1 rows, the last
+    of which holds the observation after the last step and an unused action. It is the row where ``terminals`` is 1, or
+    ``valids`` is 0 in the compact layout. The regular layout has ``next_observations`` instead of this row, and
+    ``terminals`` mark the last step. All of these ends are truncations: steps are terminal only where ``masks`` exist
+    and are 0. Rewards are 0 if there are none.
 
     Raises:
         UserError: it is not such a file.
@@ -188,9 +189,9 @@ def ogbench_episodes(path: Path, obs_keys: Sequence[str] | None = None) -> Itera
 
 
 def d3rlpy_episodes(path: Path, obs_keys: Sequence[str] | None = None) -> Iterator[Steps]:
-    """The episodes of a file that d3rlpy 2 wrote. It keeps no observation after the last step, so that the last step of
-    an episode that was cut off has no successor. Its images, channels first, become ``[T, H, W, C]``; observations of
-    several parts are named 0, 1 and so on.
+    """The episodes in a file written by d3rlpy 2. It stores no observation after the last step, so that the last step
+    of a truncated episode has no next observation. Its images, channels first, become ``[T, H, W, C]``; the parts of
+    observations are named 0, 1 and so on.
 
     Raises:
         UserError: it is not such a file.

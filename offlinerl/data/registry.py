@@ -1,4 +1,4 @@
-"""Datasets by name: where their rows come from, and which environment, rewards and scores go with them."""
+"""Datasets by name: where their rows come from, and which environment, rewards and scores belong to them."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from offlinerl.data.dataset import Dataset
 
 TIMEOUT = 10
-"""Seconds a server has to answer."""
+"""Seconds to wait for a server."""
 
 HELDOUT = "-heldout"
-"""Ends the name of the held-out part of a dataset that is made here."""
+"""Suffix in the name of the held-out part of a dataset that is generated here."""
 
 
 NOWHERE = "none"
-"""In place of an environment: the data's own, if it names one, is not wanted."""
+"""Given instead of an environment: ignore the one that the data names."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,27 @@ class Entry:
     """A dataset, and the task it belongs to.
 
     Attributes:
-        name: what it is called here.
+        name: the dataset's name.
         source: one of ``{"builtin": folder}``, ``{"recipe": name}``, ``{"minari": id}``, ``{"file": path}``,
-            ``{"object": dataset}`` and ``{"d4rl": {"url": ..., "bytes": ..., "sha256": ...}}``, the last two where they
-            are known.
-        env: what ``offlinerl.envs.make.make`` takes; None if it is not known, as before a Minari dataset is installed.
-        reward: rule for the training rewards, one of ``offlinerl.data.load.REWARDS``.
-        score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, and a ``kind`` where they are not the
-            benchmark's own, see ``score_kind``; None if the return is the score. The data's own episodes have the same,
-            by the sum of their rewards or by one above 0, or ``data``: "counts" or "terminals".
-        family: which ``configs/<agent>/<family>.yaml`` fits.
+            ``{"object": dataset}`` and ``{"d4rl": {"url": ..., "bytes": ..., "sha256": ...}}``, with its size
+            and digest if known.
+        env: the environment as ``offlinerl.envs.make.make`` takes it; None if unknown, as before a Minari dataset is
+            installed.
+        reward: rule for the training rewards, one of ``offlinerl.data.rewards.REWARDS``.
+        score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, and a ``kind`` if these are not the
+            benchmark's own, see ``score_kind``; None if the return is the score. The episodes of the data are scored
+            likewise, by the sum of their rewards or by whether one is above 0, unless ``data`` is "counts" or
+            "terminals".
+        family: which ``configs/<agent>/<family>.yaml`` applies.
         licence: of the data.
         citation: of the data.
-        max_episode_steps: length at which the data's episodes were truncated.
+        max_episode_steps: time limit at which the data's episodes were truncated.
         obs_keys: parts of a ``Dict`` observation and their order.
-        columns: which columns of a table are what; see ``offlinerl.data.tables.parse_columns``.
-        subset: which of its episodes are meant, by a name that the dataset gives some of them.
+        columns: the column mapping of a table; see ``offlinerl.data.mapping.parse_columns``.
+        subset: the episodes to use, by the name that the dataset gives this subset.
         split: "jump" where a jump of the position marks a new episode; see ``offlinerl.data.d4rl.load_hdf5``.
-        overlong: whether the data is known to have episodes longer than its environment allows.
-        note: what one should know before comparing numbers.
+        overlong: whether the data is known to have episodes beyond its environment's time limit.
+        note: what to know before comparing numbers.
     """
 
     name: str
@@ -88,7 +90,7 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """builtin, recipe, minari, d4rl, file or object."""
+        """The kind of source: builtin, recipe, minari, d4rl, file or object."""
         return next(iter(self.source))
 
     @property
@@ -101,7 +103,7 @@ class Entry:
         """Where the rows are, or will be once they are downloaded or generated.
 
         Raises:
-            ValueError: for a Minari id, whose place Minari knows.
+            ValueError: the source is a Minari id, whose folder only Minari knows.
         """
         if self.kind == "builtin":
             return paths.share("datasets", self.where)
@@ -120,7 +122,7 @@ class Entry:
 
     @property
     def steps_allowed(self) -> int | None:
-        """Steps of the longest episode that its environment allows; None if nothing says so."""
+        """Length in steps of the longest episode that the environment allows; None if unknown."""
         asked = "max_episode_steps" in (self.env or {})
         if self.env is None or (self.max_episode_steps and not asked):
             return self.max_episode_steps
@@ -141,8 +143,8 @@ class Entry:
 
     @property
     def score_kind(self) -> str:
-        """What ``score_of`` gives: "normalized", "minari" if by Minari's reference scores, "ours" on a task whose
-        references were measured here, or "return"."""
+        """The kind of score that ``score_of`` gives: "normalized", "minari" with Minari's reference scores, "ours" for
+        a task whose reference scores were measured by this project, or "return"."""
         return self.score.get("kind", "normalized") if self.score else "return"
 
 
@@ -152,15 +154,15 @@ def normalized_score(episode_return: float | np.ndarray, low: float, high: float
 
 
 def names() -> list[str]:
-    """Every name in the registry, in its order."""
+    """Every name in the registry, in order."""
     return list(_load())
 
 
 def entry(name: str) -> Entry:
-    """The entry of that very name.
+    """The entry with exactly this name.
 
     Raises:
-        UserError: there is none; the message names the nearest ones.
+        UserError: there is none; the message suggests similar names.
     """
     try:
         return _load()[name]
@@ -174,17 +176,17 @@ def resolve(
     env: str | Mapping[str, Any] | None = None,
     obs_keys: Sequence[str] | None = None,
 ) -> Entry:
-    """Finds the dataset a user means, and never one that only looks like it.
+    """Finds the dataset that a user means, and never one that only has a similar name.
 
     Args:
-        source: a name in the registry, the id of a Minari dataset, a Minari folder, the folder of an
-            unfinished collection, or a file or folder of another format, see ``offlinerl.data.formats``; or a folder or
-            a pattern of several files, as in ``logs/*.csv``. A file named after an entry,
-            ``kitchen-complete-v0.hdf5``, brings its task along. Or a dataset itself; or what a file holds of one, which
-            is not enough.
-        env: another environment: a name in the registry, which brings its whole task; or a Gymnasium id, which may
-            begin with the module that registers it, ``module:Id``; or what ``offlinerl.envs.make.make`` takes. "none"
-            takes away the dataset's own.
+        source: a name in the registry, the id of a Minari dataset, a Minari folder, the folder of an unfinished
+            collection, or a file or folder in another format, see ``offlinerl.data.formats``; or a folder or glob
+            pattern of several files, as in ``logs/*.csv``. A file named after an entry, such as
+            ``kitchen-complete-v0.hdf5``, has that entry's task. Or a dataset itself; or what a file records of one,
+            which is refused.
+        env: another environment: a name in the registry, which brings its whole task; or a Gymnasium id, optionally
+            with the module that registers it, ``module:Id``; or what ``offlinerl.envs.make.make`` takes. "none" removes
+            the dataset's own.
         obs_keys: the parts of the observations to use; by default the dataset's own.
 
     Raises:
@@ -212,16 +214,16 @@ def _with_keys(entry: Entry, obs_keys: Sequence[str] | None) -> Entry:
 
 
 def _of_object(data: Dataset) -> Entry:
-    """A dataset's own task; rewards that follow a rule already keep it."""
+    """The entry of a dataset object; rewards that already follow a rule keep it."""
     task, rule = data.entry or Entry(data.name or "dataset", {}), data.provenance.get("reward", "none")
     return replace(task, source={"object": data}, reward=task.reward if rule == "none" else rule)
 
 
 def task(env: str | Mapping[str, Any], obs_keys: Sequence[str] | None = None) -> Entry:
-    """The task to act in that a user means, without a dataset.
+    """The task that a user names to act in, without a dataset.
 
     Args:
-        env: a Gymnasium id or what ``offlinerl.envs.make.make`` takes, whose return is the score, or a name in the
+        env: a Gymnasium id or what ``offlinerl.envs.make.make`` takes, whose score is the return; or a name in the
             registry, which brings its environment and score range.
         obs_keys: the parts of the observations to use; by default the task's own.
 
@@ -240,11 +242,11 @@ def task(env: str | Mapping[str, Any], obs_keys: Sequence[str] | None = None) ->
 
 
 def limited(entry: Entry, limits: Mapping[str, Any]) -> Entry:
-    """The entry with the ``columns`` and the ``subset`` that ``limits`` has, if any, and whose environment has its
-    ``max_episode_steps`` and ``action_range``.
+    """The entry with the ``columns`` and ``subset`` in ``limits``, if any, and with the rest of ``limits`` applied to
+    its environment; see ``offlinerl.envs.make.with_limits``.
 
     Raises:
-        UserError: the columns are none.
+        UserError: the columns are not a valid mapping, or the dataset is an object.
     """
     if limits.get("columns") or limits.get("subset"):
         if entry.kind == "object":
@@ -255,14 +257,14 @@ def limited(entry: Entry, limits: Mapping[str, Any]) -> Entry:
 
 
 def _environment(env: str | Mapping[str, Any]) -> Mapping[str, Any]:
-    """What to make. Raises a UserError that names the nearest ones where Gymnasium knows none by that id; one that is
-    like no other may still be known to a simulator that is not loaded yet, and ``module:Id`` to its module."""
+    """The description of an environment. Raises a UserError with similar names if Gymnasium does not know the id; an id
+    that is like no other may still belong to a simulator that is not loaded yet, and ``module:Id`` to its module."""
     if not isinstance(env, str):
         return env
-    import gymnasium  # here, because a list of datasets needs none
+    import gymnasium  # here, because listing datasets does not need it
 
     near = difflib.get_close_matches(env, [*names(), *gymnasium.registry], n=3, cutoff=0.8)
-    if env not in gymnasium.registry and near and ":" not in env:  # its module registers it, or has done so already
+    if env not in gymnasium.registry and near and ":" not in env:  # with a colon, its module registers it
         raise UserError(f"there is no environment {env!r}; did you mean {either(*near)}?")
     return {"id": env}
 
@@ -288,7 +290,7 @@ def _find(name_or_file: str) -> Entry:
         return replace(task, source={"file": str(path)})
     if any((path / inner).is_file() for inner in ("metadata.json", "data/metadata.json", "collection.json")):
         return _of_minari(path, {"file": str(path)})
-    if not _holds_data(path):  # as a folder may be that is called like a Minari dataset by chance
+    if not _holds_data(path):  # a folder that does may have the name of a Minari dataset by chance
         if (minari_root() / minari_id / "data").is_dir():
             return _of_minari(minari_root() / minari_id, {"minari": minari_id})
         if re.fullmatch(r"[-\w][-\w/]*[-\w]/[-\w]+-v\d+", minari_id):  # with a namespace, it can be nothing else
@@ -299,11 +301,11 @@ def _find(name_or_file: str) -> Entry:
 
 
 SUFFIXES = (".hdf5", ".h5", ".npz", ".csv", ".tsv", ".parquet")
-"""Ends of names that are of files."""
+"""Suffixes of names that mean files."""
 
 
 def _holds_data(folder: Path) -> bool:
-    """Whether it is a folder of LeRobot's, one that ``Dataset.write`` made, or one of files."""
+    """Whether a folder is a LeRobot dataset, was made by ``Dataset.write``, or contains data files."""
     if not folder.is_dir():
         return False
     known = any((folder / name).is_file() for name in ("meta/info.json", ABOUT))
@@ -311,7 +313,7 @@ def _holds_data(folder: Path) -> bool:
 
 
 def _rule_of(folder: Path) -> str:
-    """The rule that the rewards follow in a folder that ``Dataset.write`` made; "none" for another one."""
+    """The reward rule of a folder made by ``Dataset.write``; "none" for other folders."""
     about = folder / ABOUT
     if not about.is_file():
         return "none"
@@ -320,9 +322,9 @@ def _rule_of(folder: Path) -> str:
 
 
 def _exported_from(path: Path) -> dict[str, Any]:
-    """The environment and the parts of its observations that an exported file says it is from; nothing where the file
-    says nothing, or cannot be opened, which loading it reports."""
-    import h5py  # here, for listing datasets needs none
+    """The environment and the observation parts that an exported file states; empty if it states nothing, or cannot be
+    opened, which loading reports."""
+    import h5py  # here, because listing datasets does not need it
 
     try:
         with h5py.File(path, "r") as file:
@@ -335,7 +337,7 @@ def _exported_from(path: Path) -> dict[str, Any]:
 
 
 def checked_env(env: Any) -> Mapping[str, Any] | None:
-    """A description of an environment, see ``offlinerl.envs.make``; raises a ValueError if it is none."""
+    """A description of an environment, see ``offlinerl.envs.make``; raises a ValueError if it is invalid."""
     if env is None:
         return None
     about = env if "id" in env else json.loads(env["spec"])
@@ -354,8 +356,8 @@ def _checked_keys(keys: Any) -> list[str] | None:
 
 
 def _of_minari(folder: Path, source: Mapping[str, Any]) -> Entry:
-    """What a Minari dataset says of itself. Its reference scores are an expert's and a random policy's
-    returns, not D4RL's, and a score from them says so."""
+    """The entry of a Minari dataset, from its metadata. Its reference scores are the returns of an expert and of a
+    random policy, not D4RL's, and scores based on them are marked as such."""
     metadata = minari_metadata(folder)
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     known = low is not None and high is not None
@@ -373,11 +375,11 @@ def _of_minari(folder: Path, source: Mapping[str, Any]) -> Entry:
 
 
 def minari_metadata(folder: Path) -> dict[str, Any]:
-    """``metadata.json`` of a Minari dataset's folder or of its ``data`` folder, or ``collection.json`` of an unfinished
-    collection with the episodes and steps that its journal has so far.
+    """``metadata.json`` in a Minari dataset's folder or its ``data`` folder, or ``collection.json`` of an unfinished
+    collection, with the numbers of episodes and steps in its journal so far.
 
     Raises:
-        UserError: it is missing, not JSON, or lacks what identifies and sizes a dataset.
+        UserError: it is missing, not JSON, invalid, or lacks the dataset's id or size.
     """
     folder = folder / "data" if (folder / "data").is_dir() else folder
     collection = (folder / "collection.json").is_file()
@@ -404,13 +406,13 @@ def minari_metadata(folder: Path) -> dict[str, Any]:
 
 
 def minari_root() -> Path:
-    """Where Minari keeps its datasets: ``$MINARI_DATASETS_PATH``, or ``~/.minari/datasets``."""
+    """Where Minari stores its datasets: ``$MINARI_DATASETS_PATH``, or ``~/.minari/datasets``."""
     given = os.environ.get("MINARI_DATASETS_PATH")
     return Path(given) if given else paths.home("MINARI_DATASETS_PATH") / ".minari" / "datasets"
 
 
 def download(entry: Entry) -> None:
-    """Fetches a D4RL file into the cache, checked by size and sha256 where these are known.
+    """Downloads a D4RL file into the cache, and verifies its size and sha256 if these are known.
 
     Raises:
         UserError: the server cannot be reached, or what it sent is not the published file.
@@ -452,7 +454,7 @@ def _load() -> dict[str, Entry]:
 
 
 def _entry(section: dict[str, Any]) -> Entry:
-    """Of a section whose words are filled in. A range of scores of which a side is not known yet is none."""
+    """The entry of an expanded section. A score range of which one end is not known yet is dropped."""
     keys, score = section.pop("obs_keys", None), section.get("score")
     if score and None in (score["min"], score["max"]):
         section = {**section, "score": None}
@@ -460,8 +462,9 @@ def _entry(section: dict[str, Any]) -> Entry:
 
 
 def expanded(section: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A section of a file with ``each`` stands for every combination of the values listed there. A
-    value replaces ``{its variable}`` in the section's strings, and so does whatever is listed below it."""
+    """A section of a file with ``each`` stands for every combination of the values listed there. In the section's
+    strings, ``{variable}`` is replaced by the variable's value, and so are the further variables listed below that
+    value."""
     section = dict(section)
     each, found = section.pop("each", {}), []
     for chosen in itertools.product(*(values.items() for values in each.values())):
@@ -473,7 +476,7 @@ def expanded(section: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _fill(value: Any, words: Mapping[str, Any]) -> Any:
-    """``value`` with its ``{placeholders}`` replaced; one that stands alone keeps its value's type."""
+    """``value`` with its ``{placeholders}`` replaced; one that is the whole string keeps the type of its value."""
     if isinstance(value, Mapping):
         return {key: _fill(inner, words) for key, inner in value.items()}
     if isinstance(value, list):

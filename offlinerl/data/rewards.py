@@ -1,4 +1,4 @@
-"""Training rewards by rule."""
+"""Rules that derive training rewards from stored ones."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def _count(dataset: Dataset) -> np.ndarray:
 
 
 AFFINE = {
-    "minus_one": (1.0, -1.0),  # AntMaze: a cost of one a step until the goal
-    "hundredfold": (100.0, 0.0),  # AntMaze as ReBRAC has it
+    "minus_one": (1.0, -1.0),  # AntMaze: a cost of one per step until the goal
+    "hundredfold": (100.0, 0.0),  # AntMaze as in ReBRAC
 }
-"""Rules by which a reward is scaled and then shifted, each alone, whatever the others are."""
+"""Rules that scale and then shift each reward by itself."""
 
 
 def _affine(dataset: Dataset, rule: str) -> np.ndarray:
@@ -55,9 +55,9 @@ REWARDS = {
     "none": _as_is,
     **{rule: partial(_affine, rule=rule) for rule in AFFINE},
     "scale_by_return_range": _scale_by_return_range,  # locomotion: x 1000 / (best return - worst return)
-    "count": _count,  # Kitchen: tasks completed so far, which D4RL's files hold and the environment rewards once
+    "count": _count,  # Kitchen: tasks completed so far, as in D4RL's files; the environment rewards a task once
 }
-"""Training rewards by rule. Scores always come from the environment's own."""
+"""Training rewards by rule. Scores always use the environment's own rewards."""
 
 IN_WORDS = dict(
     scale_by_return_range="1000 / (highest return - lowest) times as large",
@@ -65,11 +65,12 @@ IN_WORDS = dict(
     hundredfold="100 times as large",
     count="the tasks that are done so far",
 )
-"""What becomes of a reward by each rule that changes it."""
+"""How each rule changes a reward, in words."""
 
 
 class OnlineReward(NamedTuple):
-    """The environment's rewards as those that a dataset is trained with: plain data, so that a checkpoint may hold it.
+    """Converts the environment's rewards to the training rewards of a dataset. Plain data, so that a checkpoint can
+    hold it.
 
     Called with the rewards of a step and their sum in the episode so far, both ``[...]``.
     """
@@ -83,14 +84,14 @@ class OnlineReward(NamedTuple):
 
 
 def online_reward(entry: Entry, raw: Dataset) -> OnlineReward:
-    """What makes the environment's rewards into those that a dataset is trained with.
+    """The conversion from the environment's rewards to the training rewards of a dataset.
 
     Args:
-        entry: the dataset's, with its rule.
+        entry: the dataset's entry, with its rule.
         raw: the dataset with its rewards as stored.
 
     Raises:
-        UserError: see ``with_reward``.
+        UserError: the rewards of ``raw`` are scaled already, or the rule does not apply to them.
     """
     stored_counts = (entry.score or {}).get("data") == "counts"  # D4RL's Kitchen, whose environment rewards a task once
     of_sum = entry.reward == "count" or stored_counts
@@ -105,11 +106,11 @@ def online_reward(entry: Entry, raw: Dataset) -> OnlineReward:
 
 
 def with_reward(dataset: Dataset, rule: str) -> Dataset:
-    """The dataset with its rewards replaced by one of the ``REWARDS``, unless that was done already; the other columns
-    are shared. The rule "none" leaves them as they are stored.
+    """The dataset with its rewards replaced by a rule of ``REWARDS``, unless that was done already; the other columns
+    are shared. The rule "none" keeps the rewards as stored.
 
     Raises:
-        UserError: the rule is unknown, or does not apply to these rewards, or they follow another one already.
+        UserError: the rule is unknown or does not apply to these rewards, or they already follow another rule.
     """
     if rule not in REWARDS:
         raise UserError(f"unknown reward rule {rule!r}; choose one of {', '.join(REWARDS)}")

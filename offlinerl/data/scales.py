@@ -1,4 +1,4 @@
-"""The scales of observations: the mean and the deviation of every dimension."""
+"""The scales of observations: mean and standard deviation of every dimension."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ Moments = dict[str, tuple[np.ndarray, np.ndarray]]
 """Mean and standard deviation ``[O]``, float64, of every vector of an observation by its path."""
 
 APART = 1000.0
-"""Factor between two deviations from which the smaller one is lost on a network."""
+"""Ratio of two standard deviations above which a network loses the smaller one."""
 
 STEADY = 0.5
-"""Correlation of a dimension with itself one row later, below which it is mostly noise."""
+"""Autocorrelation of a dimension at a lag of one row, below which it is mostly noise."""
 
 WEIGHED = 1 << 22
-"""Numbers that are added up at a time."""
+"""Numbers summed at a time."""
 
 QUIETLY = np.errstate(invalid="ignore", over="ignore")
-"""A NaN or an infinity makes a dimension constant here, and is reported elsewhere."""
+"""Silences warnings: a NaN or an infinity makes a dimension constant here, and is reported elsewhere."""
 
 
 def moments(observations: Tree) -> Moments:
-    """Mean and deviation of every dimension of the vectors ``[M, O]`` among the leaves; images are left out.
+    """Mean and standard deviation of every dimension of the vectors ``[M, O]`` among the leaves; images are left out.
 
-    A dimension is constant, with a deviation of exactly 0, where it deviates by no more than float32 rounds its mean:
-    that is relative to the dimension's own size, so that no choice of units makes a signal a constant.
+    A dimension is constant, with a standard deviation of exactly 0, if it varies by no more than the float32 rounding
+    error of its mean. This is relative to the dimension's own magnitude, so that no choice of units turns a signal into
+    a constant.
     """
     return {path: _moments(leaf) for path, leaf in tree_leaves(observations) if leaf.ndim == 2}
 
@@ -43,7 +44,7 @@ def _moments(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_and_deviation(column: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over some axes, of which the first is one, in float64; a block of rows at a time."""
+    """Mean and standard deviation in float64 over some axes, including the first; computed in blocks of rows."""
     count = math.prod(column.shape[axis] for axis in axes)
     size = min(BLOCK, max(1, WEIGHED // max(1, math.prod(column.shape[1:]))))
 
@@ -55,14 +56,14 @@ def mean_and_deviation(column: np.ndarray, axes: tuple[int, ...]) -> tuple[np.nd
 
 
 def far_apart(observations: Tree, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str | None:
-    """A sentence that names the dimensions with the least and the greatest deviation if they are further than ``APART``
-    from each other; None if they are not.
+    """A sentence that names the dimensions with the smallest and the largest standard deviation, if these differ by
+    more than a factor of ``APART``; else None.
 
-    Constant dimensions do not count, nor as the least those that are mostly noise beside others that are not, such as
-    the reading of a joint that nobody moves: a network loses nothing with them.
+    Constant dimensions do not count. For the smallest, neither do dimensions that are mostly noise if there are others,
+    such as the reading of a joint that never moves: a network loses nothing without them.
 
     Args:
-        observations: a tree of ``[M, ...]``, in the order of time.
+        observations: a tree of ``[M, ...]``, in time order.
         found: their ``moments``.
     """
     varying = {(path, d): std[d] for path, (_, std) in found.items() for d in np.flatnonzero(std)}
@@ -82,7 +83,8 @@ def far_apart(observations: Tree, found: Mapping[str, tuple[np.ndarray, np.ndarr
 
 @QUIETLY
 def _correlation(column: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Of every dimension with itself one row later, ``[O]``, by the mean square of its steps (von Neumann, 1941)."""
+    """Autocorrelation of every dimension at a lag of one row, ``[O]``, from the mean square of successive differences
+    (von Neumann, 1941)."""
     if len(column) < 2:
         return np.zeros_like(std)
     steps = (np.diff(block.astype(np.float64), axis=0) for block in blocks(column, more=1))

@@ -1,4 +1,4 @@
-"""Plain tables, CSV, Parquet, numpy's archives and pandas' frames, by a mapping of their columns."""
+"""Reads plain tables (CSV, Parquet, numpy archives, pandas DataFrames) by a mapping of their columns."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ USUAL: dict[str, tuple[str, ...]] = dict(
     log_prob=("log_prob", "log_probs", "action_log_prob", "action_log_probs", "action_logp"),
     next_obs=("next_observations", "next_observation", "next_obs", "next_obs[._]*", "next_state[._]*"),
 )
-"""What columns are taken for where nothing says so, the first name or pattern that the table has."""
+"""The default mapping: each field takes the first name or pattern that the table has."""
 
 DELIMITERS = ",\t;|"
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-"""How texts begin that other programs save as "Unicode"."""
+"""Byte order marks of texts that other programs save as "Unicode"."""
 
 TRUTH = {"true": 1, "false": 0, "": None}
-"""What the cells of a column of True and False are; a blank one is neither."""
+"""Values of the cells in a column of True and False; a blank cell is neither."""
 
 
 def read_names(path: Path) -> list[str]:
@@ -53,18 +53,18 @@ def read_names(path: Path) -> list[str]:
 def table_episodes(
     source: Path | Mapping[str, Any], columns: Columns | None = None, obs_keys: Sequence[str] | None = None
 ) -> Iterator[Steps]:
-    """The episodes of a table, one row a step: what was observed, what was done then, and what that earned.
+    """The episodes of a table with one row per step: an observation, the action taken, and its reward.
 
-    An episode ends where the column ``episode`` changes, or without one where ``step`` begins anew, and where
-    ``terminated``, ``truncated`` or ``last`` is 1. A table without any of these is one episode. Where there is a
-    ``mask``, it says what is terminal, where it is 0, and ``terminated`` is an end alone. Rows of an episode that
-    others lie between are brought together, and sorted by ``step`` if there is such a column. Where the last row of an
-    episode has no action, it holds what the last step led to.
+    An episode ends where the column ``episode`` changes or, without that column, where ``step`` starts again, and where
+    ``terminated``, ``truncated`` or ``last`` is 1. A table without any of these is one episode. If there is a ``mask``,
+    steps are terminal where it is 0, and ``terminated`` only marks ends. If the rows of several episodes are
+    interleaved, each episode's are brought together, and sorted by ``step`` if there is such a column. If the last row
+    of an episode has no action, it only holds the observation after the last step.
 
     Args:
         source: a CSV or Parquet file, an ``.npz``, or columns by name, ``[N, ...]``.
-        columns: which are what; by default as ``USUAL``.
-        obs_keys: of the parts ``obs.NAME``; by default all.
+        columns: the column mapping; by default ``USUAL``.
+        obs_keys: which of the parts ``obs.NAME`` to use; by default all.
 
     Raises:
         UserError: it cannot be read, or lacks a column.
@@ -89,10 +89,10 @@ def table_episodes(
 
 
 def usual_columns(names: Sequence[str], where: str) -> Columns:
-    """What the columns of a table are taken for.
+    """The default mapping of a table's columns.
 
     Raises:
-        UserError: no name tells the observation or the action.
+        UserError: no name suggests the observation or the action.
     """
     found, fixed = {}, {name for patterns in USUAL.values() for name in patterns}
     for field, patterns in USUAL.items():
@@ -101,7 +101,7 @@ def usual_columns(names: Sequence[str], where: str) -> Columns:
                 found[field] = [pattern]
                 break
     if "episode" not in found:
-        found.pop("step", None)  # whose beginnings would be those of episodes
+        found.pop("step", None)  # else an episode would begin wherever it starts again
     if lacking := [field for field in ("obs", "action") if field not in found]:
         many = ", ".join(map(str, names[:20])) + (", ..." if len(names) > 20 else "")
         what = {"obs": "observations", "action": "actions"}[lacking[0]]
@@ -110,7 +110,8 @@ def usual_columns(names: Sequence[str], where: str) -> Columns:
 
 
 def resolved(names: Sequence[str], columns: Columns, where: str) -> Columns:
-    """The names of a table's columns by what they hold. A pattern takes none that is named for something else.
+    """The names of a table's columns by field, with patterns expanded. A pattern does not match a column that is named
+    explicitly.
 
     Raises:
         UserError: there is no such column.
@@ -132,13 +133,13 @@ def _matching(names: Sequence[str], free: Sequence[str], patterns: Sequence[str]
 
 
 def parts_named(columns: Columns, obs_keys: Sequence[str] | None = None) -> list[str] | None:
-    """The names of the parts that a table's observations are made of, in their order; None if it has no such names."""
+    """The names of the parts of a table's observations, in order; None unless there are several parts with names."""
     names = [field.partition(".")[2] for field in columns if field.partition(".")[0] == "obs"]
     return list(obs_keys or names) if len(names) > 1 and all(names) else None
 
 
 def parts_of(names: Sequence[str], columns: Columns, where: str) -> Columns:
-    """The columns of a table's observations by part, of which one without a name is ""."""
+    """The columns of a table's observations by part; the name of an unnamed part is ""."""
     found = resolved(names, columns, where)
     return {field.partition(".")[2]: of for field, of in found.items() if field.partition(".")[0] == "obs"}
 
@@ -156,7 +157,7 @@ def _episodes(
         columns = [_as_numbers(table[name]) for name in names]
         for name, column in zip(names, columns, strict=True):
             if column.dtype.kind not in "biuf":
-                raise UserError(f"{where}: column {name} must be numbers, but row {_first_word(column)}")
+                raise UserError(f"{where}: column {name} must be numbers, but row {_first_non_number(column)}")
         if len(names) == 1:
             return columns[0]
         return np.concatenate([column.reshape(rows, -1) for column in columns], 1)
@@ -170,7 +171,7 @@ def _episodes(
             return np.zeros(rows, bool)
         column = single(numbers(chosen[field]), f"{where}: {field}")
         if column.dtype.kind == "f":
-            column = np.nan_to_num(column, nan=blank)  # what nobody filled in marks nothing
+            column = np.nan_to_num(column, nan=blank)  # a blank cell marks nothing
         return as_flags(column, f"{where}: {field}")
 
     def counted_steps() -> np.ndarray:
@@ -180,13 +181,13 @@ def _episodes(
         return step
 
     obs, next_obs, action = parts("obs"), parts("next_obs"), numbers(chosen["action"])
-    require_filled(where, dict(actions=action))  # without any, none would look as if it were missing
+    require_filled(where, dict(actions=action))  # an action of no numbers would look like a missing one
     if next_obs and next_obs.keys() == obs.keys():
         next_obs = {name: next_obs[name] for name in obs}
     log_prob = single(numbers(chosen["log_prob"]), f"{where}: log_prob") if "log_prob" in chosen else None
     reward = numbers(chosen["reward"]) if "reward" in chosen else np.zeros(rows, np.float32)
     terminated, cut = flags("terminated"), flags("truncated")
-    if chosen.get("terminated", [""])[0] in END:  # a mark of any end, which is terminal unless time was up
+    if chosen.get("terminated", [""])[0] in END:  # marks any end, which is terminal unless truncated
         terminated = terminated & ~cut
     ends = terminated | cut | flags("last")
     if "mask" in chosen:
@@ -198,8 +199,8 @@ def _episodes(
         ids = single(table[chosen["episode"][0]], f"{where}: episode")
         if len(chosen["episode"]) > 1:
             raise UserError(f"{where}: one column tells episodes apart, not {len(chosen['episode'])}")
-        _, first, number = np.unique(_given(ids, where), return_index=True, return_inverse=True)
-        number = np.argsort(np.argsort(first))[number]  # counted as they begin
+        _, first, number = np.unique(_episode_ids(ids, where), return_index=True, return_inverse=True)
+        number = np.argsort(np.argsort(first))[number]  # in the order in which they begin
         step = counted_steps() if "step" in chosen else None
         order = np.lexsort([number] if step is None else [step, number])
         number = number[order]
@@ -217,8 +218,8 @@ def _episodes(
         change[:-1] = step[1:] <= step[:-1]
     change[-1] = True
     bounds = ends[order] | change
-    # an end that is marked in the row of the last step is that of the row behind it, if that holds what it led to
-    moved = bounds & ~change & np.r_[_lacking(action)[order][1:], False]
+    # an end marked at the last step moves to the row after it, if that row only holds the final observation
+    moved = bounds & ~change & np.r_[_missing_actions(action)[order][1:], False]
     bounds[moved] = False
     bounds[1:] |= moved[:-1]
     reward, finals = single(reward, f"{where}: reward"), np.flatnonzero(bounds)
@@ -238,9 +239,9 @@ def _episodes(
 
 
 def _without_end(steps: Steps) -> Steps:
-    """An episode; the last of its rows, if it has no action, is where the last step led to."""
+    """An episode without its last row, if that has no action and only holds the observation after the last step."""
     obs, action, reward, terminated, next_obs, place, _, log_prob = steps
-    if not _lacking(action)[-1]:
+    if not _missing_actions(action)[-1]:
         return steps
     if np.nan_to_num(reward[-1]) != 0:
         raise UserError(
@@ -257,11 +258,11 @@ def _without_end(steps: Steps) -> Steps:
     )
 
 
-def _given(ids: np.ndarray, where: str) -> np.ndarray:
-    """What tells the episode of every row ``[N]``.
+def _episode_ids(ids: np.ndarray, where: str) -> np.ndarray:
+    """The episode ids of the rows ``[N]``.
 
     Raises:
-        UserError: nothing tells that of a row.
+        UserError: a row has none.
     """
     blank = _blank(ids)
     if ids.dtype.kind == "O":
@@ -274,7 +275,7 @@ def _given(ids: np.ndarray, where: str) -> np.ndarray:
 
 
 def _array_of(column: Any) -> np.ndarray:
-    """A column of a frame; whole numbers of which some are missing as objects, and not as fractions."""
+    """A column of a DataFrame as an array; integers of which some are missing become objects, not floats."""
     array = np.asarray(column)
     if array.dtype.kind == "f" and getattr(getattr(column, "dtype", None), "kind", "f") in ("i", "u"):
         return np.asarray(column.astype(object))
@@ -282,11 +283,11 @@ def _array_of(column: Any) -> np.ndarray:
 
 
 def _stacked(cells: np.ndarray) -> np.ndarray:
-    """Cells ``[N]`` that are lists or arrays of one length as ``[N, length]``, and nothing where one is missing; others
-    as they are.
+    """Cells ``[N]`` that are lists or arrays of one length as ``[N, length]``, with gaps where one is missing; other
+    cells unchanged.
 
     Raises:
-        ValueError: they have several lengths.
+        ValueError: their lengths differ.
     """
     known = np.array([isinstance(cell, list | tuple | np.ndarray) for cell in cells], bool)
     if not known.any() or not _blank(cells[~known]).all():
@@ -302,8 +303,8 @@ def _require_one_length(lengths: Sequence[int | None]) -> None:
 
 
 def _with_gaps(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Rows where they are known, ``[N]`` bool, and nothing elsewhere: NaN, or None among whole numbers, which are no
-    fractions."""
+    """Rows where ``known``, ``[N]`` bool, and missing values elsewhere: NaN, or None among integers, which thereby stay
+    integers."""
     if known.all():
         return rows
     nothing, dtype = (None, object) if rows.dtype.kind in "biu" else (np.nan, rows.dtype)
@@ -313,14 +314,14 @@ def _with_gaps(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _blank(column: np.ndarray) -> np.ndarray:
-    """``[rows]`` bool, where a column holds nothing, in whatever words."""
+    """``[rows]`` bool, where a column has no value, however that is written."""
     if column.dtype.kind in "OU":
         return np.isin(np.char.lower(column.astype(str)), ("", "none", "nan", "<na>", "nat"))
-    return column != column  # NaN, and what is no time
+    return column != column  # NaN and NaT
 
 
 def _as_numbers(column: np.ndarray) -> np.ndarray:
-    """A column of objects as numbers, of which those that are missing are not known; if that is what they are."""
+    """A column of objects as floats, with NaN for missing values, if its values are numbers; else unchanged."""
     if column.dtype.kind == "O":
         with suppress(TypeError, ValueError):
             return np.where(_blank(column), None, column).astype(np.float64)
@@ -328,19 +329,19 @@ def _as_numbers(column: np.ndarray) -> np.ndarray:
 
 
 def _is_whole(column: np.ndarray) -> bool:
-    """Whether a column holds objects that are whole numbers, but for those that are missing."""
+    """Whether a column holds objects that are integers, apart from missing values."""
     return column.dtype.kind == "O" and all(isinstance(value, Integral) for value in column[~_blank(column)])
 
 
-def _lacking(action: np.ndarray) -> np.ndarray:
-    """``[rows]`` bool, where there is no action at all."""
+def _missing_actions(action: np.ndarray) -> np.ndarray:
+    """``[rows]`` bool, where an action is missing entirely."""
     if action.dtype.kind != "f":
         return np.zeros(len(action), bool)
     return np.isnan(action).reshape(len(action), -1).all(1)
 
 
-def _first_word(column: np.ndarray) -> str:
-    """The first row that is no number, and rather none of those that are True or False."""
+def _first_non_number(column: np.ndarray) -> str:
+    """The first row that is not a number, preferably one that is not True or False either."""
     words = [row for row, value in enumerate(column) if not _is_number(value)]
     odd = [row for row in words if str(column[row]).lower() not in TRUTH]
     return next((f"{row} holds {str(column[row])!r:.40}" for row in odd or words), "0 holds something else")
@@ -354,8 +355,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _table(path: Path, wanted: Sequence[str], words: Collection[str] = ()) -> dict[str, Any]:
-    """The columns of a file that are wanted; if none are, all their names, with nothing in them. The cells of those
-    among ``words`` are what is written there, for 1.1 and 1.10 are two names."""
+    """The requested columns of a file; if none are requested, all column names, with None as their values. The cells of
+    those in ``words`` are kept as written, because 1.1 and 1.10 are two names."""
     with path.open("rb") as file:
         magic = file.read(4)
     with reading(f"the table {path}", "write it again"):
@@ -379,7 +380,7 @@ def _parquet(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
 
 
 def _with_missing(column: Any) -> np.ndarray:
-    """As ``from_arrow``, but whole numbers of which some are missing as objects, and not as fractions; and lists may be
+    """As ``from_arrow``, but integers of which some are missing become objects, not floats; and lists may be
     missing."""
     if column.null_count and str(column.type).startswith(("int", "uint")):
         return np.array(column.to_pylist(), object)
@@ -402,10 +403,10 @@ def parquet_reader() -> Any:
 
 
 def from_arrow(column: Any) -> np.ndarray:
-    """A column of Arrow's as an array; one of lists of one length as ``[N, length]``, whatever is in them.
+    """An Arrow column as an array; lists of one length become ``[N, length]``, whatever they hold.
 
     Raises:
-        ValueError: its lists have several lengths, or one is missing.
+        ValueError: its lists differ in length, or one is missing.
     """
     import pyarrow.compute as pc
 
@@ -422,12 +423,12 @@ def _is_lists(column: Any) -> bool:
 
 
 def delimiter_of(line: str) -> str:
-    """What separates the columns of a CSV file, by its first line; what is within quotes does not."""
+    """The delimiter of a CSV file, from its first line; characters within quotes do not count."""
     return max(DELIMITERS, key=re.sub('"[^"]*"', "", line).count)
 
 
 def _head(file: TextIO) -> str:
-    """The first line that is not blank, and those behind it up to where its quotes are closed."""
+    """The first line that is not blank, and the lines after it until its quotes are closed."""
     head = ""
     for line in file:
         head += line
@@ -436,7 +437,7 @@ def _head(file: TextIO) -> str:
     return head
 
 
-csv.field_size_limit(1 << 30)  # a cell may hold an image in letters, in a column that nobody asks for
+csv.field_size_limit(1 << 30)  # an unused column may hold images as text
 
 
 def _csv(path: Path, wanted: Sequence[str], words: Collection[str]) -> dict[str, Any]:
@@ -470,10 +471,10 @@ def _csv(path: Path, wanted: Sequence[str], words: Collection[str]) -> dict[str,
 
 
 def _rows(file: TextIO, delimiter: str) -> Iterator[list[str]]:
-    """The cells of every row, the head first.
+    """The cells of every row, the header first.
 
     Raises:
-        ValueError: a quote is not closed, which would take the rows behind it for a cell.
+        ValueError: a quote is not closed, so that the rows after it would become one cell.
     """
     reader, begin = csv.reader(file, delimiter=delimiter, strict=True), 1
     try:
@@ -490,8 +491,8 @@ def _store(block: list[list[str]], blocks: list[list[np.ndarray]], as_written: S
 
 
 def _converted(cells: Sequence[str]) -> np.ndarray:
-    """Cells as whole numbers, as objects if some are blank, else as numbers, of which blank ones are not known, else as
-    words."""
+    """Cells as integers, as objects if some are blank, else as floats, with NaN for blank cells, else as booleans or
+    strings."""
     for kind in (int, float):
         with suppress(ValueError, OverflowError):
             return np.array(list(map(kind, cells)), f"{kind.__name__}64")

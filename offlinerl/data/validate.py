@@ -1,4 +1,4 @@
-"""What is wrong with a dataset."""
+"""Finds what is wrong with a dataset."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 
 class Finding(NamedTuple):
-    """Something wrong with a dataset, or worth a look. Its kind is one of: unequal lengths, not finite, shape, action
+    """A fault in a dataset, or something worth a look. Its kind is one of: unequal lengths, not finite, shape, action
     range, duplicates, jump, overlapping ends, missing end, scales, lost rewards, refused."""
 
     kind: str
     message: str  # one sentence
-    rows: np.ndarray  # the rows concerned, counted from 0 in the source; none if it is refused
-    fault: bool = True  # False for a note on what may well be meant
+    rows: np.ndarray  # the rows concerned, counted from 0 in the source; may be empty
+    fault: bool = True  # False for a note on something that may be intended
 
 
 class _Columns(NamedTuple):
-    """A source as it is, sound or not."""
+    """A source as stored, valid or not."""
 
     obs: Tree  # [N, ...]
     action: np.ndarray  # [N, A]
@@ -46,17 +46,17 @@ class _Columns(NamedTuple):
     terminated: np.ndarray  # [N] bool
     truncated: np.ndarray  # [N] bool
     next_obs: Tree  # [N, ...], or None
-    rows: np.ndarray | None = None  # [N], which rows of the source they are, if they are not all of it in its order
+    rows: np.ndarray | None = None  # [N], row numbers in the source, if not all of it in order
 
     @property
     def flat(self) -> np.ndarray:
-        """All that an observation holds, ``[N, D]``."""
+        """All numbers of an observation, ``[N, D]``."""
         return np.concatenate([leaf.reshape(len(leaf), -1) for _, leaf in tree_leaves(self.obs)], 1)
 
 
 def validate(entry: Entry | str) -> list[Finding]:
-    """Checks a dataset, by entry, name or file: faults and notes, and nothing for a sound dataset. What loading refuses
-    is a fault, whatever it is.
+    """Checks a dataset given by entry, name or file. Returns faults and notes, none for a sound dataset. Whatever
+    loading refuses is a fault.
 
     Raises:
         UserError: the source cannot be read at all.
@@ -80,16 +80,16 @@ def validate(entry: Entry | str) -> list[Finding]:
 
 
 def _found(columns: _Columns, entry: Entry, path: Path, kind: str) -> list[Finding]:
-    """What the checks find in a source, by its own rows."""
+    """What the checks find in the rows of a source."""
     env = _spaces(entry)
     unfit = _unfit(columns, entry.env_id, *env) if env else []
     findings = [_not_finite(columns), *unfit, _outside(columns, _with_bounds(env and env[1], path, kind))]
     findings += [_duplicates(columns), _late_terminals(columns, entry.split), _far_apart(columns)]
     sure = kind != "minari" and not (entry.overlong or entry.split)
     findings += [_too_long(columns, entry.steps_allowed if sure else entry.max_episode_steps, sure)]
-    if kind == "d4rl" or columns.next_obs is not None:  # of others, every observation is its row's successor
+    if kind == "d4rl" or columns.next_obs is not None:  # in others, successors are next rows by definition
         findings += [_jumps(columns, entry.split)]
-    if kind == "d4rl":  # the episodes of others have their ends
+    if kind == "d4rl":  # others store whole episodes
         findings += [_overlapping(columns), _missing_end(columns)]
     if columns.rows is not None:
         findings = [finding._replace(rows=np.sort(columns.rows[finding.rows])) for finding in findings]
@@ -97,7 +97,7 @@ def _found(columns: _Columns, entry: Entry, path: Path, kind: str) -> list[Findi
 
 
 def _loaded(path: Path, entry: Entry) -> list[Finding]:
-    """What loading says of a dataset that it refuses, if no other check finds why; and of what it leaves out."""
+    """Why loading refuses a dataset, if no other check has found that; and what loading leaves out."""
     try:
         data = load._read(path, entry, "lossless", Builder(str(path)))
     except UserError as error:
@@ -117,14 +117,14 @@ def _d4rl_columns(path: Path, entry: Entry) -> _Columns | Finding:
             return Finding("unequal lengths", f"the columns have unequal lengths: {listed}", rows)
     with d4rl.open_d4rl(path) as file:
         flags, every = d4rl.episode_flags(file, entry.steps_allowed, entry.split), ("timeouts", d4rl.MASKS)
-        cut = flags.cut & ~flags.terminal if entry.split in every else flags.cut  # for they mark every end
+        cut = flags.cut & ~flags.terminal if entry.split in every else flags.cut  # there, cut marks every end
         following = file["next_observations"][()] if "next_observations" in file else None
         obs, action, reward = (file[key][()] for key in ("observations", "actions", "rewards"))
         return _Columns(obs, action, reward.reshape(-1), flags.terminal, cut, following)
 
 
 def _minari_columns(path: Path, entry: Entry) -> _Columns | Finding:
-    """Rows of all episodes one after another; unequal lengths are found on the way."""
+    """The rows of all episodes, one after another, or the first episode with unequal lengths."""
     episodes, at = [], 0
     for number, (obs, action, reward, terminated, _) in enumerate(minari_reader.minari_episodes(path, entry.obs_keys)):
         steps = len(reward)
@@ -142,7 +142,7 @@ def _minari_columns(path: Path, entry: Entry) -> _Columns | Finding:
 
 
 def _steps_columns(kind: str, path: Path, entry: Entry) -> _Columns:
-    """Rows of all episodes one after another, of files in the other formats; of several files, they are counted on."""
+    """The rows of all episodes, one after another, in the other formats; row numbers continue across files."""
     files = [(path, entry)]
     if kind == "several":
         entry = replace(entry, columns=entry.columns or known_columns(path))
@@ -150,7 +150,7 @@ def _steps_columns(kind: str, path: Path, entry: Entry) -> _Columns:
     episodes, total = [], 0
     for file, one in files:
         before = total
-        with suppress(NoSteps):  # a file of several that was begun and stopped at once
+        with suppress(NoSteps):  # one of several files may have no steps
             for steps in formats.episodes_of(_kind_of_one(file, one), file, one):
                 T = len(steps.action)
                 rows = total + np.arange(T) if steps.rows is None else before + steps.rows
@@ -159,13 +159,13 @@ def _steps_columns(kind: str, path: Path, entry: Entry) -> _Columns:
                     episodes.append(_of_steps(steps, f"{file}, {steps.place}", rows[:T]))
     if not episodes:
         raise UserError(f"{path} is empty: it has no episode")
-    if any(one.next_obs is not None for one in episodes):  # where others have none, they go on with the next row
+    if any(one.next_obs is not None for one in episodes):  # the others then get the next row's observation
         episodes = [one if one.next_obs is not None else _with_next_rows(one) for one in episodes]
     return tree_map(lambda *parts: np.concatenate(parts), *episodes)
 
 
 def _of_steps(steps: Steps, where: str, rows: np.ndarray) -> _Columns:
-    """The steps of an episode, at least one, as it is; ``rows`` are theirs in the source."""
+    """The steps of an episode, at least one, as stored; ``rows`` are their row numbers in the source."""
     T, kept = len(rows), partial(column_of, what=f"{where}: observations")
     obs, next_obs = (tree_map(lambda leaf: kept(leaf[:T]), tree) for tree in (steps.obs, steps.next_obs))
     terminated = as_flags(np.asarray(steps.terminated), f"{where}: terminations")
@@ -175,7 +175,7 @@ def _of_steps(steps: Steps, where: str, rows: np.ndarray) -> _Columns:
 
 
 def _with_next_rows(columns: _Columns) -> _Columns:
-    """Columns of an episode, whose last row is its own successor."""
+    """The columns of an episode, with the next row's observation as ``next_obs``; the last row gets its own."""
     return columns._replace(next_obs=tree_map(lambda leaf: np.concatenate([leaf[1:], leaf[-1:]]), columns.obs))
 
 
@@ -187,14 +187,14 @@ def _kind_of_one(file: Path, entry: Entry) -> str:
 
 
 def _spaces(entry: Entry) -> tuple[gymnasium.Space, gymnasium.Space] | None:
-    """Of the observations, as agents see them, and the actions of a dataset's environment; None if it is not known or
-    cannot be made on this machine."""
+    """The spaces of the observations, as agents see them, and of the actions in a dataset's environment; None if it is
+    unknown or cannot be made on this machine."""
     if entry.env is None:
         return None
     try:
         made = make(entry.env, seen=False)
     except UserError:
-        if "id" in entry.env and entry.name not in registry.names():  # it was asked for
+        if "id" in entry.env and entry.name not in registry.names():  # the user asked for it
             raise
         return None
     with checks.closing(made):
@@ -202,7 +202,7 @@ def _spaces(entry: Entry) -> tuple[gymnasium.Space, gymnasium.Space] | None:
 
 
 def _with_bounds(known: gymnasium.Space | None, path: Path, kind: str) -> gymnasium.Space | None:
-    """The space of the actions, as it is known or else as a Minari dataset states it; None if it has no bounds."""
+    """The action space, if known, or else as a Minari dataset states it; None if it has no bounds."""
     stated = None
     if kind == "minari":
         stated = spaces.from_json(json.loads(registry.minari_metadata(path).get("action_space", "{}")))
@@ -213,10 +213,10 @@ def _with_bounds(known: gymnasium.Space | None, path: Path, kind: str) -> gymnas
 
 
 def _unfit(columns: _Columns, env_id: str, obs_space: gymnasium.Space, action_space: gymnasium.Space) -> list[Finding]:
-    """Observations or actions of another shape than the environment's."""
+    """Observations or actions whose shape differs from the environment's."""
     rows, findings = np.arange(len(columns.reward)), []
     have, due = tree_map(lambda leaf: leaf.shape[1:], columns.obs), spaces.shapes(obs_space)
-    if have not in (due, (), (1,)):  # a lone number may stand for a choice
+    if have not in (due, (), (1,)):  # a single number may be a discrete observation
         message = f"observations have {_sizes(have)}, and those of {env_id} {_sizes(due)}"
         findings.append(Finding("shape", message, rows))
     action_dim = int(np.prod(columns.action.shape[1:]))
@@ -242,17 +242,17 @@ def _not_finite(columns: _Columns) -> Finding:
 
 
 def _as_kept(column: np.ndarray) -> np.ndarray:
-    """Numbers as a dataset keeps them, in which some are infinite that were not in the source."""
+    """Numbers as a dataset stores them; some may become infinite that were finite in the source."""
     return as_float32(column) if column.dtype == np.float64 else column
 
 
 USUAL = 0.1
-"""Share of the actions' entries beyond +-1 from which that cannot have been meant as their bound."""
+"""Fraction of action entries beyond +-1 above which +-1 cannot be the intended bounds."""
 
 
 def _outside(columns: _Columns, space: gymnasium.Space | None) -> Finding:
-    """Actions that the environment does not have; without bounds that are known, those beyond +-1, which nearly all
-    environments have, are a fault only where they are few."""
+    """Actions outside the environment's bounds. If the bounds are unknown, actions beyond +-1, the most common bounds,
+    are a fault only if they are few."""
     action = columns.action.reshape(len(columns.action), -1)
     if isinstance(space, Discrete):
         wrong = (action != np.floor(action)) | (action < space.start) | (action >= space.start + space.n)
@@ -262,7 +262,7 @@ def _outside(columns: _Columns, space: gymnasium.Space | None) -> Finding:
         return Finding("action range", "", np.empty(0, int))
     low, high = (-1.0, 1.0) if space is None else (np.ravel(space.low), np.ravel(space.high))
     if np.size(low) not in (1, action.shape[1]):
-        return Finding("action range", "", np.empty(0, int))  # another shape, which is a finding of its own
+        return Finding("action range", "", np.empty(0, int))  # a wrong shape is a separate finding
     outside = (action < low) | (action > high)
     message = f"{outside.mean():.1%} of the actions' entries lie outside [{np.min(low):g}, {np.max(high):g}]"
     fault = space is not None or bool(outside.mean() < USUAL)
@@ -272,7 +272,7 @@ def _outside(columns: _Columns, space: gymnasium.Space | None) -> Finding:
 
 
 def _duplicates(columns: _Columns) -> Finding:
-    """Rows that repeat an earlier one in observation, action and reward."""
+    """Rows that repeat an earlier row's observation, action and reward."""
     parts = (leaf for _, leaf in tree_leaves((columns.obs, columns.action, columns.reward)))
     raw = [np.ascontiguousarray(part).reshape(len(part), -1).view(np.uint8) for part in parts]
     flat = np.concatenate(raw, axis=1)
@@ -283,13 +283,13 @@ def _duplicates(columns: _Columns) -> Finding:
 
 
 def _far_apart(columns: _Columns) -> Finding:
-    """Dimensions of the observations that a network sees little of beside others."""
+    """Dimensions of the observations that are so small beside others that a network hardly sees them."""
     message = scales.far_apart(columns.obs, scales.moments(columns.obs))
     return Finding("scales", message or "", np.arange(len(columns.reward) if message else 0), fault=False)
 
 
 def _jumps(columns: _Columns, split: str | None) -> Finding:
-    """Rows whose successor is not the next row, though their episode goes on."""
+    """Rows whose next observation is not that of the next row, although the episode continues."""
     end = columns.truncated if split else columns.terminated | columns.truncated
     inside = ~end[:-1]
     if columns.next_obs is not None:
@@ -302,7 +302,7 @@ def _jumps(columns: _Columns, split: str | None) -> Finding:
             jump |= inside & ~near(successor[:-1], here[1:])
         return Finding("jump", "next_observations differ from the next row's observations", np.flatnonzero(jump))
     obs = columns.flat.astype(np.float64)
-    if (obs == np.floor(obs)).all():  # states by number, among which near and far mean nothing
+    if (obs == np.floor(obs)).all():  # discrete states, for which distances mean nothing
         return Finding("jump", "", np.empty(0, int))
     scale = np.nanstd(obs, axis=0)
     scaled = np.diff(obs, axis=0)[:, scale > 1e-6] / scale[scale > 1e-6]
@@ -312,7 +312,8 @@ def _jumps(columns: _Columns, split: str | None) -> Finding:
 
 
 def _farthest_step(steps: np.ndarray, resets: np.ndarray) -> float:
-    """The distance no step covers: well beyond nearly all steps, or nearly a reset where resets stand out."""
+    """The largest distance a step may cover: well beyond nearly all steps, or just below that of resets if these stand
+    out."""
     if not len(steps):
         return np.inf
     limit = 1.3 * np.quantile(steps, 0.999)
@@ -326,7 +327,7 @@ def _overlapping(columns: _Columns) -> Finding:
 
 
 def _late_terminals(columns: _Columns, split: str | None) -> Finding:
-    """A terminal state right after another: the episode went on after its end, which AntMaze's are meant to."""
+    """A terminal state right after another: the episode continued after its end, which is intended in AntMaze."""
     if split:
         return Finding("overlapping ends", "", np.empty(0, int))
     again = np.flatnonzero(columns.terminated[:-1] & columns.terminated[1:]) + 1
@@ -339,7 +340,7 @@ def _missing_end(columns: _Columns) -> Finding:
 
 
 def _too_long(columns: _Columns, steps: int | None, sure: bool) -> Finding:
-    """Episodes longer than their environment allows, a note where the data is known to have such."""
+    """Episodes beyond their environment's time limit; a note if the data is known to have such."""
     end = columns.terminated | columns.truncated
     end[-1] = True
     ends = np.flatnonzero(end)

@@ -1,4 +1,4 @@
-"""Datasets written in the formats of robomimic and LeRobot, for their programs and for ours to read again."""
+"""Writes datasets in the formats of robomimic and LeRobot, which those programs and this one can read."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_leaves
 
 GYM = 2
-"""What ``robomimic.envs.env_base.EnvType`` calls an environment of Gym's."""
+"""The value of ``robomimic.envs.env_base.EnvType`` for Gym environments."""
 
 ROWS_IN_A_FILE = 100_000
-"""Frames after which LeRobot's next Parquet file begins, at the end of an episode; a million numbers take some MB."""
+"""Frames after which LeRobot's next Parquet file begins, at the end of an episode; a million numbers take a few MB."""
 
 
 def _episodes(data: Dataset) -> Iterator[slice]:
-    """The rows of every episode."""
+    """The rows of every episode, as a slice."""
     for start, length in zip(data.episode_starts.tolist(), data.episode_lengths.tolist(), strict=True):
         yield slice(start, start + length)
 
 
 def write_robomimic(data: Dataset, file: Path, overwrite: bool = False, env_id: str | None = None) -> None:
-    """Writes demonstrations as robomimic reads them: ``data/demo_0/actions``, ``rewards``, ``dones``, which are 1 where
-    the task ended, ``obs/*`` and ``next_obs/*``. Observations that are one vector are called ``flat``, as those of
-    Gym's environments are there.
+    """Writes demonstrations in robomimic's format: ``data/demo_0/actions``, ``rewards``, ``dones``, which are 1 where
+    the task terminated, ``obs/*`` and ``next_obs/*``. Observations that are one vector are called ``flat``, as
+    robomimic calls those of Gym environments.
 
     Args:
         data: n episodes.
         file: to write.
         overwrite: replace the file if it exists.
-        env_id: the Gymnasium id of their environment, if it is known.
+        env_id: the Gymnasium id of their environment, if known.
 
     Raises:
         UserError: the file exists, or the disk is full.
@@ -73,24 +73,25 @@ def write_robomimic(data: Dataset, file: Path, overwrite: bool = False, env_id: 
 
 
 def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite: bool = False) -> None:
-    """Writes a folder in LeRobot's format v3.0, a frame a step: ``observation.state``, or the parts of observations by
-    their names, ``action``, ``next.reward``, ``next.terminated``, ``next.done`` and, where it is known, ``log_prob``.
-    Images are stored as PNG.
+    """Writes a folder in LeRobot's format v3.0, one frame per step: ``observation.state``, or the parts of observations
+    by name, ``action``, ``next.reward``, ``next.terminated``, ``next.done`` and, if known, ``log_prob``. Images are
+    stored as PNG.
 
-    An episode that was cut off has a frame more, which holds what its last step led to, repeats the last action and
-    earns nothing: the format has no place for an observation without an action. Where an episode terminated, nothing
-    follows, and there is none. An episode is cut where a step leads elsewhere than to the next row; see
+    A truncated episode has one extra frame, which holds the observation after its last step, repeats the last action
+    and has a reward of 0, because the format cannot store an observation without an action. A terminated episode has
+    none, because nothing follows. Episodes are split where a step's next observation is not that of the next row; see
     ``offlinerl.data.edit.chained``.
 
     Args:
         data: n episodes.
-        folder: to write, which appears when it is whole.
-        fps: steps a second.
-        task: in words.
+        folder: to write; it appears only once it is complete.
+        fps: steps per second.
+        task: description of the task in words.
         overwrite: replace the folder if it exists.
 
     Raises:
-        UserError: the folder exists, or is no such dataset; images are no pictures, or pyarrow is not installed.
+        UserError: the folder exists, or is not such a dataset; the images have an unsupported shape, or pyarrow is not
+            installed.
 
     Source: ``lerobot/datasets`` of its repository, version 0.4.4.
     """
@@ -115,7 +116,7 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
         singles["log_prob"] = np.float32
     features |= {name: dict(dtype=np.dtype(kind).name, shape=[1], names=None) for name, kind in singles.items()}
     episodes: list[dict[str, Any]] = []
-    waiting: list[Any] = []  # tables of the next file
+    waiting: list[Any] = []  # tables for the next file
     index = number_of_file = 0
     with atomic_write(folder, overwrite, LEROBOT) as temporary:
 
@@ -126,7 +127,7 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
 
         for number, rows in enumerate(_episodes(data)):
             last = rows.stop - 1
-            final = int(not data.terminated[last])  # frames more than steps
+            final = int(not data.terminated[last])  # extra frames
             T = rows.stop - rows.start + final
             shown = np.append(data.at[rows], data.next_at[last])[:T]
             acted = np.minimum(np.arange(rows.start, rows.stop + final), last)
@@ -166,10 +167,10 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
 
 
 LEROBOT = "meta/info.json"
-"""By which a folder is known for a dataset of LeRobot's."""
+"""The file by which a folder is recognised as a LeRobot dataset."""
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-"""Where LeRobot's frames are."""
+"""Where LeRobot stores frames."""
 
 TASKS = {"pandas": json.dumps(dict(
     index_columns=["task"], column_indexes=[], columns=[
@@ -177,11 +178,11 @@ TASKS = {"pandas": json.dumps(dict(
         dict(name="task", field_name="task", pandas_type="unicode", numpy_type="object", metadata=None),
     ], creator=dict(library="pyarrow", version=""), pandas_version="2.0.0",
 ))}  # fmt: skip
-"""By which pandas, with which LeRobot reads its tasks, knows their words for the index of the table."""
+"""Schema metadata that make pandas, with which LeRobot reads the tasks, use the tasks' texts as the table's index."""
 
 
 def _feature(path: str, leaf: np.ndarray, folder: Path) -> str:
-    """What LeRobot calls a part of an observation."""
+    """LeRobot's name for a part of an observation."""
     if leaf.ndim > 2 and not (leaf.ndim == 4 and leaf.dtype == np.uint8 and leaf.shape[-1] in (1, 3, 4)):
         raise UserError(
             f"{folder}: observations of shape {leaf.shape[1:]} are no pictures, which have 1, 3 or 4 channels; choose"
@@ -194,7 +195,7 @@ def _feature(path: str, leaf: np.ndarray, folder: Path) -> str:
 
 
 def _cells(column: np.ndarray) -> Any:
-    """A column as it is stored: one number as such, several as a list, images as PNG."""
+    """A column as stored: single numbers as such, vectors as lists, images as PNG."""
     if column.ndim == 2:
         return column[:, 0] if column.shape[1] == 1 else list(column)
     import imageio.v3 as images
@@ -208,7 +209,7 @@ def _cells(column: np.ndarray) -> Any:
 
 
 def _statistics(column: np.ndarray) -> dict[str, Any]:
-    """What LeRobot normalises a vector by, or the channels of images, which are from 0 to 1 there."""
+    """The statistics by which LeRobot normalises a vector or the channels of images, which it scales to [0, 1]."""
     axes, unit, shape = ((0, 1, 2), 255.0, (-1, 1, 1)) if column.ndim == 4 else ((0,), 1.0, -1)
     low, high = zip(*((block.min(axes), block.max(axes)) for block in blocks(column)), strict=True)
     mean, std = mean_and_deviation(column, axes)

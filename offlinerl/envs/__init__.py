@@ -1,4 +1,4 @@
-"""Environments: the registered tasks, how they are made, and how several are stepped at once."""
+"""Environments: the registered tasks, how they are made, and how several are stepped side by side."""
 
 import gymnasium as gym
 
@@ -6,7 +6,7 @@ from offlinerl.envs import control, finite, kitchen
 
 
 def register() -> None:
-    """Register this package's environments with Gymnasium, which calls it as a plugin. Loads no simulator."""
+    """Registers this package's environments with Gymnasium, which calls it as a plugin. Loads no simulator."""
     kitchen.register()
     control.register()
     finite.register()

@@ -1,4 +1,4 @@
-"""D4RL's ant: the model, and the task of walking where a direction points."""
+"""D4RL's ant: the model, and the task of walking in a given direction."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 from numpy.typing import ArrayLike
 
 FRAME_SKIP = 5
-"""Steps of the simulator, 0.02 s each, that an action is held for."""
+"""Simulator steps, 0.02 s each, for which an action is held."""
 
 RESET_NOISE = 0.1
-"""Half-width of the uniform noise on the first positions, deviation of the Gaussian one on the first velocities."""
+"""Half-width of the uniform noise on initial positions, and standard deviation of the Gaussian noise on velocities."""
 
 LEGS = {
     1: (1, 1, "-1 1 0", "30 70"),
@@ -23,10 +23,10 @@ LEGS = {
     3: (-1, -1, "-1 1 0", "-70 -30"),
     4: (1, -1, "1 1 0", "30 70"),
 }
-"""Where a leg points to in x and y; its ankle's axis and range in degrees."""
+"""The direction of each leg in x and y, and the axis and range in degrees of its ankle."""
 
 MOTORS = (4, 1, 2, 3)
-"""The legs in the order of the actions, each with its hip first."""
+"""The legs in the order of the actions; each one's hip comes before its ankle."""
 
 LEG = """
     <body>
@@ -73,13 +73,13 @@ MODEL = """
 
 
 def model(world: str = "") -> mujoco.MjModel:
-    """Compile D4RL's ant on a floor without end: 8 motors of +-30, RK4 in steps of 0.02 s.
+    """Compiles D4RL's ant on an infinite floor: 8 motors of +-30, RK4 in steps of 0.02 s.
 
     Its numbers are those of D4RL's ``ant.xml``, which OGBench ships as well (Fu et al., 2020, Apache 2.0; Park et al.,
-    2024, MIT): OpenAI Gym's ant with motors of 30 instead of 150 and hips that turn less far.
+    2024, MIT): OpenAI Gym's ant with motors of 30 instead of 150 and hips with a smaller range.
 
     Args:
-        world: elements of MJCF to put around it.
+        world: MJCF elements to add around it.
     """
     legs = "".join(
         LEG.format(leg=leg, x=0.2 * x, y=0.2 * y, xx=0.4 * x, yy=0.4 * y, axis=axis, bounds=bounds)
@@ -90,13 +90,13 @@ def model(world: str = "") -> mujoco.MjModel:
 
 
 class Ant(gym.Env[np.ndarray, np.ndarray]):
-    """D4RL's ant at 10 Hz: the simulation and its pictures, without a task.
+    """D4RL's ant at 10 Hz: the simulation and its rendering, without a task.
 
-    An action is the torque of every motor in units of 30, ``[8]`` in [-1, 1]; what exceeds the bounds is clipped.
+    An action is the torque of every motor in units of 30, ``[8]`` in [-1, 1]; values beyond the bounds are clipped.
 
     Args:
         model: see ``offlinerl.envs.ant.model``.
-        obs_size: of the observations.
+        obs_size: length of the observations.
         camera: attributes of the camera, a ``mujoco.MjvCamera``.
         render_mode: None, "human", "rgb_array" or "depth_array".
     """
@@ -114,7 +114,8 @@ class Ant(gym.Env[np.ndarray, np.ndarray]):
         self._renderer: MujocoRenderer | None = None
 
     def stand(self, xy: ArrayLike | None = None) -> None:
-        """Put the ant where the model has it, with D4RL's noise on its positions and velocities, or at x and y in m."""
+        """Puts the ant in the model's initial pose, at x and y in m if given, with D4RL's noise on positions and
+        velocities."""
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos += self.np_random.uniform(-RESET_NOISE, RESET_NOISE, self.model.nq)
         if xy is not None:
@@ -123,14 +124,15 @@ class Ant(gym.Env[np.ndarray, np.ndarray]):
         mujoco.mj_forward(self.model, self.data)
 
     def move(self, action: np.ndarray) -> None:
-        """Hold the torques of an action for 0.1 s."""
+        """Holds the torques of an action for 0.1 s."""
         self.data.ctrl[:] = action
         mujoco.mj_step(self.model, self.data, FRAME_SKIP)
         if self.render_mode == "human":
             self.render()
 
     def render(self) -> np.ndarray | None:
-        """An image ``[480, 480, 3]`` of uint8 (a depth map in "depth_array"), or None on a screen."""
+        """An image ``[480, 480, 3]`` of uint8 (a depth map in "depth_array"), or None if it goes to a screen or
+        nowhere."""
         if self.render_mode is None:
             return None
         if self._renderer is None:
@@ -139,24 +141,25 @@ class Ant(gym.Env[np.ndarray, np.ndarray]):
         return self._renderer.render(self.render_mode)
 
     def close(self) -> None:
-        """Release the renderer."""
+        """Releases the renderer."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
 
 
 class AntDirection(Ant):
-    """The ant in the open, to go in a direction that changes every 100 steps: what a goal-reaching policy learns from.
+    """The ant in the open, which is to walk in a direction that changes every 100 steps: a task to train goal-reaching
+    policies on.
 
     The observation is a float32 vector of 29: the positions of the joints without the torso's x and y (13; m, a
-    quaternion, rad), their velocities (14; m/s, rad/s) and the direction, a unit vector in x and y. A step pays the
-    distance in m by which the torso moved along it. The episode terminates when the torso's height leaves
-    [0.2, 1] m.
+    quaternion, rad), their velocities (14; m/s, rad/s) and the direction, a unit vector in x and y. The reward of a
+    step is the distance in m by which the torso moved in that direction. The episode terminates when the torso's height
+    leaves [0.2, 1] m.
 
     Args:
         render_mode: None, "human", "rgb_array" or "depth_array".
 
-    Source: Park et al., OGBench, 2024 (arXiv 2410.20092), which trains the policies for its mazes in it.
+    Source: Park et al., OGBench, 2024 (arXiv 2410.20092), which uses it to train the policies for its mazes.
     """
 
     def __init__(self, render_mode: str | None = None) -> None:
@@ -167,7 +170,7 @@ class AntDirection(Ant):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode. A seed decides all that happens in it, but for the actions."""
+        """Starts an episode. The seed determines everything in it except the actions."""
         super().reset(seed=seed)
         self.stand()
         self._steps = 0
@@ -175,7 +178,7 @@ class AntDirection(Ant):
         return self._observation(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Hold the torques for 0.1 s."""
+        """Holds the torques for 0.1 s."""
         before = self.data.qpos[:2].copy()
         self.move(action)
         reward = float((self.data.qpos[:2] - before) @ self.direction)

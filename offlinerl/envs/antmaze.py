@@ -1,4 +1,4 @@
-"""D4RL's AntMaze: D4RL's ant in D4RL's mazes."""
+"""AntMaze: D4RL's ant in D4RL's mazes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import numpy as np
 from offlinerl.envs.ant import Ant, model
 
 CELL = 4.0
-"""Metres a cell is wide."""
+"""Width of a cell, in m."""
 
 GOAL_RADIUS = 0.5
-"""Metres between the torso and the goal at which it is reached."""
+"""Distance in m between the torso and the goal within which the goal is reached."""
 
 
 @dataclass(frozen=True)
 class Maze:
-    """A maze of square cells; x grows with the column and y with the row, and the start lies at the origin.
+    """A maze of square cells; x grows with the column and y with the row, and the start is at the origin.
 
     Attributes:
-        rows: a string a row: ``#`` is a wall, ``r`` the start and ``g`` the goal of an evaluation.
+        rows: one string per row: ``#`` is a wall, ``r`` the start and ``g`` the goal of an evaluation.
     """
 
     rows: tuple[str, ...]
 
     def cells(self, kinds: str) -> list[tuple[int, int]]:
-        """Row and column of the cells of some kinds, row by row."""
+        """Row and column of the cells of these kinds, row by row."""
         return [(i, j) for i, row in enumerate(self.rows) for j, kind in enumerate(row) if kind in kinds]
 
     @cached_property
@@ -86,8 +86,8 @@ MAZES = {
 
 
 def walls_of(env: Any) -> tuple[np.ndarray, float] | None:
-    """The centres of the walls' cells ``[n, 2]``, x and y in m, and the width of a cell, of an AntMaze of ours or a
-    maze of Gymnasium-Robotics; None of what is neither."""
+    """The centres of the wall cells, ``[n, 2]``, x and y in m, and the width of a cell, in our AntMaze or a maze of
+    Gymnasium-Robotics; None for other environments."""
     maze = getattr(env.unwrapped, "maze", None)
     if isinstance(maze, Maze):
         return np.array([maze.centre(cell) for cell in maze.cells("#")]), CELL
@@ -98,37 +98,37 @@ def walls_of(env: Any) -> tuple[np.ndarray, float] | None:
 
 
 def world(maze: Maze) -> str:
-    """MJCF of the walls, 2 m high, and of the goal's mark."""
+    """MJCF of the walls, 2 m high, and of the mark at the goal."""
     walls = [
         '<geom type="box" size="2 2 1" pos="{} {} 1" contype="1" conaffinity="1" rgba=".35 .42 .52 1"/>'.format(
             *maze.centre(cell)
         )
         for cell in maze.cells("#")
     ]
-    # Where it does not coincide with the world's origin, the simulator looks up where it has been moved to.
+    # Away from the world's origin, because MuJoCo ignores later changes to the position of a site that is there.
     goal = f'<site name="goal" type="cylinder" size="{GOAL_RADIUS} .01" pos="1 1 0" rgba=".1 .6 .3 1"/>'
     return "\n".join([*walls, goal])
 
 
 class AntMaze(Ant):
-    """D4RL's ant on its way through a maze to a goal that it does not observe.
+    """D4RL's ant in a maze, on its way to a goal that it does not observe.
 
     The observation is a float32 vector of 29: the positions of the joints (15: the torso's x, y and z in m, its
     quaternion, 8 angles in rad) and their velocities (14; m/s, rad/s). An action is the torque of every motor in units
-    of 30, ``[8]`` in [-1, 1], held for 0.1 s; what exceeds the bounds is clipped.
+    of 30, ``[8]`` in [-1, 1], held for 0.1 s; values beyond the bounds are clipped.
 
     An episode starts at the cell ``r``. Its goal is the centre of the cell ``g`` + U(0, 1) + U(0, 0.5) m in x and in y.
-    A step after which the torso is within 0.5 m of the goal pays 1 and terminates the episode; any other pays 0.
-    ``info["success"]`` says whether it was such a step. As registered, episodes are truncated after 700 steps in the
-    umaze and after 1000 in the others.
+    A step after which the torso is within 0.5 m of the goal has a reward of 1 and terminates the episode; all others
+    have a reward of 0. ``info["success"]`` says whether it was such a step. As registered, episodes are truncated after
+    700 steps in the umaze and after 1000 in the others.
 
     Args:
         maze: "umaze", "medium" or "large".
         starts: None, or rows and columns of the cells to start in, at the centre of one of them + U(0, 1) m in x and y.
-        goals: rows and columns of the cells to choose the goal's from, if it is not to be ``g``.
-        goal_seed: None draws the goal anew in every episode, as D4RL's v2 does. A number draws one goal from it for
-            all episodes; D4RL's v0 has one goal an environment.
-        continuing_task: whether the episode goes on at the goal, as in the collection of data.
+        goals: rows and columns of the cells that the goal's is drawn from, instead of ``g``.
+        goal_seed: None draws a new goal in every episode, as D4RL's v2 does. A number draws one goal from it for all
+            episodes; in D4RL's v0 every environment has one goal.
+        continuing_task: whether the episode continues at the goal, as in the collection of data.
         render_mode: None, "human", "rgb_array" or "depth_array".
 
     Raises:
@@ -165,7 +165,7 @@ class AntMaze(Ant):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode. A seed decides all that happens in it, but for the actions."""
+        """Starts an episode. The seed determines everything in it except the actions."""
         super().reset(seed=seed)
         self.goal = self.draw_goal(self.np_random) if self._one_goal is None else self._one_goal
         self.model.site("goal").pos[:2] = self.goal
@@ -173,7 +173,7 @@ class AntMaze(Ant):
         return self._observation(), {"success": self._reached()}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Hold the torques for 0.1 s."""
+        """Holds the torques for 0.1 s."""
         self.move(action)
         success = self._reached()
         return self._observation(), float(success), success and not self.continuing_task, False, {"success": success}

@@ -1,4 +1,4 @@
-"""Atari games on ale-py, and MinAtar's small ones. Both need the extra ``atari``."""
+"""Atari games by ale-py, and MinAtar's small games. Both need the extra ``atari``."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 from offlinerl.util.errors import UserError
 
 ALE, MINATAR = "ALE/", "MinAtar/"
-"""How the ids of their environments begin."""
+"""Prefixes of their environments' ids."""
 
 REPEAT, STACK = 4, 4
-"""Frames that an action is held for, and that an observation has (Mnih et al., Nature 2015, methods)."""
+"""Frames for which an action is held, and frames in an observation (Mnih et al., Nature 2015, methods)."""
 
 MINATAR_STEPS = 5000
-"""After which an episode of MinAtar's is truncated, which a good player's would not end by itself."""
+"""Time limit of MinAtar's episodes, which would never end for a good player."""
 
 
 def register(env_id: str) -> bool:
-    """Register the environments of the package that an id belongs to; False if it is neither of these.
+    """Registers the environments of the package that an id belongs to; False if it belongs to neither.
 
     Raises:
         UserError: the package is missing.
@@ -43,8 +43,8 @@ def register(env_id: str) -> bool:
 
 
 def preprocessed(env: gym.Env, size: int, repeat: int) -> gym.Env:
-    """A game of ``frameskip`` 1 as Gymnasium's ``AtariPreprocessing`` shows it: grey frames ``[size, size, 1]``, the
-    brighter one of the last two of every ``repeat``, after up to 30 steps of no action.
+    """A game of ``frameskip`` 1 in Gymnasium's ``AtariPreprocessing``: grey frames ``[size, size, 1]``, each the
+    pixelwise maximum of the last two of every ``repeat`` frames, after up to 30 no-op steps.
 
     Raises:
         UserError: OpenCV, which resizes the frames, is missing.
@@ -56,9 +56,9 @@ def preprocessed(env: gym.Env, size: int, repeat: int) -> gym.Env:
 
 
 class Planes(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
-    """A game of MinAtar's (Young & Tian, 2019), whose planes ``[10, 10, C]`` are shown as uint8, 0 or 255. A seed
-    decides all of an episode but the actions: sticky ones begin with none, where the game remembers the last episode's.
-    """
+    """A MinAtar game (Young & Tian, 2019), with its planes ``[10, 10, C]`` as uint8, 0 or 255. The seed determines
+    everything in an episode except the actions: sticky actions start without a previous one, whereas the game remembers
+    the last episode's."""
 
     def __init__(self, env: gym.Env):
         gym.utils.RecordConstructorArgs.__init__(self)

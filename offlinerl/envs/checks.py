@@ -1,4 +1,4 @@
-"""What an environment must keep to, checked when one is made and at every step."""
+"""What an environment must comply with, checked when it is made and at every step."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ RESET = "reset must return the observation and a dictionary"
 STEP = "step must return the observation, the reward, terminated, truncated and a dictionary"
 
 NO_BOUND = 2**31 - 1
-"""What a bound of an action must be less than, in size; the largest numbers of 32 bits stand for no bound at all."""
+"""The absolute value of an action bound must be below this; the largest 32-bit numbers stand for no bound."""
 
 LARGEST = np.finfo(np.float32).max
 
 
 class Unsound(Exception):
-    """An environment gives what it must not; the message goes on after its name."""
+    """An environment returned something invalid; the message continues after its name."""
 
 
 def name_of(env: gym.Env) -> str:
-    """What an environment is called."""
+    """The name of an environment."""
     return env.spec.id if env.spec else type(env.unwrapped).__name__
 
 
 def unbounded(space: gym.Space) -> np.ndarray:
-    """``[A]`` bool, where the bounds of a vector's space are infinite, not numbers, or so large that they stand for
-    none."""
+    """``[A]`` bool, where the bounds of a vector space are infinite, NaN, or so large that they stand for none."""
     if not isinstance(space, gym.spaces.Box):
         return np.zeros(0, bool)
     largest = min(NO_BOUND, float(np.finfo(space.dtype).max) / 2) if space.dtype.kind == "f" else NO_BOUND
@@ -44,11 +43,11 @@ def unbounded(space: gym.Space) -> np.ndarray:
 
 
 def require_sound(env: gym.Env, action: Any) -> None:
-    """Reset an environment, as it is before its observations are made into vectors, and step it once, with an action
-    as it takes it.
+    """Resets an environment, before its observations are made into vectors, and steps it once with one of its own
+    actions.
 
     Raises:
-        UserError: it does not answer as Gymnasium's environments do.
+        UserError: it does not follow Gymnasium's interface.
     """
     name, space = name_of(env), env.observation_space
     answer = _call(name, "reset", RESET, lambda: env.reset(seed=0))
@@ -75,25 +74,25 @@ def _call(name: str, method: str, duty: str, call: Callable[[], Any]) -> Any:
         return call()
     except UserError:
         raise
-    except Exception as error:  # it is a user's own code
+    except Exception as error:  # user code may raise anything
         raise UserError(f"{name}: its {method} fails when it is tried ({described(error)}); {duty}") from error
 
 
 def close(env: gym.Env) -> None:
-    """Close an environment.
+    """Closes an environment.
 
     Raises:
         UserError: that fails.
     """
     try:
         env.close()
-    except Exception as error:  # it is a user's own code
+    except Exception as error:  # user code may raise anything
         raise UserError(f"{name_of(env)}: its close fails ({described(error)}); mend the environment") from error
 
 
 @contextmanager
 def closing(env: gym.Env) -> Iterator[gym.Env]:
-    """Closes an environment at the end; see ``close``."""
+    """Closes an environment at the end of the ``with``; see ``close``."""
     try:
         yield env
     finally:
@@ -101,19 +100,19 @@ def closing(env: gym.Env) -> Iterator[gym.Env]:
 
 
 def described(error: Exception) -> str:
-    """An error of somebody's code in one line."""
+    """An error in user code, in one line."""
     return f"{type(error).__name__}: {reason(error)}"
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error's message, or its kind if it has none."""
+    """The first line of an error's message, or its type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _is_step(answer: Any) -> bool:
     if not (isinstance(answer, tuple) and len(answer) == 5):
         return False
-    return type(answer[4]) is dict or isinstance(answer[4], Mapping)  # the former is quicker, and asked in every step
+    return type(answer[4]) is dict or isinstance(answer[4], Mapping)  # the first is faster, and this runs at every step
 
 
 def _described(answer: Any) -> str:
@@ -136,10 +135,10 @@ def _require_observation(name: str, method: str, space: gym.Space, observation: 
 
 
 def one(what: str, value: Any) -> float:
-    """A number, which may come as an array of one.
+    """A number, possibly given as an array of one element.
 
     Raises:
-        Unsound: it is none.
+        Unsound: it is not a number.
     """
     try:
         array = np.asarray(value)
@@ -151,7 +150,7 @@ def one(what: str, value: Any) -> float:
 
 
 def flag(what: str, value: Any) -> bool:
-    """Whether something is so, which may come as an array of one.
+    """A truth value, possibly given as an array of one element.
 
     Raises:
         Unsound: it is neither true nor false.
@@ -165,31 +164,31 @@ def flag(what: str, value: Any) -> bool:
 
 
 def observation(value: Tree, shape: Tree) -> Tree:
-    """An observation whose leaves have those shapes.
+    """An observation, checked to have leaves of the given shapes.
 
     Raises:
-        Unsound: it has another one, or numbers that are not finite, or not in 32 bits.
+        Unsound: a shape differs, or a number is not finite or too large for float32.
     """
     if type(value) is np.ndarray and value.shape == shape and _is_small(value):
-        return value  # most are, and it is asked in every step
+        return value  # the usual case, tested first because this runs at every step
     if isinstance(shape, Mapping):
         return {path: observation(value[path], inner) for path, inner in shape.items()}
     if np.shape(value) != shape:
         raise Unsound(f"gives an observation of shape {np.shape(value)} instead of {shape}")
     if getattr(value, "dtype", None) == np.uint8:
         return value
-    if not (np.abs(value) <= LARGEST).all():  # nor is a NaN
+    if not (np.abs(value) <= LARGEST).all():  # also catches NaN
         raise Unsound(f"gives an observation that is {_fault(value)}")
     return value
 
 
 def _is_small(value: np.ndarray) -> bool:
-    """Whether a vector surely has but finite numbers that fit, by its squared length: the quickest there is to ask."""
+    """Whether a vector certainly has only finite numbers that fit, by its squared length: the fastest test."""
     return value.ndim == 1 and value.dtype.kind == "f" and value.dot(value) < 1e30
 
 
 def plain(answer: Any, shape: Tree) -> Step:
-    """What a step returned, its numbers as plain ones; ``shape`` is that of an observation, or of its leaves.
+    """What a step returned, with plain Python numbers; ``shape`` is that of an observation, or of its leaves.
 
     Raises:
         Unsound: something is missing, has another shape, or is not finite.
@@ -197,7 +196,7 @@ def plain(answer: Any, shape: Tree) -> Step:
     if not _is_step(answer):
         raise Unsound(f"gives {_described(answer)} where {STEP}")
     obs, reward, terminated, truncated, info = answer
-    reward = float(reward) if isinstance(reward, float) else one("reward", reward)  # numpy's of 64 bits is one too
+    reward = float(reward) if isinstance(reward, float) else one("reward", reward)  # np.float64 is one too
     if not abs(reward) <= float(LARGEST):
         raise Unsound(f"gives a reward that is {_fault(reward)}")
     return observation(obs, shape), reward, flag("terminated", terminated), flag("truncated", truncated), info

@@ -1,4 +1,4 @@
-"""The DeepMind Control Suite, and a task of its manipulation, observed as states.
+"""The DeepMind Control Suite, and one of dm_control's manipulation tasks, observed as states.
 
 Needs the extra ``pixels``, which brings dm_control.
 """
@@ -21,7 +21,7 @@ from gymnasium.envs.registration import EnvSpec
 from offlinerl.envs import rendering
 
 EPISODE_STEPS = 1000
-"""Control steps of an episode, in every task of ``TASKS``."""
+"""Control steps in an episode, in every task of ``TASKS``."""
 
 TASKS = {
     "acrobot": ("swingup", "swingup_sparse"),
@@ -43,17 +43,17 @@ TASKS = {
     "swimmer": ("swimmer6", "swimmer15"),
     "walker": ("stand", "walk", "run"),
 }
-"""The suite's tasks by domain, without the two of lqr: these have no time limit, negative rewards, and
-draw the very model at random. ``quadruped-escape`` hands its terrain to the renderer, so its reset needs OpenGL."""
+"""The suite's tasks by domain, except the two of lqr: these have no time limit, negative rewards, and a model that is
+itself random. ``quadruped-escape`` passes its terrain to the renderer, so its reset needs OpenGL."""
 
 
 MANIPULATION, MANIPULATION_STEPS = {"manipulation": ("reach_duplo",)}, 250
-"""Of ``dm_control.manipulation``, whose arm is not part of the suite: the task that DrQ-v2 was tried on, and the steps
-of an episode, which are ten seconds."""
+"""Of ``dm_control.manipulation``, whose arm is not part of the suite: the task used in DrQ-v2, and the control steps of
+an episode, which takes ten seconds."""
 
 
 def register() -> None:
-    """Register ``dm_control/<domain>-<task>-v0`` with Gymnasium. The simulator is loaded when one is first made."""
+    """Registers ``dm_control/<domain>-<task>-v0`` with Gymnasium. The simulator is loaded when one is first made."""
     for domain, tasks in {**TASKS, **MANIPULATION}.items():
         for task in tasks:
             name = f"dm_control/{domain}-{task}-v0"
@@ -62,15 +62,15 @@ def register() -> None:
 
 
 def steps_allowed(env_id: str, action_repeat: int = 1, **others: Any) -> int | None:
-    """Actions of an episode of ``dm_control/<domain>-<task>-v0``, made with such arguments; None of a domain that is
-    not registered here. Loads no simulator."""
+    """Number of actions in an episode of ``dm_control/<domain>-<task>-v0``, made with these arguments; None for a
+    domain that is not registered here. Loads no simulator."""
     domain = env_id.removeprefix("dm_control/").partition("-")[0]
     steps = MANIPULATION_STEPS if domain in MANIPULATION else EPISODE_STEPS if domain in TASKS else None
     return steps and math.ceil(steps / action_repeat)
 
 
 def load() -> ModuleType:
-    """Import ``dm_control.suite``, without the warning of its window library where there is no screen.
+    """Imports ``dm_control.suite``, without the warning of its window library on machines without a screen.
 
     Raises:
         DependencyNotInstalled: dm_control is missing.
@@ -89,16 +89,16 @@ def load() -> ModuleType:
 class Control(gym.Env[np.ndarray, np.ndarray]):
     """A task of the DeepMind Control Suite (Tassa et al., 2018; Tunyasuvunakool et al., dm_control, 2020).
 
-    The observation is a float32 vector: the task's arrays, flattened, in the task's order. An action is a control
-    of every actuator; the simulator clips what exceeds the bounds. The reward of a control step is between 0 and 1.
+    The observation is a float32 vector: the task's arrays, flattened, in the task's order. An action is the control of
+    every actuator; the simulator clips values beyond the bounds. The reward of a control step is between 0 and 1.
 
-    An episode is truncated after 1000 control steps, of manipulation after 250, and terminates only where the task says
-    so by a discount of 0, which none of the registered ones does; the two never coincide.
+    An episode is truncated after 1000 control steps (250 in manipulation), and terminates only if the task signals it
+    by a discount of 0, which none of the registered ones does; the two never coincide.
 
     Args:
         domain: such as "cheetah".
         task: such as "run".
-        action_repeat: control steps that an action is held for, at most to the end of the episode; their rewards
+        action_repeat: control steps for which an action is held, at most until the end of the episode; their rewards
             are summed. ``spec.max_episode_steps`` counts actions.
         height, width: of the image, in pixels, at most what the model allows (480 and 640 unless it says more).
         camera_id: number or name of the camera; -1 is the free one.
@@ -106,7 +106,7 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
 
     Raises:
         DependencyNotInstalled: dm_control is missing.
-        ValueError: the suite has no such task, or ``action_repeat`` is not a positive whole number.
+        ValueError: the suite has no such task, or ``action_repeat`` is not a positive integer.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}
@@ -125,7 +125,7 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
         if not isinstance(action_repeat, int) or action_repeat < 1:
             raise ValueError(f"action_repeat must be a whole number of at least 1, not {action_repeat!r}")
         if render_mode and "dm_control" not in sys.modules:
-            rendering.choose()  # dm_control looks for it when it is imported
+            rendering.choose()  # dm_control reads the choice when it is imported
         suite = load()
         if domain in MANIPULATION:
             from dm_control import manipulation
@@ -133,9 +133,9 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
             self.control, self.steps = manipulation.load(f"{task}_features"), MANIPULATION_STEPS
         else:
             self.control, self.steps = suite.load(domain, task), EPISODE_STEPS
-        # Kept from outside, for in garbage of its own dm_control waits forever for a thread that is gone by then.
+        # Referenced from outside: if dm_control collects it as garbage, it waits forever for a thread that has ended.
         self._free = weakref.finalize(self, lambda control: control.physics.free(), self.control)
-        self._free.atexit = False  # dm_control frees at the end itself
+        self._free.atexit = False  # at exit dm_control frees it itself
         self.action_repeat = action_repeat
         self.render_mode = render_mode
         self.camera = dict(height=height, width=width, camera_id=camera_id)
@@ -148,7 +148,8 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
 
     @property
     def spec(self) -> EnvSpec | None:
-        """What made this environment, with the time limit, though the suite and no wrapper keeps it."""
+        """The specification of this environment, with the time limit, although the suite enforces it and not a
+        wrapper."""
         return self._spec
 
     @spec.setter
@@ -158,8 +159,8 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode. A seed, below 2^32, decides all that happens in it, but for the actions, and is the
-        suite's own ``random``; without one, ``np_random`` draws it."""
+        """Starts an episode. The seed, below 2^32, determines everything in it except the actions, and is passed to the
+        suite as ``random``; without one, ``np_random`` draws it."""
         super().reset(seed=seed)
         random = self.control.random_state if hasattr(self.control, "random_state") else self.control.task.random
         random.seed(self.np_random.integers(2**32) if seed is None else seed)
@@ -167,10 +168,10 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
         return _flat(self.control.reset().observation), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Hold the action for ``action_repeat`` control steps.
+        """Holds the action for ``action_repeat`` control steps.
 
         Raises:
-            ResetNeeded: the episode is over, where the suite itself would start another one unasked.
+            ResetNeeded: the episode is over; the suite itself would silently start another one.
         """
         if self._ended:
             raise gym.error.ResetNeeded("the episode is over; call reset first")
@@ -189,9 +190,9 @@ class Control(gym.Env[np.ndarray, np.ndarray]):
         return self.control.physics.render(**self.camera) if self.render_mode else None
 
     def close(self) -> None:
-        """Release the simulator and its renderer."""
+        """Releases the simulator and its renderer."""
         self._free()
 
 
 def _flat(observation: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.concatenate([*observation.values()], axis=None, dtype=np.float32)  # flattens, numbers too
+    return np.concatenate([*observation.values()], axis=None, dtype=np.float32)  # flattens scalars too

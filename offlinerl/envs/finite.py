@@ -1,4 +1,4 @@
-"""Finite Markov decision processes as environments, so that what is learned can be compared with the exact solution."""
+"""Finite Markov decision processes as environments, to compare what agents learn with exact solutions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ GRID_ID = "offlinerl/GridWorld-v0"
 
 
 def register() -> None:
-    """Register ``offlinerl/FiniteMDP-v0`` and ``offlinerl/GridWorld-v0`` with Gymnasium."""
+    """Registers ``offlinerl/FiniteMDP-v0`` and ``offlinerl/GridWorld-v0`` with Gymnasium."""
     if FINITE_ID not in gym.registry:
         gym.register(FINITE_ID, entry_point=f"{__name__}:Finite")
         gym.register(GRID_ID, entry_point=f"{__name__}:GridWorld", max_episode_steps=100)
 
 
 def kwargs_of(mdp: FiniteMDP, random_horizon: bool = False) -> dict[str, Any]:
-    """The arguments of ``Finite`` that make an environment of ``mdp``, as plain numbers and lists."""
+    """The arguments for which ``Finite`` is an environment of ``mdp``, as plain numbers and lists."""
     arrays = {name: getattr(mdp, name).tolist() for name in ("transition", "reward", "start")}
     return {**arrays, "gamma": float(mdp.gamma), "random_horizon": random_horizon}
 
@@ -30,20 +30,20 @@ def kwargs_of(mdp: FiniteMDP, random_horizon: bool = False) -> dict[str, Any]:
 class Finite(gym.Env[np.ndarray, np.int64]):
     """A finite Markov decision process, see ``offlinerl.tabular.FiniteMDP``.
 
-    The observation is the state, one-hot in float32 ``[states]``; an action is a number from 0. A step pays the
-    expected reward of the action. An episode terminates on reaching a terminal state: one that every action leads
-    back to and that pays nothing.
+    The observation is the state, one-hot in float32 ``[states]``; an action is a number from 0. The reward is the
+    expected reward of the action. An episode terminates on reaching a terminal state: one that every action leads back
+    to, with a reward of 0.
 
-    With ``random_horizon`` an episode also terminates after every step with probability ``1 - gamma``. It then
-    reaches step t with probability ``gamma^t`` times that of the process, so the expected sum of its rewards, not
-    discounted, is the discounted return: no step of a sampled policy gradient needs a weight ``gamma^t``, which the
-    usual estimators leave out, to be compared with the exact one.
+    With ``random_horizon`` an episode also terminates after every step with probability ``1 - gamma``. It then reaches
+    step t with probability ``gamma^t`` times that of the process, so the expected undiscounted sum of its rewards is
+    the discounted return. A sampled policy gradient can then be compared with the exact one without the weights
+    ``gamma^t``, which the usual estimators omit.
 
     Args:
-        transition: probability of every successor, ``[states, actions, states]``.
+        transition: probability of every next state, ``[states, actions, states]``.
         reward: expected reward of every action, ``[states, actions]``.
-        start: distribution of the first state, ``[states]``.
-        gamma: discount of a step, in [0, 1); without ``random_horizon`` it has no effect on an episode.
+        start: distribution of the initial state, ``[states]``.
+        gamma: discount per step, in [0, 1); without ``random_horizon`` it has no effect on an episode.
         random_horizon: whether to terminate at random.
 
     Raises:
@@ -72,13 +72,13 @@ class Finite(gym.Env[np.ndarray, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode. A seed decides all that happens in it, but for the actions."""
+        """Starts an episode. The seed determines everything in it except the actions."""
         super().reset(seed=seed)
         self._state = self._draw(self._start)
         return self._observation(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take an action, given by its number."""
+        """Takes an action, given by its number."""
         reward = float(self.mdp.reward[self._state, action])
         self._state = self._draw(self._successors[self._state, action])
         ends = self.random_horizon and self.np_random.random() >= self.mdp.gamma
@@ -94,7 +94,7 @@ class Finite(gym.Env[np.ndarray, np.int64]):
 
 
 class GridWorld(Finite):
-    """``offlinerl.tabular.grid_world``, where a step pays -1: two opposite corners are to be reached.
+    """``offlinerl.tabular.grid_world``, with a reward of -1 per step: one of two opposite corners is to be reached.
 
     Actions are right, left, up and down. As registered, an episode is truncated after 100 steps.
 

@@ -17,36 +17,37 @@ TASKS = ("microwave", "kettle", "light switch", "slide cabinet")
 
 
 def register() -> None:
-    """Register ``offlinerl/Kitchen-v0`` with Gymnasium. The simulator is loaded when one is first made."""
+    """Registers ``offlinerl/Kitchen-v0`` with Gymnasium. The simulator is loaded when one is first made."""
     if ENV_ID not in gym.registry:
         gym.register(ENV_ID, entry_point=f"{__name__}:Kitchen", max_episode_steps=MAX_EPISODE_STEPS)
 
 
 OBJECT_NOISE = np.array([5e-3] * 2 + [5e-4] * 6 + [5e-3] * 3 + [0.1] * 3 + [5e-3] * 3 + [0.1] * 3 + [5e-3])
-"""Amplitude of the sensors' noise on the 21 positions of the objects' joints, as D4RL configures it."""
+"""Amplitude of the sensor noise on the 21 positions of the objects' joints, as configured in D4RL."""
 
 
 class Kitchen(gym.Env[np.ndarray, np.ndarray]):
-    """A Franka arm with household objects to bring into place, as D4RL observes and pays it.
+    """A Franka arm with household objects to bring into place, with D4RL's observations and rewards.
 
-    The observation is a float32 vector of 60: the robot's 9 joint positions (rad; the last two, the fingers,
-    in m), the 21 positions of the objects' joints, and the goal for these 30, which is constant, and zero
-    wherever no task asks for anything. An action is 9 joint velocities in [-1, 1], a unit being 2 rad/s
-    (2 m/s for the fingers), held for 0.08 s; what exceeds the bounds is clipped.
+    The observation is a float32 vector of 60: the robot's 9 joint positions (rad; the last two, the fingers, in m), the
+    21 positions of the objects' joints, and the goal for these 30, which is constant, and zero where no task sets one.
+    An action is 9 joint velocities in [-1, 1], in units of 2 rad/s (2 m/s for the fingers), held for 0.08 s; values
+    beyond the bounds are clipped.
 
-    A task pays 1 in the step that completes it and never again; the episode terminates when all are complete.
-    ``info`` holds ``completed``, the names of the tasks completed so far in the order of ``tasks``, and
-    ``success``, whether that is all of them.
+    A task gives a reward of 1 in the step that completes it, and only once; the episode terminates when all are
+    complete. ``info`` holds ``completed``, the names of the tasks completed so far in the order of ``tasks``, and
+    ``success``, whether these are all of them.
 
     Args:
-        tasks: what to do, among "microwave", "kettle", "light switch", "slide cabinet", "hinge cabinet",
-            "bottom burner" and "top burner".
-        noise: ratio of the sensors' noise amplitude added to the positions of robot and objects, uniformly.
-            D4RL's data has 0.1. The robot's controller starts from the noisy reading, so it acts on the motion too.
+        tasks: what to do, among "microwave", "kettle", "light switch", "slide cabinet", "hinge cabinet", "bottom
+            burner" and "top burner".
+        noise: fraction of the sensors' noise amplitude that is added, uniformly, to the positions of robot and objects;
+            0.1 in D4RL's data. The robot's controller starts from the noisy reading, so the noise affects the motion
+            too.
         render_mode: None, "human", "rgb_array" or "depth_array".
 
     Raises:
-        ValueError: if a task is unknown.
+        ValueError: a task is unknown.
 
     Source: Gupta et al., Relay Policy Learning, 2019; Fu et al., D4RL, 2020.
     """
@@ -82,22 +83,23 @@ class Kitchen(gym.Env[np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode. A seed decides all that happens in it, but for the actions."""
+        """Starts an episode. The seed determines everything in it except the actions."""
         super().reset(seed=seed)
         observation, _ = self.franka.reset(seed=seed)
         return self._observation(observation), self._info()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Hold the nine joint velocities for 0.08 s."""
+        """Holds the nine joint velocities for 0.08 s."""
         observation, reward, terminated, truncated, _ = self.franka.step(action)
         return self._observation(observation), reward, terminated, truncated, self._info()
 
     def render(self) -> np.ndarray | None:
-        """An image ``[480, 480, 3]`` of uint8 (a depth map in "depth_array"), or None on a screen."""
+        """An image ``[480, 480, 3]`` of uint8 (a depth map in "depth_array"), or None if it goes to a screen or
+        nowhere."""
         return self.franka.render()
 
     def close(self) -> None:
-        """Release the renderer."""
+        """Releases the renderer."""
         self.franka.close()
 
     def _observation(self, observation: dict[str, np.ndarray]) -> np.ndarray:

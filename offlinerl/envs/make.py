@@ -1,4 +1,4 @@
-"""Makes environments from plain descriptions, and steps several at once without false transitions."""
+"""Makes environments from plain descriptions, and steps several side by side without false transitions."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ EXTRAS = {"ogbench": "manipulation"}
 def make(
     env: Mapping[str, Any], obs_keys: Sequence[str] | None = None, render_mode: str | None = None, seen: bool = True
 ) -> gym.Env:
-    """Make an environment that shows what agents see; see ``offlinerl.envs.spaces.observe``.
+    """Makes an environment with the observations that agents see; see ``offlinerl.envs.spaces.observe``.
 
     Args:
         env: ``{"id": ..., "kwargs": {...}}``, or ``{"spec": ...}`` with Gymnasium's JSON of a specification, or
-            ``{"id": ..., "factory": ...}`` with a function that makes it, see ``described``. Besides it may have
-            ``max_episode_steps``, after which episodes are truncated, and ``action_range``, the lower and the upper
-            bounds that its actions shall have, a number or A of them each; ``pixels``, how it is to be drawn, see
-            ``offlinerl.envs.pixels.asked_for``; and ``stack``, how many frames an observation has.
-        obs_keys: the parts of a ``Dict`` observation, in order; all of them by default.
+            ``{"id": ..., "factory": ...}`` with a function that makes it, see ``described``. It may also have
+            ``max_episode_steps``, the time limit; ``action_range``, lower and upper bounds for its actions, a number or
+            A numbers each; ``pixels``, how it is rendered, see ``offlinerl.envs.pixels.asked_for``; and ``stack``, the
+            number of frames in an observation.
+        obs_keys: the parts of a ``Dict`` observation, in order; by default all of them.
         render_mode: passed on if given.
-        seen: False leaves its observations as they are, whatever they are.
+        seen: False keeps the environment's own observations.
 
     Raises:
         UserError: the environment is unknown, lacks a dependency, or refuses its arguments.
@@ -67,7 +67,7 @@ def make(
         made = _drawn(env, extra) if drawn else _made(env, extra)
     except UserError:
         raise
-    except Exception as error:  # it is a user's own code
+    except Exception as error:  # user code may raise anything
         name = env.get("id", "of the dataset")
         if drawn and isinstance(error, TypeError):
             raise UserError(f"{name} cannot be drawn in any size: leave out --pixels") from error
@@ -95,7 +95,7 @@ def make(
 
 
 def _drawn(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:
-    """An environment to be seen as images: one that draws in any size, or that shows images itself."""
+    """An environment to be seen as images: one that renders in any size, or whose observations are images."""
     try:
         return _made(env, extra)
     except TypeError:
@@ -106,7 +106,7 @@ def _drawn(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:
 
 
 def _camera(env: Mapping[str, Any]) -> dict[str, Any]:
-    """What an environment is made with to be drawn by the camera that is asked for, or else by a good one."""
+    """The arguments for the requested camera, or else for a suitable one."""
     asked = (env.get("pixels") or {}).get("camera")
     given = json.loads(env["spec"])["kwargs"] if "spec" in env else env.get("kwargs", {})
     if asked is None and {"camera_id", "camera_name"} & {*given}:
@@ -115,7 +115,7 @@ def _camera(env: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _made(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:
-    """An environment as it is, made with what is said of it besides."""
+    """The environment itself, made with further arguments."""
     if "factory" in env:
         return _made_by(env)
     if "spec" in env:
@@ -123,31 +123,31 @@ def _made(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:
     else:
         register(env["id"])
         made = gym.make(env["id"], **{**env.get("kwargs", {}), **extra}, disable_env_checker=True)
-    if path := getattr(made.unwrapped, "tmp_xml_file_path", None):  # a maze of Gymnasium-Robotics', which leaves it
+    if path := getattr(made.unwrapped, "tmp_xml_file_path", None):  # Gymnasium-Robotics' mazes leave it behind
         Path(path).unlink(missing_ok=True)
     return made
 
 
 def register(env_id: str) -> None:
-    """Have the package imported that an environment may be from, if Gymnasium does not know it yet.
+    """Imports the package that may provide an environment, if Gymnasium does not know it yet.
 
     Raises:
-        UserError: it is an extra that is not installed.
+        UserError: the package is an extra that is not installed.
     """
     module = env_id.rpartition(":")[0]
     if module in EXTRAS:
         if find_spec(module) is None:
             extra = EXTRAS[module]
             raise UserError(f"{env_id} needs {module}, which is not installed: pip install 'offlinerl[{extra}]'")
-        # its spaces are made again and again
+        # it makes its spaces again and again, each time with this warning
         warnings.filterwarnings("ignore", message=".*precision lowered by casting")
     if env_id not in gym.registry and not atari.register(env_id):
         gym.register_envs(robotics.load())
 
 
 def described(env: gym.Env | Callable[[], gym.Env]) -> dict[str, Any]:
-    """An environment of a user's, or a function that makes one, as ``make`` takes it: by the specification where
-    Gymnasium can make it again from that, wrappers included, else as the object that it is.
+    """A user's environment, or a function that makes one, as ``make`` takes it: by its specification if Gymnasium can
+    make it again from that, wrappers included, else as the object itself.
 
     Raises:
         UserError: it is neither, or the function fails.
@@ -165,7 +165,7 @@ def described(env: gym.Env | Callable[[], gym.Env]) -> dict[str, Any]:
 
 
 def plain(env: Any) -> Any:
-    """What a file can hold of a description: all but the object."""
+    """A description as a file can hold it: without the object."""
     return {**env, "factory": None} if isinstance(env, Mapping) and "factory" in env else env
 
 
@@ -192,7 +192,7 @@ def _made_by(env: Mapping[str, Any]) -> gym.Env:
 
 
 class Lender:
-    """Lends a user's one environment, which cannot be made again, to one borrower at a time."""
+    """Lends a user's single environment, which cannot be made again, to one borrower at a time."""
 
     def __init__(self, env: gym.Env):
         self.env, self.lent = env, False
@@ -209,7 +209,7 @@ class Lender:
 
 
 class Lent(gym.Wrapper):
-    """A user's environment; to close it gives it back."""
+    """A user's environment; closing it returns it to its lender."""
 
     def __init__(self, env: gym.Env, lender: Lender):
         super().__init__(env)
@@ -220,16 +220,16 @@ class Lent(gym.Wrapper):
 
 
 def side_by_side(env: Mapping[str, Any], wanted: int) -> int:
-    """How many of an environment there can be at a time."""
+    """How many instances of an environment can exist at a time, up to ``wanted``."""
     return 1 if isinstance(env.get("factory"), Lender) else wanted
 
 
 class Bounded(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """An environment with bounds, a number or A of them each, for the dimensions of its actions that it leaves without;
-    what an action does stays.
+    """An environment with bounds, a number or A numbers each, in the action dimensions that have none; the effect of an
+    action does not change.
 
     Raises:
-        UserError: its actions have bounds or are no vectors, or these are no bounds of them.
+        UserError: its actions already have bounds or are not vectors, or the given bounds do not fit them.
     """
 
     def __init__(self, env: gym.Env, low: float | Sequence[float], high: float | Sequence[float]):
@@ -245,7 +245,7 @@ class Bounded(gym.Wrapper, gym.utils.RecordConstructorArgs):
             raise UserError(f"{name}: the action range has other dimensions than its {space.shape} actions") from error
         if space.dtype.kind != "f":
             low, high = np.ceil(low), np.floor(high)
-        # A dimension without one of its bounds keeps the other, if that is the narrower one.
+        # A dimension with only one bound keeps that, if it is narrower than the given one.
         low = np.where(open_, np.fmax(low, space.low), space.low)
         high = np.where(open_, np.fmin(high, space.high), space.high)
         if not (low <= high).all():
@@ -254,9 +254,9 @@ class Bounded(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
 
 def specification(env: gym.Env) -> str | None:
-    """What it takes to make an environment of ``make`` again, as Gymnasium's JSON; it shows its own
-    observations then. None if it has no specification, or one with wrappers that do not say how they were made, or
-    with something that no name leads to, such as a function within another."""
+    """The specification from which an environment of ``make`` can be made again, with its own observations, as
+    Gymnasium's JSON. None if it has no specification, or one with wrappers that do not record their arguments, or with
+    something that cannot be found by name, such as a nested function."""
     spec = copy.deepcopy(native(env).spec)
     if spec is None or any(wrapper.kwargs is None for wrapper in spec.additional_wrappers):
         return None
@@ -273,13 +273,14 @@ def specification(env: gym.Env) -> str | None:
 
 
 def unbounded_actions(env: Mapping[str, Any]) -> np.ndarray:
-    """``[A]`` bool, which dimensions of an environment's actions have no bounds; none of discrete ones."""
+    """``[A]`` bool, which action dimensions of an environment have no bounds; empty for discrete actions."""
     with checks.closing(make(env, seen=False)) as made:
         return checks.unbounded(made.action_space)
 
 
 def with_limits(env: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
-    """A description of an environment, with those of ``LIMITS`` that ``limits`` has. Pixels come with a stack."""
+    """A description of an environment, updated with the keys of ``LIMITS`` that ``limits`` has. Pixels imply frame
+    stacking."""
     given = {key: limits[key] for key in LIMITS if limits.get(key) is not None}
     if given.get("pixels"):
         how, game = pixels.asked_for(given["pixels"]), "id" in env and env["id"].startswith(atari.ALE)
@@ -289,24 +290,24 @@ def with_limits(env: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, 
 
 
 LIMITS = ("max_episode_steps", "action_range", "pixels", "stack")
-"""What may be said of an environment besides its name; see ``make``."""
+"""What a description may say about an environment besides its name; see ``make``."""
 
 
 def without_stack(env: Mapping[str, Any]) -> dict[str, Any]:
-    """A description of the environment whose observations are single frames."""
+    """A description of the environment without frame stacking."""
     return {key: value for key, value in env.items() if key != "stack"}
 
 
 def native(env: gym.Env) -> gym.Env:
-    """An environment of ``make`` with its own observations."""
+    """An environment of ``make`` with its original observations."""
     while isinstance(env, spaces.Observed | pixels.Stacked):
         env = env.env
     return env
 
 
 def steps_allowed(env: Mapping[str, Any]) -> int | None:
-    """The longest episode of an environment of ``make``, in actions, which pixels hold for some steps; it is made only
-    if it must be. None if nothing limits it."""
+    """The time limit of an environment of ``make`` in actions, each of which is held for several steps if pixels are
+    shown; None if there is none. The environment is made only if necessary."""
     limit = _limit_undrawn(env)
     return limit and math.ceil(limit / env["pixels"]["repeat"]) if env.get("pixels") else limit
 
@@ -323,7 +324,7 @@ def _limit_undrawn(env: Mapping[str, Any]) -> int | None:
         return env["kwargs"]["max_episode_steps"]
     module, _, name = env["id"].rpartition(":")
     if module:
-        with suppress(Exception):  # ``make`` says so
+        with suppress(Exception):  # ``make`` reports it
             importlib.import_module(module)
     if name.startswith(atari.MINATAR):
         return atari.MINATAR_STEPS
@@ -337,17 +338,17 @@ def _limit_undrawn(env: Mapping[str, Any]) -> int | None:
 
 
 def limit_of(env: gym.Env) -> int | None:
-    """After how many steps an environment truncates its episodes; None if nothing says so."""
+    """The number of steps after which an environment truncates its episodes; None if unknown."""
     if env.spec is not None:
         return _limit_in(env.spec)
     return env.get_wrapper_attr("_max_episode_steps") if env.has_wrapper_attr("_max_episode_steps") else None
 
 
 def _limit_in(spec: gym.envs.registration.EnvSpec, given: Mapping[str, Any] = {}) -> int | None:
-    """The steps that a specification allows an episode, made with what is ``given`` besides."""
+    """The time limit in a specification, for an environment made with the arguments ``given``."""
     kwargs = {**spec.kwargs, **given}
     frames, skip = kwargs.get("max_num_frames_per_episode"), kwargs.get("frameskip", 1)
-    if spec.max_episode_steps is None and spec.id.startswith(atari.ALE) and frames:  # a game counts its frames itself
+    if spec.max_episode_steps is None and spec.id.startswith(atari.ALE) and frames:  # the game itself limits its frames
         return math.ceil(frames / (skip if isinstance(skip, int) else min(skip)))
     return spec.max_episode_steps
 
@@ -356,7 +357,7 @@ def spec_of(env: gym.Env) -> Spec:
     """Shapes and bounds of a task.
 
     Raises:
-        UserError: the actions are neither bounded vectors nor one of a finite set.
+        UserError: the actions are neither bounded vectors nor discrete.
     """
     name = checks.name_of(env)
     obs, action = env.observation_space, env.action_space
@@ -372,8 +373,8 @@ def spec_of(env: gym.Env) -> Spec:
 
 
 def native_action(space: gym.Space, action: np.ndarray) -> np.ndarray | int:
-    """An action ``[A]`` of an agent as the environment takes it: counted from its first one, or in its own dtype and
-    within bounds that float32 may have rounded. Those of vectors may be ``[..., A]``."""
+    """An agent's action ``[A]`` as the environment takes it: numbered from the space's first one, or in its own dtype
+    and within bounds that float32 may have rounded. Vectors may be ``[..., A]``."""
     if isinstance(space, gym.spaces.Discrete):
         return int(action[0]) + int(space.start)
     if space.dtype.kind != "f":
@@ -382,11 +383,11 @@ def native_action(space: gym.Space, action: np.ndarray) -> np.ndarray | int:
 
 
 _TRIED: dict[str, gym.envs.registration.EnvSpec | None] = {}
-"""What was registered when an environment was found to be sound."""
+"""What was registered for an environment when it was found to be sound."""
 
 
 def _require_sound(env: Mapping[str, Any], obs_keys: Sequence[str] | None) -> None:
-    """Try an environment once in a process, in an instance of its own, so that nothing of it stays."""
+    """Tries an environment, once per process, in an instance of its own, so that nothing is left of the trial."""
     key, registered = json.dumps([plain(env), obs_keys]), gym.registry.get(env.get("id"))
     if "factory" not in env and key in _TRIED and _TRIED[key] is registered:
         return
@@ -398,23 +399,24 @@ def _require_sound(env: Mapping[str, Any], obs_keys: Sequence[str] | None) -> No
 
 
 WORTHWHILE = 1e-3
-"""Seconds of work below which threads are not tried; torch's own threads may still be spinning on their cores."""
+"""Seconds of work below which threads are not tried, because torch's own threads may still be spinning on their
+cores."""
 
 AGAIN = 1000
-"""Rounds after which the slower way, with or without threads, is tried for three more; it may have been a busy moment's
-fault."""
+"""Rounds after which the slower way, with or without threads, is tried for three more; it may have been slow only
+because the machine was busy."""
 
 
 class Pool:
-    """So many environments of ``make``, stepped side by side by threads where that proves faster, as it does where a
+    """Several environments of ``make``, stepped side by side, by threads where that proves faster, as it does if a
     simulator releases Python's lock.
 
-    Nothing is reset but on request, so a successor is always the true one.
+    Environments are reset only on request, so a next observation is always the true one.
 
     Args:
-        env: what to make, as for ``obs_keys`` and ``render_mode``; see ``make``.
-        size: how many of it.
-        threads: at the most; by default as many as cores.
+        env: what to make; for this, ``obs_keys`` and ``render_mode`` see ``make``.
+        size: number of environments.
+        threads: maximum number; by default the number of cores.
     """
 
     def __init__(
@@ -435,19 +437,19 @@ class Pool:
         self._taken = [0] * size
         self._workers = min(size, threads or cores())
         self._threads = ThreadPoolExecutor(self._workers)
-        self._seconds = {threads: deque([0.0], maxlen=5) for threads in (False, True)}  # a job's in the latest rounds
+        self._seconds = {threads: deque([0.0], maxlen=5) for threads in (False, True)}  # per job in the latest rounds
         self._rounds = 0
 
     def reset(self, seeds: Mapping[int, int]) -> dict[int, Tree]:
-        """Reset the environments numbered by the keys with the seeds of the values; their observations.
+        """Resets the environments numbered by the keys, with the values as seeds. Returns their observations.
 
         Raises:
-            ActingFailed: an environment fails, or one is not finite.
+            ActingFailed: an environment fails, or an observation is not finite.
         """
         return self._each(self._reset, seeds)
 
     def step(self, actions: Mapping[int, np.ndarray]) -> dict[int, tuple]:
-        """Step the environments numbered by the keys; what each ``step`` returned, its numbers as plain ones.
+        """Steps the environments numbered by the keys. Returns what each ``step`` returned, with plain Python numbers.
 
         Raises:
             ActingFailed: an environment fails, or an observation or a reward is not finite.
@@ -472,11 +474,11 @@ class Pool:
             return method(i, given)
         except UserError:
             raise
-        except Exception as error:  # it is a user's own code
+        except Exception as error:  # user code may raise anything
             raise self.blamed(i, error) from error
 
     def blamed(self, i: int, error: Exception) -> ActingFailed:
-        """What to raise for an error of environment i in its latest step or reset."""
+        """The error to raise for an error of environment i in its latest step or reset."""
         step = self._taken[i]
         when = f"in step {step} of the episode that was" if step else "when it is"
         when = f"{when} reset with seed {self._seeds[i]}"
@@ -486,11 +488,12 @@ class Pool:
 
     @property
     def endless(self) -> bool:
-        """Whether no limit truncates its episodes."""
+        """Whether its episodes have no time limit."""
         return limit_of(self.envs[0]) is None
 
     def applied(self, action: np.ndarray) -> np.ndarray:
-        """What comes of an agent's actions ``[..., A]``: within their bounds, and whole where the environment's are."""
+        """An agent's actions ``[..., A]`` as they are applied: within their bounds, and rounded if the environment
+        takes integers."""
         if self.spec.num_actions:
             return action
         inside = np.minimum(np.maximum(action, self._low), self._high)
@@ -504,14 +507,14 @@ class Pool:
             shares = [items[w :: self._workers] for w in range(self._workers)]
             done = self._threads.map(lambda share: [(i, self._try(method, i, value)) for i, value in share], shares)
             pairs = dict(pair for share in done for pair in share)
-            found = {i: pairs[i] for i in given}  # in one order, whether threads were at work or not
+            found = {i: pairs[i] for i in given}  # in the same order with and without threads
         else:
             found = {i: self._try(method, i, value) for i, value in given.items()}
         self._seconds[threads].append((time.perf_counter() - began) / max(len(given), 1))
         return found
 
     def _with_threads(self, jobs: int) -> bool:
-        """Whether they are to do so many jobs."""
+        """Whether to use threads for this number of jobs."""
         if self._workers == 1 or jobs < 2:
             return False
         alone = statistics.median(self._seconds[False])

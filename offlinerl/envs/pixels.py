@@ -1,5 +1,5 @@
-"""Tasks observed as images: those of MuJoCo as in DrQ-v2 (Yarats et al., ICLR 2022), section 4.1, and those that show
-images themselves."""
+"""Tasks observed as images: MuJoCo tasks as in DrQ-v2 (Yarats et al., ICLR 2022), section 4.1, and tasks whose
+observations are images themselves."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_map
 
 REPEAT = 2
-"""Steps that an action is held for unless something else is said."""
+"""Default number of steps for which an action is held."""
 
 DEFAULTS = dict(size=84, repeat=None, fast=False, camera=None)
-"""How a task is seen unless something else is said: see ``Pixels`` and ``camera``."""
+"""How a task is seen by default: see ``Pixels`` and ``camera``."""
 
 STACK = 3
-"""Frames to an observation where a task is seen as images, unless something else is said."""
+"""Default number of frames in an observation of a task that is seen as images."""
 
 WALKERS = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "Swimmer", "Walker2d")
 CAMERAS: dict[str, int | str] = {
@@ -34,23 +34,23 @@ CAMERAS: dict[str, int | str] = {
     "dm_control/manipulation": "front_close",
     **{f"{walker}-v{version}": "track" for walker in WALKERS for version in (4, 5)},
 }
-"""Cameras other than a task's own, by the beginning of the id: of dm_control those that DrQ-v2's authors choose; of
-Gymnasium those that follow the robot, which walks out of the picture of the one it has by default."""
+"""Cameras other than a task's own, by the beginning of its id: for dm_control those chosen by DrQ-v2's authors; for
+Gymnasium those that follow the robot, which leaves the view of the default one."""
 
 SIZE = ("width", "height", "camera_id", "camera_name")
-"""Arguments that an environment takes only if it can draw in any size and from any camera."""
+"""Arguments that only an environment that renders in any size takes; see ``arguments``."""
 
 
 def arguments(env_id: str, pixels: Mapping[str, Any]) -> dict[str, Any]:
-    """What an environment must be made with to be seen so."""
+    """The arguments with which an environment must be made to be seen as pixels."""
     if env_id.startswith(ALE):
-        return dict(frameskip=1)  # what is to be drawn is all that there is
+        return dict(frameskip=1)  # its observations are frames already
     return dict(render_mode="rgb_array", width=pixels["size"], height=pixels["size"])
 
 
 def camera(env_id: str, asked: int | str | None) -> dict[str, Any]:
-    """What an environment must be made with to be drawn by a camera, a number or a name; by default that of
-    ``CAMERAS``, or the task's own."""
+    """The arguments for rendering with a camera, a number or a name; by default that of ``CAMERAS``, or the task's
+    own."""
     if env_id.startswith(ALE):
         return {}
     if asked is None:
@@ -61,10 +61,10 @@ def camera(env_id: str, asked: int | str | None) -> dict[str, Any]:
 
 
 def asked_for(pixels: Any) -> dict[str, Any]:
-    """What a user says of how a task is to be seen, with its defaults; ``True`` is all of these.
+    """A user's settings for how a task is seen, completed with the defaults; ``True`` means all defaults.
 
     Raises:
-        UserError: it says something else.
+        UserError: they are invalid.
     """
     given = {} if pixels is True else pixels
     if not isinstance(given, Mapping) or not {*given} <= {*DEFAULTS}:
@@ -79,17 +79,18 @@ def asked_for(pixels: Any) -> dict[str, Any]:
 
 
 class Pixels(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """An environment observed as frames ``[size, size, 3]`` of uint8, in which every action is held for some steps.
+    """An environment observed as rendered frames ``[size, size, 3]`` of uint8, in which every action is held for some
+    steps.
 
     Args:
-        env: of MuJoCo, made with ``arguments``.
+        env: a MuJoCo environment, made with ``arguments``.
         size: of a frame, in pixels.
-        repeat: steps that an action is held for, at most to the end of the episode; their rewards are summed.
-        fast: whether shadows, reflections and multisampling are left out, which are most of the work where no GPU
-            draws.
+        repeat: steps for which an action is held, at most until the end of the episode; their rewards are summed.
+        fast: whether to omit shadows, reflections and multisampling, which take most of the time without a GPU.
 
     Raises:
-        UserError: nothing draws here, the environment has no model of MuJoCo, or a frame has another size or is black.
+        UserError: nothing can render here, the environment has no MuJoCo model, or a frame has another size or is
+            black.
     """
 
     def __init__(self, env: gym.Env, size: int = 84, repeat: int = 2, fast: bool = False):
@@ -102,8 +103,8 @@ class Pixels(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         if "render_fps" in self.metadata:
             self.metadata = {**self.metadata, "render_fps": self.metadata["render_fps"] / repeat}
-        self.plain: Any = None  # the model that is drawn without shadows
-        self.drawing, self.closed = ThreadPoolExecutor(1), False  # OpenGL belongs to the thread that began it
+        self.plain: Any = None  # the model rendered without shadows
+        self.drawing, self.closed = ThreadPoolExecutor(1), False  # an OpenGL context belongs to its thread
         self._model()
 
     def reset(self, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -120,7 +121,7 @@ class Pixels(gym.Wrapper, gym.utils.RecordConstructorArgs):
         return self._frame(), total, terminated, truncated, info
 
     def _frame(self) -> np.ndarray:
-        if self.fast and (model := self._model()) is not self.plain:  # some tasks make another one for every episode
+        if self.fast and (model := self._model()) is not self.plain:  # some tasks make a new one per episode
             self.plain = without_shadows(model)
         frame = np.asarray(self.render())
         if frame.shape != self.observation_space.shape or frame.dtype != np.uint8:
@@ -154,7 +155,7 @@ class Pixels(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
 
 def model_of(env: gym.Env) -> Any:
-    """The model of a task of MuJoCo, dm_control's or Gymnasium's; None of other environments."""
+    """The MuJoCo model of a task, dm_control's or Gymnasium's; None for other environments."""
     inner = env.unwrapped
     model = getattr(getattr(getattr(inner, "control", None), "physics", inner), "model", None)
     return model if hasattr(model, "vis") else None
@@ -169,19 +170,19 @@ CAR_RACING = "gymnasium.envs.box2d.car_racing"
 
 
 class Resized(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """An environment that shows images itself, as frames ``[size, size, 3]``, in which every action is held for some
-    steps. Every pixel is the mean of what it covers.
+    """An environment whose observations are images, resized to frames ``[size, size, 3]``, in which every action is
+    held for some steps. Every pixel is the mean of the area that it covers.
 
     Args:
         env: with images ``[H, W, 3]`` of uint8, such as CarRacing.
         size: of a frame, in pixels.
-        repeat: steps that an action is held for, at most to the end of the episode; their rewards are summed.
+        repeat: steps for which an action is held, at most until the end of the episode; their rewards are summed.
     """
 
     def __init__(self, env: gym.Env, size: int, repeat: int):
         gym.utils.RecordConstructorArgs.__init__(self, size=size, repeat=repeat)
         gym.Wrapper.__init__(self, env)
-        self.renderer = None  # it shows pixels, which it does not draw
+        self.renderer = None  # it shows pixels, but renders none
         self.size, self.repeat = size, repeat
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
 
@@ -193,7 +194,7 @@ class Resized(gym.Wrapper, gym.utils.RecordConstructorArgs):
         total, inner = 0.0, self.env.unwrapped
         draws = any(of.__module__ == CAR_RACING for of in type(inner).__mro__)
         for left in range(self.repeat - 1, -1, -1):
-            if undrawn := left and draws:  # CarRacing draws in every step, which is most of its work
+            if undrawn := left and draws:  # CarRacing renders at every step, which takes most of its time
                 inner._render = lambda mode: inner.state
             try:
                 obs, reward, terminated, truncated, info = self.env.step(action)
@@ -211,7 +212,7 @@ class Resized(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
 
 def without_shadows(model: Any) -> Any:
-    """A model of MuJoCo that is drawn without shadows, reflections and multisampling from now on."""
+    """A MuJoCo model, changed to be rendered without shadows, reflections and multisampling from now on."""
     model.vis.quality.offsamples = 0
     model.vis.quality.shadowsize = 0
     model.light_castshadow[:] = 0
@@ -220,19 +221,19 @@ def without_shadows(model: Any) -> Any:
 
 
 def is_fast(env: Mapping[str, Any]) -> bool:
-    """Whether a described environment, see ``offlinerl.envs.make``, is drawn without shadows."""
+    """Whether a described environment, see ``offlinerl.envs.make``, is rendered without shadows."""
     wrappers = json.loads(env["spec"]).get("additional_wrappers", ()) if "spec" in env else ()
     ours = (of["kwargs"] or {} for of in wrappers if of["entry_point"] == f"{__name__}:{Pixels.__name__}")
     return bool(env.get("pixels", {}).get("fast")) or any(how.get("fast") for how in ours)
 
 
 class Stacked(gym.Wrapper):
-    """An environment that shows its latest observations side by side, along the last axis: those before it in its
-    episode, the oldest first; the first one is repeated.
+    """An environment whose observations are its latest ones stacked along the last axis, oldest first; at the beginning
+    of an episode the first one is repeated.
 
     Args:
         env: with vectors or images, or a dictionary of them.
-        count: observations side by side.
+        count: observations in a stack.
     """
 
     def __init__(self, env: gym.Env, count: int):
@@ -247,7 +248,7 @@ class Stacked(gym.Wrapper):
 
     def step(self, action: Any) -> tuple[Tree, Any, bool, bool, dict[str, Any]]:
         obs, *rest = self.env.step(action)
-        self.latest.append(tree_map(np.array, obs))  # some environments show the same array again
+        self.latest.append(tree_map(np.array, obs))  # copied, because some environments reuse the array
         return self._stack(), *rest
 
     def _stack(self) -> Tree:
@@ -267,5 +268,5 @@ def _widened(space: gym.Space, count: int) -> gym.Space:
 
 
 def newest(obs: Tree, count: int) -> Tree:
-    """The latest one of ``count`` observations side by side, ``[..., count D] -> [..., D]``."""
+    """The latest one of ``count`` stacked observations, ``[..., count D] -> [..., D]``."""
     return obs if count == 1 else tree_map(lambda leaf: leaf[..., -(leaf.shape[-1] // count) :], obs)

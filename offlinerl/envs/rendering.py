@@ -1,5 +1,5 @@
-"""Which OpenGL draws frames here: chosen once in a process, tried before it is trusted, and handed on to children by
-``MUJOCO_GL``."""
+"""Which OpenGL backend renders frames here: chosen once per process, tested before use, and passed to child processes
+by ``MUJOCO_GL``."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ print(f"{int(lit)} {GL.glGetString(GL.GL_RENDERER).decode()}", flush=True)
 import os
 os._exit(0)  # some drivers fail when they are asked to leave
 """
-"""Draws a ball, and says whether it is to be seen and who drew it."""
+"""Renders a ball, and prints whether it is visible and what rendered it."""
 
 PACKAGES = dict(osmesa="libosmesa6", egl="libegl1", glfw="libglfw3")
-"""Debian's package of every backend's library."""
+"""The Debian package of each backend's library."""
 
 SOFTWARE = ("llvmpipe", "softpipe", "swiftshader", "software")
-"""What renderers that run on the CPU call themselves."""
+"""Words in the names of renderers that run on the CPU."""
 
 
 class Renderer(NamedTuple):
-    """What draws frames.
+    """What renders frames.
 
     Attributes:
         backend: "egl", "osmesa" or "glfw", as ``MUJOCO_GL`` names it.
-        device: what OpenGL calls itself.
+        device: the name that OpenGL reports.
     """
 
     backend: str
@@ -47,17 +47,17 @@ class Renderer(NamedTuple):
 
     @property
     def software(self) -> bool:
-        """Whether the CPU draws."""
+        """Whether it renders on the CPU."""
         return any(name in self.device.lower() for name in SOFTWARE)
 
 
 @cache
 def choose() -> Renderer:
-    """The renderer of this process: what ``MUJOCO_GL`` names; else EGL where a GPU draws; else OSMesa, for with EGL the
-    end of one environment makes all others black; else EGL by software.
+    """The renderer of this process: the one ``MUJOCO_GL`` names; else EGL if a GPU renders; else OSMesa, because with
+    EGL closing one environment makes all others render black; else EGL in software.
 
     Raises:
-        UserError: none draws anything; it names the library and how to install it.
+        UserError: none renders anything; the message names the library and how to install it.
     """
     asked = os.environ.get("MUJOCO_GL", "").lower()
     found, faults = [], []
@@ -84,7 +84,7 @@ def choose() -> Renderer:
 
 @cache
 def say_of_software(chosen: Renderer, faster: str = "") -> None:
-    """Say, once, that the CPU draws, if it does, and what would be ``faster``."""
+    """Reports, once, that the CPU renders, if it does, and what would be ``faster``."""
     if chosen.software:
         slow = f"no GPU draws here: the CPU does ({chosen.backend}, {chosen.device}), which is slow"
         Display().say("; ".join(filter(None, (slow, faster))))
@@ -96,7 +96,7 @@ FAST_SCENE = (
 
 
 def attempt(backend: str) -> Renderer | str:
-    """Draw with a backend in a process of its own, for a failed one would stand in the way of the next: the renderer,
+    """Renders with a backend in a separate process, because a failed one would prevent the next. Returns the renderer,
     or what is wrong with it."""
     environment = {key: value for key, value in os.environ.items() if key != "PYOPENGL_PLATFORM"}
     try:
@@ -113,7 +113,7 @@ def attempt(backend: str) -> Renderer | str:
 
 
 def drawn_by_another(chosen: Renderer) -> None:
-    """Raises a UserError if dm_control, which chooses when it is imported, has chosen another backend already."""
+    """Raises a UserError if dm_control, which chooses a backend when it is imported, has chosen another one already."""
     loaded: Any = sys.modules.get("dm_control._render")
     if loaded is not None and chosen.backend != loaded.BACKEND:
         raise UserError(

@@ -1,4 +1,4 @@
-"""gymnasium-robotics, without the notice about its Adroit rewards that it prints to every user."""
+"""gymnasium-robotics, without the notice about Adroit rewards that it prints when it is imported."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from types import ModuleType
 
 
 def load(module: str = "gymnasium_robotics") -> ModuleType:
-    """Import the package or one of its modules, which registers its environments."""
+    """Imports the package or one of its modules, which registers its environments."""
     with contextlib.redirect_stderr(io.StringIO()):
         return importlib.import_module(module)

@@ -1,5 +1,5 @@
-"""Observations of any space as agents see them, in files and from environments alike: vectors as
-``gymnasium.spaces.flatten`` makes them, and images."""
+"""Observations of any space as agents see them, from files and from environments alike: images, and vectors as
+``gymnasium.spaces.flatten`` makes them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Misfit(UserError):
     """A value lies outside its space.
 
     Attributes:
-        row: of the first one.
-        what: the rest of the sentence, which a caller begins with the place.
+        row: of the first such value.
+        what: the rest of the message, which the caller begins with the place.
     """
 
     def __init__(self, row: int, what: str):
@@ -30,7 +30,7 @@ class Misfit(UserError):
 
 
 class Other(gym.Space[Any]):
-    """A part of a kind that cannot be a vector, such as Text; see ``size``."""
+    """A part of a kind that cannot become a vector, such as Text; see ``size``."""
 
     def __init__(self, kind: str):
         super().__init__()
@@ -41,11 +41,11 @@ class Other(gym.Space[Any]):
 
 
 def from_json(node: Mapping[str, Any]) -> gym.Space | None:
-    """The space that Minari's JSON describes, the parts in the order written; None if it describes none. A part that
-    cannot be a vector is an ``Other``, for it may not be among those that are wanted.
+    """The space that Minari's JSON describes, with its parts in the order written; None if it describes none. A part
+    that cannot become a vector is an ``Other``, because it may not be among the requested parts.
 
     Raises:
-        UserError: the whole space is of a kind that cannot be a vector.
+        UserError: the whole space is of a kind that cannot become a vector.
     """
     space = _described(node)
     if isinstance(space, Other):
@@ -55,7 +55,7 @@ def from_json(node: Mapping[str, Any]) -> gym.Space | None:
 
 def _described(node: Mapping[str, Any]) -> gym.Space | None:
     kind, inner = node.get("type"), node.get("subspaces")
-    if isinstance(inner, Mapping):  # an ordered dictionary, for Gymnasium sorts the keys of any other
+    if isinstance(inner, Mapping):  # an ordered dictionary, because Gymnasium sorts the keys of others
         return spaces.Dict(OrderedDict((key, _known(part)) for key, part in inner.items()))
     if inner is not None:
         return spaces.Tuple([_known(part) for part in inner])
@@ -80,13 +80,13 @@ def _known(node: Mapping[str, Any]) -> gym.Space:
 
 
 def parts(space: gym.Space | None, keys: Sequence[str] | None = None, source: str = "") -> dict[str, gym.Space | None]:
-    """The leaves of a space by their paths, ``outer/inner``; just "" if it is a leaf itself.
+    """The leaves of a space by their paths, ``outer/inner``; the path is "" if the space is itself a leaf.
 
     Args:
-        space: parts of a ``Tuple`` are named ``_index_0`` and so on, as Minari names them; None is a leaf of which
-            nothing is known.
-        keys: the parts wanted, in this order; one with parts of its own stands for all of them. By default all, in
-            the order of ``gymnasium.spaces.flatten``. A space without parts has nothing to choose from.
+        space: parts of a ``Tuple`` are named ``_index_0`` and so on, as in Minari; None is a leaf about which nothing
+            is known.
+        keys: the requested parts, in this order; one that has parts stands for all of them. By default all, in the
+            order of ``gymnasium.spaces.flatten``. Ignored for a space without parts.
         source: what has the space, for the message.
 
     Raises:
@@ -115,7 +115,7 @@ def parts(space: gym.Space | None, keys: Sequence[str] | None = None, source: st
 
 
 def no_part(source: str, key: str, known: Iterable[str]) -> UserError:
-    """What to raise where observations lack a part that is wanted."""
+    """The error to raise if observations lack a requested part."""
     names = ", ".join(filter(None, known))
     if not names:
         return UserError(f"{source}: its observations are one vector without parts; leave out --obs-keys")
@@ -123,22 +123,22 @@ def no_part(source: str, key: str, known: Iterable[str]) -> UserError:
 
 
 def is_seen(space: gym.Space) -> bool:
-    """Whether a space has what agents see already: vectors, or images."""
+    """Whether a space already is what agents see: vectors or images."""
     return isinstance(space, spaces.Box) and (len(space.shape) == 1 or is_image(space))
 
 
 def is_image(space: gym.Space | None) -> bool:
-    """Whether a leaf is an image, or else an array of three axes or more."""
+    """Whether a leaf is an image, or any other array with three axes or more."""
     if not isinstance(space, spaces.Box):
         return False
     return len(space.shape) >= 3 or (space.dtype == np.uint8 and len(space.shape) == 2)
 
 
 def size(space: gym.Space) -> int:
-    """Numbers in the vector of a leaf.
+    """The number of entries in the vector of a leaf.
 
     Raises:
-        UserError: it cannot be made into a vector.
+        UserError: it cannot become a vector.
     """
     if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         return spaces.flatdim(space)
@@ -146,10 +146,10 @@ def size(space: gym.Space) -> int:
 
 
 def encode(space: gym.Space | None, column: np.ndarray) -> np.ndarray:
-    """``[T, ...]`` values of a leaf as vectors ``[T, D]``: numbers one behind the other, choices one-hot.
+    """Values ``[T, ...]`` of a leaf as vectors ``[T, D]``: numbers flattened, discrete values one-hot.
 
     Raises:
-        Misfit: a choice is no whole number, or out of range.
+        Misfit: a discrete value is not an integer, or is out of range.
     """
     column = np.asarray(column)
     flat = column.reshape(len(column), math.prod(column.shape[1:]))  # also where T is 0
@@ -166,7 +166,8 @@ def encode(space: gym.Space | None, column: np.ndarray) -> np.ndarray:
 
 
 def require_choices(flat: np.ndarray, counts: np.ndarray, start: np.ndarray) -> None:
-    """Raises a Misfit unless ``flat`` ``[T, C]`` holds whole numbers, ``counts[c]`` of them from ``start[c]`` on."""
+    """Raises a Misfit unless ``flat`` ``[T, C]`` holds integers, in column c one of the ``counts[c]`` from ``start[c]``
+    on; and a UserError if it does not have as many columns."""
     if flat.shape[1] != len(counts):
         raise UserError(f"there are {flat.shape[1]} numbers a row where the space has {len(counts)} choices")
     with np.errstate(invalid="ignore"):
@@ -179,8 +180,8 @@ def require_choices(flat: np.ndarray, counts: np.ndarray, start: np.ndarray) -> 
 
 def observe(leaves: Mapping[str, gym.Space | None], columns: Sequence[np.ndarray]) -> Tree:
     """What agents see of the leaves, whose columns are ``[T, ...]`` each: one vector ``[T, O]`` of all, see ``encode``;
-    or where there are images, ``[T, H, W, C]`` or ``[T, H, W]``, a dictionary of every leaf by its path, and an image
-    alone just as it is."""
+    or, with images, ``[T, H, W, C]`` or ``[T, H, W]``, a dictionary of all leaves by path; an image alone stays as it
+    is."""
     found = {
         path: column if is_image(space) else encode(space, column)
         for (path, space), column in zip(leaves.items(), columns, strict=True)
@@ -206,26 +207,26 @@ def observed(leaves: Mapping[str, gym.Space]) -> spaces.Box | spaces.Dict:
 
 
 def shapes(space: gym.Space) -> Tree:
-    """The shapes of what ``observed`` is the space of."""
+    """The shapes of observations in a space made by ``observed``."""
     return {path: part.shape for path, part in space.items()} if isinstance(space, spaces.Dict) else space.shape
 
 
 def child(node: Any, path: str) -> Any:
-    """What an observation holds at a path."""
+    """The value at a path in an observation."""
     for key in path.split("/") if path else ():
         node = node[int(key.removeprefix("_index_"))] if isinstance(node, (tuple, list)) else node[key]
     return node
 
 
 class Observed(gym.ObservationWrapper):
-    """An environment that shows what agents see; see ``observe``.
+    """A wrapper whose observations are what agents see; see ``observe``.
 
     Args:
         env: with observations of any space.
-        keys: the parts of it that are wanted; see ``parts``.
+        keys: the requested parts; see ``parts``.
 
     Raises:
-        UserError: there is no such part, or it can be neither a vector nor an image.
+        UserError: there is no such part, or it can become neither a vector nor an image.
     """
 
     def __init__(self, env: gym.Env, keys: Sequence[str] | None = None):
@@ -237,7 +238,7 @@ class Observed(gym.ObservationWrapper):
 
     def observation(self, observation: Any) -> Tree:
         columns = [np.asarray(child(observation, path)) for path in self.leaves]
-        if self.numbers:  # what ``observe`` would make of them, sooner
+        if self.numbers:  # the same as ``observe``, but faster
             return np.concatenate([column.ravel() for column in columns])
         columns = [column[None] for column in columns]
         try:

@@ -1,4 +1,4 @@
-"""Columns in files, which the system reads and writes as they are used."""
+"""Columns in memory-mapped files, which the system pages in and out as they are used."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from offlinerl.data.dataset import Stretches
 from offlinerl.util.errors import DISK_FULL, UserError
 
 PAGES = 1 << 21
-"""Bytes that the system maps around an access, at the most: what it keeps of a file in one piece."""
+"""The most bytes that one access may bring into memory: the largest unit in which the system caches a file."""
 
 PIECE = 1 << 8
-"""Rows that are gathered before it is asked how much is in memory."""
+"""Rows gathered between two checks of memory use."""
 
 
 class Maps:
-    """Files that are mapped into the memory of this process, and how much of them is in it: when they were used for
-    more than ``limit`` bytes, that is handed back. The files keep what was written.
+    """Memory-mapped files, with a limit on their resident memory: once more than ``limit`` bytes have been used, the
+    pages are released. The files keep what was written.
 
     Args:
-        limit: bytes.
+        limit: in bytes.
     """
 
     def __init__(self, limit: int):
@@ -35,15 +35,16 @@ class Maps:
         self.maps: list[mmap.mmap] = []
 
     def hold(self, opened: mmap.mmap) -> None:
-        """Have a file of which rows here and there are used: nothing is read beyond what is asked for."""
+        """Adds a file that is accessed at random, so that nothing is read ahead."""
         if hasattr(mmap, "MADV_RANDOM"):
             opened.madvise(mmap.MADV_RANDOM)
         self.maps.append(opened)
-        self._hand_back()  # what was read of it before is not for long
+        self._hand_back()  # pages read so far are not needed for long
         self.others = file_pages() or 0
 
     def touched(self, rows: int, nbytes: int) -> None:
-        """Told of accesses to so many rows of ``nbytes`` together, which may have been there before."""
+        """Records an access to ``rows`` rows of ``nbytes`` bytes in total, some of which may have been in memory
+        before."""
         self.used += nbytes + rows * PAGES
         if self.used > self.limit and (known := file_pages()) is not None:
             self.used = max(0, known - self.others)
@@ -58,7 +59,7 @@ class Maps:
 
 
 def file_pages() -> int | None:
-    """Bytes of files that are in the memory of this process; None where the system does not say."""
+    """Bytes of mapped files in this process's memory; None if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[2]) * mmap.PAGESIZE
     except OSError:
@@ -66,10 +67,10 @@ def file_pages() -> int | None:
 
 
 class MappedFiles(Maps):
-    """Files of arrays in a folder that may be written.
+    """Writable memory-mapped arrays, as files in a folder.
 
     Args:
-        folder: created if need be.
+        folder: created if needed.
         limit: see ``Maps``.
     """
 
@@ -79,10 +80,10 @@ class MappedFiles(Maps):
         folder.mkdir(parents=True, exist_ok=True)
 
     def array(self, name: str, shape: Sequence[int], dtype: str) -> np.ndarray:
-        """The array in a file; zeros in one that is new or has another size.
+        """The array in a file; zeros if the file is new or had another size.
 
         Raises:
-            UserError: the disk has no room for all of it, which would kill the process when it is written.
+            UserError: the disk has no room for all of it; a write without room would kill the process.
         """
         path = self._file(name)
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -111,13 +112,13 @@ class MappedFiles(Maps):
         return self.folder / f"{name}.bin"
 
     def flush(self) -> None:
-        """Have everything on the disk."""
+        """Writes everything to disk."""
         for opened in self.maps:
             opened.flush()
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Have the disk keep room for a file that has gaps. Some systems cannot."""
+    """Reserves disk space for a sparse file, on systems that can."""
     if not hasattr(os, "posix_fallocate"):
         return
     with path.open("r+b") as file:
@@ -133,12 +134,12 @@ def _reserve(path: Path, size: int) -> None:
 
 
 class Stored:
-    """A column of a dataset ``[N, ...]`` that stays on the disk, of which rows are gathered as of a tensor.
+    """A column of a dataset ``[N, ...]`` that stays on disk, and from which rows are gathered as from a tensor.
 
     Args:
-        column: memory-mapped, or stretches of such.
+        column: memory-mapped, or ``Stretches`` of such.
         device: where gathered rows go.
-        maps: of all columns that share a limit.
+        maps: the files of all columns that share a limit.
     """
 
     def __init__(self, column: np.ndarray | Stretches, device: torch.device, maps: Maps):
@@ -148,7 +149,7 @@ class Stored:
         if isinstance(column, np.memmap):
             maps.hold(column._mmap)
         if isinstance(self.column, np.ndarray):
-            self.column = np.asarray(column)  # the same without the class, which is slow
+            self.column = np.asarray(column)  # a plain view, because indexing np.memmap is slow
 
     def __len__(self) -> int:
         return len(self.column)
@@ -165,9 +166,9 @@ class StoredNumbers(Stored):
     """The numbers of a dataset's rows as ``Table`` packs them, ``[R, A + 3]``, packed as they are gathered.
 
     Args:
-        pack: makes them of actions, rewards, terminations and ends of some rows.
+        pack: packs the actions, rewards, terminations and ends of some rows.
         columns: these four, ``[R, ...]`` each.
-        device: see ``Stored``, as for ``maps``.
+        device: see ``Stored``, also for ``maps``.
     """
 
     def __init__(self, pack: Callable[..., np.ndarray], columns: Sequence[Any], device: torch.device, maps: Maps):

@@ -1,4 +1,4 @@
-"""The replay buffer: a table on the training device that grows and wraps, one for every seed."""
+"""The replay buffer: ring buffers of transitions on the training device, one per seed."""
 
 from __future__ import annotations
 
@@ -21,40 +21,42 @@ from offlinerl.util.trees import Tree, tree_leaves, tree_map
 ALL = slice(None)
 
 ROOM = 9 / 8
-"""Images kept, to a transition: every episode has one more than it has steps."""
+"""Images stored per transition: every episode has one more observation than steps."""
 
 COPIED = 1 << 10
-"""Observations that are copied at a time."""
+"""Observations copied at a time."""
 
 
 class Replay(Rows):
-    """The newest ``capacity`` transitions of every seed (Lin, 1992).
+    """A replay buffer of the newest ``capacity`` transitions of every seed (Lin, 1992).
 
-    Row ``(t, e)`` holds the step that environment e took at place t of the ring, so an episode lies along t. The
-    observations of every environment are a ring of their own, which holds each once. Of vectors there is room for two
-    to a transition; of images for ``ROOM``, and where episodes are so short that it does not do, the oldest
-    transitions go earlier.
+    Row ``(t, e)`` holds the step that environment e took at position t of the ring, so that an episode lies along t.
+    The observations of every environment are in a ring of their own, which stores each once. For vectors it has room
+    for two per transition. For images it has room for ``ROOM``; if episodes are too short for that, the oldest
+    transitions are dropped earlier.
 
     Args:
         spec: shapes of the task.
         seeds: S integers; each has its own ring and draws its own rows.
-        capacity: transitions of a seed, rounded down to whole steps of its environments.
-        envs: E, environments of a seed.
+        capacity: transitions per seed, rounded down to whole steps of its environments.
+        envs: E, environments per seed.
         gamma: see ``Rows``.
         n_step: see ``Rows``.
-        priorities: draw by priority: the exponents alpha of the priority and beta of the importance weights.
-        device: where the ring lies.
+        priorities: exponents alpha of the priorities and beta of the importance weights, to sample by priority; None
+            samples uniformly.
+        device: where the ring is stored.
         stack: see ``Rows``.
-        folder: keep the observations in files there, on a CPU, instead of in memory.
+        folder: store the observations in files there, on the CPU, instead of in memory.
 
     Attributes:
-        added: steps put in so far, of every environment; the newest lies at place ``(added - 1) % steps``.
-        oldest: the first of them that can be drawn.
-        slots: ``[S, steps, E]`` the observation that every row begins with, counted from the first one of its
-            environment on, in numpy; its successor is the next one.
-        newest: ``[S, E]`` what every environment showed last, counted likewise.
-        written: ``[S, E]`` what the files got last, of a run that goes on from before that.
-        lost: steps that were saved and are gone, because the files got others in their place after that.
+        added: steps added so far, per environment; the newest is at position ``(added - 1) % steps``.
+        oldest: number of the first step that can still be drawn.
+        slots: ``[S, steps, E]`` number of each row's observation, counted from the first one of its environment, in
+            numpy; the next observation has the next number.
+        newest: ``[S, E]`` number of each environment's latest observation.
+        written: ``[S, E]`` number of the latest observation in the files; it is ahead if a run resumes from an earlier
+            state.
+        lost: saved steps that are gone, because the files were overwritten after the save.
         drawn: the rows of the latest minibatches drawn by priority, ``[K, S, B]``.
     """
 
@@ -107,7 +109,7 @@ class Replay(Rows):
     def of(
         cls, agent: Agent, train: Mapping[str, Any], capacity: int, stack: int = 1, folder: Path | None = None
     ) -> Replay:
-        """The replay that an agent's training settings ask for, but for its size and place."""
+        """The replay buffer that an agent's training settings ask for, with a given size and place."""
         priorities = (train["priority_alpha"], train["priority_beta"]) if train.get("prioritized") else None
         spec, seeds, gamma, n_step = agent.kept_spec, agent.seeds, agent.gamma, agent.n_step
         ring = cls(spec, seeds, capacity, train["envs"], gamma, n_step, priorities, agent.device, stack, folder)
@@ -115,7 +117,7 @@ class Replay(Rows):
         return ring
 
     def __len__(self) -> int:
-        """Transitions of a seed that can be drawn."""
+        """Number of transitions per seed that can be drawn."""
         return (self.added - self.oldest) * self.envs
 
     def following(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +126,7 @@ class Replay(Rows):
         return following, place != (self.added - 1) % self.steps
 
     def add(self, step: Transition) -> None:
-        """Put in one step of every environment, over the oldest one if the ring is full."""
+        """Adds one step of every environment; if the ring is full, it overwrites the oldest one."""
         place, E = self.added % self.steps, self.envs
         obs, next_obs = step.obs, step.next_obs
         if self.stack > 1:
@@ -133,7 +135,7 @@ class Replay(Rows):
         if self.shown is not None and obs is not self.shown:
             new = new | ~_same(obs, self.shown)
         if new.any():
-            if (cut := new & ~self.ended).any():  # an episode began anew without an end of the one before
+            if (cut := new & ~self.ended).any():  # a new episode began, but the last one was not marked as ended
                 self._steps()[:, place - 1, :, -1] += torch.from_numpy(cut).to(self.numbers)
             self._show(obs, new)
         self.slots[:, place], at = self.newest, self._places_of(self.newest)
@@ -150,11 +152,12 @@ class Replay(Rows):
         self._forget()
 
     def _show(self, obs: Tree, where: np.ndarray | Any) -> None:
-        """Keep what the environments ``where`` show, all of them or a mask ``[S, E]`` of those in a new episode."""
+        """Stores the observations of the environments ``where``: all, or a mask ``[S, E]`` of those in a new
+        episode."""
         new = where is not ALL
         self.newest[where] += 1
         self.age[where] = 0 if new else self.age + 1
-        if self.files is not None:  # before it is so, for the process may be killed in between
+        if self.files is not None:  # first, because the process may be killed in between
             self.log[:] = np.maximum(self.newest, self.written)
         places = torch.from_numpy(self._places_of(self.newest)[where].reshape(-1)).to(self.places.device)
 
@@ -170,7 +173,7 @@ class Replay(Rows):
             self.ages.index_copy_(0, places, torch.from_numpy(self.age[where].reshape(-1)).to(places))
 
     def _places_of(self, slots: np.ndarray) -> np.ndarray:
-        """Where the observations of every environment with these numbers are, ``[S, E]`` or ``[S, steps, E]``."""
+        """The indices of the observations with these numbers, ``[S, E]`` or ``[S, steps, E]``."""
         lanes = self.lanes if slots.ndim == 2 else self.lanes[:, None]
         return lanes + slots % self.size
 
@@ -178,7 +181,7 @@ class Replay(Rows):
         return leaf[..., -(leaf.shape[-1] // self.stack) :]
 
     def _forget(self) -> None:
-        """Leave out the steps whose place, or one of whose observations, was taken by newer ones."""
+        """Drops the steps that newer ones have overwritten, wholly or in one of their observations."""
         self.oldest = max(self.oldest, self.added - self.steps)
         gone = np.maximum(self.newest, self.written) - self.size
         while self.oldest < self.added and (self.slots[:, place := self.oldest % self.steps] - self.stack < gone).any():
@@ -187,7 +190,7 @@ class Replay(Rows):
             self.oldest += 1
 
     def sample(self, updates: int, batch_size: int) -> Batch:
-        """K minibatches, ``[K, S, B, ...]``: uniform, or by priority where the ring was made so."""
+        """K minibatches, ``[K, S, B, ...]``: uniform, or by priority if the buffer has priorities."""
         shape = (updates, batch_size)
         if self.priorities is None:
             return self.transitions(self.streams.integers(len(self), shape).transpose(0, 1))  # [K, S, B]
@@ -195,18 +198,18 @@ class Replay(Rows):
         return super().transitions(self.drawn + self.offsets)._replace(weight=weight)
 
     def prioritize(self, priority: Tensor) -> None:
-        """Give the rows drawn last their priorities, ``[K, S, B]``, such as absolute errors."""
+        """Sets the priorities ``[K, S, B]`` of the rows drawn last, such as absolute TD errors."""
         self.priorities.update(self.drawn, priority)
 
     def transitions(self, rows: Tensor) -> Batch:
-        """What begins in some rows ``[K, S, B]``, counted along places and environments: from the ring's first place
-        on, or from the oldest step's where not all of a full ring can be drawn."""
+        """The transitions that begin in rows ``[K, S, B]``, numbered along positions and environments: from the ring's
+        first position, or from the oldest step if not all of a full ring can be drawn."""
         if self.oldest > max(0, self.added - self.steps):
             rows = (rows + self.oldest * self.envs) % (self.steps * self.envs)
         return super().transitions(rows + self.offsets)
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows in use and what else it takes to go on."""
+        """The rows in use, and everything else needed to resume."""
         used, kept = min(self.added, self.steps), min(int(self.newest.max()) + 1, self.size)
         if self.files is not None:
             self.files.flush()
@@ -219,20 +222,20 @@ class Replay(Rows):
         )  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved ring, of another size too, unless it had wrapped."""
+        """Restores a saved ring, also one of another size unless it had wrapped."""
         if "packed" in state:  # of version 0.1
             self._add_packed(state["packed"].cpu(), state["added"])
         self.streams.load_state_dict(state["streams"])
         if self.priorities is not None:
             self.priorities.load_state_dict(state["priorities"])
         if "packed" not in state:
-            self._load_rows(state)  # which takes the priorities of rows whose observations are gone
+            self._load_rows(state)  # removes the priorities of rows whose observations are gone
 
     def _load_rows(self, state: dict[str, Any]) -> None:
-        if not state["added"]:  # a run that is still on its dataset
+        if not state["added"]:  # nothing added yet, only trained on a dataset
             return
         used, self.added, self.newest = state["slots"].shape[1], state["added"], state["newest"].cpu().numpy().copy()
-        self.oldest = state.get("oldest", 0)  # a larger ring would have room for observations that were gone
+        self.oldest = state.get("oldest", 0)  # a larger ring would seem to hold observations that are gone
         self._steps()[:, :used].copy_(state["numbers"])
         self.slots[:, :used] = state["slots"].cpu()
         for which, places in enumerate(self.places.view(2, *self.slots.shape)):
@@ -240,7 +243,7 @@ class Replay(Rows):
         self._copy(self._lanes(self.files is None), state["lanes"], state["size"])
         if self.files is not None:
             self._take_files(state["size"])
-            self.written = np.minimum(self.written, self.newest + self.size)  # once round, all that was saved is gone
+            self.written = np.minimum(self.written, self.newest + self.size)  # one round later all is gone
         places = torch.from_numpy(self._places_of(self.newest)).to(self.places.device)
         self.shown = tree_map(lambda ring: ring[places].cpu().numpy(), self.observations)
         if self.ages is not None:
@@ -251,8 +254,8 @@ class Replay(Rows):
         self.lost = had - len(self) if self.files is not None else 0
 
     def _take_files(self, size: int) -> None:
-        """Go on from files of rings of that size, unless a run that was killed before it saved did so already. What
-        they got after it was saved took the place of the oldest."""
+        """Continues with the files of rings of that size, unless a run that was killed before it saved has done so
+        already. What was written to them after the save has replaced the oldest observations."""
         self.written = self.log.copy()
         old = {path: name for path in self.leaves if self.files.has(name := self._file(path, size))}
         if size == self.size or not old:
@@ -262,13 +265,13 @@ class Replay(Rows):
             shape, dtype = self.leaves[path]
             saved = self.files.tensor(name, (lanes * size, *shape[1:]), dtype)
             self._copy(*([x.unflatten(0, (lanes, -1))] for x in (rings[path], saved)), size)
-        self.written += self.size - size  # by which the same observations are gone in rings of this size
+        self.written += self.size - size  # so that the same observations are gone in rings of this size
         self.log[:] = np.maximum(self.log, self.written)
         for name in old.values():
             self.files.delete(name)
 
     def _copy(self, rings: Sequence[Tensor], saved: Sequence[Tensor], size: int) -> None:
-        """Fill rings ``[S E, size, ...]`` with the newest observations of others, of that size."""
+        """Fills rings ``[S E, size, ...]`` with the newest observations of saved rings, whose size is ``size``."""
         for lane, newest in enumerate(self.newest.flat):
             slots = torch.arange(max(0, newest + 1 - min(self.size, size)), newest + 1)
             for some in slots.split(COPIED):
@@ -282,7 +285,7 @@ class Replay(Rows):
         return tree_leaves(self.observations)
 
     def _add_packed(self, packed: Tensor, added: int) -> None:
-        """Rows ``[S, steps, E, W]`` of vectors, each with its successor."""
+        """Adds rows ``[S, steps, E, W]`` of vectors, each with its next observation."""
         O, A, used = self.observations.shape[1], self.numbers.shape[1] - 3, packed.shape[1]
         ends = np.cumsum([O, A, 1, 1, O])
         self.added = added - used
@@ -295,13 +298,13 @@ class Replay(Rows):
         return self.numbers.view(*self.slots.shape, -1)
 
     def _lanes(self, observations: bool = True) -> list[Tensor]:
-        """The observations, unless they are left out, and their ages, ``[S E, size, ...]``."""
+        """The observations, if wanted, and their ages, ``[S E, size, ...]``."""
         kept = (self.observations if observations else None, self.ages)
         return [leaf.unflatten(0, (-1, self.size)) for _, leaf in tree_leaves(kept)]
 
 
 def _same(one: Tree, other: Tree) -> np.ndarray:
-    """``[S, E]`` bool, where two observations are the same."""
+    """``[S, E]`` bool, where two observations are equal."""
     pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
     same = [(a == b).all(tuple(range(2, a.ndim))) for (_, a), (_, b) in pairs]
     return np.logical_and.reduce(same)

@@ -1,4 +1,4 @@
-"""What yields blocks of K updates to an agent."""
+"""Sources of training data, which yield blocks of K updates to an agent."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ from offlinerl.util.errors import ActingFailed, UserError
 from offlinerl.util.trees import tree_map
 
 PIECE = 16
-"""Updates from a replay to a piece."""
+"""Updates in a piece, for replay buffers."""
 
 
 class Source(ABC):
-    """Blocks of K updates for an agent.
+    """Yields blocks of K updates for an agent.
 
     Attributes:
-        piece: updates or steps to one of Lightning's batches, whose hooks cost as much as a small update.
+        piece: updates or steps in one Lightning batch, whose hooks cost as much as a small update.
     """
 
     piece: int
 
     @abstractmethod
     def blocks(self, count: int) -> Iterator[Batch | Window]:
-        """The next blocks, of so many updates or steps together, each made when it is asked for."""
+        """The next blocks, of ``count`` updates or steps in total, each made on demand."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on."""
+        """Everything needed to resume."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Go on from a saved state; whether everything came back to where it stood."""
+        """Restores a saved state; returns whether everything was restored exactly."""
 
     def learned(self, priority: Tensor | None) -> None:  # noqa: B027  most sources draw uniformly
-        """Told of the priorities ``[K, S, B]`` that the learner gives the rows of the latest block, if it does."""
+        """Called with the priorities ``[K, S, B]`` that the learner gives to the rows of the latest block, or None."""
 
     def epoch(self, count: int) -> Epoch:
-        """The next updates or steps, so many, for Lightning to train on."""
+        """The next ``count`` updates or steps, for Lightning to train on."""
         return Epoch(self, count)
 
 
 class Epoch:
-    """So many updates or steps of a source, in pieces; the last one may be shorter than the others."""
+    """A number of updates or steps of a source, in pieces; the last one may be shorter than the others."""
 
     def __init__(self, source: Source, count: int):
         self.source, self.count = source, count
@@ -69,10 +69,10 @@ class Epoch:
 
 
 class Piece:
-    """Blocks that come one after another, each when the one before it has been learnt from.
+    """Blocks in sequence, each made after the agent has learned from the one before.
 
     Attributes:
-        learned: to be told what the learner makes of each; see ``Source.learned``.
+        learned: to be called after each block with the learner's priorities; see ``Source.learned``.
     """
 
     def __init__(self, source: Source, count: int):
@@ -89,8 +89,8 @@ class OfflineData(Source):
         table: transitions.
         seeds: S integers; each draws its own rows.
         batch_size: B.
-        updates: K, updates a block.
-        rank: of the process, where several train together; each draws its own rows.
+        updates: K, updates per block.
+        rank: of the process, if several train together; each draws its own rows.
     """
 
     def __init__(self, table: Table, seeds: Sequence[int], batch_size: int, updates: int = 50, rank: int = 0):
@@ -115,8 +115,8 @@ class OfflineData(Source):
 
 
 class EpisodeData(OfflineData):
-    """Minibatches of whole episodes, ``[K, S, B, T, ...]``; T is the longest one's length, and shorter ones repeat
-    their last row, in which ``last`` is 1.
+    """Minibatches of whole episodes, ``[K, S, B, T, ...]``. T is the length of the longest episode; shorter ones are
+    padded with their last row, in which ``last`` is 1.
 
     The arguments are those of ``OfflineData``, with B episodes.
     """
@@ -132,9 +132,9 @@ class EpisodeData(OfflineData):
 
 
 class WindowData(OfflineData):
-    """Minibatches of windows, ``[K, S, B, T, ...]``, each from a row on that is drawn uniformly.
+    """Minibatches of windows, ``[K, S, B, T, ...]``, each from a row that is drawn uniformly.
 
-    The arguments are those of ``OfflineData``, with B windows, and their length T.
+    The arguments are those of ``OfflineData``, with B windows, and the windows' length T.
     """
 
     def __init__(self, *args: Any, length: int, **kwargs: Any):
@@ -147,17 +147,18 @@ class WindowData(OfflineData):
 
 
 class ActingData(Source):
-    """What the sources share whose agent acts: between two blocks it takes steps, which are counted here, on the agent.
+    """Base class of sources whose agent acts: between two blocks it takes environment steps, which are counted on the
+    agent.
 
     Args:
         agent: acts, and learns from the blocks.
         collector: its environments.
-        block_steps: steps of a seed to a block.
-        least: to a piece, rounded up to whole blocks.
+        block_steps: steps per seed in a block.
+        least: minimum number of steps in a piece, rounded up to whole blocks.
 
     Attributes:
-        stride: the fewest steps that a piece may have; it has a whole multiple of them.
-        replay: what keeps the steps, if they are kept.
+        stride: a piece has a multiple of this many steps.
+        replay: the replay buffer, if the steps are stored.
     """
 
     stride: int
@@ -171,10 +172,10 @@ class ActingData(Source):
 
     @abstractmethod
     def draw(self, steps: int | None = None) -> Batch:
-        """The next block, of so many steps."""
+        """The next block, from this many steps."""
 
     def collect(self, count: int, random: int = 0) -> Iterator[Transition]:
-        """Take ``count`` steps in every environment, the first ``random`` of them at random."""
+        """Takes ``count`` steps in every environment, the first ``random`` of them at random."""
         for transition in self.collector.rollout(self.agent, count, random):
             self.agent.steps += self.envs
             obs, next_obs = self.agent.kept(transition.obs), self.agent.kept(transition.next_obs)
@@ -182,7 +183,7 @@ class ActingData(Source):
 
     @property
     def steps(self) -> int:
-        """Environment steps of every seed so far."""
+        """Environment steps per seed so far."""
         return self.agent.steps
 
     def blocks(self, count: int) -> Iterator[Batch]:
@@ -190,8 +191,8 @@ class ActingData(Source):
             yield self._whole(min(self.block_steps, count - first))
 
     def _whole(self, steps: int) -> Batch:
-        """The next block. Of one in which an environment fails no step counts, for nothing is learnt from it; a replay
-        keeps what it got, and every environment stands where its latest whole step left it."""
+        """The next block. If an environment fails in it, none of its steps count, because the agent learns nothing from
+        them; a replay buffer keeps those it got, and every environment stays where its latest complete step left it."""
         before = self.agent.steps
         try:
             return self.draw(steps)
@@ -200,7 +201,7 @@ class ActingData(Source):
             raise
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the environments stand; what a replay holds is kept apart, for it is large."""
+        """The state of the environments; the content of a replay buffer is saved separately, because it is large."""
         return dict(interaction=self.collector.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
@@ -208,27 +209,27 @@ class ActingData(Source):
 
 
 class ReplayData(ActingData):
-    """Minibatches of the agent's own experience: every block steps the environments, adds to the replay and draws from
-    it.
+    """Minibatches of the agent's own experience: every block steps the environments, adds to the replay buffer and
+    draws from it.
 
     Args:
         agent: acts, and learns from the blocks.
         collector: its environments.
-        replay: the ring they fill.
+        replay: the buffer they fill.
         batch_size: B.
-        updates: K, updates a block; rounded up to whole steps of all environments.
-        steps_per_update: environment steps of a seed for every update. One is what TD3 and SAC do, four DQN.
-        warm_up: steps of a seed, taken at random, before the first update.
-        table: a dataset to draw from too: fine-tuning.
-        old_share: how much of a batch is the dataset's, from 0 to 1, given the steps so far; by default every row of
-            both is equally likely.
-        reward: what to learn from, given what was paid ``[S, E]`` and the sum paid in the episode so far; the
-            rewards themselves by default.
-        reward_clip: learn from rewards within this of 0 (Mnih et al., Nature 2015, methods).
-        terminal_ends: whether an episode that was cut off is over as one that terminated.
+        updates: K, updates per block; rounded up to whole steps of all environments.
+        steps_per_update: environment steps per seed for every update: one in TD3 and SAC, four in DQN.
+        warm_up: random steps per seed before the first update.
+        table: a dataset to draw from as well, for fine-tuning.
+        old_share: fraction of a batch drawn from the dataset, from 0 to 1, given the steps so far; by default every row
+            of both is equally likely.
+        reward: training rewards, given the environment's rewards ``[S, E]`` and their sum in the episode so far; by
+            default the environment's.
+        reward_clip: clip rewards to this distance from 0 (Mnih et al., Nature 2015, methods).
+        terminal_ends: whether truncated episodes count as terminated.
 
     Attributes:
-        stride: the fewest steps of a seed that make whole updates of whole steps of its environments.
+        stride: the smallest number of steps per seed that makes whole updates and whole steps of its environments.
     """
 
     replay: Replay
@@ -256,7 +257,7 @@ class ReplayData(ActingData):
         self.batch_size, self.steps_per_update, self.warm_up = batch_size, steps_per_update, warm_up
 
     def draw(self, steps: int | None = None) -> Batch:
-        """The next block, ``[K, S, B, ...]``; while warming up, one of no updates at all."""
+        """The next block, ``[K, S, B, ...]``; during warm-up it has no updates."""
         steps = steps or self.block_steps
         for transition in self.collect(steps // self.envs, -(-(self.warm_up - self.steps) // self.envs)):
             if self.reward is not None:
@@ -266,11 +267,11 @@ class ReplayData(ActingData):
             if self.terminal_ends:
                 transition = transition._replace(terminated=transition.last)
             self.replay.add(transition)
-        ready = self.steps > self.warm_up and len(self.replay)  # a run may go on without the rows it had
+        ready = self.steps > self.warm_up and len(self.replay)  # a resumed run may lack its rows
         return self.sample(steps // self.steps_per_update if ready else 0)
 
     def sample(self, updates: int) -> Batch:
-        """K minibatches of the replay, and of the table if there is one."""
+        """K minibatches of the replay buffer, and of the table if there is one."""
         if self.table is None:
             return self.replay.sample(updates, self.batch_size)
         streams, old, B = self.replay.streams, len(self.table), self.batch_size
@@ -297,19 +298,19 @@ class ReplayData(ActingData):
 
 
 class RolloutData(ActingData):
-    """Rollouts of the policy as it is, each learnt from once and forgotten.
+    """On-policy rollouts of the current policy, each learned from once and then discarded.
 
     Args:
         agent: acts, and learns from the rollouts.
         collector: its environments.
-        batch_size: steps of a seed in a rollout, those of all its environments together.
+        batch_size: steps per seed in a rollout, over all its environments.
 
     Raises:
-        UserError: the environments cannot share the steps evenly.
+        UserError: the steps cannot be divided evenly among the environments.
     """
 
     PIECE = 256
-    """Steps of a seed, at least, to a piece."""
+    """Minimum number of steps per seed in a piece."""
 
     def __init__(self, agent: Agent, collector: Collector, batch_size: int):
         super().__init__(agent, collector, batch_size, least=self.PIECE)
@@ -325,7 +326,7 @@ class RolloutData(ActingData):
         return Batch(obs, action, reward, gamma * (1 - terminated), next_obs, last)
 
     def _stacked(self, *steps: np.ndarray) -> Tensor:
-        """One column of a rollout, ``[1, S, E, T, ...]``; numbers are float32, but images stay as they are."""
+        """One column of a rollout, ``[1, S, E, T, ...]``: numbers become float32, and images stay as they are."""
         column = np.stack(steps, 2)
         column = column if column.dtype == np.uint8 else column.astype(np.float32)
         return torch.from_numpy(column).unsqueeze(0).to(self.agent.device)

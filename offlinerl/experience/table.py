@@ -1,4 +1,5 @@
-"""Rows in memory, from which blocks of batches are gathered: those of a dataset, and what every kind of row has."""
+"""Tables of transitions, from which blocks of batches are gathered: a dataset's, and what it shares with replay
+buffers."""
 
 from __future__ import annotations
 
@@ -19,29 +20,29 @@ from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 RESIDENT = 1 << 30
-"""Bytes of a table's files in the memory of this process, beyond which they are handed back after a gather."""
+"""Bytes of a table's files that may be in this process's memory; beyond that, they are released after a gather."""
 
 ACTION_MARGIN = 1e-5
-"""Actions are clipped this far inside their bounds, as in the reference IQL and XQL."""
+"""Actions are clipped this far inside their bounds, as in the reference implementations of IQL and XQL."""
 
 ENCODED = 256
-"""Images that are encoded at a time."""
+"""Images encoded at a time."""
 
 
 class Rows:
-    """Transitions, whose batches are index arithmetic: every observation lies there once, in its own dtype, and a row
-    knows where its own and its successor are; the numbers of a row lie side by side, so that one gather brings them
-    all.
+    """Transitions that are batched by index arithmetic: every observation is stored once, in its own dtype, and a row
+    has the indices of its observation and its next observation; the numbers of a row are side by side, so that one
+    gather fetches them all.
 
     Attributes:
-        numbers: ``[R, A + 3]`` action, reward, terminated, last; 1 in ``last`` where the trajectory does not go on.
-        observations: a tree of ``[M, ...]``; those of an episode lie one behind the other, in a ring of ``size`` each.
-        places: two of ``[R]``, where the observation is and where its successor is.
-        ages: ``[M]`` how many observations of its episode were before each; None without ``stack``.
-        gamma: discount of one step; where every seed has its own, rows are ``[K, S, ...]``.
-        n_step: rewards summed, at most.
-        next_actions: whether batches hold the actions after theirs.
-        stack: frames to an observation: those before it in its episode, the oldest first; the first one is repeated.
+        numbers: ``[R, A + 3]`` action, reward, terminated, last; ``last`` is 1 where the episode does not continue.
+        observations: a tree of ``[M, ...]``; those of an episode are consecutive, in rings of ``size`` each.
+        places: two of ``[R]``, the index of the observation and the index of the next observation.
+        ages: ``[M]`` how many observations of its episode precede each; None without frame stacking.
+        gamma: discount per step; if every seed has its own, rows are ``[K, S, ...]``.
+        n_step: maximum number of rewards in an n-step return.
+        next_actions: whether batches hold the next actions.
+        stack: frames per observation: the preceding ones in its episode, oldest first; the first one is repeated.
     """
 
     numbers: Tensor | Stored
@@ -54,22 +55,22 @@ class Rows:
     stack: int
     next_actions = False
     files: MappedFiles | None = None
-    """Where the observations are, if that is on the disk."""
+    """The files of the observations, if these are on disk."""
 
     def following(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows one step later in the same episode, ``[n]``, and where there are such."""
+        """The rows one step later in the same episode, ``[n]``, and whether there are such."""
         raise NotImplementedError
 
     def transitions(self, rows: Tensor) -> Batch:
-        """What begins in some rows, ``[...]``: fields ``[..., ...]``.
+        """The transitions that begin in rows ``[...]``: fields ``[..., ...]``.
 
-        The n-step sum walks along the episode as far as its end, or the newest row (Sutton and Barto, Reinforcement
-        Learning, 2nd edition, 2018, equation 7.1).
+        The n-step sum follows the episode to its end, or to the newest row (Sutton and Barto, Reinforcement Learning,
+        2nd edition, 2018, equation 7.1).
         """
         flat = rows.reshape(-1)
         action, reward, terminated, last = self._gather(flat)
         gamma = self.gamma
-        if isinstance(gamma, Tensor):  # one a seed
+        if isinstance(gamma, Tensor):  # one per seed
             gamma = gamma.view(-1, *[1] * (rows.ndim - 2)).expand(rows.shape).reshape(-1)
         discount, tail = gamma * (1 - terminated), flat
         for _ in range(self.n_step - 1):
@@ -83,7 +84,7 @@ class Rows:
         batch = Batch(obs, action, reward, discount, next_obs, last)
         if self.next_actions:
             following, going = self.following(tail)
-            known = going & (last == 0)  # of the newest row of a replay nobody knows yet
+            known = going & (last == 0)  # not yet known for a replay buffer's newest row
             next_action = self._gather(torch.where(known, following, tail))[0]
             batch = batch._replace(next_action=next_action, last=(~known).float())
         return tree_map(lambda x: x.view(*rows.shape, *x.shape[1:]), batch)
@@ -93,7 +94,7 @@ class Rows:
         return numbers[:, :-3], *numbers[:, -3:].unbind(-1)
 
     def observed(self, which: int, rows: Tensor) -> Tree:
-        """The observations of rows ``[n]`` or, if ``which`` is 1, their successors, ``[n, ...]``."""
+        """The observations of rows ``[n]`` or, if ``which`` is 1, their next observations, ``[n, ...]``."""
         places = self.places[which].index_select(0, rows)
         if self.ages is not None:
             back = torch.arange(self.stack - 1, -1, -1, device=places.device)
@@ -102,7 +103,7 @@ class Rows:
             places = ring.unsqueeze(-1) + (places.unsqueeze(-1) - back) % self.size
         places = places.flatten()
 
-        def of(leaf: Tensor) -> Tensor:  # which is not on the device if it is on the disk
+        def of(leaf: Tensor) -> Tensor:  # in files, it is not on the device
             return stacked(leaf.index_select(0, places.to(leaf.device)).to(places.device), self.stack)
 
         found = tree_map(of, self.observations)
@@ -118,13 +119,13 @@ class Rows:
 
 
 def stacked(frames: Tensor, count: int) -> Tensor:
-    """Every ``count`` of some frames as one observation: vectors ``[n count, O] -> [n, count O]``, images ``[n count,
-    H, W, C] -> [n, H, W, count C]``."""
+    """Every ``count`` frames concatenated to one observation: vectors ``[n count, O] -> [n, count O]``, images
+    ``[n count, H, W, C] -> [n, H, W, count C]``."""
     return frames if count == 1 else torch.cat(frames.unflatten(0, (-1, count)).unbind(1), -1)
 
 
 def frame_of(leaf: Leaf, stack: int) -> Leaf:
-    """One frame of an observation that is a stack of them."""
+    """One frame of an observation that is a frame stack."""
     if stack == 1:
         return leaf
     *shape, last = leaf.shape
@@ -132,22 +133,22 @@ def frame_of(leaf: Leaf, stack: int) -> Leaf:
 
 
 class Table(Rows):
-    """The transitions of a dataset; one that is on the disk stays there, and its rows come as they are drawn.
+    """The transitions of a dataset. If that is on disk it stays there, and rows are read as they are drawn.
 
-    Episodes also end, cut off, at the dataset's ``leaps``: no n-step sum, next action, window or stack of frames goes
-    beyond one.
+    Episodes also end, as truncated, at the dataset's ``leaps``: no n-step sum, next action, window or frame stack
+    crosses one.
 
     Args:
         dataset: with actions in the environment's units.
-        spec: shapes and bounds they must have.
+        spec: the shapes and bounds that it must have.
         gamma: see ``Rows``.
         n_step: see ``Rows``.
-        device: where the table lies.
+        device: where the table is stored.
         stack: see ``Rows``.
 
     Attributes:
-        starts: ``[episodes]`` the first row of each.
-        lengths: ``[episodes]`` rows of each.
+        starts: ``[episodes]`` the first row of each episode.
+        lengths: ``[episodes]`` the number of rows in each.
 
     Raises:
         UserError: the dataset's shapes are not those of ``spec``.
@@ -189,7 +190,7 @@ class Table(Rows):
 
     @classmethod
     def of(cls, agent: Agent, dataset: Dataset, stack: int = 1) -> Table:
-        """The table that an agent learns from; of images it holds the latents, if the agent has an encoder for them."""
+        """The table that an agent learns from; if the agent has a frozen encoder, latents replace the images."""
         if agent.frozen is not None:
             require_shapes(dataset, agent.spec, stack)
             images = dataset.observations
@@ -202,7 +203,7 @@ class Table(Rows):
         return table
 
     def __len__(self) -> int:
-        """Transitions."""
+        """Number of transitions."""
         return len(self.numbers)
 
     def following(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,12 +211,12 @@ class Table(Rows):
         return following, following < len(self)
 
     def episode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The first and the last row of the episodes that some rows ``[...]`` are in."""
+        """The first and the last row of the episodes that contain rows ``[...]``."""
         number = torch.bucketize(rows.contiguous(), self.starts, right=True) - 1
         return self.starts[number], self.starts[number] + self.lengths[number] - 1
 
     def windows(self, rows: Tensor, length: int) -> Window:
-        """The steps of an episode from some rows ``[...]`` on, fields ``[..., T, ...]``. Where the episode is over, its
+        """The steps of an episode from rows ``[...]`` on, fields ``[..., T, ...]``. Past the end of the episode, its
         last row is repeated and the mask is 0.
 
         Args:
@@ -232,7 +233,7 @@ class Table(Rows):
 
     @property
     def to_go(self) -> Tensor:
-        """``[R]`` the sum of the rewards from every row to its episode's end."""
+        """``[R]`` return to go: the sum of the rewards from each row to the end of its episode."""
         if not hasattr(self, "_to_go"):
             reward = torch.from_numpy(np.array(self.reward)).to(self.starts.device)
             total = reward.double().cumsum(0)
@@ -241,15 +242,16 @@ class Table(Rows):
         return self._to_go
 
     def goals(self, rows: Tensor, uniform: Tensor) -> Tree:
-        """What was reached later in the same episode: the successor of a row that is drawn uniformly from every row on
-        to its episode's last, as in "future" of hindsight experience replay (Andrychowicz et al., 2017, section 4.5).
+        """What is reached later in the same episode: the next observation of a row drawn uniformly from the given row
+        to the episode's last, the "future" strategy of hindsight experience replay (Andrychowicz et al., 2017, section
+        4.5).
 
         Args:
             rows: ``[...]``.
             uniform: ``[...]`` random numbers in [0, 1).
 
         Returns:
-            Observations ``[..., ...]``, which a goal-conditioned agent takes a goal from.
+            Observations ``[..., ...]``, from which a goal-conditioned agent takes a goal.
         """
         left = self.episode(rows)[1] - rows + 1
         later = rows + (uniform * left).long().clamp(max=left - 1)
@@ -258,11 +260,11 @@ class Table(Rows):
 
 
 def in_line(dataset: Dataset) -> Dataset:
-    """The dataset whose rows lead to the very observation of the next row: a successor that differs from it by rounding
-    alone has a place of its own between the two, and a stack of frames would hold both.
+    """The dataset with the next row's observation as the next observation of each row. One that differs from it only by
+    rounding is stored between the two, and a frame stack would contain both.
 
     Raises:
-        UserError: there are such, in a dataset on the disk.
+        UserError: there are such next observations in a dataset on disk.
     """
     at, next_at = np.asarray(dataset.at), np.array(dataset.next_at)
     beside = np.flatnonzero(~dataset.last[:-1] & (next_at[:-1] != at[1:]) & (next_at[:-1] != at[:-1]))
@@ -276,31 +278,32 @@ def in_line(dataset: Dataset) -> Dataset:
     next_at[beside] = at[beside + 1]
     kept = np.zeros(len(first_leaf(dataset.observations)), bool)
     kept[at] = kept[next_at] = True
-    moved = kept.cumsum() - 1  # where an observation is now
+    moved = kept.cumsum() - 1  # the new index of an observation
     observations = tree_map(lambda leaf: leaf[kept], dataset.observations)
     return replace(dataset, observations=observations, at=moved[at], next_at=moved[next_at])
 
 
 def packed(spec: Spec, action: np.ndarray, *columns: np.ndarray) -> np.ndarray:
-    """The numbers of some rows side by side, ``[n, A + 3]``: actions in our units, and columns ``[n]``."""
+    """The numbers of some rows side by side, ``[n, A + 3]``: scaled actions, and columns ``[n]``."""
     action = spec.in_unit(action) if spec.num_actions else in_unit(action, spec)
     return np.concatenate([action, *(column[:, None] for column in columns)], 1, dtype=np.float32)
 
 
 def in_unit(action: np.ndarray, spec: Spec) -> np.ndarray:
-    """Actions of the environment in units of [-1, 1], clipped a little inside."""
+    """The environment's actions scaled to [-1, 1] and clipped slightly inside."""
     return np.clip(spec.in_unit(action), -1 + ACTION_MARGIN, 1 - ACTION_MARGIN)
 
 
 def entries_outside(action: np.ndarray, spec: Spec) -> int:
-    """How many entries of continuous actions ``[rows, A]`` lie outside the bounds, beyond what rounding does."""
+    """The number of entries of continuous actions ``[rows, A]`` outside the bounds by more than rounding."""
     low, high = np.array(spec.action_low), np.array(spec.action_high)
     slack = ACTION_MARGIN * np.maximum(high - low, np.maximum(abs(low), abs(high)))
     return sum(int(((block < low - slack) | (block > high + slack)).sum()) for block in blocks(action))
 
 
 def require_shapes(dataset: Dataset, spec: Spec, stack: int = 1) -> None:
-    """Raises a UserError if rows do not have the task's shapes, or hold a discrete action that it does not have."""
+    """Raises a UserError if rows do not have the task's shapes, or hold a discrete action that the task does not
+    have."""
     shapes = {leaf.path: frame_of(leaf, stack).shape for leaf in spec.obs}
     observed = tree_map(lambda leaf: leaf.shape[1:], dataset.observations)
     for name, have, want in (

@@ -1,4 +1,4 @@
-"""How D4RL collected AntMaze's data: a policy that walks in a direction is led through a maze."""
+"""Collects AntMaze data as D4RL did: a policy that walks in a given direction is guided through a maze."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from offlinerl.rollout.policy import Policy, apart
 from offlinerl.util.trees import Tree
 
 PLAY = {"medium": [(2, 6), (5, 1), (6, 5)], "large": [(1, 6), (3, 5), (3, 10), (5, 2), (7, 4), (7, 6), (7, 9)]}
-"""Rows and columns of D4RL's hand-picked goals. None is the goal of an evaluation in the medium maze."""
+"""Rows and columns of D4RL's hand-picked goals. In the medium maze, none is the goal of an evaluation."""
 
 STEPS = 1000
-"""Of an episode of the data, in every maze."""
+"""Steps in an episode of the data, in every maze."""
 
 Cell = tuple[int, int]
 
 
 def collecting(name: str) -> dict[str, Any]:
-    """The environment that D4RL collected a dataset in, for ``offlinerl.envs.make``: nothing ends at the goal.
+    """The environment in which D4RL collected a dataset, for ``offlinerl.envs.make``: episodes do not end at the goal.
 
     Args:
-        name: ``<maze>`` with the start and the goal of an evaluation, ``<maze>-play`` with starts in any other cell
-            than the hand-picked goals, or ``<maze>-diverse`` with starts and goals in any cell.
+        name: ``<maze>`` with the start and the goal of an evaluation, ``<maze>-play`` with hand-picked goals and starts
+            in any other cell, or ``<maze>-diverse`` with starts and goals in any cell.
     """
     maze, _, kind = name.partition("-")
     kwargs: dict[str, Any] = dict(continuing_task=True)
@@ -46,8 +46,8 @@ def collecting(name: str) -> dict[str, Any]:
 
 @cache
 def next_cells(maze: Maze, goal: Cell) -> dict[Cell, Cell]:
-    """The next cell of a shortest path to a goal's cell, by breadth-first search from there; every cell is a row and a
-    column. Walls beside the way have one too, for an ant that leans over them."""
+    """The next cell on a shortest path to a goal's cell, found by breadth-first search from the goal; a cell is a row
+    and a column. Wall cells beside the path have one too, for an ant that leans over them."""
     found, queue, free = {goal: goal}, deque([goal]), set(maze.free)
     while queue:
         row, column = cell = queue.popleft()
@@ -60,8 +60,9 @@ def next_cells(maze: Maze, goal: Cell) -> dict[Cell, Cell]:
 
 
 def cell_of(maze: Maze, xy: np.ndarray) -> Cell:
-    """Row and column of where an ant at x and y in m counts as being: as for D4RL, from a cell's centre up to the next
-    one's. D4RL's rule also takes an ant between a centre and a wall for one beyond the wall; here it stays inside."""
+    """Row and column of the cell in which an ant at x and y in m is counted: as in D4RL, a cell extends from its centre
+    to the next one's. By D4RL's rule, an ant between a centre and a wall also counts as beyond the wall; here it stays
+    inside."""
     at = np.asarray(xy, float) / CELL
     column, row = np.rint(at).astype(int)
     before = at < (column, row)
@@ -74,12 +75,12 @@ def cell_of(maze: Maze, xy: np.ndarray) -> Cell:
 
 
 def direction(maze: Maze, xy: np.ndarray, goal: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """The unit vector from an ant to its next waypoint: the goal, or the centre of the next cell and an offset.
+    """The unit vector from an ant to its next waypoint: the goal, or the centre of the next cell plus an offset.
 
     Args:
-        maze: where it is.
-        xy: where the ant is, in m.
-        goal: where it is to get, in m.
+        maze: in which the ant is.
+        xy: position of the ant, in m.
+        goal: position of the goal, in m.
         offset: in m.
     """
     target = cell_of(maze, goal)
@@ -89,17 +90,17 @@ def direction(maze: Maze, xy: np.ndarray, goal: np.ndarray, offset: np.ndarray) 
 
 
 class Navigator(Policy):
-    """Leads a policy through mazes to the goals of the episodes.
+    """Guides a policy through mazes to the goals of the episodes.
 
-    The waypoint is the next cell of a shortest path + U(0, 1) m in x and y, drawn in every step. Noise is added to
-    the actions, which are clipped to [-1, 1].
+    The waypoint is the centre of the next cell on a shortest path + U(0, 1) m in x and y, drawn at every step. Noise is
+    added to the actions, which are clipped to [-1, 1].
 
     Args:
-        walker: S policies that see ``offlinerl/AntDirection-v0``.
-        envs: S * E environments ``AntMaze``, wrapped or not, in the order of a ``Pool``.
-        noise: deviation of the noise on actions; D4RL's data has 0.2.
-        explore: whether the walker samples its actions, as D4RL's did; OGBench's takes the mean.
-        lanes: numbers of a seed's E environments; by default from 0 on.
+        walker: S policies that observe ``offlinerl/AntDirection-v0``.
+        envs: S * E ``AntMaze`` environments, wrapped or not, in the order of a ``Pool``.
+        noise: standard deviation of the action noise; 0.2 in D4RL's data.
+        explore: whether the walker samples its actions, as in D4RL's data; OGBench takes the mean.
+        lanes: numbers of a seed's E environments; by default from 0.
 
     Source: Fu et al., D4RL, 2020, and its ``generate_ant_maze_datasets.py``.
     """
@@ -117,7 +118,7 @@ class Navigator(Policy):
         lanes = range(len(envs) // len(self.seeds)) if lanes is None else lanes
         self.walker = apart(walker, lanes)
         self.streams = EnvStreams(self.seeds, lanes, "navigation")
-        self.begun = np.zeros(len(envs), bool)  # the others have all episodes from before a restart, and no goal
+        self.begun = np.zeros(len(envs), bool)  # the others made all their episodes before a restart, and have no goal
 
     def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
         self.begun |= where.reshape(-1)
@@ -138,8 +139,8 @@ class Navigator(Policy):
 
 
 def relabelled(episode: Episode, goal: Sequence[float]) -> Episode:
-    """The episode with the rewards of an evaluation's goal: a step after which the torso is within 0.5 m of it pays 1
-    and is terminal. The ant walks on, so that terminal steps may be followed by others.
+    """The episode with the rewards for an evaluation's goal: a step after which the torso is within 0.5 m of it has a
+    reward of 1 and is terminal. The ant walks on, so that terminal steps may be followed by others.
 
     Args:
         episode: of ``AntMaze``, T steps.

@@ -1,4 +1,4 @@
-"""Demonstrators that need no training: they read the simulator's true state and follow a plan."""
+"""Scripted demonstrators, which need no training: they read the simulator's true state and follow a plan."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Point = tuple[float, float, float]
 
 
 class Motion(NamedTuple):
-    """How the hand does one task: points to pass through, relative to where a site of the object is when the motion
-    begins, and what the fingers do on the way to each."""
+    """How the hand does one task: waypoints relative to a site of the object at the start of the motion, and the action
+    of the fingers on the way to each."""
 
     site: str  # as the simulator names it
     path: tuple[tuple[float, float, float, int], ...]  # x, y, z in m; the fingers' action, 1 opens, -1 closes
@@ -49,35 +49,35 @@ KITCHEN = {
 }
 
 HOME: Point = (-0.45, 0.15, 2.05)  # where every motion but the first begins, clear of all objects
-TOLERANCE = 0.025  # m, at which a point counts as reached
-PATIENCE = 16  # steps spent on a point at most
-REACH = 0.08  # m, the largest error that the hand is driven by
+TOLERANCE = 0.025  # m, within which a waypoint counts as reached
+PATIENCE = 16  # maximum steps spent on a waypoint
+REACH = 0.08  # m, to which the position error is clipped
 GRASP = 4  # steps that closing the fingers takes
-GAIN = 1.8  # share of the error to be undone in a step: above 1, because the controller lags behind
-DAMPING = 0.05  # of the least squares, which keeps joints slow near a singular posture
-POSTURE = 0.05  # share of the way back to the starting posture a step, where that does not move the hand
-TURN = 2 * 0.08  # rad that a joint turns in a step at action 1
+GAIN = 1.8  # fraction of the error to correct in a step: above 1, because the controller lags behind
+DAMPING = 0.05  # of the least squares, which keeps joints slow near singularities
+POSTURE = 0.05  # fraction of the way back to the starting posture per step, in the hand's null space
+TURN = 2 * 0.08  # rad by which a joint turns in a step at action 1
 
 
 class KitchenDemonstrator:
-    """Does the tasks of a Kitchen in a given order, by moving the hand from point to point.
+    """Does the tasks of a Kitchen in a given order, by moving the hand from waypoint to waypoint.
 
-    Joint velocities come from damped least squares on the hand's Jacobian, with a pull towards the starting
-    posture in its null space. A point that takes too long is left for the next one, and a task that is not
-    complete at the end of its motion is tried again. It does not know "hinge cabinet" and "top burner".
+    Joint velocities come from damped least squares on the hand's Jacobian, with a pull towards the starting posture in
+    its null space. A waypoint that takes too long is skipped, and a task that is not complete at the end of its motion
+    is tried again. There is no motion for "hinge cabinet" and "top burner".
 
     Args:
         env: a ``Kitchen``, wrapped or not.
-        order: what to do: names of tasks, paid for by the environment or not, and points of the room to visit.
+        order: what to do: names of tasks, rewarded by the environment or not, and points of the room to visit.
         noise: standard deviation of Gaussian noise on every action.
         rng: where the noise is drawn from.
-        attempts: how often to try a task that the environment pays for, until it is complete.
+        attempts: maximum number of attempts at a task that the environment rewards.
 
     Raises:
-        ValueError: if a task is not among the motions it knows.
+        ValueError: there is no motion for a task.
 
-    Source: Buss, Introduction to inverse kinematics with Jacobian transpose, pseudoinverse and damped least
-    squares methods, 2004.
+    Source: Buss, Introduction to inverse kinematics with Jacobian transpose, pseudoinverse and damped least squares
+    methods, 2004.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class KitchenDemonstrator:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew; to be called after the environment's ``reset``."""
+        """Starts anew; to be called after the environment's ``reset``."""
         self.finished = False
         self.fingers = 0
         self.posture = self.kitchen.data.qpos[:7].copy()
@@ -150,7 +150,7 @@ class KitchenDemonstrator:
             yield np.append(self._joints(np.append(error, turn)), [fingers, fingers])
 
     def _joints(self, error: np.ndarray) -> np.ndarray:
-        """Velocities ``[7]`` that undo the hand's error, ``[3]`` in m or ``[6]`` in m and rad."""
+        """Joint velocities ``[7]`` that correct the hand's error, ``[3]`` in m or ``[6]`` in m and rad."""
         model, data = self.kitchen.model, self.kitchen.data
         jacobian = np.zeros((6, model.nv))
         mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], self.site)

@@ -1,7 +1,7 @@
-"""Makes datasets from their recipes: block after block of episodes, on as many cores as there are.
+"""Generates datasets from their recipes, in blocks of episodes, on as many cores as there are.
 
-What is in a dataset follows from its recipe and its size alone. Every block has a journal of its own, so that a process
-that is killed leaves all finished episodes, and the blocks are read in their order, whoever made them and when.
+A dataset is determined by its recipe and its size alone. Every block has its own journal, so that a killed process
+leaves all finished episodes. The blocks are read in order, whichever process made them and when.
 """
 
 from __future__ import annotations
@@ -30,31 +30,32 @@ from offlinerl.util.atomic import to_json, write_whole
 from offlinerl.util.errors import UserError, reading
 
 PLAN = "plan.json"
-"""Says in the folder of a dataset under way what it is to be."""
+"""The file in an unfinished dataset's folder that states what it is to become."""
 
 LANES = 32
-"""Environments side by side, of which one batch of actions is computed."""
+"""Environments side by side, whose actions are computed in one batch."""
 
 STEPS = 1000
-"""Of every environment in a block, after which it begins no further episode."""
+"""Steps of every environment in a block, after which it begins no further episode."""
 
 DEMONSTRATIONS = 10
-"""Of a block."""
+"""Demonstrations per block."""
 
 HELDOUT, SHARE = 1 << 20, 10
-"""Number of the first environment, or demonstration, of the held-out episodes, of which there is one for so many."""
+"""Number of the first environment or demonstration of the held-out episodes, and the factor by which these are
+fewer."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Episodes that are made by one process, one after the other or side by side."""
+    """Episodes made by one process, one after another or side by side."""
 
     recipe: Recipe
     numbers: range  # of environments, or of demonstrations
     steps: int  # of every environment, after which it begins no further episode
 
     def play(self, journal: Journal, going: Callable[[], bool]) -> None:
-        """Add what a journal lacks, as long as ``going()``."""
+        """Adds the episodes that a journal lacks, as long as ``going()``."""
         if self.recipe["kind"] != "demonstrator":
             rollouts.play(self.recipe, self.numbers, self.steps, journal, going)
             return
@@ -64,7 +65,7 @@ class Block:
             journal.append(kitchen.episode(self.recipe, number))
 
     def order(self, journal: Journal) -> list[int]:
-        """Its episodes, by their places in its journal."""
+        """Its episodes in order, as indices into its journal."""
         if self.recipe["kind"] == "demonstrator":
             return list(range(len(journal)))
         return rollouts.order(self.recipe, self.numbers, journal)
@@ -72,13 +73,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Part:
-    """Whole episodes of one recipe, until there are so many.
+    """Whole episodes of one recipe, until a total is reached.
 
     Attributes:
         recipe: of kind "demonstrator", "random", "policy", "navigator", "oracle" or "controller".
-        total: episodes of a demonstrator, or transitions.
+        total: number of a demonstrator's episodes, or of transitions.
         unit: "episodes" or "transitions".
-        heldout: whether they are for validation.
+        heldout: whether they are held out for validation.
     """
 
     recipe: Recipe
@@ -87,7 +88,7 @@ class Part:
     heldout: bool = False
 
     def block(self, number: int) -> Block | None:
-        """The block of that number; None where those before it are enough."""
+        """The block with this number; None if those before it are enough."""
         first = HELDOUT if self.heldout else 0
         if self.recipe["kind"] == "demonstrator":
             begin, end = DEMONSTRATIONS * number, DEMONSTRATIONS * (number + 1)
@@ -102,16 +103,16 @@ class Part:
 
 
 def parts_of(name: str, size: int | None, episodes: int | None, heldout: bool) -> list[Part]:
-    """What a dataset is made of.
+    """The parts of a dataset.
 
     Args:
         name: of its recipe.
-        size: transitions; None: as many as the recipe says.
-        episodes: or episodes, of a demonstrator.
-        heldout: the held-out part, which is a tenth as large.
+        size: in transitions; None: as many as the recipe says.
+        episodes: instead of a size, the number of a demonstrator's episodes.
+        heldout: whether to make the held-out part, which is a tenth as large.
 
     Raises:
-        UserError: there is no such recipe, a policy that it needs is missing, or the size is not for it.
+        UserError: there is no such recipe, a policy that it needs is missing, or the size is in the wrong unit.
     """
     recipe = read(name)
     demonstrated = recipe["kind"] == "demonstrator"
@@ -128,15 +129,15 @@ def parts_of(name: str, size: int | None, episodes: int | None, heldout: bool) -
 
 
 class Generation:
-    """A dataset under way: a folder with a journal for every block. It goes on with what is there.
+    """An unfinished dataset: a folder with a journal for every block. It continues with what is there.
 
     Args:
         folder: to work in.
-        parts: what the dataset is made of, one behind the other.
-        about: what else decides what is in it, as plain data, such as versions.
+        parts: of the dataset, in order.
+        about: what else determines its content, as plain data, such as versions.
 
     Attributes:
-        made: of the total, when ``run`` left off.
+        made: how much of the total existed when ``run`` returned.
 
     Raises:
         UserError: the folder holds another dataset.
@@ -165,19 +166,19 @@ class Generation:
 
     @property
     def total(self) -> int:
-        """How many there are to be."""
+        """Their total number."""
         return sum(part.total for part in self.parts)
 
     def run(self, workers: int, going: Callable[[], bool], progress: Callable[[int], None]) -> bool:
-        """Make all that is missing.
+        """Makes everything that is missing.
 
         Args:
-            workers: processes to do it; one is this one.
-            going: asked again and again; False leaves off as soon as can be.
-            progress: called now and then with what there is of the total.
+            workers: number of processes; with one, this process does the work.
+            going: polled; False stops as soon as possible.
+            progress: called now and then with how much of the total exists.
 
         Returns:
-            Whether all is there.
+            Whether everything exists.
 
         Raises:
             UserError: an environment or a policy fails, another process makes the dataset, or the disk is full.
@@ -199,7 +200,7 @@ class Generation:
         return False
 
     def _blocks(self, done: Mapping[int, int]) -> Iterator[tuple[int, int, Block]]:
-        """What there is to make, as long as what is ``done`` of a part is not enough."""
+        """The blocks to make, until what is ``done`` of each part is enough."""
         for p, part in enumerate(self.parts):
             for number in itertools.count():
                 if done.get(p, 0) >= part.total or (block := part.block(number)) is None:
@@ -207,7 +208,7 @@ class Generation:
                 yield p, number, block
 
     def __iter__(self) -> Iterator[Episode]:
-        """The episodes, in their order, once all are there."""
+        """The episodes in order, once all exist."""
         for p, part in enumerate(self.parts):
             count = 0
             for number in itertools.count():
@@ -225,12 +226,12 @@ class Generation:
         return self.folder / f"{p}-{number:05d}.journal"
 
     def clear(self) -> None:
-        """Delete what the dataset was made of."""
+        """Deletes the folder with its journals."""
         shutil.rmtree(self.folder)
 
 
 def _make(block: Block, path: Path, unit: str, going: Callable[[], bool], add: Callable[[int], None]) -> int:
-    """Fill the journal of a block; how many it has then. ``add`` hears of what there is, little by little."""
+    """Fills the journal of a block, and returns how much it then holds. ``add`` is called with each increase."""
     with Journal(path) as journal:
         known = 0
 
@@ -248,7 +249,7 @@ def _make(block: Block, path: Path, unit: str, going: Callable[[], bool], add: C
 
 
 class Team(Protocol):
-    """What makes blocks.
+    """What makes the blocks.
 
     Attributes:
         made: episodes or transitions so far.
@@ -260,7 +261,7 @@ class Team(Protocol):
 
 
 class _Here:
-    """This process, on one thread as the others."""
+    """Makes blocks in this process, on one thread like the worker processes."""
 
     def __init__(self, unit: str, going: Callable[[], bool], progress: Callable[[int], None]) -> None:
         self.unit, self.going, self.progress, self.made = unit, going, progress, 0
@@ -284,7 +285,7 @@ class _Here:
 
 
 class _Processes:
-    """Processes of their own, which end with this one, whatever ends it."""
+    """Makes blocks in worker processes, which end with this one, however it ends."""
 
     def __init__(self, unit: str, workers: int) -> None:
         context = get_context("spawn")
@@ -296,7 +297,7 @@ class _Processes:
         return self.count.value
 
     def submit(self, block: Block, path: Path) -> Future[int]:
-        # A terminal sends signals to all processes; this one stops the others, which begin deaf to them.
+        # A terminal signals all processes. Workers start with these signals blocked; this process stops them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
             return self.pool.submit(_in_worker, block, path, self.unit)
@@ -316,11 +317,11 @@ class _Processes:
 
 
 _SHARED: list[Any] = []
-"""Of a worker: the event that stops it, and the count of what has been made."""
+"""In a worker: the event that stops it, and the counter of what has been made."""
 
 
 def _begin(stop: Any, count: Any) -> None:
-    """What a worker does first."""
+    """Initialises a worker."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _SHARED[:] = stop, count

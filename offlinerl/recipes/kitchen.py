@@ -1,4 +1,4 @@
-"""Demonstrations of Franka Kitchen: a script that carries out plans, which recipes draw at random."""
+"""Demonstrations of Franka Kitchen: a script carries out plans that a recipe draws at random."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from offlinerl.util.trees import Tree
 
 
 def demonstration(env: Mapping[str, Any], seed: int, number: int, noise: float) -> Episode:
-    """The ``number``-th episode of a script that does what the environment asks.
+    """The ``number``-th episode of a script that does the environment's tasks.
 
     Args:
         env: what to make; see ``offlinerl.envs.make``.
-        seed: with the number, decides the episode.
-        noise: deviation of Gaussian noise on the actions.
+        seed: determines the episode, together with the number.
+        noise: standard deviation of Gaussian noise on the actions.
 
     Raises:
-        UserError: there is no script for that environment or one of its tasks.
+        UserError: there is no script for the environment or for one of its tasks.
     """
     pool = _pool(json.dumps(env, sort_keys=True))
     made = pool.envs[0]
@@ -51,10 +51,10 @@ def _pool(env: str) -> Pool:
 
 
 def episode(recipe: Recipe, number: int) -> Episode:
-    """One attempt of a demonstrator drawn from a recipe, until it is done, gives up or runs out of time.
+    """One attempt of a demonstrator drawn from a recipe, until it is done, gives up or reaches the time limit.
 
-    It depends on nothing but the recipe and its own number, so that it can be made again alone. On one platform and
-    version of the simulator it is then the same, bit by bit.
+    It depends only on the recipe and its own number, so that it can be reproduced alone. With one platform and one
+    version of the simulator it is the same, bit by bit.
     """
     rng = np.random.default_rng(np.random.SeedSequence([recipe["seed"], number]))
     pool, reset_seed = _pool(json.dumps(environment(recipe), sort_keys=True)), int(rng.integers(2**31))
@@ -66,10 +66,10 @@ def episode(recipe: Recipe, number: int) -> Episode:
 
 
 class Scripted(Policy):
-    """A script in one environment.
+    """A script that acts in one environment.
 
     Args:
-        script: makes it for the state in which an episode begins.
+        script: creates it for the state in which an episode begins.
     """
 
     def __init__(self, script: Callable[[], KitchenDemonstrator]):
@@ -83,7 +83,7 @@ class Scripted(Policy):
 
 
 def _play(pool: Pool, reset_seed: int, script: Callable[[], KitchenDemonstrator]) -> Episode:
-    """An episode of a script, until it is done, gives up or runs out of time."""
+    """An episode of a script, until it is done, gives up or reaches the time limit."""
     loop, policy = EnvironmentLoop(pool, 1, lambda s, e, episode: reset_seed), Scripted(script)
     recording = Recording(loop.begin(np.ones((1, 1), bool), np.zeros((1, 1), int), policy)[0])
     while loop.playing.any() and not policy.under_way.finished:

@@ -1,4 +1,4 @@
-"""A robot arm that plays with cubes, drawers and buttons, led by the scripts of OGBench."""
+"""A robot arm that plays with cubes, drawers and buttons, controlled by OGBench's scripts."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from offlinerl.rollout.policy import Policy
 from offlinerl.util.trees import Tree
 
 ROBOT, CUBE, BUTTON, SLIDE = 19, 9, 4, 2
-"""Numbers of an observation about the robot, and then about each cube, each button, and the drawer and the window."""
+"""Numbers in an observation for the robot, then for each cube, each button, and the drawer and the window."""
 
 CENTRE, SCALE = np.array([0.425, 0.0, 0.0]), 10.0
-"""What an observation says of a place in m is ``SCALE (place - CENTRE)``."""
+"""An observation encodes a position in m as ``SCALE (position - CENTRE)``."""
 
 SLIDES = dict(drawer=18.0, window=15.0)
-"""And of how far these are open in m, this times as much."""
+"""Factors by which an observation multiplies how far these are open, in m."""
 
 NEAR = 0.04
-"""In m; a thing counts as being where it is to be within this distance."""
+"""In m; an object within this distance of its target counts as being there."""
 
 
 class Oracle(Policy):
-    """Carries out one random task after another: it picks a cube up and puts it down, presses a button, opens or closes
-    the drawer or the window. Its way is planned when a task begins, with smoothed noise.
+    """Carries out one random task after another: it picks a cube up and puts it down, presses a button, or opens or
+    closes the drawer or the window. The motion is planned when a task begins, with smoothed noise.
 
     Args:
-        envs: E environments of OGBench's manipulation in the mode ``data_collection``, wrapped or not.
-        seed: decides, with the lane and the number of an episode, what is random about the plans.
+        envs: E of OGBench's manipulation environments in the mode ``data_collection``, wrapped or not.
+        seed: determines the random part of the plans, together with the lane and the number of an episode.
         lanes: E numbers, which of the recipe's environments they are.
-        noise: its scale; OGBench's data has 0.1.
+        noise: its scale; 0.1 in OGBench's data.
 
-    Source: Park et al., OGBench, 2025, whose ``play`` data its ``generate_manipspace.py`` makes so.
+    Source: Park et al., OGBench, 2025, whose ``generate_manipspace.py`` makes its ``play`` data in this way.
     """
 
     def __init__(self, envs: Sequence[gym.Env], seed: int, lanes: Sequence[int], noise: float = 0.1) -> None:
@@ -56,7 +56,7 @@ class Oracle(Policy):
     def act(self, obs: Tree, explore: bool = False) -> Tensor:
         actions = np.zeros((1, len(self.envs), 5), np.float32)
         for e, env in enumerate(self.envs):
-            if self.plans[e] is None:  # has begun no episode here, for it has all of them from before a restart
+            if self.plans[e] is None:  # made all its episodes before a restart, and began none
                 continue
             if self.plans[e].done:
                 env.set_new_target(return_info=False)
@@ -65,19 +65,19 @@ class Oracle(Policy):
         return torch.from_numpy(actions).clamp(-1, 1)
 
     def _plan(self, e: int) -> Any:
-        """A plan for the task that an environment asks for."""
+        """A plan for the task that an environment currently asks for."""
         info = self.envs[e].get_step_info()
         task = info["privileged/target_task"]
         module = import_module(f"ogbench.manipspace.oracles.plan.{task}_plan")
         plan = getattr(module, f"{task.capitalize()}PlanOracle")(env=self.envs[e], noise=self.noise)
-        with _global_numbers(int(self.rngs[e].integers(2**32))):
+        with _global_seed(int(self.rngs[e].integers(2**32))):
             plan.reset(None, info)
         return plan
 
 
 @contextmanager
-def _global_numbers(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator, which OGBench's plans draw from, and leave it as it was afterwards."""
+def _global_seed(seed: int) -> Iterator[None]:
+    """Seeds numpy's global generator, which OGBench's plans draw from, and restores it afterwards."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:
@@ -87,12 +87,13 @@ def _global_numbers(seed: int) -> Iterator[None]:
 
 
 def relabelled(episode: Episode, goal: Mapping[str, Any]) -> Episode:
-    """The episode with the rewards of one task: minus the number of things that are not where they are to be. A step in
-    whose first state all of them are is terminal; the robot plays on, so that others may follow.
+    """The episode with the rewards for one task: minus the number of objects that are not at their target. A step whose
+    first state has all of them there is terminal; the robot plays on, so that others may follow.
 
     Args:
         episode: T steps, T + 1 observations.
-        goal: any of ``cubes``, the places in m, ``buttons``, the states 0 or 1, ``drawer`` and ``window``, m open.
+        goal: any of ``cubes``, their positions in m, ``buttons``, their states 0 or 1, ``drawer`` and ``window``, m
+            open.
 
     Source: OGBench's ``relabel_utils.py``.
     """

@@ -1,4 +1,4 @@
-"""A point that is driven through Gymnasium-Robotics' PointMaze."""
+"""A controller that drives a point through Gymnasium-Robotics' PointMaze."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from offlinerl.rollout.policy import Policy
 from offlinerl.util.trees import Tree
 
 P_GAIN, D_GAIN = 10.0, 1.0
-"""Of D4RL's controller: force per m of error, and per m/s of velocity."""
+"""Gains of D4RL's controller: force per m of position error, and per m/s of velocity."""
 
 DOWNWARDS = np.float32([-1, 1])
-"""Rows are counted against y, columns along x."""
+"""Rows are counted against y, and columns along x."""
 
 
 class Controller(Policy):
     """Drives points to the goals that they observe.
 
-    The waypoint is the centre of the next cell of a shortest path, or the goal in its own cell. The action is
-    P (waypoint - position) - D velocity + N(0, noise), clipped to [-1, 1].
+    The waypoint is the centre of the next cell on a shortest path, or the goal once in its cell. The action is P
+    (waypoint - position) - D velocity + N(0, noise), clipped to [-1, 1].
 
     Args:
-        envs: E environments ``PointMaze``, wrapped or not, that observe ``[observation, desired_goal]``.
+        envs: E ``PointMaze`` environments, wrapped or not, that observe ``[observation, desired_goal]``.
         streams: of one seed, where the noise is drawn from.
-        noise: deviation; D4RL's data has 0.5.
+        noise: its standard deviation; 0.5 in D4RL's data.
 
     Source: Fu et al., D4RL, 2020, and its ``waypoint_controller.py``.
     """
@@ -52,7 +52,7 @@ class Controller(Policy):
         return torch.from_numpy(np.minimum(np.maximum(force, -1), 1))[None]
 
     def waypoints(self, position: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        """Where points are to go next, ``[E, 2]`` float32: x and y in m."""
+        """The points' next waypoints, ``[E, 2]`` float32: x and y in m."""
         cells = self.cell_of(np.concatenate([position, goal]))
         here, target = cells[: len(goal)], cells[len(goal) :]
         arrived = (here == target).all(1, keepdims=True)
@@ -63,12 +63,12 @@ class Controller(Policy):
         return np.floor((xy[..., ::-1] - self.origin) * DOWNWARDS / self.scale).astype(int)
 
     def centre_of(self, cell: np.ndarray) -> np.ndarray:
-        """x and y in m of the centres of cells, given by row and column, ``[..., 2]``."""
+        """x and y in m, ``[..., 2]``, of the centres of cells given by row and column."""
         return ((cell + 0.5) * self.scale * DOWNWARDS + self.origin)[..., ::-1]
 
 
 def ways(maze: Maze) -> np.ndarray:
-    """The next cell from any cell towards a free one, ``[H, W, H, W, 2]``; that one itself where no way is known."""
+    """The next cell from any cell towards any free one, ``[H, W, H, W, 2]``; the latter itself if there is no path."""
     shape = len(maze.rows), len(maze.rows[0])
     found = np.empty((*shape, *shape, 2), int)
     found[:] = np.stack(np.indices(shape), -1)
@@ -79,5 +79,5 @@ def ways(maze: Maze) -> np.ndarray:
 
 
 def maze_of(maze_map: Sequence[Sequence[int | str]]) -> Maze:
-    """The cells of a map of Gymnasium-Robotics, whose walls are 1."""
+    """The maze of a Gymnasium-Robotics map, whose walls are 1."""
     return Maze(tuple("".join("#" if cell == 1 else "." for cell in row) for row in maze_map))

@@ -1,4 +1,4 @@
-"""Recipes of datasets, ``datasets/recipes/*.yaml``: all that it takes to make one."""
+"""Recipes of datasets, ``datasets/recipes/*.yaml``: everything needed to generate one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Recipe = Mapping[str, Any]
 
 
 def names() -> list[str]:
-    """Of all recipes."""
+    """The names of all recipes."""
     return sorted(_all())
 
 
@@ -27,7 +27,7 @@ def read(name: str) -> Recipe:
     """The recipe of a dataset.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no recipe of that name.
     """
     try:
         return _all()[name]
@@ -38,7 +38,8 @@ def read(name: str) -> Recipe:
 
 @cache
 def _all() -> dict[str, Recipe]:
-    """A file is one recipe, of its name, or has several in a list ``recipes``, with templates as the registry has."""
+    """All recipes. A file is one recipe, named after it, or lists several under ``recipes``, with templates as in the
+    registry."""
     found: dict[str, Recipe] = {}
     for path in sorted(share("datasets", "recipes").glob("*.yaml")):
         content = yaml.safe_load(path.read_text("utf-8"))
@@ -49,7 +50,7 @@ def _all() -> dict[str, Recipe]:
 
 
 def environment(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe's episodes are made in; see ``offlinerl.envs.make``."""
+    """The environment of a recipe's episodes; see ``offlinerl.envs.make``."""
     if recipe["kind"] == "navigator":
         return collecting(recipe["data"])
     env = recipe["env"]
@@ -57,11 +58,11 @@ def environment(recipe: Recipe) -> dict[str, Any]:
 
 
 def policy_file(recipe: Recipe) -> Path | None:
-    """The policy that a recipe's episodes are played by, one in the user's cache or else the shipped one of that name;
-    None if it needs none.
+    """The policy that plays a recipe's episodes: one in the user's cache, or else the shipped one of that name; None if
+    the recipe needs none.
 
     Raises:
-        UserError: there is none yet; it says how to train it.
+        UserError: there is none yet; the message says how to train it.
     """
     if "policy" not in recipe:
         return None
@@ -78,12 +79,12 @@ def policy_file(recipe: Recipe) -> Path | None:
 
 
 def _flags(training: Mapping[str, Any]) -> str:
-    """What to give ``offlinerl fit`` for a training."""
+    """The arguments of ``offlinerl fit`` for a training."""
     about = f"{training['agent']} --env {training['env']} --steps {training['steps']} --seeds {training['seed']}"
     given = [(f"{name}.{key}", value) for name, inner in overrides(training).items() for key, value in inner.items()]
     return " ".join([about, *(f"--{key} {value}" for key, value in given)])
 
 
 def overrides(training: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a training that are not its agent's own."""
+    """The settings of a training that differ from its agent's defaults."""
     return {name: training.get("settings", {}).get(name, {}) for name in ("agent", "train")}

@@ -1,4 +1,4 @@
-"""Episodes of policies: random actions, trained policies, and what leads through mazes."""
+"""Episodes of policies: random actions, trained policies, and controllers that lead through mazes."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from offlinerl.rollout.policy import Noisy, Policy, Uniform
 from offlinerl.util.trees import tree_leaves, tree_map
 
 RELABELLED = dict(navigator=antmaze.relabelled, oracle=manipulation.relabelled)
-"""By the kind of recipe, what gives an episode the rewards of a goal that it was not played for."""
+"""By kind of recipe, what gives an episode the rewards for a goal that it was not played for."""
 
 STEPS_KEPT = 1000
-"""Of all environments, from which on those are forgotten that no episode under way needs."""
+"""Number of steps, of all environments, from which on those that no unfinished episode needs are dropped."""
 
 
 def play(recipe: Recipe, lanes: Sequence[int], steps: int, journal: Journal, going: Callable[[], bool]) -> None:
-    """Add to a journal what it lacks of the episodes of some environments, which are stepped side by side.
+    """Adds to a journal the episodes it lacks of some environments, which are stepped side by side.
 
-    An episode depends on the recipe, its environment and its number there, and on how many environments there are:
-    other sizes of a batch round otherwise. It does not depend on what was in the journal.
+    An episode depends on the recipe, its environment and its number there, and on the number of environments, because
+    other batch sizes round differently. It does not depend on what was in the journal.
 
     Args:
         recipe: of a dataset.
         lanes: E numbers, which of the recipe's environments they are.
         steps: of every environment, after which it begins no further episode.
         journal: of episodes of these environments.
-        going: asked before every step; False leaves off.
+        going: polled before every step; False stops.
     """
     E = len(lanes)
     pool = _pool(json.dumps(environment(recipe), sort_keys=True), E, *recipe.get("obs_keys", ()))
@@ -56,7 +56,7 @@ def play(recipe: Recipe, lanes: Sequence[int], steps: int, journal: Journal, goi
         while lengths := done[loop.reset_seed(0, e, numbers[0, e])]:
             numbers[0, e] += 1
             taken[0, e] += lengths.pop(0)
-    begun, past = np.zeros(E, int), Past()  # which step of the past an episode began with
+    begun, past = np.zeros(E, int), Past()  # the index in past of an episode's first step
     while going():
         where = ~loop.playing & (taken < steps)
         if where.any():
@@ -72,17 +72,17 @@ def play(recipe: Recipe, lanes: Sequence[int], steps: int, journal: Journal, goi
             journal.append(_episode(recipe, past.of(i, begun[i]), seed, loop, policy))
             numbers[0, i] += 1
         if past.size >= STEPS_KEPT and (old := begun[loop.playing[0]].min(initial=past.size)) > past.size // 2:
-            past.forget(old)  # half of them at least, for the others are moved
+            past.forget(old)  # at least half of them, because the others are moved
             begun -= old
 
 
 class Past:
-    """The latest steps of one policy in E environments, of which finished episodes are cut out.
+    """The latest steps of one policy in E environments, from which finished episodes are cut out.
 
     Attributes:
-        size: how many there are.
-        steps: they, and room for others, ``[room, E, ...]`` in every column, but their successors.
-        shown: ``[1, E, ...]`` the successors of the latest.
+        size: number of steps.
+        steps: these steps and room for others, ``[room, E, ...]`` in every column, without next observations.
+        shown: ``[1, E, ...]`` the next observations of the latest step.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Past:
         self.steps: Step | None = None
 
     def add(self, step: Step) -> None:
-        """Take in a step ``[1, E]``."""
+        """Appends a step ``[1, E]``."""
         self.shown = step.next_obs
         step = step._replace(action=None, next_obs=None, answers={})
         if self.steps is None:
@@ -105,19 +105,19 @@ class Past:
         self.size += 1
 
     def of(self, i: int, begun: int) -> Step:
-        """What an environment did from some step on: T steps, one observation more in ``obs``."""
+        """The steps of an environment from the step ``begun`` on: T steps, with T + 1 observations in ``obs``."""
         own = tree_map(lambda column: column[begun : self.size, i], self.steps)
         return own._replace(obs=tree_map(lambda rows, last: np.concatenate([rows, last[:, i]]), own.obs, self.shown))
 
     def forget(self, count: int) -> None:
-        """Drop the first steps."""
+        """Drops the first ``count`` steps."""
         self.size -= count
         for _, column in tree_leaves(self.steps):
             column[: self.size] = column[count : count + self.size]
 
 
 def order(recipe: Recipe, lanes: Sequence[int], journal: Journal) -> list[int]:
-    """The episodes of a journal, by their places in it: those of one environment after those of another."""
+    """The episodes of a journal, as indices into it, in the order of their environments and numbers."""
     places = _by_seed(journal, lambda place, episode: place)
     found = []
     for lane in lanes:
@@ -129,7 +129,7 @@ def order(recipe: Recipe, lanes: Sequence[int], journal: Journal) -> list[int]:
 
 
 def _by_seed(journal: Journal, fact: Callable[[int, Episode], int]) -> defaultdict[int | None, list[int]]:
-    """A fact of every episode, by its reset seed, which two may have in common."""
+    """A fact about every episode, grouped by reset seed, which two episodes may share."""
     found = defaultdict[int | None, list[int]](list)
     for place, episode in enumerate(journal):
         found[episode.seed].append(fact(place, episode))
@@ -137,7 +137,7 @@ def _by_seed(journal: Journal, fact: Callable[[int, Episode], int]) -> defaultdi
 
 
 def policy_of(recipe: Recipe, pool: Pool, lanes: Sequence[int]) -> Policy:
-    """What acts in a recipe's environments."""
+    """The policy that acts in a recipe's environments."""
     seeds, kind = (recipe["seed"],), recipe["kind"]
     if kind == "random":
         return Uniform(pool.spec, EnvStreams(seeds, lanes, "random").ahead())
@@ -146,19 +146,19 @@ def policy_of(recipe: Recipe, pool: Pool, lanes: Sequence[int]) -> Policy:
     if kind == "controller":
         return Controller(pool.envs, EnvStreams(seeds, lanes, "noise").ahead(), recipe["noise"])
     agent = _agent(str(policy_file(recipe))).acting_in(lanes)
-    agent.seeds = seeds  # whatever it was trained with: its exploration belongs to the recipe
+    agent.seeds = seeds  # not those it was trained with: the recipe decides its exploration
     agent.explore_in(lanes)
     if isinstance(agent, SAC):
-        agent.explore_rng.ahead()  # of which it draws nothing but one vector a step
+        agent.explore_rng.ahead()  # it only draws one vector per step
     if kind == "navigator":
         return antmaze.Navigator(agent, pool.envs, recipe["noise"], recipe["explore"], lanes)
-    if (noise := recipe.get("noise", 0.0)) or not recipe.get("explore"):  # then its distribution draws no action
+    if (noise := recipe.get("noise", 0.0)) or not recipe.get("explore"):  # then it samples no action
         return Noisy(agent, noise, pool.spec, EnvStreams(seeds, lanes, "noise").ahead())
     return agent
 
 
 def _episode(recipe: Recipe, steps: Step, seed: int, loop: EnvironmentLoop, policy: Policy) -> Episode:
-    """What an environment showed, its numbers in 32 bits, as all that learns sees them; see ``Past.of``."""
+    """What an environment returned, with float32 rewards, as agents see them; see ``Past.of``."""
     episode = Episode(
         steps.obs,
         native_action(loop.pool.action_space, steps.applied),
@@ -177,8 +177,8 @@ def _episode(recipe: Recipe, steps: Step, seed: int, loop: EnvironmentLoop, poli
 
 
 def _afterwards(policy: Policy) -> bool:
-    """Whether a policy's log-probabilities depend on observations and actions alone, so that an episode's are found at
-    once, which is quicker."""
+    """Whether a policy's log-probabilities depend on observations and actions alone, so that those of an episode can be
+    computed at once, which is faster."""
     return isinstance(policy, Agent | Uniform)
 
 

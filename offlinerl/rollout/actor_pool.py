@@ -1,4 +1,4 @@
-"""Processes that act for an agent that learns."""
+"""Worker processes that act for a learning agent."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from offlinerl.util.errors import ActingFailed, UserError
 from offlinerl.util.trees import tree_map
 
 DEATHS = 3
-"""Deaths of a worker over the same order after which it is not replaced any more."""
+"""Deaths of a worker in the same call after which it is no longer replaced."""
 
 
 class Lost(Exception):
-    """A worker will not answer, for it died."""
+    """A worker has died and will not answer."""
 
 
 class Ended(NamedTuple):
-    """An episode and where it ended."""
+    """A finished episode, and the step, seed and environment where it ended."""
 
     t: int
     s: int
@@ -39,12 +39,12 @@ class Ended(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """What a worker answers to an order."""
+    """A worker's answer to a call."""
 
-    steps: Transition | None  # [T, S, E, ...] in its own lanes, None if it took none
+    steps: Transition | None  # [T, S, E, ...] of its own lanes, None if it took none
     ended: list[Ended]
-    state: dict[str, Any]  # the worker's own after the order, in numpy: another one can go on from it
-    same: bool  # whether its environments had come back to where they stood when it was made
+    state: dict[str, Any]  # of the worker afterwards, in numpy; another worker can continue from it
+    same: bool  # whether its environments were restored exactly when it was created
 
 
 class Worker:
@@ -52,9 +52,9 @@ class Worker:
 
     Args:
         env, seeds, obs_keys, first: see ``Collector``.
-        lanes: E integers, which of a seed's environments are its own.
-        agent: makes the agent.
-        envs: environments of a seed in all workers together.
+        lanes: E integers, which of a seed's environments it runs.
+        agent: creates the agent.
+        envs: environments per seed, in all workers together.
         state: of the worker that this one replaces.
     """
 
@@ -82,11 +82,11 @@ class Worker:
     def rollout(
         self, weights: Mapping[str, np.ndarray], steps: int, count: int, random: int = 0, kept: bool = True
     ) -> Delivery:
-        """Take ``count`` steps in every environment, the first ``random`` of them at random.
+        """Takes ``count`` steps in every environment, the first ``random`` of them at random.
 
         Args:
             weights: of the agent, by name.
-            steps: that each seed has taken so far, in all workers together.
+            steps: taken by each seed so far, in all workers together.
             kept: see ``Collector``.
         """
         self.collector.kept = kept
@@ -99,13 +99,13 @@ class Worker:
         return self.report(tree_map(lambda *steps: np.stack(steps), *taken))
 
     def truncate(self) -> Delivery:
-        """Truncate every episode under way."""
+        """Truncates every unfinished episode."""
         self.t = 0
         self.collector.truncate()
         return self.report()
 
     def report(self, steps: Transition | None = None) -> Delivery:
-        """Deliver these steps, and the state after them."""
+        """Returns these steps, the finished episodes, and the state after them."""
         ended, self.ended = self.ended, []
         state = dict(interaction=self.collector.state_dict(), explore=self.agent.explore_state())
         return Delivery(steps, ended, in_numpy(state), self.same)
@@ -117,7 +117,7 @@ class Worker:
 class Backend(Protocol):
     """Where workers run."""
 
-    def start(self, *args: Any) -> Any: ...  # a new worker; for the arguments see ``Worker``
+    def start(self, *args: Any) -> Any: ...  # a new worker; for its arguments see ``Worker``
     def share(self, weights: Mapping[str, np.ndarray]) -> Any: ...  # weights in the form that ``submit`` takes
     def submit(self, worker: Any, method: str, *arguments: Any) -> Any: ...  # call a method; for ``receive``
     def receive(self, answer: Any) -> Delivery: ...  # wait for an answer; raises ``Lost`` if the worker died
@@ -126,27 +126,28 @@ class Backend(Protocol):
 
 
 class ActorPool:
-    """N workers that share the environments of a ``Collector``, in whose place it stands.
+    """N workers that share the environments of a ``Collector``, and replace it.
 
-    What a worker has delivered is here, and its state with it. One that dies is replaced by another in that state,
-    which gets the same order again and delivers the same, for an episode is its reset seed and its actions.
+    The pool has what each worker has delivered, including its state. A worker that dies is replaced by one with that
+    state, which repeats the call and delivers the same, because an episode is determined by its reset seed and its
+    actions.
 
-    The lanes are divided evenly and in order. A worker acts in its own ones together, and how many rows a matrix
-    product has may change its last bit: so N belongs to what decides a run, and the backend does not, as long as the
-    processors are of one kind.
+    The lanes are divided evenly and in order. A worker acts in all of its lanes at once, and the number of rows in a
+    matrix product may change the last bit of a result: so N affects the results of a run, but the backend does not, as
+    long as the processors are of one kind.
 
     Args:
         env, seeds, lanes, obs_keys, first: see ``Collector``.
-        agent: makes an agent like the one that ``rollout`` is given; other processes call it too.
+        agent: creates an agent like the one passed to ``rollout``; also called in other processes.
         workers: N.
         backend: where they run.
-        say: called with a message when a worker died.
+        say: called with a message when a worker has died.
 
     Attributes:
-        on_episode, returns, lengths: see ``Collector``; episodes come by time, then by s and e.
+        on_episode, returns, lengths: see ``Collector``; episodes are ordered by time, then by s and e.
 
     Raises:
-        UserError: E is not a multiple of N; later, that a worker died again and again.
+        UserError: E is not a multiple of N; later, a worker died repeatedly.
     """
 
     def __init__(
@@ -167,20 +168,20 @@ class ActorPool:
         one = make(env, obs_keys)
         self.spec = spec_of(one)
         one.close()
-        self.envs_per_worker = len(self.lanes) // workers  # environments of a seed for each
+        self.envs_per_worker = len(self.lanes) // workers  # per seed
         self.worker_args = [
             (env, self.seeds, self.lanes[e : e + self.envs_per_worker], obs_keys, agent, len(self.lanes), first)
             for e in range(0, len(self.lanes), self.envs_per_worker)
         ]
         self.backend, self.say, self.first = backend, say, first
-        self.workers: list[Any] = []  # none until there is something to do
+        self.workers: list[Any] = []  # none before the first call
         self.states: list[dict[str, Any] | None] = [None] * workers  # as delivered last
         self.on_episode: Callable[[int, int, Episode], None] | None = None
         self.returns, self.lengths = ([deque(maxlen=RECENT) for _ in self.seeds] for _ in range(2))
 
     def rollout(self, agent: Agent, count: int, random: int = 0) -> Iterator[Transition]:
-        """Take ``count`` steps in every environment, the first ``random`` of them at random. The agent's weights go
-        out once."""
+        """Takes ``count`` steps in every environment, the first ``random`` of them at random. The agent's weights are
+        sent once."""
         weights = self.backend.share({name: value.cpu().numpy() for name, value in agent.state_dict().items()})
         deliveries = self._all("rollout", weights, agent.steps, count, random, self.on_episode is not None)
         of_workers = (delivery.steps for delivery in deliveries)
@@ -192,19 +193,19 @@ class ActorPool:
             yield tree_map(lambda x, t=t: x[t], steps)
 
     def truncate(self) -> None:
-        """Truncate every episode under way, for nothing follows."""
+        """Truncates every unfinished episode, because no steps follow."""
         for ended in self._ended(self._all("truncate")):
             self._finish(ended)
 
     def _all(self, method: str, *arguments: Any) -> list[Delivery]:
-        """Order the same of every worker, and wait for all of them."""
+        """Makes the same call on every worker, and waits for all of them."""
         try:
             if not self.workers:
                 self.workers = [self._start(w) for w in range(len(self.states))]
             answers = [self.backend.submit(worker, method, *arguments) for worker in self.workers]
             deliveries = [self._receive(w, answer, method, *arguments) for w, answer in enumerate(answers)]
         except BaseException:
-            self._stop()  # some are ahead of their states
+            self._stop()  # some may be ahead of their saved states
             raise
         self.states = [delivery.state for delivery in deliveries]
         return deliveries
@@ -229,7 +230,7 @@ class ActorPool:
                 return delivery
 
     def _ended(self, deliveries: Sequence[Delivery]) -> deque[Ended]:
-        """The episodes that ended, in order, by lane instead of a worker's own."""
+        """The episodes that ended, in order, with lane numbers of the pool instead of each worker's own."""
         first = range(0, len(self.lanes), self.envs_per_worker)
         ended = [one._replace(e=e + one.e) for e, of in zip(first, deliveries, strict=True) for one in of.ended]
         return deque(sorted(ended, key=lambda one: one[:3]))
@@ -256,15 +257,15 @@ class ActorPool:
         return np.concatenate([state["interaction"][name] if state else unknown for state in self.states], 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where every environment stands; see ``Collector.state_dict``."""
+        """The state of every environment; see ``Collector.state_dict``."""
         recent = dict(returns=[list(of) for of in self.returns], lengths=[list(of) for of in self.lengths])
         return dict(workers=in_tensors(self.states), **recent)
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Come back to a saved state, of as many workers, by playing the actions again.
+        """Restores a saved state, of as many workers, by replaying the actions.
 
         Returns:
-            Whether every environment showed the same observations as before; see ``Collector.load_state_dict``.
+            Whether every environment gave the same observations as before; see ``Collector.load_state_dict``.
         """
         self._stop()
         self.states = in_numpy(state["workers"])
@@ -278,14 +279,14 @@ class ActorPool:
         self.workers = []
 
     def close(self) -> None:
-        """Let the workers go. Any later order makes new ones."""
+        """Stops the workers. A later call starts new ones."""
         self._stop()
         self.backend.close()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread, as a worker does that has one core: sums are the same wherever it is."""
+    """Computes on one thread, like a worker that has one core, so that sums are the same wherever it runs."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -295,10 +296,10 @@ def one_thread() -> Iterator[None]:
 
 
 def in_numpy(tree: Any) -> Any:
-    """A copy with arrays in place of tensors, which travel faster."""
+    """A copy with arrays instead of tensors, which are faster to send."""
     return pytree_map(lambda x: x.cpu().numpy().copy() if isinstance(x, Tensor) else x, tree)
 
 
 def in_tensors(tree: Any) -> Any:
-    """A copy with tensors in place of arrays."""
+    """A copy with tensors instead of arrays."""
     return pytree_map(lambda x: torch.tensor(x) if isinstance(x, np.ndarray) else x, tree)

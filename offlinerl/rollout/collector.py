@@ -1,4 +1,4 @@
-"""Collects: policies act in environments, and every step and every episode is handed on."""
+"""Collects experience: policies act in environments, and every step and every episode is passed on."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from offlinerl.types import Transition
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
 RECENT = 100
-"""Finished episodes whose mean return is shown."""
+"""Latest finished episodes over which the displayed mean return is taken."""
 
 
 class Collector:
-    """Environments that S policies act in, E for each, one episode after another.
+    """Environments in which S policies act, E for each, one episode after another.
 
-    The reset seed of an episode follows from its seed, its lane and its number. With the actions taken since it
-    is all that must be kept to come back to where an episode stood, whatever the simulator.
+    The reset seed of an episode is determined by its seed, its lane and its number. Together with the actions taken
+    since, it is all that must be saved to restore an unfinished episode, whatever the simulator.
 
     Args:
         env: what to make; see ``offlinerl.envs.make``.
         seeds: S integers.
-        lanes: E integers, which of a seed's environments to run here.
+        lanes: E integers, which of a seed's environments run here.
         obs_keys: parts of a ``Dict`` observation.
-        first: number of every environment's first episode, where those before it were collected earlier.
+        first: number of every environment's first episode, if earlier ones were collected before.
 
     Attributes:
-        on_episode: called with s, e and every finished episode, as the environment showed it, frame by frame.
-        kept: whether these are for a dataset, which has log-probabilities and no episode of a policy that diverged.
-        done: reset seeds of episodes to leave out, for they are finished already, and how many have each.
-        uniform: acts uniformly at random.
+        on_episode: called with s, e and every finished episode, as the environment returned it, frame by frame.
+        kept: whether episodes are for a dataset, which needs log-probabilities and no episodes of a diverged policy.
+        done: reset seeds of episodes to skip, because they are finished already, and how many have each.
+        uniform: the uniformly random policy.
         returns: of every seed's latest finished episodes.
         lengths: in steps, likewise.
     """
@@ -64,7 +64,7 @@ class Collector:
         self.kept = True
         self.uniform = Uniform(self.spec, EnvStreams(seeds, lanes, "warm-up"))
         self.done = Counter[int]()
-        self.recordings: dict[int, Recording] = {}  # of the episodes under way, by the pool's number
+        self.recordings: dict[int, Recording] = {}  # of unfinished episodes, by number in the pool
         self.returns, self.lengths = ([deque(maxlen=RECENT) for _ in range(S)] for _ in range(2))
 
     @property
@@ -78,16 +78,16 @@ class Collector:
         return ~self.loop.playing
 
     def rollout(self, agent: Agent, count: int, random: int = 0) -> Iterator[Transition]:
-        """Take ``count`` steps in every environment, the first ``random`` of them at random."""
+        """Takes ``count`` steps in every environment, the first ``random`` of them at random."""
         for i in range(count):
             yield self.step(agent, random=i < random)
 
     def step(self, policy: Policy, random: bool = False) -> Transition:
-        """Take a step in every environment, after resetting those whose episode has ended.
+        """Takes a step in every environment, after resetting those whose episode has ended.
 
         Args:
             policy: acts, and explores.
-            random: act at random instead; the policy's ``begin`` is called all the same.
+            random: act at random instead; the policy's ``begin`` is still called.
         """
         self._begin(policy)
         kept = self.kept and self.on_episode is not None
@@ -110,7 +110,7 @@ class Collector:
         episodes = self.episodes + where
         for s, e in zip(*where.nonzero(), strict=True) if self.done else ():
             while self.done[seed := self.reset_seed(s, e, episodes[s, e])]:
-                self.done[seed] -= 1  # each once: another episode may have the same
+                self.done[seed] -= 1  # each only once: another episode may have the same seed
                 episodes[s, e] += 1
         for i, obs in self.loop.begin(where, episodes, self.uniform, policy).items():
             self.recordings[i] = self._recording(obs)
@@ -119,7 +119,7 @@ class Collector:
         return Recording(newest(obs, self.pool.stack), self.on_episode is not None)
 
     def reset_seed(self, s: int, e: int, episode: int) -> int:
-        """What the episode of a number is reset with."""
+        """The reset seed of the episode with this number."""
         return reset_seed(self.seeds[s], self.lanes[e], int(episode))
 
     def _finish(self, i: int) -> None:
@@ -136,14 +136,14 @@ class Collector:
         return np.float32(totals).reshape(self.began.shape)
 
     def truncate(self) -> None:
-        """Truncate every episode under way, for nothing follows."""
+        """Truncates every unfinished episode, because no steps follow."""
         for i in map(int, np.flatnonzero(self.loop.playing)):
             self.recordings[i].truncations[-1] = True
             self._finish(i)
         self.loop.play(np.zeros_like(self.loop.playing))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where every environment stands, as the number of its episode and the actions taken in it."""
+        """The state of every environment, as the number of its episode and the actions taken in it."""
         actions = [self.recordings[i].actions if i in self.recordings else [] for i in range(self.began.size)]
         log_probs = [self.recordings[i].log_probs if i in self.recordings else [] for i in range(self.began.size)]
         return dict(
@@ -158,13 +158,13 @@ class Collector:
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Come back to a saved state by playing the actions again.
+        """Restores a saved state by replaying the actions.
 
         Returns:
-            Whether every environment showed the same observations as before. One that did not begins its next
-            episode, so that nothing false is learnt from.
+            Whether every environment gave the same observations as before. One that did not begins its next episode, so
+                that the agent learns from no false transition.
         """
-        loop, began = self.loop, state["began"].cpu().numpy()  # a run on a GPU reads its checkpoint there
+        loop, began = self.loop, state["began"].cpu().numpy()  # a GPU run's tensors are on the GPU
         loop.episodes, loop.obs = state["episodes"].cpu().numpy().copy(), zeros(self.spec, loop.shape)
         self.uniform.streams.load_state_dict(state["warm_up"])
         for name in ("returns", "lengths"):
@@ -176,7 +176,7 @@ class Collector:
                 recording.append(action, newest(obs, self.pool.stack), *outcome)
                 if recording.terminations[-1] or recording.truncations[-1]:
                     break
-            unknown = [np.nan] * len(recording.actions)  # in the checkpoints of older versions
+            unknown = [np.nan] * len(recording.actions)  # in checkpoints of older versions
             known = state["log_probs"][i].tolist() if "log_probs" in state else unknown
             recording.log_probs = known[: len(recording.actions)]
             put(loop.obs, loop.lane(i), obs)
@@ -191,29 +191,29 @@ class Collector:
 
 
 def reset_seed(seed: int, lane: int, episode: int) -> int:
-    """What an episode is reset with, by its number in an environment of a seed."""
+    """The reset seed of an episode, by its number in an environment of a seed."""
     return int(np.random.SeedSequence([seed, lane, episode]).generate_state(1)[0])
 
 
 def shares(count: int, environments: tuple[int, int]) -> np.ndarray:
-    """How many of so many episodes are each environment's, ``[S, E]``. Each must have a number of its own, for among
-    the first that end anywhere, the short ones would be too many."""
+    """How many of ``count`` episodes each environment plays, ``[S, E]``. Each has a fixed number, because the first
+    episodes to end anywhere would contain too many short ones."""
     whole, rest = divmod(count, int(np.prod(environments)))
     return whole + (np.arange(np.prod(environments)) < rest).reshape(environments)
 
 
 def mean_of(recent: Iterable[Iterable[float]]) -> float | None:
-    """Mean over seeds and their latest episodes; None before there are any."""
+    """Mean over seeds and their latest episodes; None if there are none yet."""
     values = [value for of_seed in recent for value in of_seed]
     return sum(values) / len(values) if values else None
 
 
 class Recording:
-    """An episode so far, as the environment showed it.
+    """An unfinished episode, as the environment returned it.
 
     Args:
-        first: what it showed first.
-        whole: whether the episode is wanted in the end, for which its observations are kept.
+        first: its first observation.
+        whole: whether the complete episode will be needed, so that its observations are stored.
     """
 
     def __init__(self, first: Tree, whole: bool = True):
@@ -221,7 +221,7 @@ class Recording:
         self.observations = [tree_map(np.array, first)]
         self.actions: list[np.ndarray] = []
         self.rewards: list[float] = []
-        self.log_probs: list[float] = []  # NaN where it is not known
+        self.log_probs: list[float] = []  # NaN if unknown
         self.total = 0.0
         self.terminations: list[bool] = []
         self.truncations: list[bool] = []
@@ -229,14 +229,14 @@ class Recording:
     def append(self, action: np.ndarray, obs: Tree, reward: float, terminated: bool, truncated: bool) -> None:
         self.actions.append(action)
         if self.whole:
-            self.observations.append(tree_map(np.array, obs))  # some environments show the same array again
+            self.observations.append(tree_map(np.array, obs))  # copied, because some environments reuse the array
         self.rewards.append(float(reward))
         self.total += float(reward)
         self.terminations.append(bool(terminated))
         self.truncations.append(bool(truncated))
 
     def episode(self, space: gym.Space, seed: int) -> Episode:
-        """The episode, with its actions as the environment's space has them."""
+        """The episode, with its actions in the environment's action space."""
         actions = np.stack(self.actions)
         discrete = isinstance(space, gym.spaces.Discrete)
         return Episode(

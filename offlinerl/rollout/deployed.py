@@ -1,4 +1,4 @@
-"""A trained policy as a function of numpy observations, as a robot's control loop calls it."""
+"""A trained policy as a function of numpy observations, for a robot's control loop, for example."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class DeployedPolicy:
 
     Args:
         agent: S policies.
-        seed: which of them; by default the first one.
-        values: of settings that had several, as in ``beta=2``; by default the first ones.
+        seed: which of them; by default the first.
+        values: of settings that had several values, as in ``beta=2``; by default the first ones.
 
     Raises:
-        UserError: there is none of that seed and these values.
+        UserError: there is no policy with that seed and these values.
     """
 
     def __init__(self, agent: Agent, seed: int | None = None, **values: float):
         s = agent.member(seed, **values)
         self.agent, self.spec, self.seed = agent.part(slice(s, s + 1)), agent.spec, agent.seeds[s]
-        self.agent.explore_in([0])  # whatever its seeds were exploring
+        self.agent.explore_in([0])  # whichever environments its seeds explored in
         self.leaves = {leaf.path: leaf for leaf in agent.spec.obs}
         self.low, self.high = (np.asarray(side, np.float32) for side in (agent.spec.action_low, agent.spec.action_high))
         self.reset()
@@ -46,22 +46,21 @@ class DeployedPolicy:
         return f"<{type(self).__name__} {type(self.agent).__name__}, seed {self.seed}: {observed} to {actions}>"
 
     def reset(self) -> None:
-        """An episode begins: forget what was remembered of the one before."""
+        """Begins an episode: forgets what the policy remembers of the last one."""
         self.agent.begin(np.ones((1, 1), bool), np.zeros((1, 1), int))
 
     def receive(self, reward: float) -> None:
-        """The reward of the latest action, for policies that act by the return that is still to come."""
+        """Receives the reward of the latest action, for policies conditioned on the return to go."""
         self.agent.receive(np.full((1, 1), reward))
 
     @torch.inference_mode()
     def __call__(self, obs: Tree) -> np.ndarray:
-        """The best action as the environment takes it: within its bounds, ``[A]`` float32, rounded if it takes whole
-        numbers, or a number if actions are discrete. For a batch of observations ``[B, ...]`` it is ``[B, A]`` or
-        ``[B]``.
+        """The best action in the environment's units: within its bounds, ``[A]`` float32, rounded if the environment
+        takes integers; or an integer if actions are discrete. For a batch of observations ``[B, ...]`` it is ``[B, A]``
+        or ``[B]``.
 
         Raises:
-            UserError: the observation is not finite, or has another shape than the policy's, or the policy has
-                diverged.
+            UserError: the observation is not finite or does not have the policy's shape, or the policy has diverged.
         """
         tree, want = self._parts(obs), {name: leaf.shape for name, leaf in self.leaves.items()}
         path, leaf = next(iter(self.leaves.items()))
@@ -88,7 +87,7 @@ class DeployedPolicy:
         return action if batched else action[0]
 
     def _parts(self, obs: Tree) -> dict[str, Any]:
-        """The parts of an observation that the policy takes, by their paths."""
+        """The parts of an observation that the policy takes, by path."""
         if not isinstance(obs, Mapping):
             return {"": obs}
         if "" in self.leaves:
@@ -115,17 +114,18 @@ def load_policy(
     agent_class: type[Agent] | str | None = None,
     **values: float,
 ) -> DeployedPolicy:
-    """The policy in a checkpoint.
+    """Loads the policy in a checkpoint.
 
     Args:
-        path: a checkpoint, or a run's folder, whose last one is meant.
-        seed: which of those that were trained side by side; by default the first one.
-        device: where it computes: "auto", "cpu" or "cuda", or a device of torch's.
-        agent_class: its class, if that is neither ours nor installed; see ``offlinerl.agents.checkpoint.load_agent``.
-        values: of settings that had several in this training, as in ``beta=2``; by default the first ones.
+        path: a checkpoint, or a run's folder, whose last checkpoint is used.
+        seed: which of those trained side by side; by default the first.
+        device: where it computes: "auto", "cpu" or "cuda", or a torch device.
+        agent_class: its class, if that is neither built in nor installed; see
+            ``offlinerl.agents.checkpoint.load_agent``.
+        values: of settings that had several values in this training, as in ``beta=2``; by default the first ones.
 
     Raises:
-        UserError: there is none, or none of that seed and these values, or no such device.
+        UserError: there is no checkpoint, no policy with that seed and these values, or no such device.
     """
     return DeployedPolicy(
         checkpoint.load_agent(Path(path), pick_device(device), agent_class=agent_class), seed, **values

@@ -1,5 +1,5 @@
-"""The one loop of policies and environments. Collecting, evaluating, filming and generating differ in which episodes
-they begin and in what they keep."""
+"""The one loop of policies and environments. Collection, evaluation, videos and dataset generation all use it, and
+differ in which episodes they begin and what they keep."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from offlinerl.util.trees import Tree, tree_map
 
 
 class Step(NamedTuple):
-    """One step of every environment that is playing. The others show what they showed last, get no reward and do not
-    end."""
+    """One step of every environment that is playing. The others repeat their latest observation, get no reward and do
+    not end."""
 
     obs: Tree  # [S, E, ...]  what the policy acted on
     action: np.ndarray  # [S, E, A]  what it chose
@@ -29,8 +29,8 @@ class Step(NamedTuple):
     terminated: np.ndarray  # [S, E] bool
     truncated: np.ndarray  # [S, E] bool
     next_obs: Tree  # [S, E, ...]  the true successor
-    answers: dict[int, Answer]  # what environment s * E + e itself returned
-    log_prob: np.ndarray | None = None  # [S, E]  see Policy.log_prob; None if it was not asked for, or is not known
+    answers: dict[int, Answer]  # what environment s * E + e returned
+    log_prob: np.ndarray | None = None  # [S, E]  see Policy.log_prob; None if not requested, or unknown
 
 
 class Diverged(UserError):
@@ -38,7 +38,7 @@ class Diverged(UserError):
 
 
 def diverged_in_words(policy: Policy, s: int) -> str:
-    """What to say of one of S policies whose actions are not finite."""
+    """The message about one of S policies whose actions are not finite."""
     members = getattr(policy, "members", [dict(seed=seed) for seed in policy.seeds])
     instead = " or raise beta" if hasattr(getattr(policy, "config", None), "beta") else ""
     return (
@@ -50,21 +50,22 @@ def diverged_in_words(policy: Policy, s: int) -> str:
 class EnvironmentLoop:
     """S policies in E environments each. An environment plays an episode from ``begin`` to its end, and then waits.
 
-    Arrays that were handed out are never written to again.
+    Arrays that were returned are never modified.
 
     Args:
-        pool: S * E environments; number s * E + e is the e-th of policy s.
+        pool: S * E environments; number s * E + e is environment e of policy s.
         policies: S.
         reset_seed: gives the reset seed of an episode, from s, e and its number.
-        diverging: what becomes of a policy whose actions are not finite, while another's are: "raise" ``Diverged``;
-            "stop", it plays no longer; or "idle", it plays on with zeros, or the bound that is nearest to them.
+        diverging: what to do about a policy whose actions are not finite, as long as another's are: "raise"
+            ``Diverged``; "stop" playing its episodes; or "idle", to play on with zeros, or the values within the bounds
+            nearest to them.
 
     Attributes:
         diverged: ``[S]`` bool, whose actions were not finite.
-        playing: ``[S, E]`` bool, where an episode is under way.
-        lanes: s and e of these, by the number of the environment.
+        playing: ``[S, E]`` bool, where an episode is in progress.
+        lanes: s and e of these environments, by their number in the pool.
         episodes: ``[S, E]`` the number of the latest episode; -1 before the first one.
-        obs: ``[S, E, ...]`` what every environment showed last.
+        obs: ``[S, E, ...]`` every environment's latest observation.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class EnvironmentLoop:
         self.obs = zeros(pool.spec, self.shape)
 
     def begin(self, where: np.ndarray, episodes: np.ndarray, *policies: Policy) -> dict[int, Tree]:
-        """Begin the episodes of these numbers in the environments ``where``, both ``[S, E]``, and in the policies.
+        """Begins the episodes with these numbers in the environments ``where``, both ``[S, E]``, and in the policies.
 
         Returns:
             The first observations, by the number of the environment.
@@ -95,7 +96,8 @@ class EnvironmentLoop:
         return shown
 
     def reset(self, where: np.ndarray) -> dict[int, Tree]:
-        """Reset some environments, but no policy, for their latest episodes; what they show, by their numbers."""
+        """Resets some environments, but no policy, to begin their latest episodes. Returns their first observations, by
+        the number of the environment."""
         lanes = {i: self.lane(i) for i in np.flatnonzero(where).tolist()}
         shown = self.pool.reset({i: self.reset_seed(*lane, int(self.episodes[lane])) for i, lane in lanes.items()})
         self.obs = tree_map(np.copy, self.obs)
@@ -104,17 +106,17 @@ class EnvironmentLoop:
         return shown
 
     def play(self, where: np.ndarray) -> None:
-        """Let just these environments ``[S, E]`` be playing."""
+        """Makes exactly these environments ``[S, E]`` the playing ones."""
         self.playing = where
         self.lanes = {i: self.lane(i) for i in np.flatnonzero(where).tolist()}
 
     def step(self, policy: Policy, explore: bool = False, log_prob: bool = False) -> Step:
-        """Let a policy act in every environment that is playing.
+        """Lets a policy act in every environment that is playing.
 
         Args:
             policy: acts.
             explore: see ``Policy.act``.
-            log_prob: whether to ask for the probabilities of its actions.
+            log_prob: whether to ask for the log-probabilities of its actions.
 
         Raises:
             UserError: the actions are not ``[S, E, A]``, or one is not finite, which is a ``Diverged``; see also
@@ -124,8 +126,8 @@ class EnvironmentLoop:
         given = tree_map(lambda x: torch.from_numpy(x).to(policy.device), obs)
         with torch.no_grad():
             action = policy.act(given, explore).cpu().numpy()
-        action = self._sound(policy, action)
-        # Out of bounds, an agent learns from the action that it chose, but the environment gets the nearest one inside.
+        action = self._checked(policy, action)
+        # The agent learns from the action that it chose; out of bounds, the environment gets the nearest one inside.
         applied = self.pool.applied(action)
         logs = self.log_prob(policy, given, applied, explore) if log_prob else None
         answers = self.pool.step({i: applied[lane] for i, lane in self.lanes.items()})
@@ -145,8 +147,8 @@ class EnvironmentLoop:
         return Step(obs, action, applied, reward, terminated, truncated, next_obs, answers, logs)
 
     def log_prob(self, policy: Policy, obs: Tree, applied: np.ndarray, explore: bool) -> np.ndarray | None:
-        """What a policy says of the probabilities of its actions as they were applied, but not of rounded ones; see
-        ``Policy.log_prob``, as for the arguments."""
+        """The log-probabilities that a policy gives for its actions as applied; None for rounded ones. See
+        ``Policy.log_prob``, also for the arguments."""
         known = getattr(policy, "log_prob", None)
         if known is None or self.pool.spec.whole:
             return None
@@ -155,11 +157,11 @@ class EnvironmentLoop:
         return None if found is None else found.cpu().numpy()
 
     def lane(self, number: int) -> tuple[int, int]:
-        """s and e of the pool's environment of that number."""
+        """s and e of the environment with this number in the pool."""
         return divmod(number, self.shape[1])
 
-    def _sound(self, policy: Policy, action: np.ndarray) -> np.ndarray:
-        """The actions, which are finite: an environment would be blamed for what it makes of others."""
+    def _checked(self, policy: Policy, action: np.ndarray) -> np.ndarray:
+        """The actions, all finite, because an environment would be blamed for what it does with others."""
         want = (*self.shape, self.pool.spec.action_dim)
         if action.shape != want:
             raise UserError(f"the policy returns actions of shape {action.shape} instead of [S, E, A], {want}")
@@ -177,13 +179,13 @@ class EnvironmentLoop:
 
 
 def zeros(spec: Spec, shape: tuple[int, ...]) -> Tree:
-    """Observations of no environment, ``[*shape, ...]``."""
+    """Observations of zeros, ``[*shape, ...]``."""
     leaves = {leaf.path: np.zeros((*shape, *leaf.shape), leaf.dtype) for leaf in spec.obs}
     return leaves.get("", leaves)
 
 
 def put(tree: Tree, index: tuple[int, ...], value: Tree) -> None:
-    """Write one observation into those of many."""
+    """Writes one observation into a batch of observations."""
     if isinstance(tree, np.ndarray):
         tree[index] = value
     else:

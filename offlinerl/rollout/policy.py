@@ -1,4 +1,4 @@
-"""What acts in environments: agents, random actions, scripts, noise around another policy, and a user's own."""
+"""What acts in environments: agents, random actions, scripts, policies with added noise, and users' own."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from offlinerl.util.trees import Tree
 
 
 class Policy(Protocol):
-    """S policies that act in E environments each. ``begin`` starts what a policy remembers of an episode, such as a
-    stack of frames, a chunk of actions, a recurrent state or a noise process.
+    """S policies that act in E environments each. ``begin`` resets what a policy remembers of an episode, such as a
+    frame stack, an action chunk, a recurrent state or a noise process.
 
-    An agent is one. A class that derives from this one has the attributes already.
+    An agent is one. A class that derives from this one inherits the attributes.
 
     Attributes:
         seeds: S integers, by which messages and files name the policies.
@@ -35,9 +35,9 @@ class Policy(Protocol):
     device: torch.device | str = "cpu"
 
     def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:  # noqa: B027  (most remember nothing)
-        """Called where episodes begin, before ``act`` gets their first observations. Everywhere else the episode under
-        way goes on, or nothing is played: such an environment shows what it showed last and takes no action. If E is
-        another than before, nothing of before goes on.
+        """Called where episodes begin, before ``act`` receives their first observations. Elsewhere the current episode
+        continues, or none is in progress: such an environment repeats its latest observation and takes no action. If E
+        differs from before, all earlier episodes are over.
 
         Args:
             where: ``[S, E]`` bool.
@@ -45,34 +45,34 @@ class Policy(Protocol):
         """
 
     def receive(self, reward: np.ndarray) -> None:  # noqa: B027  (most do not ask)
-        """The rewards ``[S, E]`` of the step that the latest actions led to, as the environment gave them. A policy
-        that does not derive from this class may leave it out."""
+        """Receives the rewards ``[S, E]`` of the step with the latest actions, as the environment gave them. A policy
+        that does not derive from this class may omit this method."""
 
     def log_prob(self, obs: Tree, action: Tensor, explore: bool = False) -> Tensor | None:
-        """Logarithms of the probabilities, or densities in the environment's units, with which the latest call of
-        ``act`` drew these actions for these observations, ``[S, E]``; None where they are not known. A policy that does
-        not derive from this class may leave it out.
+        """Log-probabilities, or log-densities in the environment's units, with which the latest call of ``act`` drew
+        these actions for these observations, ``[S, E]``; None if unknown. A policy that does not derive from this class
+        may omit this method.
 
         Args:
-            obs: what ``act`` was given.
-            action: ``[S, E, A]`` what it chose, within the bounds.
-            explore: as it was told.
+            obs: as passed to ``act``.
+            action: ``[S, E, A]`` the chosen actions, within the bounds.
+            explore: as passed to ``act``.
         """
         return None
 
     @abstractmethod
     def act(self, obs: Tree, explore: bool = False) -> Tensor:
-        """Actions in the environment's units, ``[S, E, ...] -> [S, E, A]``; a discrete one is its number, A = 1.
+        """Actions in the environment's units, ``[S, E, ...] -> [S, E, A]``; a discrete action is its index, A = 1.
 
         Args:
-            obs: not to be written to.
-            explore: whether the actions are for collecting.
+            obs: must not be modified.
+            explore: whether the actions are for collecting data.
         """
 
 
 def apart(policy: Policy, lanes: Sequence[int]) -> Policy:
-    """The policy to act in other environments, E a seed, of these numbers. An agent that explores elsewhere can go on
-    with that later; other policies begin anew with each call of ``begin``."""
+    """The policy for use in other environments, E per seed, with these numbers. An agent that explores elsewhere can
+    continue there later; other policies start anew with each call of ``begin``."""
     return policy.acting_in(lanes) if isinstance(policy, Agent) else policy
 
 
@@ -107,12 +107,12 @@ class Uniform(Policy):
 
 
 class Noisy(Policy):
-    """A policy that does not explore, with noise on its actions.
+    """A policy that does not explore, with noise added to its actions.
 
     Args:
         policy: S policies.
-        sigma: deviation of Gaussian noise, in units of half the action's range; of discrete actions, the share that
-            is random.
+        sigma: standard deviation of Gaussian noise, in units of half the action range; for discrete actions, the
+            probability of a random one.
         spec: bounds of the task.
         streams: of S seeds, where the noise is drawn from.
     """
@@ -141,7 +141,7 @@ class Noisy(Policy):
         return (action + noise).clamp(self.low, self.high)
 
     def log_prob(self, obs: Tree, action: Tensor, explore: bool = False) -> Tensor | None:
-        if not self.sigma:  # an agent that does not explore takes its likeliest action, whatever its distribution
+        if not self.sigma:  # without exploration, an agent takes its most likely action and draws none
             known = None if isinstance(self.policy, Agent) else getattr(self.policy, "log_prob", None)
             return known and known(obs, action)
         if count := self.spec.num_actions:

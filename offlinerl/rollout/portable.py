@@ -1,4 +1,4 @@
-"""A policy as a graph for other programs: TorchScript, or ONNX."""
+"""Exports a policy as a graph for other programs: TorchScript or ONNX."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
 
 ALIKE = 1e-5
-"""How far an exported policy's actions may be from the policy's, in units of half their range."""
+"""Largest difference between an exported policy's actions and the policy's, in units of half their range."""
 
 
 class Portable(nn.Module):
-    """One seed's policy as a function of tensors: the leaves of a batch of observations ``[B, ...]``, in the order of
-    its ``names``, to actions ``[B, A]`` float32 within their bounds, or ``[B]`` int64 if they are discrete. Whatever
-    normalises observations and scales actions is inside.
+    """One seed's policy as a function of tensors: from the leaves of a batch of observations ``[B, ...]``, in the order
+    of its ``names``, to actions ``[B, A]`` float32 within their bounds, or ``[B]`` int64 if they are discrete. It
+    includes the normalisation of observations and the scaling of actions.
 
     Raises:
-        UserError: the policy remembers earlier steps, which a function cannot.
+        UserError: the policy depends on earlier steps, which a function cannot.
     """
 
     def __init__(self, policy: DeployedPolicy):
@@ -40,8 +40,8 @@ class Portable(nn.Module):
         policy.agent = policy.agent.part(slice(0, 1))
         for parameter in policy.agent.parameters():
             parameter.requires_grad_(False)
-            parameter.data = parameter.data.clone()  # a file would hold the memory that it shares with other policies
-        self.policy = [policy]  # in a list, for a LightningModule within another module cannot be traced
+            parameter.data = parameter.data.clone()  # a file would include the memory shared with other policies
+        self.policy = [policy]  # in a list, because a LightningModule within another module cannot be traced
         self.register_buffer("low", torch.from_numpy(policy.low), persistent=False)
         self.register_buffer("high", torch.from_numpy(policy.high), persistent=False)
         with torch.inference_mode():
@@ -68,7 +68,7 @@ class Portable(nn.Module):
         return action.round() if policy.spec.whole else action
 
     def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
-        """Observations of the right shapes, ``[B, ...]``."""
+        """Random observations of the right shapes, ``[B, ...]``."""
         rng, device = np.random.default_rng(seed), self.low.device
         drawn = [
             rng.integers(256, size=(batch, *leaf.shape), dtype=np.uint8) if leaf.dtype == "uint8" else
@@ -78,7 +78,7 @@ class Portable(nn.Module):
         return tuple(torch.from_numpy(of).to(device) for of in drawn)
 
     def facts(self) -> dict[str, Any]:
-        """What a program must know of its inputs and its output."""
+        """What a program must know about its inputs and its output."""
         policy, spec = self.policy[0], self.policy[0].spec
         inputs = [dict(name=name, shape=["batch", *leaf.shape], dtype=leaf.dtype)
                   for name, leaf in zip(self.names, spec.obs, strict=True)]  # fmt: skip
@@ -89,15 +89,15 @@ class Portable(nn.Module):
 
 
 def write_torchscript(policy: DeployedPolicy, file: Path, overwrite: bool = False) -> dict[str, Any]:
-    """Writes a policy for ``torch.jit.load``, in Python or in C++; returns what is known of its inputs and output,
-    which the file holds as ``policy.json``.
+    """Writes a policy for ``torch.jit.load``, in Python or C++. Returns the description of its inputs and output, which
+    the file holds as ``policy.json``.
 
     Raises:
-        UserError: it remembers earlier steps, or the file exists.
+        UserError: the policy depends on earlier steps, or the file exists.
     """
     module = Portable(policy)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing is deprecated, and what replaces it is not read in C++
+        warnings.simplefilter("ignore")  # tracing is deprecated, but its successor cannot be loaded in C++
         traced = torch.jit.trace(module, module.example(4), check_trace=False)
     _require_alike(module, lambda *leaves: traced(*leaves).numpy(), file)
     buffer = io.BytesIO()
@@ -108,11 +108,11 @@ def write_torchscript(policy: DeployedPolicy, file: Path, overwrite: bool = Fals
 
 
 def write_onnx(policy: DeployedPolicy, file: Path, overwrite: bool = False) -> dict[str, Any]:
-    """Writes a policy for ONNX Runtime and its like; returns what is known of its inputs and output, which the file
-    holds as metadata.
+    """Writes a policy for ONNX Runtime and similar programs. Returns the description of its inputs and output, which
+    the file holds as metadata.
 
     Raises:
-        UserError: it remembers earlier steps, the file exists, or the extra ``onnx`` is not installed.
+        UserError: the policy depends on earlier steps, the file exists, or the extra ``onnx`` is not installed.
     """
     if missing := [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
         raise UserError(
@@ -123,7 +123,7 @@ def write_onnx(policy: DeployedPolicy, file: Path, overwrite: bool = False) -> d
 
     module, buffer = Portable(policy), io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the newer exporter takes half a minute where this one takes a second
+        warnings.simplefilter("ignore")  # the newer exporter takes half a minute, this one a second
         torch.onnx.export(
             module, module.example(4), buffer, dynamo=False, input_names=module.names, output_names=["action"],
             dynamic_axes={name: {0: "batch"} for name in (*module.names, "action")},
@@ -131,7 +131,7 @@ def write_onnx(policy: DeployedPolicy, file: Path, overwrite: bool = False) -> d
     graph = onnx.load_from_string(buffer.getvalue())
     onnx.helper.set_model_props(graph, {"policy": json.dumps(module.facts())})
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    taken = {given.name for given in session.get_inputs()}  # a policy may not look at all of them
+    taken = {given.name for given in session.get_inputs()}  # a policy may ignore some of them
 
     def run(*leaves: Tensor) -> np.ndarray:
         fed = zip(module.names, leaves, strict=True)
@@ -144,7 +144,7 @@ def write_onnx(policy: DeployedPolicy, file: Path, overwrite: bool = False) -> d
 
 
 def _require_alike(module: Portable, exported: Any, file: Path) -> None:
-    """Raises a UserError unless an exported policy acts as the policy does, for batches of several sizes."""
+    """Raises a UserError unless an exported policy acts like the original, in batches of several sizes."""
     half = ((module.high - module.low) / 2).clamp(min=1e-6).numpy()
     for batch in (1, 3, 64):
         given = module.example(batch, seed=batch)

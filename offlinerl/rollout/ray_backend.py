@@ -1,4 +1,4 @@
-"""Workers as processes of Ray, here or on a cluster."""
+"""Workers as Ray processes, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from offlinerl.util.ray_cluster import RayCluster
 
 
 class RayBackend:
-    """Workers that are Ray actors, each a process on a core of its own.
+    """Workers that are Ray actors, each a process on its own core.
 
     Args:
         workers: how many there will be.
-        address: of a cluster, as ``ray.init`` takes it; by default this machine alone.
+        address: of a cluster, as ``ray.init`` takes it; by default only this machine.
 
     Raises:
-        UserError: Ray is not installed; later, that no cluster answers, that it has too few cores, or that a worker
-            cannot be made there.
+        UserError: Ray is not installed; later, no cluster answers, it has too few cores, or a worker cannot be created
+            there.
     """
 
     def __init__(self, workers: int, address: str | None = None):
@@ -33,7 +33,7 @@ class RayBackend:
         return self.ray.remote(num_cpus=1)(Worker).remote(*args)
 
     def share(self, weights: Mapping[str, np.ndarray]) -> Any:
-        self.cluster.start()  # which ``put`` would do too, in its own way
+        self.cluster.start()  # else ``put`` would start Ray with other settings
         return self.ray.put(weights)
 
     def submit(self, worker: Any, method: str, *arguments: Any) -> Any:
