@@ -29,7 +29,7 @@ from offlinerl.experience.sources import EpisodeData, OfflineData, ReplayData, R
 from offlinerl.experience.table import Table
 from offlinerl.rollout.collector import Collector
 from offlinerl.training import config
-from offlinerl.training.loop import hushed_lightning
+from offlinerl.training.loop import quiet_lightning
 from offlinerl.training.selection import source_of
 from offlinerl.types import Batch, Spec
 from offlinerl.util.atomic import require_place, write_json
@@ -251,7 +251,7 @@ def steps_per_second(
         agent.learn(source.draw())
 
     first, clock = source.steps, Clock(seconds)
-    with hushed_lightning():
+    with quiet_lightning():
         quiet_trainer(device, clock).fit(agent, source.epoch(10**6 * source.stride))
     collector.close()
     return (source.steps - first) / clock.seconds
@@ -315,7 +315,7 @@ def lightning_share(agent: Agent, source: OfflineData, blocks: int = 20) -> floa
     clock, learn, draw = Clock(), agent.learn, source.draw
     agent.learn, source.draw = timed(learn), timed(draw)
     try:
-        with hushed_lightning():
+        with quiet_lightning():
             quiet_trainer(agent.device, clock).fit(agent, source.epoch(blocks * source.piece))
     finally:
         agent.learn, source.draw = learn, draw
