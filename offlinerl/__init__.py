@@ -43,7 +43,7 @@ __all__ = ["__version__", *_NAMES]
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, whose module is imported now: torch takes seconds, and the command line must not."""
+    """Import the module of a public name on first use: torch takes seconds to load, and the command line must not."""
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""``python -m offlinerl`` is ``offlinerl``."""
+"""``python -m offlinerl`` runs the command line."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""What the commands do, as Python functions.
+"""The commands as Python functions.
 
-What loads torch is imported when all that was asked for has been checked.
+Modules that load torch are imported only after the arguments have been checked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from offlinerl.util.errors import UserError, WrongUsage, either
 from offlinerl.util.folder import find_checkpoint, held, make, numbered, require_free, write_config
 from offlinerl.util.given import filled, whole_number
 
-if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
+if TYPE_CHECKING:  # these load torch
     from gymnasium import Env
     from minari import MinariDataset
 
@@ -53,41 +53,39 @@ def fit(
     columns: Sequence[str] | Mapping[str, Any] | None = None,
     subset: str | None = None,
 ) -> FitResult:
-    """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it as it learns.
+    """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it during training.
 
     Args:
         agent: one of ``offlinerl.agents.names()``, an installed one, a class as ``module:Class``, or the class itself.
         dataset: a name, a Minari id or a file; see ``offlinerl.data.registry.resolve``; or what ``load_dataset`` takes
-            or returns. None: it learns by acting.
-        env: the environment to act in; with a dataset, to evaluate in where it is not the dataset's own. Where nothing
-            names one, losses are all that is measured. A Gymnasium id or a registry name; or an environment, which is
-            made again from its Gymnasium specification, wrappers included, if it has a whole one, and else serves where
-            one at a time is enough; or a function that makes one.
-        seeds: S integers, trained side by side, or one; by default just 0.
-        file: a YAML file of settings, or another run's ``config.yaml``, which tells the agent, the dataset and
-            the seeds too.
-        over: settings that win over all files, ``{"agent": {...}, "train": {...}}``.
+            or returns. None: learn by acting.
+        env: the environment to act in; with a dataset, the environment to evaluate in if it is not the dataset's own.
+            If none is known, only losses are measured. A Gymnasium id; a name in the registry; a function that makes an
+            environment; or an environment. The latter is made again from its Gymnasium specification, wrappers
+            included, if that is complete; otherwise the object itself is used, where one environment is enough.
+        seeds: S integers, trained side by side, or one; by default only 0.
+        file: a YAML file of settings; or another run's ``config.yaml``, which also sets the agent, the dataset and the
+            seeds.
+        over: settings that override all files, ``{"agent": {...}, "train": {...}}``.
         device: "auto", "cpu" or "cuda".
-        out: the run's folder, which may not hold anything yet; by default a new one below ``runs/``.
-        resume: the folder of a run to go on with, by its own settings. What may change is its length, each phase's by
-            its own setting; ``save_every``; ``logger``; ``table``; ``decay_steps``, to stretch a schedule over the
-            longer run; and the place of its dataset. A dataset or an environment that was an object has to be given
-            again.
-        threads: CPU threads to compute with, of each process if ``devices`` asks for several; by default as many as
-            cores.
+        out: the run's folder, which must be empty or not exist; by default a new one below ``runs/``.
+        resume: the folder of a run to resume with its own settings. Only these may change: its length, separately for
+            each phase; ``save_every``; ``logger``; ``table``; ``decay_steps``, to stretch a schedule over the longer
+            run; and the path of its dataset. A dataset or an environment that was an object must be given again.
+        threads: number of CPU threads, per process if ``devices`` asks for several; by default the number of cores.
         obs_keys: the parts of the observations to learn from, in this order; by default all.
         limits: some of ``offlinerl.envs.make.LIMITS``, such as ``pixels=True``; see ``offlinerl.envs.make.make``.
-        init: a checkpoint, or a run's folder, whose weights to begin with.
-        actions: "discrete" or "continuous", what the dataset's are where no environment says so; by default what their
-            type suggests.
-        columns: which columns of a table are what; see ``offlinerl.data.load.load``.
+        init: a checkpoint, or a run's folder, to take initial weights from.
+        actions: "discrete" or "continuous", the kind of the dataset's actions if no environment is known; by default
+            their type decides.
+        columns: the meaning of a table's columns; see ``offlinerl.data.load.load``.
         subset: a filter key of a robomimic file or a split of a LeRobot dataset.
 
     Returns:
         The finished run: its scores, tables, policies and folder.
 
     Raises:
-        UserError: anything the user can put right.
+        UserError: for anything that the user can fix.
         Interrupted: Ctrl-C; the run is saved and can be resumed.
     """
     agent_name = None if agent is None else agents.name_of(agent)
@@ -141,7 +139,7 @@ def fit(
     else:
         folder, made = next(filter(make, numbered(stem))), True
     with held(folder, made):
-        _require_free(folder)  # another run may have come and gone
+        _require_free(folder)  # another run may have used it before the lock
         from offlinerl.training.build import build
         from offlinerl.training.result import FitResult
         from offlinerl.util.device import pick_device
@@ -154,14 +152,14 @@ def fit(
 
 
 def _require_free(folder: Path) -> None:
-    """Raises a UserError unless a run can begin in that folder."""
+    """Raise a UserError unless a run can begin in that folder."""
     resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
     go_on = f"go on with --resume {shlex.quote(str(folder))} or " if resumable else ""
     require_free(folder, f"{go_on}name another --out")
 
 
 def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
-    """Tell a user who made a run longer what becomes of a schedule that was to end with it."""
+    """Tell a user who extended a run what happens to a learning-rate schedule that ended with it."""
     decay = getattr(run.agent.config, "decay_steps", None)
     if decay is not None and "decay_steps" not in changes:
         run.display.say(
@@ -180,17 +178,18 @@ def evaluate(
     """Evaluate the policies of a checkpoint or of a run's folder, or any policy.
 
     Args:
-        policy: a checkpoint, a run's folder, what ``fit`` returned, or what acts.
-        env: where, by a Gymnasium id or a dataset's name, or an environment or a function that makes one; by default
-            the checkpoint's own.
-        episodes: of each seed's policy.
-        settings: of ``offlinerl.evaluation.evaluate.evaluate_checkpoint``; of a policy just ``seed``.
+        policy: a checkpoint, a run's folder, what ``fit`` returned, or a policy.
+        env: a Gymnasium id or a dataset's name, an environment, or a function that makes one; by default the
+            checkpoint's own environment.
+        episodes: number of episodes of each seed's policy.
+        settings: further arguments of ``offlinerl.evaluation.evaluate.evaluate_checkpoint``; for a policy, only
+            ``seed``.
 
     Returns:
         ``mean``, ``ci95`` and ``per_seed`` of the score, and more; see ``evaluate_checkpoint``.
 
     Raises:
-        UserError: anything the user can put right.
+        UserError: for anything that the user can fix.
     """
     where = _environment(env)
     from offlinerl.evaluation import evaluate as evaluation
@@ -217,8 +216,8 @@ def evaluate(
 
 @filled
 def collect(source: str | Policy | DeployedPolicy, env: Environment, dataset_id: str, **settings: Any) -> Path:
-    """Collect a dataset with an agent, a checkpoint, "random", "scripted" or any policy in an environment, see ``fit``;
-    for the settings see ``offlinerl.training.collection.collect``."""
+    """Collect a dataset in an environment (see ``fit``) with an agent, a checkpoint, "random", "scripted" or any
+    policy; for the settings see ``offlinerl.training.collection.collect``."""
     where = _environment(env)
     from offlinerl.training import collection
 
@@ -227,12 +226,12 @@ def collect(source: str | Policy | DeployedPolicy, env: Environment, dataset_id:
 
 @filled
 def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None, **settings: Any) -> dict[str, Any]:
-    """Rank the policies of some runs, or of the finished ones below a folder, on a dataset, by default the one they
-    learned from, or by ``episodes`` in their environment; for what it returns and the settings see
+    """Rank the policies of some runs, or of the finished runs below a folder, on a dataset, by default the one that the
+    first run learned from, or by ``episodes`` in their environment. For the settings and the result see
     ``offlinerl.training.choosing.select``.
 
     Raises:
-        UserError: anything the user can put right.
+        UserError: for anything that the user can fix.
     """
     given = {
         name.replace("_", "-")
@@ -247,7 +246,7 @@ def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None,
     from offlinerl.evaluation import comparison
 
     found = _dataset(dataset)
-    chosen = [run for path in _paths(runs) for run in comparison.find([path])]  # one that is there twice stays so
+    chosen = [run for path in _paths(runs) for run in comparison.find([path])]  # keeps duplicates, which raise later
     for run in chosen:
         find_checkpoint(run)
     if isinstance(found, str):
@@ -259,14 +258,14 @@ def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None,
 
 @filled
 def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Print who is the best of some runs and how sure that is, and return the numbers behind it.
+    """Compare runs: print which agent is the best and how certain that is, and return the numbers.
 
     Args:
-        runs: a folder of finished runs, or several of such.
-        out: a folder for a page, pictures and tables of it; see ``offlinerl.evaluation.report.report``.
+        runs: one or several folders of finished runs, or folders that contain them.
+        out: a folder for a report page, pictures and tables; see ``offlinerl.evaluation.report.report``.
 
     Returns:
-        rows by the table's name: ``scores``, ``overall``, ``improvement`` and more, each fit for a pandas frame.
+        Rows by table name: ``scores``, ``overall``, ``improvement`` and more, each suitable for a pandas DataFrame.
 
     Raises:
         UserError: a folder holds no finished run.
@@ -286,20 +285,20 @@ def _paths(runs: str | Path | Sequence[str | Path]) -> list[Path]:
 
 @filled
 def export(run: str | Path, file: str | Path, **settings: Any) -> Path:
-    """Write the policy of a run's folder or a checkpoint as a file, whose name says its format: ``.onnx`` for ONNX
+    """Write the policy of a run's folder or a checkpoint to a file. Its suffix sets the format: ``.onnx`` for ONNX
     Runtime, ``.pt`` for TorchScript, ``.safetensors`` for ``load_policy``, ``evaluate`` and ``collect``.
 
     Args:
         run: a run's folder, or a checkpoint.
         file: to write.
-        settings: ``seed``, which of those that were trained together, ``overwrite`` and more; see
+        settings: ``seed``, if several were trained side by side, ``overwrite`` and more; see
             ``offlinerl.training.export``.
 
     Returns:
         ``file``.
 
     Raises:
-        UserError: its name is of no format, or anything else that the user can put right.
+        UserError: the suffix is unknown, or for anything else that the user can fix.
     """
     run, file = Path(run), Path(file)
     kinds = (".onnx", ".pt", ".safetensors")
@@ -315,11 +314,15 @@ def export(run: str | Path, file: str | Path, **settings: Any) -> Path:
 
 
 POLICY = ("act", "begin", "seeds", "spec", "device")
-"""What a policy has."""
+"""The attributes that a policy must have."""
 
 
 def _acting(policy: Any) -> Any:
-    """The policy in one that is called with numpy observations."""
+    """The agent in a ``DeployedPolicy``; other policies and paths unchanged.
+
+    Raises:
+        UserError: it is not a policy.
+    """
     from offlinerl.rollout.deployed import DeployedPolicy
 
     policy = policy.agent if isinstance(policy, DeployedPolicy) else policy
@@ -336,12 +339,12 @@ def _environment(env: Environment | None) -> Any:
 
 
 def _is_frame(source: Any) -> bool:
-    """Whether this is a frame of pandas, or what is like one."""
+    """Whether this is a pandas DataFrame, or similar to one."""
     return hasattr(source, "columns") and hasattr(source, "to_numpy")
 
 
 def _dataset(source: Data | None) -> str | Path | Dataset | None:
-    """What is not an object of Minari's, whose datasets lie in folders, or arrays."""
+    """Convert a Minari dataset object to its folder, and arrays to a ``Dataset``; other sources are unchanged."""
     if source is None or isinstance(source, str | Path | Dataset):
         return source
     if isinstance(source, Mapping):
@@ -366,18 +369,19 @@ def _no_dataset(source: Any) -> UserError:
 
 @filled
 def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Dataset:
-    """The transitions of a dataset, in numpy.
+    """Load the transitions of a dataset as numpy arrays.
 
     Args:
-        source: a name, a Minari id, a file or a folder, a dataset that Minari opened, or arrays: ``obs``, ``action``,
-            ``reward``, ``terminated`` and, if there are, ``truncated`` and ``next_obs``; see
-            ``offlinerl.data.arrays.from_arrays``. Or a frame of pandas, whose ``columns`` are as those of a file.
-        env: the environment of a file, whose bounds of actions and ends of episodes are used; ``fit`` takes that of
-            anything else.
-        settings: of ``offlinerl.data.load.load``; of arrays just ``name`` and ``obs_keys``, of a frame ``columns`` too.
+        source: a name, a Minari id, a file or a folder; a Minari dataset object; arrays ``obs``, ``action``,
+            ``reward``, ``terminated`` and optionally ``truncated`` and ``next_obs``, see
+            ``offlinerl.data.arrays.from_arrays``; or a pandas DataFrame, with ``columns`` as for a file.
+        env: the environment of a file, for its action bounds and episode ends. For other sources, give ``env`` to
+            ``fit``.
+        settings: of ``offlinerl.data.load.load``; for arrays only ``name`` and ``obs_keys``, for a DataFrame also
+            ``columns``.
 
     Raises:
-        UserError: it is unknown, out of reach or not sound.
+        UserError: the dataset is unknown, unavailable or invalid.
     """
     from offlinerl.data import arrays, formats, load
     from offlinerl.data.mapping import parse_columns

@@ -1,4 +1,4 @@
-"""``offlinerl benchmark``: how fast this machine trains, and how far that is from what its arithmetic allows."""
+"""``offlinerl benchmark``: training speed on this machine, compared with the limit set by its matrix products."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from offlinerl.experience.sources import EpisodeData, OfflineData, ReplayData, R
 from offlinerl.experience.table import Table
 from offlinerl.rollout.collector import Collector
 from offlinerl.training import config
-from offlinerl.training.loop import hushed_lightning
+from offlinerl.training.loop import quiet_lightning
 from offlinerl.training.selection import source_of
 from offlinerl.types import Batch, Spec
 from offlinerl.util.atomic import require_place, write_json
@@ -44,22 +44,22 @@ KITCHEN_DISCRETE = Spec(60, 1, (0.0,), (8.0,), 9)
 
 
 STACKS = (1, 5, 20)
-"""Seeds trained together that a GPU is measured with."""
+"""Numbers of seeds trained side by side for which a GPU is measured."""
 
 
 def benchmark(
     agent_name: str, batch: int, seeds: Sequence[int] | None, device: str, threads: int | None, json_file: Path | None
 ) -> None:
-    """Measure an agent's updates on Kitchen's shapes, Lightning's share and the loading of a dataset.
+    """Measure an agent's updates per second with Kitchen's shapes, Lightning's share of the time, and the loading of a
+    dataset.
 
     Args:
         agent_name: one of ``offlinerl.agents.names()``.
-        batch: transitions a seed's update, or episodes where the agent learns from whole ones.
-        seeds: trained side by side; a figure "a second" counts every seed's updates. None: one and, on a GPU, then
-            also 5 and 20.
+        batch: transitions per update and seed, or windows or episodes if the agent learns from these.
+        seeds: trained side by side; rates count the updates of every seed. None: one seed and, on a GPU, also 5 and 20.
         device: "auto", "cpu" or "cuda".
-        threads: CPU threads; None: torch's choice.
-        json_file: where to write the figures, if anywhere.
+        threads: number of CPU threads; None: torch's default.
+        json_file: where to write the results, if anywhere.
     """
     require_place(json_file)
     if threads:
@@ -96,7 +96,7 @@ def benchmark(
     display.say("")
     display.say(f"{'loading 1M transitions':<44} {results['load_seconds_per_million']:.2f} s")
     display.say(f"{'memory beyond the file, over the table':<44} {results['load_memory_ratio']:.2f}")
-    if share("configs", agent_name, "online.yaml").is_file():  # its papers say by what schedule it acts
+    if share("configs", agent_name, "online.yaml").is_file():  # the settings that it acts with
         task, steps = speed_task(agents.get(agent_name)), steps_per_second(agent_name, where)
         results |= dict(steps_per_second=steps, steps_env=task)
         display.say(f"{f'environment steps/s, {task}':<44} {steps:,.0f}")
@@ -105,7 +105,7 @@ def benchmark(
 
 
 def updates(agent_name: str, batch: int, seeds: Sequence[int], where: torch.device) -> dict[str, Any]:
-    """The speed of an agent's updates, and what it could be: see ``benchmark``."""
+    """The speed of an agent's updates, and its limit; see ``benchmark``."""
     eager, compiled = (build(agent_name, seeds, where, compile, batch) for compile in (False, True))
     source = synthetic_source(eager, batch)
     flops = count_flops(build(agent_name, seeds, where, False, batch), source)
@@ -139,8 +139,8 @@ def updates(agent_name: str, batch: int, seeds: Sequence[int], where: torch.devi
 
 
 def build(agent_name: str, seeds: Sequence[int], device: torch.device, compile: bool, batch: int = 256) -> Agent:
-    """The agent as ``fit`` would build it for Kitchen, dropout and decay included where it has them, at its usual
-    kind of update."""
+    """The agent as ``fit`` would build it for Kitchen, with dropout and decay if it has them, at the kind of update
+    that it makes most."""
     agent_class = agents.get(agent_name)
     usual = dict(dropout=0.1, decay_steps=1_000_000, minibatch=batch, behavior_updates=0)
     spec = KITCHEN_DISCRETE if agent_class.discrete else KITCHEN
@@ -152,7 +152,8 @@ def build(agent_name: str, seeds: Sequence[int], device: torch.device, compile: 
 
 
 def synthetic_source(agent: Agent, batch: int) -> OfflineData:
-    """Random blocks of the kind the agent learns from, of 48 updates; of fewer where their rows are episodes."""
+    """Random blocks of the kind that the agent learns from: of 48 updates for transitions, of 2 for windows and
+    episodes."""
     if "rollouts" in agent.kinds:
         return SyntheticRollouts(agent, batch)
     table = Table.of(agent, synthetic_table(spec=agent.spec))
@@ -164,8 +165,8 @@ def synthetic_source(agent: Agent, batch: int) -> OfflineData:
 
 
 class SyntheticRollouts(OfflineData):
-    """The same random rollout again and again, of eight minibatches of ``batch`` rows if the agent takes it in such,
-    else of one."""
+    """The same random rollout in every block: eight minibatches of ``batch`` rows if the agent uses minibatches, else
+    ``batch`` rows."""
 
     def __init__(self, agent: Agent, batch: int):
         rows = 8 * batch if agent.config.minibatch else batch
@@ -179,7 +180,7 @@ class SyntheticRollouts(OfflineData):
 
 
 def synthetic_table(rows: int = 20_000, spec: Spec = KITCHEN) -> Dataset:
-    """Random transitions of Kitchen's shapes; the speed does not depend on their values."""
+    """Random transitions with the shapes of ``spec``; the speed does not depend on their values."""
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(rows + 1, spec.obs_dim)).astype(np.float32)
     action = rng.uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32)
@@ -191,7 +192,7 @@ def synthetic_table(rows: int = 20_000, spec: Spec = KITCHEN) -> Dataset:
 
 
 def interleaved(repeats: int = 5, **measures: Any) -> dict[str, float]:
-    """The median of several measurements, taken in turn, so that a busy moment does not favour one."""
+    """The median of several measurements, taken in turn, so that short disturbances affect all alike."""
     found: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(repeats):
         for name, measure in measures.items():
@@ -200,7 +201,7 @@ def interleaved(repeats: int = 5, **measures: Any) -> dict[str, float]:
 
 
 def updates_rate(agent: Agent, source: OfflineData, seconds: float = 1.0) -> float:
-    """Updates a second, sampling included; of an on-policy agent, the advantages too."""
+    """Updates per second, including sampling and, for an on-policy agent, the computation of advantages."""
     agent.learn(source.draw())
     first, began = agent.updates, time.perf_counter()
     while (elapsed := time.perf_counter() - began) < seconds:
@@ -210,26 +211,28 @@ def updates_rate(agent: Agent, source: OfflineData, seconds: float = 1.0) -> flo
 
 
 def count_flops(agent: Agent, source: OfflineData) -> float:
-    """Floating-point operations of the matrix products of one update of all seeds, on average."""
+    """Average floating-point operations in the matrix products of one update of all seeds."""
     with FlopCounterMode(display=False) as counter:
         agent.learn(source.draw(agent.period))
     return counter.get_total_flops() / agent.updates
 
 
 def speed_task(agent: Agent | type[Agent]) -> str:
-    """Where an online agent's steps are counted."""
+    """The environment in which an online agent's steps per second are measured."""
     return "CartPole-v1" if agent.discrete else "HalfCheetah-v5"
 
 
 def steps_per_second(
     agent_name: str, device: torch.device, over: Mapping[str, Any] | None = None, seconds: float = 8.0
 ) -> float:
-    """Steps a second of environment, replay or rollout, updates and Lightning together: one environment, one seed, by
-    the schedule of the agent's settings.
+    """Environment steps per second of a whole online run with one seed, by the agent's settings: environment, replay
+    buffer or rollouts, updates and Lightning.
 
     Args:
-        over: settings that win over the built-in ones, ``{"agent": {...}, "train": {...}}``.
-        seconds: of steps with updates; warming up and compiling come before.
+        agent_name: one of ``offlinerl.agents.names()``.
+        device: where to train.
+        over: settings that override the built-in ones, ``{"agent": {...}, "train": {...}}``.
+        seconds: time to measure for, after the warm-up and compilation.
     """
     agent_class = agents.get(agent_name)
     entry = registry.task(speed_task(agent_class))
@@ -251,14 +254,14 @@ def steps_per_second(
         agent.learn(source.draw())
 
     first, clock = source.steps, Clock(seconds)
-    with hushed_lightning():
+    with quiet_lightning():
         quiet_trainer(device, clock).fit(agent, source.epoch(10**6 * source.stride))
     collector.close()
     return (source.steps - first) / clock.seconds
 
 
 class Clock(L.Callback):
-    """The seconds of a training up to its latest batch, and its end where they are more than a limit."""
+    """Measures the seconds of a training up to its latest batch, and ends it after a limit."""
 
     def __init__(self, limit: float = float("inf")):
         self.limit = limit
@@ -272,7 +275,7 @@ class Clock(L.Callback):
 
 
 def quiet_trainer(device: torch.device, *callbacks: L.Callback) -> L.Trainer:
-    """A trainer of one epoch that shows and keeps nothing."""
+    """A trainer for one epoch, without output, logging and checkpoints."""
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, max_epochs=1, logger=False,
         callbacks=list(callbacks), enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -280,7 +283,7 @@ def quiet_trainer(device: torch.device, *callbacks: L.Callback) -> L.Trainer:
 
 
 def matmul_rate(batch: int, seeds: int, device: torch.device, width: int = 256, seconds: float = 0.5) -> float:
-    """Floating-point operations a second of the update's largest matrix product."""
+    """Floating-point operations per second of the update's largest matrix product."""
     a, b = torch.randn(seeds, batch, width, device=device), torch.randn(seeds, width, width, device=device)
     out = torch.empty(seeds, batch, width, device=device)
     done, began = 0, time.perf_counter()
@@ -298,7 +301,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def lightning_share(agent: Agent, source: OfflineData, blocks: int = 20) -> float:
-    """The part of a training that is neither drawing a block nor learning from it."""
+    """The fraction of the training time that is neither drawing a block nor learning from it."""
     inner = 0.0
 
     def timed(function: Any) -> Any:
@@ -315,7 +318,7 @@ def lightning_share(agent: Agent, source: OfflineData, blocks: int = 20) -> floa
     clock, learn, draw = Clock(), agent.learn, source.draw
     agent.learn, source.draw = timed(learn), timed(draw)
     try:
-        with hushed_lightning():
+        with quiet_lightning():
             quiet_trainer(agent.device, clock).fit(agent, source.epoch(blocks * source.piece))
     finally:
         agent.learn, source.draw = learn, draw
@@ -342,8 +345,8 @@ print(seconds, (peak() - before) / data.nbytes)
 
 
 def load_million() -> dict[str, float]:
-    """Seconds to load a million transitions of locomotion's shapes from a Minari file, in a fresh process, and the peak
-    memory this takes over the size of the table."""
+    """Seconds to load a million transitions with the shapes of locomotion tasks from a Minari file in a new process,
+    and the additional peak memory, divided by the size of the loaded dataset."""
     rng, steps = np.random.default_rng(0), 1000
 
     def episodes(count: int) -> Iterable[Episode]:

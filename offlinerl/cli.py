@@ -1,6 +1,6 @@
-"""The command line: each command is a thin function that parses nothing and a parser that does nothing else.
+"""The command line. Each command is a thin function without parsing, and has a parser that only parses.
 
-Commands import what they need themselves, so that ``offlinerl --help`` is instant.
+Commands import the modules they need themselves, so that ``offlinerl --help`` is fast.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The values of the flags of these names that were given."""
+    """The values of those of the named flags that were given."""
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
@@ -104,7 +104,7 @@ def datasets_list(args: argparse.Namespace) -> None:
 def datasets_show(args: argparse.Namespace) -> None:
     from offlinerl.data import registry
 
-    registry.resolve(args.name)  # a wrong name is known before what reads the right one is loaded, as below
+    registry.resolve(args.name)  # raises for an unknown name before heavy modules are imported, as below
     from offlinerl import dataset_commands
 
     png = args.png or dataset_commands.picture_of(args.name)
@@ -222,14 +222,14 @@ def benchmark(args: argparse.Namespace) -> None:
 
 
 def word(text: str) -> str:
-    """A word that is not empty."""
+    """A string that is not empty."""
     if not text:
         raise argparse.ArgumentTypeError(EMPTY)
     return text
 
 
 def whole(text: str, least: int = 0) -> int:
-    """A whole number from 0 on, also as 1e6 or 1_000_000."""
+    """A whole number of at least ``least``, also written as 1e6 or 1_000_000."""
     with suppress(ValueError, OverflowError):  # not a number, or an infinite one
         value = int(text) if text.isdigit() else float(text)
         if least <= value == int(value):
@@ -238,12 +238,12 @@ def whole(text: str, least: int = 0) -> int:
 
 
 def count(text: str) -> int:
-    """A whole number from 1 on."""
+    """A whole number of at least 1."""
     return whole(text, 1)
 
 
 def share(text: str) -> float:
-    """A number from 0 on."""
+    """A finite number of at least 0."""
     with suppress(ValueError):
         if 0 <= (value := float(text)) < float("inf"):
             return value
@@ -303,19 +303,19 @@ def on_off(text: str) -> bool | str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, without the usage of all flags before it."""
+    """A parser that reports an error in one line, without printing the usage."""
 
     def __init__(self, **options: Any):
         super().__init__(formatter_class=partial(argparse.HelpFormatter, max_help_position=28), **options)
 
     def add_shared(self, *flags: str) -> None:
-        """Add flags that several commands have."""
+        """Add arguments that several commands share."""
         for flag in flags:
             self.add_argument(flag, **SHARED[flag])
 
     def parse_known_args(self, *given: Any) -> Any:
         args, unknown = super().parse_known_args(*given)
-        if unknown:  # said here, where it is known which command it is
+        if unknown:  # reported by this subparser, so that the message names the command
             flags = self._option_string_actions
             if unknown[0].startswith("-"):
                 near = difflib.get_close_matches(unknown[0], flags, 1, 0.75)
@@ -361,11 +361,11 @@ SHARED: dict[str, dict[str, Any]] = {
 
 
 SEEING = ("--pixels", "--fast-scene", "--frame-size", "--action-repeat", "--stack")
-"""How an environment is seen."""
+"""Flags about how an environment is observed."""
 
 
 class AgentHelp(argparse.Action):
-    """The help of a command, with the settings of the agent that was named before it."""
+    """The help of a command, including the settings of the agent if one is named before ``--help``."""
 
     def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, *_: Any) -> NoReturn:
         from offlinerl.training.config import BY_SOURCE
@@ -397,7 +397,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, function: Any, help: str, within: Any = commands, learner: str | None = None) -> Parser:
-        """A command; of one that may train an agent, ``learner`` is what to call the agent."""
+        """Add a command. For one that may train an agent, ``learner`` is how the help refers to the agent."""
         epilog = learner and (
             f"--agent.KEY VALUE sets any setting of {learner}, --train.KEY VALUE any of the training;"
             f" see `offlinerl {name} AGENT --help`."
@@ -600,8 +600,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def take_settings(words: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Take ``--agent.KEY VALUE``, ``--train.KEY=VALUE`` and their like out of a command line: the rest, and the
-    settings of ``agent`` and ``train``.
+    """Split a command line into the settings, given as ``--agent.KEY VALUE``, ``--train.KEY=VALUE`` and the like, and
+    the remaining words. Returns the words, and the settings by section.
 
     Raises:
         WrongUsage: a value is missing.
@@ -610,7 +610,7 @@ def take_settings(words: Sequence[str]) -> tuple[list[str], dict[str, dict[str, 
     while words:
         word = words.pop(0)
         if word == "--action-range" and words:
-            word = f"{word}={words.pop(0)}"  # argparse would take -1,1 for a flag
+            word = f"{word}={words.pop(0)}"  # argparse would read -1,1 as a flag
         section, dot, key = word.removeprefix("--").partition(".")
         if not (word.startswith("--") and dot and section in settings):
             rest.append(word)
@@ -627,13 +627,14 @@ def take_settings(words: Sequence[str]) -> tuple[list[str], dict[str, dict[str, 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 for what the user can put right and 2 for wrong usage."""
+    """Run a command. The exit status is 0, 1 for errors that the user can fix, 2 for wrong usage and 143 after SIGTERM;
+    a command may return a status of its own."""
     args = argparse.Namespace(command="fit")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may hold what a terminal cannot show
+            stream.reconfigure(errors="backslashreplace")  # file names may contain characters that it cannot encode
     if argv is None:
-        sys.path.append(os.getcwd())  # for `--env module:Id` to find a module here, as it is with python -m
+        sys.path.append(os.getcwd())  # so that `--env module:Id` finds modules here, as with python -m
     try:
         rest, settings = take_settings(sys.argv[1:] if argv is None else argv)
         args = parser().parse_args(rest)
@@ -643,7 +644,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise WrongUsage(f"{args.command} takes no --{'agent' if settings['agent'] else 'train'} settings")
         with on_interrupt(leave, [signal.SIGTERM]):
             status = args.function(args) or 0
-        sys.stdout.flush()  # here, where it is said what is wrong with it
+        sys.stdout.flush()  # within the try, so that errors of a full disk or a closed pipe are handled
         return status
     except UserError as error:
         return fail(args, error)
@@ -652,7 +653,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AtOnce:
         return fail(args, Interrupted("stopped by SIGTERM", TERMINATED))
     except BrokenPipeError:
-        drop_output()  # the reader, `head` say, has left
+        drop_output()  # the reader, such as `head`, has exited
         return 0
     except OSError as error:
         if error.errno not in (*DISK_FULL, *PATH_TROUBLE):
@@ -672,12 +673,12 @@ PATH_TROUBLE = (
 
 
 def drop_output() -> None:
-    """Let nothing more be written to standard output, which Python tries once more when it ends."""
+    """Redirect standard output to nothing, since Python flushes it once more when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(args: argparse.Namespace, error: UserError) -> int:
-    """One sentence on standard error, and the traceback if it was asked for."""
+    """Print the error's message to standard error and return its status; with --debug, raise it for the traceback."""
     if getattr(args, "debug", False):
         raise error
     print(f"offlinerl {args.command}: {error}", file=sys.stderr)

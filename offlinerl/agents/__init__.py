@@ -1,7 +1,8 @@
-"""The algorithms, one file each. A file that defines an ``Agent`` here is an algorithm; there is no list.
+"""The algorithms, one file each. Every file here that defines an ``Agent`` is an algorithm; there is no list of them.
 
-Other packages add theirs by the entry-point group ``offlinerl.agents``, and anybody names a class as ``module:Class``.
-What a user asks for of ours is checked without importing it, for that loads torch, which takes seconds.
+Other packages register theirs in the entry-point group ``offlinerl.agents``, and any class can be named as
+``module:Class``. Names and settings of the built-in agents are checked without importing them, since the import loads
+torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
     from offlinerl.agents.base import Agent
 
 BASES = {"base", "checkpoint", "policy_gradient", "shipped"}
-"""Files that are no algorithm but what algorithms share."""
+"""Files with code that algorithms share; they are not algorithms."""
 
 GROUP = "offlinerl.agents"
-"""The group of entry points that name other packages' agents."""
+"""The entry-point group in which other packages register their agents."""
 
 
 def names() -> list[str]:
-    """Our algorithms, by file name."""
+    """The names of the built-in algorithms, which are their file names."""
     return sorted({module.name for module in pkgutil.iter_modules(__path__)} - BASES)
 
 
@@ -40,16 +41,16 @@ def installed() -> dict[str, EntryPoint]:
 
 
 def is_name(name: str) -> bool:
-    """Whether this names an agent: one of ours, an installed one, or a class as ``module:Class``."""
+    """Whether this names an agent: a built-in one, an installed one, or a class as ``module:Class``."""
     is_class = name.count(":") == 1 and all(word.isidentifier() for word in name.replace(":", ".").split("."))
     return is_class or name in names() or name in installed()
 
 
 def name_of(agent: str | type[Agent]) -> str:
-    """The name of an agent that may be given as its class.
+    """The name of an agent, which may be given as a name or as a class.
 
     Raises:
-        UserError: it is neither, or cannot be found again by its name, as a checkpoint or another process must.
+        UserError: it is neither; or the class cannot be imported by its name, as checkpoints and other processes do.
     """
     if isinstance(agent, str):
         return agent
@@ -65,7 +66,7 @@ def get(name: str) -> type[Agent]:
     """The agent class of that name.
 
     Raises:
-        UserError: there is none, or its module cannot be imported.
+        UserError: there is no such agent, or its module cannot be imported.
     """
     require(name)
     if name in names():
@@ -88,7 +89,7 @@ def get(name: str) -> type[Agent]:
 
 
 def outline(name: str) -> type[Agent]:
-    """The agent class of that name; of ours, its settings and plain attributes alone, without importing it.
+    """The agent class of that name. A built-in one is not imported: it has its settings and constant attributes only.
 
     Raises:
         UserError: see ``get``.
@@ -98,7 +99,7 @@ def outline(name: str) -> type[Agent]:
 
 
 def require(name: str) -> None:
-    """Raises a UserError, which names the nearest ones, if this names no agent."""
+    """Raise a UserError that suggests similar names if this does not name an agent."""
     if not is_name(name):
         known = [*names(), *installed()]
         hint = did_you_mean(str(name), known, f"there are {', '.join(known)}, and module:Class", near=2)
@@ -106,7 +107,7 @@ def require(name: str) -> None:
 
 
 def _skeleton(name: str) -> type[Agent]:
-    """The agent class of one of our files without its methods."""
+    """The agent class of a built-in file, without its methods."""
     module = f"{__name__}.{name}"
     classes = _classes(module)
     return next(c for c in classes.values() if c.__module__ == module and issubclass(c, classes["Agent"]))
@@ -114,8 +115,8 @@ def _skeleton(name: str) -> type[Agent]:
 
 @cache
 def _classes(module: str) -> dict[str, type]:
-    """The classes that one of our files defines or takes from others here: settings as they are, and of the rest the
-    attributes that are constants or settings. Of the file, nothing else is executed."""
+    """The classes that a built-in file defines or imports from other files here. Dataclasses of settings are complete;
+    other classes have only those attributes that are constants or known names. Nothing else in the file is executed."""
     known: dict[str, Any] = {c.__name__: c for c in (Config, UserError, dataclass, fixed, setting)}
     known["__name__"] = module
     path = Path(__file__).with_name(f"{module.rpartition('.')[2]}.py")
@@ -129,7 +130,7 @@ def _classes(module: str) -> dict[str, type]:
             unevaluated = 0
             if not node.decorator_list:
                 node.body = [line for line in node.body if _is_plain(line, known)] or [ast.Pass(lineno=1, col_offset=0)]
-                unevaluated = annotations.compiler_flag  # types of what is not imported
+                unevaluated = annotations.compiler_flag  # annotations name types that are not imported
             exec(compile(ast.Module([node], []), str(path), "exec", unevaluated, dont_inherit=True), known)
     return {name: found for name, found in known.items() if isinstance(found, type)}
 

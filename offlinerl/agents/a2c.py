@@ -24,8 +24,8 @@ class A2CConfig(PolicyGradientConfig):
 
 
 class A2C(PolicyGradient):
-    """One step of the policy and one of the value for every short rollout (paper, algorithm S3), with Adam where
-    the paper has RMSProp."""
+    """One gradient step of the policy and the value function for every short rollout (paper, algorithm S3), with Adam
+    instead of the paper's RMSProp."""
 
     config_class = A2CConfig
 

@@ -29,8 +29,8 @@ class AWACConfig(Config):
 
 
 class AWAC(Agent):
-    """An actor-critic whose policy is an advantage-weighted regression on the data's own actions, and whose critics
-    are those of the policy (paper, algorithm 1)."""
+    """An actor-critic whose policy is trained by advantage-weighted regression on the dataset's actions, and whose
+    critics evaluate that policy (paper, algorithm 1)."""
 
     config_class = AWACConfig
 
@@ -53,7 +53,7 @@ class AWAC(Agent):
             value = self.critic(batch.obs, self.sample(batch.obs, noise["action"])).amin(1)  # [S, B]
             advantage = self.critic(batch.obs, batch.action).amin(1) - value
         log_prob = self.actor(batch.obs).log_prob(batch.action)  # [S, B]
-        # paper, equation 13, without its normaliser
+        # paper, equation 13, without the normalising constant
         actor_loss = self.descend("actor", losses.awr(log_prob, advantage, self.config.temperature))
         soft_update(self.target, self.critic, self.config.tau)
         return dict(

@@ -1,4 +1,4 @@
-"""The one interface of every algorithm, a LightningModule whose parameters carry a leading seed axis."""
+"""The interface of all algorithms: a LightningModule whose parameters have a leading axis of seeds."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ __all__ = ["Agent", "Config", "Noise", "fixed", "setting"]
 torch.serialization.add_safe_globals([Spec])  # checkpoints hold one and are read with weights_only=True
 
 Noise = dict[str, Any]
-"""Random numbers of one update: trees of tensors ``[S, ...]``."""
+"""The random numbers of one update: trees of tensors ``[S, ...]``."""
 
 
 class Blocks(Protocol):
-    """Blocks ``[K, S, B, ...]`` to learn from, each made when the one before it has been learnt from."""
+    """An iterable of blocks ``[K, S, B, ...]`` to learn from. It makes a block after the agent has learned from the
+    one before."""
 
     learned: Callable[[Tensor | None], None]
-    """To be called after each, with the priorities of its rows or None."""
+    """Call it after each block with the priorities of the block's rows, or None."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -51,13 +52,14 @@ class Blocks(Protocol):
 OF_KIND = dict(discrete="dqn", continuous="td3")
 
 CPU_ROWS = 1280
-"""Rows ``[S, B]`` that a CPU trains at once; where a core has 1 MiB of second-level cache, more are slower a row."""
+"""The most rows, S times B, that a CPU trains at once. Measured on cores with 1 MiB of L2 cache: with more rows, each
+row takes longer."""
 
 
 COLUMNS = (
     "update", "step", "seed", "updates_per_second", "steps_per_second", "episode_return", "episode_length",
 )  # fmt: skip
-"""What a run's table of metrics has of its own, so that no metric may be called so."""
+"""Columns that every run's ``metrics.csv`` may have; no metric of an agent may have such a name."""
 
 
 @dataclass(frozen=True)
@@ -77,53 +79,55 @@ class Config(BaseConfig):
 
 
 class Agent(L.LightningModule, ABC):
-    """An algorithm writes its settings, ``build``, ``act``, ``update`` and ``configure_optimizers``, and ``draw`` if it
-    is stochastic.
+    """The base class. An algorithm defines its settings, ``build``, ``act``, ``update`` and ``configure_optimizers``,
+    and ``draw`` if its update needs random numbers.
 
-    It knows no environment, logger or device. ``update`` is a function of its arguments and the parameters
-    alone, its random numbers included, so that it can be compiled, resumed and tested.
+    It knows nothing of environments, loggers or devices. ``update`` depends only on its arguments, which include the
+    random numbers, and on the parameters, so that it can be compiled, resumed and tested.
 
     Args:
-        spec: shapes and bounds of the task; or what a checkpoint holds of them.
-        seeds: different integers.
-        settings: by name; those of ``config_class``. Of several values, each is trained with every seed.
+        spec: shapes and bounds of the task, or the mapping that a checkpoint stores for them.
+        seeds: distinct integers.
+        settings: by name, those of ``config_class``. Where a setting has several values, every seed is trained with
+            each of them.
 
     Attributes:
-        config: the settings; one of several values is ``[S, 1]``, a member's each.
-        members: the seed of every slice of the leading axis and its values of what has several; see
+        config: the settings; one with several values is a tensor ``[S, 1]``, one value per member.
+        members: for every slice of the leading axis, its seed and its value of every setting that has several; see
             ``offlinerl.util.settings.members``.
-        seeds: those of the members, S integers.
-        n_step: steps of the reward sum.
+        seeds: the members' seeds, S integers.
+        n_step: number of rewards in an n-step return.
         updates: gradient steps taken.
-        steps: environment steps each seed has taken to learn from; the source of its data counts them.
-        task: what evaluation must know of the task, as plain data; travels with the checkpoint.
+        steps: environment steps that each seed has collected to learn from; the source of the data counts them.
+        task: what evaluation needs to know about the task, as plain data; saved with the checkpoint.
         compile: whether ``learn`` compiles ``update``.
-        compiling: whether it does so just now, which takes a minute.
-        precision: of the products in an update, "float32" or "bf16"; parameters, their moments and acting are float32.
-        processes: how many train it together, each on its part of every batch.
-        stack: which of the seeds it trains: all of them, but in a ``part``.
-        metrics: the latest mean over a block of each metric, ``[S]``.
+        compiling: whether it is compiling right now, which takes about a minute.
+        precision: "float32" or "bf16", of the matrix products in an update; parameters, optimiser moments and acting
+            are float32.
+        processes: world size, the number of processes that train it data parallel.
+        stack: the slice of the seeds that it trains: all of them, except in a ``part``.
+        metrics: the latest value of each metric, averaged over a block, ``[S]``.
 
     Raises:
-        UserError: the task's actions are not of the kind the algorithm needs, or a setting is wrong.
+        UserError: the algorithm does not support the task's kind of actions, or a setting is wrong.
     """
 
     config_class: type[BaseConfig] = Config
-    """The dataclass of its settings."""
+    """The dataclass of the algorithm's settings."""
     config: Any
     period = 1
-    """Updates until the pattern of what ``update`` does repeats (for TD3, its actor delay)."""
+    """Number of updates after which the pattern of ``update`` repeats (for TD3, the policy delay)."""
     kinds = ("transitions",)
-    """The kinds of batch it learns from: "transitions" ``[S, B, ...]``, whoever made them; "windows" of T steps, which
-    are its setting ``context``, and whole "episodes", both ``[S, B, T, ...]``; or "rollouts" ``[S, E, T, ...]`` of its
-    policy as it is. What there is, a user's flags say. Of "observations", which are transitions of single frames, an
-    agent without a policy learns."""
+    """The kinds of batch it can learn from: "transitions" ``[S, B, ...]`` of any policy; "windows" of T steps, T being
+    the setting ``context``, or whole "episodes", both ``[S, B, T, ...]``; "rollouts" ``[S, E, T, ...]`` of its current
+    policy; or, for an agent without a policy, "observations", which are transitions of single frames. The user's flags
+    decide which of them it gets."""
     next_actions = False
-    """Whether its batches must hold the actions that the data took next."""
+    """Whether its batches must hold the dataset's next actions."""
     divisible = True
-    """Whether several processes may each learn from a part of a batch; not where a row counts by all the others."""
+    """Whether a batch may be split over processes; False where the weight of a row depends on all other rows."""
     discrete: bool | None = False
-    """Whether its actions are numbers of a finite set, rather than vectors; None: either."""
+    """Whether its actions are discrete rather than vectors; None: it supports both."""
 
     def __init__(self, spec: Spec | Mapping[str, Any], seeds: Sequence[int] = (0,), **settings: Any):
         super().__init__()
@@ -152,7 +156,7 @@ class Agent(L.LightningModule, ABC):
         self.explore_rng = EnvStreams(self.seeds, (0,), "explore")
         self._parts: list[Agent] = []
         self._steps: dict[tuple, list[Step]] = {}
-        self._sound: set[int] = set()  # the kinds of update whose metrics were looked at
+        self._checked: set[int] = set()  # the kinds of update whose metrics were checked
         self.frozen = self._frozen()
         self._kept: tuple[Tree, Tree] = None, None
         self.register_buffer("action_mid", torch.from_numpy(spec.action_mid), persistent=False)
@@ -160,26 +164,26 @@ class Agent(L.LightningModule, ABC):
         self._set_values()
         self.build()
 
-    # What an algorithm writes
+    # What an algorithm defines
 
     def build(self) -> None:
-        """Make the networks and whatever else it holds, by ``config``, ``spec`` and ``seeds``."""
+        """Create the networks and any other state, from ``config``, ``spec`` and ``seeds``."""
 
     @abstractmethod
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
-        """Actions in the environment's units: ``[S, E, O] -> [S, E, A]``; a discrete one is its number, A = 1."""
+        """Actions in the environment's units: ``[S, E, O] -> [S, E, A]``; a discrete action is its index, A = 1."""
 
     @abstractmethod
     def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
-        """One gradient step on every seed.
+        """One gradient step for every seed.
 
         Args:
-            batch: ``[S, B, ...]``, actions in units of [-1, 1].
+            batch: ``[S, B, ...]``, with actions scaled to [-1, 1].
             noise: what ``draw`` returned for this update.
             k: what ``phase`` returned for this update.
 
         Returns:
-            Metrics, ``[S]`` each, and "priority", ``[S, B]``, if the replay may draw by it.
+            Metrics, ``[S]`` each, and "priority", ``[S, B]``, for a prioritised replay buffer.
         """
 
     def draw(self, batch_size: int) -> Noise:
@@ -187,40 +191,41 @@ class Agent(L.LightningModule, ABC):
         return {}
 
     def log_prob(self, obs: Tree, action: Tensor, explore: bool = False) -> Tensor | None:
-        """Logarithms of the probabilities of discrete actions, or of the densities of vectors in the environment's
-        units, ``[S, E, O], [S, E, A] -> [S, E]`` float64; see ``offlinerl.learning.densities``. By default it is not
-        known.
+        """Log-probabilities of discrete actions, or log-densities of action vectors in the environment's units,
+        ``[S, E, O], [S, E, A] -> [S, E]`` float64; see ``offlinerl.learning.densities``. None, the default, if unknown.
 
         Args:
-            obs: what was acted on.
+            obs: observations.
             action: as ``act`` returns them, within the bounds.
-            explore: of what ``act`` draws to explore; else of the policy itself, which is a distribution here whether
-                or not ``act`` takes its likeliest action. None where the policy is a function.
+            explore: True: under the distribution that ``act`` samples from when it explores. False: under the policy
+                itself, as a distribution even where ``act`` takes its most likely action. The result is None where
+                the policy is deterministic.
         """
         return None
 
     def phase(self) -> int:
-        """Which of the kinds of update is next; its index within ``period`` by default."""
+        """The kind of the next update; by default its index within ``period``."""
         return self.updates % self.period
 
-    # What it is given
+    # What the base class provides
 
     @property
     def progress(self) -> int:
-        """What schedules of exploration count: its environment steps, or on a dataset its updates, which are more."""
+        """The step count of exploration schedules: environment steps, or updates where these are more, as they are on a
+        dataset."""
         return max(self.steps, self.updates)
 
     @property
     def gamma(self) -> Number:
-        """Discount factor of one step, which is used where the transitions are made, as ``n_step`` is."""
+        """Discount factor per step. Like ``n_step``, it is applied where transitions are built."""
         return getattr(self.config, "gamma", 0.99)
 
     def init_rng(self, network: str) -> list[torch.Generator]:
-        """S generators for the initial weights of one network."""
+        """S random generators for the initial weights of one network."""
         return [generator(seed, f"init {network}") for seed in self.seeds]
 
     def encoder(self, network: str) -> Encoder:
-        """What one network sees of observations; an algorithm may make another."""
+        """The encoder of one network, from observations to features; an algorithm may use another."""
         if self.frozen is not None:
             return Latents(self.frozen, self.spec.obs[0].shape[-1] // self.frozen.shape[-1])
         rng = self.init_rng(f"{network} encoder")
@@ -228,7 +233,7 @@ class Agent(L.LightningModule, ABC):
         return encoder_of(self.spec, rng, getattr(self.config, "normalize", False), layers)
 
     def _frozen(self) -> Frozen | None:
-        """The encoder that ``spec`` speaks of."""
+        """The pretrained encoder that ``spec`` describes, or None."""
         if (self.spec.latent is None) != (getattr(self.config, "encoder", None) is None):
             raise UserError(
                 "encoder is for a run, which reads it; Spec.latent says what it is to an agent made by hand"
@@ -242,14 +247,15 @@ class Agent(L.LightningModule, ABC):
 
     @property
     def kept_spec(self) -> Spec:
-        """Shapes of what replays and tables hold: of images the latents, where an encoder gives them."""
+        """The spec of the observations that replay buffers and tables store: latents instead of images where there is
+        a frozen encoder."""
         if self.frozen is None:
             return self.spec
         features = self.spec.obs[0].shape[-1] // self.frozen.shape[-1] * self.frozen.latents
         return replace(self.spec, obs=features, latent=None)
 
     def kept(self, obs: Tree) -> Tree:
-        """What they hold of observations ``[..., H, W, C]``, in numpy; what was asked for last is remembered."""
+        """What they store for observations ``[..., H, W, C]``, as numpy arrays; the latest result is cached."""
         if self.frozen is None:
             return obs
         if obs is not self._kept[0]:
@@ -257,14 +263,13 @@ class Agent(L.LightningModule, ABC):
         return self._kept[1]
 
     def normalize_by(self, moments: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-        """Shift and scale the vectors of observations by these from now on, where ``normalize`` is set; a checkpoint
-        keeps them.
+        """Set the statistics that ``Normalized`` encoders shift and scale vectors by; checkpoints contain them.
 
         Args:
-            moments: mean and deviation ``[O]`` of every vector by its path, as ``Dataset.moments`` has them.
+            moments: mean and standard deviation ``[O]`` of every vector, by its path, as ``Dataset.moments`` has them.
 
         Raises:
-            UserError: no network takes them, for its encoders are others than ours.
+            UserError: there are moments, but none of the agent's encoders is a ``Normalized``.
         """
         encoders = [module for module in self.modules() if isinstance(module, Normalized)]
         if moments and not encoders:
@@ -276,13 +281,13 @@ class Agent(L.LightningModule, ABC):
             encoder.set(*moments[encoder.path])
 
     def adam(self, lr: Number | Mapping[str, Number], eps: float = 1e-8, **modules: nn.Module) -> list[Adam]:
-        """One optimiser a named group of parameters, for ``configure_optimizers`` to return.
+        """One optimiser for each named group of parameters, for ``configure_optimizers`` to return.
 
-        A trainer asks again before it fits; the optimisers that are there, perhaps restored, are kept. An agent that
-        extends another may add groups of its own.
+        A trainer calls that method again before it fits: optimisers that exist, perhaps restored from a checkpoint, are
+        kept. A subclass may add groups of its own.
 
         Args:
-            lr: learning rate, of all or by name.
+            lr: learning rate, one for all groups or by name.
             eps: see ``Adam``.
         """
         rates = lr if isinstance(lr, Mapping) else dict.fromkeys(modules, lr)
@@ -292,22 +297,22 @@ class Agent(L.LightningModule, ABC):
         return [self.optim[name] for name in modules]
 
     def _exactly(self, number: Number) -> float | list[float]:
-        """What was given of a setting of several values, which its tensor may have rounded."""
+        """The exact values of a setting with several values, which its float32 tensor may have rounded."""
         for name, values in self._values().items():
             if values is number:
                 return [member[name] for member in self.members]
         return number.flatten().tolist() if isinstance(number, Tensor) else number
 
     def descend(self, name: str, loss: Tensor, max_norm: float | None = None) -> Tensor:
-        """One step of a group down its loss.
+        """One gradient step of a group on its loss.
 
-        The loss is averaged over B and summed over critics and over seeds: a mean over seeds would make
-        their number change each one's step size.
+        The loss is averaged over B and summed over critics and seeds: with a mean over seeds, each seed's step
+        size would depend on the number of seeds.
 
         Args:
             name: the group, as named in ``adam``.
             loss: per-sample loss, ``[S, B]`` or ``[S, N, B]``.
-            max_norm: of each seed's gradient; longer ones are shortened. None: no limit.
+            max_norm: the norm that each seed's gradient is clipped to. None: no limit.
 
         Returns:
             The loss of every seed, ``[S]``, without gradient.
@@ -315,7 +320,8 @@ class Agent(L.LightningModule, ABC):
         return self.descend_together({name: loss}, max_norm)[name]
 
     def descend_together(self, losses: Mapping[str, Tensor], max_norm: float | None = None) -> dict[str, Tensor]:
-        """One step of several groups, each down its own loss; ``max_norm`` is of each seed's gradients together."""
+        """One gradient step of several groups, each on its own loss; ``max_norm`` bounds the joint norm of a seed's
+        gradients."""
         found: dict[str, Tensor] = {}
         gradients: list[Tensor] = []
         for name, loss in losses.items():
@@ -336,43 +342,43 @@ class Agent(L.LightningModule, ABC):
         return {name: loss.detach() for name, loss in found.items()}
 
     def mean_of_all(self, x: Tensor) -> Tensor:
-        """The mean over all processes of what each found in its part of a batch, without gradient: itself in one."""
+        """The mean of a tensor over all processes, without gradient; with one process, the tensor itself."""
         return x if self.processes == 1 else mean_over_processes([x], self.processes)[0]
 
     def largest_of_all(self, x: Tensor) -> Tensor:
-        """The largest over all processes, likewise."""
+        """The maximum of every entry over all processes, without gradient; with one process, the tensor itself."""
         return x if self.processes == 1 else reduce_over_processes(x, "max")
 
     def weighted(self, batch: Batch, loss: Tensor) -> Tensor:
-        """A loss ``[S, B]`` or ``[S, N, B]`` times the weights of a batch that was drawn by priority."""
+        """A loss ``[S, B]`` or ``[S, N, B]`` times the importance weights of a batch from a prioritised replay."""
         if batch.weight is None:
             return loss
         return loss * (batch.weight if loss.ndim == 2 else batch.weight.unsqueeze(1))
 
     def to_env(self, action: Tensor) -> Tensor:
-        """From units of [-1, 1] to the environment's bounds."""
+        """Scale actions from [-1, 1] to the environment's bounds."""
         return self.action_mid + self.action_half * action
 
     def clipped_normal(self, action: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """``log_prob`` of a Normal in units of [-1, 1] whose samples are clipped: actions ``[S, E, A] -> [S, E]``."""
+        """``log_prob`` under a Normal, in units of [-1, 1], whose samples are clipped: ``[S, E, A] -> [S, E]``."""
         return densities.clipped_normal(action, self.to_env(mean), self.action_half * std, *self.bounds)
 
     def log_prob_under(self, policy: Any, action: Tensor) -> Tensor:
-        """``log_prob`` of a distribution: a categorical one, or a Normal whose samples are clipped."""
+        """``log_prob`` under a distribution: a categorical one, or a Normal whose samples are clipped."""
         if self.spec.num_actions:
             return policy.log_prob(action).double()
         return self.clipped_normal(action, policy.mean, policy.stddev)
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """The least and the greatest action, ``[A]`` each, in the environment's units."""
+        """The lower and the upper bounds of actions, ``[A]`` each, in the environment's units."""
         return self.action_mid - self.action_half, self.action_mid + self.action_half
 
     def member(self, seed: int | None = None, **values: float) -> int:
-        """Which slice of the leading axis has this seed and these values; the first one that does.
+        """The index on the leading axis of the first member with this seed and these values.
 
         Raises:
-            UserError: none does.
+            UserError: there is no such member.
         """
         config, own = self.config_class, settings_of(self.config_class)
         asked: dict[str, Any] = {} if seed is None else dict(seed=seed)
@@ -385,12 +391,12 @@ class Agent(L.LightningModule, ABC):
         )
 
     def share_batches(self, processes: int, rank: int = 0) -> None:
-        """Take every update together with other processes from now on, whose weights are the same: each is given a part
-        of the batch, and they descend by the mean of their gradients. A process group of torch must be there.
+        """Train data parallel from now on: all processes hold the same weights, each is given a part of every batch,
+        and they step by the mean of their gradients. A torch process group must exist.
 
         Args:
-            processes: how many; 1 for it alone again.
-            rank: which of them this is; each draws numbers of its own.
+            processes: the world size; 1 to train alone again.
+            rank: of this process; every rank draws its own random numbers.
         """
         self.processes = processes
         if rank:
@@ -400,33 +406,33 @@ class Agent(L.LightningModule, ABC):
     # Exploring
 
     def explore_in(self, lanes: Sequence[int]) -> None:
-        """Act in these E environments of every seed from now on, in new episodes. All that acting changes is made anew
-        here; what was there is not written to."""
+        """Act in these E environments of every seed from now on, in new episodes. All state that acting changes is
+        created anew here; the previous objects are not modified."""
         self.explore_rng = EnvStreams(self.seeds, lanes, "explore")
 
     def acting_in(self, lanes: Sequence[int]) -> Agent:
-        """The same agent, with the same parameters in the same memory, to act in other environments: this one's acting
-        is not disturbed."""
+        """An agent that shares this one's parameters in memory and acts in other environments, without changing the
+        state of this one's acting."""
         other = copy.copy(self)
         other.explore_in(lanes)
         return other
 
     def begin(self, where: np.ndarray, episodes: np.ndarray) -> None:
-        """Told before ``act`` where episodes begin.
+        """Called before ``act`` when episodes begin.
 
         Args:
-            where: ``[S, E]`` bool.
-            episodes: ``[S, E]`` their numbers, from 0 in every environment.
+            where: ``[S, E]`` bool, True where an episode begins.
+            episodes: ``[S, E]``, the episodes' numbers, counted from 0 in every environment.
         """
         if where.shape[1] != len(self.explore_rng.lanes):
             self.explore_in(range(where.shape[1]))
         self.explore_rng.begin(where, episodes)
 
     def receive(self, reward: np.ndarray) -> None:
-        """The rewards ``[S, E]`` of the step that the latest actions led to, as the environment gave them."""
+        """Called after each step with the environment's rewards ``[S, E]`` for the latest actions."""
 
     def exploring(self, obs: Tensor) -> EnvStreams:
-        """The random numbers to explore with, given ``[S, E, O]``."""
+        """The random streams to explore with, given observations ``[S, E, O]``."""
         if len(self.explore_rng.lanes) != (lanes := first_leaf(obs).shape[1]):
             self.explore_in(range(lanes))
         return self.explore_rng
@@ -434,27 +440,28 @@ class Agent(L.LightningModule, ABC):
     # The training loop
 
     def before_update(self) -> None:
-        """Called before every update, outside any compiled graph; schedules go here."""
+        """Called before every update, outside the compiled graph; schedules go here."""
 
     def cosine(self, name: str, steps: int | None, hold: float = 0.0) -> None:
-        """Anneal a group's learning rate to zero over ``steps`` updates; None leaves it. For the share ``hold`` of
-        them, below 1, it stays as it is."""
+        """Anneal a group's learning rate to zero by a cosine over ``steps`` updates; None: leave it constant. For the
+        first ``hold`` of them, a fraction below 1, it stays constant."""
         if steps:
             gone = (min(self.updates / steps, 1.0) - hold) / (1 - hold)
             self.optim[name].anneal(0.5 * (1 + math.cos(math.pi * max(gone, 0.0))))
 
     def linear(self, steps: int | None) -> None:
-        """Anneal the learning rates of all groups to zero over ``steps`` environment steps; None leaves them."""
+        """Anneal the learning rates of all groups linearly to zero over ``steps`` environment steps; None: leave them
+        constant."""
         if steps:
             for optimizer in self.optim.values():
                 optimizer.anneal(max(0.0, 1 - self.steps / steps))
 
     def learn(self, block: Batch) -> tuple[Metrics, Tensor | None]:
-        """Take one update for every slice of a block ``[K, S, B, ...]``.
+        """Make K updates, one for each batch of a block ``[K, S, B, ...]``.
 
         Returns:
-            The mean over the block of each metric ``update`` returned, where it did, and the priorities ``[K, S, B]``
-            that it gives the block's rows; None if it gives none.
+            The mean of each metric over those updates of the block that returned it; and the new priorities
+            ``[K, S, B]`` of the block's rows, or None if ``update`` returns no priorities.
         """
         if not self.optim:
             self.configure_optimizers()
@@ -495,24 +502,24 @@ class Agent(L.LightningModule, ABC):
         return done[0] if whole else {name: torch.cat([metrics[name] for metrics in done]) for name in done[0]}
 
     def _update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
-        """``update``, in the precision and on shifted images where the settings say so."""
+        """``update``, on randomly shifted images and in bf16 where the settings say so."""
         if "shift" in noise:
             noise = dict(noise)
             batch = augmentation.shifted(batch, noise.pop("shift"), self.spec)
         if self.precision == "float32":
-            return self._looked_at(self.update(batch, noise, k), k)
-        # Weights change within an update, so that what they were rounded to may not be kept.
+            return self._checked_metrics(self.update(batch, noise, k), k)
+        # No cache: weights change within an update, so their rounded copies become stale.
         with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
-            metrics = self._looked_at(self.update(batch, noise, k), k)
+            metrics = self._checked_metrics(self.update(batch, noise, k), k)
             return {name: value.float() for name, value in metrics.items()}
 
-    def _looked_at(self, metrics: Metrics, k: int) -> Metrics:
-        """What ``update`` returned, which is looked at once of every kind.
+    def _checked_metrics(self, metrics: Metrics, k: int) -> Metrics:
+        """Return what ``update`` returned, and check it the first time for each kind of update.
 
         Raises:
-            UserError: it is not what ``update`` is to return.
+            UserError: it is not a dictionary of metrics of the right shapes, or a metric has a reserved name.
         """
-        if k in self._sound:
+        if k in self._checked:
             return metrics
         where, S = f"{type(self).__name__}.update", len(self.seeds)
         if not isinstance(metrics, Mapping):
@@ -528,20 +535,20 @@ class Agent(L.LightningModule, ABC):
             want = f"[{S}, B], a number a row" if rows else f"[{S}], a number a seed"
             if value.ndim != 1 + rows or value.shape[0] != S:
                 raise UserError(f"{where} returns {name} of shape {[*value.shape]}: let it be {want}")
-        self._sound.add(k)
+        self._checked.add(k)
         return metrics
 
     def lay_out(self, channels_last: bool) -> None:
-        """Have the channels of a pixel side by side in all convolutions, or those of an image; see ``Images``."""
+        """Set the memory format of all convolutions, channels last or contiguous; see ``Images``."""
         for module in self.modules():
             if isinstance(module, Images):
                 module.channels_last = channels_last
 
     def division(self, batch_size: int) -> list[slice]:
-        """The seeds that take their update together, in turn after turn.
+        """Split the seeds into groups that are updated together, one group after another.
 
-        A GPU takes all at once, for it waits for launches. A CPU waits for memory, once the activations of
-        a layer outgrow its cache.
+        A GPU updates all at once, since kernel launches are its bottleneck. A CPU takes groups so small that the
+        activations of a layer fit its cache.
         """
         S = len(self.seeds)
         rows = CPU_ROWS if self.device.type == "cpu" else S * batch_size
@@ -549,7 +556,7 @@ class Agent(L.LightningModule, ABC):
         return [slice(s, s + size) for s in range(0, S, size)]
 
     def part(self, stack: slice) -> Agent:
-        """The agent of some of its seeds, in the same memory: to train the part is to train the whole."""
+        """An agent of some of the seeds that shares this one's memory: training the part trains the whole."""
         stacked = [*self.parameters()]
         for optimizer in self.optim.values():
             stacked += [moment for moments in optimizer.state.values() for moment in moments.values()]
@@ -567,8 +574,8 @@ class Agent(L.LightningModule, ABC):
         return part
 
     def trained_tensors(self) -> list[Tensor]:
-        """Every tensor that an update may change or that a part has its share of: parameters, targets, moments of the
-        optimisers, settings of several values."""
+        """Every tensor that an update may change or of which a part has a slice: parameters, target networks, buffers,
+        optimiser states and settings with several values."""
         tensors = [*self.parameters(), *self.buffers(), *self._values().values()]
         for optimizer in self.optim.values():
             leaves, _ = tree_flatten([list(optimizer.state.values()), optimizer.param_groups])
@@ -576,13 +583,13 @@ class Agent(L.LightningModule, ABC):
         return list({id(t): t for t in tensors}.values())
 
     def training_step(self, blocks: Blocks, _: int) -> None:
-        """Learn from one block after another as they come, and say what priorities their rows get."""
+        """Learn from each block in turn, and report the new priorities of its rows."""
         for block in blocks:
             metrics, priority = self.learn(block)
             self.metrics |= metrics
             blocks.learned(priority)
-        # Optimisers stepped behind Lightning's back leave its global_step at zero, and whatever waits for
-        # it would never save: count the updates there too.
+        # Lightning does not see our optimisers step, so its global_step would stay at zero, and callbacks that wait
+        # for it would never save. Count the updates there too.
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         progress.total.ready = progress.total.completed = self.updates
 
@@ -603,13 +610,13 @@ class Agent(L.LightningModule, ABC):
         saved = checkpoint["offlinerl"]
         self.updates, self.task = saved["updates"], saved["task"]
         self.rng.to(self.device).load_state_dict(saved["rng"])
-        if "explore" in saved:  # not in the checkpoints of older versions, which never explored
+        if "explore" in saved:  # checkpoints of older versions lack it
             self.steps = saved["steps"]
             self.load_explore_state(saved["explore"])
         self._forget_parts()
 
     def explore_state(self) -> dict[str, Any]:
-        """What must be known to go on exploring in the middle of an episode."""
+        """The state needed to continue exploring in the middle of an episode."""
         return dict(lanes=self.explore_rng.state_dict())
 
     def load_explore_state(self, state: dict[str, Any]) -> None:
@@ -620,11 +627,11 @@ class Agent(L.LightningModule, ABC):
         self._steps.clear()
 
     def _values(self) -> dict[str, Tensor]:
-        """The settings of several values, ``[S, 1]`` each."""
+        """The settings with several values, ``[S, 1]`` each."""
         return {name: getattr(self.config, name) for name in values_of(self.members[0])}
 
     def _set_values(self, values: Mapping[str, Tensor] | None = None) -> None:
-        """Put these into the settings; by default the members' values as tensors where the agent is."""
+        """Store these tensors in the settings; by default the members' values, on the agent's device."""
         for name in values_of(self.members[0]):
             of = self.action_half.new_tensor([[member[name]] for member in self.members])
             object.__setattr__(self.config, name, of if values is None else values[name])
@@ -634,12 +641,12 @@ class Agent(L.LightningModule, ABC):
         super()._apply(*args, **kwargs)
         self._set_values()
         if places != [t.data_ptr() for t in (*self.parameters(), *self.buffers())]:
-            self._forget_parts()  # they lie where the parameters were
+            self._forget_parts()  # they refer to the parameters' old memory
         return self
 
 
 def _of_leaves(update: Callable[..., Metrics], kind: type[Batch], tree: TreeSpec) -> Step:
-    """An update that takes the leaves of its arguments."""
+    """Turn an update into a function of the flat leaves of its arguments."""
 
     def step(*leaves: Tensor) -> Metrics:
         given, noise = tree_unflatten(leaves, tree)

@@ -1,4 +1,4 @@
-"""BC: behaviour cloning (Pomerleau, 1989) by maximum likelihood, the baseline every offline method must beat."""
+"""BC: behaviour cloning (Pomerleau, 1989) by maximum likelihood, the baseline that every offline method must beat."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BCConfig(Config):
 
 
 class BC(Agent):
-    """Maximum likelihood of the dataset's actions under XQL's policy network."""
+    """Maximises the likelihood of the dataset's actions, with XQL's policy network."""
 
     config_class = BCConfig
 

@@ -1,4 +1,4 @@
-"""Checkpoints: Lightning's format, written whole or not at all and read without running code from them."""
+"""Checkpoints in Lightning's format. They are written atomically, and reading one does not run code from it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from offlinerl.util.settings import settings_of
 
 
 def save(trainer: L.Trainer, path: Path) -> None:
-    """Save everything a run needs to go on; a full disk or a crash leaves the previous file as it was. Of several
-    processes all call this, and the first one writes.
+    """Save everything a run needs to resume. If the disk is full or the process crashes, the previous file stays as it
+    was. Every process of a data-parallel run must call this; rank 0 writes.
 
     Raises:
         UserError: the disk is full.
@@ -38,7 +38,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The content of a checkpoint.
 
     Raises:
-        UserError: there is none, it is damaged, or it is not one of ours.
+        UserError: there is none, it is damaged, or it is not a checkpoint of offlinerl.
     """
     path = find_checkpoint(path)
     if path.suffix == shipped.SUFFIX:
@@ -47,11 +47,11 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         )
     try:
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch wonders about the pickles of others
+            warnings.simplefilter("ignore")  # torch warns about pickles of other programs
             content = torch.load(file, map_location=device, weights_only=True)
     except OSError as error:
         raise UserError(f"the checkpoint {path} cannot be read: {(error.strerror or str(error)).lower()}") from error
-    except Exception as error:  # whatever unpickling the bytes of another kind of file raises
+    except Exception as error:  # unpickling a file of another kind may raise anything
         raise UserError(
             f"the checkpoint {path} is damaged or not a checkpoint; use another one of the run, such as best.ckpt"
         ) from error
@@ -60,13 +60,13 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint of offlinerl")
     if lacking := ({"state_dict", "optimizer_states"} - set(content)) | ({"updates", "rng"} - set(ours)):
         raise UserError(f"the checkpoint {path} is damaged: it lacks {min(lacking)}; use another one of the run")
-    if "version" not in ours and ours["agent"] in ("dqn", "offlinerl.agents.dqn:DQN"):  # 0.1 named its layers otherwise
+    if "version" not in ours and ours["agent"] in ("dqn", "offlinerl.agents.dqn:DQN"):  # 0.1 named layers differently
         content["state_dict"] = {re.sub(r"^\w+", r"\g<0>.net", name): w for name, w in content["state_dict"].items()}
     return content
 
 
 def amend(path: Path, callback: str, state: dict[str, Any]) -> None:
-    """Replace a callback's state in a checkpoint and leave the rest of it as it is.
+    """Replace a callback's state in a checkpoint and leave the rest unchanged.
 
     Raises:
         UserError: see ``read``, or the disk is full.
@@ -77,7 +77,8 @@ def amend(path: Path, callback: str, state: dict[str, Any]) -> None:
 
 
 def write(content: Any, path: Path) -> None:
-    """Write what torch can save; a full disk or a crash leaves the previous file as it was.
+    """Write an object with ``torch.save``. If the disk is full or the process crashes, the previous file stays as it
+    was.
 
     Raises:
         UserError: the disk is full.
@@ -85,17 +86,17 @@ def write(content: Any, path: Path) -> None:
     with atomic_write(path, overwrite=True) as temporary, temporary.open("wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # by which torch only says that writing failed
+        except RuntimeError as error:  # torch hides the OSError behind it
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from error
             raise
 
 
 def load_into(agent: Agent, saved: dict[str, Any], path: Path) -> None:
-    """Put a checkpoint's weights, optimisers, generators and counters into an agent.
+    """Load a checkpoint's weights, optimisers, random generators and counters into an agent.
 
     Raises:
-        UserError: they do not fit it, or are another class's.
+        UserError: they do not fit the agent, or belong to another class.
     """
     require_class(type(agent), saved, path)
     try:
@@ -106,7 +107,8 @@ def load_into(agent: Agent, saved: dict[str, Any], path: Path) -> None:
             optimizer.load_state_dict(state)
         fresh: dict[str, Any] = {}
         agent.on_save_checkpoint(fresh)
-        ours = saved["offlinerl"]  # an older version's may lack what is newer; how many explore, the run decides
+        # An older version's checkpoint may lack newer keys, and the number of environments may differ between runs.
+        ours = saved["offlinerl"]
         known = {key: value for key, value in fresh["offlinerl"].items() if key in ours and key != "explore"}
         require_like(ours, known, "offlinerl")
         agent.on_load_checkpoint(saved)
@@ -119,10 +121,11 @@ def load_into(agent: Agent, saved: dict[str, Any], path: Path) -> None:
 
 
 def load_weights(agent: Agent, path: Path) -> None:
-    """Put a checkpoint's weights and targets into an agent that has not begun yet, whatever trained them.
+    """Load a checkpoint's weights, target networks included, into an agent that has not trained yet, whatever agent
+    they were trained by.
 
     Raises:
-        UserError: its networks are others, or of them only one normalises observations.
+        UserError: its networks are different, or only one of the two normalises observations.
     """
     content, have = read(path), agent.state_dict()
     normalized = bool((content.get("hyper_parameters") or {}).get("normalize"))
@@ -143,9 +146,9 @@ def load_weights(agent: Agent, path: Path) -> None:
 
 
 def require_like(saved: Any, fresh: Any, what: str) -> None:
-    """Raises a ValueError, which names the place, unless something saved is made as something fresh is: of mappings
-    with its keys, tensors of its shapes and types, and numbers and words where it has such. Where it has None, anything
-    will do, and where it has an empty list, one of any length."""
+    """Raise a ValueError that names the place unless a saved value has the structure of a fresh one: mappings with at
+    least its keys, tensors of the same shapes and dtypes, and values of the same types. None in the fresh value matches
+    anything, and an empty list matches a list of any length."""
     inner: Iterable[Any] = ()
     if isinstance(fresh, torch.Tensor):
         fits = isinstance(saved, torch.Tensor) and (saved.shape, saved.dtype) == (fresh.shape, fresh.dtype)
@@ -173,13 +176,13 @@ def load_agent(
     """The agent in a checkpoint, ready to act.
 
     Args:
-        path: a checkpoint, the folder of a run, whose last one is read, or a policy that ``shipped`` wrote.
-        device: where the agent will be.
-        agent_class: its class, or ``module:Class``, if that is neither ours nor installed: a checkpoint names it, but
-            nothing is imported because a file says so.
+        path: a checkpoint; a run's folder, whose last checkpoint is read; or a policy file that ``shipped`` wrote.
+        device: where to put the agent.
+        agent_class: its class, or ``module:Class``. Needed if the class is neither built in nor installed: the
+            checkpoint names it, but a module is never imported because a file names it.
 
     Raises:
-        UserError: see ``read``; or the class is neither given nor known, or another one than the checkpoint's.
+        UserError: see ``read``; or the class is not given and not known, or is not the checkpoint's.
     """
     path = find_checkpoint(path)
     if path.suffix == shipped.SUFFIX:
@@ -196,7 +199,7 @@ def load_agent(
 
 
 def made(agent_class: type[Agent] | str | None, saved: dict[str, Any], path: Path, device: torch.device | str) -> Agent:
-    """An agent with the settings in a checkpoint, whose weights are not in it yet; see ``load_agent``."""
+    """Create an agent with the settings in a checkpoint, without loading its weights; see ``load_agent``."""
     if agent_class is None:
         agent_class = class_of(saved["offlinerl"]["agent"], path)
     elif isinstance(agent_class, str):
@@ -205,7 +208,7 @@ def made(agent_class: type[Agent] | str | None, saved: dict[str, Any], path: Pat
     settings = saved.get("hyper_parameters")
     if not isinstance(settings, dict):
         raise UserError(f"the checkpoint {path} lacks its agent's settings; call save_hyperparameters() in __init__")
-    known = accepted(agent_class)  # a base class may have saved others, and so may an older version
+    known = accepted(agent_class)  # a base class or an older version may have saved further settings
     settings = {key: value for key, value in settings.items() if key in known}
     try:
         agent = agent_class(**settings)
@@ -215,7 +218,7 @@ def made(agent_class: type[Agent] | str | None, saved: dict[str, Any], path: Pat
 
 
 def require_class(agent_class: type[Agent], saved: dict[str, Any], path: Path) -> None:
-    """Raises a UserError if a checkpoint holds an agent of a class of another name."""
+    """Raise a UserError if the name of a checkpoint's agent class differs from this class's."""
     stated = saved["offlinerl"]["agent"]
     known = agent_class.__name__ if ":" in stated else agent_class.__module__.rpartition(".")[2]
     if known != stated.rpartition(":")[2]:
@@ -223,14 +226,14 @@ def require_class(agent_class: type[Agent], saved: dict[str, Any], path: Path) -
 
 
 def accepted(agent_class: type[Agent]) -> set[str]:
-    """What a class can be made with, by name."""
+    """The names of the arguments that an agent class accepts, settings included."""
     named = inspect.signature(agent_class.__init__).parameters.values()
     others = any(parameter.kind is parameter.VAR_KEYWORD for parameter in named)
     return {parameter.name for parameter in named} | (set(settings_of(agent_class.config_class)) if others else set())
 
 
 def has_known_class(path: Path) -> bool:
-    """Whether an agent, in a checkpoint or a policy that ``shipped`` wrote, is of a class that is ours or installed.
+    """Whether the agent in a checkpoint or in a policy file that ``shipped`` wrote is of a built-in or installed class.
 
     Raises:
         UserError: see ``read``.
@@ -241,10 +244,10 @@ def has_known_class(path: Path) -> bool:
 
 
 def class_of(stated: str, path: Path) -> type[Agent]:
-    """See ``known_class``.
+    """The class that a checkpoint names; see ``known_class``.
 
     Raises:
-        UserError: it is neither ours nor installed.
+        UserError: it is neither built in nor installed.
     """
     if found := known_class(stated):
         return found
@@ -256,8 +259,8 @@ def class_of(stated: str, path: Path) -> type[Agent]:
 
 
 def known_class(stated: str) -> type[Agent] | None:
-    """The class of the name ``module:Class``, if it is ours or an installed one; an older checkpoint has but the last
-    part of our module."""
+    """The class of the name ``module:Class`` if it is built in or installed, else None. An older checkpoint has only
+    the last part of a built-in module's name."""
     module, _, name = stated.rpartition(":")
     package, _, file = module.rpartition(".") if module else (agents.__name__, "", stated)
     ours = [file] if package == agents.__name__ and file in agents.names() else []

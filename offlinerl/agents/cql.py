@@ -27,9 +27,9 @@ class CQLConfig(SACConfig):
 
 
 class CQL(SAC):
-    """SAC whose critics are also pushed down where they are large and up on the data's actions: CQL(H) (paper,
-    equation 4), so that what they expect of a policy is a lower bound. As in the authors' code, the squared error
-    is not halved and the target has no entropy in it.
+    """SAC whose critics are also pushed down where they are large and up on the dataset's actions: CQL(H) (paper,
+    equation 4), so that they give a lower bound of a policy's value. As in the authors' code, the squared error is not
+    halved and the target has no entropy term.
     """
 
     config_class = CQLConfig
@@ -51,7 +51,7 @@ class CQL(SAC):
 
     def soft_maximum(self, batch: Batch, noise: Noise) -> Tensor:
         """The log of the integral of exp Q(s, a) over a, ``[S, N, B]``, by importance sampling from uniform actions,
-        the policy's at ``s`` and the policy's at the successor (paper, appendix F)."""
+        the policy's actions at ``s`` and its actions at the next state (paper, appendix F)."""
         with torch.no_grad():
             here, log_here = self.actor(batch.obs, noise["here"])  # [S, B, samples, A] and [S, B, samples]
             there, log_there = self.actor(batch.next_obs, noise["there"])

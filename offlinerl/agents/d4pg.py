@@ -35,8 +35,8 @@ class D4PGConfig(TD3Config):
 
 
 class D4PG(TD3):
-    """DDPG whose critic is a categorical distribution of n-step returns (paper, algorithm 1). Its parallel actors
-    are the environments that collect for it, and its prioritised replay is a setting of training."""
+    """DDPG whose critic is a categorical distribution of n-step returns (paper, algorithm 1). The paper's parallel
+    actors are the environments that collect data, and its prioritised replay is a training setting."""
 
     config_class = D4PGConfig
 

@@ -25,8 +25,8 @@ class DDPGConfig(TD3Config):
 
 
 class DDPG(TD3):
-    """TD3 with one critic, no delay, no smoothing and the paper's noise and last layers; without the paper's batch
-    normalisation and weight decay, which later implementations leave out too."""
+    """TD3 with one critic, no policy delay, no target smoothing, and the paper's exploration noise and initialisation
+    of the last layers; without its batch normalisation and weight decay, which later implementations omit too."""
 
     config_class = DDPGConfig
     last_init = staticmethod(partial(uniform, bound=3e-3))

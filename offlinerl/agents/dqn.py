@@ -34,9 +34,9 @@ class DQNConfig(Config):
 
 
 class DQN(Agent):
-    """Q-learning on a replay, with a target network and epsilon-greedy actions (paper, algorithm 1).
+    """Q-learning on a replay buffer, with a target network and epsilon-greedy actions (paper, algorithm 1).
 
-    A constant learning rate keeps some tasks, CartPole among them, from ever settling.
+    With a constant learning rate, some tasks never converge, CartPole among them; see ``decay_steps``.
     """
 
     config_class = DQNConfig
@@ -73,7 +73,7 @@ class DQN(Agent):
         return epsilon_greedy(greedy, self.share_of_random(), self.spec.num_actions, self.exploring(obs))
 
     def share_of_random(self) -> float:
-        """Epsilon, as it is now."""
+        """The current epsilon of the schedule."""
         config = self.config
         return linear(config.epsilon, config.final_epsilon, config.epsilon_steps, self.progress)
 

@@ -19,7 +19,7 @@ from offlinerl.nn.layers import LayerNorm, Linear, orthogonal, soft_update
 from offlinerl.types import Batch, Metrics
 
 MARGIN = 1e-6
-"""How far inside their bounds the actions of an update stay."""
+"""Distance that actions in an update keep from their bounds."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class DrQv2Config(Config):
 
 
 class Trunk(Encoder):
-    """From what the convolutions give to a few features, ``[S, B, R] -> [S, B, F]``: the actor has one of its own, and
-    both critics have another, as in the authors' code."""
+    """Projects the output of the convolutions to a few features, ``[S, B, R] -> [S, B, F]``. The actor has its own, and
+    the critics share another one, as in the authors' code."""
 
     def __init__(self, encoded: int, features: int, rng: list[Generator]):
         super().__init__()
@@ -53,12 +53,12 @@ class Trunk(Encoder):
 
 
 class DrQv2(Agent):
-    """Algorithm 1 of the paper: DDPG with n-step returns and clipped double Q-learning on randomly shifted images, with
-    noise on a schedule.
+    """DDPG with n-step returns and clipped double Q-learning on randomly shifted images, with scheduled exploration
+    noise (paper, algorithm 1).
 
-    There are no targets of the encoder and the actor. The images of a batch are shifted before ``update`` sees them,
-    ``aug(x)`` of the paper, by the setting ``shift``; the steps that are counted are those of the agent, each of which
-    holds its action for two frames.
+    The encoder and the actor have no target networks. Images are shifted before ``update`` gets them, as in the paper's
+    ``aug(x)``; see the setting ``shift``. Steps are counted as the agent's steps, each of which repeats its action for
+    two frames.
     """
 
     config_class = DrQv2Config
@@ -76,7 +76,7 @@ class DrQv2(Agent):
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
 
     def configure_optimizers(self):
-        seeing = torch.nn.ModuleList([self.encode, self.critic])  # only the critics' loss reaches the encoder
+        seeing = torch.nn.ModuleList([self.encode, self.critic])  # only the critic loss trains the encoder
         return self.adam(self.config.lr, critic=seeing, actor=self.actor)
 
     def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
@@ -97,7 +97,8 @@ class DrQv2(Agent):
         return metrics
 
     def scheduled_sigma(self) -> float:
-        """Equation 3, whose ends are the other way round in the paper, by the steps taken so far."""
+        """The standard deviation of the noise at the current step (equation 3, whose end points are swapped in the
+        paper)."""
         config = self.config
         return linear(config.sigma, config.final_sigma, config.sigma_steps, self.progress)
 
@@ -121,7 +122,7 @@ class DrQv2(Agent):
 
 
 def noisy(action: Tensor, noise: Tensor) -> Tensor:
-    """Actions with noise, within their bounds; the gradient goes through as if nothing had been cut off, as in the
+    """Actions with noise, clipped to their bounds; the gradient passes through the clipping unchanged, as in the
     authors' code."""
     action = action + noise
     return action + (action.clamp(MARGIN - 1, 1 - MARGIN) - action).detach()

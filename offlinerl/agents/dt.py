@@ -44,19 +44,19 @@ class DTConfig(Config):
 
 
 class Memory(NamedTuple):
-    """The latest T steps in every environment, from the oldest on; what is not filled yet is not looked at."""
+    """The latest T steps in every environment, oldest first; positions that are not filled yet have no effect."""
 
     obs: Tree  # [S, E, T, ...]
     action: Tensor  # [S, E, T, A]
-    to_go: Tensor  # [S, E, T]
-    step: Tensor  # [S, E, T] int64
+    to_go: Tensor  # [S, E, T] return to go
+    step: Tensor  # [S, E, T] int64, index in the episode
     count: Tensor  # [S, E] int64, steps of the episode so far
-    left: Tensor  # [S, E]  return to ask for next
+    left: Tensor  # [S, E]  return to go of the next step
 
 
 class Block(nn.Module):
-    """Causal self-attention and two layers, each normalised before and added to what it was given (Radford et al.,
-    GPT-2, 2019), with a ReLU between these (DT, table 8): ``[S, B, L, E] -> [S, B, L, E]``."""
+    """A pre-norm transformer block with residual connections: causal self-attention, then two linear layers (Radford et
+    al., GPT-2, 2019) with a ReLU between them (DT, table 8): ``[S, B, L, E] -> [S, B, L, E]``."""
 
     def __init__(self, size: int, heads: int, rng: Sequence[Generator]):
         super().__init__()
@@ -79,8 +79,8 @@ class Block(nn.Module):
 
 
 class Sequences(nn.Module):
-    """The action after every observation, given the returns to go, observations and actions up to it: each is an
-    embedding, and to all of a step that of its number is added (paper, section 3)."""
+    """Predicts the action after every observation from the returns to go, observations and actions so far. Each of them
+    is one embedding, plus a learned embedding of the time step (paper, section 3)."""
 
     def __init__(self, encoder: Encoder, action_dim: int, config: DTConfig, rng: Sequence[Generator]):
         super().__init__()
@@ -95,7 +95,8 @@ class Sequences(nn.Module):
         self.head = Linear(size, action_dim, lead, rng, normal)
 
     def forward(self, obs: Tree, action: Tensor, to_go: Tensor, step: Tensor, kept: Sequence[Tensor] = ()) -> Tensor:
-        """Actions ``[S, B, T, A]`` in units of [-1, 1], of T steps; ``to_go`` is in units of the largest return."""
+        """Actions ``[S, B, T, A]`` in units of [-1, 1], of T steps; ``to_go`` is in units of the largest return to go,
+        see ``DT.scale``."""
         S, B, T, A = action.shape
         features = self.encoder(tree_map(lambda x: x.flatten(1, 2), obs))  # [S, B T, F]
         longest, size = self.of_step.shape[1:]
@@ -109,16 +110,16 @@ class Sequences(nn.Module):
             x = drop(x, kept[0], self.rate)
         for i, block in enumerate(self.blocks):
             x = block(x, kept[1 + 2 * i : 3 + 2 * i], self.rate)
-        x = self.norm_out(x[:, :, 1::3].flatten(1, 2))  # [S, B T, E], what is known when an observation was seen
+        x = self.norm_out(x[:, :, 1::3].flatten(1, 2))  # [S, B T, E], the tokens of observations
         return torch.tanh(self.head(x)).view(S, B, T, A)
 
 
 class DT(Agent):
-    """The action is predicted from a return that is still to come, from what was observed and from what was done
-    (paper, algorithm 1). Acting, it asks for ``target_return``, of which the rewards are taken off as they come.
+    """Predicts actions from returns to go, observations and earlier actions (paper, algorithm 1). When it acts, the
+    return to go starts at ``target_return``, and every reward is subtracted from it.
 
-    Adam decays no weights here, all weights start small, and attention has no dropout; the rest is as in the authors'
-    code for continuous control.
+    Unlike the authors' code for continuous control, Adam has no weight decay, all weights are initialised small, and
+    attention has no dropout.
     """
 
     config_class = DTConfig
@@ -126,8 +127,8 @@ class DT(Agent):
 
     def build(self) -> None:
         self.model = Sequences(self.encoder("model"), self.spec.action_dim, self.config, self.init_rng("model"))
-        # the largest return of an episode, and size of what is to come, in the batches so far, [S, 1]; they belong to a
-        # seed as its weights do
+        # The largest return of an episode and the largest absolute return to go in all batches so far, [S, 1].
+        # Parameters, because each seed has its own.
         self.best = nn.Parameter(torch.full((len(self.seeds), 1), -math.inf), requires_grad=False)
         self.scale = nn.Parameter(torch.full((len(self.seeds), 1), 1e-8), requires_grad=False)
         self.forget(0)
@@ -141,14 +142,14 @@ class DT(Agent):
     def update(self, batch: Window, noise: Noise, k: int) -> Metrics:
         with torch.no_grad():
             to_go = batch.to_go.flatten(1)  # [S, B T]
-            whole = torch.where(batch.step.flatten(1) == 0, to_go, -math.inf)  # returns, where an episode begins
+            whole = torch.where(batch.step.flatten(1) == 0, to_go, -math.inf)  # returns of whole episodes
             self.best.copy_(torch.maximum(self.best, self.largest_of_all(whole.amax(1, keepdim=True))))
             size = self.largest_of_all(to_go.abs().amax(1, keepdim=True))
             self.scale.copy_(torch.maximum(self.scale, size))
         scaled = batch.to_go / self.scale.unsqueeze(-1)  # [S, B, T]
         action = self.model(batch.obs, batch.action, scaled, batch.step, noise.get("dropout", ()))
         error = losses.squared(action - batch.action).mean(-1) * batch.mask  # [S, B, T]
-        share = self.mean_of_all(batch.mask.mean((1, 2), keepdim=True))  # [S, 1, 1], of the steps that are there
+        share = self.mean_of_all(batch.mask.mean((1, 2), keepdim=True))  # [S, 1, 1], fraction of unmasked steps
         return dict(actor_loss=self.descend("model", (error / share).mean(-1), self.config.max_grad_norm))
 
     def draw(self, batch_size: int) -> Noise:
@@ -162,7 +163,7 @@ class DT(Agent):
     # Acting
 
     def forget(self, envs: int) -> None:
-        """No episode is under way in E environments of every seed."""
+        """Reset the memory, for E environments of every seed."""
         shape = (len(self.seeds), envs)
         self.memory = Memory(
             obs=None,
@@ -172,7 +173,7 @@ class DT(Agent):
             count=torch.zeros(shape, dtype=torch.int64, device=self.device),
             left=torch.zeros(shape, device=self.device),
         )
-        self.total = np.zeros(shape)  # of what the environment gave in the episode
+        self.total = np.zeros(shape)  # sum of the episode's rewards so far
 
     def explore_in(self, lanes: Sequence[int]) -> None:
         super().explore_in(lanes)
@@ -184,7 +185,7 @@ class DT(Agent):
             self.forget(where.shape[1])
         self.total = np.where(where, 0, self.total)
         new, asked = torch.from_numpy(where).to(self.device), self.config.target_return
-        best = torch.where(self.best.isinf(), 0, self.best)  # [S, 1]; before it has learnt, nothing
+        best = torch.where(self.best.isinf(), 0, self.best)  # [S, 1]; 0 before training
         left = best if asked is None else torch.full_like(best, asked)
         self.memory = self.memory._replace(
             count=self.memory.count.masked_fill(new, 0), left=torch.where(new, left, self.memory.left)
@@ -203,7 +204,7 @@ class DT(Agent):
         full, place = memory.count >= T, memory.count.clamp(max=T - 1)  # [S, E]
 
         def put(steps: Tensor, new: Tensor) -> Tensor:
-            """The steps with a new one behind them, without the oldest where there is no more room."""
+            """Append a step, and drop the oldest one where the memory is full."""
             wide = (...,) + (None,) * (steps.ndim - 2)
             moved = torch.where(full[wide], steps.roll(-1, 2), steps)
             return moved.scatter(2, place[wide].expand(*steps.shape[:2], 1, *steps.shape[3:]), new.unsqueeze(2))
@@ -212,7 +213,7 @@ class DT(Agent):
             memory = memory._replace(obs=tree_map(lambda x: x.unsqueeze(2).expand(-1, -1, T, *x.shape[2:]), obs))
         seen = tree_map(put, memory.obs, obs)
         to_go, step = put(memory.to_go, memory.left), put(memory.step, memory.count)
-        action = put(memory.action, torch.zeros_like(memory.action[:, :, 0]))  # not known, and nothing looks at it yet
+        action = put(memory.action, torch.zeros_like(memory.action[:, :, 0]))  # unknown yet; causally masked
         at = place[..., None, None].expand(-1, -1, 1, self.spec.action_dim)
         new = self.model(seen, action, to_go / self.scale.unsqueeze(-1), step).gather(2, at)  # [S, E, 1, A]
         self.memory = Memory(seen, action.scatter(2, at, new), to_go, step, memory.count + 1, memory.left)

@@ -22,7 +22,7 @@ class IQLConfig(XQLConfig):
 
 
 class IQL(XQL):
-    """XQL's update with an expectile in place of the soft maximum, squared errors and no LayerNorm."""
+    """XQL's update with expectile regression in place of Gumbel regression, squared errors and no LayerNorm."""
 
     config_class = IQLConfig
 

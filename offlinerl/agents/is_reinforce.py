@@ -1,4 +1,4 @@
-"""Off-policy REINFORCE: the policy gradient from another policy's episodes, by importance sampling."""
+"""Off-policy REINFORCE: the policy gradient estimated from another policy's episodes by importance sampling."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class ISREINFORCEConfig(Config):
 
 
 class ISREINFORCE(Agent):
-    """Ascends ``sum_t gamma^t w_t r_t``, the return that the dataset's episodes let one expect of another policy, where
-    ``w_t`` weighs the first t steps by how much likelier they are under it (Precup, Sutton & Singh, ICML 2000).
+    """Maximises ``sum_t gamma^t w_t r_t``, an estimate of the policy's return from the dataset's episodes, where
+    ``w_t`` is the likelihood ratio of the first t steps, policy over behaviour (Precup, Sutton & Singh, ICML 2000).
 
-    The behaviour's probabilities are those of a clone (Hanna, Niekum & Stone, ICML 2019), from which the policy sets
-    out. As it leaves the data, the weights explode or vanish: watch ``effective_episodes``, of B, and
-    ``largest_weight``. Self-normalised weights are weighted importance sampling.
+    The behaviour's probabilities come from a behaviour clone (Hanna, Niekum & Stone, ICML 2019), which also initialises
+    the policy. As the policy moves away from the data, the weights explode or vanish: watch ``effective_episodes``, at
+    most B, and ``largest_weight``. Self-normalised weights are weighted importance sampling.
     """
 
     config_class = ISREINFORCEConfig
@@ -44,7 +44,7 @@ class ISREINFORCE(Agent):
     discrete = None
 
     LATER = ("policy_loss", "effective_episodes", "largest_weight", "mean_weight")
-    """Metrics of the updates after the behaviour is cloned."""
+    """Metrics of the updates after behaviour cloning."""
 
     def build(self) -> None:
         for name in ("policy", "behavior"):
@@ -56,7 +56,7 @@ class ISREINFORCE(Agent):
         return self.adam(rates, policy=self.policy, behavior=self.behavior)
 
     def phase(self) -> int:
-        """0 while the behaviour is cloned, then 1."""
+        """0 during behaviour cloning, then 1."""
         return int(self.updates >= self.config.behavior_updates)
 
     def before_update(self) -> None:
@@ -66,25 +66,25 @@ class ISREINFORCE(Agent):
     def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
         B, T = batch.reward.shape[1:]
         obs, action = batch.obs.flatten(1, 2), batch.action.flatten(1, 2)  # [S, B T, ...]
-        there = torch.ones_like(batch.last)  # [S, B, T]  0 behind the end of an episode, and its terminal step
-        there[..., 1:] = (1 - batch.last[..., :-1]).cumprod(-1)
+        mask = torch.ones_like(batch.last)  # [S, B, T]  1 up to the last step of an episode, 0 after it
+        mask[..., 1:] = (1 - batch.last[..., :-1]).cumprod(-1)
         behavior = self.behavior(obs).log_prob(action).unflatten(1, (B, T))
         if k == 0:
-            likelihood = (there * behavior).sum(-1) / there.sum((1, 2)).unsqueeze(-1) * B  # [S, B], of a step
+            likelihood = (mask * behavior).sum(-1) / mask.sum((1, 2)).unsqueeze(-1) * B  # [S, B], of a step
             loss = self.descend("behavior", -likelihood)
             return dict(behavior_loss=loss) | dict.fromkeys(self.LATER, torch.full_like(loss, torch.nan))
         policy = self.policy(obs)
-        log_ratio = there * (policy.log_prob(action).unflatten(1, (B, T)) - behavior.detach())
-        expected, weight = self.expected_return(log_ratio, there * batch.reward)  # [S, B], [S, B, T]
-        entropy = (there * policy.entropy().unflatten(1, (B, T))).sum(-1)
+        log_ratio = mask * (policy.log_prob(action).unflatten(1, (B, T)) - behavior.detach())
+        expected, weight = self.expected_return(log_ratio, mask * batch.reward)  # [S, B], [S, B, T]
+        entropy = (mask * policy.entropy().unflatten(1, (B, T))).sum(-1)
         loss = self.descend("policy", -expected - self.config.entropy * entropy, self.config.max_grad_norm)
         whole = log_ratio.detach().sum(-1)  # [S, B], of an episode
         found = loss, losses.effective_sample_size(whole), whole.amax(-1).exp(), weight.detach().mean((1, 2))
         return dict(zip(self.LATER, found, strict=True))
 
     def expected_return(self, log_ratio: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
-        """What the episodes let one expect of the policy, ``[S, B]``, whose mean is the estimate, and the weights it
-        takes, ``[S, B, T]``, as both arguments are."""
+        """The weighted return of each episode, ``[S, B]``, whose mean estimates the policy's return, and the weights,
+        ``[S, B, T]``; both arguments are ``[S, B, T]``."""
         weight = losses.trajectory_weights(log_ratio, self.config.max_weight, self.config.self_normalized)
         discount = self.gamma ** torch.arange(reward.shape[-1], device=reward.device)
         return (discount * weight * reward).sum(-1), weight

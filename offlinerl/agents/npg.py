@@ -1,4 +1,4 @@
-"""NPG: the natural policy gradient (Kakade, NeurIPS 2001), in its truncated form."""
+"""NPG: the natural policy gradient (Kakade, NeurIPS 2001), with truncated conjugate gradients."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class NPGConfig(PolicyGradientConfig):
 
 
 class NPG(PolicyGradient):
-    """The step that gains most, to first order, of all whose KL divergence is ``max_kl``, to second order:
-    ``sqrt(2 max_kl / g' F^-1 g) F^-1 g`` for every rollout, where ``F^-1 g`` is solved for by conjugate gradients."""
+    """For every rollout, the step that maximises the first-order gain subject to a second-order KL divergence of
+    ``max_kl``: ``sqrt(2 max_kl / g' F^-1 g) F^-1 g``, where ``F^-1 g`` is computed by conjugate gradients."""
 
     config_class = NPGConfig
 
     CG_TOLERANCE = 1e-10
-    """Squared residual at which a seed has its direction."""
+    """Squared residual at which a seed's conjugate gradients stop."""
 
     def configure_optimizers(self):
         return self.adam(self.config.value_lr, self.EPS, value=self.value)
@@ -41,7 +41,7 @@ class NPG(PolicyGradient):
     def improve(self, sample: Sample) -> Metrics:
         parameters, advantage = list(self.policy.parameters()), self.advantage_of(sample)
 
-        def surrogate(policy: Distribution) -> Tensor:  # [S], what a policy gains
+        def surrogate(policy: Distribution) -> Tensor:  # [S], to be maximised
             return -losses.surrogate(policy.log_prob(sample.action), sample.old_log_prob, advantage).mean(-1)
 
         with torch.no_grad():
@@ -52,12 +52,12 @@ class NPG(PolicyGradient):
         fisher = fisher_product(old, policy, parameters, self.config.cg_damping)
         direction = conjugate_gradients(fisher, gradient, self.config.cg_iterations, self.CG_TOLERANCE)
         slope = (gradient * direction).sum(-1, keepdim=True)  # [S, 1], g' F^-1 g
-        # A policy that is all but certain has no slope; then there is no direction either, and it stays.
+        # The slope of a nearly deterministic policy is zero; then no step is taken.
         step = torch.where(slope > 0, (2 * self.config.max_kl / slope).sqrt(), 0.0) * direction
         before = flatten([p.detach() for p in parameters])
 
         def at(share: Tensor) -> tuple[Tensor, Tensor]:
-            """Gain and divergence, ``[S]`` each, after these shares ``[S]`` of the step."""
+            """Gain and KL divergence, ``[S]`` each, after these fractions ``[S]`` of the full step."""
             moved = torch.where(share.unsqueeze(-1) > 0, before + share.unsqueeze(-1) * step, before)
             for p, value in zip(parameters, unflatten(moved, parameters), strict=True):
                 p.copy_(value)
@@ -70,7 +70,7 @@ class NPG(PolicyGradient):
         return metrics | self.passes(sample)
 
     def search(self, at: Callable[[Tensor], tuple[Tensor, Tensor]], seeds: torch.Size) -> Metrics:
-        """Choose how much of the step to take, and take it; here the whole."""
+        """Choose a fraction of the full step and take it; here always the full step."""
         gain, kl = at(torch.ones(seeds, device=self.device))
         return dict(gain=gain, kl=kl)
 
@@ -78,8 +78,8 @@ class NPG(PolicyGradient):
 def fisher_product(
     old: Distribution, policy: Distribution, parameters: Sequence[Tensor], damping: float = 0.0
 ) -> Callable[[Tensor], Tensor]:
-    """``v -> (F + damping) v`` for every seed, ``[S, P] -> [S, P]``, F being the mean over B of the Fisher
-    information: the Hessian of the divergence from ``old``, the same policy without gradient (TRPO, appendix C.1)."""
+    """The product ``v -> (F + damping) v`` for every seed, ``[S, P] -> [S, P]``. F is the Fisher information averaged
+    over B: the Hessian of the KL divergence from ``old``, the same policy without gradient (TRPO, appendix C.1)."""
     kl = kl_divergence(old, policy).mean(-1).sum()
     slope = flatten(torch.autograd.grad(kl, parameters, create_graph=True))  # [S, P]
 

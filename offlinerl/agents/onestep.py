@@ -15,10 +15,10 @@ class OneStepConfig(IQLConfig):
 
 
 class OneStep(IQL):
-    """One step of policy improvement over the behaviour: its own Q, and the policy that imitates what it did better
-    than on average (paper, section 3.2, "exponentially weighted imitation").
+    """One step of policy improvement over the behaviour policy: estimate the behaviour's Q, then imitate its actions
+    weighted by the exponential of their advantage (paper, section 3.2, "exponentially weighted imitation").
 
-    The behaviour's Q is learnt as IQL's with the expectile 0.5, that is with V the mean of Q over the data's actions:
+    The behaviour's Q is learned as in IQL with expectile 0.5, so that V is the mean of Q over the dataset's actions:
     the same fixed point as the paper's SARSA, with less noise.
     """
 

@@ -1,4 +1,4 @@
-"""What the policy-gradient family shares: rollouts become advantages, and a value is fitted to their returns."""
+"""The base of policy-gradient algorithms: advantages from rollouts, and a value function fitted to the returns."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from offlinerl.util.trees import tree_map
 
 
 class Sample(NamedTuple):
-    """The steps of a rollout, B = E T of them, as an agent improves on them."""
+    """The B = E T steps of a rollout, as an agent learns from them."""
 
-    obs: Tensor  # [S, B, O]  normalised, if the agent does
-    action: Tensor  # [S, B, A]  as the policy chose them, out of bounds or not
-    old_log_prob: Tensor  # [S, B]  under the policy that did
+    obs: Tensor  # [S, B, O]  normalised if the agent normalises observations
+    action: Tensor  # [S, B, A]  as sampled by the policy, possibly out of bounds
+    old_log_prob: Tensor  # [S, B]  under the policy that collected the rollout
     advantage: Tensor  # [S, B]
-    target: Tensor  # [S, B]  what the value is to be
+    target: Tensor  # [S, B]  regression target of the value function
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,20 @@ class PolicyGradientConfig(Config):
 
 
 class PolicyGradient(Agent):
-    """An algorithm writes ``improve``, and ``update`` if its policy takes gradient steps on minibatches.
+    """An algorithm defines ``improve``, and ``update`` if its policy takes gradient steps on minibatches.
 
-    Observations are normalised by what was seen up to the rollout before, so that a rollout and what is learnt from
-    it see the same policy; rewards by the deviation of the discounted return, as Engstrom et al. (ICLR 2020) found
-    PPO's code to do.
+    Observations are normalised by statistics of all earlier rollouts, so that the policy is the same function while it
+    collects a rollout and while it learns from it. Rewards are divided by the standard deviation of the discounted
+    return, as in PPO's code (Engstrom et al., ICLR 2020).
 
-    Its settings, beside those of ``PolicyGradientConfig``, are ``lr`` of the policy and ``value_lr``.
+    Besides those of ``PolicyGradientConfig``, its settings include ``lr`` of the policy and ``value_lr``.
     """
 
     config_class = PolicyGradientConfig
     EPS = 1e-5
-    """Adam's, as in PPO's own code. Scaled rewards make the value's gradients small, more so where they are shortened
-    with the policy's: those of its hidden layers come near this, which slows their steps."""
+    """Adam's epsilon, as in PPO's code. Scaled rewards make the gradients of the value function small, and clipping
+    them jointly with the policy's makes them smaller still: in its hidden layers they approach this epsilon, which
+    slows learning."""
 
     kinds = ("rollouts",)
     discrete = None
@@ -89,7 +90,7 @@ class PolicyGradient(Agent):
         )
         self.obs_norm = RunningNorm(S, self.kept_spec.obs_dim)
         self.return_norm = RunningNorm(S, 1)
-        self.running = torch.zeros(S, 1)  # [S, E] discounted return of the episode under way
+        self.running = torch.zeros(S, 1)  # [S, E] discounted return of the current episode so far
 
     def configure_optimizers(self):
         rates = dict(policy=self.config.lr, value=self.config.value_lr)
@@ -97,38 +98,38 @@ class PolicyGradient(Agent):
 
     @property
     def epochs(self) -> int:
-        """Passes over a rollout in minibatches."""
+        """Number of passes over a rollout in minibatches."""
         return self.config.value_epochs
 
-    # What an algorithm writes
+    # What an algorithm defines
 
     @abstractmethod
     def improve(self, sample: Sample) -> Metrics:
-        """Change policy and value by what a rollout shows."""
+        """Update the policy and the value function on a rollout."""
 
     def update(self, batch: Sample, noise: Noise, k: int) -> Metrics:
-        """One step of the value on a minibatch."""
+        """One gradient step of the value function on a minibatch."""
         return dict(value_loss=self.descend("value", self.value_loss(batch), self.config.max_grad_norm))
 
-    # What it is given
+    # What this class provides
 
     def value_loss(self, batch: Sample) -> Tensor:
-        """How far the value is from what it is to be, ``[S, B]``."""
+        """Squared error of the value function, ``[S, B]``."""
         return losses.squared(batch.target - self.value(batch.obs))
 
     def policy_loss(self, policy: Distribution, loss: Tensor) -> Tensor:
-        """A loss ``[S, B]`` of the policy, less what its entropy is worth."""
+        """A policy loss ``[S, B]`` minus the entropy bonus."""
         return loss - self.config.entropy * policy.entropy()
 
     def descend_both(self, policy: Distribution, loss: Tensor, batch: Sample) -> Metrics:
-        """One step of the policy down a loss ``[S, B]``, and one of the value, as down one loss in which the value's
-        squared error counts half (PPO, equation 9, with the coefficient of stable-baselines3)."""
+        """One gradient step of the policy on a loss ``[S, B]`` and of the value function on half its squared error,
+        clipped jointly as one loss (PPO, equation 9, with the coefficient of stable-baselines3)."""
         both = dict(policy=self.policy_loss(policy, loss), value=0.5 * self.value_loss(batch))
         found = self.descend_together(both, self.config.max_grad_norm)
         return dict(policy_loss=found["policy"], value_loss=2 * found["value"])
 
     def learn(self, block: Batch) -> tuple[Metrics, None]:
-        """Improve on a rollout, ``[1, S, E, T, ...]``."""
+        """Learn from one rollout, ``[1, S, E, T, ...]``."""
         if not self.optim:
             self.configure_optimizers()
         rollout = tree_map(lambda x: x[0], block)
@@ -145,7 +146,7 @@ class PolicyGradient(Agent):
         return metrics, None
 
     def compute_advantages(self, rollout: Batch) -> Sample:
-        """Advantages and the value's targets of a rollout ``[S, E, T, ...]``."""
+        """Advantages and value targets of a rollout ``[S, E, T, ...]``."""
         obs, next_obs = (self.seen(x.flatten(1, 2)) for x in (rollout.obs, rollout.next_obs))  # [S, E T, O]
         action = rollout.action.flatten(1, 2)
         value, next_value = (self.baseline(x).view_as(rollout.reward) for x in (obs, next_obs))  # [S, E, T]
@@ -156,17 +157,17 @@ class PolicyGradient(Agent):
         return Sample(obs, action, log_prob, *(x.flatten(1, 2) for x in (advantage, target)))
 
     def baseline(self, obs: Tensor) -> Tensor:
-        """What the advantage is measured against, and what goes on where a rollout is cut: ``[S, B, O] -> [S, B]``."""
+        """The baseline of the advantage, also used to bootstrap where a rollout is cut: ``[S, B, O] -> [S, B]``."""
         return self.value(obs)
 
     def seen(self, obs: Tensor) -> Tensor:
-        """Observations as the networks see them, ``[S, B, O]``."""
+        """The observations that the networks take, normalised if the setting says so, ``[S, B, O]``."""
         return self.obs_norm(self.policy.encoder(obs)) if self.config.normalize_obs else obs
 
     def scaled(self, rollout: Batch) -> Tensor:
-        """Rewards over the deviation of the discounted return, ``[S, E, T]``."""
+        """Rewards divided by the standard deviation of the discounted return, ``[S, E, T]``."""
         goes_on = per_seed(self.gamma, rollout.last) * (1 - rollout.last)  # [S, E, T]
-        before = torch.zeros_like(goes_on)  # what is left of the return so far
+        before = torch.zeros_like(goes_on)  # factor of the return up to the previous step
         before[..., 1:] = goes_on[..., :-1]
         paid = rollout.reward.clone()
         paid[..., 0] += self.running.to(paid.device)
@@ -176,7 +177,8 @@ class PolicyGradient(Agent):
         return self.return_norm.scale(rollout.reward)
 
     def passes(self, sample: Sample) -> Metrics:
-        """Update on every row once an epoch, in minibatches of rows drawn anew; the last few rows may stay out."""
+        """Update on every row once per epoch, in minibatches reshuffled each epoch; an incomplete last one is
+        dropped."""
         rows = sample.obs.shape[1]
         size = min(self.config.minibatch or rows, rows)
         rng, used = self.rng.to(self.device), rows // size * size
@@ -185,18 +187,18 @@ class PolicyGradient(Agent):
         return super().learn(Sample(*(x[seeds, order].unflatten(1, (-1, size)).transpose(0, 1) for x in sample)))[0]
 
     def advantage_of(self, sample: Sample) -> Tensor:
-        """The advantage, normalised where it is to be: ``[S, B]``."""
+        """The advantage, normalised if the setting says so: ``[S, B]``."""
         return losses.standardized(sample.advantage) if self.config.normalize_advantage else sample.advantage
 
     def updates_in(self, rows: int) -> int:
-        """Gradient steps taken on a rollout of so many steps."""
+        """Number of gradient steps for a rollout of ``rows`` steps."""
         return self.epochs * (rows // min(self.config.minibatch or rows, rows))
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
         action = self.policy.act(self.seen(obs), self.exploring(obs) if explore else None)
         if self.spec.num_actions:
             return action
-        # A sample stays as it is, for its probability counts; the environment takes the nearest it can.
+        # A sample is not clipped, since its log-probability is needed; the environment clips it.
         return self.to_env(action if explore else action.clamp(-1, 1))
 
     def log_prob(self, obs: Tensor, action: Tensor, explore: bool = False) -> Tensor:
@@ -211,6 +213,6 @@ class PolicyGradient(Agent):
 
 
 def explained_variance(sample: Sample) -> Tensor:
-    """Share of the targets' variance that the value had foreseen, ``[S]``; 1 is all of it."""
+    """Fraction of the targets' variance that the value function explains, ``[S]``; 1 is all of it."""
     spread = sample.target.var(-1)
     return 1 - sample.advantage.var(-1) / spread.clamp(min=1e-8)

@@ -26,16 +26,17 @@ class PPOConfig(PolicyGradientConfig):
 
 
 class PPO(PolicyGradient):
-    """Several passes over a rollout with a surrogate that gains nothing by going far (paper, algorithm 1).
+    """Several passes over a rollout with a clipped surrogate objective (paper, algorithm 1).
 
-    With ``target_kl``, besides the clip, the coefficient of a penalty on the divergence doubles or halves, one a seed.
+    With ``target_kl``, a KL penalty is added to the clipping; each seed's coefficient is doubled or halved after a
+    rollout to keep the divergence near the target.
     """
 
     config_class = PPOConfig
 
     def build(self) -> None:
         super().build()
-        self.register_buffer("penalty", torch.ones(len(self.seeds), 1))  # [S, 1] coefficient of the divergence
+        self.register_buffer("penalty", torch.ones(len(self.seeds), 1))  # [S, 1] coefficient of the KL penalty
 
     def configure_optimizers(self):
         return self.adam(self.config.lr, self.EPS, policy=self.policy, value=self.value)

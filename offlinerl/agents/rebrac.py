@@ -24,9 +24,10 @@ class ReBRACConfig(TD3Config):
 
 
 class ReBRAC(TD3):
-    """TD3+BC with a penalty in the critics too, each with its own weight, LayerNorm in the critics and deeper networks
-    (paper, section 3, equations 1 to 3). ``critic_bc`` is in units of reward. LayerNorm comes before the activations,
-    and all layers start as TD3's; in the authors' code it comes after them, and the last layers start near zero.
+    """TD3+BC with a behaviour-cloning penalty in the critics' targets too, separate weights for the two penalties,
+    LayerNorm in the critics and deeper networks (paper, section 3, equations 1 to 3). ``critic_bc`` is in units of
+    reward. Here LayerNorm comes before the activations, and all layers are initialised as in TD3; in the authors' code
+    it comes after them, and the last layers are initialised near zero.
     """
 
     config_class = ReBRACConfig

@@ -34,17 +34,17 @@ class REINFORCEConfig(PolicyGradientConfig):
 
 
 class REINFORCE(PolicyGradient):
-    """One step up the policy gradient, estimated by what followed each action, for every rollout.
+    """One gradient step of the policy for every rollout, by the policy gradient with reward-to-go.
 
-    Without a learnt value nothing tells what would have followed where a rollout is cut, so that only the steps of
-    finished episodes count then.
+    Without a learned value function there is nothing to bootstrap from where a rollout is cut, so that only the steps
+    of finished episodes count.
     """
 
     config_class = REINFORCEConfig
 
     def build(self) -> None:
         super().build()
-        self.register_buffer("average", torch.zeros(len(self.seeds), 1))  # [S, 1] of the returns so far
+        self.register_buffer("average", torch.zeros(len(self.seeds), 1))  # [S, 1] moving average of returns
 
     def improve(self, sample: Sample) -> Metrics:
         policy = self.policy(sample.obs)
@@ -57,7 +57,7 @@ class REINFORCE(PolicyGradient):
         sample = super().compute_advantages(rollout)
         if self.config.baseline == "value":
             return sample
-        # 1 at every step after which an episode ends within the rollout
+        # 1 at every step of an episode that ends within the rollout
         finished = losses.accumulate(rollout.last, 1 - rollout.last).flatten(1)  # [S, B]
         share = finished.mean(-1, keepdim=True).clamp(min=1e-8)
         returns, against = sample.target, self.average if self.config.baseline == "average" else 0.0

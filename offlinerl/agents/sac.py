@@ -17,7 +17,7 @@ from offlinerl.types import Batch, Metrics
 
 
 class Temperature(nn.Module):
-    """alpha, the price of entropy in units of reward, one a seed: ``[S, 1]``."""
+    """alpha, the weight of the entropy in units of reward, one per seed: ``[S, 1]``."""
 
     def __init__(self, seeds: int, start: float):
         super().__init__()
@@ -75,7 +75,7 @@ class SAC(Agent):
         return self.regress(batch, batch.reward + batch.discount * next_value)
 
     def regress(self, batch: Batch, target: Tensor) -> Metrics:
-        """One step of the critics towards ``[S, B]``."""
+        """One gradient step of the critics towards the target ``[S, B]``."""
         error = target.unsqueeze(1) - (q := self.critic(batch.obs, batch.action))  # [S, N, B]
         loss = self.weighted(batch, 0.5 * losses.squared(error))
         metrics = dict(critic_loss=self.descend("critic", loss), q=q.detach().mean((1, 2)))

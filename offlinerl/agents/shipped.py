@@ -1,9 +1,9 @@
-"""Policies to hand on: of an agent the weights that acting needs, in a file of a few hundred kilobytes.
+"""Policy files for deployment: only the weights that acting needs, in a file of a few hundred kilobytes.
 
-The file is in the format of safetensors. Its metadata have one entry, ``offlinerl``, with JSON of: ``agent``, the class
-as ``module:Class``; ``settings``, what it is made with, its one seed and the task's shapes included; ``task``, what
-evaluation must know of the task; and whatever else is known of how the policy came about. Networks that only learning
-needs are not in it, so that nothing can be trained further from it.
+The format is safetensors. The metadata have one entry, ``offlinerl``, a JSON object with: ``agent``, the class as
+``module:Class``; ``settings``, what it is created with, including its one seed and the task's shapes; ``task``, what
+evaluation needs to know about the task; and further facts about how the policy was trained. Networks that only training
+needs are left out, so training cannot be continued from such a file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SUFFIX = ".safetensors"
 
 
 class _Read(TorchDispatchMode):
-    """Notes the memory that operations read from."""
+    """Records the storages of all tensors that operations read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,8 @@ class _Read(TorchDispatchMode):
 
 
 def acting_weights(agent: Agent) -> dict[str, Tensor]:
-    """What the agent's ``act`` reads, with exploration and without, by its names in the state dictionary."""
+    """The weights that the agent's ``act`` reads, with and without exploration, by their names in the state
+    dictionary."""
     one = agent.acting_in([0])
     seen = {
         leaf.path: torch.zeros(len(one.seeds), 1, *leaf.shape, dtype=getattr(torch, leaf.dtype), device=one.device)
@@ -64,14 +65,14 @@ def write(agent: Agent, path: Path, facts: Mapping[str, Any], overwrite: bool = 
     Args:
         agent: of one seed; see ``Agent.part``.
         path: the file, which ends in ``.safetensors``.
-        facts: what else the file shall say of it, as plain data.
+        facts: further facts about the policy to store in the metadata, as plain data.
         overwrite: replace the file if it exists.
 
     Returns:
         ``path``.
 
     Raises:
-        UserError: the file exists or has another ending, or the disk is full.
+        UserError: the file exists, its name does not end in ``.safetensors``, or the disk is full.
     """
     path = Path(path)
     require_name(path, overwrite)
@@ -84,26 +85,26 @@ def write(agent: Agent, path: Path, facts: Mapping[str, Any], overwrite: bool = 
 
 
 def require_name(path: Path, overwrite: bool = False) -> None:
-    """Raises a UserError unless ``write`` may write a policy there."""
+    """Raise a UserError unless ``write`` may write a policy there."""
     if path.suffix != SUFFIX:
         raise UserError(f"a policy is written as a file that ends in {SUFFIX}, not as {path}")
     require_place(path, overwrite)
 
 
 def about(path: Path) -> dict[str, Any]:
-    """What a file says of its policy.
+    """The metadata of a policy file.
 
     Raises:
-        UserError: it is none of ours, or damaged.
+        UserError: the file holds no policy of offlinerl, or is damaged.
     """
     return read(path)[0]
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a file says of its policy, and the weights by name.
+    """The metadata of a policy file, and its weights by name.
 
     Raises:
-        UserError: it is none of ours, or damaged.
+        UserError: the file holds no policy of offlinerl, or is damaged.
     """
     try:
         with safe_open(path, "pt", str(device)) as file:
@@ -118,10 +119,10 @@ def read(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
 
 
 def fill(agent: Agent, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Put the weights of a file into an agent that was made by its settings.
+    """Load the weights of a policy file into an agent that was created from its settings.
 
     Raises:
-        UserError: they are not those that it acts by.
+        UserError: names or shapes differ from those of the weights that the agent acts with.
     """
     due = acting_weights(agent)
     if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in due.items()}:

@@ -53,7 +53,7 @@ class TD3(Agent):
 
     config_class = TD3Config
     last_init: Init | None = None
-    """How the last layers start, if not like the others."""
+    """Initialisation of the last layers, if it differs from that of the others."""
     critic_layer_norm = False
 
     def build(self) -> None:
@@ -106,11 +106,11 @@ class TD3(Agent):
         return metrics
 
     def next_value(self, batch: Batch, noise: Noise) -> Tensor:
-        """What the targets expect of the successor, ``[S, B]``."""
+        """The target critics' value of the next state, ``[S, B]``."""
         return self.target_critic(batch.next_obs, self.next_action(batch, noise)).amin(1)
 
     def next_action(self, batch: Batch, noise: Noise) -> Tensor:
-        """The target policy's action, smoothed (paper, equation 14), ``[S, B, A]``."""
+        """The target policy's action with smoothing noise (paper, equation 14), ``[S, B, A]``."""
         action = self.target_actor(batch.next_obs)
         if "target" not in noise:
             return action
@@ -118,11 +118,11 @@ class TD3(Agent):
         return (action + (self.config.target_noise * noise["target"]).clamp(-clip, clip)).clamp(-1, 1)
 
     def actor_loss(self, batch: Batch) -> Tensor:
-        """``[S, B]``, paper, algorithm 1."""
+        """``-Q(s, pi(s))``, ``[S, B]`` (paper, algorithm 1)."""
         return -self.action_value(batch.obs, self.actor(batch.obs))
 
     def action_value(self, obs: Tensor, action: Tensor) -> Tensor:
-        """What the actor climbs, ``[S, B]``: the first critic."""
+        """The action value that the actor maximises, ``[S, B]``: that of the first critic."""
         return self.critic.first(obs, action)
 
     def draw(self, batch_size: int) -> Noise:
@@ -132,7 +132,7 @@ class TD3(Agent):
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
         if explore:
-            rng = self.exploring(obs)  # which may begin to explore anew
+            rng = self.exploring(obs)  # first, since it may reset the exploration
             return self.to_env(self.exploration.act(self.actor, obs, rng))
         return self.to_env(self.actor(obs))
 

@@ -20,8 +20,8 @@ class TD3BCConfig(TD3Config):
 
 
 class TD3BC(TD3):
-    """TD3 whose actor is also a regression on the dataset's actions. The action values are scaled to a mean size of
-    alpha in every batch, so that rewards of any scale do (paper, equations 3 and 5).
+    """TD3 with a behaviour-cloning term in the actor's loss. The action values are scaled so that their mean absolute
+    value is alpha in every batch, which makes the loss independent of the rewards' scale (paper, equations 3 and 5).
     """
 
     config_class = TD3BCConfig

@@ -20,8 +20,9 @@ class TRPOConfig(NPGConfig):
 
 
 class TRPO(NPG):
-    """The natural gradient's step, shortened until the surrogate gains and the KL divergence is at most ``max_kl``
-    (paper, appendix C): each seed by itself, and not at all where nothing of it will do."""
+    """A natural gradient step with a backtracking line search, until the surrogate improves and the KL divergence is at
+    most ``max_kl`` (paper, appendix C). Each seed searches on its own, and takes no step if no length satisfies
+    both."""
 
     config_class = TRPOConfig
 

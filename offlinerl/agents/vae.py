@@ -1,7 +1,7 @@
 """VAE: variational autoencoder (Kingma & Welling, Auto-Encoding Variational Bayes, 2013), an encoder for other agents.
 
-As in Learning to Drive in a Day (Kendall et al., ICRA 2019), it learns from collected frames, and a policy then learns
-from its latents.
+As in Learning to Drive in a Day (Kendall et al., ICRA 2019), it is trained on collected frames, and a policy is then
+trained on its latents.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class VAEConfig(Config):
 
 
 class VAE(Agent):
-    """The encoder and the decoder of frames, which ascend the lower bound of the frames' likelihood (paper, equation
-    10). It has no policy: name its run as the setting ``encoder`` of an agent that does.
+    """An encoder and a decoder of frames, which maximise a lower bound of the frames' likelihood (paper, equation 10).
+    It has no policy: give its run as the setting ``encoder`` of an agent that has one.
     """
 
     config_class = VAEConfig
@@ -58,7 +58,7 @@ class VAE(Agent):
     def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
         config, x = self.config, (batch.obs / 255).flatten(2)  # [S, B, H W C]
         mean, log_var = self.posterior(batch.obs)  # [S, B, Z]
-        z = mean + torch.exp(0.5 * log_var) * noise["epsilon"]  # the reparameterisation, section 2.4
+        z = mean + torch.exp(0.5 * log_var) * noise["epsilon"]  # reparameterisation trick, section 2.4
         logits = self.decoder(z).flatten(2)
         decoded = torch.sigmoid(logits)
         if config.likelihood == "gaussian":
@@ -75,7 +75,7 @@ class VAE(Agent):
 
     @torch.no_grad()
     def reconstructed(self, frames: Tensor) -> Tensor:
-        """Images decoded from the mean of their latents, in [0, 1]: ``[S, B, H, W, C]`` both."""
+        """Reconstructions of frames from the mean of their latents, in [0, 1]; both are ``[S, B, H, W, C]``."""
         mean, _ = self.posterior(frames)
         return torch.sigmoid(self.decoder(mean))
 

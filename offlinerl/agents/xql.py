@@ -1,4 +1,4 @@
-"""XQL: Extreme Q-Learning (Garg, Hejna, Geist & Ermon, ICLR 2023), as its authors run it offline."""
+"""XQL: Extreme Q-Learning (Garg, Hejna, Geist & Ermon, ICLR 2023), offline as in the authors' code."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ class XQLConfig(Config):
 
 
 class XQL(Agent):
-    """Gumbel regression of the soft value on the dataset's own actions, then advantage-weighted extraction.
+    """Gumbel regression of the soft value on the dataset's actions, with policy extraction by advantage-weighted
+    regression.
 
-    Random actions beside the data's are the half-uniform reference distribution of the authors' scripts.
+    Random actions added to the dataset's give the half-uniform reference distribution of the authors' scripts.
     """
 
     config_class = XQLConfig
@@ -86,7 +87,8 @@ class XQL(Agent):
         )  # fmt: skip
 
     def reference_rows(self, batch: Batch, q: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """The rows V is regressed on, ``[S, B', O]`` and ``[S, B']``: the batch's own unless it is smoothed."""
+        """The observations and Q values that V is regressed on, ``[S, B', O]`` and ``[S, B']``: those of the batch,
+        unless random actions or action noise are set."""
         if not noise.keys() & {"random", "jitter"}:
             return batch.obs, q
         obs, action = batch.obs, batch.action

@@ -24,8 +24,8 @@ class XSACConfig(SACConfig):
 
 
 class XSAC(SAC):
-    """SAC whose critics bootstrap from a soft value that Gumbel regression fits on the policy's own actions,
-    ``V = beta log E_pi[exp(Q / beta)]``, instead of from a sampled one."""
+    """SAC whose critics bootstrap from a soft value ``V = beta log E_pi[exp(Q / beta)]``, fitted by Gumbel regression
+    on actions sampled from the policy, instead of from a sampled value."""
 
     config_class = XSACConfig
 

@@ -20,8 +20,8 @@ class XTD3Config(TD3Config):
 
 
 class XTD3(TD3):
-    """TD3 whose critics are regressed by the Gumbel loss, to the soft maximum of their noisy targets instead of
-    the mean."""
+    """TD3 whose critics are trained with the Gumbel loss, so that they regress to the soft maximum of their noisy
+    targets instead of the mean."""
 
     config_class = XTD3Config
 

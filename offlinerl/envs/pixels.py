@@ -38,7 +38,7 @@ CAMERAS: dict[str, int | str] = {
 Gymnasium those that follow the robot, which leaves the view of the default one."""
 
 SIZE = ("width", "height", "camera_id", "camera_name")
-"""Arguments that only an environment that renders in any size takes; see ``arguments``."""
+"""Arguments that only an environment that renders in any size takes; see ``arguments`` and ``camera``."""
 
 
 def arguments(env_id: str, pixels: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
-"""Finished runs, read and put side by side: which are seeds of one training, what tells the others apart, and which
-tasks they have in common."""
+"""Reads finished runs and groups them for comparison: by task, by agent and settings, and over tasks.
+
+A *training* is one seed of a run.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,16 @@ from offlinerl.util.display import unit_of
 from offlinerl.util.errors import UserError, command, reading
 
 WATCHED = {"train.compile", "train.logger", "train.log_every", "train.save_every", "train.table"}
-"""Settings that change neither what is learnt nor what is measured of it."""
+"""Settings that affect neither training nor evaluation."""
 
 MEASURING = {f"train.{key}" for key in ("eval_every", "online_eval_every", "eval_episodes", "final_episodes")}
-"""Settings that do not change what is learnt."""
+"""Settings that affect evaluation, but not training."""
 
 NAMED = {"agent", "dataset", "env", "seeds", "extended", "fingerprint", "successors"}
-"""What ``config.yaml`` says of a run that tells its settings from no other's."""
+"""Entries of the section ``fit`` of ``config.yaml`` that are not settings by which runs are told apart."""
 
 TRIED = 1_000
-"""Sets of tasks beyond which no more are looked for that agents may have in common, but those of every two."""
+"""Number of candidate sets of common tasks after which only the sets of pairs of agents are added."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class Finished:
     """A finished run.
 
     Attributes:
-        scores: of the last policies' episodes, ``[S, episodes]``; None where there was no environment.
+        scores: of the last policies' episodes, ``[S, episodes]``; None for a run without an environment.
         evaluations: the columns of ``evaluations.csv``.
-        settings: what else it was told, by section and name; None if it left none.
+        settings: the settings that runs are told apart by, by section and name; None without a ``config.yaml``.
     """
 
     folder: Path
@@ -51,13 +53,13 @@ class Finished:
 
     @property
     def choice(self) -> dict[str, Any] | None:
-        """Its settings without those that are null, which settings that came with later versions are."""
+        """The settings that are not null; settings that later versions added are null by default."""
         return self.settings and {key: value for key, value in self.settings.items() if value is not None}
 
     @property
     def about(self) -> dict[str, Any]:
-        """What it shares with the runs that it may be compared with: the data by their checksum or, as older versions
-        did not write one down, by their name and score."""
+        """What runs must have in common to be comparable. Datasets are compared by checksum or, for runs of older
+        versions, which stored none, by name and score."""
         of = self.summary
         data = of.get("data") or dict(name=of["dataset"] or of["env"], score=of.get("dataset_score"))
         kind = None if self.scores is None else of["score_kind"]
@@ -65,7 +67,7 @@ class Finished:
 
 
 def read(folder: Path) -> Finished:
-    """A run's summary and the scores of its last policies.
+    """Read a finished run: its summary, settings and evaluations.
 
     Raises:
         UserError: the folder holds no finished run.
@@ -101,7 +103,7 @@ def read(folder: Path) -> Finished:
 
 
 def _with_nan(summary: dict[str, Any]) -> dict[str, Any]:
-    """A summary with NaN where ``write_json`` left null among numbers."""
+    """A summary in which null is replaced by NaN where ``write_json`` wrote it for NaN."""
     known: dict[str, Any] = {key: summary[key] for key in ("best", "losses", "held_out") if summary.get(key)}
     for key, numbers in known.items():
         of = ("mean", "per_seed") if key == "best" else numbers
@@ -110,7 +112,8 @@ def _with_nan(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(run: Finished) -> Finished:
-    """The run, if it has all that is asked of it later: what it lacks is seen before anything is printed."""
+    """Return the run after accessing everything that is used later, so that missing parts raise before anything is
+    printed."""
     (group,) = groups_of(by_value(run))
     for row in group.rows:
         _ = f"{group.unit}{row.length:,}{len(row.seeds)}{group.dataset_score or 0:g}"
@@ -122,7 +125,7 @@ def _checked(run: Finished) -> Finished:
 
 
 def by_value(run: Finished) -> list[Finished]:
-    """A run that was trained with several values of its settings as one for each choice of them; another as it is."""
+    """Split a run with several values of its settings into one run per combination of values; others are unchanged."""
     summary, parts, first = run.summary, [], 0
     chosen = [of["settings"] for of in summary.get("values", ())]
     size = len(summary["seeds"]) // max(len(chosen), 1)
@@ -141,7 +144,7 @@ def by_value(run: Finished) -> list[Finished]:
 
 
 def _best(evaluations: dict[str, np.ndarray], clock: str) -> dict[str, Any]:
-    """The best evaluation in a table, as a run tells it."""
+    """The best evaluation in a table, in the format of a run's summary."""
     times, _, scores = plots.by_time(evaluations, clock, "score")
     at, per_seed = max(enumerate(scores.T.tolist()), key=lambda pair: standing(pair[1]))
     return {"mean": float(np.mean(per_seed)), "per_seed": per_seed, clock: int(times[at])}
@@ -163,11 +166,11 @@ def _settings(folder: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Row:
-    """Trainings of one agent with one choice of settings on one task: a run, or several of other seeds.
+    """All trainings of one agent with the same settings on one task: one run, or several with different seeds.
 
     Attributes:
-        name: the agent and, where it was tried with several, its settings.
-        tried: how many settings of the agent were tried on the task, at the least.
+        name: the agent, with those settings that differ from its other rows.
+        tried: the number of settings of the agent that are known to have been tried on the task.
     """
 
     name: str
@@ -176,12 +179,12 @@ class Row:
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """Of the last policies' episodes, ``[N, episodes]``."""
+        """The scores of the last policies' episodes, ``[N, episodes]``."""
         return np.concatenate([run.scores for run in self.runs if run.scores is not None])
 
     @property
     def per_seed(self) -> np.ndarray:
-        """``[N]``"""
+        """The mean score of each training, ``[N]``."""
         return self.scores.mean(-1)
 
     @property
@@ -194,7 +197,7 @@ class Row:
 
     @property
     def length(self) -> int:
-        """In updates or steps."""
+        """The length of the training, in updates or steps."""
         return self.runs[0].summary[plots.clock_of(self.runs[0].summary)]
 
     @property
@@ -208,25 +211,25 @@ class Row:
         return bootstrap(self.scores)
 
     def curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """The times ``[U]`` at which all its trainings were evaluated, and their scores ``[U, N]``."""
+        """The times ``[U]`` at which all trainings were evaluated, and their scores ``[U, N]``."""
         clock = plots.clock_of(self.runs[0].summary)[:-1]
         each = [plots.by_time(run.evaluations, clock, "score") for run in self.runs]
         times = np.array(sorted(set.intersection(*(set(times) for times, *_ in each))))
         return times, np.concatenate([scores[:, np.isin(at, times)] for at, _, scores in each]).T
 
     def losses(self, which: str) -> dict[str, float]:
-        """The mean over all trainings of each of their last ``losses`` or, of these, what was ``held_out``."""
+        """The mean over all trainings of each final loss, where ``which`` is "losses" or "held_out"."""
         tables = [run.summary[which] or {} for run in self.runs]
         return {name: float(np.mean([v for table in tables for v in table.get(name, ())])) for name in tables[0]}
 
 
 @dataclass(frozen=True)
 class Group:
-    """What can be compared: rows on one dataset or environment, the best first.
+    """Comparable rows, on one dataset or environment, best first.
 
     Attributes:
-        kind: of their scores; None without an environment.
-        clock: what they count, "updates" or "steps".
+        kind: of the scores; None without an environment.
+        clock: "updates" or "steps", what the runs are counted in.
     """
 
     title: str
@@ -236,7 +239,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Of the dataset or environment."""
+        """The name of the dataset or environment."""
         return _name(self.rows[0].runs[0])
 
     @property
@@ -245,19 +248,19 @@ class Group:
 
     @property
     def dataset_score(self) -> float | None:
-        """The average episode of the dataset."""
+        """The score of the dataset's average episode, if known."""
         known = (run.summary["dataset_score"] for row in self.rows for run in row.runs)
         return next((score for score in known if score is not None), None)
 
 
 @dataclass(frozen=True)
 class Overall:
-    """Agents on several tasks that have one kind of score.
+    """Agents on several tasks with the same kind of score.
 
     Attributes:
-        tasks: those that the most agents have in common.
-        names: of the rows that have all of them.
-        left_out: the others' names, and the titles of the other tasks.
+        tasks: the common tasks.
+        names: of the rows that have all these tasks.
+        left_out: the names of the other rows and the titles of the other tasks.
     """
 
     tasks: tuple[Group, ...]
@@ -274,20 +277,20 @@ class Overall:
 
     @property
     def comparable(self) -> bool:
-        """Whether the scores of different tasks are on one scale. Where a task has no reference scores its score is the
-        return, which is on its own scale: of these it is only asked who scores higher."""
+        """Whether the scores of different tasks have the same scale. Without reference scores, the score is the return,
+        whose scale depends on the task; such scores are only compared within a task."""
         return not self.kind.startswith("return")
 
     def rows(self, name: str) -> list[Row]:
-        """Of every task."""
+        """The row of this name on every task."""
         return [next(row for row in task.rows if row.name == name) for task in self.tasks]
 
     def strata(self, name: str) -> list[np.ndarray]:
-        """The scores of a name's trainings on every task, ``[N]`` each."""
+        """The scores of the trainings of this name on every task, ``[N]`` each."""
         return [row.per_seed for row in self.rows(name)]
 
     def tried(self, name: str) -> int:
-        """The most settings that the agent was tried with on any of the tasks."""
+        """The largest number of settings that were tried on one of the tasks."""
         return max(row.tried for row in self.rows(name))
 
     def curve(self, name: str) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -298,7 +301,7 @@ class Overall:
 
 
 def groups_of(runs: Sequence[Finished]) -> list[Group]:
-    """Put the runs together that can be compared, which are told by what they are and not by their names alone."""
+    """Group comparable runs, by the identity of their data and task and not only by name."""
     parts: dict[str, list[Finished]] = {}
     for run in runs:
         parts.setdefault(json.dumps(run.about, sort_keys=True), []).append(run)
@@ -323,7 +326,7 @@ def groups_of(runs: Sequence[Finished]) -> list[Group]:
 
 
 def overall_of(groups: Sequence[Group]) -> list[Overall]:
-    """For every kind of score and clock, the tasks and rows that have the most in common, if it is two of both."""
+    """For every kind of score and clock, the largest set of common tasks and rows, if there are two or more of both."""
     alike: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
         if group.kind is not None:
@@ -333,7 +336,7 @@ def overall_of(groups: Sequence[Group]) -> list[Overall]:
 
 def _shared(tasks: Sequence[Group]) -> Overall | None:
     names = list(dict.fromkeys(row.name for task in tasks for row in task.rows))
-    # What names have in common, all of it unless that is too much, is tried: how many names have all these tasks?
+    # Candidate task sets are the intersections of the names' task sets, up to a limit. Count the names that have each.
     rows = [{row.name for row in task.rows} for task in tasks]
     has = {name: frozenset(t for t, of_task in enumerate(rows) if name in of_task) for name in names}
     own = set(has.values())
@@ -352,7 +355,7 @@ def _shared(tasks: Sequence[Group]) -> Overall | None:
 
 
 def _merged(runs: Sequence[Finished]) -> list[list[Finished]]:
-    """Runs of one agent with equal settings and other seeds belong together; the same seeds again do not."""
+    """Merge runs of one agent with the same settings and disjoint seeds into rows."""
     rows: list[list[Finished]] = []
     for run in runs:
         for row in rows:
@@ -372,8 +375,8 @@ def _merged(runs: Sequence[Finished]) -> list[list[Finished]]:
 
 
 def _varied(groups: Sequence[Sequence[Sequence[Finished]]]) -> dict[str, set[str]]:
-    """The settings of every agent of which some task has several values. What differs between tasks alone is chosen for
-    them, as the papers do, and makes no other agent."""
+    """For every agent, the settings with several values on the same task. A setting that differs only between tasks is
+    task-specific tuning, as in the papers, and does not make a different agent."""
     varied: dict[str, set[str]] = {}
     for rows in groups:
         for agent in {row[0].summary["agent"] for row in rows}:
@@ -392,15 +395,15 @@ def _label(run: Finished, varied: set[str]) -> str:
 
 
 def _place(run: Finished, rows: Sequence[Sequence[Finished]]) -> str:
-    """The end of a run's path that no other one has."""
+    """The shortest end of a run's path that no other run has."""
     own, others = run.folder.resolve().parts, [row[0].folder.resolve().parts for row in rows if row[0] is not run]
     count = next((n for n in range(1, len(own)) if all(own[-n:] != other[-n:] for other in others)), len(own))
     return "/".join(own[-count:])
 
 
 def _tried(agent: str, rows: Sequence[Sequence[Finished]]) -> int:
-    """How many settings of an agent are known to have been tried on a task: those that are here, or as many as a sweep
-    wrote down. What left no settings counts once."""
+    """The number of settings of an agent that are known to have been tried on a task: those of the given runs, or the
+    number that a sweep recorded if it is larger. Runs without settings count as one."""
     runs = [run for row in rows for run in row if run.summary["agent"] == agent]
     here = {json.dumps(run.choice, sort_keys=True) for run in runs}
     return max([len(here), *(run.summary.get("settings_tried") or 0 for run in runs)])
@@ -411,7 +414,7 @@ def _name(run: Finished) -> str:
 
 
 def _titles(groups: Sequence[Sequence[Finished]]) -> list[str]:
-    """The dataset of every group of runs, and where several have one of that name, what else distinguishes them."""
+    """A title for every group: its dataset and, if several groups have one of that name, what distinguishes them."""
     abouts = [dict(group[0].about, name=_name(group[0])) for group in groups]
     titles = []
     for about in abouts:
@@ -433,7 +436,7 @@ def _data_facts(data: Mapping[str, Any]) -> str:
 
 
 def _task_facts(about: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    """What is particular about a task among others in the environment of that name."""
+    """The facts in which a task differs from others in the environment of the same name."""
     if about["task"] is None:
         return ""
     mine = _flat(about["task"])
@@ -443,7 +446,7 @@ def _task_facts(about: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The values in nested mappings, by their own names."""
+    """Flatten nested mappings, keeping only the innermost names."""
     flat: dict[str, Any] = {}
     for key, value in facts.items():
         flat |= _flat(value) if isinstance(value, Mapping) else {key: value}
@@ -451,7 +454,7 @@ def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find(folders: Sequence[Path]) -> Iterator[Path]:
-    """The folders of runs among those given and, of one that is no run, the finished ones below it."""
+    """The given folders that are runs and, for a folder that is not a run, the finished runs below it."""
     seen = set()
     for folder in folders:
         below = (
@@ -466,6 +469,6 @@ def find(folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def unfinished(folders: Sequence[Path]) -> list[Path]:
-    """The folders of runs below those given that ``find`` passes over: they have a checkpoint and no result yet."""
+    """The runs below the given folders that ``find`` leaves out: those with a checkpoint but no summary yet."""
     found = {path.parent for folder in folders for path in folder.rglob("last.ckpt")}
     return sorted(run for run in found - set(folders) if not (run / "summary.json").exists())

@@ -1,4 +1,4 @@
-"""The pictures of a comparison, each as PNG, PDF and SVG."""
+"""Plots of a comparison, each as PNG, PDF and SVG."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from offlinerl.util.figures import line_of, literal
 FORMATS = ("png", "pdf", "svg")
 
 Colours = Mapping[str, int]
-"""The number of every agent's colour, which it has in all pictures of a report."""
+"""The index of every agent's colour, the same in all plots of a report."""
 
 
 def task(found: Findings, colours: Colours, reference: float | None, stem: Path) -> None:
-    """The mean of every agent over its training, and its last policies: the seeds as points, their mean with its
+    """Plot the mean of every agent over training, and its last policies: the seeds as points, their mean with its
     interval.
 
     Args:
-        reference: what the dataset's average episode scores.
+        reference: score of the dataset's average episode.
     """
     figure, (over_time, at_end) = _figure(1, 2, (11, 4.6), width_ratios=[1.3, 1])
     _lines(over_time, found.curves, found.names, colours)
@@ -40,7 +40,7 @@ def task(found: Findings, colours: Colours, reference: float | None, stem: Path)
 
 
 def aggregates(found: Findings, colours: Colours, stem: Path) -> None:
-    """The estimates of every agent with their intervals, a panel for each kind."""
+    """Plot the estimates of every agent with their intervals, one panel for each kind."""
     kinds = list(found.estimates[found.names[0]])
     figure, axes = _figure(
         1, len(kinds), (3.6 * len(kinds) + 1, 1.4 + 0.5 * len(found.names)), sharex=True, sharey=True
@@ -70,7 +70,7 @@ def profiles(found: Findings, colours: Colours, stem: Path) -> None:
 
 
 def improvement(found: Findings, stem: Path) -> None:
-    """How probably the agent of a row scores higher than the one of a column."""
+    """Plot the probability that the agent of a row scores higher than the one of a column."""
     n = len(found.names)
     figure, ((axis,),) = _figure(1, 1, (2.6 + 1.25 * n, 1.8 + 0.8 * n), squeeze=False)
     chances = {(x, y): found.beats(x, y) for x in found.names for y in found.names if x != y}
@@ -108,7 +108,7 @@ def _intervals(
     axis: Any, estimates: Mapping[str, Estimate], names: Sequence[str], colours: Colours,
     points: Mapping[str, np.ndarray] | None = None,
 ) -> None:  # fmt: skip
-    """A line an agent, the first name on top."""
+    """Draw one line per agent, the first name on top."""
     for place, name in enumerate(names):
         value, low, high = estimates[name]
         colour = line_of(colours[name])["color"]
@@ -130,4 +130,4 @@ def _legend(figure: Any, axis: Any) -> None:
 def _save(figure: Any, stem: Path) -> None:
     for suffix in FORMATS:
         save(figure, stem.with_name(f"{stem.name}.{suffix}"))
-        figure.set_layout_engine("none")  # it is laid out, which takes longer than to write it
+        figure.set_layout_engine("none")  # keep the layout for the other formats; computing it is slow

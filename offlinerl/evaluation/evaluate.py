@@ -1,4 +1,4 @@
-"""Vectorised, seeded rollouts of every seed's policy."""
+"""Evaluation by vectorised, seeded rollouts of every seed's policy."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def evaluate(
 ) -> Evaluation:
     """Roll out every seed's policy, without exploration.
 
-    Episode i starts from the reset seed ``seed + i`` for every policy, so that policies meet the same
-    starts, and the number of environments does not change what is measured. A policy whose actions are not finite plays
-    no more, and all its returns and scores are NaN.
+    Episode i is reset with the seed ``seed + i`` for every policy, so that all policies get the same initial states,
+    and the result does not depend on the number of environments. A policy whose actions are not finite stops, and all
+    its returns and scores are NaN.
 
     Args:
-        policy: S policies; an agent that explores elsewhere meanwhile is not disturbed.
-        task: where and how to score.
+        policy: S policies; the state of an agent's exploration is not changed.
+        task: the environment and the score.
         episodes: episodes of each policy.
         seed: reset seed of the first episode.
-        pool: environments to reuse, a multiple of S of them; made and closed here by default.
-        progress: called after every step with the number of episodes that it ended.
+        pool: environments to reuse, a multiple of S of them; by default created and closed here.
+        progress: called after every step with the number of episodes that ended in it.
 
     Raises:
-        UserError: the environment's shapes are not the policy's, or no policy's actions are finite.
+        UserError: the environment's shapes are not the policy's, or no policy has finite actions.
     """
     if pool is None:
         with closing(make_pool(task, len(policy.seeds), episodes)) as pool:
@@ -64,13 +64,13 @@ def evaluate(
     loop = EnvironmentLoop(pool, S, lambda s, e, episode: seed + episode, "stop")
     policy = apart(policy, range(loop.shape[1]))
     returns, lengths, success = (np.zeros((S, episodes)) for _ in range(3))
-    knows_success = False  # whether the environment says what success is
+    knows_success = False  # whether the environment reports success
     begun = np.zeros((S, 1), int)  # how many episodes of each seed have begun
     ended = loop.playing.size
     while True:
         if ended or not loop.playing.any():
             free = ~loop.playing & ~loop.diverged[:, None]
-            numbers = begun + free.cumsum(1) - 1  # [S, E] which episode is next in each free environment
+            numbers = begun + free.cumsum(1) - 1  # [S, E] number of the next episode in each free environment
             where = free & (numbers < episodes)
             begun += where.sum(1, keepdims=True)
             loop.begin(where, numbers, policy)
@@ -96,19 +96,19 @@ def evaluate(
 
 
 def say_of_diverged(policy: Policy, result: Evaluation, display: Display) -> None:
-    """Say, once, which of S policies have no scores, and why."""
+    """Print once which of S policies have no scores, and why."""
     for s in np.flatnonzero(np.isnan(result.scores).any(1)).tolist():
         display.say_once(f"{diverged_in_words(policy, s)}; it has no score, and the others go on")
 
 
 def make_pool(task: Task, seeds: int, episodes: int) -> Pool:
-    """Environments for an evaluation: two a core or one a seed, whichever is more."""
+    """Environments for an evaluation: two per core or one per seed, whichever is more."""
     lanes = side_by_side(task.env, min(episodes, max(1, round(2 * cores() / seeds))))
     return Pool(task.env, seeds * lanes, task.obs_keys)
 
 
 def check_spec(policy: Policy, pool: Pool) -> None:
-    """Raises a UserError unless the environments have the shapes that the policy is for."""
+    """Raise a UserError if the shapes of the environments and the policy differ."""
     have, want = pool.spec, policy.spec
     if want and (have.obs, have.action_dim, have.num_actions) != (want.obs, want.action_dim, want.num_actions):
         raise UserError(
@@ -141,19 +141,19 @@ def evaluate_checkpoint(
     limits: Mapping[str, Any] | None = None,
     agent_class: type[Agent] | str | None = None,
 ) -> dict[str, Any]:
-    """What ``offlinerl evaluate`` does: needs the checkpoint and nothing else.
+    """``offlinerl evaluate``: evaluate the policies in a checkpoint, without other files of the run.
 
     Args:
-        path: a checkpoint of a run, or its folder, whose last one is meant.
-        env: another task than the checkpoint's own: a registry name, or a Gymnasium id or what
-            ``offlinerl.envs.make.make`` takes, whose score is the return.
+        path: a checkpoint, or a run's folder, whose last checkpoint is read.
+        env: a task to use instead of the checkpoint's own: a name in the registry; or a Gymnasium id or what
+            ``offlinerl.envs.make.make`` takes, with the return as the score.
         episodes: episodes of each seed's policy.
-        seed: reset seed of the first one.
-        video: a folder for the film of one episode a seed; see ``record_videos``.
-        json_file: where to write what is returned.
+        seed: reset seed of the first episode.
+        video: a folder for a video of one episode per seed; see ``record_videos``.
+        json_file: where to write the returned dictionary.
         device: "auto", "cpu" or "cuda".
         limits: some of ``offlinerl.envs.make.LIMITS``, such as ``pixels=True``; see ``offlinerl.envs.make.make``.
-        agent_class: of an agent that is neither ours nor installed; see ``checkpoint.load_agent``.
+        agent_class: of an agent that is neither built in nor installed; see ``checkpoint.load_agent``.
 
     Raises:
         UserError: the checkpoint cannot be read or does not fit the environment.
@@ -166,7 +166,7 @@ def evaluate_checkpoint(
         raise UserError(f"the checkpoint {path} does not say what it was trained for; name an environment with --env")
     task = Task(**agent.task) if env is None else Task.of(registry.task(env))
     own = (agent.task or {}).get("env") or {}
-    if env is not None:  # another one is seen as its own is
+    if env is not None:  # the policy observes the new environment as it observed its own
         limits = {key: own[key] for key in ("pixels", "stack") if key in own} | dict(limits or {})
     task = replace(
         task, env=with_limits(task.env, limits or {}), obs_keys=task.obs_keys or (agent.task or {}).get("obs_keys")

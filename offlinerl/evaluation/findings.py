@@ -1,4 +1,4 @@
-"""What a comparison of agents finds: estimates with their intervals, who beats whom, and whether that is sure."""
+"""Results of a comparison of agents: estimates with intervals, probabilities of improvement, and a verdict."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from offlinerl.util.display import between, places, shown, unit_of
 from offlinerl.util.errors import either
 
 CHANCE = 0.025
-"""With which an agent may come out ahead of one that is as good, at most, if it is to be called better."""
+"""Significance level: an agent is only called better if an equally good one would lead by as much with at most this
+probability."""
 
 THRESHOLDS = 101
-"""Points of a performance profile."""
+"""Number of points of a performance profile."""
 
 
 class Estimate(NamedTuple):
-    """A value and its 95% interval, which is NaN where it cannot be known."""
+    """A value and its 95% interval, which is NaN if it cannot be computed."""
 
     value: float
     low: float
     high: float
 
     def text(self) -> str:
-        """As in "71.3 (69.0 to 73.5)"."""
+        """The estimate in words, such as "71.3 (69.0 to 73.5)"."""
         value, low, high = self
         if np.isnan(low):
             return shown(value)
@@ -47,13 +48,13 @@ class Estimate(NamedTuple):
 
 
 def percent(chance: Estimate) -> str:
-    """A probability as in "83%, 63 to 97%"."""
+    """A probability in words, such as "83%, 63 to 97%"."""
     value, low, high = (100 * number for number in chance)
     return f"{value:.0f}%" + ("" if np.isnan(low) else f", {low:.0f} to {high:.0f}%")
 
 
 class Curve(NamedTuple):
-    """Values ``[U]`` over times or thresholds ``[U]``, with their 95% intervals."""
+    """Values ``[U]`` at times or thresholds ``[U]``, with their 95% intervals."""
 
     x: np.ndarray
     value: np.ndarray
@@ -63,21 +64,21 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class Findings:
-    """Of agents on a task, or on several.
+    """The results for agents on one task, or on several.
 
     Attributes:
-        title: of what they are compared on.
+        title: of the task or tasks.
         unit: of the estimates.
         clock: "updates" or "steps".
-        tasks: their titles.
-        names: of the agents, the best first.
-        tried: how many settings of each were tried.
-        strata: each one's scores a training, for each task.
+        tasks: titles of the tasks.
+        names: of the agents, best first.
+        tried: number of settings tried, by agent.
+        strata: the scores of each agent's trainings, for each task.
         estimates: "IQM", "mean" and, over several tasks, "median"; empty if the tasks' scores have no common scale.
-        improvement: the probability that a training of the first scores higher than one of the second, of every pair
-            in the order of ``names``.
-        curves: the score over updates or steps, over several tasks the interquartile mean.
-        profiles: the share of trainings above a score; of several tasks only.
+        improvement: for every pair in the order of ``names``, the probability that a training of the first agent
+            scores higher than one of the second.
+        curves: the score over updates or steps; over several tasks, the interquartile mean.
+        profiles: the fraction of trainings above a score; only over several tasks.
     """
 
     title: str
@@ -94,12 +95,12 @@ class Findings:
 
     @property
     def fewest(self) -> int:
-        """Trainings of an agent on a task."""
+        """The smallest number of trainings of any agent on any task."""
         return min(len(task) for scores in self.strata.values() for task in scores)
 
     @property
     def criterion(self) -> str | None:
-        """By which the agents are ranked."""
+        """The estimate by which the agents are ranked; None if there are no estimates."""
         return None if not self.estimates else "IQM" if len(self.tasks) > 1 else "mean"
 
     def beats(self, x: str, y: str) -> Estimate:
@@ -114,8 +115,8 @@ class Findings:
 
     @property
     def rivals(self) -> list[str]:
-        """Whom the best one cannot be told apart from, the nearest first: no interval says that it is the better one,
-        or chance would say so too often."""
+        """The agents that the best one is not significantly better than, nearest first: the interval of its probability
+        of improvement reaches 50%, or the permutation test gives more than ``CHANCE``."""
         best, *others = self.names
 
         def is_better(other: str) -> bool:
@@ -125,7 +126,7 @@ class Findings:
         return sorted(itertools.filterfalse(is_better, others), key=lambda other: self.beats(best, other).value)
 
     def verdict(self) -> tuple[bool, str]:
-        """Whether it is sure who is the best, and what can be said of it in words."""
+        """Whether the best agent is significantly better than all others, and the result in words."""
         best, *others = self.names
         value = ""
         if self.criterion is not None:
@@ -153,8 +154,8 @@ class Findings:
 
 
 def of_group(group: Group) -> Findings:
-    """What is found on one task. The mean has the interval of seeds and episodes, the interquartile mean one of seeds
-    alone."""
+    """The results on one task. The interval of the mean resamples seeds and episodes, that of the interquartile mean
+    only seeds."""
     rows = {row.name: row for row in group.rows}
     strata = {name: [row.per_seed] for name, row in rows.items()}
     estimates = {
@@ -172,8 +173,8 @@ def of_group(group: Group) -> Findings:
 
 
 def of_overall(overall: Overall) -> Findings:
-    """What is found over several tasks, the agents ranked by their interquartile mean or, where the tasks have no
-    common scale, by how probably each scores higher than the others."""
+    """The results over several tasks. Agents are ranked by their interquartile mean or, if the tasks have no common
+    scale, by their mean probability of scoring higher than the others."""
     strata = {name: overall.strata(name) for name in overall.names}
     tried = {name: overall.tried(name) for name in overall.names}
     estimates: dict[str, dict[str, Estimate]] = {}

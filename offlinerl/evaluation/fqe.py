@@ -1,4 +1,4 @@
-"""FQE: fitted Q evaluation (Le, Voloshin & Yue, ICML 2019), a policy's return from a dataset, without acting."""
+"""FQE: fitted Q evaluation (Le, Voloshin & Yue, ICML 2019), which estimates a policy's return from a dataset."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_map
 
 ROWS_ACTED_ON = 1 << 12
-"""Observations that the target policy takes at a time."""
+"""Number of observations for which the target policy computes actions at a time."""
 
 Choice = Callable[[Tree], Tensor]
-"""A target policy: observations ``[B, ...]`` to its actions in units of [-1, 1], ``[B, A]``, or to the probabilities of
-its discrete ones, ``[B, actions]``."""
+"""A target policy: maps observations ``[B, ...]`` to actions in units of [-1, 1], ``[B, A]``, or to the probabilities
+of discrete actions, ``[B, actions]``."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class FQE(Agent):
     """Regresses ``Q(s, a)`` on ``r + gamma E_pi Q'(s', pi(s'))`` (paper, algorithm 3), with a target network Q' as in
     Paine et al., Hyperparameter selection for offline reinforcement learning, 2020, section 3.2.
 
-    Its batches hold in ``next_action`` what the target policy does in ``next_obs``; see ``Choice``. Every seed is a
-    critic of its own.
+    In its batches, ``next_action`` is what the target policy does in ``next_obs``; see ``Choice``. Every seed is a
+    separate critic.
     """
 
     config_class = FQEConfig
@@ -81,22 +81,22 @@ class FQE(Agent):
         return dict(critic_loss=loss, q=self.config.scale * q.detach().mean(-1))
 
     def expected(self, critic: ActionValues | Critic, obs: Tree, action: Tensor | None) -> Tensor:
-        """Q of actions ``[S, B, A]`` or, of discrete ones, its mean under their probabilities ``[S, B, actions]``,
-        both ``[S, B]``."""
+        """Q of actions ``[S, B, A]``, or the mean of Q under the probabilities ``[S, B, actions]`` of discrete actions;
+        ``[S, B]`` in units of ``scale``."""
         if self.spec.num_actions:
             return (critic(obs) * action).sum(-1)
         return critic(obs, action).squeeze(1)
 
     def q(self, obs: Tree, action: Tensor) -> Tensor:
-        """Q of actions ``[S, B, A]``, of discrete ones by their numbers, ``[S, B]`` in units of ``scale``."""
+        """Q of actions ``[S, B, A]``, discrete ones given by index; ``[S, B]`` in units of ``scale``."""
         if self.spec.num_actions:
             return self.critic(obs).gather(-1, action.long()).squeeze(-1)
         return self.expected(self.critic, obs, action)
 
     @torch.no_grad()
     def value(self, obs: Tree, action: Tensor) -> Tensor:
-        """V of the target policy by every critic, ``[S, B]`` in units of reward, given ``[S, B, ...]`` and what it
-        does there."""
+        """V of the target policy by every critic, ``[S, B]`` in units of reward, given observations ``[S, B, ...]`` and
+        what the policy does in them; see ``Choice``."""
         return self.config.scale * self.expected(self.critic, obs, action)
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
@@ -104,15 +104,15 @@ class FQE(Agent):
 
 
 class Followed(Table):
-    """The rows of a dataset, with what a target policy does in their successors for ``next_action``. Its episodes are
-    whole, whatever ``leaps`` are in them.
+    """The rows of a dataset, where ``next_action`` is what a target policy does in the next observation. Episodes are
+    not divided at ``leaps``.
 
     Args:
         choice: the target policy.
-        dataset: see ``Table``, as for the others.
+        dataset: see ``Table``, also for the other arguments.
 
     Attributes:
-        first: what it does in the first observation of every episode, ``[n, A or actions]``.
+        first: what the policy does in the first observation of every episode, ``[n, A or actions]``.
     """
 
     def __init__(self, choice: Choice, dataset: Dataset, spec: Spec, gamma: float, **settings: Any):
@@ -128,13 +128,13 @@ class Followed(Table):
 
 
 class Resampled(OfflineData):
-    """Uniform minibatches of a bootstrap's resamples: each seed has its own, as many episodes as there are, drawn with
+    """Uniform minibatches from bootstrap resamples. Each seed has its own resample: n of the n episodes, drawn with
     replacement.
 
     The arguments are those of ``OfflineData``.
 
     Attributes:
-        times: ``[S, n]`` how often an episode is in the resample of a seed.
+        times: ``[S, n]``, how often each episode is in the resample of a seed.
     """
 
     def __init__(self, table: Table, seeds: Sequence[int], batch_size: int, updates: int = 50):
@@ -142,7 +142,7 @@ class Resampled(OfflineData):
         n = len(table.starts)
         drawn = Streams(seeds, "episodes", table.starts.device).integers(n, (n,))  # [S, n]
         self.times = torch.zeros_like(drawn).scatter_add_(1, drawn, torch.ones_like(drawn))
-        self.ends = (self.times * table.lengths).cumsum(-1)  # [S, n] rows of a resample up to here
+        self.ends = (self.times * table.lengths).cumsum(-1)  # [S, n] rows of the resample up to each episode's end
 
     def draw(self, updates: int | None = None) -> Batch:
         numbers = self.streams.integers(2**62, (updates or self.piece, self.batch_size))  # [S, K, B]
@@ -168,22 +168,25 @@ def fit_q(
     progress: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> tuple[FQE, Followed, Resampled]:
-    """The critics of fitted Q evaluation, with the rows that they learned from and how each drew them. Every one has
-    its own initial weights and its own resample of the episodes.
+    """Train the critics of fitted Q evaluation. Every critic has its own initial weights and its own bootstrap resample
+    of the episodes.
 
     Args:
-        choice: the policy.
-        data: n episodes, with rewards as they are to be valued.
-        spec: shapes and bounds of the task; what an agent's encoder makes of images is the agent's alone.
+        choice: the target policy.
+        data: n episodes, with the rewards to evaluate by.
+        spec: shapes and bounds of the task. The critics see images, even if the agent has a frozen encoder.
         critics: S, at least 2.
-        updates: gradient steps.
-        batch: transitions of each.
-        seed: of the first critic; the others follow.
+        updates: number of gradient steps.
+        batch: transitions per gradient step and critic.
+        seed: of the first critic; the others have the next integers.
         device: where to compute.
-        stack: frames to an observation.
-        progress: called now and then with the number of updates since.
-        settings: of ``FQEConfig``. ``scale`` is by default the root mean square of the data's discounted returns from
-            all rows on, and ``decay_steps`` is ``updates``.
+        stack: number of frames in an observation.
+        progress: called repeatedly with the number of updates since the last call.
+        settings: of ``FQEConfig``. The default of ``scale`` is the root mean square of the data's discounted returns
+            from all rows on, and that of ``decay_steps`` is ``updates``.
+
+    Returns:
+        The critics, the table that they learned from, and the source that drew their batches.
 
     Raises:
         UserError: the data's shapes are not those of ``spec``, or a setting is wrong.
@@ -201,19 +204,20 @@ def fit_q(
     table = Followed(choice, data, spec, gamma, device=device, stack=stack)
     source = Resampled(table, agent.seeds, batch)
     for block in source.blocks(updates):
-        agent.learn(block)  # type: ignore[arg-type]  # of transitions, as the table's are
+        agent.learn(block)  # type: ignore[arg-type]  # a block of transitions
         if progress:
             progress(len(block.reward))
     return agent, table, source
 
 
 def fitted_q_evaluation(choice: Choice, data: Dataset, spec: Spec, **fitting: Any) -> Estimate:
-    """The expected discounted return of a policy, from a dataset of others: the mean of ``Q(s, pi(s))`` over the first
-    observations of its episodes.
+    """Estimate the expected discounted return of a policy from a dataset of other policies: the mean of ``Q(s, pi(s))``
+    over the first observations of the episodes.
 
-    Every critic has its own resample of the episodes, for learning and for the mean, so that the interval is that of a
-    bootstrap (Efron & Tibshirani, 1993; Hao et al., Bootstrapping fitted Q-evaluation for off-policy inference, ICML
-    2021). It does not show what all critics have in common: a dataset that never does what the policy does.
+    Every critic has its own resample of the episodes, for training and for the mean, so that the interval is a
+    bootstrap interval (Efron & Tibshirani, 1993; Hao et al., Bootstrapping fitted Q-evaluation for off-policy
+    inference, ICML 2021). It does not include errors that all critics share, such as those from actions that the
+    dataset never takes.
 
     The arguments, and what is raised, are those of ``fit_q``.
     """
@@ -230,8 +234,8 @@ def fitted_q_evaluation(choice: Choice, data: Dataset, spec: Spec, **fitting: An
 
 
 def typical_return(data: Dataset, gamma: float) -> float:
-    """Root mean square of the discounted returns from all rows to the ends of their episodes, or to a terminal step
-    before; 1 if all are 0."""
+    """Root mean square of the discounted returns from all rows to the ends of their episodes, or to an earlier terminal
+    step; 1 if all are 0."""
     returns, after, ends = np.zeros(len(data)), 0.0, data.last | data.terminated
     for row in reversed(range(len(data))):
         after = data.reward[row] + (0.0 if ends[row] else gamma * after)
@@ -240,7 +244,8 @@ def typical_return(data: Dataset, gamma: float) -> float:
 
 
 def in_unit_of(agent: Agent) -> Callable[[Tensor], Tensor]:
-    """From an agent's actions to those that come of them in the environment, in units of [-1, 1]."""
+    """A function from an agent's actions to those that the environment takes after rounding and clipping, in units of
+    [-1, 1]."""
     spec = agent.spec
     middle, half = (torch.from_numpy(x).to(agent.device) for x in (spec.action_mid, spec.action_half))
     half = torch.where(half > 0, half, 1.0)
@@ -252,7 +257,7 @@ def in_unit_of(agent: Agent) -> Callable[[Tensor], Tensor]:
 
 
 def first_seed(agent: Agent) -> Agent:
-    """The agent of its first seed alone."""
+    """An agent with only the first of the agent's seeds."""
     return agent.part(slice(0, 1)) if len(agent.seeds) > 1 else agent
 
 
@@ -264,7 +269,7 @@ def has_diverged(agent: Agent) -> bool:
 
 
 def _observations(agent: Agent) -> Tree:
-    """A few of the right shapes, ``[4, ...]``."""
+    """Random observations with the task's shapes, ``[4, ...]``."""
     g = torch.Generator().manual_seed(0)
     parts = {
         leaf.path: (64 * torch.rand(4, *leaf.shape, generator=g)).to(agent.device, getattr(torch, leaf.dtype))
@@ -274,10 +279,10 @@ def _observations(agent: Agent) -> Tree:
 
 
 def choice_of(agent: Agent) -> Choice:
-    """The first seed's policy of an agent, without exploration, as fitted Q evaluation follows it.
+    """The policy of an agent's first seed, without exploration, as a target policy of fitted Q evaluation.
 
     Raises:
-        UserError: it acts by what it remembers, which no action value of observations knows of.
+        UserError: the policy depends on earlier steps of the episode, which a Q function of observations cannot.
     """
     agent = first_seed(agent)
     spec, in_unit = agent.spec, in_unit_of(agent)

@@ -1,11 +1,11 @@
-"""What a policy would return, by weighing the episodes of another one: importance sampling and doubly robust.
+"""Off-policy evaluation of a policy from another policy's episodes: importance sampling and doubly robust estimators.
 
-All of these estimate ``J = E[sum_t gamma^t r_t]`` of a target policy pi from n episodes of a behaviour mu. They are
-sums over steps of a weight times a value, ``sum_t gamma^t mean_i(w_i,t x_i,t)``, where
-``rho_i,t = prod_{t' <= t} pi(a|s) / mu(a|s)`` is how much likelier the first steps of episode i are under pi. Weighted
-estimators divide a step's weights by their mean over the episodes: a bias that vanishes as n grows, for a fraction of
-the variance. An episode that has ended keeps its last weight and earns nothing more, also where it was recorded beyond
-a terminal step. One that is cut off, by a time limit say, is taken for the whole.
+All of them estimate ``J = E[sum_t gamma^t r_t]`` of a target policy pi from n episodes of a behaviour policy mu. They
+are sums over steps of a weight times a value, ``sum_t gamma^t mean_i(w_i,t x_i,t)``, where
+``rho_i,t = prod_{t' <= t} pi(a|s) / mu(a|s)`` is the likelihood ratio of the first steps of episode i. Weighted
+estimators divide the weights of a step by their mean over the episodes, which has a bias that vanishes as n grows, and
+much less variance. After its end, an episode keeps its last weight and has rewards of 0, also if rows were recorded
+beyond a terminal step. A truncated episode, for example at a time limit, is treated as complete.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.util.errors import UserError
 
 Term: TypeAlias = tuple[np.ndarray, np.ndarray]
-"""Logarithms of weights ``[n, T]`` and what they weigh, ``[n, T]``, discounted."""
+"""Log-weights ``[n, T]`` and the discounted values that they weight, ``[n, T]``."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a policy's expected discounted return, in units of reward.
+    """An estimate of a policy's expected discounted return, in units of reward.
 
     Attributes:
         value: the estimate.
         interval: its 95% interval.
-        effective: as many of the behaviour's episodes would tell as much if their last weights were equal, from 1 to
-            n (Kong, 1992); where it is small, neither the value nor the interval can be relied on. None if there are no
-            weights.
+        effective: effective sample size by the episodes' last weights, from 1 to n (Kong, 1992), or 0 if all weights
+            are zero. If it is small, neither the value nor the interval is reliable. None if there are no weights.
     """
 
     value: float
@@ -57,17 +56,17 @@ def importance_sampling(
     per-step normalised one of Thomas, Safe reinforcement learning, 2015, section 3.8.
 
     Args:
-        data: n episodes of the behaviour.
-        target: probabilities, or densities, of the data's actions under the target policy, ``[rows]``.
-        behavior: and under the behaviour, ``[rows]``, above 0.
-        gamma: discount factor of a step.
-        log: whether these are their logarithms instead.
+        data: n episodes of the behaviour policy.
+        target: probabilities or densities of the data's actions under the target policy, ``[rows]``.
+        behavior: those under the behaviour policy, ``[rows]``, above 0.
+        gamma: discount factor per step.
+        log: whether ``target`` and ``behavior`` are logarithms.
         weighted: divide the weights of a step by their mean over the episodes.
         draws: resamples of the episodes for the percentile bootstrap interval (Efron & Tibshirani, 1993, section 13.3).
         seed: of the resamples.
 
     Raises:
-        UserError: the arrays do not fit the data, or are no probabilities.
+        UserError: the arrays do not have one number per row, or are not probabilities.
     """
     log_rho = _log_weights(data, target, behavior, log)
     reward = _discounted(_padded(data, data.reward, 0.0), gamma)
@@ -88,30 +87,30 @@ def doubly_robust(
     draws: int = 2_000,
     seed: int = 0,
 ) -> Estimate:
-    """Doubly robust: importance sampling of what a model leaves unexplained,
+    """Doubly robust estimation: importance sampling of the residual of a value model,
     ``sum_t gamma^t mean_i(rho_i,t (r_i,t - Q_i,t) + rho_i,t-1 V_i,t)``.
 
-    It has no bias where the probabilities are right, whatever the model, and little variance where the model is good.
-    This sum is what the recursion ``D_t = V_t + rho_t (r_t + gamma D_t+1 - Q_t)`` of Jiang & Li, Doubly robust
-    off-policy value evaluation for reinforcement learning, ICML 2016, equation 10, unrolls to; weighted, it is that of
+    It is unbiased if the probabilities are right, whatever the model, and has little variance if the model is good.
+    The sum is the unrolled recursion ``D_t = V_t + rho_t (r_t + gamma D_t+1 - Q_t)`` of Jiang & Li, Doubly robust
+    off-policy value evaluation for reinforcement learning, ICML 2016, equation 10; weighted, it is the estimator of
     Thomas & Brunskill, Data-efficient off-policy policy evaluation for reinforcement learning, ICML 2016, section 5.
 
     Args:
-        data: see ``importance_sampling``, as for the others not named here.
-        target: see there.
-        behavior: see there.
-        Q: a model's values of the target policy at the data's observations and actions, ``[rows]``.
-        V: and at the observations, ``[rows]``.
-        gamma: see there.
-        final_V: V of the last successor of every episode, ``[n]``, which stands for what episodes that were truncated
-            had still to earn; it is not used where they terminated, at any step. By default nothing stands for it.
-        log: see there.
-        weighted: see there.
-        draws: see there.
-        seed: see there.
+        data: see ``importance_sampling``.
+        target: see ``importance_sampling``.
+        behavior: see ``importance_sampling``.
+        Q: the model's action values of the target policy for the data's observations and actions, ``[rows]``.
+        V: the model's state values for the observations, ``[rows]``.
+        gamma: see ``importance_sampling``.
+        final_V: V of the last next observation of every episode, ``[n]``, to bootstrap from at truncations; ignored for
+            episodes that terminated at any step. By default there is no bootstrapping.
+        log: see ``importance_sampling``.
+        weighted: see ``importance_sampling``.
+        draws: see ``importance_sampling``.
+        seed: see ``importance_sampling``.
 
     Raises:
-        UserError: see there.
+        UserError: see ``importance_sampling``.
     """
     _require_rows(data, Q=Q, V=V)
     log_rho = _log_weights(data, target, behavior, log)
@@ -127,25 +126,25 @@ def doubly_robust(
 
 
 def until_terminal(data: Dataset) -> np.ndarray:
-    """Which rows are of what an episode earns, ``[rows]`` bool: all up to its first terminal step, which may lie in the
-    middle of what was recorded."""
+    """Mask of the rows up to the first terminal step of their episode, ``[rows]`` bool. The terminal step may be
+    followed by more recorded rows."""
     before = np.cumsum(data.terminated) - data.terminated  # terminal steps in earlier rows
     return before == np.repeat(before[data.episode_starts], data.episode_lengths)
 
 
 def discounted_returns(data: Dataset, gamma: float) -> np.ndarray:
-    """``[episodes]`` discounted sums of ``reward`` up to the first terminal step, float64."""
+    """Discounted returns of the episodes up to their first terminal step, ``[episodes]`` float64."""
     step = np.arange(len(data)) - np.repeat(data.episode_starts, data.episode_lengths)
     earned = np.where(until_terminal(data), data.reward * gamma**step, 0.0)
     return np.array([rewards.sum() for rewards in np.split(earned, data.episode_starts[1:])])
 
 
 def _log_weights(data: Dataset, target: np.ndarray, behavior: np.ndarray, log: bool) -> np.ndarray:
-    """``log rho``, ``[n, T]``; a product of hundreds of ratios may be no number of 64 bits."""
+    """``log rho``, ``[n, T]``; a product of hundreds of ratios could overflow or underflow float64."""
     _require_rows(data, target=target, behavior=behavior)
     target, behavior = np.asarray(target, np.float64), np.asarray(behavior, np.float64)
     if not log:
-        with np.errstate(divide="ignore", invalid="ignore"):  # -inf of what the target never does, NaN below 0
+        with np.errstate(divide="ignore", invalid="ignore"):  # -inf where the target never acts so; NaN below 0
             target, behavior = np.log(target), np.log(behavior)
     if not (target < np.inf).all():
         raise UserError("the target's probabilities must be finite and at least 0")
@@ -161,8 +160,8 @@ def _require_rows(data: Dataset, **columns: np.ndarray) -> None:
 
 
 def _padded(data: Dataset, column: np.ndarray, fill: float) -> np.ndarray:
-    """A column ``[rows]`` by episode and step, ``[n, T]`` float64, with T the length of the longest one, and ``fill``
-    behind the first terminal step."""
+    """A column ``[rows]`` by episode and step, ``[n, T]`` float64, where T is the length of the longest episode, with
+    ``fill`` after the first terminal step and after the end of an episode."""
     lengths = data.episode_lengths
     rows = np.full((len(lengths), lengths.max()), fill)
     rows[np.arange(rows.shape[1]) < lengths[:, None]] = np.where(until_terminal(data), column, fill)
@@ -174,7 +173,7 @@ def _discounted(values: np.ndarray, gamma: float) -> np.ndarray:
 
 
 def _estimated(terms: Sequence[Term], log_last: np.ndarray, weighted: bool, draws: int, seed: int) -> Estimate:
-    """The estimate of ``sum_t mean_i(w_i,t x_i,t)`` over all terms, and of resamples of the episodes."""
+    """The estimate ``sum_t mean_i(w_i,t x_i,t)`` over all terms, with a bootstrap interval over episodes."""
     n = len(log_last)
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws).astype(float)  # [draws, n]
     low, high = np.percentile(_sum_of_steps(terms, times, weighted), [2.5, 97.5])
@@ -185,8 +184,8 @@ def _estimated(terms: Sequence[Term], log_last: np.ndarray, weighted: bool, draw
 
 
 def _sum_of_steps(terms: Sequence[Term], times: np.ndarray, weighted: bool) -> np.ndarray:
-    """``sum_t sum_i c_i w_i,t x_i,t / N_t`` for every row c of ``times``, ``[draws]``: N_t is n or, weighted, the sum
-    of the step's weights. A step at which nothing has any weight adds nothing."""
+    """``sum_t sum_i c_i w_i,t x_i,t / N_t`` for every row c of ``times``, ``[draws]``: N_t is n or, if weighted, the
+    sum of the step's weights. A step whose weights are all zero adds nothing."""
     total = np.zeros(len(times))
     for log_weight, value in terms:
         if weighted:
@@ -194,13 +193,13 @@ def _sum_of_steps(terms: Sequence[Term], times: np.ndarray, weighted: bool) -> n
             norm = times @ weight  # [draws, T]
             total += np.divide(times @ (weight * value), norm, out=np.zeros_like(norm), where=norm > 0).sum(-1)
         else:
-            with np.errstate(over="ignore", invalid="ignore"):  # of a weight beyond all numbers, what is 0 stays 0
+            with np.errstate(over="ignore", invalid="ignore"):  # an infinite weight times 0 is 0 here
                 weighed = np.where(value == 0, 0.0, np.exp(log_weight) * value)
             total += times @ weighed.sum(-1) / times.shape[1]
     return total
 
 
 def _relative(log_weight: np.ndarray) -> np.ndarray:
-    """Weights over the largest one of their step, 0 where there is none."""
+    """Weights divided by the largest one of their step; 0 where all are zero."""
     largest = log_weight.max(0)
     return np.exp(log_weight - np.where(np.isfinite(largest), largest, 0.0))

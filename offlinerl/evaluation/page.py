@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: no network, no other file."""
+"""A report as one self-contained HTML page, which needs no network and no other files."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from offlinerl.util.figures import line_of
 FILMS = {".gif": "image/gif", ".mp4": "video/mp4", ".webm": "video/webm"}
 
 MOST_FILMS = 60 * 2**20
-"""Bytes of films that a page holds; what is beyond is only named."""
+"""Maximum bytes of videos embedded in a page; further ones are only named."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: of one task, or over several.
+    """A section of a report, about one task or about several.
 
     Attributes:
-        stem: what the names of its files begin with.
-        found: None where there are no scores.
-        group: the task, if it is one.
-        tables: with their captions, by what the names of their files end with; the first one is for the screen too.
+        stem: the beginning of its files' names.
+        found: the results; None without scores.
+        group: the task, if the section is about one.
+        tables: captions and tables, by the suffix of their files' names; the first table is also printed.
         notes: sentences.
     """
 
@@ -45,7 +45,7 @@ def write(path: Path, sections: Sequence[Section], colours: Mapping[str, int], e
     """Write the page.
 
     Args:
-        colours: the number of every agent's colour.
+        colours: the index of every agent's colour.
         explanation: paragraphs.
     """
     from jinja2 import Environment
@@ -63,7 +63,7 @@ def write(path: Path, sections: Sequence[Section], colours: Mapping[str, int], e
 
 
 def _part(section: Section, colours: Mapping[str, int]) -> dict[str, Any]:
-    """What the page shows of a section: a verdict, a table and charts."""
+    """The content of a section for the template: verdict, table and charts."""
     found = section.found
     part = dict(title=section.title, notes=section.notes, table=section.tables[""][1] if "" in section.tables else None)
     if found is None:
@@ -118,7 +118,7 @@ def _style(number: int) -> dict[str, str]:
 
 
 def _films(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """The films in runs' folders, with their bytes as the text that a page can hold."""
+    """The videos in runs' folders, with their contents in base64."""
     films, room = [], MOST_FILMS
     for folder in folders:
         for path in sorted(path for path in folder.rglob("*") if path.suffix in FILMS):

@@ -1,4 +1,4 @@
-"""Pictures of runs."""
+"""Plots of runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from offlinerl.util.figures import COLOURS, format_of, literal
 from offlinerl.util.settings import columns_of, named
 
 DRAWN = ("value_loss", "critic_loss", "q_loss", "actor_loss", "effective_episodes")
-"""Metrics of a run that are drawn beside its score."""
+"""Metrics of a run that are plotted beside its score."""
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
     """The columns of a CSV file of numbers.
 
     Raises:
-        UserError: it is missing or holds something else.
+        UserError: the file is missing or is not such a table.
     """
     try:
         with path.open(newline="") as file:
@@ -37,8 +37,8 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def by_time(columns: dict[str, np.ndarray], clock: str, value: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times ``[U]``, in updates or steps, members ``[S, ...]``, each with its seed and its value of everything that has
-    several, and the mean of a column over the rows of each, ``[S, U]``."""
+    """Times ``[U]``, in updates or steps; members ``[S, ...]``, each with its seed and its values of settings that have
+    several; and the mean of a column over the rows of each member and time, ``[S, U]``."""
     times, u = np.unique(columns[clock], return_inverse=True)
     told = [column for name, column in columns.items() if name == "seed" or name.startswith("agent.")]
     members, s = np.unique(np.stack(told, 1), axis=0, return_inverse=True)
@@ -50,7 +50,7 @@ def by_time(columns: dict[str, np.ndarray], clock: str, value: str) -> tuple[np.
 
 
 def reconstructions(frames: np.ndarray, found: np.ndarray, path: Path) -> Path:
-    """Draw images ``[n, H, W, C]`` with brightnesses in [0, 1], and below each what was made of it, likewise."""
+    """Draw images ``[n, H, W, C]`` with values in [0, 1], and below each its reconstruction, of the same shape."""
     figure = new_figure((1.4 * len(frames), 3.2))
     for row, (name, images) in enumerate((("frames", frames), ("reconstructions", found))):
         for column, image in enumerate(images):
@@ -64,7 +64,7 @@ def reconstructions(frames: np.ndarray, found: np.ndarray, path: Path) -> Path:
 
 
 def rows_of(columns: Mapping[str, np.ndarray], member: Mapping[str, float]) -> np.ndarray:
-    """Where in a run's table the rows of a member, or of some values, are; bool."""
+    """Boolean mask of the rows of a run's table that belong to a member, or have these values."""
     found = np.ones(len(next(iter(columns.values()))), bool)
     for name, value in columns_of(member).items():
         found &= columns[name] == value
@@ -72,16 +72,16 @@ def rows_of(columns: Mapping[str, np.ndarray], member: Mapping[str, float]) -> n
 
 
 def clock_of(summary: dict) -> str:
-    """What a run counts: "updates" or "steps"."""
+    """The unit that a run is counted in: "updates" or "steps"."""
     return summary.get("clock", "updates")
 
 
 def curves(run: Path, path: Path) -> Path:
-    """Draw the scores of a run over its updates or steps and, beside them, ``DRAWN``; of one without an environment,
-    its losses alone.
+    """Plot the scores of a run over its updates or steps and, beside them, the metrics in ``DRAWN``; for a run without
+    an environment, only its losses.
 
-    The line is the mean over seeds, the band their range, thin lines the seeds themselves; a diamond is the last policy
-    with its 95% interval. A dashed line is the loss on the episodes that were held out.
+    The line is the mean over seeds, the band their range, and thin lines are single seeds. A diamond is the last policy
+    with its 95% interval. A dashed line is the loss on held-out episodes.
     """
     from matplotlib.ticker import EngFormatter
 
@@ -124,7 +124,7 @@ def plain(axis: Any) -> None:
 
 
 def new_figure(size: tuple[float, float]) -> Any:
-    """An empty picture of a size in inches, which is no window and knows of none."""
+    """An empty figure of a size in inches, independent of pyplot and of any window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -134,7 +134,7 @@ def new_figure(size: tuple[float, float]) -> Any:
 
 
 def save(figure: Any, path: Path, dpi: int = 130) -> Path:
-    """Write a picture whole, in the format that its name ends with."""
+    """Write a figure atomically, in the format of the file's suffix."""
     path = Path(path)
     with atomic_write(path, overwrite=True) as temporary:
         figure.savefig(temporary, dpi=dpi, format=format_of(path))
@@ -142,12 +142,12 @@ def save(figure: Any, path: Path, dpi: int = 130) -> Path:
 
 
 def online_performance(values: np.ndarray, unit: str, how: str, path: Path) -> Path:
-    """Draw what the best of k policies can be expected to reach, by k; see ``statistics.expected_maximum``.
+    """Plot the expected value of the best of k policies over k; see ``statistics.expected_maximum``.
 
     Args:
         values: of the policies, ``[P]``.
-        unit: what they are.
-        how: they were found.
+        unit: of the values.
+        how: how the values were measured, for the title.
         path: the PNG to write.
     """
     figure = new_figure((6.4, 4.2))
@@ -167,7 +167,7 @@ def online_performance(values: np.ndarray, unit: str, how: str, path: Path) -> P
 def _draw_metric(
     axis: Any, name: str, columns: dict[str, np.ndarray], clock: str, colour: str, label: str, style: str = "-"
 ) -> None:
-    """The mean over seeds of a metric over time, and every seed's."""
+    """Plot a metric over time: the mean over seeds, and every seed."""
     times, seeds, values = by_time(columns, clock[:-1], name)
     known = ~np.isnan(values).all(0)
     times, values = times[known], values[:, known]

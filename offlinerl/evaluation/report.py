@@ -1,4 +1,4 @@
-"""Comparing finished runs: what ``offlinerl report`` prints and writes."""
+"""``offlinerl report``: compare finished runs."""
 
 from __future__ import annotations
 
@@ -42,15 +42,16 @@ EXPLANATION = (
 
 
 def report(runs: Sequence[Path], out: Path | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Print a table of the runs of every task and dataset, and what they say over all tasks; and write a report into
-    the folder ``out`` if it is given: ``report.html``, ``report.md``, ``tables`` and ``pictures``.
+    """Print a table of the runs for every task and dataset, and the results over all tasks. If ``out`` is given, also
+    write a report into that folder: ``report.html``, ``report.md``, ``tables`` and ``pictures``.
 
     Args:
-        runs: folders of finished runs, or folders that hold such.
+        runs: folders of finished runs, or folders that contain them.
+        out: folder to write the report into.
 
     Returns:
-        the rows of ``tables/*.csv`` by the files' names: ``scores``, ``overall``, ``improvement``, ``curves``,
-        ``profiles`` and ``losses``, of which those are left out that have no row.
+        The rows of ``tables/*.csv`` by file name: ``scores``, ``overall``, ``improvement``, ``curves``, ``profiles``
+        and ``losses``; files without rows are left out.
 
     Raises:
         UserError: a folder holds no finished run.
@@ -89,7 +90,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> dict[str, list[dict
 
 
 def _clear(out: Path) -> None:
-    """Delete the pictures and tables of an earlier report, which are of other runs."""
+    """Delete the pictures and tables of an earlier report, which may be about other runs."""
     if (out / PAGE).is_file():
         for folder, kinds in dict(pictures=plots.FORMATS, tables=("csv", "tex")).items():
             for kind in kinds:
@@ -98,7 +99,7 @@ def _clear(out: Path) -> None:
 
 
 def outcome(run: Path) -> str:
-    """The result of a finished run, in a few words, or those of the values that it was trained with.
+    """The result of a finished run in a few words; one result per combination of values if it has several.
 
     Raises:
         UserError: the folder holds no finished run.
@@ -155,13 +156,13 @@ def _stems(groups: Sequence[Group]) -> list[str]:
     taken: list[str] = []
     for group in groups:
         name = f"{group.name}-{group.kind or 'no-score'}" + "-steps" * (group.clock == "steps")
-        stem = Path(re.sub(r"[^\w.-]+", "-", name))  # LaTeX reads no file with, say, % in its name
+        stem = Path(re.sub(r"[^\w.-]+", "-", name))  # LaTeX cannot read files with characters such as % in the name
         taken.append(next(path.name for path in numbered(stem) if path.name not in taken))
     return taken
 
 
 def _draw(section: Section, colours: Mapping[str, int], folder: Path) -> dict[str, str]:
-    """Draw a section's pictures: what each shows, by its name."""
+    """Draw a section's pictures. Returns their descriptions by file name."""
     found, stem = section.found, folder / section.stem
     if found is None:
         return {}
@@ -197,7 +198,7 @@ def _write_markdown(sections: Sequence[Section], pictures: Sequence[Mapping[str,
 
 
 def _numbers(sections: Sequence[Section]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of the CSV files of all sections, by the files' names."""
+    """The rows of the CSV files of all sections, by file name."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for section in sections:
         for name, of_section in tables.numbers(section.group, section.found).items():
@@ -208,7 +209,7 @@ def _numbers(sections: Sequence[Section]) -> dict[str, list[dict[str, Any]]]:
 def _write_tables(
     sections: Sequence[Section], numbers: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path
 ) -> None:
-    """CSV files of all sections with every digit, and a LaTeX table of each."""
+    """Write CSV files of all sections with full precision, and the tables of each section as LaTeX."""
     for section in sections:
         for suffix, (caption, content) in section.tables.items():
             write_whole(folder / f"{section.stem}{suffix}.tex", tables.latex(content, caption))

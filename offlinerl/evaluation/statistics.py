@@ -1,4 +1,4 @@
-"""The episodes of an evaluation, and how sure their mean is."""
+"""Statistics of evaluations: intervals, choosing among policies, and comparisons of agents."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 CAUTION = -1.0
-"""Standard errors by which a policy is taken to be better than its mean when one is chosen, so that none is that was
-only lucky in its first episodes."""
+"""Standard errors to add to a policy's mean when choosing among policies. It is negative, so that a policy that was
+only lucky in its first episodes is not chosen."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Episodes of every seed's policy, each array ``[S, episodes]``; ``success`` is None if no step reported it."""
+    """Episodes of every seed's policy; each array is ``[S, episodes]``. ``success`` is None if no step reported it."""
 
     returns: np.ndarray
     lengths: np.ndarray
@@ -34,12 +34,12 @@ class Evaluation:
         return float(self.scores.mean())
 
     def of(self, rows: Sequence[int]) -> Evaluation:
-        """That of some of the policies."""
+        """The evaluation of some of the policies."""
         success = None if self.success is None else self.success[rows]
         return Evaluation(self.returns[rows], self.lengths[rows], success, self.scores[rows])
 
     def facts(self) -> dict[str, Any]:
-        """Its figures, as plain data; those of all seeds are NaN if a policy has diverged."""
+        """Summary statistics as plain data; those over all seeds are NaN if a policy has diverged."""
         known = np.where(np.isnan(self.returns), np.nan, 1.0)
         return dict(
             mean=self.mean, ci95=list(self.interval()), per_seed=self.per_seed.tolist(),
@@ -54,14 +54,14 @@ class Evaluation:
 def bootstrap(scores: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """The 95% percentile bootstrap interval of the mean of scores ``[S, episodes]``.
 
-    Seeds are resampled, and episodes within each (Davison & Hinkley, 1997, section 3.8), so that the
-    interval shows how another training would score and not only how another evaluation would; with one
-    seed it can only show the latter.
+    Seeds are resampled, and episodes within each seed (Davison & Hinkley, 1997, section 3.8), so that the interval
+    includes the variation between trainings and not only that between episodes. With one seed it only includes the
+    latter.
     """
     rng = np.random.default_rng(seed)
     S, episodes = scores.shape
     means = np.empty(draws)
-    for i in range(0, draws, 500):  # in portions, to bound the memory
+    for i in range(0, draws, 500):  # in chunks, to bound the memory
         size = min(500, draws - i)
         seeds = rng.integers(S, size=(size, S, 1))
         chosen = rng.integers(episodes, size=(size, S, episodes))
@@ -71,17 +71,17 @@ def bootstrap(scores: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[f
 
 
 def standing(per_seed: Sequence[float]) -> tuple[int, float]:
-    """How good scores are: those of which more are numbers, for a policy that diverged has none, are the better ones,
-    and of as many, those whose sum is higher."""
+    """Sort key that orders evaluations by their scores per seed: first by the number of scores that are not NaN, since
+    those of diverged policies are, then by the sum of these scores."""
     known = [score for score in per_seed if not math.isnan(score)]
     return len(known), sum(known)
 
 
 def of_replicates(values: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """The mean of a bootstrap's few replicates ``[S]``, and the 95% interval of what they estimate.
+    """The mean of a few bootstrap replicates ``[S]``, and the 95% interval of what they estimate.
 
-    Their deviation is the standard error (Efron & Tibshirani, 1993, algorithm 6.1); it is known from S of them alone,
-    for which Student's t stands, and the mean of S has itself an S-th of their variance.
+    The standard deviation of the replicates is the standard error (Efron & Tibshirani, 1993, algorithm 6.1). Student's
+    t accounts for estimating it from S replicates, and the factor ``1 + 1 / S`` for the variance of their mean.
     """
     S = len(values)
     mean = float(values.mean())
@@ -90,7 +90,7 @@ def of_replicates(values: np.ndarray) -> tuple[float, tuple[float, float]]:
 
 
 def student(freedom: int) -> float:
-    """The 97.5% quantile of Student's t with so many degrees of freedom, within 2% from 2 on.
+    """The 97.5% quantile of Student's t with ``freedom`` degrees of freedom: exact for 1, within 2% from 2 on.
 
     Abramowitz & Stegun, Handbook of mathematical functions, 1964, equation 26.7.5.
     """
@@ -105,29 +105,30 @@ def student(freedom: int) -> float:
 
 
 def confidence_bounds(count: np.ndarray, total: np.ndarray, squares: np.ndarray, width: float) -> np.ndarray:
-    """Mean returns of P policies and so many standard errors, ``[..., P]``.
+    """Mean returns of P policies plus ``width`` standard errors, ``[..., P]``.
 
-    There is one deviation for all policies, pooled over them, for each has few episodes. A policy with a return that
-    is not finite has the bound -inf, whatever the width, and no part in the deviation.
+    The standard deviation is pooled over all policies, since each has few episodes. A policy with a return that is not
+    finite has the bound -inf, whatever the width, and is left out of the standard deviation.
 
     Args:
-        count: episodes of each, ``[..., P]``, at least 1.
-        total: sums of their returns.
-        squares: sums of the squared returns.
-        width: standard errors to add, below 0 for a lower bound.
+        count: number of episodes of each policy, ``[..., P]``, at least 1.
+        total: sums of the returns, ``[..., P]``.
+        squares: sums of the squared returns, ``[..., P]``.
+        width: number of standard errors to add, below 0 for a lower bound.
     """
     sound, mean, variance = _of_means(count, total, squares)
     return np.where(sound, mean + width * np.sqrt(variance), -np.inf)
 
 
 def next_to_play(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """Which of P policies shall play the next episode, if the best is to be found in few, ``[...]``.
+    """The index of the policy, of P, that should play the next episode to find the best one in few episodes, ``[...]``.
 
-    The leader is the one with the highest lower bound, ``confidence_bounds(..., CAUTION)``, and its challenger the one
-    that is expected to be better by most, ``E max(mu_i - mu_leader, 0)`` where each mean is normal with its standard
-    error: the two of TTEI (Qin, Klabjan & Russo, Improving the expected improvement algorithm, NeurIPS 2017). Of both
-    the one with fewer episodes plays, as in UGapE (Gabillon, Ghavamzadeh & Lazaric, Best arm identification: a unified
-    approach to fixed budget and fixed confidence, NeurIPS 2012). For the arguments see ``confidence_bounds``.
+    The leader is the policy with the highest lower bound, ``confidence_bounds(..., CAUTION)``. The challenger is the
+    one with the largest expected improvement, ``E max(mu_i - mu_leader, 0)``, where each mean is normal with its
+    standard error. These are the two candidates of TTEI (Qin, Klabjan & Russo, Improving the expected improvement
+    algorithm, NeurIPS 2017). Of the two, the one with fewer episodes plays, as in UGapE (Gabillon, Ghavamzadeh &
+    Lazaric, Best arm identification: a unified approach to fixed budget and fixed confidence, NeurIPS 2012). For the
+    arguments see ``confidence_bounds``.
     """
     leader = confidence_bounds(count, total, squares, CAUTION).argmax(-1)[..., None]
     sound, mean, variance = _of_means(count, total, squares)
@@ -135,15 +136,15 @@ def next_to_play(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> n
     z = (mean - np.take_along_axis(mean, leader, -1)) / deviation
     below = np.vectorize(math.erfc, otypes=[float])(-z / math.sqrt(2)) / 2  # the normal distribution function
     improvement = deviation * (z * below + np.exp(-np.square(z) / 2) / math.sqrt(2 * math.pi))
-    improvement = np.where(sound, improvement, -np.inf)  # not even if there is no other challenger
+    improvement = np.where(sound, improvement, -np.inf)  # below the leader's -1: a diverged policy never plays
     np.put_along_axis(improvement, leader, -1, -1)
     two = np.concatenate([improvement.argmax(-1)[..., None], leader], -1)
     return np.take_along_axis(two, np.take_along_axis(count, two, -1).argmin(-1)[..., None], -1)[..., 0]
 
 
 def _of_means(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Whether all returns are finite, the mean where they are, and its variance, ``[..., P]`` each. The variance is
-    above 0, for among equal means those with fewer episodes are less sure."""
+    """Whether all returns are finite, the mean if they are, and the variance of the mean, ``[..., P]`` each. The
+    variance is kept above 0, so that of equal means those with fewer episodes are less certain."""
     sound = np.isfinite(total) & np.isfinite(squares)
     total, squares = np.where(sound, total, 0), np.where(sound, squares, 0)
     errors = np.maximum(squares - total**2 / count, 0).sum(-1, keepdims=True)
@@ -152,11 +153,11 @@ def _of_means(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> tupl
 
 
 def expected_maximum(values: np.ndarray) -> np.ndarray:
-    """The expected best of k policies that are drawn at random, with replacement, for k from 1 to P, ``[P]``.
+    """The expected maximum over k policies drawn at random with replacement, for k from 1 to P, ``[P]``.
 
-    ``sum_i v_(i) ((i / P)^k - ((i - 1) / P)^k)`` of the values in ascending order: expected validation performance
+    ``sum_i v_(i) ((i / P)^k - ((i - 1) / P)^k)`` over the values in ascending order: expected validation performance
     (Dodge et al., Show your work, EMNLP 2019, equation 7), which Kurenkov & Kolesnikov, Showing your offline
-    reinforcement learning work, ICML 2022, section 4, take for online performance by the number of policies deployed.
+    reinforcement learning work, ICML 2022, section 4, use for online performance by the number of deployed policies.
 
     Args:
         values: of the policies, ``[P]``.
@@ -167,14 +168,14 @@ def expected_maximum(values: np.ndarray) -> np.ndarray:
 
 
 Strata = Sequence[np.ndarray]
-"""Scores of an agent's trainings on each of M tasks, ``[..., N]``; the number N may differ between tasks."""
+"""Scores of an agent's trainings on each of M tasks, ``[..., N]`` each; N may differ between tasks."""
 
 
 def interquartile_mean(scores: Strata) -> np.ndarray:
-    """The mean of the middle half of all trainings, of all tasks together.
+    """The mean of the middle half of the trainings, pooled over all tasks.
 
     A quarter of them, rounded down, is left out at either end: Agarwal et al., Deep reinforcement learning at the edge
-    of the statistical precipice, NeurIPS 2021, section 4.3. With a NaN among them it is NaN.
+    of the statistical precipice, NeurIPS 2021, section 4.3. The result is NaN if any score is NaN.
     """
     pooled = np.sort(np.concatenate(scores, -1), -1)
     n = pooled.shape[-1]
@@ -187,7 +188,7 @@ def mean_of_tasks(scores: Strata) -> np.ndarray:
 
 
 def median_of_tasks(scores: Strata) -> np.ndarray:
-    """The median over the tasks of the mean over each one's trainings."""
+    """The median over tasks of the mean over each task's trainings."""
     return np.median([task.mean(-1) for task in scores], 0)
 
 
@@ -195,10 +196,10 @@ AGGREGATES = {"IQM": interquartile_mean, "mean": mean_of_tasks, "median": median
 
 
 def probability_of_improvement(x: Strata, y: Strata) -> np.ndarray:
-    """Probability that a training of X scores higher than one of Y on a task that is drawn at random.
+    """The probability that a training of X scores higher than one of Y on a random task.
 
-    On each task, over all pairs of trainings, where a tie counts one half: the Mann-Whitney statistic (Agarwal et al.,
-    2021, section 4.3). A score that is not a number is the lowest.
+    The mean over tasks of the Mann-Whitney statistic: the fraction of pairs of trainings in which X is higher, where a
+    tie counts one half (Agarwal et al., 2021, section 4.3). NaN counts as the lowest score.
     """
     each = []
     for of_x, of_y in zip(x, y, strict=True):
@@ -208,24 +209,24 @@ def probability_of_improvement(x: Strata, y: Strata) -> np.ndarray:
 
 
 def chance_of_improvement(x: Strata, y: Strata, draws: int = 10_000, seed: int = 0) -> float:
-    """How probably X would have at least the ``probability_of_improvement`` over Y that it has, if both were equal.
+    """The probability that X would reach at least its ``probability_of_improvement`` over Y if both were equally good.
 
-    A permutation test (Pitman, Significance tests which may be applied to samples from any populations, 1937): which of
-    a task's trainings are called X's is drawn at random, on every task. It is exact, however few trainings there are,
-    but for the number of draws.
+    A permutation test (Pitman, Significance tests which may be applied to samples from any populations, 1937): on every
+    task, the trainings are assigned to X and Y at random. Up to the finite number of draws it is exact, however few
+    trainings there are.
     """
     rng, have, found = np.random.default_rng(seed), probability_of_improvement(x, y), []
-    for i in range(0, draws, 500):  # in portions, to bound the memory
+    for i in range(0, draws, 500):  # in chunks, to bound the memory
         size = min(500, draws - i)
         both = [np.broadcast_to(np.concatenate(of), (size, sum(map(len, of)))) for of in zip(x, y, strict=True)]
         shuffled = [(rng.permuted(task, axis=1), len(of_x)) for task, of_x in zip(both, x, strict=True)]
         given = [task[:, :n] for task, n in shuffled], [task[:, n:] for task, n in shuffled]
-        found.append(probability_of_improvement(*given) >= have - 1e-9)  # means of as many pairs in another order
+        found.append(probability_of_improvement(*given) >= have - 1e-9)  # the order of summation may change the mean
     return float(np.concatenate(found).mean())
 
 
 def performance_profile(scores: Strata, thresholds: np.ndarray) -> np.ndarray:
-    """The share of trainings that score above each of T thresholds, the mean over the tasks, ``[T, ...]``.
+    """The fraction of trainings that score above each of T thresholds, averaged over tasks, ``[T, ...]``.
 
     The run-score distribution of Agarwal et al., 2021, equation 2.
     """
@@ -238,17 +239,20 @@ def stratified_bootstrap(
 ) -> np.ndarray:
     """The 95% percentile bootstrap interval of a statistic of the scores of one or several agents, ``[2, ...]``.
 
-    The trainings of each task are resampled with replacement (Agarwal et al., 2021, section 4.1); tasks are not. It is
-    NaN where a task has only one training, from which nothing can be drawn that differs.
+    The trainings of each task are resampled with replacement (Agarwal et al., 2021, section 4.1); tasks are not. The
+    interval is NaN if any task has only one training, since all its resamples are equal.
 
     Args:
-        statistic: of as many ``Strata`` as there are agents; its result has the draws last.
+        statistic: a function of as many ``Strata`` as there are agents; the draws are the last axis of its result.
+        agents: scores of every agent.
+        draws: number of resamples.
+        seed: of the resamples.
     """
     if min(task.shape[-1] for scores in agents for task in scores) < 2:
         known = np.asarray(statistic(*agents))
         return np.full((2, *known.shape), np.nan)
     rng, found = np.random.default_rng(seed), []
-    for i in range(0, draws, 500):  # in portions, to bound the memory
+    for i in range(0, draws, 500):  # in chunks, to bound the memory
         size = min(500, draws - i)
         resampled = [
             [task[..., rng.integers(task.shape[-1], size=(size, task.shape[-1]))] for task in scores]

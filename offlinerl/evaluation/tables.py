@@ -1,4 +1,4 @@
-"""The tables of a report: on the screen, in Markdown, CSV and LaTeX."""
+"""The tables of a report, for the screen and as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from offlinerl.util.atomic import write_whole
 from offlinerl.util.display import between, listed, places, shown
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""The names of columns, and rows of cells as they are shown."""
+"""Column names, and rows of formatted cells."""
 
 TRIED = "settings tried"
 
 
 def scores(group: Group, found: Findings) -> Table:
-    """A row an agent. The mean is the last policies'; the best evaluation is the luckiest of many and only shown."""
+    """One row per agent. The mean is that of the last policies. The best evaluation is the luckiest of many: it is only
+    shown, and not used for the ranking."""
     columns = (
         "run", "agent", TRIED, "seeds", "length", "mean", "95% interval", "IQM", "per seed", "best evaluation",
     )  # fmt: skip
@@ -37,11 +38,11 @@ def scores(group: Group, found: Findings) -> Table:
 
 
 DISPENSABLE = ("best evaluation", "run", "per seed", "length", "IQM")
-"""Columns that a narrow screen goes without, the first one first."""
+"""Columns that are left out on narrow screens, in this order."""
 
 
 def fitting(table: Table, width: int) -> Table:
-    """A table with so many columns as a framed one of a width has room for."""
+    """A table without those dispensable columns that do not fit into a framed table of this width."""
     columns, rows = table
     wide = {cells[0]: max(map(len, cells)) + 3 for cells in zip(columns, *rows, strict=True)}
     for name in DISPENSABLE:
@@ -52,7 +53,7 @@ def fitting(table: Table, width: int) -> Table:
 
 
 def losses(group: Group) -> Table:
-    """A row a loss of every agent, of runs without an environment."""
+    """One row per agent and loss, for runs without an environment."""
     columns = ("run", "agent", TRIED, "seeds", "length", "loss", "training", "held out")
     rows = [
         (
@@ -67,7 +68,7 @@ def losses(group: Group) -> Table:
 
 
 def aggregates(found: Findings) -> Table:
-    """A row an agent, over several tasks."""
+    """One row per agent, over several tasks."""
     first = next(iter(found.estimates.values()))
     rows = []
     for name in found.names:
@@ -78,7 +79,7 @@ def aggregates(found: Findings) -> Table:
 
 
 def improvement(found: Findings) -> Table:
-    """How probably the agent of a row scores higher than the one of a column."""
+    """The probability that the agent of a row scores higher than the one of a column."""
     rows = [
         (x, str(found.tried[x]), *("" if x == y else percent(found.beats(x, y)) for y in found.names))
         for x in found.names
@@ -100,7 +101,7 @@ SPECIAL = {
 
 
 def latex(table: Table, caption: str) -> str:
-    """A table for the package booktabs."""
+    """A LaTeX table for the package booktabs."""
 
     def plain(text: str) -> str:
         return "".join(SPECIAL.get(character, character) for character in text)
@@ -117,7 +118,7 @@ def latex(table: Table, caption: str) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Numbers with all their digits."""
+    """Write rows as CSV, with numbers in full precision."""
     file = io.StringIO()
     writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -126,7 +127,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def numbers(group: Group | None, found: Findings | None) -> dict[str, Iterator[dict[str, Any]]]:
-    """The rows of a report's CSV files, by their names: of a task, or over several if ``group`` is None."""
+    """The rows of a report's CSV files by file name, for one task, or over several tasks if ``group`` is None."""
     if group is not None and found is None:
         return dict(losses=_losses(group))
     assert found is not None
@@ -139,7 +140,7 @@ def numbers(group: Group | None, found: Findings | None) -> dict[str, Iterator[d
 
 
 def _scores(group: Group, found: Findings) -> Iterator[dict[str, Any]]:
-    """Of ``scores.csv``: a row an agent and task."""
+    """Rows of ``scores.csv``, one per agent and task."""
     for row in group.rows:
         estimates = found.estimates[row.name]
         yield dict(
@@ -150,7 +151,7 @@ def _scores(group: Group, found: Findings) -> Iterator[dict[str, Any]]:
 
 
 def _losses(group: Group) -> Iterator[dict[str, Any]]:
-    """Of ``losses.csv``: a row a loss."""
+    """Rows of ``losses.csv``, one per agent and loss."""
     for row in group.rows:
         held_out = row.losses("held_out")
         for name, value in row.losses("losses").items():
@@ -162,7 +163,7 @@ def _losses(group: Group) -> Iterator[dict[str, Any]]:
 
 
 def _aggregates(found: Findings) -> Iterator[dict[str, Any]]:
-    """Of ``overall.csv``: a row an agent."""
+    """Rows of ``overall.csv``, one per agent."""
     for name, estimates in found.estimates.items():
         yield dict(
             tasks=len(found.tasks), unit=found.unit, agent=name, settings_tried=found.tried[name],
@@ -171,7 +172,7 @@ def _aggregates(found: Findings) -> Iterator[dict[str, Any]]:
 
 
 def _improvement(found: Findings) -> Iterator[dict[str, Any]]:
-    """Of ``improvement.csv``: a row a pair of agents."""
+    """Rows of ``improvement.csv``, one per pair of agents."""
     for (x, y), chance in found.improvement.items():
         yield dict(
             tasks=found.title, x=x, y=y, x_settings_tried=found.tried[x], y_settings_tried=found.tried[y],
@@ -180,7 +181,7 @@ def _improvement(found: Findings) -> Iterator[dict[str, Any]]:
 
 
 def _curves(found: Findings, curves: Mapping[str, Curve], x: str, **more: str) -> Iterator[dict[str, Any]]:
-    """Of ``curves.csv`` and ``profiles.csv``: a row a point of an agent."""
+    """Rows of ``curves.csv`` and ``profiles.csv``, one per agent and point."""
     for name, curve in curves.items():
         for at, value, low, high in zip(*curve, strict=True):
             yield {

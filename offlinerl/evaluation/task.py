@@ -1,4 +1,4 @@
-"""The task that an evaluation is of."""
+"""The task to evaluate policies in."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from offlinerl.util.display import FAST
 
 @dataclass(frozen=True)
 class Task:
-    """What evaluation must know of a task.
+    """What evaluation needs to know about a task.
 
     Attributes:
-        env: what to make; see ``offlinerl.envs.make.make``. None: nobody named it, and nothing is evaluated.
+        env: the environment to make; see ``offlinerl.envs.make.make``. None: it is unknown, and nothing is evaluated.
         obs_keys: parts of a ``Dict`` observation.
         score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, or None: the return is the score.
-        score_kind: what the score is called: "normalized", "minari", "ours" or "return"; see also ``label``.
-        reward: of an agent that acts by its rewards, how they become those it was trained with; see
-            ``offlinerl.data.rewards.OnlineReward``.
+        score_kind: the name of the score: "normalized", "minari", "ours" or "return"; see also ``label``.
+        reward: for an agent whose policy depends on its rewards, how to transform the environment's rewards to those
+            that it was trained with; see ``offlinerl.data.rewards.OnlineReward``.
     """
 
     env: Mapping[str, Any] | None
@@ -42,12 +42,13 @@ class Task:
 
     @property
     def stack(self) -> int:
-        """Frames to an observation."""
+        """Number of frames in an observation."""
         return (self.env or {}).get("stack", 1)
 
     @property
     def label(self) -> str:
-        """The kind of score, and whether it is of images without shadows, for others are no comparison."""
+        """The kind of score, marked if observed images are drawn without shadows: such scores are not comparable with
+        others."""
         return self.score_kind + (FAST if self.env and is_fast(self.env) else "")
 
     @property
@@ -55,13 +56,13 @@ class Task:
         return None if self.env is None else id_of(self.env)
 
     def plain(self) -> dict[str, Any]:
-        """What a checkpoint holds of it: all but an object that makes the environment."""
+        """The task as plain data for a checkpoint, without an object that makes the environment."""
         known = {name: value for name, value in vars(self).items() if value is not None}
         return json.loads(json.dumps({**known, "env": plain(self.env)}))
 
     @property
     def facts(self) -> dict[str, Any] | None:
-        """What distinguishes the task, as plain data that is the same by whichever name the task was given."""
+        """What identifies the task, as plain data that does not depend on the name by which the task was given."""
         if self.env is None:
             return None
         if "spec" in self.env:
@@ -78,7 +79,8 @@ class Task:
         return json.loads(json.dumps(facts, default=lambda value: type(value).__name__))
 
     def scores(self, returns: np.ndarray, success: np.ndarray) -> np.ndarray:
-        """Normalised scores, ``100 (R - min) / (max - min)``, of raw returns or of successes."""
+        """Normalised scores, ``100 (R - min) / (max - min)``, where R is the return or the success; without ``score``,
+        the returns."""
         if self.score is None:
             return returns
         raw = success if self.score.get("from") == "success" else returns

@@ -1,4 +1,4 @@
-"""Films of policies."""
+"""Videos of policies."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from offlinerl.util.settings import named
 
 
 def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: Display | None = None) -> None:
-    """Write one episode of every seed's policy as ``seed-<s>.gif``, of several values as ``seed-<s>-beta-<x>.gif``, and
-    as MP4 too if PyAV is installed.
+    """Write a video of one episode of every seed's policy as ``seed-<s>.gif``, or ``seed-<s>-beta-<x>.gif`` with
+    several values of beta, and also as MP4 if PyAV is installed.
 
     Args:
         policy: S policies.
-        task: where they act.
-        seed: what every episode is reset with.
+        task: to act in.
+        seed: reset seed of every episode.
         folder: to write into.
-        display: shows how many frames are drawn, which takes minutes with some simulators, and says of each film.
+        display: shows the number of frames drawn, since some simulators take minutes, and reports each file.
 
     Raises:
         UserError: the environment cannot be rendered on this machine, or renders nothing; see also ``evaluate``.
@@ -45,7 +45,7 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
     instead = "on a machine without a screen install libosmesa6 and set MUJOCO_GL=osmesa"
     S = len(policy.seeds)
     pool = Pool(task.env, S, task.obs_keys, render_mode="rgb_array")
-    plain = choose_renderer(pool) and _is_blind(pool)  # shadows are most of a CPU's work
+    plain = choose_renderer(pool) and _is_blind(pool)  # on a CPU, shadows take most of the time
     loop, policy = EnvironmentLoop(pool, S, lambda s, e, episode: seed, "stop"), apart(policy, range(1))
     drawn, display = 0, display or Display()
     try:
@@ -54,7 +54,7 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
             for s, (member, env) in enumerate(zip(members, pool.envs, strict=True)):
                 loop.begin(np.arange(S)[:, None] == s, np.zeros(loop.shape, int), policy)
                 if plain:
-                    without_shadows(model_of(env))  # some tasks make another one for every episode
+                    without_shadows(model_of(env))  # some tasks create a new model for every episode
                 frames, begun = [], time.monotonic()
                 while loop.playing.any():
                     loop.step(policy)
@@ -81,20 +81,20 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
                 display.say(f"{film}: {len(frames):,} frames, drawn in {time.monotonic() - begun:.0f} s")
     except UserError:
         raise
-    except Exception as error:  # every simulator has its own way to say that it cannot draw
+    except Exception as error:  # simulators raise many kinds of errors if they cannot render
         raise UserError(f"{task.env_id} cannot be rendered here ({described(error)}); {instead}") from error
     finally:
         pool.close()
 
 
 def choose_renderer(pool: Pool) -> bool:
-    """Choose what draws the environments of MuJoCo, where there is no screen, before they are played for long.
+    """Choose the renderer of MuJoCo environments on a machine without a screen, before long rollouts.
 
     Returns:
-        Whether a CPU draws them.
+        Whether the renderer runs on the CPU.
 
     Raises:
-        UserError: nothing draws here.
+        UserError: no renderer works here.
     """
     if model_of(pool.envs[0]) is None or os.environ.get("DISPLAY"):
         return False
@@ -103,11 +103,11 @@ def choose_renderer(pool: Pool) -> bool:
 
 
 def _is_blind(pool: Pool) -> bool:
-    """Whether nothing that is observed is drawn."""
+    """Whether observations contain no images."""
     return all(len(leaf.shape) == 1 for leaf in pool.spec.obs)
 
 
 def frames_per_second(env: gymnasium.Env) -> float:
-    """How fast an environment's pictures are to be shown; 30 where it does not say."""
+    """The frame rate of an environment's videos; 30 if it does not state one."""
     fps = (env.metadata or {}).get("render_fps")
     return float(fps) if isinstance(fps, numbers.Real) and 0 < fps < math.inf else 30.0

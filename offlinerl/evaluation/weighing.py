@@ -1,7 +1,7 @@
-"""Agents evaluated on the logged probabilities of a behaviour: importance sampling and doubly robust.
+"""Off-policy evaluation of agents with logged behaviour probabilities: importance sampling and doubly robust.
 
-The policy is the one that an agent's ``log_prob`` describes, a distribution: of a Gaussian not its mean, by which the
-agent acts when it does not explore, but its samples.
+The policy that is evaluated is the distribution that an agent's ``log_prob`` describes. For a Gaussian policy these are
+its samples, and not the mean, which the agent takes when it does not explore.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_map
 
 DRAWS = 8
-"""Actions of a Gaussian policy by which its value of an observation is averaged."""
+"""Number of actions sampled from a Gaussian policy to average the value of an observation."""
 
 
 def weighted_importance_sampling(agent: Agent, data: Dataset, gamma: float, *, stack: int = 1) -> Estimate:
-    """What the first seed's policy would return, by ``off_policy.importance_sampling``, weighted.
+    """Estimate the return of the first seed's policy by weighted importance sampling; see
+    ``off_policy.importance_sampling``.
 
     Args:
-        agent: whose policy has a ``log_prob``.
-        data: with a ``log_prob``.
-        gamma: discount factor of a step.
-        stack: frames to an observation.
+        agent: with a policy that has a ``log_prob``.
+        data: with a column ``log_prob``.
+        gamma: discount factor per step.
+        stack: number of frames in an observation.
 
     Raises:
         UserError: the data or the policy has no probabilities.
@@ -42,18 +43,19 @@ def weighted_importance_sampling(agent: Agent, data: Dataset, gamma: float, *, s
 
 
 def weighted_doubly_robust(agent: Agent, data: Dataset, gamma: float, *, stack: int = 1, **fitting: Any) -> Estimate:
-    """What the first seed's policy would return, by ``off_policy.doubly_robust``, weighted, with the mean values of the
-    critics of fitted Q evaluation. The interval is that of the episodes, and takes the critics as they are.
+    """Estimate the return of the first seed's policy by the weighted doubly robust estimator (see
+    ``off_policy.doubly_robust``), with the mean of the critics of fitted Q evaluation as the model. The interval comes
+    from resampling episodes, with the critics fixed.
 
     Args:
-        agent: see ``weighted_importance_sampling``, as for the others not named here.
-        data: see there.
-        gamma: see there.
-        stack: see there.
-        fitting: as for ``fqe.fit_q``.
+        agent: see ``weighted_importance_sampling``.
+        data: see ``weighted_importance_sampling``.
+        gamma: see ``weighted_importance_sampling``.
+        stack: see ``weighted_importance_sampling``.
+        fitting: further arguments of ``fqe.fit_q``.
 
     Raises:
-        UserError: see there.
+        UserError: see ``weighted_importance_sampling``.
     """
     target, behavior = log_probs(agent, data, Table(data, agent.spec, gamma, device=agent.device, stack=stack))
     choice = drawn_choice_of(agent)
@@ -82,12 +84,12 @@ def weighted_doubly_robust(agent: Agent, data: Dataset, gamma: float, *, stack: 
 
 
 def require_log_probs(agent: Agent, data: Dataset, *, stack: int = 1) -> None:
-    """See that an agent can be weighed, at the cost of one row.
+    """Check with one row that importance sampling is possible for an agent and a dataset.
 
     Args:
-        agent: see ``weighted_importance_sampling``, as for the others.
-        data: see there.
-        stack: see there.
+        agent: see ``weighted_importance_sampling``.
+        data: see ``weighted_importance_sampling``.
+        stack: see ``weighted_importance_sampling``.
 
     Raises:
         UserError: the data or the policy has no probabilities.
@@ -97,10 +99,11 @@ def require_log_probs(agent: Agent, data: Dataset, *, stack: int = 1) -> None:
 
 
 def log_probs(agent: Agent, data: Dataset, table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """The logarithms of the data's actions under the first seed's policy and under the behaviour, ``[rows]`` each.
+    """The log-probabilities of the data's actions under the first seed's policy and under the behaviour policy,
+    ``[rows]`` each.
 
     Raises:
-        UserError: the data or the policy has none.
+        UserError: the data or the policy has no probabilities.
     """
     if data.log_prob is None:
         raise UserError(
@@ -129,8 +132,8 @@ def log_probs(agent: Agent, data: Dataset, table: Table) -> tuple[np.ndarray, np
 
 
 def drawn_choice_of(agent: Agent) -> Choice:
-    """The first seed's policy of an agent as a distribution, as fitted Q evaluation follows it: samples of a Gaussian,
-    probabilities of discrete actions."""
+    """The policy of an agent's first seed as a distribution, as a target policy of fitted Q evaluation: samples of a
+    Gaussian, or probabilities of discrete actions."""
     agent = first_seed(agent)
     spec, in_unit = agent.spec, in_unit_of(agent)
 
@@ -147,5 +150,5 @@ def drawn_choice_of(agent: Agent) -> Choice:
 
 
 def rows_of(table: Table | Followed) -> tuple[Tensor, ...]:
-    """The numbers of all rows, some at a time."""
+    """The numbers of all rows, in chunks."""
     return torch.arange(len(table), device=table.starts.device).split(ROWS_ACTED_ON)

@@ -1,8 +1,8 @@
-"""The random shift of images (Yarats et al., DrQ-v2, ICLR 2022, section 3.1).
+"""Random shift augmentation of images (Yarats et al., DrQ-v2, ICLR 2022, section 3.1).
 
-The paper pads an image by repeating its border, crops it at a random place and speaks of bilinear interpolation. Its
-code samples at whole pixels, where that interpolates nothing: the result is the crop, which is taken here by gathering
-rows and columns, without padding.
+The paper pads an image by repeating its border, crops it at a random position and applies bilinear interpolation. Its
+code shifts by whole pixels, where interpolation has no effect. The result is the crop alone, which is computed here by
+gathering rows and columns, without padding.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from offlinerl.util.trees import Tree
 
 
 def offsets(rng: Streams, batch_size: int, most: int) -> dict[str, Tensor]:
-    """By how many pixels to shift the images of every row, down and to the right: uniformly from ``-most`` to ``most``,
-    ``[S, B, 2]`` each for observations and for their successors."""
+    """Random offsets of the images of every batch row, in pixel rows and columns: uniform from ``-most`` to ``most``,
+    ``[S, B, 2]`` each for observations and for next observations."""
     drawn = rng.integers(2 * most + 1, (2, batch_size, 2)) - most  # [S, 2, B, 2]
     return dict(obs=drawn[:, 0], next_obs=drawn[:, 1])
 
 
 def shifted(batch: Batch, by: dict[str, Tensor], spec: Spec) -> Batch:
-    """A batch whose images are shifted, every row's by the same for all its frames.
+    """A batch with shifted images; all frames of a row are shifted by the same offset.
 
     Args:
         batch: ``[S, B, ...]``, or ``[S, B, T, ...]``.
         by: see ``offsets``.
-        spec: says which leaves are images.
+        spec: tells which leaves are images.
     """
 
     def of(obs: Tree, offset: Tensor) -> Tree:
@@ -41,12 +41,12 @@ def shifted(batch: Batch, by: dict[str, Tensor], spec: Spec) -> Batch:
 
 
 def shift(images: Tensor, offset: Tensor, rank: int = 3) -> Tensor:
-    """Images moved by whole pixels; what comes in at a border is the border.
+    """Shift images by whole pixels; pixels from beyond the border repeat the border.
 
     Args:
-        images: ``[S, B, H, W, C]``; or ``[S, B, T, H, W, C]``, all T by the same.
-        offset: ``[S, B, 2]`` int64, how many rows further down and how many columns further right to look.
-        rank: axes of an image, 2 if it has no channels.
+        images: ``[S, B, H, W, C]``; or ``[S, B, T, H, W, C]``, where all T have the same offset.
+        offset: ``[S, B, 2]`` int64: output pixel (i, j) is input pixel (i, j) plus this offset, in rows and columns.
+        rank: number of axes of an image, 2 if it has no channels.
     """
     if images.ndim > 2 + rank:
         T = images.shape[2]

@@ -1,4 +1,4 @@
-"""A training step traced once, with its backward passes and optimiser steps, and compiled as one graph."""
+"""Trace a whole training step once, including backward passes and optimiser steps, and compile it as one graph."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ Step = Callable[..., Any]
 Launch = Callable[..., Sequence[Tensor]]
 
 OPTIONS = {
-    "size_asserts": False,  # callers look at `signature` themselves; checks cost a twentieth of a small update
-    "cpp.min_chunk_size": 4096,  # elements from which another thread is worth its waking
+    "size_asserts": False,  # callers compare `signature` themselves; the asserts take 5% of a small update
+    "cpp.min_chunk_size": 4096,  # elements per thread; for fewer, waking a thread does not pay
 }
 
 
 def signature(tensors: Sequence[Tensor]) -> tuple:
-    """What a compiled graph takes for granted of its inputs."""
+    """What a compiled graph assumes about its inputs: shapes, strides, dtypes and devices."""
     return tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
 
 
 def capture(steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[Sequence[Tensor]]) -> list[Step]:
-    """Compile ``steps``: one function of tensors that trains in place, closed over several sets of tensors.
+    """Compile ``steps``: the same training step, closed over different sets of tensors that it changes in place.
 
-    Unlike ``torch.compile`` of a function that calls backward, which stops at every backward pass, the trace
-    holds the whole step: forward, backward, optimiser and target update are fused across their borders. It
-    is made of the first step and serves them all. On a GPU it is recorded as a CUDA graph besides. What
-    was compiled is kept on disk, where the next process finds it.
+    ``torch.compile`` of a function that calls backward breaks the graph at every backward pass. Here the trace holds
+    the whole step, so that forward, backward, optimiser and target update can be fused. The first step is traced, and
+    the compiled graph is used for all of them. On a GPU it is also recorded as a CUDA graph. Compiled code is cached on
+    disk for later processes.
 
     Args:
-        steps: each reads tensors, changes others that it closes over in place, returns a tree of
-            tensors. They may not look at values on the host.
-        example: arguments of the shapes, strides and types they will be called with.
-        states: for each step every tensor it changes in place, in the same order. Tracing runs the first
-            step, and recording every one; their tensors are put back after.
+        steps: each reads tensors, changes tensors that it closes over in place, and returns a tree of tensors. They
+            must not read tensor values on the host.
+        example: arguments with the shapes, strides and dtypes that the steps will be called with.
+        states: for each step, all tensors that it changes in place, in the same order. Tracing runs the first step,
+            and recording runs every step; the tensors are restored afterwards.
 
     Returns:
-        Functions to call as ``steps``; ``steps`` themselves, with a warning, where compiling fails (no C++
-        compiler, say), or a recording does not do what its step does.
+        Functions to call instead of ``steps``; or ``steps`` themselves, with a warning, if compiling fails (without a
+        C++ compiler, for example) or a CUDA graph gives other results than its step.
     """
     shape_of_result: Any = None
     on_gpu = example[0].device.type == "cuda"
-    if on_gpu:  # a recording reads copies, which are dense
+    if on_gpu:  # a CUDA graph reads contiguous copies of its arguments
         example = [t.contiguous() for t in example]
 
     def flat(*tensors: Tensor) -> list[Tensor]:
@@ -63,13 +63,13 @@ def capture(steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[S
     try:
         with put_back(states[0]):
             graph, closed_over = _lift_constants(make_fx(flat)(*example))
-        # The number of threads is part of the code, and so has to be of its key in the cache.
+        # The generated code depends on the number of threads, so the cache key must too.
         options = {**OPTIONS, "cpp.threads": torch.get_num_threads(), "cpp_wrapper": not on_gpu}
-        static = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # the cache on disk asks for one
+        static = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # required by the cache on disk
         with torch.no_grad(), tracing(TracingContext(static)), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # a setting of ours decides
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # our setting decides that
             compiled = torch._inductor.compile(graph, [*example, *closed_over], options=options)
-    except UserError:  # an update that is wrong, compiled or not
+    except UserError:  # the update itself is wrong, compiled or not
         raise
     except Exception as error:
         warnings.warn(
@@ -106,23 +106,23 @@ def capture(steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[S
 
 
 class Recorded:
-    """A function of tensors, recorded once as a CUDA graph: a call copies its arguments to where the recording reads
-    them, launches all its kernels at once, and copies what they found, a float32 tensor each, in one piece.
+    """A function of tensors recorded once as a CUDA graph. A call copies its arguments to the graph's input buffers,
+    launches all kernels at once, and copies the results, all of them float32 tensors, in one piece.
 
     Args:
-        launch: reads and changes tensors on one GPU, without a look at values on the host.
-        example: arguments of the shapes and types it will be called with; dense ones.
-        state: every tensor it changes in place, which is put back after the recording.
+        launch: reads and changes tensors on one GPU, without reading tensor values on the host.
+        example: contiguous arguments with the shapes and dtypes that it will be called with.
+        state: every tensor that it changes in place; they are restored after the recording.
     """
 
     WARM_UP = 3
-    """Calls before the recording, in which libraries choose their kernels and take their workspaces."""
+    """Calls before the recording, in which libraries choose kernels and allocate workspaces."""
 
     @torch.no_grad()
     def __init__(self, launch: Launch, example: Sequence[Tensor], state: Sequence[Tensor]):
-        self.launch = launch  # holds tensors that the recording reads
+        self.launch = launch  # keeps the tensors alive that the recording reads
         self.given = [t.clone() for t in example]
-        # One launch copies all of a type.
+        # One kernel launch copies all arguments of a dtype.
         self.of_type = [[i for i, t in enumerate(example) if t.dtype == dtype] for dtype in {t.dtype for t in example}]
         with put_back(state):
             stream = torch.cuda.Stream()
@@ -147,7 +147,7 @@ class Recorded:
 
 @contextmanager
 def put_back(state: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Undo what is done to some tensors in place; gives what they were."""
+    """Restore tensors that are changed in place within the context; yields copies of their values before."""
     before = [t.detach().clone() for t in state]
     try:
         yield before
@@ -160,8 +160,8 @@ def put_back(state: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 def _same_effect(
     one: Launch, other: Launch, example: Sequence[Tensor], state: Sequence[Tensor], error: float = 0.1
 ) -> bool:
-    """Whether two functions return the same and change the same, in the norm of every tensor: an entry whose gradient
-    is nearly zero may go either way in Adam."""
+    """Whether two functions return and change the same, compared by the norm of every tensor rather than by entry: with
+    Adam, an entry whose gradient is nearly zero may move in either direction."""
     found, moved = [], []
     for launch in (one, other):
         with put_back(state) as before:
@@ -175,7 +175,7 @@ def _same_effect(
 
 
 def _lift_constants(graph: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, list[Tensor]]:
-    """Turn the tensors a trace closed over into inputs, which a compiler knows how to change in place."""
+    """Turn the tensors that a trace closed over into graph inputs, which the compiler can change in place."""
     placeholders: dict[tuple, tuple[Tensor, torch.fx.Node]] = {}
     last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.graph.nodes):
@@ -190,10 +190,10 @@ def _lift_constants(graph: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, 
             placeholders[place] = tensor, last
         node.replace_all_uses_with(placeholders[place][1])
         graph.graph.erase_node(node)
-    # A new module, for the old one still owns the tensors and would pass each a second time.
+    # A new module: the old one still owns the tensors and would pass each of them twice.
     return torch.fx.GraphModule(torch.nn.Module(), graph.graph), [tensor for tensor, _ in placeholders.values()]
 
 
 def _place(tensor: Tensor) -> tuple:
-    """Where a tensor lies in memory, which is the same for all that alias it."""
+    """A tensor's location in memory, equal for tensors that alias each other."""
     return tensor.data_ptr(), tensor.shape, tensor.stride()

@@ -1,4 +1,4 @@
-"""Logarithms of the probabilities and densities with which policies act, in the units of the environment."""
+"""Log-probabilities and log-densities of the actions of policies, in the units of the environment."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from torch import Tensor
 from torch.distributions import Normal
 
 ROUNDED = 1e-6
-"""Nearer than this to a bound, in units of half the range, an action lies on it."""
+"""An action nearer to a bound than this, in units of half the range, counts as on the bound."""
 
 INSIDE = 1 - 2**-25
-"""Where an action is taken to have been that a tanh rounded to 1 in float32."""
+"""Value assumed for an action whose tanh was rounded to 1 in float32."""
 
 
 def clipped_normal(action: Tensor, mean: Tensor, std: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Of a Normal whose samples are clipped to bounds: its density within them, and on a bound the probability of all
-    that lies beyond. Two policies are compared by them alike, and they sum to 1: the integral within and both bounds.
+    """Log-density of a Normal whose samples are clipped to bounds: the density inside, and on a bound the probability
+    of everything beyond it. The integral inside and the probabilities of both bounds sum to 1, so that likelihood
+    ratios of two policies are valid everywhere.
 
     Args:
-        action: ``[..., A]``, and all others as they broadcast with it.
-        mean: before clipping.
+        action: ``[..., A]``; all other arguments broadcast with it.
+        mean: of the Normal before clipping.
         std: above 0.
-        low: bounds of every dimension; one in which they are equal does not count.
-        high: see ``low``.
+        low: lower bound of every dimension; dimensions whose bounds are equal are ignored.
+        high: upper bound of every dimension.
 
     Returns:
         ``[...]`` float64.
@@ -37,10 +38,10 @@ def clipped_normal(action: Tensor, mean: Tensor, std: Tensor, low: Tensor, high:
 
 
 def squashed_normal(action: Tensor, mean: Tensor, std: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Of a Normal whose samples x are squashed to ``mid + half tanh(x)`` within bounds: the density of x over the
-    slope, ``half (1 - tanh(x)^2)`` (Haarnoja et al., Soft Actor-Critic, 2018, appendix C).
+    """Log-density of a Normal whose samples x are squashed to ``mid + half tanh(x)`` within bounds: the density of x
+    divided by the slope ``half (1 - tanh(x)^2)`` (Haarnoja et al., Soft Actor-Critic, 2018, appendix C).
 
-    The arguments and what is returned are those of ``clipped_normal``, but mean and std are of x.
+    Arguments and result are those of ``clipped_normal``, except that mean and std are those of x.
     """
     action, mean, std, low, high = (x.double() for x in (action, mean, std, low, high))
     moves, half = high > low, (high - low) / 2
@@ -52,12 +53,13 @@ def squashed_normal(action: Tensor, mean: Tensor, std: Tensor, low: Tensor, high
 
 
 def uniform(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Of a uniform action within bounds, see ``clipped_normal``."""
+    """Log-density of a uniform action within bounds; see ``clipped_normal``."""
     width = torch.where(high > low, high - low, 1.0).double()
     return -width.log().sum().expand(action.shape[:-1])
 
 
 def epsilon_greedy(action: Tensor, greedy: Tensor, epsilon: float, num_actions: int) -> Tensor:
-    """Of numbers of actions ``[..., 1]``, each the greedy one but for the share ``epsilon``, which is uniform."""
+    """Log-probability of action indices ``[..., 1]``, chosen uniformly with probability ``epsilon`` and greedily
+    otherwise."""
     share = (action == greedy).squeeze(-1).double() * (1 - epsilon) + epsilon / num_actions
     return share.log()

@@ -1,7 +1,7 @@
-"""How a policy explores while it collects: noise on its actions or its parameters, and schedules.
+"""Exploration during collection: noise on a policy's actions or parameters, and schedules.
 
-An exploration acts for S seeds in E environments each. What it draws comes from the environments' own streams,
-so that an episode is the same whichever others run beside it.
+An exploration acts for S seeds in E environments each. It draws from the environments' own random streams, so that an
+episode does not depend on the others that run beside it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from offlinerl.learning.rng import EnvStreams
 class Exploration(ABC):
     """Turns a deterministic policy into one that explores."""
 
-    def forget(self) -> None:  # noqa: B027  (most remember nothing)
-        """Begin anew, in any environments."""
+    def forget(self) -> None:  # noqa: B027  (most have no state)
+        """Reset the state; the number of environments may change."""
 
     def begin(self, where: np.ndarray) -> None:  # noqa: B027
-        """Told before ``act`` where new episodes begin, ``[S, E]`` bool."""
+        """Called before ``act`` with where new episodes begin, ``[S, E]`` bool."""
 
     @abstractmethod
     def act(self, actor: nn.Module, obs: Tensor, rng: EnvStreams) -> Tensor:
@@ -38,10 +38,10 @@ class Exploration(ABC):
 
 
 class Gaussian(Exploration):
-    """White noise on the action (Fujimoto et al., 2018).
+    """Independent Gaussian noise on the action (Fujimoto et al., 2018).
 
     Args:
-        sigma: deviation, in units of half the action's range.
+        sigma: standard deviation, in units of half the action's range.
     """
 
     def __init__(self, sigma: float):
@@ -53,15 +53,15 @@ class Gaussian(Exploration):
 
 
 class OrnsteinUhlenbeck(Exploration):
-    """Noise that remembers, ``x <- (1 - theta) x + sigma N(0, 1)``, from zero in every episode.
+    """Autocorrelated noise on the action, ``x <- (1 - theta) x + sigma N(0, 1)``, from zero in every episode.
 
-    Uhlenbeck & Ornstein (1930), in steps of one, as Lillicrap et al. (2016, section 7) add it to the action. Its
-    autocorrelation at a lag of k steps is ``(1 - theta)^k``, its variance tends to
+    Uhlenbeck & Ornstein (1930), with a time step of one, as in Lillicrap et al. (2016, section 7). The
+    autocorrelation at a lag of k steps is ``(1 - theta)^k``, and the variance tends to
     ``sigma^2 / (1 - (1 - theta)^2)``.
 
     Args:
-        sigma: deviation of a step's innovation, in units of half the action's range.
-        theta: how much is forgotten in a step.
+        sigma: standard deviation of a step's innovation, in units of half the action's range.
+        theta: rate of mean reversion per step.
     """
 
     def __init__(self, sigma: float = 0.2, theta: float = 0.15):
@@ -88,14 +88,14 @@ class OrnsteinUhlenbeck(Exploration):
 
 
 class ParameterNoise(Exploration):
-    """A perturbed copy of the actor for every episode, as far from it as asked.
+    """A perturbed copy of the actor for every episode, at a given distance in action space.
 
-    Plappert et al., Parameter Space Noise for Exploration, ICLR 2018: Gaussian noise of deviation sigma on all
-    parameters; after an episode sigma grows by ``growth`` where the actions stayed nearer than ``distance``
-    (root mean square over steps and dimensions) and shrinks by it where they did not (equation 3).
+    Plappert et al., Parameter Space Noise for Exploration, ICLR 2018: Gaussian noise of standard deviation sigma on all
+    parameters. After an episode, sigma is multiplied by ``growth`` if the actions differed from the actor's by at most
+    ``distance`` (root mean square over steps and dimensions), and divided by it otherwise (equation 3).
 
     Args:
-        distance: wanted, in units of half the action's range.
+        distance: the desired one, in units of half the action's range.
         growth: factor by which sigma adapts.
     """
 
@@ -106,7 +106,7 @@ class ParameterNoise(Exploration):
     def forget(self) -> None:
         self.parameters: dict[str, Tensor] = {}  # [S, E, ...]
         self.sigma = self.squares = self.steps = torch.zeros(())  # [S, E] from the first episode on
-        self.began: Tensor | None = None  # [S, E] bool, where episodes have begun since the latest action
+        self.began: Tensor | None = None  # [S, E] bool, where episodes began since the latest action
 
     def begin(self, where: np.ndarray) -> None:
         begin = torch.from_numpy(where)
@@ -157,14 +157,14 @@ def exploration_of(name: str, sigma: float) -> Exploration:
 
 
 def best_of(values: Tensor) -> Tensor:
-    """The number of the largest of values ``[..., actions]``, ``[..., 1]`` float; NaN where one of them is, so that a
-    policy that diverged does not pass for one that acts."""
+    """The argmax of values ``[..., actions]`` as a float ``[..., 1]``; NaN where any value is NaN, so that a diverged
+    policy is noticed."""
     return values.argmax(-1, keepdim=True).float().masked_fill(values.isnan().any(-1, keepdim=True), torch.nan)
 
 
 def epsilon_greedy(greedy: Tensor, epsilon: float, num_actions: int, rng: EnvStreams) -> Tensor:
-    """Numbers of actions ``[S, E, 1]``, each replaced by a uniformly random one with probability ``epsilon``."""
-    luck = rng.uniform(0, 1, (2,)).numpy()  # [S, E, 2], whether and which
+    """Action indices ``[S, E, 1]``, each replaced by a uniformly random one with probability ``epsilon``."""
+    luck = rng.uniform(0, 1, (2,)).numpy()  # [S, E, 2]: whether to act randomly, and which action
     random = luck[..., :1] < epsilon
     if not random.any():
         return greedy
@@ -174,5 +174,5 @@ def epsilon_greedy(greedy: Tensor, epsilon: float, num_actions: int, rng: EnvStr
 
 
 def linear(start: float, end: float, duration: int, step: int) -> float:
-    """A value that goes from ``start`` to ``end`` in ``duration`` steps, none if that is 0, and stays there."""
+    """Interpolate linearly from ``start`` to ``end`` over ``duration`` steps, then stay; ``end`` if that is 0."""
     return start + (end - start) * (step / duration if step < duration else 1.0)

@@ -1,8 +1,8 @@
-"""Losses as pure functions: tensors in, one value a sample out, nothing reduced.
+"""Losses as pure functions of tensors, one value per sample, without a reduction over the batch.
 
-Every function broadcasts over leading axes and returns ``[..., B]``; the batch axis is last, and no function
-mixes two entries of any other axis, so that stacked seeds cannot leak into each other. A ``Number`` may be one for
-every entry of the first axis, the seeds'.
+Every function broadcasts over leading axes and returns ``[..., B]``. The batch axis is last, and no function mixes
+entries of any other axis, so that stacked seeds cannot affect each other. A ``Number`` may differ per entry of the
+first axis, which is that of the seeds.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from offlinerl.learning.seeds import Number, per_seed
 def gumbel(
     error: Tensor, beta: Number, clip: Number | None = None, largest: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Gumbel regression of a soft value: its minimiser over V is ``beta * log E[exp(Q / beta)]``.
+    """Gumbel regression of a soft value: the minimiser over V is ``beta * log E[exp(Q / beta)]``.
 
-    Extreme Q-Learning (Garg et al., ICLR 2023), equation 8 and appendix D.3. The loss is divided by
-    ``exp(m)``, with m the largest z of the batch and at least -1, so that no exponential overflows; the batch's
-    minimiser is unchanged, for m is a constant to the gradient. Over many batches those with the best samples then
-    weigh less, and V settles below the soft maximum of them all where ``beta`` is small beside the spread of Q; see
+    Extreme Q-Learning (Garg et al., ICLR 2023), equation 8 and appendix D.3. The loss is divided by ``exp(m)``, where m
+    is the largest z of the batch and at least -1, so that no exponential overflows. This does not change the minimiser
+    of one batch, since no gradient flows through m. Over many batches, however, those with the best samples get less
+    weight, and V converges below the soft maximum of all samples if ``beta`` is small relative to the spread of Q; see
     ``notebooks/gumbel_regression.ipynb``.
 
     Args:
         error: ``Q - V``, shape ``[..., B]``.
         beta: temperature of the soft maximum, in units of reward; V tends to ``max Q`` as it tends to 0
             and to ``E[Q]`` as it grows.
-        clip: upper bound of ``z = error / beta``; samples above it lose their gradient.
-        largest: where these are a part of a batch, what makes the largest z of all parts, ``[..., 1]``, of this one's.
+        clip: upper bound of ``z = error / beta``; samples above it have no gradient.
+        largest: if this is a part of a batch, maps the largest z of this part to that of all parts, ``[..., 1]``.
     """
     z = error / per_seed(beta, error)
     if clip is not None:
@@ -49,14 +49,14 @@ def expectile(error: Tensor, tau: Number) -> Tensor:
 
     Args:
         error: ``Q - V``, shape ``[..., B]``.
-        tau: the expectile; 0.5 is the mean, towards 1 the maximum.
+        tau: the expectile; 0.5 gives the mean, and towards 1 it tends to the maximum.
     """
     tau = per_seed(tau, error)
     return torch.where(error < 0, 1.0 - tau, tau) * error.square()
 
 
 def squared(error: Tensor) -> Tensor:
-    """``error^2``, without a half, as the reference IQL regresses its critics. Shape ``[..., B]``."""
+    """``error^2``, without the factor 1/2, as in the critics of the reference IQL. Shape ``[..., B]``."""
     return error.square()
 
 
@@ -73,7 +73,7 @@ def awr(log_prob: Tensor, advantage: Tensor, temperature: Number, max_weight: fl
     """Advantage-weighted regression of the policy, ``-min(exp(temperature * A), max_weight) * log pi(a|s)``.
 
     Peng et al. (2019), equation 11; XQL (2023), equation 12. Here ``temperature`` multiplies the advantage,
-    as in the code of IQL and XQL: larger is greedier.
+    as in the code of IQL and XQL: a larger one makes the policy greedier.
 
     Args:
         log_prob: log-probability of the dataset's actions, ``[..., B]``.
@@ -86,13 +86,13 @@ def awr(log_prob: Tensor, advantage: Tensor, temperature: Number, max_weight: fl
 
 
 def gaussian_likelihood(x: Tensor, mean: Tensor, sigma: float) -> Tensor:
-    """``-log N(x; mean, sigma^2)``, summed over the last axis (Kingma & Welling, 2013, appendix C.2, with one deviation
-    for all dimensions).
+    """``-log N(x; mean, sigma^2)``, summed over the last axis (Kingma & Welling, 2013, appendix C.2, with the same
+    sigma for all dimensions).
 
     Args:
         x: ``[..., B, D]``.
         mean: ``[..., B, D]``.
-        sigma: in units of x.
+        sigma: standard deviation, in units of x.
 
     Returns:
         ``[..., B]``.
@@ -103,7 +103,7 @@ def gaussian_likelihood(x: Tensor, mean: Tensor, sigma: float) -> Tensor:
 
 def bernoulli_likelihood(x: Tensor, logits: Tensor) -> Tensor:
     """``-(x log p + (1 - x) log(1 - p))`` with ``p = sigmoid(logits)``, summed over the last axis (Kingma & Welling,
-    2013, appendix C.1). Of x between 0 and 1 it is the cross entropy, which is least at ``p = x``.
+    2013, appendix C.1). For x between 0 and 1 this is the cross entropy, which is minimal at ``p = x``.
 
     Both arguments ``[..., B, D]``; returns ``[..., B]``.
     """
@@ -121,11 +121,11 @@ def divergence(mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 def project(probability: Tensor, atoms: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
-    """The distribution of ``reward + discount * Z``, put back on the atoms of Z.
+    """The distribution of ``reward + discount * Z``, projected onto the atoms of Z.
 
-    Bellemare et al., A Distributional Perspective on Reinforcement Learning, 2017, algorithm 1: every shifted
-    atom gives its probability to the two atoms beside it, the nearer one more; what falls outside goes to the
-    outermost atom.
+    Bellemare et al., A Distributional Perspective on Reinforcement Learning, 2017, algorithm 1: the probability of
+    every shifted atom is split between its two neighbouring atoms by linear interpolation; outside the range it goes
+    to the outermost atom.
 
     Args:
         probability: of each atom of Z, ``[..., B, atoms]``.
@@ -157,7 +157,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def policy_gradient(log_prob: Tensor, advantage: Tensor) -> Tensor:
-    """``-log pi(a|s) A``, whose gradient is minus a sample of the policy gradient.
+    """``-log pi(a|s) A``, whose gradient is the negative of a sample of the policy gradient.
 
     Williams, REINFORCE, 1992, theorem 1; Sutton et al., 2000, theorem 1. Both arguments ``[..., B]``; no gradient
     flows through ``advantage``.
@@ -166,16 +166,16 @@ def policy_gradient(log_prob: Tensor, advantage: Tensor) -> Tensor:
 
 
 def surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> Tensor:
-    """``-(pi / pi_old) A``: what a policy near the old one gains over it, estimated on the old one's samples.
+    """``-(pi / pi_old) A``: the negative gain of a policy over a nearby old one, estimated on the old one's samples.
 
-    TRPO (Schulman et al., ICML 2015), equation 14. Its gradient at the old policy is ``policy_gradient``'s. All
-    arguments ``[..., B]``; no gradient flows through the last two.
+    TRPO (Schulman et al., ICML 2015), equation 14. At the old policy, its gradient equals that of ``policy_gradient``.
+    All arguments ``[..., B]``; no gradient flows through the last two.
     """
     return -torch.exp(log_prob - old_log_prob.detach()) * advantage.detach()
 
 
 def ppo_clip(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """The surrogate, without what is to be gained by leaving ``[1 - clip, 1 + clip]`` times the old probability.
+    """The clipped surrogate: nothing is gained by a probability ratio outside ``[1 - clip, 1 + clip]``.
 
     PPO (Schulman et al., 2017, arXiv 1707.06347), equation 7. All arguments ``[..., B]``; no gradient flows through
     the last two.
@@ -185,27 +185,27 @@ def ppo_clip(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: fl
 
 
 def trajectory_weights(log_ratio: Tensor, limit: float = math.inf, normalized: bool = False) -> Tensor:
-    """``prod_{t' <= t} pi(a_t'|s_t') / mu(a_t'|s_t')``: how much likelier the first t steps are under pi than they
-    were under the behaviour mu that took them.
+    """``prod_{t' <= t} pi(a_t'|s_t') / mu(a_t'|s_t')``: the likelihood ratio of the first t steps, policy pi over the
+    behaviour policy mu.
 
     Precup, Sutton & Singh, ICML 2000, section 3: per-decision importance sampling.
 
     Args:
         log_ratio: ``log pi - log mu`` of every step and 0 after the end of an episode, ``[..., B, T]``.
         limit: upper bound of a weight; weights above it have no gradient.
-        normalized: then divide the weights of a step by their mean over B, the weighted importance sampling.
+        normalized: divide the weights of each step by their mean over B (weighted importance sampling).
 
     Returns:
         ``[..., B, T]``.
     """
     log_weight = log_ratio.cumsum(-1).clamp(max=math.log(limit))
-    if normalized:  # before the exponential, which may make all of them vanish
+    if normalized:  # before the exponential, in which all weights may underflow
         log_weight = log_weight - log_weight.logsumexp(-2, keepdim=True) + math.log(log_weight.shape[-2])
     return log_weight.exp()
 
 
 def effective_sample_size(log_weight: Tensor) -> Tensor:
-    """``(sum w)^2 / sum w^2``: as many samples without weights would tell as much, from 1 to B.
+    """``(sum w)^2 / sum w^2``: the number of unweighted samples with the same information, from 1 to B.
 
     Kong, 1992; Owen, Monte Carlo theory, methods and examples, equation 9.13.
 
@@ -219,7 +219,7 @@ def effective_sample_size(log_weight: Tensor) -> Tensor:
 
 
 def sampled_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
-    """``r - 1 - log r`` with ``r = pi / pi_old``: at least 0, and under the old policy its mean is KL(old || new).
+    """``r - 1 - log r`` with ``r = pi / pi_old``: non-negative, and its mean under the old policy is KL(old || new).
 
     Schulman, Approximating KL divergence, 2020. Both arguments ``[..., B]``.
     """
@@ -228,19 +228,18 @@ def sampled_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
 
 
 def standardized(x: Tensor) -> Tensor:
-    """With mean 0 and deviation 1 over the last axis, each of the others by itself; ``[..., B]``."""
+    """Shift and scale to mean 0 and standard deviation 1 over the last axis; ``[..., B]``."""
     return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-8)
 
 
 def accumulate(x: Tensor, factor: Tensor) -> Tensor:
     """``y_t = x_t + factor_t * y_{t+1}`` along the last axis T, with y zero after its end; ``[..., T]``.
 
-    The steps are joined in pairs, pairs of pairs and so on (Blelloch, Prefix sums, 1990), log2 T operations instead
-    of T.
+    A parallel scan (Blelloch, Prefix sums, 1990), which takes log2 T operations instead of T.
     """
     y, factor, reach, T = x.clone(), factor.clone(), 1, x.shape[-1]
     while reach < T:
-        # y_t covers `reach` steps from t on, and factor_t leads past them
+        # y_t sums `reach` steps from t on, and factor_t is the product of their factors
         y[..., :-reach] = y[..., :-reach] + factor[..., :-reach] * y[..., reach:]
         factor[..., :-reach] = factor[..., :-reach] * factor[..., reach:]
         factor[..., -reach:] = 0
@@ -249,18 +248,18 @@ def accumulate(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def gae(reward: Tensor, discount: Tensor, last: Tensor, value: Tensor, next_value: Tensor, lam: float) -> Tensor:
-    """Generalised advantage estimation: ``A_t = delta_t + gamma lam A_{t+1}``, the sum ending where an episode does.
+    """Generalised advantage estimation: ``A_t = delta_t + gamma lam A_{t+1}``, where the sum stops at episode ends.
 
-    Schulman et al., ICLR 2016, equation 16. With ``lam`` 0 it is the error of one step, with 1 the Monte-Carlo return
-    less the value; what is cut off, by a truncation or the end of the rollout, is made up for by ``next_value``.
+    Schulman et al., ICLR 2016, equation 16. With ``lam`` 0 it is the one-step TD error, with 1 the Monte-Carlo return
+    minus the value. At a truncation or the end of the rollout it bootstraps from ``next_value``.
 
     Args:
         reward: ``[..., T]``.
         discount: ``gamma (1 - terminated)``, ``[..., T]``.
         last: 1 where an episode ends, by termination or truncation, ``[..., T]``.
         value: V of the observations, ``[..., T]``.
-        next_value: V of their true successors, ``[..., T]``.
-        lam: share of the next step's advantage.
+        next_value: V of the true next observations, ``[..., T]``.
+        lam: lambda, between 0 and 1.
 
     Returns:
         ``[..., T]``.

@@ -1,4 +1,5 @@
-"""Adam, written so that a training step can be traced into one graph."""
+"""Optimisation: an Adam that can be traced into the graph of a training step, gradient clipping, conjugate
+gradients."""
 
 from __future__ import annotations
 
@@ -10,21 +11,21 @@ from torch import Tensor, nn
 from offlinerl.learning.seeds import per_seed
 
 NEGLIGIBLE = 1e-30
-"""What Adam keeps is zero below this, which beside 1 and eps makes no difference. The powers of beta and the moments of
-dead units would else fade into subnormal numbers and stay there, and a CPU takes many times as long for these."""
+"""Adam's state is set to zero below this, which is negligible next to 1 and eps. Otherwise the powers of beta and the
+moments of dead units would become subnormal numbers, with which a CPU is many times slower."""
 
 
 class Adam(torch.optim.Optimizer):
-    """Adam (Kingma & Ba, 2015, algorithm 1) whose step reads and writes nothing but tensors.
+    """Adam (Kingma & Ba, 2015, algorithm 1) whose step reads and writes only tensors.
 
-    torch.optim.Adam keeps its step count and learning rate as Python numbers or asks for them with
-    ``.item()``, which a traced graph would freeze. Here the learning rate is a tensor that a schedule may
-    fill, and the powers of beta that correct the bias are running products, one a seed, so that all that a
-    step changes is stacked by seeds as the parameters are.
+    torch.optim.Adam keeps its step count and learning rate as Python numbers or reads them with ``.item()``, which
+    would become constants in a traced graph. Here the learning rate is a tensor that a schedule fills in place. The
+    powers of beta for the bias correction are running products, one per seed, so that all state of the optimiser has
+    the same leading axis of seeds as the parameters.
 
     Args:
         params: parameters ``[S, ...]``.
-        lr: learning rate, or one a seed.
+        lr: learning rate, or one per seed.
         betas: decay rates of the two moments.
         eps: added to the square root of the second moment.
     """
@@ -58,16 +59,16 @@ class Adam(torch.optim.Optimizer):
                 group["lr"].copy_(fraction * torch.tensor(initial, dtype=torch.float64))
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # a closure could not be traced
-        """Apply one update by each parameter's ``.grad``."""
+        """Apply one update from each parameter's ``.grad``."""
         self.descend([p.grad for group in self.param_groups for p in group["params"]])
 
     @torch.no_grad()
     def descend(self, gradients: Sequence[Tensor]) -> None:
-        """Apply one update by gradients in the order of the parameters."""
+        """Apply one update from gradients, given in the order of the parameters."""
         remaining = iter(gradients)
         for group in self.param_groups:
             (beta1, beta2), powers = group["betas"], group["beta_powers"]
-            # Views that are changed in place would put a chain of copies into the graph, once for every parameter.
+            # Changing views in place would add a chain of copies to the graph for every parameter.
             power1, power2 = shrunk(powers[:, 0] * beta1), shrunk(powers[:, 1] * beta2)  # [S]
             powers.copy_(torch.stack([power1, power2], -1))
             rates = group["lr"] / (1 - power1)
@@ -81,12 +82,12 @@ class Adam(torch.optim.Optimizer):
 
 
 def shrunk(x: Tensor) -> Tensor:
-    """Zero where x is negligible; NaN stays."""
+    """x, with negligible entries set to zero; NaN is kept."""
     return nn.functional.hardshrink(x, NEGLIGIBLE)
 
 
 def clip_norm(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:
-    """Gradients ``[S, ...]``, those of a seed shortened together where their norm is above ``limit``.
+    """Gradients ``[S, ...]``, clipped for each seed to a joint norm of at most ``limit``.
 
     Pascanu et al., ICML 2013, algorithm 1.
     """
@@ -96,26 +97,26 @@ def clip_norm(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Parameters ``[S, ...]`` of a network as one vector a seed, ``[S, P]``."""
+    """Parameters ``[S, ...]`` of a network as one vector per seed, ``[S, P]``."""
     return torch.cat([t.flatten(1) for t in tensors], 1)
 
 
 def unflatten(vectors: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """What ``flatten`` made of tensors with the shapes of ``like``."""
+    """The inverse of ``flatten``: tensors with the shapes of ``like``."""
     sizes = [t[0].numel() for t in like]
     return [v.view_as(t) for v, t in zip(vectors.split(sizes, 1), like, strict=True)]
 
 
 def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """Solve ``A x = b`` for every seed, given A only as ``product(v) = A v``; A is symmetric and positive definite.
+    """Solve ``A x = b`` for every seed, given A as ``product(v) = A v``; A is symmetric and positive definite.
 
-    Hestenes & Stiefel, 1952, as TRPO (Schulman et al., 2015, appendix C) uses it.
+    Hestenes & Stiefel, 1952, as used in TRPO (Schulman et al., 2015, appendix C).
 
     Args:
         product: ``[S, P] -> [S, P]``.
         b: ``[S, P]``.
-        iterations: the most to take, each one product.
-        tolerance: of the squared residual; a seed that has come so far rests.
+        iterations: maximum number of iterations, with one product each.
+        tolerance: a seed stops when its squared residual is at most this.
     """
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
     squared = residual.square().sum(-1, keepdim=True)  # [S, 1]

@@ -1,4 +1,4 @@
-"""Random numbers, one generator a seed: a seed draws the same numbers alone or stacked with others."""
+"""Random numbers with one generator per seed: a seed draws the same numbers alone or stacked with others."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> Ge
 
 
 class Streams:
-    """One generator a seed, all for one purpose. Every draw has a leading axis S.
+    """One generator per seed, all for one purpose. Every draw has a leading axis S.
 
     Args:
         seeds: S integers.
         purpose: what the numbers are for, such as ``"dropout"``; names the stream.
         device: where the numbers are drawn.
-        rank: of the process, where several train together; each draws other numbers.
+        rank: of the process in data-parallel training; every rank draws different numbers.
     """
 
     def __init__(self, seeds: Sequence[int], purpose: str, device: torch.device | str = "cpu", rank: int = 0):
@@ -34,7 +34,7 @@ class Streams:
         self.to(device)
 
     def to(self, device: torch.device | str) -> Streams:
-        """Draw on ``device`` from now on; on another device than before the streams start again."""
+        """Draw on ``device`` from now on; if the device changes, the streams restart."""
         if getattr(self, "device", None) != torch.device(device):
             self.device = torch.device(device)
             self.generators = [generator(seed, self.purpose, device) for seed in self.seeds]
@@ -42,8 +42,8 @@ class Streams:
         return self
 
     def ahead(self, count: int) -> None:
-        """Draw for the next ``count`` updates at once, as a GPU needs it, where a launch costs more than its numbers.
-        What was drawn before and is left over is forgotten, so that a state saved between two calls is whole."""
+        """Draw for the next ``count`` updates at once; on a GPU, kernel launches cost more than the numbers. Unused
+        numbers of the previous call are discarded, so that a state saved just before a call is complete."""
         self._count = count
         self._drawn: dict[tuple, list[Tensor]] = {}
 
@@ -63,11 +63,11 @@ class Streams:
         return out
 
     def integers(self, high: int, shape: Sequence[int]) -> Tensor:
-        """Uniform int64 in [0, high), ``[S, *shape]``; ``high`` may be 0 where the shape holds none."""
+        """Uniform int64 in [0, high), ``[S, *shape]``; ``high`` may be 0 if the shape is empty."""
         return self._fill("random_", (0, high if math.prod(shape) else 1), shape, torch.int64)
 
     def permutation(self, count: int) -> Tensor:
-        """The numbers from 0 to ``count - 1`` in random order, ``[S, count]``."""
+        """Random permutations of the numbers from 0 to ``count - 1``, ``[S, count]``."""
         return torch.stack([torch.randperm(count, generator=rng, device=self.device) for rng in self.generators])
 
     def uniform(self, low: float, high: float, shape: Sequence[int]) -> Tensor:
@@ -79,7 +79,7 @@ class Streams:
         return self._fill("normal_", (), shape, torch.float32)
 
     def bits(self, shape: Sequence[int]) -> Tensor:
-        """Uniform int16 over its whole range, ``[S, *shape]``, cut from 64-bit draws four at a time."""
+        """Uniform int16 over its whole range, ``[S, *shape]``, four from each 64-bit draw."""
         *rows, columns = shape
         words = self._fill("random_", (-(2**63), None), (*rows, -(-columns // 4)), torch.int64)
         return words.view(torch.int16)[..., :columns]
@@ -88,19 +88,19 @@ class Streams:
         return dict(seeds=list(self.seeds), device=self.device.type, states=[g.get_state() for g in self.generators])
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue the saved streams; on another kind of device, whose generators differ, start afresh."""
+        """Continue the saved streams; if they were saved on another type of device, leave the streams as they are."""
         if state["device"] == self.device.type:
             for rng, saved in zip(self.generators, state["states"], strict=True):
                 rng.set_state(saved.cpu())
 
 
 class EnvStreams:
-    """One generator an environment, started anew with every episode, so that what an episode draws depends on
-    its seed, its lane and its number and on nothing that ran beside it. Every draw has leading axes S and E.
+    """One generator per environment, reseeded at the start of every episode, so that the numbers of an episode depend
+    only on its seed, its lane and its episode number. Every draw has leading axes S and E.
 
     Args:
         seeds: S integers.
-        lanes: E integers, which of a seed's environments these are.
+        lanes: E integers, the indices of these environments among a seed's.
         purpose: what the numbers are for; names the streams.
     """
 
@@ -110,8 +110,8 @@ class EnvStreams:
         self._drawn: _Drawn | None = None
 
     def ahead(self) -> EnvStreams:
-        """Draw for several steps at once from now on, which is quicker. The numbers are the same, as long as all draws
-        are of one kind and shape. The state of such streams cannot be saved."""
+        """Draw for several steps at once from now on, which is faster. The numbers are the same as without it. All
+        draws must be of one kind and shape, and the state can no longer be saved."""
         self._drawn = _Drawn(len(self.seeds) * len(self.lanes))
         return self
 
@@ -119,8 +119,8 @@ class EnvStreams:
         """Start the streams of new episodes.
 
         Args:
-            where: ``[S, E]`` bool.
-            episodes: ``[S, E]`` their numbers.
+            where: ``[S, E]`` bool, True where an episode begins.
+            episodes: ``[S, E]``, the episodes' numbers.
         """
         for s, e in zip(*where.nonzero(), strict=True):
             self.generators[s][e] = generator(self.seeds[s], f"{self.purpose} {self.lanes[e]} {episodes[s, e]}")
@@ -149,30 +149,31 @@ class EnvStreams:
         return dict(lanes=list(self.lanes), states=[[g.get_state() for g in rngs] for rngs in self.generators])
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue the saved streams, in the lanes they were saved from."""
+        """Continue the saved streams, with the lanes they were saved with."""
         self.lanes = tuple(state["lanes"])
         self.generators = [[Generator().set_state(saved.cpu()) for saved in of_seed] for of_seed in state["states"]]
 
 
 IN_TURN = 15
-"""Numbers of one draw up to which a CPU makes one after the other, so that several draws make the same ones."""
+"""Draws of up to this many numbers are generated one by one on a CPU, so that one draw gives the same numbers as
+several smaller ones."""
 
 
 class _Drawn:
-    """Numbers of L generators that were drawn ahead, for several steps each."""
+    """Numbers of L generators, drawn ahead for several steps."""
 
     def __init__(self, generators: int):
         self.every = np.arange(generators)
-        self.used = np.full(generators, IN_TURN)  # steps, of those that were drawn
+        self.used = np.full(generators, IN_TURN)  # steps used of those drawn ahead
         self.kind: tuple[str, tuple, tuple[int, ...]] | None = None
         self.numbers: Tensor | None = None
 
     def forget(self, where: np.ndarray) -> None:
-        """What was drawn from some generators, ``[L]`` bool, has no use any more."""
+        """Discard the numbers drawn from these generators, ``[L]`` bool."""
         self.used[where] = IN_TURN
 
     def next(self, generators: Sequence[Sequence[Generator]], *kind: Any) -> Tensor:
-        """Numbers of one step, ``[L, *shape]``: those of a method and its arguments, by ``[S, E]`` generators."""
+        """The numbers of one step, ``[L, *shape]``, by a method with its arguments of the ``[S, E]`` generators."""
         method, args, shape = self.kind = self.kind or kind
         assert self.kind == kind, f"what was drawn ahead is {self.kind}, not {kind}"
         if self.numbers is None:

@@ -1,4 +1,4 @@
-"""Policies."""
+"""Policy networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from offlinerl.types import Spec
 
 
 class DeterministicActor(nn.Module):
-    """A policy that is a function, in units of [-1, 1]: ``[S, B, O] -> [S, B, A]``."""
+    """A deterministic policy, in units of [-1, 1]: ``[S, B, O] -> [S, B, A]``."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class DeterministicActor(nn.Module):
 
 
 class SquashedGaussianActor(nn.Module):
-    """A Normal whose mean and log-deviation see the state, squashed by tanh into units of [-1, 1].
+    """A Normal whose mean and log standard deviation depend on the state, squashed by tanh to [-1, 1].
 
     Haarnoja et al., Soft Actor-Critic, 2018, appendix C.
     """
@@ -53,25 +53,25 @@ class SquashedGaussianActor(nn.Module):
         self.net = MLP([encoder.features, *hidden, 2 * action_dim], (len(rng),), rng, init=uniform)
 
     def mean_and_std(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the Normal before the tanh, ``[S, B, A]`` each."""
+        """Mean and standard deviation of the Normal before the tanh, ``[S, B, A]`` each."""
         mean, log_std = self.net(self.encoder(obs)).chunk(2, -1)
         return mean, log_std.clamp(*self.LOG_STD_RANGE).exp()
 
     def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Reparameterised actions ``[S, B, A]`` and their log-probabilities ``[S, B]``, from standard normal
-        ``noise`` ``[S, B, A]``; n of each, ``[S, B, n, A]`` and ``[S, B, n]``, from noise of that shape."""
+        """Reparameterised actions ``[S, B, A]`` and their log-probabilities ``[S, B]``, from standard normal ``noise``
+        ``[S, B, A]``; or n of each per observation, ``[S, B, n, A]`` and ``[S, B, n]``, from noise ``[S, B, n, A]``."""
         mean, std = self.mean_and_std(obs)
         if noise.ndim > mean.ndim:
             mean, std = mean.unsqueeze(2), std.unsqueeze(2)
         x = mean + std * noise
         log_prob = -0.5 * noise.square() - std.log() - 0.5 * math.log(2 * math.pi)
-        # log(1 - tanh(x)^2), in a form that neither overflows nor cancels
+        # log(1 - tanh(x)^2) in a numerically stable form
         log_slope = 2 * (math.log(2) - x - nn.functional.softplus(-2 * x))
         return torch.tanh(x), (log_prob - log_slope).sum(-1)
 
 
 class GaussianActor(nn.Module):
-    """A Normal policy with a tanh on its mean alone and a log-deviation that does not see the state.
+    """A Normal policy with a tanh on its mean only and a state-independent log standard deviation.
 
     The policy of IQL and XQL: ``[S, B, O]`` -> a distribution over actions ``[S, B, A]`` in units of [-1, 1].
     """
@@ -102,7 +102,7 @@ class GaussianActor(nn.Module):
         return Independent(normal, 1, validate_args=False)
 
     def act(self, obs: Tensor, explore: EnvStreams | None = None) -> Tensor:
-        """The mean, or a sample drawn from ``explore`` and clipped: ``[S, E, O] -> [S, E, A]``."""
+        """The mean, or a clipped sample drawn with ``explore``: ``[S, E, O] -> [S, E, A]``."""
         mean = self.mean(obs)
         if explore is None:
             return mean
@@ -112,8 +112,8 @@ class GaussianActor(nn.Module):
 class Policy(nn.Module):
     """A stochastic policy of the policy-gradient papers: ``[S, B, O]`` -> a distribution over actions ``[S, B, A]``.
 
-    Its network has tanh between its layers, as in TRPO (Schulman et al., 2015, appendix D) and PPO (2017, section
-    6.1), and nearly the same output for every observation at the start (Andrychowicz et al., 2021, section 3.2).
+    Its network has tanh activations, as in TRPO (Schulman et al., 2015, appendix D) and PPO (2017, section 6.1). The
+    initial output hardly depends on the observation (Andrychowicz et al., 2021, section 3.2).
     """
 
     def __init__(self, encoder: Encoder, outputs: int, hidden: Sequence[int], rng: Sequence[Generator]):
@@ -126,12 +126,12 @@ class Policy(nn.Module):
         raise NotImplementedError
 
     def act(self, obs: Tensor, explore: EnvStreams | None = None) -> Tensor:
-        """The likeliest action, or a sample drawn from ``explore``: ``[S, E, O] -> [S, E, A]``."""
+        """The most likely action, or a sample drawn with ``explore``: ``[S, E, O] -> [S, E, A]``."""
         raise NotImplementedError
 
 
 class GaussianPolicy(Policy):
-    """A Normal in units of [-1, 1], though without bounds; its log-deviation does not see the state."""
+    """A Normal, unbounded but in units of [-1, 1], with a state-independent log standard deviation."""
 
     LOG_STD_RANGE = (-5.0, 2.0)
 
@@ -155,7 +155,7 @@ class GaussianPolicy(Policy):
 
 
 class CategoricalPolicy(Policy):
-    """Discrete actions, given by their number: ``outputs`` of them, A = 1."""
+    """A categorical distribution over action indices from 0 to ``outputs - 1``; A = 1."""
 
     def forward(self, obs: Tensor) -> Independent:
         categorical = Categorical(logits=self.net(self.encoder(obs)).unsqueeze(-2), validate_args=False)
@@ -163,7 +163,7 @@ class CategoricalPolicy(Policy):
 
     def act(self, obs: Tensor, explore: EnvStreams | None = None) -> Tensor:
         logits = self.net(self.encoder(obs))  # [S, E, actions]
-        if explore is not None:  # the largest of logits with Gumbel noise is a sample (Gumbel, 1954)
+        if explore is not None:  # the argmax of logits with Gumbel noise is a sample (Gumbel, 1954)
             uniform = explore.uniform(torch.finfo(torch.float32).tiny, 1, logits.shape[2:])
             logits = logits - torch.log(-torch.log(uniform.to(logits.device)))
         return best_of(logits)

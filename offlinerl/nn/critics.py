@@ -13,7 +13,7 @@ from offlinerl.nn.layers import MLP, Init, orthogonal, uniform
 
 
 class Value(nn.Module):
-    """A state value a seed: ``[S, B, O] -> [S, B]``."""
+    """One state-value function per seed: ``[S, B, O] -> [S, B]``."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class Value(nn.Module):
 
 
 class Critic(nn.Module):
-    """N action values a seed: ``[S, B, O], [S, B, A] -> [S, N, B]``; with ``atoms``, the logits of N
-    distributions over returns: ``[S, N, B, atoms]``."""
+    """N action-value functions per seed: ``[S, B, O], [S, B, A] -> [S, N, B]``; with ``atoms``, the logits of N
+    categorical distributions over returns: ``[S, N, B, atoms]``."""
 
     def __init__(
         self,
@@ -63,13 +63,13 @@ class Critic(nn.Module):
         return x if self.atoms else x.squeeze(-1)
 
     def of_many(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Of many actions for every observation, ``[S, B, O], [S, B, n, A] -> [S, N, B, n]``."""
+        """Values of n actions for every observation, ``[S, B, O], [S, B, n, A] -> [S, N, B, n]``."""
         features, n = self.encoder(obs), actions.shape[2]
         x = torch.cat([features.unsqueeze(2).expand(-1, -1, n, -1), actions], -1).flatten(1, 2)  # [S, B n, F + A]
         return self.net(x.unsqueeze(1).expand(-1, self.critics, -1, -1)).squeeze(-1).unflatten(-1, (-1, n))
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
-        """The first of the N alone, ``[S, B]``, or ``[S, B, atoms]``."""
+        """The first of the N critics only, ``[S, B]``, or ``[S, B, atoms]``."""
         x = torch.cat([self.encoder(obs), action], -1).unsqueeze(1)  # [S, 1, B, F + A]
         first = {name: p[:, :1] for name, p in self.net.named_parameters()}
         x = functional_call(self.net, first, x).squeeze(1)  # [S, B, atoms]

@@ -1,4 +1,4 @@
-"""Decoders: from latents back to observations. Every parameter has a leading axis of seeds."""
+"""Decoders, from latents to observations. Every parameter has a leading axis of seeds."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from offlinerl.nn.layers import Linear
 
 
 class TransposedConvolution(nn.Module):
-    """One transposed convolution a seed, ``[B, S I, H', W'] -> [B, S out, H, W]``, all seeds in one call as groups.
+    """One transposed convolution per seed, ``[B, S I, H', W'] -> [B, S out, H, W]``, all seeds in one grouped call.
 
     Args:
         in_channels: I.
         out_channels: out.
-        kernel: of both sides.
-        stride: of both sides.
-        beyond: rows and columns of the output that no kernel reaches; the convolution that this one mirrors left out as
-            many.
+        kernel: kernel size, in both directions.
+        stride: in both directions.
+        beyond: output padding, as ``(rows, columns)``: as many as the mirrored convolution ignored at the border.
         rng: S generators for the initial weights.
     """
 
@@ -41,11 +40,11 @@ class TransposedConvolution(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """The layers of an encoder of images in reverse, ``[S, B, Z] -> [S, B, H, W, C]``, numbers that a sigmoid makes
-    brightnesses in [0, 1] of.
+    """The mirrored layers of an image encoder, ``[S, B, Z] -> [S, B, H, W, C]``: logits, from which a sigmoid gives
+    pixel values in [0, 1].
 
     Args:
-        encoder: whose layers are mirrored.
+        encoder: the one to mirror.
         latents: Z.
         rng: S generators for the initial weights.
     """

@@ -1,4 +1,4 @@
-"""Encoders: from observations to features, ``[S, B, ...] -> [S, B, F]``. Every network has one of its own."""
+"""Encoders, from observations to features, ``[S, B, ...] -> [S, B, F]``. Every network has its own encoder."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ LAYERS = dict(nature=NATURE, sac_ae=SAC_AE, minatar=MINATAR, world_models=WORLD_
 
 
 class Encoder(nn.Module, ABC):
-    """What a network sees of an observation.
+    """Maps observations to the features that a network takes.
 
     Attributes:
-        features: F.
+        features: F, the number of features.
     """
 
     features: int
@@ -49,7 +49,7 @@ class Encoder(nn.Module, ABC):
 
 
 class Identity(Encoder):
-    """A vector as it is."""
+    """Returns an observation vector unchanged."""
 
     def __init__(self, features: int):
         super().__init__()
@@ -60,20 +60,20 @@ class Identity(Encoder):
 
 
 class Normalized(Encoder):
-    """A vector, every dimension of which is shifted by its mean and scaled by its deviation in a dataset, and held
-    within ``LIMIT``. Until these are set, by mean 0 and deviation 1.
+    """Standardises every dimension of a vector by its mean and standard deviation in a dataset, and clips the result to
+    ``LIMIT``. Before they are set, the mean is 0 and the standard deviation 1.
 
-    Nothing is added to a deviation, however small: it is small in the user's units, and in smaller ones it would not
-    be. A dimension that is constant in the dataset is only shifted, for it has no scale. The limit is for what was
-    constant there, or nearly, and is not where the policy acts.
+    No epsilon is added to a standard deviation, however small, since it may only be small because of the user's units.
+    A dimension that is constant in the dataset is only shifted. The limit matters for dimensions that are constant or
+    nearly constant in the dataset but not when the policy acts.
 
     Args:
-        features: O.
+        features: O, the vector's size.
         path: of the vector in the observation.
     """
 
     LIMIT = 10.0
-    """Deviations, as in Stable-Baselines3's ``VecNormalize``; at most one value in a hundred lies further out."""
+    """In standard deviations, as in Stable-Baselines3's ``VecNormalize``; at most 1% of all values are beyond it."""
 
     mean: Tensor
     scale: Tensor
@@ -85,8 +85,8 @@ class Normalized(Encoder):
         self.register_buffer("scale", torch.ones(features))
 
     def set(self, mean: np.ndarray, std: np.ndarray) -> None:
-        """Normalise by these from now on, ``[O]`` each, or of one frame where the vector is a stack of frames; the
-        deviation of a constant dimension is 0."""
+        """Set mean and standard deviation, ``[O]`` each, or those of one frame where the vector is a stack of frames;
+        the standard deviation of a constant dimension is 0."""
         frames = self.features // len(mean)
         self.mean.copy_(torch.from_numpy(mean).repeat(frames))
         self.scale.copy_(torch.from_numpy(np.where(std > 0, std, 1.0)).repeat(frames))
@@ -96,7 +96,7 @@ class Normalized(Encoder):
 
 
 def orthogonal_kernels(rng: Sequence[Generator], *shape: int) -> nn.Parameter:
-    """Kernels of S seeds, ``[S, *shape]``, each seed's from its own generator: orthogonal, with gain sqrt(2)."""
+    """Convolution kernels of S seeds, ``[S, *shape]``: orthogonal with gain sqrt(2), each from its seed's generator."""
     kernels = torch.empty(len(rng), *shape)
     for of_seed, generator in zip(kernels, rng, strict=True):
         nn.init.orthogonal_(of_seed, math.sqrt(2), generator=generator)
@@ -104,7 +104,7 @@ def orthogonal_kernels(rng: Sequence[Generator], *shape: int) -> nn.Parameter:
 
 
 class Convolution(nn.Module):
-    """One convolution a seed, ``[B, S I, H, W] -> [B, S out, H', W']``, all seeds in one call as groups."""
+    """One convolution per seed, ``[B, S I, H, W] -> [B, S out, H', W']``, all seeds in one grouped call."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, rng: Sequence[Generator]):
         super().__init__()
@@ -118,25 +118,25 @@ class Convolution(nn.Module):
 
 
 LEAST_SIDE = 16
-"""What a first axis is below where it is that of the channels, and both others are from here on."""
+"""If the first axis of an image is smaller than this and both others are not, it is taken to be the channel axis."""
 
 
 class Images(Encoder):
-    """Convolutions over an image ``[S, B, H, W, C]``, uint8 or float in [0, 1]; one without channels is ``[S, B, H,
-    W]``. Layers whose kernel is larger than what is left of the image are left out.
+    """Convolutions over images, uint8 or float in [0, 1], ``[S, B, H, W, C]``, or ``[S, B, H, W]`` without channels.
+    Layers whose kernel is larger than their input are left out.
 
     Args:
         shape: of an image, ``(H, W, C)`` or ``(H, W)``.
         rng: S generators for the initial weights.
-        layers: of the network.
+        layers: channels, kernel and stride of every convolution.
 
     Attributes:
-        shapes: ``(H, W, C)`` before the first layer and after every one.
-        channels_last: whether the channels of a pixel lie side by side, as they do in a frame, or the pixels of a
-            channel; None: where there is one seed, whose frames need no copy then.
+        shapes: ``(H, W, C)`` before the first layer and after every layer.
+        channels_last: the memory format of the convolutions: True for channels last, False for contiguous, None for
+            channels last if there is only one seed, whose frames then need no copy.
 
     Raises:
-        UserError: the image is smaller than every kernel, or its axes are others, as where channels come first.
+        UserError: the image is smaller than every kernel, or the order of its axes is wrong, such as channels first.
     """
 
     def __init__(self, shape: Sequence[int], rng: Sequence[Generator], layers: Layers = NATURE):
@@ -174,15 +174,15 @@ class Images(Encoder):
 
 
 class Posterior(nn.Module):
-    """What an image's latents may be, ``q(z|x)`` (Kingma & Welling, Auto-Encoding Variational Bayes, 2013, equation 9):
-    ``[S, B, H, W, C]`` -> the mean and the logarithm of the variance of a Normal with independent dimensions, ``[S, B,
-    Z]`` each.
+    """The approximate posterior ``q(z|x)`` of an image's latents (Kingma & Welling, Auto-Encoding Variational Bayes,
+    2013, equation 9): ``[S, B, H, W, C]`` -> the mean and the log variance of a Normal with independent dimensions,
+    ``[S, B, Z]`` each.
 
     Args:
         shape: of an image, ``(H, W, C)``.
-        latents: Z.
+        latents: Z, the number of latents.
         rng: S generators for the initial weights.
-        layers: of the network.
+        layers: channels, kernel and stride of every convolution.
     """
 
     def __init__(self, shape: Sequence[int], latents: int, rng: Sequence[Generator], layers: Layers):
@@ -196,15 +196,15 @@ class Posterior(nn.Module):
 
 
 class Frozen(nn.Module):
-    """The mean of a posterior that was learnt before, ``[..., H, W, n C] -> [..., n Z]`` for the n frames of an image.
+    """The posterior mean of a pretrained encoder, ``[..., H, W, n C] -> [..., n Z]`` for the n frames of an image.
 
-    Its weights are no parameters but buffers, without an axis of seeds: nothing trains them, all seeds share them, and
-    its copies are itself. They are not numbers until they are loaded.
+    Its weights are buffers shared by all seeds, not parameters: they are never trained, and a deep copy returns the
+    same object. They are NaN until they are loaded.
 
     Args:
         shape: of a frame, ``(H, W, C)``.
-        latents: Z.
-        layers: of the network, by their name in ``LAYERS``.
+        latents: Z, the number of latents per frame.
+        layers: name of the convolutions in ``LAYERS``.
     """
 
     def __init__(self, shape: Sequence[int], latents: int, layers: str):
@@ -227,25 +227,25 @@ class Frozen(nn.Module):
 
 
 class Latents(Encoder):
-    """The latents of images, ``[S, B, H, W, n C] -> [S, B, n Z]``; or latents as they are, which is what replays and
-    tables hold.
+    """The latents of images, ``[S, B, H, W, n C] -> [S, B, n Z]``. Latents, as stored in replay buffers and tables, are
+    returned unchanged.
 
     Args:
-        frozen: gives them. It belongs to the agent, and not to every network that sees by it.
-        frames: n, of an image.
+        frozen: computes the latents. It is a module of the agent, not of the networks that use it.
+        frames: n, the number of frames in an image.
     """
 
     def __init__(self, frozen: Frozen, frames: int):
         super().__init__()
         self.features = frames * frozen.latents
-        object.__setattr__(self, "frozen", frozen)  # nn.Module would make it a part of every network
+        object.__setattr__(self, "frozen", frozen)  # nn.Module would register it as a submodule
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.frozen(obs) if obs.dtype == torch.uint8 else obs
 
 
 class Parts(Encoder):
-    """The features of every part of an observation, one behind the other."""
+    """The concatenated features of all parts of an observation."""
 
     def __init__(self, parts: Mapping[str, Encoder]):
         super().__init__()
@@ -258,14 +258,14 @@ class Parts(Encoder):
 
 
 def encoder_of(spec: Spec, rng: Sequence[Generator], normalize: bool = False, layers: Layers = NATURE) -> Encoder:
-    """The encoder for a task's observations: identity for vectors, convolutions for images, both side by side for a
-    dictionary of them.
+    """The encoder for a task's observations: identity for vectors, convolutions for images, and the concatenation of
+    both for dictionaries.
 
     Args:
-        spec: the task's.
+        spec: of the task.
         rng: S generators for the initial weights.
-        normalize: whether vectors are shifted and scaled.
-        layers: of convolutions over images.
+        normalize: whether vectors are normalised.
+        layers: channels, kernel and stride of the convolutions.
     """
 
     def of(leaf: Leaf) -> Encoder:

@@ -1,4 +1,4 @@
-"""Networks stacked over seeds: every parameter has a leading axis S."""
+"""Network layers stacked over seeds: every parameter has a leading axis S."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ Init = Callable[[Tensor, Tensor, Generator], None]
 
 
 def orthogonal(weight: Tensor, bias: Tensor, rng: Generator, gain: float = math.sqrt(2)) -> None:
-    """Orthogonal weights (Saxe et al., 2014) with gain sqrt(2), as in the reference IQL and XQL; zero biases."""
+    """Orthogonal weights (Saxe et al., 2014), by default with gain sqrt(2), as in the reference IQL and XQL; zero
+    biases."""
     nn.init.orthogonal_(weight, gain, generator=rng)
     bias.zero_()
 
 
 def uniform(weight: Tensor, bias: Tensor, rng: Generator, bound: float | None = None) -> None:
-    """Both uniform in [-bound, bound], by default ``1 / sqrt(I)`` (Lillicrap et al., 2016, section 7; also what
-    ``torch.nn.Linear`` does, and with it the reference TD3 and SAC)."""
+    """Weights and biases uniform in [-bound, bound], by default ``1 / sqrt(I)`` (Lillicrap et al., 2016, section 7;
+    also the default of ``torch.nn.Linear``, and so of the reference TD3 and SAC)."""
     bound = 1 / math.sqrt(len(weight)) if bound is None else bound
     weight.uniform_(-bound, bound, generator=rng)
     bias.uniform_(-bound, bound, generator=rng)
 
 
 def normal(weight: Tensor, bias: Tensor, rng: Generator, std: float = 0.02) -> None:
-    """Normal weights of a small deviation, as transformers have (Radford et al., GPT, 2018); zero biases."""
+    """Normal weights with a small standard deviation, as in transformers (Radford et al., GPT, 2018); zero biases."""
     weight.normal_(0, std, generator=rng)
     bias.zero_()
 
 
 class Linear(nn.Module):
-    """One affine map for every entry of the leading axes.
+    """A linear layer for every entry of the leading axes.
 
     Args:
         in_features: I, size of the input.
         out_features: size of the output.
         lead: the leading axes, ``(S,)`` or ``(S, N)``.
-        rng: S generators; the N slices of a seed are drawn one after another from its own.
-        init: how a slice starts.
+        rng: S generators; the N slices of a seed are drawn one after another from the seed's generator.
+        init: initialisation of a slice.
     """
 
     def __init__(
@@ -65,14 +66,14 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [*lead, B, I] -> [*lead, B, out]
         if self.weight.shape[-1] == 1:
-            # Libraries are slow at many products with a vector; a compiler makes one pass of it and what is before it.
+            # Batched matrix-vector products are slow in libraries; the compiler fuses this form with what precedes it.
             return (x * self.weight.mT).sum(-1, keepdim=True) + self.bias
-        product = torch.bmm if x.ndim == 3 else torch.matmul  # the same; acting is short enough to see the difference
+        product = torch.bmm if x.ndim == 3 else torch.matmul  # bmm has less overhead, which shows when acting
         return product(x, self.weight) + self.bias
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation (Ba et al., 2016) over the last axis, with a gain and a bias a slice."""
+    """Layer normalisation (Ba et al., 2016) over the last axis, with a gain and a bias for every leading entry."""
 
     def __init__(self, features: int, lead: tuple[int, ...], eps: float = 1e-6):
         super().__init__()
@@ -85,14 +86,14 @@ class LayerNorm(nn.Module):
 
 
 def dropout_masks(rng: Streams, rate: float, batch_size: int, hidden: Sequence[int]) -> tuple[Tensor, ...]:
-    """Which units of every hidden layer stay: 1 where one does, else 0, each ``[S, B, width]``; ``rate`` is exact to
-    2^-16. Not bool, which a CPU reads and makes many times as slowly as floats."""
+    """Masks of the units that are kept in every hidden layer: 1 for kept, 0 for dropped, each ``[S, B, width]``; the
+    rate is exact to 2^-16. The dtype is float, since a CPU is many times slower with bool masks."""
     threshold = -(2**15) + round(rate * 2**16)
     return tuple(rng.bits((batch_size, width)).ge_(threshold).float() for width in hidden)
 
 
 def drop(x: Tensor, kept: Tensor, rate: float) -> Tensor:
-    """Dropout (Srivastava et al., 2014) by a given mask instead of hidden random state."""
+    """Dropout (Srivastava et al., 2014) with a given mask instead of hidden random state."""
     return x * (kept * (1.0 / (1.0 - rate)))
 
 
@@ -103,10 +104,10 @@ class MLP(nn.Module):
         sizes: features of the input, of every hidden layer and of the output.
         lead: the leading axes of every parameter.
         rng: S generators for the initial weights.
-        layer_norm: normalise before every activation.
-        dropout: rate of dropout after every activation, applied only where ``forward`` is given masks.
-        init: how the layers start.
-        last_init: how the last one does, if not like the others.
+        layer_norm: whether to apply LayerNorm before every activation.
+        dropout: rate of dropout after every activation, applied only if ``forward`` is given masks.
+        init: initialisation of the layers.
+        last_init: initialisation of the last layer, if different.
         activation: between the layers.
     """
 
@@ -143,6 +144,6 @@ class MLP(nn.Module):
 
 @torch.no_grad()
 def soft_update(target: nn.Module, online: nn.Module, tau: Number) -> None:
-    """Move a target network a fraction ``tau`` of the way to the online one (Lillicrap et al., 2016)."""
+    """Move a target network towards the online network by a fraction ``tau`` (Lillicrap et al., 2016)."""
     for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
         slow.lerp_(fast, per_seed(tau, slow))

@@ -1,4 +1,4 @@
-"""Running statistics to normalise by."""
+"""Normalisation by running statistics."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from torch import Tensor, nn
 
 
 class RunningNorm(nn.Module):
-    """The mean and the variance of every dimension of all that was seen, a seed: what is to be normalised by them
-    is ``[S, B, D]``. Before anything was seen it changes nothing.
+    """Normalises ``[S, B, D]`` by the running mean and variance of every dimension, separately per seed. Before the
+    first ``see`` the mean is 0 and the variance 1.
 
-    Chan, Golub & LeVeque, 1979, for the merging of two sets' moments.
+    Chan, Golub & LeVeque, 1979, for merging the moments of two sets.
     """
 
     def __init__(self, seeds: int, size: int, limit: float = 10.0):
         super().__init__()
         self.limit = limit
-        # No buffers, for what each seed has of its own is a parameter, of which a part of a stack takes its share.
+        # Parameters rather than buffers, so that a part of the seeds gets its slice of them; see ``Agent.part``.
         self.mean = nn.Parameter(torch.zeros(seeds, 1, size), requires_grad=False)
         self.var = nn.Parameter(torch.ones(seeds, 1, size), requires_grad=False)
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def see(self, x: Tensor) -> None:
-        """Take ``[S, B, D]`` into account."""
+        """Update the statistics with ``[S, B, D]``."""
         count, total = x.shape[1], self.count + x.shape[1]
         share = (count / total).to(x.dtype)
         mean = x.mean(1, keepdim=True)
@@ -32,9 +32,9 @@ class RunningNorm(nn.Module):
         self.count.copy_(total)
 
     def scale(self, x: Tensor) -> Tensor:
-        """In units of the deviation, and within the limit."""
+        """Divide by the standard deviation and clip to the limit."""
         return (x * (self.var + 1e-8).rsqrt()).clamp(-self.limit, self.limit)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Likewise, from the mean on."""
+        """Subtract the mean, divide by the standard deviation and clip to the limit."""
         return self.scale(x - self.mean)

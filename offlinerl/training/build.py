@@ -1,4 +1,4 @@
-"""Runs from their settings: the task, the agent and what it learns from."""
+"""Builds a run from its settings: the task, the agent and the source of its batches."""
 
 from __future__ import annotations
 
@@ -52,31 +52,31 @@ from offlinerl.util.settings import make, members
 from offlinerl.util.trees import observed_in_words, tree_leaves
 
 REPLAY = "replay"
-"""The folder within a run's that holds its replay, if that is on the disk."""
+"""The subfolder of a run's folder that holds its replay buffer, if that is on disk."""
 
 ROWS_HASHED = 1 << 12
-"""Rows of images that a checksum copies at a time."""
+"""Number of rows that a checksum copies at a time."""
 
 COMPILE_WORTHWHILE = 3_000
-"""Updates from which compiling, which takes half a minute, is earned back."""
+"""Number of updates from which compiling, which takes half a minute, saves time."""
 
 
 def build(
     settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None = None,
     rank: int = 0,
 ) -> Run:  # fmt: skip
-    """The run that some settings describe.
+    """Build the run that the settings describe.
 
     Args:
-        settings: ``{"fit": {...}, "agent": {...}, "train": {...}}``, what ``config.yaml`` holds.
-        entry: the dataset and the task, or the task alone to learn by acting.
+        settings: ``{"fit": {...}, "agent": {...}, "train": {...}}``, the content of ``config.yaml``.
+        entry: the dataset and the task, or only the task to learn by acting.
         device: where to train.
         folder: where results go.
-        ray_address: of the cluster that its workers run on; by default this machine.
-        rank: of this process, if several train it together.
+        ray_address: of the Ray cluster that workers run on; by default this machine.
+        rank: of this process in data-parallel training.
 
     Raises:
-        UserError: anything the user can put right.
+        UserError: for anything that the user can fix.
     """
     torch.backends.cuda.matmul.allow_tf32 = settings["train"].get("tf32", False)
     if settings["fit"]["dataset"] is None:
@@ -87,14 +87,14 @@ def build(
             raise UserError(f"--devices {team.size} needs as many GPUs, and there are {have}: give --devices {have}")
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
-    elif team.size > 4 * (have := cores()):  # a run of a larger machine may go on here, but not fill the memory
+    elif team.size > 4 * (have := cores()):  # a run from a larger machine may resume here, but must not fill the memory
         raise UserError(f"--devices {team.size} are too many for {counted(have, 'core')}: give --devices {have}")
     return on_dataset(settings, entry, device, folder, ray_address, team)
 
 
 def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None) -> Run:
-    """A training by acting in an environment, which counts its steps. On rollouts, both its length and the steps
-    between evaluations are rounded up to whole ones."""
+    """A run that learns by acting in an environment and is counted in environment steps. If it learns from rollouts,
+    its length and the steps between evaluations are rounded up to whole rollouts."""
     about, train, display = settings["fit"], settings["train"], Display()
     task = Task.of(entry)
     pool = make_pool(task, members_of(settings), train["final_episodes"])
@@ -124,14 +124,14 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
 def on_dataset(
     settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None, team: Team
 ) -> Run:
-    """A training on a fixed dataset, which counts updates. If it is to go on in the environment, as in XQL's second
-    table, every ``steps_per_update`` steps bring one."""
+    """A run that learns from a fixed dataset and is counted in updates. If it fine-tunes in the environment afterwards,
+    as in table 2 of the XQL paper, it makes one update per ``steps_per_update`` environment steps."""
     about, train, display = settings["fit"], settings["train"], Display()
     entry = replace(entry, reward=train.get("reward") or entry.reward)
     raw = load.load(entry, reward="none", table=train["table"], display=display)
     contents = contents_of(raw)
     found = dict(fingerprint=contents["sha256"], successors=checksum_of_successors(raw))
-    if any(about.get(name, digest) != digest for name, digest in found.items()):  # older versions wrote one, or none
+    if any(about.get(name, digest) != digest for name, digest in found.items()):  # older versions stored one or none
         raise UserError(
             f"the dataset {entry.name} is not what the run in {folder} was trained on: its contents differ; give"
             " --dataset a copy of that one, or start a new run"
@@ -147,7 +147,7 @@ def on_dataset(
     if entry.reward in rewards.IN_WORDS:
         display.say(f"{entry.name}: rewards are learnt from {rewards.IN_WORDS[entry.reward]} (--train.reward)")
     if train.get("top", 1) < 1:
-        data = data.best(train["top"], raw.episode_returns)  # for a rule may pay for being short
+        data = data.best(train["top"], raw.episode_returns)  # stored rewards, since a rule may favour short episodes
     if train.get("terminal_ends"):
         data = data.with_terminal_ends()
     observed = observed_in_words({path: leaf.shape[1:] for path, leaf in tree_leaves(data.observations)})
@@ -163,7 +163,7 @@ def on_dataset(
         display.say(f"cameras that --obs-keys would add: {', '.join(cameras)}")
     task = task_of(entry, data, about)
     kind = source_of(about["agent"], agents.get(about["agent"]).kinds, about["dataset"], about["env"])
-    if kind == "windows":  # such an agent acts by the return that is still to come
+    if kind == "windows":  # such an agent acts on the return to go
         task = replace(task, reward=rewards.online_reward(entry, raw))
     steps = train.get("online_steps")
     if kind == "observations":  # single frames, without a policy to evaluate
@@ -247,13 +247,13 @@ def on_dataset(
 
 
 def require_parts(task: Task, env: gym.Env, obs_keys: Sequence[str] | None) -> None:
-    """Raises a UserError if parts are asked for of an environment whose observations have none."""
+    """Raise a UserError if ``obs_keys`` are given and the environment's observations have no parts."""
     if obs_keys and not env.has_wrapper_attr("leaves"):
         raise UserError(f"{task.env_id} observes one vector without parts; leave out --obs-keys")
 
 
 def members_of(settings: Mapping[str, Any]) -> int:
-    """How many are trained side by side."""
+    """The number of members that are trained side by side."""
     name = settings["fit"]["agent"]
     config = make(agents.get(name).config_class, settings["agent"], f"{name} has no setting")
     return len(members(settings["fit"]["seeds"], config))
@@ -262,8 +262,8 @@ def members_of(settings: Mapping[str, Any]) -> int:
 def agent_for(
     task: Task, spec: Spec, settings: dict[str, Any], device: torch.device, folder: Path, data: Dataset | None = None
 ) -> Agent:
-    """The agent for a task of these shapes. A new run begins with the weights of a checkpoint, which has its own
-    statistics of observations, or takes those of its data."""
+    """The agent for a task with these shapes. A new run starts from the checkpoint ``init``, including its observation
+    statistics, if one is given, and otherwise takes the observation statistics of its dataset."""
     about, last, vae = settings["fit"], folder / "last.ckpt", None
     if path := settings["agent"].get("encoder"):
         if last.is_file():
@@ -296,16 +296,16 @@ def agent_for(
 
 
 def latent_of(vae: Agent, path: Path, spec: Spec, where: str) -> tuple[str, int, int]:
-    """How ``Spec.latent`` says that images are seen by the encoder of a VAE's first seed.
+    """``Spec.latent`` for images that are encoded by a VAE.
 
     Args:
-        vae: what was trained.
+        vae: the trained VAE.
         path: its checkpoint.
-        spec: the task's.
-        where: the images are from.
+        spec: of the task.
+        where: where the images are from, for error messages.
 
     Raises:
-        UserError: it is no VAE, or its frames are others than the task's.
+        UserError: it is not a VAE, or its frames have another shape than the task's.
     """
     if not isinstance(vae, VAE):
         raise UserError(f"the encoder {path} must be a vae's, not {type(vae).__name__}'s: train one with fit vae")
@@ -323,7 +323,7 @@ def latent_of(vae: Agent, path: Path, spec: Spec, where: str) -> tuple[str, int,
 def collector_for(
     task: Task, agent: Agent, settings: dict[str, Any], display: Display, ray_address: str | None
 ) -> Collector | ActorPool:
-    """The environments to act in, here or in as many workers as the settings say."""
+    """The environments to act in, in this process or in the number of workers that the settings give."""
     train, seeds = settings["train"], agent.seeds
     lanes, workers = range(train["envs"]), train.get("workers", 0)
     first = settings.get("collect", {}).get("first", 0)
@@ -331,7 +331,7 @@ def collector_for(
         return Collector(task.env, seeds, lanes, task.obs_keys, first)
     try:
         cloudpickle.dumps(task.env)
-    except Exception as error:  # whatever a user's object raises
+    except Exception as error:  # a user's object may raise anything
         raise UserError(
             f"{task.env_id} cannot be sent to workers ({checks.described(error)}): pass a function that can be"
             " pickled, or no workers"
@@ -342,14 +342,14 @@ def collector_for(
 
 
 def replay_for(agent: Agent, task: Task, train: Mapping[str, Any], longest: int, folder: Path) -> Replay:
-    """A replay for so many steps at the most; on the disk it is in the run's folder."""
+    """A replay buffer for a run of at most ``longest`` steps; one on disk lies in the run's folder."""
     place = folder / REPLAY if train["replay"] == "disk" else None
     return Replay.of(agent, train, min(train["capacity"], longest + train["envs"]), task.stack, place)
 
 
 def require_whole(train: Mapping[str, Any], *names: str, scale: int = 1) -> None:
-    """Raises a UserError unless these settings, which count so many steps each time, are whole numbers of the strides
-    of a ``ReplayData``."""
+    """Raise a UserError unless these settings are multiples of the stride of a ``ReplayData``. They are given in units
+    of ``scale`` environment steps."""
     stride = math.lcm(train["envs"], train["steps_per_update"]) // scale
     for name in names:
         if train[name] % stride:
@@ -360,8 +360,8 @@ def require_whole(train: Mapping[str, Any], *names: str, scale: int = 1) -> None
 
 
 def require_own_units(entry: Entry, data: Dataset, spec: Spec, task: Task, display: Display) -> None:
-    """Says how many entries of the actions will be clipped, and raises a UserError if most would be."""
-    if spec.num_actions or data.action.shape[1] != spec.action_dim:  # another shape is refused later
+    """Report how many entries of the actions will be clipped, and raise a UserError if most of them would be."""
+    if spec.num_actions or data.action.shape[1] != spec.action_dim:  # a wrong shape raises later
         return
     outside, entries = entries_outside(data.action, spec), int(np.prod(data.action.shape))
     if not outside:
@@ -378,7 +378,7 @@ def require_own_units(entry: Entry, data: Dataset, spec: Spec, task: Task, displ
 
 
 def within_data(task: Task, data: Dataset, display: Display) -> Task:
-    """The task with the data's range as the bounds of those actions that its environment leaves without."""
+    """The task, with the range of the dataset's actions as bounds where the environment's actions are unbounded."""
     if "action_range" in task.env:
         return task
     open_ = unbounded_actions(task.env)
@@ -393,7 +393,7 @@ def within_data(task: Task, data: Dataset, display: Display) -> Task:
 
 
 def with_own_parts(task: Task, entry: Entry, data: Dataset) -> Task:
-    """The task without the names that a table has for parts of observations, if they are not the environment's."""
+    """The task without ``obs_keys`` if these are only column names of a table that the environment does not have."""
     if entry.obs_keys or not task.obs_keys or "columns" not in data.provenance:
         return task
     with checks.closing(make_env(task.env, seen=False)) as env:
@@ -402,8 +402,8 @@ def with_own_parts(task: Task, entry: Entry, data: Dataset) -> Task:
 
 
 def task_of(entry: Entry, data: Dataset, limits: Mapping[str, Any]) -> Task:
-    """What evaluation needs of a dataset's task; the limits, see ``offlinerl.envs.make.with_limits``, are for an
-    environment that only the data itself names. Its ``env`` is None where nothing names one, or none is wanted."""
+    """The task of a dataset, for evaluation. The limits (see ``offlinerl.envs.make.with_limits``) apply to an
+    environment that only the dataset itself names. ``env`` is None if no environment is known, or none is wanted."""
     env = entry.env
     if env is None and limits.get("env") != registry.NOWHERE and "env_spec" in data.provenance:
         env = with_limits({"spec": data.provenance["env_spec"]}, limits)
@@ -414,9 +414,9 @@ def task_of(entry: Entry, data: Dataset, limits: Mapping[str, Any]) -> Task:
 
 
 def contents_of(raw: Dataset) -> dict[str, Any]:
-    """How much a dataset holds, and a checksum of it, whatever its file is called."""
+    """The size of a dataset and a checksum of its contents, which does not depend on its file's name."""
     digest = hashlib.sha256()
-    for _, leaf in tree_leaves(raw.observations):  # those of every row, some at a time
+    for _, leaf in tree_leaves(raw.observations):  # a block of rows at a time
         digest.update(f"{leaf.dtype} {(len(raw), *leaf.shape[1:])}".encode())
         for places in blocks(raw.at, ROWS_HASHED):
             digest.update(np.ascontiguousarray(leaf[places]))
@@ -429,8 +429,9 @@ def contents_of(raw: Dataset) -> dict[str, Any]:
 
 
 def checksum_of_successors(raw: Dataset) -> str:
-    """Of the successors that are no row's observation, which ``contents_of`` does not see, and of where they are.
-    However the dataset is laid out, one that is equal to its own row's observation is none of them."""
+    """A checksum of the next observations that are not the next row's observation and so are not covered by
+    ``contents_of``, and of the numbers of their rows. Those that equal their own row's observation are left out, so
+    that the result does not depend on the dataset's memory layout."""
     digest, leaves = hashlib.sha256(), [leaf for _, leaf in tree_leaves(raw.observations)]
     first = 0
     for at, successor in zip(blocks(raw.at, ROWS_HASHED, more=1), blocks(raw.next_at, ROWS_HASHED), strict=True):
@@ -447,20 +448,20 @@ def checksum_of_successors(raw: Dataset) -> str:
 
 
 def dataset_score(entry: Entry, raw: Dataset) -> float | None:
-    """Mean score of the dataset's own episodes, from rewards as stored; None without these or a score range."""
+    """Mean score of the dataset's own episodes from stored rewards; None if there are none or no score is defined."""
     if entry.score is None or raw.provenance.get("reward", "none") != "none":
         return None
     highest = np.maximum.reduceat(raw.reward, raw.episode_starts)
     totals = dict(
-        counts=highest,  # D4RL's Kitchen files hold the tasks completed so far in every row
+        counts=highest,  # the reward of a row in D4RL's Kitchen files is the number of tasks completed so far
         success=highest > 0,
-        terminals=np.maximum.reduceat(raw.terminated, raw.episode_starts),  # a goal that pays nothing
+        terminals=np.maximum.reduceat(raw.terminated, raw.episode_starts),  # for goals that give no reward
     ).get(entry.score.get("data", entry.score["from"]), raw.episode_returns)
     return float(np.mean(entry.score_of(totals)))
 
 
 def compute_as_asked(agent: Agent, train: Mapping[str, Any], updates: int) -> None:
-    """Have an agent that is to take so many updates compute them as the settings say."""
+    """Set compilation, precision and memory format of an agent for a run with this many updates."""
     agent.compile = wants_compile(train["compile"], updates)
     agent.precision = train.get("precision", "float32")
     if train.get("channels_last", "auto") != "auto":
@@ -468,5 +469,5 @@ def compute_as_asked(agent: Agent, train: Mapping[str, Any], updates: int) -> No
 
 
 def wants_compile(setting: bool | str, updates: int) -> bool:
-    """Whether to compile the update: "auto" does if the run is long enough to earn it back."""
+    """Whether to compile the update: "auto" compiles if the run is long enough for it to save time."""
     return updates >= COMPILE_WORTHWHILE if setting == "auto" else setting

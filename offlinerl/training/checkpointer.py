@@ -1,4 +1,4 @@
-"""What a run saves, so that it can go on, and what it says when it is stopped."""
+"""Saving and restoring a run, and the messages when it is interrupted."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from offlinerl.util.folder import copy_whole
 from offlinerl.util.interrupt import Interrupted
 
 STATE = "Run"
-"""Under which name a checkpoint holds a run's state."""
+"""The key of a run's state in a checkpoint's callbacks."""
 
 
 class Checkpointer:
-    """``last.ckpt`` and ``best.ckpt`` in a run's folder. A replay is saved beside the former, for it is large.
+    """``last.ckpt`` and ``best.ckpt`` in a run's folder. A replay buffer is large, so it has a file of its own beside
+    ``last.ckpt``.
 
     Args:
-        folder: the run's.
-        agent: what is trained.
-        replay: of what it experienced, if that is kept.
-        every: minutes after which ``last.ckpt`` is due again.
+        folder: of the run.
+        agent: the agent that is trained.
+        replay: its replay buffer, if it has one.
+        every: minutes between two saves of ``last.ckpt``.
 
     Attributes:
-        go_on: the command that goes on with the run.
+        go_on: the command that resumes the run.
     """
 
     def __init__(self, folder: Path, agent: Agent, replay: Replay | None, every: float):
@@ -42,11 +43,11 @@ class Checkpointer:
         self.go_on = command("fit", "--resume", folder)
 
     def due(self) -> bool:
-        """Whether too much would be lost."""
+        """Whether ``every`` minutes have passed since the last save."""
         return time.perf_counter() - self.saved >= 60 * self.every
 
     def save(self, trainer: L.Trainer) -> None:
-        """Save everything it takes to go on. At any moment there is a checkpoint and the replay that belongs to it."""
+        """Save everything needed to resume. At any moment there is a checkpoint with its matching replay buffer."""
         if self.replay is not None:
             checkpoint.write(self.replay.state_dict(), self._replay_file)
         checkpoint.save(trainer, self.last)
@@ -59,21 +60,21 @@ class Checkpointer:
         checkpoint.save(trainer, self.best)
 
     def finish(self, state: dict[str, Any], best: bool) -> None:
-        """Put a finished run's state into ``last.ckpt``, and copy that if it is the best."""
+        """Store a finished run's state in ``last.ckpt``, and copy that to ``best.ckpt`` if it is the best."""
         checkpoint.amend(self.last, STATE, state)
         if best:
             copy_whole(self.last, self.best)
 
     def restore(self) -> dict[str, Any] | None:
-        """Continue from ``last.ckpt``: weights, targets, optimisers, generators and counters.
+        """Continue from ``last.ckpt``: weights, target networks, optimisers, random generators and counters.
 
         Returns:
             The run's state; None if nothing was saved.
 
         Raises:
-            UserError: the checkpoint is damaged, or another kind of file.
+            UserError: the checkpoint is damaged, or is not one of a run.
         """
-        sweep(self.folder)  # a process that was killed may have been writing
+        sweep(self.folder)  # delete partial files of a killed process
         if not self.last.is_file():
             return None
         saved = checkpoint.read(self.last, self.agent.device)
@@ -83,11 +84,11 @@ class Checkpointer:
         return saved["callbacks"][STATE]
 
     def restore_replay(self) -> int:
-        """Continue from the replay that belongs to ``last.ckpt``.
+        """Continue from the replay buffer that belongs to ``last.ckpt``.
 
         Returns:
-            How many of its steps are gone: where it is on the disk, newer ones may have taken their place before the
-            process was killed.
+            The number of its steps that are lost: in a buffer on disk, newer steps may have overwritten them between
+            the last save and the end of the process.
 
         Raises:
             UserError: it is missing or damaged.
@@ -108,11 +109,11 @@ class Checkpointer:
         return self.folder / f"replay-{self.agent.steps}.pt"
 
     def to_go_on_after(self, error: UserError) -> UserError:
-        """The same, with how to go on if anything was saved."""
+        """The error with the command to resume added, if anything was saved."""
         return UserError(f"{error}; go on with: {self.go_on}") if self.last.is_file() else error
 
     def interrupted(self, now: int, end: int, clock: str, status: int) -> Interrupted:
-        """To be raised once everything is saved."""
+        """The exception to raise after everything is saved."""
         if self.last.is_file():
             done = f"interrupted after {now:,} of {end:,} {clock}s, which are saved"
         else:
@@ -120,7 +121,7 @@ class Checkpointer:
         return Interrupted(f"{done}; go on with: {self.go_on}", status)
 
     def interrupted_at_once(self, status: int = 1) -> Interrupted:
-        """To be raised where nothing more is saved."""
+        """The exception to raise when the run stops without saving."""
         since = "since the last save" if self.last.is_file() else "so far"
         return Interrupted(
             f"interrupted at once, and what was trained {since} is lost; go on with: {self.go_on}", status

@@ -1,4 +1,4 @@
-"""Choosing among the policies of several runs: what ``offlinerl select`` does."""
+"""``offlinerl select``: rank the policies of several runs."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from offlinerl.util.given import counts, real_number, whole_number
 from offlinerl.util.settings import columns_of, named, values_of
 
 SEED = 2_000_000
-"""Reset seed of the first episode, far from those of training and of its evaluations."""
+"""Reset seed of the first episode, far from the seeds of training and its evaluations."""
 
 FROM_DATA = dict(fqe="fitted Q evaluation", wis="weighted importance sampling", dr="weighted doubly robust")
-"""How policies are evaluated on a dataset."""
+"""Methods to evaluate policies on a dataset."""
 
 FEW = 20
-"""Effective episodes below which weights say little."""
+"""With fewer effective episodes than this, importance weighting says little."""
 
 LEAST = 2
-"""Episodes to a policy below which there is nothing to share out."""
+"""Minimum number of episodes per policy."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy that may be chosen: of one member of a run."""
+    """A policy to be ranked: that of one member of a run."""
 
     run: Path
     agent: Agent
@@ -76,38 +76,39 @@ def select(
     device: str = "auto",
     agent_class: type[Agent] | str | None = None,
 ) -> dict[str, Any]:
-    """Rank the policies of some runs, of every seed of each, from their dataset or by episodes in their environment.
+    """Rank the policies of all seeds of some runs, by their estimated value on a dataset or by episodes in their
+    environment.
 
-    Episodes are shared out as by ``statistics.next_to_play``, between the policy that would be chosen now and the one
-    that is most likely better, so that what is bad is soon left alone. The policy with the highest lower bound is the
-    first.
+    Policies are ranked by their estimate on a dataset, and by the lower confidence bound of their return in an
+    environment. There, episodes are allocated by ``statistics.next_to_play``, between the policy that leads so far and
+    the one that is most likely better, so that bad policies soon get no more. Diverged policies come last.
 
     Args:
-        runs: folders of runs or checkpoints, all of one task.
-        by: what tells their worth from the dataset: "fqe", fitted Q evaluation; or where the dataset has the
-            behaviour's probabilities, and the policies are distributions, "wis", weighted per-decision importance
-            sampling, or "dr", weighted doubly robust with the values of fitted Q evaluation.
-        episodes: in the environment, of all policies together; None: evaluate on the dataset.
-        dataset: to evaluate on instead of the first run's own: a name, a Minari id, a file, or what
+        runs: folders of runs, or checkpoints, all of one task.
+        by: how to evaluate on the dataset: "fqe", fitted Q evaluation; or, if the dataset holds the behaviour policy's
+            probabilities and the policies are distributions, "wis", weighted per-decision importance sampling, or
+            "dr", weighted doubly robust with the values of fitted Q evaluation.
+        episodes: number of episodes in the environment, for all policies together; None: evaluate on the dataset.
+        dataset: the dataset to evaluate on instead of the first run's own: a name, a Minari id, a file, or what
             ``offlinerl.load_dataset`` returns.
         updates: gradient steps of fitted Q evaluation.
-        critics: whose spread is the interval.
-        gamma: discount factor of its estimates.
-        terminal_ends: whether an episode of the dataset that was cut off is over as one that terminated: fitted Q
-            evaluation expects nothing of what follows.
-        seed: of the first critic, or what is added to the reset seeds of episodes.
+        critics: number of critics, whose spread gives the interval.
+        gamma: discount factor of the estimates.
+        terminal_ends: whether to treat truncated episodes of the dataset as terminated, so that fitted Q evaluation
+            does not bootstrap after them.
+        seed: of the first critic, or added to the reset seeds of episodes.
         png: where to draw the expected performance by the number of policies tried.
-        json_file: where to write what is returned.
+        json_file: where to write the returned dictionary.
         device: "auto", "cpu" or "cuda".
-        agent_class: of those agents that are neither ours nor installed; see ``checkpoint.load_agent``.
+        agent_class: of agents that are neither built in nor installed; see ``checkpoint.load_agent``.
 
     Returns:
-        ``method``, ``tried``, how many policies were ranked, and ``policies``, the best one first: ``rank``, ``run``,
-        ``seed``, ``estimate`` and ``ci95``; by "wis" and "dr" also the ``effective`` number of the dataset's episodes;
-        by acting also ``lower_bound`` and the ``episodes`` it was given.
+        A dictionary: ``method``; ``unit`` of the estimates; ``tried``, the number of policies ranked; and ``policies``,
+        the best one first, with ``rank``, ``run``, ``seed``, ``estimate`` and ``ci95``, for "wis" and "dr" also the
+        ``effective`` number of the dataset's episodes, and in an environment also ``lower_bound`` and ``episodes``.
 
     Raises:
-        UserError: a run cannot be read, they are of different tasks, or there is no dataset, or no environment, or too
+        UserError: a run cannot be read, the runs are of different tasks, or there is no dataset, no environment, or too
             few episodes.
     """
     require_place(png)
@@ -126,7 +127,7 @@ def select(
     else:
         rows, unit = by_acting(candidates, episodes, seed, display), "return"
         method = dict(name="ttei", episodes=episodes)
-    known = [np.isfinite(row["estimate"]) for row in rows]  # what diverged is no good policy, as far as is known
+    known = [np.isfinite(row["estimate"]) for row in rows]  # False if it diverged
     order = sorted(range(len(rows)), key=lambda i: (not known[i], -rows[i].get("lower_bound", rows[i]["estimate"])))
     policies = [dict(rank=rank, **candidates[i].facts, **rows[i]) for rank, i in enumerate(order, 1)]
     results = dict(method=method, unit=unit, tried=len(policies), policies=policies)
@@ -146,7 +147,7 @@ def candidates_of(runs: Sequence[Path], device: str, agent_class: type[Agent] | 
     """The policies of all seeds of the runs.
 
     Raises:
-        UserError: there is a run twice, or one of other observations or actions than the first.
+        UserError: a run is given twice, or has other observations or actions than the first one.
     """
     candidates: list[Candidate] = []
     paths = [find_checkpoint(Path(run)) for run in runs]
@@ -176,10 +177,10 @@ def offline(
     updates: int = 0,
     **fitting: Any,
 ) -> list[dict[str, Any]]:
-    """What every candidate is worth by one of ``FROM_DATA`` on one dataset, with rewards as they are stored.
+    """Evaluate every candidate on one dataset with its stored rewards, by a method of ``FROM_DATA``.
 
     Raises:
-        UserError: a policy cannot be ranked on it, or its rewards follow a rule already.
+        UserError: a policy cannot be evaluated on it, or a reward rule was already applied to its rewards.
     """
     if dataset is None:
         entry = entry_of_run(candidates[0].run)
@@ -212,7 +213,7 @@ def offline(
     for candidate, stack, lost in zip(candidates, stacks, diverged, strict=True):
         if lost:
             display.say_once(f"{candidate.run}: {diverged_in_words(candidate.agent, 0)}; it comes last")
-        elif by == "fqe":  # what cannot be ranked is refused at once
+        elif by == "fqe":  # raise before anything is trained
             choice_of(candidate.agent)
         else:
             require_log_probs(candidate.agent, data, stack=stack)
@@ -236,7 +237,7 @@ def offline(
             row = dict(estimate=found.value, ci95=list(found.interval))
             if found.effective is not None:
                 row["effective"] = found.effective
-                if not found.effective:  # the data does nothing that the policy does
+                if not found.effective:  # no action of the dataset is likely under the policy
                     row |= dict(estimate=np.nan, ci95=[np.nan, np.nan])
             rows.append(row)
     few = [row["effective"] for row in rows if row.get("effective", FEW) < FEW]
@@ -265,7 +266,7 @@ def entry_of_run(run: Path) -> registry.Entry:
     """The dataset that a run learned from.
 
     Raises:
-        UserError: it says of none.
+        UserError: the run does not name one.
     """
     file = (run if run.is_dir() else run.parent) / "config.yaml"
     about = config.read(file).get("fit", {}) if file.is_file() else {}
@@ -278,7 +279,7 @@ def entry_of_run(run: Path) -> registry.Entry:
 
 
 def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display: Display) -> list[dict[str, Any]]:
-    """Returns of so many episodes of all candidates together, in the first one's environment."""
+    """Evaluate all candidates in the first one's environment, with ``episodes`` episodes in total."""
     tasks = [Task(**{"env": None, **candidate.agent.task}) for candidate in candidates]
     task = tasks[0]
     for candidate, own in zip(candidates, tasks, strict=True):
@@ -312,7 +313,7 @@ def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display
     rows, lower = [], confidence_bounds(*sums_of(returns), CAUTION)
     for of_one, bound in zip(returns, lower, strict=True):
         values = np.array(of_one)
-        mean, half = float(values.mean()), np.nan  # of one episode no interval is known
+        mean, half = float(values.mean()), np.nan  # one episode gives no interval
         if len(values) > 1:
             half = float(student(len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
         interval = [mean - half, mean + half]
@@ -321,15 +322,15 @@ def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display
 
 
 def share_out(play: Callable[[int, int], float], episodes: int, returns: list[list[float]]) -> None:
-    """Play an episode of every policy, and then each next one of ``statistics.next_to_play``.
+    """Play one episode of every policy, and then those that ``statistics.next_to_play`` chooses.
 
     Args:
-        play: the return of a policy, by its number, in an episode, by its number: all policies meet the same ones.
-        episodes: how many, all policies together.
-        returns: a list for each policy, to put its returns into.
+        play: returns the return of a policy in an episode, both by number; an episode is the same for all policies.
+        episodes: total number of episodes of all policies.
+        returns: a list for each policy, to which its returns are appended.
 
     Raises:
-        UserError: there are fewer episodes than are needed to begin with.
+        UserError: there are fewer than ``LEAST`` episodes per policy.
     """
     least = LEAST * len(returns)
     if episodes < least:
@@ -342,13 +343,13 @@ def share_out(play: Callable[[int, int], float], episodes: int, returns: list[li
 
 
 def sums_of(returns: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How many returns every policy has, their sums and the sums of their squares."""
+    """For every policy the number of its returns, their sum and the sum of their squares."""
     count, total, squares = (np.array([sum(x**p for x in of_one) for of_one in returns], float) for p in (0, 1, 2))
     return count, total, squares
 
 
 def show(results: Mapping[str, Any], display: Display) -> None:
-    """The table of the policies."""
+    """Print the table of the policies."""
     policies, method = results["policies"], results["method"]["name"]
     acted, weighed = method == "ttei", method in ("wis", "dr")
     intervals = [row["ci95"] for row in policies]

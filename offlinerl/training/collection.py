@@ -1,6 +1,6 @@
 """``offlinerl collect``: datasets from agents that learn, trained policies, random actions and scripts.
 
-Every episode is on disk the moment it ends, in a journal that a killed process leaves whole. At the end the journal
+Every episode is written when it ends, to a journal that stays intact if the process is killed. At the end the journal
 becomes a Minari dataset.
 """
 
@@ -46,7 +46,7 @@ from offlinerl.util.settings import plain, require_known
 from offlinerl.util.threads import set_threads
 
 REFERENCE_EPISODES, REFERENCE_LANES = 20, 4
-"""Episodes by which the returns of the score range are measured, and environments side by side for it."""
+"""Number of episodes to measure the reference returns of the score range with, and of environments side by side."""
 
 
 def collect(
@@ -75,35 +75,35 @@ def collect(
     """Collect episodes and write them as a Minari dataset.
 
     Args:
-        source: an agent, which learns while it collects; a checkpoint, or a run's folder, whose last one is
-            meant; "random"; "scripted"; or a policy itself.
+        source: an agent, which learns while it collects; a checkpoint, or a run's folder, whose last checkpoint is
+            read; "random"; "scripted"; or a policy object.
         env: a Gymnasium id, a name in the registry, or what ``offlinerl.envs.make.make`` takes.
         dataset_id: ``(namespace/)name-vN``.
-        steps: environment steps to take; episodes under way at the end are truncated there, but those of a script,
-            which is played to its end.
-        episodes: or episodes to finish, if nothing learns meanwhile; every environment has its share of them.
-        noise: deviation of Gaussian noise on the actions of a policy or script, in units of half the action's
-            range; of discrete actions, the share that is random.
-        seed: decides everything.
-        envs: environments side by side.
+        steps: environment steps to take; the current episodes are truncated at the end, except the episode of a script,
+            which is finished.
+        episodes: or episodes to finish, if nothing learns; every environment plays its share of them.
+        noise: standard deviation of Gaussian noise on the actions of a policy or script, in units of half the action's
+            range; for discrete actions, the probability of a random action.
+        seed: of all random numbers.
+        envs: number of environments side by side.
         file: settings of the agent; see ``offlinerl.api.fit``.
-        over: settings that win over the file's.
+        over: settings that override those of the file.
         device: "auto", "cpu" or "cuda".
         out: the folder to work in; by default ``runs/<dataset id>``.
-        resume: go on with the unfinished collection in that folder, if there is one.
+        resume: continue the unfinished collection in that folder, if there is one.
         append: add to a dataset that the same source collected.
-        workers: processes, run by Ray, that act for an agent that learns; by default this one does.
-        ray_address: of a Ray cluster to run them on; by default this machine.
-        threads: CPU threads to compute with; by default as many as cores.
-        obs_keys: the parts of the observations to see and store, in this order; by default all.
+        workers: number of Ray worker processes that act for a learning agent; by default this process acts.
+        ray_address: of a Ray cluster to run the workers on; by default this machine.
+        threads: number of CPU threads; by default the number of cores.
+        obs_keys: the parts of the observations to use and store, in this order; by default all.
         limits: some of ``offlinerl.envs.make.LIMITS``, such as ``pixels=True``; see ``offlinerl.envs.make.make``.
-        agent_class: of a checkpoint's agent that is neither ours nor installed; ``module:Class``.
+        agent_class: ``module:Class`` of a checkpoint's agent that is neither built in nor installed.
 
     Returns:
         The dataset's folder.
 
     Raises:
-        UserError: anything the user can put right.
+        UserError: for anything that the user can fix.
         Interrupted: Ctrl-C; every finished episode is kept.
     """
     set_threads(threads)
@@ -144,8 +144,8 @@ def collect(
 
 
 def folder_for(dataset_id: str, append: bool) -> Path:
-    """Where to work by default: where a collection of the dataset was stopped, else in a folder named after it; to
-    append, in the first one that is free."""
+    """The default folder to work in: that of an interrupted collection of the dataset, else one named after the
+    dataset; with ``append``, the first free one."""
     stem = Path("runs") / dataset_id.replace("/", "-")
     for folder in numbered(stem):
         if (folder / EPISODES).is_file():
@@ -155,24 +155,24 @@ def folder_for(dataset_id: str, append: bool) -> Path:
 
 
 class Collection(Companion):
-    """A folder with a journal in it, until it is sealed as a dataset. It goes along with the run of an agent that
-    learns, and its journal then has all episodes of that.
+    """A folder with a journal of episodes, until it is sealed as a dataset. As the companion of a training run, it
+    records all episodes of the run.
 
     Args:
         folder: to work in.
-        task: where episodes come from.
-        dataset_id: of the dataset to be.
-        append: whether the dataset may exist.
+        task: to collect episodes in.
+        dataset_id: of the dataset to write.
+        append: whether to add to an existing dataset.
         source: what acts; see ``collect``.
         seed: of the collection.
-        config: how it acts: the settings of an agent that learns, or the noise.
+        config: the settings of an agent that learns, or the noise.
 
     Attributes:
         target: the dataset's folder.
-        collector: what acts, if it is no script.
-        collected: episodes of a run up to now, which may be fewer than the journal has.
-        first: number of the first episode of every environment, so that none is collected twice: as many as the dataset
-            had when the collection was begun, for no environment has come further.
+        collector: steps the environments; None for a script.
+        collected: number of episodes of the run so far, which may be fewer than the journal has.
+        first: number of the first episode in every environment, so that no episode is collected twice: the number of
+            episodes in the dataset when the collection began, since no environment has played more.
 
     Raises:
         UserError: the dataset exists and may not be written.
@@ -189,7 +189,7 @@ class Collection(Companion):
         config: Mapping[str, Any],
     ):
         self.folder, self.task, self.dataset_id, self.append = folder, task, dataset_id, append
-        env = make(without_stack(task.env), task.obs_keys)  # its frames are kept one by one
+        env = make(without_stack(task.env), task.obs_keys)  # single frames are stored, not stacks
         checks.close(env)
         require_parts(task, env, task.obs_keys)
         self.about = dict(
@@ -201,7 +201,7 @@ class Collection(Companion):
         agent = described(source)
         self.target = registry.minari_root() / dataset_id
         sealed = (folder / EPISODES).is_file() and self.target.exists()
-        if not sealed:  # sealing again changes nothing, or says what is wrong
+        if not sealed:  # if it was, seal() only finishes up or raises
             about = self.about["env_spec"], self.about["observation_space"], task.obs_keys
             episode_log.check_target(dataset_id, append, agent, *about)
         self.first = 0
@@ -228,14 +228,14 @@ class Collection(Companion):
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Write the journal; what it holds already stays.
+        """Open the journal for appending.
 
         Raises:
-            UserError: it belongs to another dataset, or another process writes it.
+            UserError: the journal belongs to another dataset, or another process is writing to it.
         """
         folder, stated = self.folder, self.folder / COLLECTION
         with Journal(folder / EPISODES) as self.journal:
-            sweep(folder)  # a process that was killed may have been writing
+            sweep(folder)  # delete partial files of a killed process
             if stated.is_file():
                 old, now = registry.minari_metadata(folder), self.metadata | self.about
                 with reading(f"{stated}", "give another --out"):
@@ -257,13 +257,13 @@ class Collection(Companion):
                 yield
             except BaseException as error:
                 if not len(self.journal) and not (self.folder / "config.yaml").is_file():
-                    self.clear()  # it failed before there was anything to go on with
-                elif not isinstance(error, Interrupted):  # which says so itself
+                    self.clear()  # there is nothing to resume from
+                elif not isinstance(error, Interrupted):  # whose message says it already
                     self.display.say(f"failed after {self.kept}")
                 raise
 
     def until(self, unit: str, total: int, act: Callable[[], int]) -> None:
-        """Call ``act``, which returns the steps taken so far, until the total of "steps" or "episodes" is reached.
+        """Call ``act``, which returns the steps taken so far, until ``total`` "steps" or "episodes" are reached.
 
         Raises:
             Interrupted: Ctrl-C.
@@ -283,7 +283,7 @@ class Collection(Companion):
         seeds, lanes = range(seed, seed + (len(policy.seeds) if policy else 1)), range(envs)
         collector = self.collector = Collector(self.task.env, seeds, lanes, self.task.obs_keys, self.first)
         acting, endless = collector.uniform, collector.pool.endless
-        beyond = self.first + shares(total, collector.episodes.shape)  # [S, E] the number of the first not wanted
+        beyond = self.first + shares(total, collector.episodes.shape)  # [S, E] number of the first surplus episode
 
         def keep(s: int, e: int, episode: Episode) -> None:
             wanted = len(self.journal) < total and collector.episodes[s, e] < beyond[s, e]
@@ -311,7 +311,7 @@ class Collection(Companion):
             self.measure(lambda: float(evaluate(policy, self.task, REFERENCE_EPISODES).returns.mean()))
 
     def demonstrate(self, noise: float, unit: str, total: int) -> None:
-        """Collect from the script that knows the task."""
+        """Collect from the task's script."""
 
         def play() -> int:
             number = self.first + len(self.journal)
@@ -321,10 +321,10 @@ class Collection(Companion):
         self.until(unit, total, play)
 
     def learn(self, run: Run) -> None:
-        """Collect from the training of an agent.
+        """Collect while an agent is trained.
 
-        A run that was killed goes on from its latest checkpoint and takes the steps since then once more, the same to
-        the bit; the journal has those episodes already.
+        A killed run resumes from its latest checkpoint and repeats the steps since then, bitwise identical; the journal
+        already has those episodes.
         """
         self.collector, self.display = run.acting.collector, run.display
         self.collector.on_episode = self.keep
@@ -339,8 +339,8 @@ class Collection(Companion):
                 self.measure(lambda: summary["last"]["mean_return"])
 
     def require_same(self, settings: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-        """Raises a UserError if a setting is not what it was, other than the number of steps."""
-        older = plain(TrainConfig())  # an older version may not have known a setting
+        """Raise a UserError if any setting has changed, except ``steps`` and ``save_every``."""
+        older = plain(TrainConfig())  # for settings that an older version did not have
         for section in ("fit", "agent", "train"):
             for key, value in settings[section].items():
                 known = before[section].get(key, older.get(key))
@@ -351,7 +351,7 @@ class Collection(Companion):
                     )
 
     def keep(self, s: int, e: int, episode: Episode) -> None:
-        """Add the next episode of a run to the journal, unless it has it from before a restart."""
+        """Append the next episode of a run to the journal, unless the journal has it from before a restart."""
         if not self.journal.append(episode, self.collected):
             self.display.say(f"episode {self.collected} came out differently this time; the first one is kept")
         self.collected += 1
@@ -372,12 +372,12 @@ class Collection(Companion):
         return count if mean is None else f"{count}, return {shown(mean)}"
 
     def finish(self) -> None:
-        self.collector.truncate()  # after the last checkpoint, from which a resumed collection does so again
+        self.collector.truncate()  # not in the last checkpoint: a resumed collection truncates again
 
     def measure(self, expert: Callable[[], float]) -> None:
-        """Add Minari's reference scores to the metadata: the mean return of random actions, and of the policy without
-        its noise, which ``expert`` finds. They are left out where the policy is no better, for then there is no range,
-        and where the environment fails."""
+        """Add Minari's reference scores to the metadata: the mean return of random actions and of the policy without
+        noise, which ``expert`` measures. They are left out if the policy is not better than random, since there is no
+        score range then, or if the environment fails."""
         try:
             with on_interrupt(self.leave):
                 high, low = expert(), random_return(self.task)
@@ -391,20 +391,20 @@ class Collection(Companion):
             self.metadata |= dict(scores, num_episodes_average_score=REFERENCE_EPISODES)
 
     def leave(self, number: int) -> NoReturn:
-        """What a signal does, now or at the end of a step."""
+        """Stop because of a signal, at once or at the end of a step."""
         self.stop.set(number)
         raise Interrupted(f"interrupted after {self.kept}", self.stop.status)
 
     @property
     def kept(self) -> str:
-        """What there is to go on with."""
+        """A message about what is kept and how to resume."""
         return (
             f"{len(self.journal):,} episodes, which are kept in {self.folder}; go on with: the same command with"
             " --resume"
         )
 
     def seal(self) -> Path:
-        """Write the dataset and delete what it was made of."""
+        """Write the dataset and delete the journal."""
         agent = "dqn" if isinstance(self.about["action_space"], gym.spaces.Discrete) else "xql"
         with Journal(self.folder / EPISODES) as journal:
             episode_log.seal(journal, self.target, **self.about, metadata=self.metadata, append=self.append)
@@ -416,7 +416,7 @@ class Collection(Companion):
         return self.target
 
     def clear(self) -> None:
-        """Delete the journal and the replay, and the folder if nothing else is in it."""
+        """Delete the journal and the replay buffer, and the folder if it is empty then."""
         shutil.rmtree(self.folder / REPLAY, ignore_errors=True)
         for replay in self.folder.glob("replay-*.pt"):
             replay.unlink()
@@ -452,7 +452,7 @@ def random_return(task: Task) -> float:
 
 
 def described(source: str | Policy) -> str:
-    """What a dataset's provenance calls a source."""
+    """The name of a source in a dataset's provenance."""
     if not isinstance(source, str | Path):
         return f"{type(source).__module__}:{type(source).__qualname__}"
     named = source in ("random", "scripted") or agents.is_name(str(source))

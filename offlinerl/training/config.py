@@ -1,4 +1,4 @@
-"""A run's settings, from the family's YAML, the user's file and the command line, later ones winning."""
+"""A run's settings, from the family's YAML, the user's file and the command line; later ones override earlier ones."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 SECTIONS = {"fit", "agent", "train", "datasets", "environments", "collect", "versions"}
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
-"""Where metrics can go; the last two are extras of the package."""
+"""Where metrics can be logged; the last two are optional extras of the package."""
 
 ROLLOUT = 32
-"""Steps that a worker takes between two deliveries, unless ``block`` says otherwise, for a way costs milliseconds."""
+"""Default number of steps that a worker takes per request, unless ``block`` is given; a round trip takes
+milliseconds."""
 
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    """Settings of every training."""
+    """Training settings of all runs."""
 
     batch: int = setting(256, "rows of a gradient step", low=1)
     eval_every: int = setting(10_000, "updates or steps between two evaluations", low=1)
@@ -61,7 +62,7 @@ class TrainConfig(Config):
 
 @dataclass(frozen=True)
 class EpisodesConfig(TrainConfig):
-    """Of a training on a dataset's whole episodes; what it makes is not fine-tuned."""
+    """Training settings of runs on a dataset's whole episodes, which cannot be fine-tuned."""
 
     updates: int = setting(100_000, "gradient steps", low=1)
     batch: int = setting(32, "episodes of a gradient step", low=1)
@@ -87,7 +88,7 @@ class EpisodesConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class WindowsConfig(EpisodesConfig):
-    """Of a training on windows of a dataset's episodes."""
+    """Training settings of runs on windows of a dataset's episodes."""
 
     batch: int = setting(64, "windows of a gradient step", low=1)
     block: int = 50
@@ -95,7 +96,7 @@ class WindowsConfig(EpisodesConfig):
 
 @dataclass(frozen=True)
 class ObservationsConfig(EpisodesConfig):
-    """Of a training on a dataset's observations alone."""
+    """Training settings of runs on a dataset's observations only."""
 
     updates: int = setting(10_000, "gradient steps", low=1)
     batch: int = setting(64, "observations of a gradient step", low=1)
@@ -104,7 +105,7 @@ class ObservationsConfig(EpisodesConfig):
 
 @dataclass(frozen=True)
 class OfflineConfig(EpisodesConfig):
-    """Of a training on a dataset and of fine-tuning after it."""
+    """Training settings of runs on a dataset's transitions, and of fine-tuning after them."""
 
     batch: int = setting(256, "transitions of a gradient step", low=1)
     block: int = 50
@@ -123,7 +124,7 @@ class OfflineConfig(EpisodesConfig):
 
 @dataclass(frozen=True)
 class OnPolicyConfig(TrainConfig):
-    """Of a training on the policy's own rollouts."""
+    """Training settings of runs on rollouts of the current policy."""
 
     steps: int = setting(1_000_000, "environment steps", low=1)
     batch: int = setting(2_048, "steps of a rollout, in all environments together", low=1)
@@ -133,8 +134,8 @@ class OnPolicyConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class OnlineConfig(OnPolicyConfig):
-    """Of a training by acting, see ``offlinerl.experience.sources.ReplayData`` and
-    ``offlinerl.experience.ring.Replay``."""
+    """Training settings of runs that act and learn from a replay buffer; see
+    ``offlinerl.experience.sources.ReplayData`` and ``offlinerl.experience.ring.Replay``."""
 
     steps: int = 100_000
     batch: int = setting(256, "transitions of a gradient step", low=1)
@@ -157,11 +158,11 @@ BY_SOURCE = dict(
     transitions=OfflineConfig, windows=WindowsConfig, episodes=EpisodesConfig, replay=OnlineConfig,
     rollouts=OnPolicyConfig, observations=ObservationsConfig,
 )  # fmt: skip
-"""The settings of a training by what it learns from; see ``offlinerl.training.selection``."""
+"""The training settings by what a run learns from; see ``offlinerl.training.selection``."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over``, mappings within mappings merged likewise."""
+    """``base`` with the values of ``over``; nested mappings are merged recursively."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -170,10 +171,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
+    """The content of a YAML file with sections of settings.
 
     Raises:
-        UserError: it is missing or something else.
+        UserError: it is missing, or holds something else.
     """
     try:
         content = yaml.safe_load(Path(path).read_text("utf-8"))
@@ -197,14 +198,14 @@ def resolve(
 ) -> dict[str, Any]:
     """The settings of a run: ``{"agent": {...}, "train": {...}}``.
 
-    From weakest to strongest: the algorithm's defaults, ``configs/<agent>/<family>.yaml``, its value for this
-    dataset or environment, ``file``, ``over``. The family is the dataset's, and "online" where there is none.
+    In order of increasing priority: the algorithm's defaults, ``configs/<agent>/<family>.yaml``, the entry for this
+    dataset or environment in that file, ``file``, ``over``. The family is the dataset's, or "online" without one.
 
     Args:
-        source: what the training learns from, one of ``BY_SOURCE``.
+        source: what the run learns from, one of ``BY_SOURCE``.
 
     Raises:
-        UserError: a setting is unknown or of the wrong type; the message names the nearest ones.
+        UserError: a setting is unknown or of the wrong type; the message suggests similar names.
     """
     training, online = BY_SOURCE[source], source in ("replay", "rollouts")
     family = paths.share("configs", agent_name, f"{'online' if online else entry.family}.yaml")
@@ -223,11 +224,11 @@ def resolve(
 
 
 def of_run(settings: Mapping[str, Any], agent: type[Agent], source: str) -> dict[str, Any]:
-    """The settings that a run's ``config.yaml`` states, which may be an older version's: what it does not know is as by
-    default, and what it knows beyond stays.
+    """The settings in a run's ``config.yaml``, which an older version may have written: missing settings get their
+    defaults, and additional ones are kept.
 
     Raises:
-        UserError: a setting has another type or lies out of range.
+        UserError: a setting has the wrong type or is out of range.
     """
     checked = dict(settings)
     for section, known in dict(agent=agent.config_class, train=BY_SOURCE[source]).items():
@@ -237,7 +238,7 @@ def of_run(settings: Mapping[str, Any], agent: type[Agent], source: str) -> dict
 
 
 def _read_for(path: Path, entry: Entry) -> dict[str, Any]:
-    """A file of settings, with its values for one dataset or environment."""
+    """The settings of a file, merged with its entry for one dataset or environment."""
     content = read(path)
     tables = {**content.pop("datasets", {}), **content.pop("environments", {})}
     for name, table in tables.items():
@@ -251,7 +252,7 @@ def _read_for(path: Path, entry: Entry) -> dict[str, Any]:
 
 
 def require_sections(given: Any, whose: str) -> None:
-    """Raises a UserError if these are not settings in sections ``agent`` and ``train`` alone."""
+    """Raise a UserError unless these are settings in the sections ``agent`` and ``train`` only."""
     if not isinstance(given, Mapping):
         raise UserError(f"{whose} must hold sections of settings, such as `agent:` and `train:`, and not {given!r}")
     require_known(given, ("agent", "train"), f"{whose} has an unknown section")
@@ -261,7 +262,7 @@ def require_sections(given: Any, whose: str) -> None:
 
 
 def _misspelt(name: str, tables: Iterable[Any]) -> str | None:
-    """A name of the tables that is nothing known here, and nearly this one, which is."""
+    """A name in the tables that is unknown but similar to this one, which is known; else None."""
     near = difflib.get_close_matches(name, map(str, tables), 1, 0.85)
     return near[0] if near and _is_known(name) and not _is_known(near[0]) else None
 
@@ -276,7 +277,7 @@ def _is_known(name: str) -> bool:
 
 
 def _for_workers(train: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, int]:
-    """What was not asked for otherwise: environments for all workers, and blocks that are worth the way to them."""
+    """Defaults with workers: at least one environment for each, and blocks long enough to pay for a round trip."""
     workers, envs, block = (train[name] for name in ("workers", "envs", "block"))
     if "envs" not in asked:
         envs = -(-envs // workers) * workers
@@ -286,8 +287,8 @@ def _for_workers(train: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str
 
 
 def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments: the agent's settings, with ``decay_steps: updates`` as a number, of which a warm-up
-    has none. What is to be fine-tuned goes on learning, so its rate does not fall."""
+    """The agent's settings as constructor arguments, with ``decay_steps: updates`` replaced by the number of updates,
+    for which a warm-up does not count. With fine-tuning it is None, so that the learning rate does not decay."""
     arguments, train = dict(settings["agent"]), settings["train"]
     if arguments.get("decay_steps") != "updates":
         return arguments
@@ -302,8 +303,8 @@ def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A value on the command line: a number, true, false, null, a list, as numbers with commas are too, else the text
-    itself."""
+    """Parse a value from the command line: a number, true, false, null or a list, also as numbers with commas; else the
+    text itself."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

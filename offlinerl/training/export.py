@@ -1,4 +1,4 @@
-"""Policies for others: what acting needs of a trained agent, and how it came about, in one small file."""
+"""Export of trained policies: the weights that acting needs and how they were trained, in one small file."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def export_policy(
     device: str = "auto",
     agent_class: type[Agent] | str | None = None,
 ) -> Path:
-    """Write the policy of one seed in a checkpoint as a file that ``offlinerl.load_policy``, ``evaluate`` and
-    ``collect`` take; see ``offlinerl.agents.shipped``.
+    """Write the policy of one seed in a checkpoint to a file that ``offlinerl.load_policy``, ``evaluate`` and
+    ``collect`` can read; see ``offlinerl.agents.shipped``.
 
-    Its metadata also hold ``seed``, ``updates`` and ``steps`` of the training; its ``settings`` of training and the
-    ``curve`` of evaluations ``[steps or updates, mean return]``, where the run's folder has them; what it
-    was ``measured`` to be, without exploration: mean and deviation of the return over so many episodes, the first one
-    reset with the seed 0, if its environment is known and was no object; and ``versions``.
+    The metadata of the file also hold: ``seed``, ``updates`` and ``steps`` of the training; ``training``, the settings
+    of the run, and ``curve``, its evaluations ``[steps or updates, mean return]``, if they are in the run's folder;
+    ``measured``, the mean and standard deviation of the return without exploration over ``episodes`` episodes, the
+    first one reset with seed 0, unless the environment is unknown or was an object; and ``versions``.
 
     Args:
-        path: a checkpoint, or a run's folder, whose last one is meant.
-        file: to write; it ends in ``.safetensors``.
-        seed: which of those that were trained side by side; by default the first one.
-        values: and which of the values of settings that had several; by default the first ones.
-        episodes: to measure the policy by.
+        path: a checkpoint, or a run's folder, whose last checkpoint is read.
+        file: to write; its name ends in ``.safetensors``.
+        seed: of the policy, if several were trained side by side; by default the first one.
+        values: of the settings that had several values; by default the first ones.
+        episodes: number of episodes to measure the policy with.
         overwrite: replace the file if it exists.
         device: "auto", "cpu" or "cuda".
-        agent_class: of an agent that is neither ours nor installed; see ``checkpoint.load_agent``.
+        agent_class: of an agent that is neither built in nor installed; see ``checkpoint.load_agent``.
 
     Returns:
         ``file``.
@@ -94,23 +94,23 @@ def export_graph(
     overwrite: bool = False,
     agent_class: type[Agent] | str | None = None,
 ) -> Path:
-    """Write the policy of one seed in a checkpoint as a graph that other programs run, without offlinerl; see
+    """Write the policy of one seed in a checkpoint as a graph that other programs can run without offlinerl; see
     ``offlinerl.rollout.portable``.
 
     Args:
-        path: a checkpoint, or a run's folder, whose last one is meant.
+        path: a checkpoint, or a run's folder, whose last checkpoint is read.
         file: to write.
         write: ``write_onnx`` or ``write_torchscript``.
-        seed: which of those that were trained side by side; by default the first one.
-        values: and which of the values of settings that had several; by default the first ones.
+        seed: of the policy, if several were trained side by side; by default the first one.
+        values: of the settings that had several values; by default the first ones.
         overwrite: replace the file if it exists.
-        agent_class: of an agent that is neither ours nor installed; see ``checkpoint.load_agent``.
+        agent_class: of an agent that is neither built in nor installed; see ``checkpoint.load_agent``.
 
     Returns:
         ``file``.
 
     Raises:
-        UserError: there is no such checkpoint or seed, its policy remembers earlier steps, or the file exists.
+        UserError: there is no such checkpoint or seed, the policy depends on earlier steps, or the file exists.
     """
     require_place(file, overwrite)
     facts = write(load_policy(path, seed, agent_class=agent_class, **values or {}), file, overwrite)
@@ -123,8 +123,8 @@ def export_graph(
 
 
 def trained(folder: Path, member: Mapping[str, float], updates: int, steps: int) -> dict[str, Any]:
-    """The settings of a run and the curve of a member, whose rows have these numbers, up to its updates or steps;
-    nothing where there is no run."""
+    """``training``, the settings of a run, and ``curve``, the evaluations of a member up to these updates or steps;
+    each of them only if the folder has its file. The member is given by its columns in the table."""
     facts: dict[str, Any] = {}
     known: dict[str, Any] = {}
     if (folder / "config.yaml").is_file():
@@ -135,7 +135,7 @@ def trained(folder: Path, member: Mapping[str, float], updates: int, steps: int)
         returns: dict[int, list[float]] = defaultdict(list)
         with table.open(newline="") as file, reading(f"the table {table}", "delete it to export without a curve"):
             rows = csv.DictReader(file)
-            fine_tuned = "online_steps" in (known.get("train") or {})  # which has both, and goes by its updates
+            fine_tuned = "online_steps" in (known.get("train") or {})  # has both columns, and is counted in updates
             clock = "step" if "step" in (rows.fieldnames or ()) and not fine_tuned else "update"
             for row in rows:
                 own = all(float(row[column]) == value for column, value in member.items())

@@ -1,4 +1,4 @@
-"""A process that trains together with the one that the user started; see ``offlinerl.training.processes``."""
+"""The processes of rank 1 and above in data-parallel training; see ``offlinerl.training.processes``."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from offlinerl.util.threads import set_threads
 
 
 def main(rank: int) -> None:
-    """Take a job from standard input, say by a line on standard output when its run is built, and train. The process
-    ends with the one that started it, in whatever way that ends."""
-    said = os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what there is to say, the first process says
+    """Read a job from standard input, write a line to standard output when the run is built, and train. This process
+    ends when the one that started it ends, in whatever way."""
+    ready = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # only rank 0 prints
     warnings.simplefilter("ignore")
     job = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=end_with_the_first, daemon=True).start()
-    if job["own"] is not None:  # of a notebook or a script, which is no module here
+    threading.Thread(target=end_with_rank_zero, daemon=True).start()
+    if job["own"] is not None:  # an agent class of a notebook or script, whose __main__ is not imported here
         setattr(sys.modules["__main__"], job["own"].__name__, job["own"])
     set_threads(job["threads"])
     try:
         run = build(job["settings"], job["entry"], torch.device(job["device"]), job["folder"], rank=rank)
         run.restore()
-        os.write(said, b"ready\n")
+        os.write(ready, b"ready\n")
         run.team.connect(dist.TCPStore("127.0.0.1", job["port"], timeout=PATIENCE))
         run.follow()
     except UserError as error:
@@ -40,8 +40,8 @@ def main(rank: int) -> None:
         sys.exit(error.status)
 
 
-def end_with_the_first() -> NoReturn:
-    """Standard input ends when the process at its other end does."""
+def end_with_rank_zero() -> NoReturn:
+    """Exit when standard input is closed, which happens when rank 0 ends."""
     while os.read(0, 1):
         pass
     os._exit(1)

@@ -1,4 +1,4 @@
-"""``offlinerl datasets generate``: datasets that are made here, by their recipes."""
+"""``offlinerl datasets generate``: datasets that are generated from recipes."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ def generate_dataset(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Make a dataset from its recipe and write it as a Minari dataset. The same recipe, size and versions give the same
-    episodes, bit by bit, however many workers make them and however often they are killed.
+    """Generate a dataset from its recipe and write it as a Minari dataset. The same recipe, size and versions give
+    bitwise identical episodes, regardless of the number of workers and of interruptions.
 
     Args:
         name: of the recipe.
-        size: transitions; the episode that reaches it is whole. None: as many as the recipe says.
-        episodes: or episodes, of demonstrations.
-        split: "train", or "heldout": a tenth as many transitions, or demonstrations, that are not in the other. A
-            training, whose every tenth episode is held out, makes both at once.
-        workers: processes; by default as many as cores.
-        out: the folder to write; by default one in the cache. Beside it, in a folder whose name ends in ``.partial``,
-            lies what is finished until all is.
-        resume: go on with an unfinished one.
+        size: number of transitions; the last episode is completed. None: the recipe's size.
+        episodes: number of episodes instead, for demonstrations.
+        split: "train", or "heldout": a tenth as many transitions or demonstrations, disjoint from "train". A recipe
+            that records the training of an agent writes both at once, with every tenth episode held out.
+        workers: number of processes; by default the number of cores.
+        out: the folder to write; by default one in the cache. Until all is finished, finished parts are kept in a
+            folder beside it whose name ends in ``.partial``.
+        resume: continue an unfinished dataset.
         overwrite: replace the folder if it exists.
 
     Returns:
         The dataset's folder.
 
     Raises:
-        UserError: anything the user can put right.
+        UserError: for anything that the user can fix.
         Interrupted: Ctrl-C; every finished episode is kept.
     """
     recipe, display = read(name), Display()
@@ -72,7 +72,7 @@ def generate_dataset(
     full = name + (registry.HELDOUT if split == "heldout" and not replayed else "")
     path = Path(out) if out else paths.cache("datasets", full)
     partial = path.with_name(f"{path.name}.partial")
-    sealed = resume and partial.exists()  # it was killed when all but tidying up was done
+    sealed = resume and partial.exists()  # the dataset may have been written before the process was killed
     for place in (path, _heldout(path)) if replayed else (path,):
         require_place(place, overwrite or sealed, MINARI)
     if replayed:
@@ -104,13 +104,13 @@ def generate_dataset(
 
 
 def _heldout(path: Path) -> Path:
-    """The folder of a replay's held-out episodes, which lies beside that of the others."""
+    """The folder of a replay dataset's held-out episodes, beside that of its other episodes."""
     return path.with_name(path.name + registry.HELDOUT)
 
 
 @contextmanager
 def _working_in(partial: Path, resume: bool, *targets: Path) -> Iterator[None]:
-    """Holds the folder of datasets under way, and deletes what a process that was killed left beside them."""
+    """Lock the folder of unfinished datasets, and delete partial files of killed processes beside the targets."""
     if partial.exists() and not resume:
         raise UserError(f"{partial} holds an unfinished dataset: go on with --resume, or delete it to start again")
     with alone(partial, f"{partial} is being written by another process; let it end or choose another --out"):
@@ -156,7 +156,7 @@ def _write(
 
 
 def _facts(recipe: Recipe) -> dict[str, Any]:
-    """What a dataset says of the policy that played it."""
+    """Facts about a recipe's policy for the dataset's provenance."""
     path = policy_file(recipe)
     stated = shipped.about(path)
     known = ("agent", "seed", "steps", "updates", "measured", "versions")
@@ -164,8 +164,8 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _replay(name: str, recipe: Recipe, steps: int, path: Path, partial: Path, resume: bool, overwrite: bool) -> Path:
-    """Train an agent by its recipe and keep its episodes, all that a replay would hold; every tenth one apart, of fewer
-    than ten the last one."""
+    """Train an agent by its recipe and write all episodes of the training, as in a replay buffer. Every tenth episode
+    is held out, or the last one of fewer than ten."""
     training = recipe["training"]
     other = _heldout(path)
     over = overrides(training)

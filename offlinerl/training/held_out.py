@@ -1,4 +1,4 @@
-"""Losses on episodes that are not learnt from."""
+"""Losses on held-out episodes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from offlinerl.experience.sources import OfflineData
 from offlinerl.learning.compile import put_back
 
 BATCHES = 20
-"""How many batches a measurement has."""
+"""Maximum number of batches of a measurement."""
 
 
 def apart(data: Dataset, share: float) -> tuple[Dataset, Dataset | None]:
-    """The episodes to learn from and those to measure on, drawn at random, the same ones for every run.
+    """Split a dataset at random into training episodes and held-out episodes, in the same way for every run.
 
     Args:
-        data: of which at least one episode is kept to learn from.
-        share: of the episodes, to measure on; of two or more episodes at least one. None are if it is 0.
+        data: at least one of its episodes is kept for training.
+        share: fraction of the episodes to hold out, at least one episode if there are two or more; 0 for none.
     """
     if not share or len(data.episode_starts) < 2:
         return data, None
@@ -30,22 +30,22 @@ def apart(data: Dataset, share: float) -> tuple[Dataset, Dataset | None]:
 
 
 class HeldOut:
-    """Measures what an agent's metrics are on rows that it does not learn from.
+    """Measures an agent's metrics on held-out rows.
 
-    An algorithm has no function of its loss alone: so an update is taken on every batch, which says what the loss was
-    before it, and is taken back with all that it changed. Every measurement has the same batches.
+    Algorithms do not expose their losses as functions. So an update is made on every batch, which returns the loss
+    before the update, and everything it changed is restored. Every measurement uses the same batches.
 
     Args:
-        agent: what is measured.
-        source: makes what draws the batches, always from the same one on.
-        rows: how many it draws from.
+        agent: to measure.
+        source: creates a source of batches, each time starting from the same batch.
+        rows: number of held-out rows.
     """
 
     def __init__(self, agent: Agent, source: Callable[[], OfflineData], rows: int):
         self.agent, self.source, self.rows = agent, source, rows
 
     def metrics(self) -> dict[str, list[float]]:
-        """The mean of each metric over the batches, a number a seed; the agent is as it was before, to the bit."""
+        """The mean of each metric over the batches, one per seed. Afterwards the agent is bitwise as before."""
         agent, source = self.agent, self.source()
         batches = min(BATCHES, -(-self.rows // source.batch_size))
         updates, compiled, rng = agent.updates, agent.compile, agent.rng.state_dict()
@@ -54,7 +54,7 @@ class HeldOut:
         try:
             for _ in range(batches):
                 batch = source.draw()
-                for phase in range(agent.period):  # an actor may learn in every second update alone
+                for phase in range(agent.period):  # some metrics come only in some phases, as TD3's actor loss
                     agent.updates = updates + phase
                     with put_back(state):
                         for name, value in agent.learn(batch)[0].items():

@@ -1,4 +1,4 @@
-"""The loop of a run: what happens before, between and after its blocks of updates."""
+"""The training loop of a run: updates, evaluations, logging, checkpoints and interruptions."""
 
 from __future__ import annotations
 
@@ -41,40 +41,41 @@ from offlinerl.util.interrupt import AtOnce, Interrupted, Stop, on_interrupt
 from offlinerl.util.settings import values_of
 
 EVALUATION_SEED = 1_000_000
-"""Reset seed of the first evaluation episode, far from the seeds of training."""
+"""Reset seed of the first evaluation episode, far from the reset seeds of training."""
 
 
 class Companion(Protocol):
-    """Another job that goes along with a run, such as to keep all its episodes."""
+    """An additional task during a run, such as recording all its episodes."""
 
-    def state_dict(self) -> dict[str, Any]: ...  # what a checkpoint holds of it besides the run's state
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...  # from a checkpoint
-    def note(self) -> str: ...  # what the progress bar says beside the count
-    def finish(self) -> None: ...  # called once the run is at its end and saved
+    def state_dict(self) -> dict[str, Any]: ...  # entries to add to the run's state in a checkpoint
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...  # the run's state from a checkpoint
+    def note(self) -> str: ...  # text of the progress bar, after the count
+    def finish(self) -> None: ...  # called when the run has ended and is saved
 
 
 class Run(L.Callback):
-    """A training. A Lightning epoch is the stretch to the next evaluation, and a batch is a piece of the source.
+    """One training run. A Lightning epoch lasts until the next evaluation, and a Lightning batch is a ``Piece`` of the
+    source.
 
     Args:
-        settings: ``{"fit": {...}, "agent": {...}, "train": {...}}``, what ``config.yaml`` holds.
+        settings: ``{"fit": {...}, "agent": {...}, "train": {...}}``, the content of ``config.yaml``.
         folder: where results go.
-        display: where lines and the progress bar go.
-        agent: what is trained.
-        task: what it is evaluated in.
-        pool: environments for that; None: it is not evaluated.
-        schedule: what it learns from, and until when.
-        dataset: what the summary says of the dataset: ``dataset`` its name, ``data`` its size and checksum and
-            ``dataset_score``; all None without one.
-        held_out: measures the losses on what is not learnt from, if anything is.
-        team: the processes that train it together.
+        display: where messages and the progress bar go.
+        agent: to train.
+        task: to evaluate the agent in.
+        pool: environments for evaluation; None: no evaluation in an environment.
+        schedule: the sources to learn from, and for how long.
+        dataset: what the summary states about the dataset: ``dataset``, its name, ``data``, its size and checksum, and
+            ``dataset_score``; all None without a dataset.
+        held_out: measures the losses on held-out episodes, if there are any.
+        team: the processes of data-parallel training.
 
     Attributes:
-        acting: the source whose agent acts, if there is one.
-        companion: another job that goes along, if there is one.
+        acting: the source that acts in an environment, if there is one.
+        companion: an additional task during the run, if there is one.
         offline: scores of the policies at the end of the first of two stages, once it is reached.
-        measured: the latest metrics on what is held out, a number a seed under every name.
-        logged: the latest metrics, likewise.
+        measured: the latest metrics on held-out episodes, by name, one number per seed.
+        logged: the latest training metrics, likewise.
     """
 
     def __init__(
@@ -104,18 +105,18 @@ class Run(L.Callback):
         self.checkpointer = Checkpointer(folder, agent, replay, self.train_settings["save_every"])
         self.companion: Companion | None = None
         self.offline: dict[str, Any] | None = None
-        self.seconds = dict(total=0.0, training=0.0)  # of earlier sessions, then of this one too
-        self.configured = False  # whether this process began in a folder that holds the settings
-        self.stop, self.stopping = Stop(), False  # whether this process was asked to stop, and whether all are stopping
-        self.states: list[dict[str, Any]] = []  # of the random numbers of each process, when they were saved last
+        self.seconds = dict(total=0.0, training=0.0)  # total: of earlier sessions; training: including this one
+        self.configured = False  # whether config.yaml existed when training began
+        self.stop, self.stopping = Stop(), False  # whether this process was asked to stop; whether all are stopping
+        self.states: list[dict[str, Any]] = []  # random states of each process at the last save
 
     @property
     def now(self) -> int:
-        """What the clock shows."""
+        """The current count of updates or steps, by the run's clock."""
         return self.counters()[self.clock]
 
     def counters(self) -> dict[str, int]:
-        """The first columns of the run's tables."""
+        """The counters in the first columns of the run's tables."""
         counted = dict(update=self.agent.updates)
         return counted if self.acting is None else dict(counted, step=self.agent.steps)
 
@@ -135,10 +136,10 @@ class Run(L.Callback):
         self.first = self.now
         self.configured = (self.folder / "config.yaml").is_file()
         try:
-            # The first Ctrl-C, or SIGTERM, finishes the piece, so that what is saved is a whole number of updates.
-            with on_interrupt(self.heard), self.display.bar("training", self.end, self.now, f"{self.clock}s"):
+            # The first Ctrl-C or SIGTERM lets the piece finish, so that the saved state is that after a whole update.
+            with on_interrupt(self.on_signal), self.display.bar("training", self.end, self.now, f"{self.clock}s"):
                 self.team.start(self.settings, self.agent.device, self.folder)
-                with self.team.losing_none():
+                with self.team.reporting_lost():
                     if self.now < self.end:
                         self.run_trainer()
                     if self.stop.is_set():
@@ -146,12 +147,12 @@ class Run(L.Callback):
                     self.measure()
                 summary = self.finish()
         except AtOnce:
-            self.stop.set(signal.SIGTERM)  # what the command line heard before there was a handler here
+            self.stop.set(signal.SIGTERM)  # the command line's handler got it before this one was installed
             if self.now > self.first:
                 raise self.checkpointer.interrupted_at_once(self.stop.status) from None
             raise self.interrupted() from None
         except Mishap as error:
-            if self.companion is not None:  # which says so itself
+            if self.companion is not None:  # it reports how to resume itself
                 raise
             raise self.checkpointer.to_go_on_after(error) from error
         finally:
@@ -167,7 +168,7 @@ class Run(L.Callback):
         return summary
 
     def follow(self) -> None:
-        """What the other processes do while the first one does ``train``."""
+        """What ranks above 0 do while rank 0 runs ``train``."""
         self.began = self.checkpointer.saved = time.perf_counter()
         with on_interrupt(self.stop.set), self.display.bar("training", self.end, self.now):
             if self.now < self.end:
@@ -177,12 +178,12 @@ class Run(L.Callback):
         self.team.close()
 
     def run_trainer(self) -> None:
-        with hushed_lightning():
+        with quiet_lightning():
             trainer = L.Trainer(
                 **self.team.trainer_settings(),
                 accelerator="gpu" if self.agent.device.type == "cuda" else "cpu",
                 max_epochs=-1,
-                reload_dataloaders_every_n_epochs=1,  # an epoch after an interruption may be shorter than others
+                reload_dataloaders_every_n_epochs=1,  # the first epoch after an interruption may be shorter
                 logger=self.recorder.open_loggers() or False,
                 callbacks=[self],
                 enable_checkpointing=False,
@@ -190,7 +191,7 @@ class Run(L.Callback):
                 enable_model_summary=False,
                 log_every_n_steps=1,
             )
-            self.agent._log_hyperparams = False  # the loggers have the run's settings, which are plain data
+            self.agent._log_hyperparams = False  # the recorder logs the run's settings instead
             self.piece_began = time.perf_counter()
             with memory_for(self.train_settings["batch"]):
                 trainer.fit(self.agent, Epochs(lambda: self.schedule.epoch(self.now)))
@@ -198,12 +199,12 @@ class Run(L.Callback):
                 self.save(trainer)
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Make up for an evaluation that was interrupted."""
-        heard = self.heard if self.team.first else self.stop.set
+        """Run an evaluation that was interrupted in an earlier session."""
+        heard = self.on_signal if self.team.first else self.stop.set
         if self.stop.is_set() and self.team.first:
             raise AtOnce
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda number, _: heard(number))  # Lightning's own leaves without a word
+            signal.signal(signal.SIGTERM, lambda number, _: heard(number))  # Lightning's own handler exits silently
         if self.now and self.schedule.due(self.now) and self.recorder.evaluated < self.now:
             self.evaluate(trainer)
         self.piece_began = time.perf_counter()
@@ -221,13 +222,13 @@ class Run(L.Callback):
         self.piece_began = time.perf_counter()
 
     def on_exception(self, trainer: L.Trainer, _: Any, error: BaseException) -> None:
-        """Save what was learnt before an environment failed, which took real time to gather."""
+        """Save what was learned before an environment failed, since experience takes time to collect."""
         if isinstance(error, ActingFailed) and self.acting is not None and self.now > self.first:
             self.save(trainer)
             self.display.say(f"what was learnt up to {self.clock} {self.now:,} is saved")
 
     def agree(self, trainer: L.Trainer, stopped: bool, answer: bool) -> bool:
-        """Whether any of the processes answers yes; and if any of them was stopped, all stop."""
+        """Whether any of the processes answers yes. If any of them was asked to stop, all stop."""
         number, answered = self.team.agree((self.stop.signal or 0) * stopped, answer)
         if number:
             self.stop.set(number)
@@ -235,14 +236,14 @@ class Run(L.Callback):
         return bool(answered)
 
     def save(self, trainer: L.Trainer, best: bool = False) -> None:
-        """Save what it takes to go on, in ``last.ckpt`` or as the best so far.
+        """Save everything needed to resume, in ``last.ckpt``, or in ``best.ckpt``.
 
         Raises:
-            UserError: the processes do not have the same weights any more.
+            UserError: the processes no longer have the same weights.
         """
         self.logged = self.team.mean(self.values())
         if self.configured and not (self.folder / "config.yaml").is_file():
-            self.begin_folder_anew()
+            self.recreate_folder()
         if self.team.size > 1:
             streams = dict(update=self.agent.rng.state_dict(), source=self.schedule.stages[0].source.state_dict())
             weights, self.states = zip(*self.team.gather((checksum(self.agent), streams)), strict=True)
@@ -253,11 +254,11 @@ class Run(L.Callback):
                 )
         (self.checkpointer.save_best if best else self.checkpointer.save)(trainer)
 
-    def begin_folder_anew(self) -> None:
-        """Where the run's folder was renamed or deleted, have another one that it can go on from.
+    def recreate_folder(self) -> None:
+        """Create the run's folder again after it was renamed or deleted, so that the run can be resumed from it.
 
         Raises:
-            UserError: what it cannot do without was in it: the replay on the disk, or the episodes of a collection.
+            UserError: the folder held files that the run needs: a replay buffer on disk, or a collection's episodes.
         """
         replay = self.acting and self.acting.replay
         if self.companion is not None or (replay and replay.files):
@@ -266,7 +267,7 @@ class Run(L.Callback):
                 f" name again, and go on with: {self.checkpointer.go_on}"
             )
         write_config(self.folder, self.settings)
-        self.recorder.begin_anew()
+        self.recorder.reopen()
         self.display.say(
             f"{self.folder} was renamed or deleted: the run goes on in a new folder of this name, which lacks what was"
             " written before"
@@ -283,13 +284,13 @@ class Run(L.Callback):
         self.piece_began = time.perf_counter()
 
     def evaluate(self, trainer: L.Trainer) -> None:
-        """Evaluate the policies as they are, and keep them if they are the best so far. At a switch, they are compared
-        with those at the end, and have as many episodes."""
+        """Evaluate the current policies, and save them if they are the best so far. At a switch between stages they get
+        as many episodes as at the end, since both are compared."""
         self.measure()
         if self.pool is None:
             self.save(trainer)
             return
-        result = self.rollouts_on_the_way() if self.team.first else None
+        result = self.interim_evaluation() if self.team.first else None
         best = result is not None and self.recorder.evaluation(self.counters(), result)
         best = self.agree(trainer, self.team.first and result is None, best)
         if self.stopping:
@@ -298,8 +299,8 @@ class Run(L.Callback):
             self.save(trainer, best=True)
         self.save(trainer)
 
-    def rollouts_on_the_way(self) -> Evaluation | None:
-        """An evaluation, unless the user stops it."""
+    def interim_evaluation(self) -> Evaluation | None:
+        """Evaluate the current policies; None if the user interrupts the evaluation."""
         switch = self.now in self.schedule.switches
         try:
             result = self.rollouts(self.train_settings["final_episodes" if switch else "eval_episodes"])
@@ -310,7 +311,7 @@ class Run(L.Callback):
         return result
 
     def measure(self) -> None:
-        """What is logged of the losses at an evaluation, and on what is held out."""
+        """Record the current metrics at an evaluation, and measure those on held-out episodes."""
         self.logged = self.team.mean(self.values())
         if self.held_out is not None:
             self.measured = self.team.mean(self.held_out.metrics())
@@ -320,7 +321,11 @@ class Run(L.Callback):
             self.display.losses(f"{self.clock} {self.now:>9,}", losses(self.logged), losses(self.measured))
 
     def rollouts(self, episodes: int) -> Evaluation:
-        """An evaluation. Raises ``Interrupted`` if the user stops it."""
+        """Evaluate the current policies.
+
+        Raises:
+            Interrupted: the user stops the evaluation.
+        """
 
         def progress(_: int) -> None:
             if self.stop.is_set():
@@ -331,7 +336,7 @@ class Run(L.Callback):
         return result
 
     def finish(self) -> dict[str, Any]:
-        """Evaluate the last policy, which is the result, and write the summary and the picture."""
+        """Evaluate the last policy, which is the run's result, and write the summary and the plot."""
         result = None if self.pool is None else self.rollouts(self.train_settings["final_episodes"])
         if result is not None:
             self.recorder.evaluation(self.counters(), result)
@@ -360,7 +365,7 @@ class Run(L.Callback):
         if self.schedule.switches:
             summary["offline"] = self.offline
         path = self.folder / "summary.json"
-        with suppress(OSError, *UNSOUND):  # how many settings a sweep tried is still true of a run that got longer
+        with suppress(OSError, *UNSOUND):  # a run that was extended keeps the count that a sweep wrote
             summary["settings_tried"] = json.loads(path.read_text("utf-8"))["settings_tried"]
         write_json(path, summary)
         plots.curves(self.folder, self.folder / "curves.png")
@@ -368,10 +373,10 @@ class Run(L.Callback):
             self.companion.finish()
         return summary
 
-    # What is shown and kept
+    # Reports and state
 
     def in_words(self) -> str:
-        """What is trained side by side."""
+        """The seeds and the settings' values that are trained side by side, in words."""
         given = dict(seeds=self.settings["fit"]["seeds"])
         given |= {name: self.settings["agent"][name] for name in values_of(self.agent.members[0])}
         if len(given["seeds"]) == 1:
@@ -379,8 +384,8 @@ class Run(L.Callback):
         return ", each with ".join(f"{name} {', '.join(map(str, of))}" for name, of in given.items())
 
     def several(self, result: Evaluation | None) -> dict[str, Any]:
-        """What the summary says of settings that have several values: all members, in the order of what is listed
-        per seed, and how the seeds of each combination of values did."""
+        """Entries of the summary for settings with several values: all members, in the order of the lists per seed, and
+        the scores of the seeds for each combination of values."""
         members = self.agent.members
         if not values_of(members[0]):
             return {}
@@ -390,7 +395,7 @@ class Run(L.Callback):
         return dict(members=members, values=values)
 
     def values(self) -> dict[str, list[float]]:
-        """What to log, a number a seed under every name; nothing while some of the metrics are still to come."""
+        """Metrics to log, by name, one number per seed; empty until every kind of update has been made once."""
         if self.agent.updates < self.agent.period:
             return {}
         values = {name: tensor.tolist() for name, tensor in self.agent.metrics.items()}
@@ -401,7 +406,7 @@ class Run(L.Callback):
         return values | means | dict(steps_per_second=[self.rate(self.agent.steps)] * len(self.agent.seeds))
 
     def note(self) -> str:
-        """What the progress bar says beside the count."""
+        """Text of the progress bar, after the count."""
         if self.companion is not None:
             return self.companion.note()
         mean = None if self.acting is None else mean_of(self.acting.collector.returns)
@@ -410,7 +415,7 @@ class Run(L.Callback):
         return "" if self.recorder.score is None else f"score {shown(self.recorder.score)}"
 
     def rate(self, count: int) -> float:
-        """A count over the seconds of training."""
+        """A count divided by the seconds of training."""
         return count / max(self.seconds["training"], 1e-9)
 
     def state_dict(self) -> dict[str, Any]:
@@ -429,7 +434,7 @@ class Run(L.Callback):
     state_key = STATE
 
     def restore(self) -> None:
-        """Continue from ``last.ckpt``. A run that was stopped before it first saved begins again."""
+        """Continue from ``last.ckpt``. A run that was stopped before its first save starts again."""
         state = self.checkpointer.restore()
         if state is None:
             self.recorder.trim()
@@ -463,7 +468,7 @@ class Run(L.Callback):
         if self.team.size > 1:
             sources = processes[self.team.rank]["source"]
             self.agent.rng.load_state_dict(processes[self.team.rank]["update"])
-            self.states = processes  # of a run at its end nothing else is saved
+            self.states = processes  # a run at its end saves its state without collecting them again
         if not switches:
             sources = {self.schedule.stages[0].name: sources}
         same = [stage.source.load_state_dict(sources[stage.name]) for stage in self.schedule.stages]
@@ -471,7 +476,7 @@ class Run(L.Callback):
             self.display.say("the simulator does not repeat itself here: the episodes under way begin again")
         self.recorder.load_state_dict(state)
         self.seconds = state["seconds"]
-        metrics = state.get("metrics", {})  # not in the checkpoints of older versions
+        metrics = state.get("metrics", {})  # checkpoints of older versions lack it
         self.agent.metrics = {name: torch.tensor(of_seeds, dtype=torch.float64) for name, of_seeds in metrics.items()}
         if self.companion is not None:
             self.companion.load_state_dict(state)
@@ -492,25 +497,25 @@ class Run(L.Callback):
 
     # Interruptions
 
-    def heard(self, number: int) -> None:
-        """What a signal does."""
+    def on_signal(self, number: int) -> None:
+        """Handle a signal: stop after the current piece, or at once at a second Ctrl-C."""
         if self.stop.is_set():
             if number == signal.SIGTERM:
-                return  # it was heard the first time
-            raise self.checkpointer.interrupted_at_once()  # at a KeyboardInterrupt, Lightning leaves without a word
+                return  # it is stopping already
+            raise self.checkpointer.interrupted_at_once()  # Lightning would exit silently at a KeyboardInterrupt
         self.stop.set(number)
-        if self.now == self.first or self.agent.compiling:  # a scheduler does not wait for a compiler
+        if self.now == self.first or self.agent.compiling:  # a cluster's scheduler does not wait for the compiler
             raise AtOnce
         again = "" if number == signal.SIGTERM else "; press Ctrl-C again to stop at once"
         self.display.say(f"stopping after this block{again}")
 
     def interrupted(self) -> Interrupted:
-        """To be raised once everything is saved."""
+        """The exception to raise after everything is saved."""
         return self.checkpointer.interrupted(self.now, self.end, self.clock, self.stop.status)
 
 
 class Epochs:
-    """What Lightning iterates: at every epoch anew, the blocks up to the next evaluation."""
+    """The data loader for Lightning: every epoch yields the blocks up to the next evaluation."""
 
     def __init__(self, epoch: Callable[[], Epoch]):
         self.epoch = epoch
@@ -523,7 +528,7 @@ class Epochs:
 
 
 def checksum(agent: Agent) -> int:
-    """Of the bits of everything that it trains."""
+    """A checksum of all tensors that the agent trains."""
     found = 0
     for tensor in agent.trained_tensors():
         found = zlib.crc32(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy(), found)
@@ -531,12 +536,12 @@ def checksum(agent: Agent) -> int:
 
 
 def losses(metrics: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Those of the metrics that a training lowers, a number a seed each."""
+    """The losses among the metrics, one number per seed each."""
     return {name: of_seeds for name, of_seeds in metrics.items() if name.endswith("loss")}
 
 
 def scores(result: Evaluation) -> dict[str, Any]:
-    """What the summary says of an evaluation."""
+    """The entry of an evaluation in the summary."""
     return dict(
         mean=result.mean, ci95=list(result.interval()), per_seed=result.per_seed.tolist(),
         episodes=result.scores.shape[1],
@@ -545,7 +550,7 @@ def scores(result: Evaluation) -> dict[str, Any]:
 
 @contextmanager
 def memory_for(batch: int) -> Iterator[None]:
-    """Says in one sentence, instead of what torch raises, that there is too little."""
+    """Turn torch's errors about too little memory into a ``UserError``."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -556,8 +561,8 @@ def memory_for(batch: int) -> Iterator[None]:
 
 
 @contextmanager
-def hushed_lightning() -> Iterator[None]:
-    """Without Lightning's advice on data loaders and its own use of deprecated functions."""
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's advice on data loaders and the warnings about its use of deprecated functions."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""Several processes of this machine that train one policy together (data parallelism).
+"""Data-parallel training of one policy by several processes of this machine.
 
-The first one, which the user started, builds the run, starts the others and is the only one that writes, shows and
-evaluates anything. Each of the others builds the same run by the same settings, and joins in the training loop.
+Rank 0 is the process that the user started. It builds the run, starts the other ranks, and is the only one that
+writes, prints and evaluates. The other ranks build the same run from the same settings and join the training loop.
 """
 
 from __future__ import annotations
@@ -29,25 +29,26 @@ from offlinerl.util.errors import Mishap, UserError
 from offlinerl.util.interrupt import end_with_parent
 
 PATIENCE = timedelta(days=7)
-"""For each other: the first one evaluates as long as it takes, and who dies is noticed by a closed connection."""
+"""Timeout of collective operations: an evaluation on rank 0 may take long, and a dead process is detected by its closed
+connection."""
 
 LEAVING = 5.0
 """Seconds that a process may take to end after it has closed its connection."""
 
 FOLLOW = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from offlinerl.training import follower"
-"""What starts another process, which must find the modules that this one does, a user's too."""
+"""Code that starts another rank. It gets this process's ``sys.path``, to find the same modules, including the user's."""
 
 
 class Team:
-    """The processes of a training, of which this is one; a training in one process is a team of one.
+    """The processes of a run, of which this is one; without data parallelism, the only one.
 
     Args:
-        size: how many.
-        rank: which one this is; 0 is the first.
-        entry: the dataset and the task, which the others need to build the run.
+        size: world size, the number of processes.
+        rank: of this process.
+        entry: the dataset and the task, from which the other ranks build the run.
 
     Attributes:
-        others: those that the first one started.
+        others: on rank 0, the processes that it started.
     """
 
     def __init__(self, size: int = 1, rank: int = 0, entry: Entry | None = None):
@@ -58,13 +59,13 @@ class Team:
     def first(self) -> bool:
         return self.rank == 0
 
-    # Beginning and end
+    # Start and end
 
     def start(self, settings: Mapping[str, Any], device: torch.device, folder: Path) -> None:
-        """The first one starts the others, which build the run of these settings, and waits until they have.
+        """On rank 0, start the other ranks and wait until they have built the run with these settings.
 
         Raises:
-            UserError: one of them could not.
+            UserError: one of them failed.
         """
         if self.size == 1:
             return
@@ -75,14 +76,14 @@ class Team:
             port=store.port, own=agent if agent.__module__ == "__main__" else None,
         )  # fmt: skip
         for rank in range(1, self.size):
-            # In a session of its own, a terminal's Ctrl-C does not reach it: the first one passes on what it hears.
+            # In a session of its own it does not get the terminal's Ctrl-C: rank 0 tells the other ranks to stop.
             other = subprocess.Popen(
                 [sys.executable, "-c", f"{FOLLOW}; follower.main({rank})"], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, start_new_session=True, preexec_fn=end_with_parent,
             )  # fmt: skip
             self.others.append(other)
             assert other.stdin is not None
-            with self.losing_none():
+            with self.reporting_lost():
                 other.stdin.write(pickle.dumps(sys.path))
                 cloudpickle.dump(job, other.stdin)
                 other.stdin.flush()
@@ -90,16 +91,16 @@ class Team:
             assert other.stdout is not None
             if not other.stdout.readline():
                 raise self.lost() or UserError("a process of the training does not begin")
-        with self.losing_none():
+        with self.reporting_lost():
             self.connect(store)
 
     def connect(self, store: dist.Store) -> None:
-        """Meet the others at a store; on a GPU, NCCL carries what is there, and gloo what is not."""
+        """Initialise the process group through a store, with NCCL for tensors on GPUs and gloo for those on CPUs."""
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
 
     def close(self) -> None:
-        """Be done with the others; those that still run are ended."""
+        """Kill the other ranks if they still run, and destroy the process group."""
         for other in self.others:
             other.kill()
             other.communicate()
@@ -108,8 +109,8 @@ class Team:
             dist.destroy_process_group()
 
     @contextmanager
-    def losing_none(self) -> Iterator[None]:
-        """Says in one sentence, instead of what a broken connection raises, that another process has ended."""
+    def reporting_lost(self) -> Iterator[None]:
+        """Replace the error of a broken connection by one that says which process has ended."""
         try:
             yield
         except (RuntimeError, OSError) as error:
@@ -118,7 +119,7 @@ class Team:
             raise
 
     def lost(self) -> Mishap | None:
-        """What to raise if one of the others has ended."""
+        """The exception to raise if one of the other ranks has ended, else None."""
         deadline = time.monotonic() + LEAVING
         for rank, other in enumerate(self.others, 1):
             try:
@@ -129,10 +130,10 @@ class Team:
             return Mishap(f"process {rank} of the {self.size} that train together has ended, with {how}")
         return None
 
-    # Agreeing
+    # Collective operations
 
     def agree(self, *numbers: int) -> list[int]:
-        """The largest that any process gave, of each number."""
+        """The maximum of each number over all processes."""
         if self.size == 1:
             return [*map(int, numbers)]
         found = torch.tensor(numbers, dtype=torch.int64)
@@ -140,7 +141,7 @@ class Team:
         return found.tolist()
 
     def mean(self, values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-        """The means over the processes of numbers by name, the same names in each."""
+        """The mean of each number over all processes; all give the same names."""
         if self.size == 1 or not values:
             return {name: [*of] for name, of in values.items()}
         total = torch.tensor([*values.values()], dtype=torch.float64)
@@ -148,28 +149,28 @@ class Team:
         return dict(zip(values, (total / self.size).tolist(), strict=True))
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process gave, by rank."""
+        """The values of all processes, by rank."""
         if self.size == 1:
             return [value]
         found = [None] * self.size
         dist.all_gather_object(found, value)
         return found
 
-    # Lightning's part
+    # Lightning
 
     def trainer_settings(self) -> dict[str, Any]:
-        """What a Trainer must be told."""
+        """Arguments for a Lightning ``Trainer``."""
         if self.size == 1:
             return dict(devices=1)
-        strategy = Together(cluster_environment=Started(self.rank))
+        strategy = AgentDDP(cluster_environment=ExternalProcesses(self.rank))
         return dict(devices=self.size, strategy=strategy, use_distributed_sampler=False)
 
 
-class Started(LightningEnvironment):
-    """Processes of one machine that are there already, each on a device of its own.
+class ExternalProcesses(LightningEnvironment):
+    """Tells Lightning that the processes exist already, all on one machine and each with its own device.
 
     Args:
-        rank: of this one.
+        rank: of this process.
     """
 
     creates_processes_externally = True
@@ -185,13 +186,13 @@ class Started(LightningEnvironment):
         return 0
 
 
-class Together(DDPStrategy):
-    """Lightning's DDP for agents, which call no ``backward`` that its wrapper could watch: they take the mean of their
-    gradients themselves, within the graph of their update; see ``Agent.share_batches``. They begin with the same
-    weights, for the seeds decide them."""
+class AgentDDP(DDPStrategy):
+    """Lightning's DDP without its model wrapper. Agents do not call ``backward``, on which the wrapper relies; they
+    average their gradients themselves, in the graph of the update; see ``Agent.share_batches``. All ranks begin with
+    the same weights, since these depend only on the seeds."""
 
     def _configure_launcher(self) -> None:
-        self._launcher = None  # nothing is left to launch
+        self._launcher = None  # the processes already run
 
     def configure_ddp(self) -> None:
         pass

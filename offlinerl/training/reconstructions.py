@@ -1,4 +1,4 @@
-"""What a VAE makes of frames, as a picture in its run's folder."""
+"""A picture of a VAE's reconstructions in its run's folder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FRAMES = 8
 
 
 class Reconstructions:
-    """Draws some frames, and beside them what the first seed makes of them, when a run is at its end.
+    """Draws some frames and their reconstructions by the first seed at the end of a run.
 
     Args:
         agent: the VAE.
-        data: whose frames to take, far apart from each other.
-        folder: the run's, in which ``reconstructions.png`` will be.
+        data: the dataset to take frames from, at evenly spaced rows.
+        folder: of the run, where ``reconstructions.png`` is written.
     """
 
     def __init__(self, agent: VAE, data: Dataset, folder: Path):
@@ -41,4 +41,4 @@ class Reconstructions:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The frames are the dataset's, and are chosen anew."""
+        """Nothing to restore: the frames are chosen from the dataset again."""

@@ -1,4 +1,4 @@
-"""What a run leaves to be read: its tables, the series of its loggers and its lines on the screen."""
+"""The records of a run: its tables, the series of its loggers and its lines on the screen."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from offlinerl.util.folder import append, clear, trim
 from offlinerl.util.settings import columns_of
 
 PROJECT = "offlinerl"
-"""The project of W&B and the experiment of MLflow that runs are in."""
+"""Name of the W&B project and of the MLflow experiment."""
 
 MLFLOW = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-"""Where MLflow keeps them, as it does by default."""
+"""Where MLflow stores runs; its own default."""
 
 
 class Recorder:
-    """Rows and series of metrics and evaluations, one a member.
+    """Records metrics and evaluations of every member, in tables and loggers.
 
     Args:
-        folder: the run's.
+        folder: of the run.
         settings: of the run, for the loggers.
         members: S of them; see ``offlinerl.util.settings.members``.
-        clock: the column that rows are counted by.
-        score_kind: what a score is.
-        display: where lines go.
+        clock: "update" or "step", the column that the run is counted by.
+        score_kind: the name of the score.
+        display: where messages go.
 
     Attributes:
-        logged: what the clock showed when metrics were logged last.
-        evaluated: at the latest evaluation.
+        logged: the clock's count when metrics were last logged.
+        evaluated: the clock's count at the latest evaluation.
         score: of the latest evaluation; None before the first one.
-        best: the best evaluation's mean, each seed's score and what the clock showed.
+        best: the mean of the best evaluation, each seed's score and the clock's count.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class Recorder:
         self.score: float | None = None
         self.best: dict[str, Any] | None = None
         self.loggers: dict[str, Logger] = {}
-        self.versions: dict[str, str | None] = {}  # by which W&B and MLflow know the run
+        self.versions: dict[str, str | None] = {}  # run ids of W&B and MLflow
 
     def open_loggers(self) -> list[Logger]:
-        """Lightning's loggers, which go on with what they logged before an interruption."""
+        """Lightning's loggers, which continue the series from before an interruption."""
         title, folder = self.folder.resolve().name, str(self.folder)
         make = dict(
             tensorboard=lambda _: TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
@@ -66,17 +66,18 @@ class Recorder:
         for name in self.names:
             if name in make:
                 self.loggers[name] = make[name](self.versions.get(name))
-                if name not in self.versions:  # MLflow refuses what has changed
+                if name not in self.versions:  # MLflow raises if a logged parameter changes
                     self.loggers[name].log_hyperparams(self.settings)
         return list(self.loggers.values())
 
     def metrics(self, counters: Mapping[str, int], values: Mapping[str, Sequence[float]], rate: float) -> None:
-        """Log numbers of every seed, always the same names once there is anything; ``metrics.csv`` gets a row a seed.
+        """Log metrics and append one row per seed to ``metrics.csv``; the names must be the same in every call that has
+        any.
 
         Args:
             counters: the first columns.
-            values: S numbers under every name.
-            rate: updates a second.
+            values: S numbers for every name.
+            rate: updates per second.
         """
         self.logged = counters[self.clock]
         if not values:
@@ -90,8 +91,8 @@ class Recorder:
         self._log({f"train/{name}": value for name, value in values.items()}, self.logged)
 
     def held_out(self, counters: Mapping[str, int], values: Mapping[str, Sequence[float]]) -> None:
-        """Append a row a seed to ``held_out.csv``: metrics on what is not learnt from, in place of earlier ones at this
-        time."""
+        """Append one row per seed to ``held_out.csv``, with metrics on held-out episodes; rows with the same count are
+        replaced."""
         now, path = counters[self.clock], self.folder / "held_out.csv"
         clear(path, self.clock, now)
         append(
@@ -102,8 +103,8 @@ class Recorder:
         self._log({f"held_out/{name}": value for name, value in values.items()}, now)
 
     def evaluation(self, counters: Mapping[str, int], result: Evaluation) -> bool:
-        """Append a row an episode to ``evaluations.csv``, in place of an earlier evaluation at this time; whether it is
-        the best so far."""
+        """Append one row per episode to ``evaluations.csv``, replacing an earlier evaluation with the same count.
+        Returns whether it is the best evaluation so far."""
         now = self.evaluated = counters[self.clock]
         self.score = result.mean
         clear(self.folder / "evaluations.csv", self.clock, now)
@@ -126,18 +127,18 @@ class Recorder:
         return better
 
     def is_best(self, result: Evaluation) -> bool:
-        """Whether no evaluation so far was as good."""
+        """Whether this is better than every earlier evaluation."""
         return self.best is None or standing(result.per_seed.tolist()) > standing(self.best["per_seed"])
 
-    def begin_anew(self) -> None:
-        """Go on in a new folder, for the run's own is gone with what TensorBoard was writing."""
+    def reopen(self) -> None:
+        """Make TensorBoard write new files, after the run's folder was lost and created again."""
         if logger := self.loggers.get("tensorboard"):
-            with suppress(OSError):  # what it could not write is gone
+            with suppress(OSError):  # data not yet written is lost
                 logger.experiment.close()
-            logger._experiment = None  # it makes another one
+            logger._experiment = None  # Lightning creates another one
 
     def close(self) -> None:
-        """Be done with the loggers."""
+        """Finish the loggers."""
         for logger in self.loggers.values():
             logger.finalize("success")
         if "wandb" in self.loggers:
@@ -161,11 +162,11 @@ class Recorder:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.evaluated, self.best, self.logged = state["evaluated"], state["best"], state["logged"]
-        self.versions = state.get("loggers", {})  # not in the checkpoints of older versions
+        self.versions = state.get("loggers", {})  # checkpoints of older versions lack it
 
 
 class Silent(Recorder):
-    """Of a process that trains together with another one, which writes all this."""
+    """A recorder that writes nothing, for ranks above 0."""
 
     def open_loggers(self) -> list[Logger]:
         return []

@@ -1,4 +1,4 @@
-"""What a user asks for, checked before anything heavy is loaded."""
+"""Checks of the user's request, before torch is imported and data is loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from offlinerl.util.errors import UserError, either
 from offlinerl.util.folder import find_checkpoint
 from offlinerl.util.settings import per_seed_settings, require_known, settings_of, typed
 
-if TYPE_CHECKING:  # what loads torch is imported when all that was asked for has been checked
+if TYPE_CHECKING:  # these load torch, which is imported only after the request has been checked
     from offlinerl.agents.base import Agent
     from offlinerl.data.dataset import Dataset
     from offlinerl.rollout.policy import Policy
@@ -43,11 +43,11 @@ def settings_for(
     collecting: bool = False,
     **reading: Any,
 ) -> tuple[dict[str, Any], registry.Entry]:
-    """All settings of a new run, and the task it is about; for the arguments see ``fit``. One that collects learns by
-    acting, whatever dataset the file is about.
+    """All settings of a new run, and its dataset and task; for the arguments see ``fit``. A run that collects learns by
+    acting, so entries of ``file`` about a dataset are ignored.
 
     Raises:
-        UserError: one is missing, unknown or out of range.
+        UserError: a setting is missing, unknown or out of range.
     """
     require_known(limits or {}, LIMITS, "limits have no entry")
     about = dict(
@@ -82,20 +82,20 @@ def settings_for(
 
 
 OF_DATASET = ("dataset", "actions", "columns", "subset")
-"""What the section ``fit`` says of a dataset; see ``fit``."""
+"""Entries of the section ``fit`` about a dataset; see ``fit``."""
 
 HISTORY = ("extended", "fingerprint", "successors")
-"""What ``config.yaml`` says of the run itself, and not of one that begins by it."""
+"""Entries of ``config.yaml`` about the run itself, which a new run that reads the file ignores."""
 
 FIT = ("agent", "env", "seeds", "obs_keys", "init", *OF_DATASET, *LIMITS)
-"""What else the section ``fit`` may hold."""
+"""All other entries that the section ``fit`` may hold."""
 
 
 def _about_in(file: Path) -> dict[str, Any]:
-    """The section ``fit`` of a file; nothing where there is none.
+    """The section ``fit`` of a file; empty if there is none.
 
     Raises:
-        UserError: it holds something else.
+        UserError: it has an unknown entry.
     """
     about = {key: value for key, value in config.read(file).get("fit", {}).items() if key not in HISTORY}
     for name in about:
@@ -106,13 +106,13 @@ def _about_in(file: Path) -> dict[str, Any]:
 
 
 def listed(seeds: Any) -> list[Any]:
-    """Seeds, or one, as a list, and whole numbers of numpy's as Python's own."""
+    """One or several seeds as a list, with numpy integers converted to Python's."""
     seeds = list(seeds) if isinstance(seeds, Iterable) else [seeds]
     return [int(seed) if isinstance(seed, Integral) and type(seed) is not bool else seed for seed in seeds]
 
 
 def stated(dataset: str | Path | Dataset | None) -> str | dict[str, Any] | None:
-    """What a file says of a dataset: its name, and of one that is an object what it was."""
+    """How ``config.yaml`` describes a dataset: by its name, or an object by name, number of rows and provenance."""
     if dataset is None or isinstance(dataset, str | Path):
         return dataset and str(dataset)
     facts = json.loads(json.dumps(dataset.provenance, default=str))
@@ -120,11 +120,11 @@ def stated(dataset: str | Path | Dataset | None) -> str | dict[str, Any] | None:
 
 
 def entry_of(about: dict[str, Any], dataset: Any = None, env: Any = None) -> registry.Entry:
-    """The dataset and the task that a run's section ``fit`` is about; what was an object must be given. The path of a
-    file is made absolute, to be found from another folder too.
+    """The dataset and the task of a run's section ``fit``; those that are objects must be given again. The path of a
+    file is made absolute in ``about``, so that it can be found from another working directory.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such dataset or task.
     """
     dataset, env = about["dataset"] if dataset is None else dataset, about["env"] if env is None else env
     keys = about.get("obs_keys")
@@ -139,7 +139,8 @@ def entry_of(about: dict[str, Any], dataset: Any = None, env: Any = None) -> reg
 
 
 def require_divisible(name: str, agent: type[Agent], source: str, train: Mapping[str, Any]) -> None:
-    """Raises a UserError if several processes are to train what does not go, or cannot have equal parts of a batch."""
+    """Raise a UserError if the agent or its source does not support several processes, or the batch cannot be divided
+    equally among them."""
     devices = train["devices"]
     if devices == 1:
         return
@@ -154,7 +155,7 @@ def require_divisible(name: str, agent: type[Agent], source: str, train: Mapping
 
 
 def require_loggers(names: str) -> None:
-    """Raises a UserError if a logger's package is not installed."""
+    """Raise a UserError if a logger's package is not installed."""
     for name in {"wandb", "mlflow"} & {*names.split(",")}:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"the logger {name} is an extra that is not installed: pip install 'offlinerl[{name}]'")
@@ -164,7 +165,7 @@ def _checked_about(given: Mapping[str, Any]) -> dict[str, Any]:
     """The section ``fit`` of a run's settings, with its defaults.
 
     Raises:
-        UserError: an entry is missing, or is not of its kind.
+        UserError: an entry is missing or of the wrong type.
     """
     about = dict(dataset=None, env=None, seeds=[0]) | given
     if about.get("agent") is None:
@@ -199,7 +200,7 @@ def _checked_about(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_stated(name: str, value: Any) -> bool:
-    """Whether this is what a run's settings hold of a dataset or an environment that is an object."""
+    """Whether this is the description of a dataset or environment object in a run's settings."""
     try:
         if name == "dataset":
             return isinstance(value["name"], str)
@@ -222,8 +223,7 @@ def require_source(
     envs: int | None,
     agent_class: str | None,
 ) -> None:
-    """Checks what is to collect, how, where and for how long; for the arguments see
-    ``offlinerl.training.collection.collect``.
+    """Check the arguments of ``offlinerl.training.collection.collect``, where they are explained.
 
     Raises:
         UserError: there is no such source or environment, or a setting is wrong.
@@ -278,10 +278,11 @@ def settings_of_run(
     env: str | Mapping[str, Any] | None,
     over: Mapping[str, Any],
 ) -> tuple[dict[str, Any], registry.Entry, dict[str, Any]]:
-    """The settings of a run to resume, its dataset and task, and what changes its length or its schedule.
+    """The settings of a run to resume, its dataset and task, and the changes of its length or learning-rate schedule.
 
     Raises:
-        UserError: the folder holds no run, its dataset is gone or another one, or something else is to be changed.
+        UserError: the folder holds no run, its dataset is missing or a different one, or a setting that is fixed would
+            change.
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} holds no run to resume: it lacks config.yaml")
@@ -332,12 +333,12 @@ def settings_of_run(
         raise UserError(f"the run in {folder} has {had:,} online steps: give --online-steps a larger number, or none")
     changes = dict(longer)
     if "online_steps" in longer and train["final_old_share"] is not None and train["old_share_steps"] is None:
-        train["old_share_steps"] = train["online_steps"]  # what was reached stays
+        train["old_share_steps"] = train["online_steps"]  # the schedule of the share stays as it was
     if "decay_steps" in agent and "decay_steps" in asked:
         changes["decay_steps"] = asked.pop("decay_steps")
         agent["decay_steps"] = typed(outline.config_class, "decay_steps", changes["decay_steps"])
     elif longer and (decay := config.of_agent(settings).get("decay_steps")) is not None:
-        agent["decay_steps"] = decay  # its schedule stays what it was
+        agent["decay_steps"] = decay  # the learning-rate schedule stays as it was
     if given or asked:
         name = next(iter([*given, *asked]))
         flags = " or ".join(f"--{name.replace('_', '-')}" for name in lengths)
@@ -347,8 +348,8 @@ def settings_of_run(
 
 
 def _place_of_dataset(folder: Path, about: dict[str, Any], dataset: str | Path | Dataset | None) -> None:
-    """Put the dataset's new place, if it is given, into a run's settings; whether it holds the same is seen when it is
-    read."""
+    """Store the dataset's new location, if one is given, in a run's settings; its contents are compared when it is
+    loaded."""
     known, given = about["dataset"], stated(dataset)
     if given is None or given == known:
         if isinstance(known, str) and Path(known).is_absolute() and not Path(known).exists():

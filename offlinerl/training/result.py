@@ -19,9 +19,9 @@ class FitResult:
     """A finished run.
 
     Attributes:
-        folder: where its files are.
-        summary: what ``summary.json`` holds.
-        agent: what was trained, all seeds of it.
+        folder: of the run's files.
+        summary: the content of ``summary.json``.
+        agent: the trained agent, with all seeds.
     """
 
     folder: Path
@@ -30,24 +30,25 @@ class FitResult:
 
     @property
     def scores(self) -> dict[str, Any] | None:
-        """The last policies' ``mean`` over seeds and episodes, its 95% interval ``ci95`` and the means ``per_seed``;
-        None of a run without an environment."""
+        """Scores of the last policies: the ``mean`` over seeds and episodes, its 95% interval ``ci95`` and the means
+        ``per_seed``; None for a run without an environment."""
         return self.summary["last"]
 
     @property
     def table(self) -> dict[str, np.ndarray]:
-        """The evaluations by column, a row an episode: ``update``, ``seed``, ``return``, ``score``, ``length``, ...;
-        empty of a run without an environment."""
+        """The evaluations by column, one row per episode: ``update``, ``seed``, ``return``, ``score``, ``length``, ...;
+        empty for a run without an environment."""
         return self._columns("evaluations.csv")
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
-        """What was logged while it learned by column, a row a seed; empty if ``metrics.csv`` was not written."""
+        """The logged training metrics by column, one row per seed and time; empty if ``metrics.csv`` was not
+        written."""
         return self._columns("metrics.csv")
 
     @property
     def held_out(self) -> dict[str, np.ndarray]:
-        """The same metrics on the episodes that were held out, at every evaluation; empty if none were."""
+        """The metrics on held-out episodes at every evaluation; empty if none were held out."""
         return self._columns("held_out.csv")
 
     def _columns(self, file: str) -> dict[str, np.ndarray]:
@@ -56,10 +57,10 @@ class FitResult:
 
     @cached_property
     def policy(self) -> DeployedPolicy:
-        """The last policy of the first seed, a function of numpy observations."""
+        """The last policy of the first seed, to be called with numpy observations."""
         return self.load_policy()
 
     def load_policy(self, seed: int | None = None, **values: float) -> DeployedPolicy:
-        """The last policy of a seed, and of these values of settings that had several, by default of the first ones,
-        from ``last.ckpt``."""
+        """The last policy of a seed, and of the given values of settings that had several, from ``last.ckpt``; by
+        default the first seed and values."""
         return load_policy(self.folder, seed, agent_class=type(self.agent), **values)

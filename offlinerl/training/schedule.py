@@ -1,4 +1,4 @@
-"""What is due when in a run."""
+"""The schedule of a run: its stages and evaluations."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from offlinerl.experience.sources import Epoch, Source
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run, which learns from one source.
+    """A part of a run that learns from one source.
 
     Attributes:
         name: "offline" or "online".
         source: of its blocks.
-        end: what the run's clock shows at its end.
-        eval_every: what the clock counts from one evaluation to the next.
-        flag: what makes it longer.
-        scale: what the source counts while the clock counts one: the environment steps to an update, in a stage that
-            acts in a run that counts updates.
+        end: the run's count at its end.
+        eval_every: the count between two evaluations.
+        flag: the command-line flag for its length.
+        scale: units of the source per unit of the run's clock: the environment steps per update where a run that is
+            counted in updates acts, else 1.
     """
 
     name: str
@@ -34,8 +34,8 @@ class Schedule:
     """The stages of a run, one after another.
 
     Args:
-        clock: what the run counts, "update" or "step", the same in all stages.
-        stages: by their ends; evaluations in each are counted from its beginning.
+        clock: "update" or "step", what the run is counted in; the same in all stages.
+        stages: in the order of their ends; the evaluations of each are counted from its beginning.
     """
 
     def __init__(self, clock: str, stages: Sequence[Stage]):
@@ -44,19 +44,19 @@ class Schedule:
         self.switches = [stage.end for stage in self.stages[:-1]]
 
     def stage(self, now: int) -> Stage:
-        """The stage under way, or the last one."""
+        """The current stage, or the last one if the run is over."""
         return self.stages[sum(now >= switch for switch in self.switches)]
 
     def _since(self, now: int) -> int:
-        """What the clock has counted in the stage under way."""
+        """The count since the beginning of the current stage."""
         return now - max((switch for switch in self.switches if switch <= now), default=0)
 
     def due(self, now: int) -> bool:
-        """Whether an evaluation belongs here."""
+        """Whether an evaluation is due at this count."""
         return self._since(now) % self.stage(now).eval_every == 0
 
     def epoch(self, now: int) -> Epoch:
-        """The blocks up to the next evaluation, or to the end of the stage."""
+        """The blocks up to the next evaluation or the end of the stage."""
         stage = self.stage(now)
         ahead = min(stage.eval_every - self._since(now) % stage.eval_every, stage.end - now)
         return stage.source.epoch(ahead * stage.scale)

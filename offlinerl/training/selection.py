@@ -1,4 +1,4 @@
-"""What a run learns from, which its flags say and not the agent's class."""
+"""Selects what a run learns from, which depends on its flags and on the kinds of batch the agent supports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KINDS = dict(
 
 
 def sources_of(kinds: Collection[str]) -> dict[str, str]:
-    """What an agent that learns from such kinds of batch may have to learn from, and how that is said."""
+    """The possible sources for an agent with these kinds of batch, each with its description in words."""
     ways = dict(
         transitions=dict(transitions="on a dataset", replay="by acting"), windows=dict(windows="on a dataset"),
         episodes=dict(episodes="on a dataset"), rollouts=dict(rollouts="by acting"),
@@ -23,14 +23,14 @@ def sources_of(kinds: Collection[str]) -> dict[str, str]:
 
 
 def source_of(agent_name: str, kinds: Collection[str], dataset: str | None, env: str | None) -> str:
-    """What an agent that learns from such kinds of batch has to learn from.
+    """The source for an agent with these kinds of batch.
 
     Returns:
-        "transitions", "windows", "episodes" or "observations" of a dataset; without one, "rollouts" or the "replay" of
-        its own transitions.
+        With a dataset: "transitions", "windows", "episodes" or "observations" of it; without one, "rollouts", or
+        "replay" for a replay buffer of its own transitions.
 
     Raises:
-        UserError: it cannot learn from what there is.
+        UserError: the agent cannot learn from the dataset or the environment that is given.
     """
     can = f"{agent_name} learns from {' or '.join(what for kind, what in KINDS.items() if kind in kinds)}"
     offline = [kind for kind in ("transitions", "windows", "episodes", "observations") if kind in kinds]

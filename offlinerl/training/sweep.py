@@ -1,4 +1,4 @@
-"""``offlinerl sweep``: agents, datasets and settings in every combination, each a run, side by side on Ray."""
+"""``offlinerl sweep``: one run for every combination of agents, datasets and settings, side by side on Ray."""
 
 from __future__ import annotations
 
@@ -30,16 +30,22 @@ KEYS = dict(
     agents=None, datasets=(), environments=(), seeds=(0,), each={}, together=False, agent={}, train={}, cpus=1, gpus=0,
     out="runs/sweep",
 )  # fmt: skip
-"""What a file may say, and what holds where it does not."""
+"""The keys of a sweep file and their defaults."""
 
 DEATHS = 3
-"""Times that a run may be killed, as where memory is full or a machine is taken away, before it counts as failed."""
+"""How often a run may be killed (out of memory, or its machine is taken away) and restarted before it has failed."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run: its folder, and what ``offlinerl fit`` is told: what to train, and what to compute with; and how many
-    settings of its agent are tried on its task."""
+    """One run.
+
+    Attributes:
+        folder: of the run.
+        what: arguments of ``offlinerl fit`` that say what to train.
+        how: arguments of ``offlinerl fit`` about device and threads.
+        tried: number of settings of its agent that the sweep tries on its task.
+    """
 
     folder: Path
     what: tuple[str, ...]
@@ -48,7 +54,7 @@ class Planned:
 
     @property
     def log(self) -> Path:
-        """What it says, beside its folder, which is its own."""
+        """The file with its output, beside its folder."""
         return self.folder.parent / f"{self.folder.name}.txt"
 
     @property
@@ -56,22 +62,24 @@ class Planned:
         return (self.folder / "summary.json").is_file()
 
     def command(self) -> list[str]:
-        """What begins it or, where it has begun, goes on with it."""
+        """The command that starts the run, or resumes it if it has begun."""
         begun = (self.folder / "config.yaml").is_file()
         what = ("--resume", str(self.folder)) if begun else self.what
         return [sys.executable, "-m", "offlinerl", "fit", *what, *self.how]
 
 
 def sweep(file: Path, ray_address: str | None = None) -> int:
-    """Train what a file plans, and print a table of all runs. What has finished stays; what was stopped goes on.
+    """Train the runs that a file plans, and print a table of all runs. Finished runs are kept, and interrupted ones are
+    resumed.
 
     Args:
-        file: YAML: ``agents``; ``datasets``, or ``environments`` to learn by acting; ``seeds``, which every run trains
-            together; ``each``, lists of values by setting, as in ``agent.beta: [1, 2]``, of which every combination is
-            a run, for the agents that have the setting; ``together``, whether one run has all values of a setting that
-            takes several, each with the result of a run of its own; ``agent`` and ``train``, settings of all runs;
-            ``cpus`` and ``gpus`` of a run; ``out``, the folder of the runs, which all machines of a cluster must share.
-        ray_address: of a cluster; by default this machine alone.
+        file: YAML with ``agents``; ``datasets``, or ``environments`` to learn by acting; ``seeds``, which every run
+            trains side by side; ``each``, lists of values by setting, as in ``agent.beta: [1, 2]``: every combination
+            is a run, for the agents that have the setting; ``together``, whether one run trains all values of a setting
+            that can have several, with the same results as separate runs; ``agent`` and ``train``, settings of all
+            runs; ``cpus`` and ``gpus`` per run; ``out``, the folder of the runs, which all machines of a cluster must
+            share.
+        ray_address: of a Ray cluster; by default this machine only.
 
     Returns:
         1 if a run failed, else 0.
@@ -85,11 +93,11 @@ def sweep(file: Path, ray_address: str | None = None) -> int:
     left = [run for run in runs if not run.finished]
     display.say(f"runs into {plan['out']}: {len(runs)}, of which {len(runs) - len(left)} are finished")
     failed: list[Planned] = []
-    needed = 0 if ray_address else cores()  # a cluster has its own, whatever this machine has
+    needed = 0 if ray_address else cores()  # a cluster has its own cores
     cluster = RayCluster(needed, ray_address, "runs") if left else None
     try:
         if cluster is not None:
-            cluster.start()  # which has a handler of SIGTERM itself
+            cluster.start()  # Ray installs its own SIGTERM handler, so ours comes after it
             require_room(cluster.ray, plan, file)
             with on_interrupt(stop.set):
                 failed = _train(cluster.ray, left, plan, display, stop)
@@ -110,10 +118,10 @@ def sweep(file: Path, ray_address: str | None = None) -> int:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """A file's plan, with what it leaves out.
+    """The plan in a file, completed with defaults.
 
     Raises:
-        UserError: it cannot be read, or says something unknown.
+        UserError: the file cannot be read, or has an unknown or wrong entry.
     """
     with reading(f"the sweep {file}", "see `offlinerl sweep --help`"):
         try:
@@ -154,7 +162,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def planned(plan: Mapping[str, Any]) -> list[Planned]:
-    """The runs of a plan, all of them checked.
+    """The runs of a plan, after checking all of them.
 
     Raises:
         UserError: an agent, a dataset or a setting is wrong.
@@ -196,8 +204,8 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
 
 
 def require_same(folder: Path, planned: Mapping[str, Any]) -> None:
-    """Raises a UserError if the run of a folder, if there is one, has begun with other settings than are planned, for
-    neither would its result be that of the plan nor would it go on by it."""
+    """Raise a UserError if the folder holds a run that has begun with other settings than planned: its result would not
+    be that of the plan."""
     file = folder / "config.yaml"
     if not file.is_file():
         return
@@ -213,7 +221,7 @@ def require_same(folder: Path, planned: Mapping[str, Any]) -> None:
 
 
 def require_room(ray: Any, plan: Mapping[str, Any], file: Path) -> None:
-    """Raises a UserError if no machine has what a run is to have, for which Ray would wait for ever."""
+    """Raise a UserError if no machine has the CPUs and GPUs of a run, since Ray would wait for them forever."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for key, kind in (("gpus", "GPU"), ("cpus", "CPU")):
         most = max((machine.get(kind, 0) for machine in machines), default=0)
@@ -223,13 +231,13 @@ def require_room(ray: Any, plan: Mapping[str, Any], file: Path) -> None:
 
 
 def _place(error: yaml.YAMLError) -> str:
-    """Where a file's fault was found, if it is known."""
+    """The line of a YAML error in words, if it is known."""
     mark = getattr(error, "problem_mark", None)
     return f", in line {mark.line + 1}" if mark else ""
 
 
 def _train(ray: Any, runs: list[Planned], plan: Mapping[str, Any], display: Display, stop: Stop) -> list[Planned]:
-    """Train runs side by side, as many as there is room for; those that failed."""
+    """Train runs side by side, as many as there are resources for. Returns those that failed."""
     remote = ray.remote(num_cpus=plan["cpus"], num_gpus=plan["gpus"], max_retries=DEATHS)(finish)
     began = {remote.remote(run): run for run in runs}
     failed, done, cancelled = [], 0, False
@@ -246,7 +254,7 @@ def _train(ray: Any, runs: list[Planned], plan: Mapping[str, Any], display: Disp
                     status = ray.get(reference)
                 except (ray.exceptions.TaskCancelledError, KeyboardInterrupt):
                     continue
-                except ray.exceptions.RayError as error:  # its machine was lost again and again
+                except ray.exceptions.RayError as error:  # its machine was lost repeatedly
                     display.say(f"{run.folder.name}: {str(error).strip().splitlines()[0]}")
                     status = 1
                 if cancelled and not run.finished:
@@ -264,8 +272,8 @@ def _outcome(run: Planned, status: int) -> str:
 
 
 def _write_tried(run: Planned) -> None:
-    """Add to a run's summary how many settings were tried, of which a reader may see only the best: by this sweep, or
-    as is known of one before."""
+    """Add to a run's summary how many settings were tried, by this sweep or an earlier one, since a reader may see only
+    the best of them."""
     path = run.folder / "summary.json"
     with reading(f"the summary {path}", f"delete {run.folder} to train it again"):
         summary = json.loads(path.read_text("utf-8"))
@@ -280,10 +288,10 @@ def _last_line(run: Planned) -> str:
 
 
 def finish(run: Planned) -> int:
-    """Bring a run to its end in a process of its own, which goes on where the one before it was killed.
+    """Finish a run in a process of its own, which is started again if it is killed.
 
     Returns:
-        Its exit status, or minus the signal that killed it last.
+        Its exit status, or minus the number of the signal that killed the last process.
     """
     status = 0
     run.log.parent.mkdir(parents=True, exist_ok=True)
@@ -296,9 +304,9 @@ def finish(run: Planned) -> int:
             )
         try:
             while (status := process.poll()) is None:
-                time.sleep(0.2)  # and not in one long wait, which an interruption would not end
+                time.sleep(0.2)  # one long wait() could not be interrupted
         except KeyboardInterrupt:
-            process.terminate()  # it saves what it has
+            process.terminate()  # the run saves itself
             process.wait()
             raise
         if status >= 0:

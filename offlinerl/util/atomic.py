@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all."""
+"""Atomic writes: files and folders are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from offlinerl.util.errors import DISK_FULL, Mishap, UserError
 
 @contextmanager
 def atomic_write(path: Path, overwrite: bool = False, mark: str | None = None) -> Iterator[Path]:
-    """Yields a hidden sibling of ``path``, to be written as a file or a folder, and renames it to ``path`` at
-    the end. If anything is raised before, Ctrl-C included, it is deleted and ``path`` is as it was.
+    """Yield a hidden path beside ``path``, to be written as a file or a folder, and rename it to ``path`` at the end.
+    If anything is raised before, including Ctrl-C, it is deleted and ``path`` stays as it was.
 
     Args:
-        path: what shall exist afterwards.
-        overwrite: replace what is there already.
-        mark: of a folder, what it holds at the least, as in "meta/info.json": another folder is not replaced. None: a
-            file is written.
+        path: the file or folder to write.
+        overwrite: replace an existing one.
+        mark: for a folder, a file that every such folder contains, such as "meta/info.json": a folder without it is not
+            replaced. None: a file is written.
 
     Raises:
         UserError: see ``require_place``, or the disk is full.
@@ -49,7 +49,7 @@ def atomic_write(path: Path, overwrite: bool = False, mark: str | None = None) -
 
 
 def require_place(path: Path | None, overwrite: bool = True, mark: str | None = None) -> None:
-    """Raises a UserError unless ``atomic_write`` may write there, if anywhere; long work asks before it begins."""
+    """Raise a UserError unless ``atomic_write`` may write there; None is allowed. To be called before long work."""
     if path is None:
         return
     path = Path(path)
@@ -65,18 +65,18 @@ def require_place(path: Path | None, overwrite: bool = True, mark: str | None = 
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves the old one or the new one."""
+    """Write a text file atomically: a crash leaves the old file or the new one."""
     with atomic_write(path, overwrite=True) as temporary:
         temporary.write_text(text, "utf-8", "surrogateescape", newline="")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole. Numbers that JSON does not know, NaN and infinities, become null."""
+    """Write a JSON file atomically. NaN and infinities, which JSON does not have, become null."""
     write_whole(path, json.dumps(with_null(content), indent=1, allow_nan=False))
 
 
 def with_null(value: Any) -> Any:
-    """The same, with None for numbers that JSON does not know."""
+    """The same value with None for NaN and infinities, recursively."""
     if isinstance(value, Mapping):
         return {key: with_null(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -85,10 +85,10 @@ def with_null(value: Any) -> Any:
 
 
 def to_json(value: Any) -> Any:
-    """What ``json`` shall write for a value it does not know.
+    """Convert a value that ``json`` cannot write, as its argument ``default``.
 
     Raises:
-        TypeError: nothing is known for it here either.
+        TypeError: the value has an unsupported type.
     """
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
@@ -100,9 +100,9 @@ def to_json(value: Any) -> Any:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Delete what a writer that was killed left beside ``folder/name``, by default beside anything in the folder, which
-    nobody may be writing now. If it was killed while one folder took another's place, the old one returns: it is whole
-    even after the power failed, and who wrote the new one has kept what it was made of."""
+    """Delete the temporary files and folders of killed writers of ``folder/name``, by default of anything in the
+    folder. No process may be writing there now. If a writer was killed while it replaced a folder, the old folder is
+    restored: it is complete even after a power failure, and the writer still has what it made the new one from."""
     for left in sorted(folder.glob(".*"), reverse=True):  # the old folder before the new one
         found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}(\.old)?", left.name)
         if found is None or name not in (None, found[1]):
@@ -116,20 +116,20 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def alone(folder: Path, busy: str | None = None) -> Iterator[None]:
-    """Holds a folder, which need not exist, as no other process does meanwhile; the system lets go of it with the
-    process.
+    """Hold an exclusive lock on a folder, which is created if it does not exist. The system releases the lock when the
+    process ends.
 
     Args:
-        folder: to work in.
-        busy: what to say if another process holds it. None: wait for that.
+        folder: to lock.
+        busy: the error message if another process holds the lock. None: wait for it.
 
     Raises:
-        UserError: ``busy``.
+        UserError: with the message ``busy``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a network's file system may lock no folders
+        with suppress(OSError):  # some network file systems cannot lock folders
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
             except BlockingIOError as error:
@@ -141,15 +141,15 @@ def alone(folder: Path, busy: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def swept(path: Path) -> Iterator[None]:
-    """For a while in which ``path`` is written by ``atomic_write``: deletes what a writer of it that was killed left
-    there, see ``sweep``, unless another process is writing into the folder just now, for which none waits."""
+    """A context in which ``path`` is written by ``atomic_write``. First delete temporary files of killed writers, see
+    ``sweep``, unless another process is writing into the folder now; it is not waited for."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
-        with suppress(OSError):  # another holds it, or a network's file system may lock no folders
+        with suppress(OSError):  # another process holds the lock, or the file system cannot lock folders
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             sweep(path.parent, path.name)
-        with suppress(OSError):  # shared among writers
+        with suppress(OSError):  # writers share this lock
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield
     finally:
@@ -157,8 +157,8 @@ def swept(path: Path) -> Iterator[None]:
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Renames ``new`` to ``path``. A folder cannot be renamed onto another, so the old one steps back first,
-    and returns if the new one cannot take its place."""
+    """Rename ``new`` to ``path``. A folder cannot be renamed onto another one, so the old folder is renamed first, and
+    renamed back if the new one cannot be moved."""
     if not (path.is_dir() and new.is_dir()):
         os.replace(new, path)
         return

@@ -1,4 +1,4 @@
-"""The cores of this machine that are ours."""
+"""The number of CPU cores that this process may use."""
 
 import math
 import os
@@ -9,15 +9,15 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
-    """How many cores this process may use: a job of a cluster, a container or ``taskset`` may have fewer than there
-    are."""
-    # not every system can say which ones
+    """The number of cores that this process may use, which a cluster's scheduler, a container or ``taskset`` may
+    limit."""
+    # not every system has sched_getaffinity
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(own, quota() or own)
 
 
 def quota() -> int | None:
-    """As many cores as a container's share of the processors' time is, rounded up; None if it is not bounded."""
+    """The CPU quota of this process's container in cores, rounded up; None without a quota."""
     files = (CGROUP / "cpu.max",), (CGROUP / "cpu/cpu.cfs_quota_us", CGROUP / "cpu/cpu.cfs_period_us")
     for of_version in files:
         with suppress(OSError, ValueError):

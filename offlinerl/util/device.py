@@ -1,4 +1,4 @@
-"""What computes: the device of a ``--device`` flag, or of an argument ``device``."""
+"""The device of a ``--device`` flag, or of an argument ``device``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def pick_device(name: Any) -> torch.device:
     """The device of a ``--device`` flag, or of an argument that may be a device already.
 
     Raises:
-        UserError: there is none of that name, or it is not here.
+        UserError: there is no device of that name, or this machine does not have it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         if device.type != "cuda":
-            torch.empty(0, device=device)  # some of another name are not in this build of torch
+            torch.empty(0, device=device)  # raises if this build of torch does not support the device
     except (RuntimeError, TypeError, AssertionError) as error:
         raise UserError(f"device must be auto, cpu or cuda, not {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():

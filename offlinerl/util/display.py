@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a progress bar on a terminal, plain lines elsewhere."""
+"""The output of a run: a progress bar and tables on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ UNITS = {
 }
 
 FAST = ", fast scene"
-"""What the kind of a score ends with that was reached on images without shadows."""
+"""Suffix of the kind of a score that was reached on images without shadows."""
 
 RECONSTRUCTIONS = "reconstructions.png"
-"""The picture in a run's folder of what an autoencoder makes of frames."""
+"""The file in a run's folder with a picture of an autoencoder's reconstructions."""
 
 
 def unit_of(kind: str) -> str:
@@ -37,20 +37,20 @@ def unit_of(kind: str) -> str:
 
 
 def console() -> Console:
-    """Standard output; where that is no terminal, lines are neither coloured nor wrapped."""
+    """A console on standard output; if that is not a terminal, lines are neither coloured nor wrapped."""
     return Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty(), **PLAIN)
 
 
 PLAIN = dict(highlight=False, markup=False, emoji=False)
-"""For rich to print names of files as they are, with their brackets and colons."""
+"""Options that make rich print file names unchanged, with their brackets and colons."""
 
 MOST_PLACES = 9
-"""Decimal places that are ever shown."""
+"""Maximum number of decimal places shown."""
 
 
 def places(low: float | None, high: float | None = None) -> int:
-    """Decimal places with which to show scores: two digits of the width of their interval, or of a number alone, and
-    always one place."""
+    """Number of decimal places for scores, at least one: enough for two digits of the width of an interval, or of a
+    single number."""
     width = abs(high - low) if None not in (low, high) else 0
     size = width or abs(low or 0)
     if not size or not math.isfinite(size):
@@ -59,7 +59,7 @@ def places(low: float | None, high: float | None = None) -> int:
 
 
 def shown(value: float | None, decimals: int | None = None) -> str:
-    """A number with so many decimal places, by default as many as it needs alone; "nan" for None."""
+    """A number with ``decimals`` decimal places, by default by ``places``; "nan" for None."""
     if value is None:
         return "nan"
     return f"{value:.{places(value) if decimals is None else decimals}f}"
@@ -95,7 +95,7 @@ def mean_of(values: Sequence[float]) -> float:
 
 
 def losses_in_words(training: Mapping[str, Sequence[float]], held_out: Mapping[str, Sequence[float]]) -> str:
-    """The means over the seeds."""
+    """The mean of every loss over the seeds, in words."""
     return ", ".join(
         f"{name.replace('_', ' ')} {mean_of(training[name]):.4g}"
         + (f" (held out {mean_of(held_out[name]):.4g})" if name in held_out else "")
@@ -104,7 +104,7 @@ def losses_in_words(training: Mapping[str, Sequence[float]], held_out: Mapping[s
 
 
 class Display:
-    """Messages, a bar and tables on standard output."""
+    """Messages, a progress bar and tables on standard output."""
 
     def __init__(self) -> None:
         self.console = console()
@@ -126,8 +126,8 @@ class Display:
 
     @contextmanager
     def bar(self, what: str, total: int | None, done: int = 0, unit: str = "updates") -> Iterator[None]:
-        """Show a bar until the ``with`` ends, if there is a terminal or a notebook to show it on; the total, if it is
-        None, is not known yet."""
+        """Show a progress bar until the ``with`` ends, if there is a terminal or a notebook. A total of None is not
+        known yet."""
         columns = (
             TextColumn(what), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
@@ -139,9 +139,9 @@ class Display:
             yield
 
     def advance(self, done: int, note: str = "", total: int | None = None) -> None:
-        """Show how much is done and, beside it, a note; and of how much, if that has become known."""
+        """Update the progress bar: how much is done, a note, and the total if it has become known."""
         if self.progress.disable:
-            return  # without a terminal this would be a good part of a small step's time
+            return  # without a terminal this would take a noticeable part of a small step's time
         task = self.progress.tasks[0]
         speed = f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else ""
         self.progress.update(task.id, completed=done, rate=speed, note=note, total=total)
@@ -149,7 +149,7 @@ class Display:
     def evaluated(
         self, when: str, kind: str, mean: float, per_seed: Sequence[float], interval: tuple[float, float]
     ) -> None:
-        """A line of an evaluation on the way."""
+        """Print a line for an evaluation during training."""
         decimals = places(*interval)
         seeds = "" if len(per_seed) == 1 else "  seeds " + listed(per_seed, decimals)
         self.say(f"{when}  {unit_of(kind)} {shown(mean, decimals)}{seeds}")
@@ -157,11 +157,11 @@ class Display:
     def losses(
         self, when: str, training: Mapping[str, Sequence[float]], held_out: Mapping[str, Sequence[float]]
     ) -> None:
-        """A line of what is measured where there is no environment, the means over the seeds."""
+        """Print a line with the losses, averaged over seeds, for a run without an environment."""
         self.say(f"{when}  {losses_in_words(training, held_out)}")
 
     def summary(self, summary: dict[str, Any], folder: Path) -> None:
-        """The final table of a run."""
+        """Print the final table of a run."""
         if summary["last"] is None:
             self._summary_of_losses(summary, folder)
             return
@@ -170,13 +170,13 @@ class Display:
         decimals = places(*last["ci95"])
 
         def row(name: str, result: dict[str, Any]) -> tuple[str, ...]:
-            one = result.get("episodes") == 1 == len(result["per_seed"])  # of which no interval is known
+            one = result.get("episodes") == 1 == len(result["per_seed"])  # one episode gives no interval
             interval = between(result["ci95"], decimals) if "ci95" in result and not one else ""
             per_seed = listed(result["per_seed"], decimals)
             return name, shown(result["mean"], decimals), interval, per_seed, str(result.get("episodes", ""))
 
         rows = [row("last, the result", last)]
-        if values := summary.get("values"):  # of which a mean over all would be no result
+        if values := summary.get("values"):  # a mean over different settings would be meaningless
             rows = [row(f"last, {named(of['settings'])}", of["last"]) for of in values]
         rows.append(row(f"best, at {best[clock[:-1]]:,}", best))
         if offline := summary.get("offline"):
@@ -190,7 +190,7 @@ class Display:
             self.say("nothing was learnt: all steps were the random ones of --train.warm_up, so give more --steps")
 
     def _summary_of_losses(self, summary: dict[str, Any], folder: Path) -> None:
-        """The final table of a run without an environment."""
+        """Print the final table of a run without an environment."""
         held_out = summary["held_out"] or {}
 
         def cells(values: Sequence[float] | None) -> tuple[str, str]:
@@ -218,7 +218,7 @@ class Display:
         )
 
     def evaluation(self, results: dict[str, Any]) -> None:
-        """The table of ``offlinerl evaluate``."""
+        """Print the table of ``offlinerl evaluate``."""
         decimals = places(*results["ci95"])
         of = map(named, results["members"]) if "members" in results else map(str, results["seeds"])
         rows = [
@@ -226,7 +226,7 @@ class Display:
             for name, score in zip(of, results["per_seed"], strict=True)
         ]
         count = str(results["episodes"] * len(results["seeds"]))
-        interval = between(results["ci95"], decimals) if count != "1" else ""  # of one episode none is known
+        interval = between(results["ci95"], decimals) if count != "1" else ""  # one episode gives no interval
         rows.append(("all", shown(results["mean"], decimals), interval, count))
         title = f"{results['env']}: {unit_of(results['score_kind'])}"
         table(self.console, title, ("seed", "mean", "95% interval", "episodes"), rows)

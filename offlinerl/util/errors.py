@@ -1,4 +1,4 @@
-"""What a user can put right. Here, because the command line must know it before it loads anything heavy."""
+"""Errors that a user can fix. They have a module of their own because the command line imports it before torch."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Something the user can put right; its message is one sentence that says how. The command line prints
-    it alone and exits with its status."""
+    """An error that the user can fix; its message is one sentence that says how. The command line prints only the
+    message and exits with ``status``."""
 
     status = 1
 
 
 class WrongUsage(UserError):
-    """Flags, or arguments, that do not make sense together."""
+    """Flags or arguments that are missing or do not make sense together."""
 
     status = 2
 
 
 class Mishap(UserError):
-    """What a job needs has failed it, such as a disk or another process: what it saved before can go on."""
+    """Something that a job needs has failed, such as a disk or another process; the job can be resumed from its last
+    save."""
 
 
 class ActingFailed(Mishap):
@@ -34,7 +35,8 @@ class ActingFailed(Mishap):
 
 
 class NoSteps(UserError):
-    """A source holds no step to learn from, as some logs of a folder may; it has so many ``rows`` in spite of that."""
+    """A source of data has no step to learn from, as may happen with some logs of a folder, although it has ``rows``
+    rows."""
 
     def __init__(self, message: str, rows: int = 0):
         super().__init__(message)
@@ -42,30 +44,30 @@ class NoSteps(UserError):
 
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says when a file cannot grow."""
+"""Error numbers of the system if a file cannot grow."""
 
 UNSOUND = (
     LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError, MemoryError,
     EOFError, zipfile.BadZipFile, zlib.error, csv.Error,
 )  # fmt: skip
-"""What Python raises at content that is not as it should be."""
+"""The exceptions that Python and libraries raise at damaged or unexpected file contents."""
 
 
 @contextmanager
 def reading(what: str, advice: str) -> Iterator[None]:
-    """Turns what Python and the libraries raise at content of a file into one sentence.
+    """Turn exceptions about the contents of a file into a ``UserError``.
 
     Args:
-        what: is read, with its place.
-        advice: what to do about it.
+        what: the thing that is read, including its path, as the subject of the message.
+        advice: what the user should do.
 
     Raises:
-        UserError: the content is not what it should be.
+        UserError: the contents are damaged or not of the expected kind.
     """
     try:
         yield
     except (*UNSOUND, OSError) as error:
-        if isinstance(error, OSError) and error.strerror:  # the system's: of the path or the disk
+        if isinstance(error, OSError) and error.strerror:  # from the system, about the path or the disk
             raise
         raise UserError(f"{what} is damaged or does not hold what it should ({_reason(error)}); {advice}") from error
 
@@ -76,23 +78,23 @@ def _reason(error: BaseException) -> str:
 
 
 def command(*words: object) -> str:
-    """A command of ours as a shell takes it, as in "offlinerl fit --resume 'runs/bc-my logs'"."""
+    """A command of offlinerl, quoted for a shell, such as "offlinerl fit --resume 'runs/bc-my logs'"."""
     return shlex.join(["offlinerl", *map(str, words)])
 
 
 def either(*words: object) -> str:
-    """As in "a, b or c"."""
+    """A list in words, such as "a, b or c"."""
     *first, last = map(str, words)
     return f"{', '.join(first)} or {last}" if first else last
 
 
 def counted(number: int, noun: str) -> str:
-    """As in "1 episode", "2 episodes" or "1,000 policies"."""
+    """A number with its noun, such as "1 episode", "2 episodes" or "1,000 policies"."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str, near: int = 3) -> str:
-    """Asks for the nearest ones of the known names, if any is near; else what to say otherwise."""
+    """A hint that suggests similar known names, or ``otherwise`` if none is similar."""
     found = difflib.get_close_matches(name, known, near, 0.5)
     return f"did you mean {either(*found)}?" if found else otherwise

@@ -19,7 +19,7 @@ from offlinerl.util.errors import UserError, reading
 
 
 def require_free(folder: Path, instead: str) -> None:
-    """Raises a UserError, which says what to do instead, unless a run can begin in that folder."""
+    """Raise a UserError, which says what to do ``instead``, unless a run can begin in that folder."""
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:  # TensorBoard could not open it
@@ -31,7 +31,7 @@ def require_free(folder: Path, instead: str) -> None:
 
 
 def make(folder: Path) -> bool:
-    """Make a folder; whether there was nothing of that name. Of those who make one at the same time, one made it."""
+    """Make a folder. Returns whether it did not exist before; of several concurrent calls, one returns True."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -41,21 +41,21 @@ def make(folder: Path) -> bool:
 
 @contextmanager
 def held(folder: Path, made: bool = False) -> Iterator[None]:
-    """Holds a run's folder as no other run does meanwhile.
+    """Lock a run's folder against other runs.
 
     Args:
-        folder: the run's.
-        made: for this run, so that it is deleted if nothing comes into it.
+        folder: of the run.
+        made: whether the folder was made for this run, so that it is deleted at the end if it is still empty.
 
     Raises:
-        UserError: another run holds it.
+        UserError: another run holds the lock.
     """
     with alone(folder, f"{folder} is being written by another run: let it end, or stop it, and try again"):
         try:
             yield
         finally:
             if made:
-                with suppress(OSError):  # it holds a run, as it should
+                with suppress(OSError):  # it is not empty
                     folder.rmdir()
 
 
@@ -67,7 +67,7 @@ def numbered(stem: Path) -> Iterator[Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint a user means: a file, or the latest one in a run's folder.
+    """The checkpoint that a path names: a file, or the last checkpoint in a run's folder.
 
     Raises:
         UserError: there is none.
@@ -96,8 +96,8 @@ def versions() -> dict[str, str]:
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append rows to a CSV file, with a header if it is new. Columns that it lacks, as one of an older version may, are
-    added to it."""
+    """Append rows to a CSV file, with a header if it is new. If it lacks columns, as a file of an older version may,
+    they are added."""
     columns, known, earlier = list(rows[0]), [], []
     if path.exists() and path.stat().st_size:
         with path.open(newline="") as file:
@@ -114,7 +114,7 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool = True) -> str:
-    """Rows as CSV; what is not known is not a number."""
+    """Rows as CSV, with "nan" for missing values."""
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, restval="nan", extrasaction="ignore")
     if header:
@@ -127,28 +127,28 @@ def trim(path: Path, clock: str, time: int, needed: Sequence[str] = ()) -> None:
     """Drop the rows of a CSV file whose column ``clock`` is beyond ``time``; a resumed run writes them again.
 
     Args:
-        path: a run's table, of numbers.
-        clock: a column.
-        time: the last one to keep.
-        needed: columns that it must have besides.
+        path: a table of a run, with numbers only.
+        clock: name of a column.
+        time: the last value of that column to keep.
+        needed: further columns that it must have.
 
     Raises:
-        UserError: it is another table.
+        UserError: it is not such a table.
     """
-    if not path.exists() or not path.stat().st_size:  # killed between making the file and writing to it
+    if not path.exists() or not path.stat().st_size:  # empty if the process was killed before writing to it
         return
     with path.open(newline="") as file, reading(f"the table {path}", "delete it to go on without its rows"):
         header, *rows = csv.reader(file)
         rows = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
         kept = [row for row in rows if int(row[clock]) <= time]
-        for row in kept:  # what is drawn at the end
+        for row in kept:  # all are plotted at the end, so they must be numbers
             _ = [float(row[column]) for column in {"seed", *needed, *row}]
     write_whole(path, "".join(",".join(row) + "\r\n" for row in [header, *(row.values() for row in kept)]))
 
 
 def clear(path: Path, clock: str, time: int) -> None:
-    """Drop a table's rows from a time on, if it has any. Rows are in order, so that the last one tells: a long table is
-    not read for it at every evaluation."""
+    """Drop a table's rows from a time on, if there are any. Rows are in order, so only the last one is read to find
+    out: a long table is not read at every evaluation."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -162,7 +162,7 @@ def clear(path: Path, clock: str, time: int) -> None:
 
 
 LONGEST = 1 << 16
-"""Bytes that no row of a table exceeds."""
+"""Maximum length of a row of a table in bytes."""
 
 
 def copy_whole(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a user gave a function, as the flags of the command line are checked."""
+"""Checks of the arguments that a user gives to a function, as for the flags of the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ EMPTY = "is empty, as a variable that is not set: name one, or leave it out"
 
 
 def filled(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that refuses empty words among its arguments: a path would be the current folder."""
+    """Decorate a function to raise a UserError for empty strings among its arguments; an empty path would be the
+    current folder."""
     names = list(inspect.signature(function).parameters)
 
     @wraps(function)
@@ -32,10 +33,10 @@ def filled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def whole_number(name: str, value: Any, least: int = 0) -> int:
-    """A whole number from ``least`` on, of numpy's too, as Python's own.
+    """Convert a whole number of at least ``least``, also a numpy number, to an int.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not such a number.
     """
     if _is_number(value) and least <= value == int(value):
         return int(value)
@@ -43,15 +44,15 @@ def whole_number(name: str, value: Any, least: int = 0) -> int:
 
 
 def counts(**given: Any) -> list[int | None]:
-    """Whole numbers from 1 on, by their names, some of which may be None; see ``whole_number``."""
+    """Check named whole numbers of at least 1, where None is allowed; see ``whole_number``."""
     return [None if value is None else whole_number(name, value, 1) for name, value in given.items()]
 
 
 def real_number(name: str, value: Any, high: float = math.inf) -> float:
-    """A number from 0 on, to ``high`` at the most.
+    """Convert a finite number from 0 to ``high`` to a float.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not such a number.
     """
     if _is_number(value) and 0 <= value <= high:
         return float(value)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which a job answers by saving what it has and saying how to go on."""
+"""Handling of Ctrl-C and SIGTERM: a job saves its state and tells the user how to resume."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import NoReturn
 from offlinerl.util.errors import UserError
 
 TERMINATED = 128 + signal.SIGTERM
-"""Exit status of a process that SIGTERM ended, as shells and schedulers count it."""
+"""Exit status after SIGTERM, by the convention of shells and schedulers."""
 
 
 class Interrupted(UserError):
-    """A job was stopped from outside; what it had is saved. ``status`` is 1 after Ctrl-C and 143 after SIGTERM."""
+    """A job was interrupted; the message says what was saved. ``status`` is 1 after Ctrl-C and 143 after SIGTERM."""
 
     def __init__(self, message: str, status: int = 1):
         super().__init__(message)
@@ -25,12 +25,12 @@ class Interrupted(UserError):
 
 
 class AtOnce(BaseException):
-    """Raised out of a signal's handler where there is nothing new to save, so that nobody waits for a compiler. It
-    is no ``Exception``, because some code that it passes through goes on after one."""
+    """Raised by a signal handler to stop at once, if there is nothing new to save or the job is compiling. It is not an
+    ``Exception``, because some code that it passes through catches those and continues."""
 
 
 def leave(number: int) -> NoReturn:
-    """End a job that has nothing to save."""
+    """A signal handler for jobs that have nothing to save."""
     raise AtOnce
 
 
@@ -41,7 +41,7 @@ class Stop:
         self.signal: int | None = None
 
     def set(self, number: int = signal.SIGINT) -> None:
-        """Ask; the first signal is the one that counts."""
+        """Ask the job to stop; only the first signal is kept."""
         self.signal = self.signal or number
 
     def is_set(self) -> bool:
@@ -57,8 +57,8 @@ class Stop:
 def on_interrupt(
     heard: Callable[[int], None], signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)
 ) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM call ``heard`` with their number instead of ending the process; outside the main thread,
-    which alone hears of them, do nothing."""
+    """Let Ctrl-C and SIGTERM call ``heard`` with the signal's number instead of ending the process. Outside the main
+    thread, which is the only one that receives signals, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -76,8 +76,8 @@ _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked 
 
 
 def end_with_parent() -> None:
-    """The ``preexec_fn`` of a process that must not outlive the one that starts it, which may have been killed. Only
-    Linux can promise that. SIGTERM reaches it, whatever the parent has blocked."""
+    """The ``preexec_fn`` of a process that must end when its parent dies, even if the parent is killed. Only Linux can
+    guarantee that. The process receives SIGTERM even if its parent blocks it."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
     if _prctl:
         _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,16 +1,16 @@
-"""How much memory a process may still take."""
+"""The memory that this process may still use."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 GROUPS = Path("/sys/fs/cgroup")
-"""Where Linux keeps the limits of groups of processes, as of a container."""
+"""Where Linux keeps the limits of control groups, such as those of a container."""
 
 
 def available() -> int | None:
-    """Bytes that may be taken without anything being swapped out or killed: what the machine has left, and what the
-    limits of the groups that this process is in leave. None where the system does not say.
+    """Bytes that can be allocated without swapping or being killed: the minimum of what the machine has available and
+    what the limits of this process's control groups leave. None if the system does not tell.
 
     Source: Documentation/filesystems/proc.rst and admin-guide/cgroup-v1 and -v2 of Linux.
     """
@@ -28,7 +28,8 @@ def available() -> int | None:
 
 
 def _left(group: Path) -> int | None:
-    """What a group's limit leaves; what its files hold of the page cache is given back when it is needed."""
+    """The bytes that a group's limit leaves, or None without a limit; page cache counts as free, since the system
+    reclaims it."""
     for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
         try:
             most, now = ((group / name).read_text().strip() for name in (limit, used))
@@ -42,5 +43,5 @@ def _left(group: Path) -> int | None:
 
 
 def _numbers(file: Path) -> dict[str, int]:
-    """The number behind the first word of every line."""
+    """The number after the first word of every line, by that word."""
     return {words[0]: int(words[1]) for line in file.read_text().splitlines() if len(words := line.split()) > 1}

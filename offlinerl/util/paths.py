@@ -1,4 +1,4 @@
-"""Where the files that are not code live: configurations, built-in data, the user's cache."""
+"""Paths of files that are not code: configurations, built-in datasets, the user's cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def share(*parts: str) -> Path:
-    """A path below ``configs/`` or ``datasets/``, in a checkout as in an installed wheel."""
+    """A path below ``configs/`` or ``datasets/``, both in a checkout and in an installed wheel."""
     installed = _PACKAGE / "_share"
     return (installed if installed.is_dir() else _PACKAGE.parent).joinpath(*parts)
 
@@ -26,7 +26,7 @@ def home(instead: str) -> Path:
     """The user's home folder.
 
     Raises:
-        UserError: there is none, as in some containers; it names the variable to set ``instead``.
+        UserError: there is none, as in some containers; the message names the variable to set ``instead``.
     """
     try:
         return Path.home()

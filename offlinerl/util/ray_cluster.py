@@ -1,4 +1,4 @@
-"""Ray, started on this machine or joined where it runs already."""
+"""Ray, started on this machine or joined as an existing cluster."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from offlinerl.util.errors import UserError
 
 
 class RayCluster:
-    """Where processes run.
+    """A Ray cluster to run processes on.
 
     Args:
-        cores: that a cluster must have at least; of this machine alone all that Ray is told of.
-        address: of a cluster, as ``ray.init`` takes it; by default this machine alone.
-        what: wants the cores, for messages, as in "workers".
+        cores: number of cores that a cluster must have; on this machine only, the number that Ray is started with.
+        address: of a cluster, as in ``ray.init``; by default Ray is started on this machine only.
+        what: what needs the cores, for messages, such as "workers".
 
     Raises:
-        UserError: Ray is not installed, or no cluster answers; later, that it has too few cores.
+        UserError: Ray is not installed, or no cluster answers; ``start`` raises it if there are too few cores.
     """
 
     def __init__(self, cores: int, address: str | None, what: str):
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")  # the callers say so
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")  # callers report it
         try:
             import ray
         except ImportError as error:
@@ -33,7 +33,7 @@ class RayCluster:
             self._check_address(address)
 
     def _check_address(self, address: str) -> None:
-        """Ray itself would try for minutes."""
+        """Raise soon if nothing answers at the address; Ray itself would try for minutes."""
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if not (host and port.isdigit()):
             raise UserError(f"the address of a Ray cluster must be auto or HOST:PORT, not {address}")
@@ -50,7 +50,11 @@ class RayCluster:
         )
 
     def start(self) -> None:
-        """Start or join it, unless that has been done."""
+        """Start or join the cluster, unless Ray is initialised already.
+
+        Raises:
+            UserError: no cluster answers, or it has too few cores.
+        """
         if self.ray.is_initialized():
             return
         here = dict(address="local", num_cpus=self.cores, include_dashboard=False)
@@ -67,7 +71,7 @@ class RayCluster:
             raise UserError(f"{self.cores} {self.what} want as many cores, and Ray has {cores} at {self.address}")
 
     def close(self) -> None:
-        """Leave it, and stop it if it was started here."""
+        """Disconnect, and stop Ray if it was started here."""
         if self.started:
             self.ray.shutdown()
         self.started = False

@@ -1,5 +1,5 @@
-"""Settings: frozen dataclasses whose fields carry their documentation and limits. Files, flags, help and errors come
-from these alone."""
+"""Settings: frozen dataclasses whose fields hold their documentation and limits. Parsing of files and flags, help texts
+and error messages are derived from them."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def setting(
     """A field of a ``Config``.
 
     Args:
-        default: its value if nothing else is said.
-        help: what it means, with units, in a phrase.
-        low: least value.
-        high: greatest value.
-        above: lower bound, which is no value itself.
-        below: upper bound, likewise.
-        choices: the words a ``str`` may be; values that any other setting may have besides those of its type.
-        per_seed: whether an agent takes several values of this number, to train them side by side; see ``members``.
+        default: the default value.
+        help: its meaning with units, in a phrase.
+        low: inclusive lower bound.
+        high: inclusive upper bound.
+        above: exclusive lower bound.
+        below: exclusive upper bound.
+        choices: the allowed words of a ``str``; for other types, values that are allowed besides those of the type.
+        per_seed: whether an agent accepts several values of this number, to train them side by side; see ``members``.
     """
     about = dict(
         low=low, high=high, above=above, below=below, help=help, choices=tuple(choices), per_seed=per_seed
@@ -51,20 +51,19 @@ def setting(
 
 
 def fixed(value: Any) -> Any:
-    """What a variant decides about a setting it inherits, which is none of its own any more."""
+    """Fix the value of an inherited setting, which is then no longer a setting of the subclass."""
     return field(default=value, init=False)
 
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of something. A field that overrides an inherited one keeps the help and limits that it does not
-    state.
+    """Base class of settings. A field that overrides an inherited one by a plain default keeps its help and limits.
 
-    Types are bool, int, float, str and ``tuple[int, ...]``, or one of these and None. Of a setting that is ``per_seed``
-    there may be a tuple of different values instead.
+    Types are bool, int, float, str and ``tuple[int, ...]``, or one of these and None. A setting that is ``per_seed``
+    may be a tuple of different values instead.
 
     Raises:
-        UserError: a value has another type or is out of range.
+        UserError: a value has the wrong type or is out of range.
     """
 
     def __init_subclass__(cls) -> None:
@@ -86,21 +85,21 @@ class Config:
 
 
 def settings_of(config: type[Config]) -> dict[str, Field]:
-    """The settings by name, in order; those that are ``fixed`` are not among them."""
+    """The settings by name, in order, without those that are ``fixed``."""
     if "__dataclass_fields__" not in vars(config):
         raise TypeError(f"{config.__name__} needs the decorator @dataclass(frozen=True)")
     return {f.name: f for f in fields(config) if f.init}
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """Settings and their values as any reader of YAML takes them."""
+    """The values of the settings by name, as plain data for YAML."""
     values = {name: getattr(config, name) for name in settings_of(type(config))}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def members(seeds: Sequence[int], config: Config) -> list[dict[str, Any]]:
-    """What is stacked in one training: every seed with every combination of the values of those settings that have
-    several, under ``seed`` and the settings' names; the seeds of a combination lie side by side."""
+    """The members that one run trains side by side: every seed with every combination of the values of those settings
+    that have several. Each is a mapping with ``seed`` and these settings; the seeds of a combination are adjacent."""
     several = {name: getattr(config, name) for name in per_seed_settings(type(config))}
     several = {name: values for name, values in several.items() if isinstance(values, tuple)}
     return [
@@ -111,39 +110,39 @@ def members(seeds: Sequence[int], config: Config) -> list[dict[str, Any]]:
 
 
 def named(member: Mapping[str, Any]) -> str:
-    """A member in words, as in "seed 0, beta 0.5"."""
+    """A member in words, such as "seed 0, beta 0.5"."""
     words = {name: format(value, "g") if isinstance(value, float) else value for name, value in member.items()}
     return ", ".join(f"{name} {value}" for name, value in words.items())
 
 
 def values_of(member: Mapping[str, Any]) -> dict[str, float]:
-    """What distinguishes a member from others of its seed."""
+    """A member's values of the settings that have several; what distinguishes it from others with its seed."""
     return {name: value for name, value in member.items() if name != "seed"}
 
 
 def columns_of(member: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a run's tables that tell the member of a row."""
+    """A member as columns of a run's tables: ``seed``, and settings as ``agent.<name>``."""
     return {name if name == "seed" else f"agent.{name}": value for name, value in member.items()}
 
 
 def per_seed_settings(config: type[Config]) -> list[str]:
-    """The names of those that are ``per_seed``."""
+    """The names of the settings that are ``per_seed``."""
     return [name for name, f in settings_of(config).items() if f.metadata.get("per_seed")]
 
 
 def make(config: type[C], given: Mapping[str, Any], complaint: str) -> C:
-    """Settings with these values.
+    """Create settings with these values.
 
     Raises:
-        UserError: one is unknown, of which the message begins with the complaint, as in "xql has no setting"; or it has
-            another type or is out of range.
+        UserError: a setting is unknown, where the message begins with ``complaint``, such as "xql has no setting"; or a
+            value has the wrong type or is out of range.
     """
     require_known(given, settings_of(config), complaint)
     return config(**given)
 
 
 def require_known(given: Iterable[Any], known: Iterable[str], complaint: str) -> None:
-    """Raises a UserError, which begins with the complaint, if one of the names given is none of those known."""
+    """Raise a UserError, which begins with ``complaint``, if one of the given names is not known."""
     for name in given:
         if name not in known:
             hint = did_you_mean(str(name), known, f"there are {', '.join(known)}")
@@ -162,10 +161,10 @@ def _hints(config: type[Config]) -> dict[str, tuple[Any, bool]]:
 
 
 def typed(config: type[Config], name: str, value: Any) -> Any:
-    """A value in the type of its setting.
+    """Convert a value to the type of its setting.
 
     Raises:
-        UserError: it has another type or is out of range.
+        UserError: it has the wrong type or is out of range.
     """
     about = settings_of(config)[name].metadata
     if about.get("per_seed") and isinstance(value, list | tuple):
@@ -182,7 +181,7 @@ def _one(config: type[Config], name: str, value: Any) -> Any:
     choices = about.get("choices", ())
     if kind in (int, float) and isinstance(value, str):
         with suppress(ValueError):
-            value = float(value)  # YAML 1.1 takes 3e-4 for text
+            value = float(value)  # YAML 1.1 parses 3e-4 as text
     if (value is None and nullable) or (isinstance(value, (str, float)) and value in choices):
         return value
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -213,11 +212,11 @@ BOUNDS = {
     "high": ("at most", operator.le),
     "below": ("less than", operator.lt),
 }
-"""The limits of a setting: how to say them, and how a value keeps to them."""
+"""The limits of a setting: their words in messages, and the comparison that a value must satisfy."""
 
 
 def limits(about: Mapping[str, Any]) -> str:
-    """The limits of a setting's metadata, in words; nothing where there are none."""
+    """The limits in a setting's metadata in words; empty if there are none."""
     stated = {name: about[name] for name in BOUNDS if about.get(name) is not None}
     if stated.keys() >= {"low", "high"}:
         return "from {low:g} to {high:g}".format_map(stated)
@@ -231,7 +230,7 @@ def _within(value: float, about: Mapping[str, Any]) -> bool:
 
 
 def described(config: type[Config]) -> Iterator[tuple[str, str, str]]:
-    """Every setting's name, what it takes, and a line of help for ``argparse``."""
+    """For every setting its name, the values it takes, and a line of help for ``argparse``."""
     for name, f in settings_of(config).items():
         kind, nullable = _hints(config)[name]
         words = {bool: ["true", "false"], int: ["N"], float: ["X"], tuple: ["[N,N]"]}.get(kind, [])

@@ -1,9 +1,10 @@
-"""The threads of torch's CPU build, and how they share a busy machine with others.
+"""The CPU threads of torch, and how they share a busy machine with other processes.
 
 A thread that has finished its part of an operation waits for the others by spinning, which is fastest while every
-thread has a core of its own. Where something else runs too, a spinning thread keeps the one it waits for from the core,
-and a training falls to a quarter of its speed. libgomp, torch's OpenMP library on Linux, spins short where a process
-has more threads than the machine has cores; so while the machine is busy we keep as many more threads, asleep.
+thread has its own core. If other processes run too, a spinning thread keeps the thread that it waits for from getting a
+core, and training can slow down to a quarter of its speed. libgomp, torch's OpenMP library on Linux, spins only shortly
+if a process has more threads than the machine has cores. So while the machine is busy, we keep that many additional
+threads asleep.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from offlinerl.util.cores import cores
 from offlinerl.util.given import whole_number
 
 BUSY = 0.1
-"""Share of the time that threads are ready to run and get no core, from which on a machine is busy."""
+"""The machine is busy if threads wait for a core for more than this fraction of the time."""
 QUIET_AFTER = 1.0
-"""Seconds without that until it is quiet again."""
+"""The machine is quiet again after this many seconds without being busy."""
 EVERY = 0.2
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 ALL = torch.get_num_threads()
-"""That torch takes by itself."""
+"""The number of threads that torch uses by default."""
 
 _watch: threading.Thread | None = None
 
 
 @contextmanager
 def threads_for(number: int | None, processes: int) -> Iterator[None]:
-    """``set_threads`` for one of so many processes: those that it leaves to torch are divided among them, until all
-    of them are done."""
+    """``set_threads`` for one of several processes: if ``number`` is None, torch's default is divided among them while
+    the context lasts."""
     before = torch.get_num_threads()
     divided = number is None and processes > 1
     set_threads(max(1, ALL // processes) if divided else number)
@@ -49,8 +50,8 @@ def threads_for(number: int | None, processes: int) -> Iterator[None]:
 
 
 def set_threads(number: int | None) -> None:
-    """Compute on so many CPU threads from now on, and wait for them in a way that suits the machine's load; None leaves
-    the number to torch, which takes one a core."""
+    """Compute with ``number`` CPU threads from now on, and adapt how they wait for each other to the machine's load.
+    None: torch's default, which is one per core."""
     global _watch
     if number is not None:
         torch.set_num_threads(whole_number("threads", number, 1))
@@ -60,7 +61,7 @@ def set_threads(number: int | None) -> None:
 
 
 def _libgomp() -> ctypes.CDLL | None:
-    """torch's OpenMP library, if it is libgomp and the user has not said how its threads wait."""
+    """torch's OpenMP library, if it is libgomp and the user has not configured how its threads wait."""
     if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         return None
     found = next((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"), None)
@@ -68,7 +69,7 @@ def _libgomp() -> ctypes.CDLL | None:
 
 
 def _delay() -> float | None:
-    """Seconds that the threads of this process have waited for a core, or None where the system does not say."""
+    """Seconds that the threads of this process have waited for a core so far, or None if the system does not tell."""
     waited = 0
     try:
         for task in os.scandir("/proc/self/task"):
@@ -82,7 +83,7 @@ def _delay() -> float | None:
 
 
 def _adapt(openmp: ctypes.CDLL) -> None:
-    """Look at the machine's load again and again."""
+    """Check the machine's load repeatedly."""
     watch = Watch(openmp, _delay(), time.monotonic())
     while True:
         time.sleep(EVERY)
@@ -90,21 +91,21 @@ def _adapt(openmp: ctypes.CDLL) -> None:
 
 
 class Watch:
-    """Makes threads that wait spin long or short, by how long this process's threads are kept from the cores.
+    """Lets waiting threads spin long or shortly, depending on how long this process's threads wait for a core.
 
     Args:
         openmp: libgomp.
-        waited: seconds they were, up to now.
-        now: a clock's seconds.
+        waited: seconds that they have waited so far; see ``_delay``.
+        now: seconds of a monotonic clock.
     """
 
     def __init__(self, openmp: ctypes.CDLL, waited: float, now: float):
         self.openmp, self.waited, self.now = openmp, waited, now
-        self.quiet = 0.0  # seconds
-        self.sleepers: threading.Event | None = None  # set for them to end
+        self.quiet = 0.0  # seconds since the machine was last busy
+        self.sleepers: threading.Event | None = None  # setting it ends the sleeping threads
 
     def look(self, waited: float, now: float) -> None:
-        """Take the latest figures into account."""
+        """Update with the latest values of both."""
         passed = now - self.now
         busy = waited - self.waited > BUSY * passed
         self.waited, self.now = waited, now
@@ -118,9 +119,9 @@ class Watch:
 
 
 def _sleep(openmp: ctypes.CDLL, end: threading.Event) -> None:
-    """Keep as many OpenMP threads as there are cores asleep: with them a process has more threads than cores, and
-    libgomp spins short."""
-    # A parallel region, whose threads stay with the thread that entered it, of a function that does nothing.
+    """Keep as many OpenMP threads as there are cores asleep, so that the process has more threads than cores and
+    libgomp spins only shortly."""
+    # A parallel region of a function that does nothing: its threads live as long as the thread that entered it.
     nothing = ctypes.cast(openmp.omp_get_thread_num, ctypes.c_void_p)
     openmp.GOMP_parallel(nothing, None, cores() + 1, 0)
     end.wait()

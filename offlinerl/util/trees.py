@@ -1,4 +1,4 @@
-"""Trees: an array or a tensor, or dictionaries and named tuples of trees. What is None has no leaves."""
+"""Trees: a leaf is an array or a tensor; dictionaries and tuples of trees are trees; None has no leaves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Tree = Any
 
 
 def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
-    """A tree of the same form, whose leaves are what the function makes of the leaves at their places."""
+    """Apply a function to the corresponding leaves of trees. Returns a tree of the same structure."""
     if isinstance(tree, Mapping):
         return {key: tree_map(function, tree[key], *(other[key] for other in others)) for key in tree}
     if isinstance(tree, tuple):
@@ -21,7 +21,7 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 
 def tree_leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves and their paths, ``outer/inner``; the path of a tree that is a leaf is ""."""
+    """The paths and leaves of a tree, with paths such as ``outer/inner``; the path of a tree that is a leaf is ""."""
     if isinstance(tree, Mapping | tuple):
         if isinstance(tree, tuple):
             tree = tree._asdict() if hasattr(tree, "_asdict") else dict(enumerate(tree))
@@ -32,7 +32,7 @@ def tree_leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def first_leaf(tree: Tree) -> Any:
-    """Any leaf, to ask for what all have in common."""
+    """The first leaf, to get properties that all leaves share."""
     return next(tree_leaves(tree))[1]
 
 
