@@ -36,7 +36,7 @@ LEAVING = 5.0
 """Seconds that a process may take to end after it has closed its connection."""
 
 FOLLOW = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from offlinerl.training import follower"
-"""Code that starts another rank. It gets this process's ``sys.path``, to find the same modules, including the user's."""
+"""Code that starts another rank. It gets the ``sys.path`` of this process, to find the same modules."""
 
 
 class Team:
