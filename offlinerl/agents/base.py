@@ -255,7 +255,8 @@ class Agent(L.LightningModule, ABC):
         return replace(self.spec, obs=features, latent=None)
 
     def kept(self, obs: Tree) -> Tree:
-        """What they store for observations ``[..., H, W, C]``, as numpy arrays; the latest result is cached."""
+        """What replay buffers and tables store for observations ``[..., H, W, C]``, as numpy arrays: the latents if
+        there is a frozen encoder. The latest result is cached."""
         if self.frozen is None:
             return obs
         if obs is not self._kept[0]:

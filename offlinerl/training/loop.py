@@ -75,7 +75,7 @@ class Run(L.Callback):
         companion: an additional task during the run, if there is one.
         offline: scores of the policies at the end of the first of two stages, once it is reached.
         measured: the latest metrics on held-out episodes, by name, one number per seed.
-        logged: the latest training metrics, likewise.
+        logged: the latest training metrics, by name, one number per seed.
     """
 
     def __init__(
