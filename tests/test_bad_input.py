@@ -26,6 +26,7 @@ from offlinerl.agents import checkpoint
 from offlinerl.cli import main
 from offlinerl.data import registry
 from offlinerl.evaluation.plots import read_columns
+from offlinerl.experience.ring import Replay
 from offlinerl.training import request
 from offlinerl.util.device import pick_device
 from offlinerl.util.errors import UserError
@@ -617,6 +618,16 @@ def test_checkpoints_with_parts_of_another_kind(change, refused, run, tmp_path):
 def test_a_batch_that_no_memory_holds_is_named(batch, refused, here):
     line = refused(*FIT, "--batch", batch, "--out", here / f"huge-{batch}")
     says(line, f"batches of {batch:,} need more memory than there is", "--batch")
+
+
+def test_a_save_that_no_memory_holds_is_not_blamed_on_the_batch(refused, here, monkeypatch):
+    def too_large(self, copy=True):
+        raise MemoryError("can't allocate memory")
+
+    monkeypatch.setattr(Replay, "state_dict", too_large)
+    argv = ("fit", "td3", "--env", "Pendulum-v1", "--steps", 40, "--train.warm_up", 10, "--batch", 8)
+    line = refused(*argv, "--out", here / "saved-without-memory")
+    says(line, "saving needs more memory than there is", "--train.replay disk", "--train.capacity")
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(refused, run, here, monkeypatch):

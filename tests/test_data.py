@@ -16,6 +16,7 @@ from offlinerl.data.load import load
 from offlinerl.data.minari_reader import load_minari
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.rewards import with_reward
+from offlinerl.experience.sources import EpisodeData
 from offlinerl.experience.table import Table
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
@@ -260,6 +261,9 @@ def test_nothing_goes_on_beyond_a_step_that_leads_elsewhere_than_to_the_next_row
     batch = rows.transitions(torch.arange(6))
     assert batch.reward.tolist() == [11, 10, 1100, 1000, 110000, 100000]
     np.testing.assert_allclose(batch.next_obs[:, 0], [70, 70, 80, 80, 6, 6])
+    whole = EpisodeData(Table(data, Spec(1, 1, (-1.0,), (1.0,)), 1.0), (0,), batch_size=1).draw(1)
+    assert whole.reward.flatten().tolist() == [1, 10, 100, 1000, 10_000, 100_000]
+    assert whole.last.flatten().tolist() == [0, 0, 0, 0, 0, 1], "an episode goes on after them"
     assert rows.windows(torch.tensor(0), 4).mask.tolist() == [1, 1, 0, 0]
     assert rows.starts.tolist() == [0, 2, 4]
 

@@ -143,6 +143,16 @@ def test_bootstrap_covers_the_mean_as_often_as_it_says():
     assert 176 <= covered <= 199
 
 
+def test_bootstrap_covers_the_mean_where_all_seeds_begin_in_the_same_starts():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        scores = rng.normal(50, 10, (1, 40)) + rng.normal(0, 1, (5, 40))  # the start's own difficulty counts most
+        low, high = bootstrap(scores, draws=1000, seed=trial)
+        covered += low <= 50 <= high
+    assert 176 <= covered <= 199  # as above; 64% if every seed had starts of its own
+
+
 def test_bootstrap_widens_when_seeds_disagree():
     rng = np.random.default_rng(0)
     agreeing = rng.normal(50, 5, (5, 50))

@@ -10,6 +10,7 @@ import pendulum
 import pytest
 from pendulum import differing, fit, rows, summary
 
+from offlinerl.agents import checkpoint
 from offlinerl.agents.checkpoint import read
 from offlinerl.cli import main
 from offlinerl.data import load, registry, rewards
@@ -69,6 +70,16 @@ def test_a_resumed_run_is_the_one_that_never_stopped(run, here):
     assert fit("--resume", folder, "--steps", 750) == 0
     assert not differing(folder, run)
     assert summary(folder)["last"] == summary(run)["last"]
+
+
+def test_a_replay_is_written_once_for_an_evaluation(here, monkeypatch):
+    """Before it, because an evaluation may be interrupted, and not again after it."""
+    written, write = [], checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", lambda state, path: written.append(path.name) or write(state, path))
+    argv = ("td3", "--env", "Pendulum-v1", "--steps", 500, "--config", here / "warm.yaml", *TINY)
+    assert fit(*argv, "--out", here / "written") == 0
+    assert [name for name in written if name.startswith("replay")] == ["replay-250.pt", "replay-500.pt"]
+    assert [path.name for path in (here / "written").glob("replay-*.pt")] == ["replay-500.pt"]
 
 
 def test_a_killed_run_goes_on_from_its_last_save(run, here):

@@ -558,6 +558,17 @@ def test_the_penalty_follows_the_divergence():
         assert agent.penalty.flatten().tolist() == [penalty] * 2
 
 
+def test_the_penalty_returns_from_wherever_it_was():
+    agent = PPO(KINDS["gaussian"], (0, 1), hidden=(4,), target_kl=0.01, epochs=1, minibatch=40, lr=1e-9).double()
+    for _ in range(200):  # halved as often, it would be zero for ever
+        agent.improve(sample_of(agent.policy))
+    assert agent.penalty.flatten().tolist() == pytest.approx([1e-3] * 2)
+    agent = PPO(KINDS["gaussian"], (0, 1), hidden=(4,), target_kl=1e-30, epochs=1, minibatch=40, lr=0.3).double()
+    for _ in range(20):
+        agent.improve(sample_of(agent.policy))
+    assert agent.penalty.flatten().tolist() == pytest.approx([1e3] * 2)
+
+
 def test_policies_sample_what_they_say():
     rng = [generator(0, "policy")]
     from offlinerl.learning.rng import EnvStreams
@@ -586,11 +597,11 @@ def test_off_policy_clones_first_and_then_sets_out_from_the_clone(spec, source_o
     assert source.rows.shape == (20, 20)
     agent = ISREINFORCE(spec, (0, 1), hidden=(8,), behavior_updates=8)
     agent.learn(source.draw())
-    policy = copy.deepcopy(agent.policy.state_dict())
     cloned, _ = agent.learn(source.draw())
     assert cloned["behavior_loss"].isfinite().all()
     assert set(cloned) == {"behavior_loss", *ISREINFORCE.LATER}, "a table has the same columns from the start"
-    assert all(torch.equal(p, policy[name]) for name, p in agent.policy.state_dict().items())
+    policy = agent.policy.state_dict()
+    assert all(torch.equal(p, policy[name]) for name, p in agent.behavior.state_dict().items()), "it acts as the clone"
     behavior = copy.deepcopy(agent.behavior.state_dict())
     metrics, _ = agent.learn(source.draw(1))
     assert metrics["effective_episodes"].tolist() == pytest.approx([6.0, 6.0]), "the policy is the clone still"

@@ -9,7 +9,7 @@ from offlinerl.experience.priorities import Priorities
 from offlinerl.experience.ring import Replay
 from offlinerl.learning.rng import Streams
 from offlinerl.types import Leaf, Spec, Transition
-from offlinerl.util.trees import tree_map
+from offlinerl.util.trees import first_leaf, tree_map
 
 SPEC = Spec(1, 1, (-1.0,), (1.0,))
 GAMMA = 0.9
@@ -189,6 +189,28 @@ def test_priorities_draw_in_proportion_and_weigh_against_it():
         assert np.abs(frequency - p[s].numpy()).max() < 0.01
         w = (rows * p[s]) ** -beta
         torch.testing.assert_close(weight[0, s], (w / w.max())[drawn[0, s]].float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fine, row", [(0.25, 1), (0.75, 2)])
+def test_a_small_priority_beside_large_ones_can_be_drawn(fine, row, monkeypatch):
+    """Also if it is smaller than the steps of a random number in float32."""
+    priorities, rng = Priorities(1, 3, 1.0, 0.5, floor=0.0), Streams((0,), "rows")
+    priorities.add(torch.arange(3))
+    priorities.update(torch.arange(3).expand(1, 1, -1), torch.tensor([[[0.5, 2**-25, 0.5 - 2**-25]]]))
+    numbers = iter([0.5, fine])
+    monkeypatch.setattr(rng, "uniform", lambda low, high, shape: torch.full((1, *shape), next(numbers)))
+    assert priorities.sample(rng, 3, (1, 1))[0].item() == row
+
+
+def test_a_full_ring_that_is_written_at_once_is_not_copied():
+    partial, full = filled(5, 10), filled(60, 10)
+    for replay, copied in ((partial, True), (full, False)):
+        state = replay.state_dict(copy=False)
+        for found, own in ((state["numbers"], replay.numbers), (state["lanes"][0], first_leaf(replay.observations))):
+            assert (found.untyped_storage().data_ptr() != own.untyped_storage().data_ptr()) == copied
+            assert found.untyped_storage().nbytes() == found.nbytes, "the rest would be written too"
+    own = first_leaf(full.observations).untyped_storage().data_ptr()
+    assert full.state_dict()["lanes"][0].untyped_storage().data_ptr() != own
 
 
 def test_a_new_row_has_the_largest_priority_so_far():

@@ -12,6 +12,9 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from pendulum import empty_workplace
 
 from offlinerl.agents.bc import BC
+from offlinerl.agents.iql import IQL
+from offlinerl.agents.is_reinforce import ISREINFORCE
+from offlinerl.agents.onestep import OneStep
 from offlinerl.agents.ppo import PPO
 from offlinerl.agents.xql import XQL
 from offlinerl.cli import main
@@ -19,7 +22,7 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.data.load import load
 from offlinerl.envs import spaces
 from offlinerl.experience.ring import Replay
-from offlinerl.experience.sources import OfflineData
+from offlinerl.experience.sources import EpisodeData, OfflineData
 from offlinerl.experience.table import Table
 from offlinerl.learning.rng import generator
 from offlinerl.nn.encoders import Images, encoder_of
@@ -102,6 +105,22 @@ def test_a_window_is_the_steps_of_one_episode():
         np.testing.assert_array_equal(part.mask, np.arange(6) <= 9 - row % 10)
         to_go = [data.reward[step : step // 10 * 10 + 10].sum() for step in here]
         np.testing.assert_allclose(part.to_go, to_go, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [XQL, IQL, OneStep])
+def test_values_at_random_actions_see_the_same_observations(kind):
+    source = OfflineData(Table(random_rows(60), SPEC, 0.9), (0, 1), 4)
+    agent = kind(SPEC, (0, 1), hidden=(8,), random_actions=2)
+    source.table.next_actions = agent.next_actions
+    metrics, _ = agent.learn(source.draw(2))
+    assert all(metric.isfinite().all() for metric in metrics.values())
+
+
+def test_whole_episodes_of_images_and_vectors_train():
+    source = EpisodeData(Table(random_rows(60), SPEC, 0.9), (0, 1), 4)
+    agent = ISREINFORCE(SPEC, (0, 1), hidden=(8,), behavior_updates=1)
+    for name in ("behavior_loss", "policy_loss"):
+        assert agent.learn(source.draw(1))[0][name].isfinite().all()
 
 
 def test_a_goal_is_a_later_observation_of_the_same_episode():

@@ -322,3 +322,16 @@ def test_a_seed_that_diverges_ends_the_others_in_a_dataset_alone(workers, kept):
             life.live()
     else:
         assert len(life.live().steps) == 28
+
+
+def test_observations_of_episodes_that_nobody_keeps_are_not_sent():
+    backend = LocalBackend()
+    sent = []
+    backend.receive = lambda answer: sent.append(answer) or answer
+    life = Life(next(iter(VARIANTS)), backend)
+    life.pool.on_episode = None
+    life.live(rollouts=12, count=20)
+    ended = [one.episode for answer in sent for one in answer.ended]
+    assert ended and all(len(one.observations) == 1 < len(one.rewards) for one in ended)
+    other = Life(next(iter(VARIANTS))).live(rollouts=12, count=20)
+    assert life.pool.returns == other.pool.returns and life.pool.lengths == other.pool.lengths

@@ -12,6 +12,7 @@ from offlinerl.learning import losses
 from offlinerl.nn.actors import stochastic_policy
 from offlinerl.nn.layers import soft_update
 from offlinerl.types import Batch, Metrics
+from offlinerl.util.trees import tree_map
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class ISREINFORCE(Agent):
         for name in ("policy", "behavior"):
             policy = stochastic_policy(self.spec, self.encoder(name), self.config.hidden, self.init_rng(name))
             self.add_module(name, policy)
+        soft_update(self.policy, self.behavior, 1.0)
 
     def configure_optimizers(self):
         rates = dict(policy=self.config.lr, behavior=self.config.behavior_lr)
@@ -59,19 +61,16 @@ class ISREINFORCE(Agent):
         """0 during behaviour cloning, then 1."""
         return int(self.updates >= self.config.behavior_updates)
 
-    def before_update(self) -> None:
-        if self.updates == self.config.behavior_updates:
-            soft_update(self.policy, self.behavior, 1.0)
-
     def update(self, batch: Batch, noise: Noise, k: int) -> Metrics:
         B, T = batch.reward.shape[1:]
-        obs, action = batch.obs.flatten(1, 2), batch.action.flatten(1, 2)  # [S, B T, ...]
+        obs, action = (tree_map(lambda x: x.flatten(1, 2), x) for x in (batch.obs, batch.action))  # [S, B T, ...]
         mask = torch.ones_like(batch.last)  # [S, B, T]  1 up to the last step of an episode, 0 after it
         mask[..., 1:] = (1 - batch.last[..., :-1]).cumprod(-1)
         behavior = self.behavior(obs).log_prob(action).unflatten(1, (B, T))
         if k == 0:
             likelihood = (mask * behavior).sum(-1) / mask.sum((1, 2)).unsqueeze(-1) * B  # [S, B], of a step
             loss = self.descend("behavior", -likelihood)
+            soft_update(self.policy, self.behavior, 1.0)
             return dict(behavior_loss=loss) | dict.fromkeys(self.LATER, torch.full_like(loss, torch.nan))
         policy = self.policy(obs)
         log_ratio = mask * (policy.log_prob(action).unflatten(1, (B, T)) - behavior.detach())

@@ -11,6 +11,9 @@ from offlinerl.agents.policy_gradient import PolicyGradient, PolicyGradientConfi
 from offlinerl.learning import losses
 from offlinerl.types import Metrics
 
+PENALTIES = (1e-3, 1e3)
+"""Bounds of the coefficient of the KL penalty, from which it returns to 1 within ten rollouts."""
+
 
 @dataclass(frozen=True)
 class PPOConfig(PolicyGradientConfig):
@@ -52,7 +55,7 @@ class PPO(PolicyGradient):
         if self.config.target_kl is not None:
             far = torch.where(kl > 1.5 * self.config.target_kl, 2.0, 1.0)
             near = torch.where(kl < self.config.target_kl / 1.5, 0.5, 1.0)
-            self.penalty *= (far * near).unsqueeze(-1)
+            self.penalty.mul_((far * near).unsqueeze(-1)).clamp_(*PENALTIES)
         return metrics | dict(kl=kl)
 
     def draw(self, batch_size: int) -> Noise:

@@ -14,6 +14,7 @@ from offlinerl.nn.actors import GaussianActor
 from offlinerl.nn.critics import Critic, Value
 from offlinerl.nn.layers import dropout_masks, soft_update
 from offlinerl.types import Batch, Metrics
+from offlinerl.util.trees import tree_map
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class XQL(Agent):
             return batch.obs, q
         obs, action = batch.obs, batch.action
         if "random" in noise:
-            obs = torch.cat([obs] * (1 + self.config.random_actions), -2)
+            obs = tree_map(lambda x: torch.cat([x] * (1 + self.config.random_actions), 1), obs)
             action = torch.cat([action, noise["random"]], -2)
         if "jitter" in noise:
             action = (action + (self.config.action_noise * noise["jitter"]).clamp(-0.5, 0.5)).clamp(-1, 1)

@@ -117,8 +117,7 @@ class Followed(Table):
 
     def __init__(self, choice: Choice, dataset: Dataset, spec: Spec, gamma: float, **settings: Any):
         super().__init__(dataset, spec, gamma, **settings)
-        whole = dataset.episode_starts, dataset.episode_lengths
-        self.starts, self.lengths = (torch.from_numpy(of_each).to(self.starts.device) for of_each in whole)
+        self.starts, self.lengths = self.whole
         every = torch.arange(len(self), device=self.numbers.device)
         self.chosen = torch.cat([choice(self.observed(1, rows)) for rows in every.split(ROWS_ACTED_ON)])
         self.first = torch.cat([choice(self.observed(0, rows)) for rows in self.starts.split(ROWS_ACTED_ON)])

@@ -54,9 +54,10 @@ class Evaluation:
 def bootstrap(scores: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """The 95% percentile bootstrap interval of the mean of scores ``[S, episodes]``.
 
-    Seeds are resampled, and episodes within each seed (Davison & Hinkley, 1997, section 3.8), so that the interval
-    includes the variation between trainings and not only that between episodes. With one seed it only includes the
-    latter.
+    Seeds are resampled, so that the interval includes the variation between trainings; with one seed it cannot. Starts
+    are resampled too. Episode i of every seed begins in the same start, so all seeds share one resample of the starts,
+    or the luck of the starts would seem to average out over the seeds (the pigeonhole bootstrap: Owen, Annals of
+    Applied Statistics 1, 2007).
     """
     rng = np.random.default_rng(seed)
     S, episodes = scores.shape
@@ -64,7 +65,7 @@ def bootstrap(scores: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[f
     for i in range(0, draws, 500):  # in chunks, to bound the memory
         size = min(500, draws - i)
         seeds = rng.integers(S, size=(size, S, 1))
-        chosen = rng.integers(episodes, size=(size, S, episodes))
+        chosen = rng.integers(episodes, size=(size, 1, episodes))
         means[i : i + size] = scores[seeds, chosen].mean((1, 2))
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

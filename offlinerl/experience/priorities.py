@@ -67,7 +67,8 @@ class Priorities:
         ``[K, S, B]``."""
         K, B = shape
         total = self.tree[:, 1:2]
-        left = streams.uniform(0, 1, (K * B,)).double() * total  # [S, K * B]
+        drawn, fine = (streams.uniform(0, 1, (K * B,)).double() for _ in range(2))  # float32 has 24 bits, too few
+        left = (drawn + fine * 2**-24) * total  # [S, K * B]
         node = torch.ones_like(left, dtype=torch.int64)
         for _ in range(self.depth):
             node = 2 * node

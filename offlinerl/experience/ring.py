@@ -208,16 +208,20 @@ class Replay(Rows):
             rows = (rows + self.oldest * self.envs) % (self.steps * self.envs)
         return super().transitions(rows + self.offsets)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The rows in use, and everything else needed to resume."""
+    def state_dict(self, copy: bool = True) -> dict[str, Any]:
+        """The rows in use, and everything else needed to resume.
+
+        Args:
+            copy: False saves memory for a state that is written at once: it changes with the ring's next step.
+        """
         used, kept = min(self.added, self.steps), min(int(self.newest.max()) + 1, self.size)
         if self.files is not None:
             self.files.flush()
         return dict(
             added=self.added, oldest=self.oldest, size=self.size, newest=torch.from_numpy(self.newest.copy()),
             slots=torch.from_numpy(self.slots[:, :used].copy()),
-            numbers=self._steps()[:, :used].clone(),
-            lanes=[lane[:, :kept].clone() for lane in self._lanes(self.files is None)],
+            numbers=_compact(self._steps()[:, :used], copy),
+            lanes=[_compact(lane[:, :kept], copy) for lane in self._lanes(self.files is None)],
             streams=self.streams.state_dict(), priorities=self.priorities and self.priorities.state_dict(),
         )  # fmt: skip
 
@@ -301,6 +305,11 @@ class Replay(Rows):
         """The observations, if wanted, and their ages, ``[S E, size, ...]``."""
         kept = (self.observations if observations else None, self.ages)
         return [leaf.unflatten(0, (-1, self.size)) for _, leaf in tree_leaves(kept)]
+
+
+def _compact(x: Tensor, copy: bool) -> Tensor:
+    """The same in memory of its own; in any case if it is a part, because saving it would save the whole."""
+    return x.clone() if copy or x.untyped_storage().nbytes() != x.nbytes else x
 
 
 def _same(one: Tree, other: Tree) -> np.ndarray:

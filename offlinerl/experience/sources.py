@@ -115,20 +115,22 @@ class OfflineData(Source):
 
 
 class EpisodeData(OfflineData):
-    """Minibatches of whole episodes, ``[K, S, B, T, ...]``. T is the length of the longest episode; shorter ones are
-    padded with their last row, in which ``last`` is 1.
+    """Minibatches of whole episodes, ``[K, S, B, T, ...]``, in which ``last`` is 1 from an episode's last step on. T is
+    the length of the longest episode; shorter ones are padded with their last row.
 
     The arguments are those of ``OfflineData``, with B episodes.
     """
 
     def __init__(self, table: Table, *args: Any, **kwargs: Any):
         super().__init__(table, *args, **kwargs)
-        steps = torch.arange(int(table.lengths.max()), device=table.lengths.device)
-        self.rows = table.starts[:, None] + torch.minimum(steps, table.lengths[:, None] - 1)  # [episodes, T]
+        starts, lengths = table.whole
+        steps, final = torch.arange(int(lengths.max()), device=lengths.device), lengths[:, None] - 1
+        self.rows = starts[:, None] + torch.minimum(steps, final)  # [episodes, T]
+        self.last = (steps >= final).float()
 
     def draw(self, updates: int | None = None) -> Batch:
-        episodes = self.streams.integers(len(self.rows), (updates or self.piece, self.batch_size))
-        return self.table.transitions(self.rows[episodes].transpose(0, 1))
+        episodes = self.streams.integers(len(self.rows), (updates or self.piece, self.batch_size)).transpose(0, 1)
+        return self.table.transitions(self.rows[episodes])._replace(last=self.last[episodes])
 
 
 class WindowData(OfflineData):

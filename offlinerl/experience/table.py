@@ -147,8 +147,9 @@ class Table(Rows):
         stack: see ``Rows``.
 
     Attributes:
-        starts: ``[episodes]`` the first row of each episode.
+        starts: ``[episodes]`` the first row of each episode; one with leaps counts as several.
         lengths: ``[episodes]`` the number of rows in each.
+        whole: the same two for the dataset's own episodes, whatever leaps are in them.
 
     Raises:
         UserError: the dataset's shapes are not those of ``spec``.
@@ -161,6 +162,7 @@ class Table(Rows):
         require_shapes(dataset, spec, stack)
         self.gamma, self.n_step, self.stack = gamma, n_step, stack
         self.reward = dataset.reward
+        own = dataset.episode_starts, dataset.episode_lengths
         if len(dataset.leaps):
             last = np.array(dataset.last)
             last[dataset.leaps] = True
@@ -182,6 +184,7 @@ class Table(Rows):
         self.places = tree_map(keep, (dataset.at, dataset.next_at))
         starts, lengths = dataset.episode_starts, dataset.episode_lengths
         self.starts, self.lengths = (torch.from_numpy(of_each).to(device) for of_each in (starts, lengths))
+        self.whole = tuple(torch.from_numpy(of_each).to(device) for of_each in own)
         self.ages = None
         if stack > 1:
             first = dataset.at[starts]

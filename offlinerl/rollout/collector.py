@@ -116,7 +116,7 @@ class Collector:
             self.recordings[i] = self._recording(obs)
 
     def _recording(self, obs: Tree) -> Recording:
-        return Recording(newest(obs, self.pool.stack), self.on_episode is not None)
+        return Recording(newest(obs, self.pool.stack), self.kept and self.on_episode is not None)
 
     def reset_seed(self, s: int, e: int, episode: int) -> int:
         """The reset seed of the episode with this number."""

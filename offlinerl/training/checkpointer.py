@@ -40,6 +40,7 @@ class Checkpointer:
         self.folder, self.agent, self.replay, self.every = folder, agent, replay, every
         self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
         self.saved = time.perf_counter()
+        self.replay_saved_at: tuple[int, int] | None = None  # updates and steps of the agent
         self.go_on = command("fit", "--resume", folder)
 
     def due(self) -> bool:
@@ -48,8 +49,10 @@ class Checkpointer:
 
     def save(self, trainer: L.Trainer) -> None:
         """Save everything needed to resume. At any moment there is a checkpoint with its matching replay buffer."""
-        if self.replay is not None:
-            checkpoint.write(self.replay.state_dict(), self._replay_file)
+        counters = self.agent.updates, self.agent.steps
+        if self.replay is not None and not (counters == self.replay_saved_at and self._replay_file.is_file()):
+            checkpoint.write(self.replay.state_dict(copy=False), self._replay_file)
+            self.replay_saved_at = counters
         checkpoint.save(trainer, self.last)
         for replay in set(self.folder.glob("replay-*.pt")) - {self._replay_file}:
             replay.unlink()

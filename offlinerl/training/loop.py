@@ -193,7 +193,8 @@ class Run(L.Callback):
             )
             self.agent._log_hyperparams = False  # the recorder logs the run's settings instead
             self.piece_began = time.perf_counter()
-            with memory_for(self.train_settings["batch"]):
+            batch = self.train_settings["batch"]
+            with memory_for(f"batches of {batch:,} need more memory than there is: give a smaller --batch"):
                 trainer.fit(self.agent, Epochs(lambda: self.schedule.epoch(self.now)))
             if self.stopping:
                 self.save(trainer)
@@ -252,7 +253,9 @@ class Run(L.Callback):
                     f"the processes do not train the same policy any more: {type(self.agent).__name__} changes what it"
                     " learns by other means than descend; train it with --devices 1"
                 )
-        (self.checkpointer.save_best if best else self.checkpointer.save)(trainer)
+        replay = ": give --train.replay disk, or a smaller --train.capacity" if self.checkpointer.replay else ""
+        with memory_for(f"saving needs more memory than there is{replay}"):
+            (self.checkpointer.save_best if best else self.checkpointer.save)(trainer)
 
     def recreate_folder(self) -> None:
         """Create the run's folder again after it was renamed or deleted, so that the run can be resumed from it.
@@ -549,15 +552,15 @@ def scores(result: Evaluation) -> dict[str, Any]:
 
 
 @contextmanager
-def memory_for(batch: int) -> Iterator[None]:
-    """Turn torch's errors about too little memory into a ``UserError``."""
+def memory_for(refusal: str) -> Iterator[None]:
+    """Turn torch's errors about too little memory into a ``UserError`` that says ``refusal``."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         said = any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
         if not said and not isinstance(error, MemoryError | torch.OutOfMemoryError):
             raise
-        raise UserError(f"batches of {batch:,} need more memory than there is: give a smaller --batch") from error
+        raise UserError(refusal) from error
 
 
 @contextmanager
