@@ -154,7 +154,7 @@ class Findings:
 
 
 def of_group(group: Group) -> Findings:
-    """The results on one task. The interval of the mean resamples seeds and episodes, that of the interquartile mean
+    """The results on one task. The interval of the mean resamples seeds and starts, that of the interquartile mean
     only seeds."""
     rows = {row.name: row for row in group.rows}
     strata = {name: [row.per_seed] for name, row in rows.items()}

@@ -25,8 +25,9 @@ PAGE = "report.html"
 EXPLANATION = (
     "A training is one seed of an agent, and its score the mean over the episodes of its last policy. The best"
     " evaluation on the way is the luckiest of many: it is shown, and is not the result.",
-    "On one task, the mean is over all seeds and episodes, and its 95% bootstrap interval resamples both. Agents are"
-    " ranked by it. IQM is the interquartile mean of the seeds: without the best and the worst quarter of them.",
+    "On one task, the mean is over all seeds and episodes, and its 95% bootstrap interval resamples the seeds and the"
+    " starts that they share. Agents are ranked by it. IQM is the interquartile mean of the seeds: without the best and"
+    " the worst quarter of them.",
     "Over several tasks, agents are ranked by the IQM of all trainings; the median is that of the tasks' means. Their"
     " 95% intervals resample the seeds within each task (stratified bootstrap: Agarwal et al., Deep reinforcement"
     " learning at the edge of the statistical precipice, NeurIPS 2021). From one training there is no interval, and"

@@ -39,6 +39,9 @@ def atomic_write(path: Path, overwrite: bool = False, mark: str | None = None) -
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield temporary
+        if temporary.is_file():
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())  # or a power failure may leave the new name with nothing in it
         _replace(temporary, path)
     except OSError as error:
         if error.errno in DISK_FULL:
