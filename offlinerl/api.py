@@ -163,7 +163,7 @@ def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
     decay = getattr(run.agent.config, "decay_steps", None)
     if decay is not None and "decay_steps" not in changes:
         run.display.say(
-            f"the learning rate falls over {decay:,} updates as before and stays at its end; --agent.decay_steps"
+            f"the learning rate falls over {decay:,} {run.clock}s as before and stays at its end; --agent.decay_steps"
             " updates stretches it over the longer run"
         )
 

@@ -257,6 +257,14 @@ def fraction(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
 
 
+def discount(text: str) -> float:
+    """A number from 0 to 1."""
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+
+
 def numbers(text: str) -> list[int]:
     """``0,1,2`` or ``0-4,7`` as numbers."""
     found: list[int] = []
@@ -550,7 +558,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dataset", metavar="NAME", help="to evaluate on (default: what the first run learned from)")
     p.add_argument("--updates", type=count, metavar="N", help="gradient steps of every evaluation (default: 10000)")
     p.add_argument("--critics", type=count, metavar="N", help="whose spread is the interval (default: 5)")
-    p.add_argument("--gamma", type=fraction, metavar="X", help="discount factor of the estimates (default: 0.99)")
+    p.add_argument("--gamma", type=discount, metavar="X", help="discount factor of the estimates (default: 0.99)")
     p.add_argument(
         "--terminal-ends", action="store_true", default=None,
         help="expect nothing of what follows where an episode of the dataset was cut off",

@@ -191,7 +191,7 @@ def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> 
     if isinstance(dataset.observations, Mapping):
         raise UserError(
             f"{name}: a file in D4RL's format holds one array of observations, and these have parts: choose one with"
-            " --obs-keys, or another format with --format robomimic"
+            " --obs-keys, or another format with `datasets export --format robomimic`"
         )
     terminated, last = dataset.terminated, dataset.last
     beyond = bool((terminated & ~last).any())  # as in AntMaze, whose original files mark every end as a timeout

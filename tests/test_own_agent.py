@@ -1,11 +1,13 @@
 """An agent in a file outside the package does what ours do."""
 
 import csv
+import importlib
 import json
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
 import pendulum
 import pytest
 import torch
@@ -22,7 +24,9 @@ from offlinerl.evaluation.evaluate import evaluate_checkpoint
 from offlinerl.experience.sources import OfflineData
 from offlinerl.experience.table import Table
 from offlinerl.nn.critics import Value
+from offlinerl.rollout.deployed import DeployedPolicy
 from offlinerl.training import choosing
+from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
 
 SOURCE = '''
@@ -132,6 +136,38 @@ class Odd(Regression):
     out = here / f"{name}-{compiled}"
     fit = ("fit", f"{name}:Odd", *FIT[2:], "--updates", 20, "--compile", compiled, "--out", out)
     assert f"Odd.update {ODD[given]}" in refused(*fit)
+
+
+def test_metrics_may_be_counts_and_flags(here):
+    (here / "counting.py").write_text("""
+from mine import Regression
+
+class Counting(Regression):
+    def update(self, batch, noise, k):
+        m = super().update(batch, noise, k)
+        return dict(m, rows=(batch.reward > -1e9).sum(-1), large=m["loss"] > 1e9)
+""")
+    assert (
+        main(["fit", "counting:Counting", *map(str, FIT[2:]), "--updates", "20", "--out", str(here / "counted")]) == 0
+    )
+    last = pendulum.rows(here / "counted" / "metrics.csv")[-1]
+    assert (float(last["rows"]), float(last["large"])) == (8, 0)
+
+
+@pytest.mark.parametrize("wrong, says", [("[..., 0]", "actions of shape"), (".numpy()", "ndarray as actions")])
+def test_actions_of_another_kind_are_refused(wrong, says, here):
+    name = f"acting_{len(says)}"
+    (here / f"{name}.py").write_text(f"""
+from mine import Regression
+
+class Acting(Regression):
+    def act(self, obs, explore=False):
+        return super().act(obs).detach(){wrong}
+""")
+    agent = importlib.import_module(name).Acting
+    policy = DeployedPolicy(agent(Spec(3, 2, (-1.0,) * 2, (1.0,) * 2)))
+    with pytest.raises(UserError, match=f"the policy returns {says}"):
+        policy(np.zeros(3, np.float32))
 
 
 def test_an_agent_may_learn_from_windows(here):

@@ -168,6 +168,11 @@ def test_a_policy_acts_whose_agent_was_exploring(spec):
     np.testing.assert_allclose(DeployedPolicy(agent, 1)(obs[1, 0].numpy()), want, rtol=1e-5, atol=1e-6)
 
 
+def test_an_observation_of_several_shapes_is_refused(spec):
+    with pytest.raises(UserError, match="takes arrays as observations"):
+        offlinerl.DeployedPolicy(offlinerl.BC(spec, hidden=(8,)))((np.zeros(3), np.zeros(2)))
+
+
 def test_a_policy_object_is_evaluated():
     found = offlinerl.evaluate(Still(), "Pendulum-v1", episodes=2)
     assert found["mean_length"] == 200 and found["mean"] < 0

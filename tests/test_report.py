@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio.v3 as imageio
 import numpy as np
@@ -19,7 +20,7 @@ from scipy.stats import trim_mean
 
 import offlinerl
 from offlinerl.cli import main
-from offlinerl.evaluation import plots, tables
+from offlinerl.evaluation import comparison, plots, tables
 from offlinerl.evaluation.comparison import Finished, Group, Row, by_value, find, groups_of, overall_of, read
 from offlinerl.evaluation.findings import CHANCE, of_group
 from offlinerl.evaluation.report import outcome
@@ -189,6 +190,13 @@ def test_few_seeds_settle_nothing(seeds, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "it is not settled" in out and f"as {min(seeds)}, luck" in out, "of few seeds nothing is sure"
     assert ("to 100% of the pairs" in out) == (seeds == (2, 2)), "an interval needs two of both"
+
+
+def test_a_run_of_two_values_beside_one_of_them_is_named_by_its_folder(tmp_path):
+    """Its two values have one folder, which tells them from the other run and not from each other."""
+    folders = [tmp_path / "both", tmp_path / "both", tmp_path / "one"]
+    rows = [(SimpleNamespace(folder=folder),) for folder in folders]
+    assert [comparison._place(row[0], rows) for row in rows] == ["both", "both", "one"]
 
 
 def test_runs_of_one_agent_that_left_no_settings_are_named_by_their_folders(tmp_path):

@@ -54,6 +54,17 @@ def test_every_combination_is_a_run_of_the_agents_that_have_the_setting(written)
     assert runs[1].command()[3:] == resumed
 
 
+def test_runs_that_would_share_a_folder_are_refused(written, here, monkeypatch):
+    monkeypatch.chdir(here)
+    (here / "of").mkdir()
+    for name in ("of/log.csv", "of-log.csv"):
+        (here / name).write_text("obs,action,reward\n" + "0,0.5,1\n" * 9)
+    for datasets in (["of/log.csv", "of-log.csv"], ["kitchen", "kitchen"]):
+        plan = sweep.read(written(agents=["bc"], datasets=datasets, train=TRAIN))
+        with pytest.raises(UserError, match="two runs would be in the folder bc-"):
+            sweep.planned(plan)
+
+
 def test_a_run_that_was_begun_with_other_settings_is_not_the_planned_one(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dict(agent=dict(lr=0.1), train=dict(TRAIN, table="disk"))))
     sweep.require_same(tmp_path, dict(agent=dict(lr=0.1), train=dict(TRAIN, table="memory", log_every=3)))

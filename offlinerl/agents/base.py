@@ -508,7 +508,8 @@ class Agent(L.LightningModule, ABC):
             noise = dict(noise)
             batch = augmentation.shifted(batch, noise.pop("shift"), self.spec)
         if self.precision == "float32":
-            return self._checked_metrics(self.update(batch, noise, k), k)
+            metrics = self._checked_metrics(self.update(batch, noise, k), k)
+            return {name: value if value.is_floating_point() else value.float() for name, value in metrics.items()}
         # No cache: weights change within an update, so their rounded copies become stale.
         with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
             metrics = self._checked_metrics(self.update(batch, noise, k), k)

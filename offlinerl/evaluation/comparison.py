@@ -396,7 +396,8 @@ def _label(run: Finished, varied: set[str]) -> str:
 
 def _place(run: Finished, rows: Sequence[Sequence[Finished]]) -> str:
     """The shortest end of a run's path that no other run has."""
-    own, others = run.folder.resolve().parts, [row[0].folder.resolve().parts for row in rows if row[0] is not run]
+    own, others = run.folder.resolve().parts, [row[0].folder.resolve().parts for row in rows]
+    others = [other for other in others if other != own]  # several values of a setting are in one folder
     count = next((n for n in range(1, len(own)) if all(own[-n:] != other[-n:] for other in others)), len(own))
     return "/".join(own[-count:])
 

@@ -12,11 +12,11 @@ import torch
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.envs.spaces import child
-from offlinerl.rollout.loop import Diverged, diverged_in_words
+from offlinerl.rollout.loop import Diverged, actions_of, diverged_in_words
 from offlinerl.util.device import pick_device
 from offlinerl.util.errors import UserError, counted, either
 from offlinerl.util.given import filled
-from offlinerl.util.trees import Tree, observed_in_words, tree_leaves, tree_map
+from offlinerl.util.trees import Tree, first_leaf, observed_in_words, tree_leaves, tree_map
 
 
 class DeployedPolicy:
@@ -64,6 +64,10 @@ class DeployedPolicy:
         """
         tree, want = self._parts(obs), {name: leaf.shape for name, leaf in self.leaves.items()}
         path, leaf = next(iter(self.leaves.items()))
+        try:
+            tree = {name: np.asarray(part) for name, part in tree.items()}
+        except ValueError as error:  # of parts of several shapes in a tuple or a list
+            raise UserError(f"the policy takes arrays as observations, not {obs!r}") from error
         batched = np.ndim(tree.get(path, obs)) > len(leaf.shape)
         have = {name: np.shape(part)[batched:] for name, part in tree.items()}
         if have != want:
@@ -76,7 +80,8 @@ class DeployedPolicy:
                 raise UserError(f"the observation{f', in its part {name},' if name else ''} is not finite")
         seen = arrays.get("", arrays)
         seen = tree_map(lambda x: torch.from_numpy(x)[None] if batched else torch.from_numpy(x)[None, None], seen)
-        action = self.agent.act(tree_map(lambda x: x.to(self.agent.device), seen))[0].cpu().numpy()  # [B, A]
+        found = self.agent.act(tree_map(lambda x: x.to(self.agent.device), seen))
+        action = actions_of(found, (*first_leaf(seen).shape[:2], self.spec.action_dim))[0]  # [B, A]
         if not np.isfinite(action).all():
             raise Diverged(diverged_in_words(self.agent, 0))
         if self.spec.num_actions:

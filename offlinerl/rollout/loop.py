@@ -4,7 +4,7 @@ differ in which episodes they begin and what they keep."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -125,8 +125,8 @@ class EnvironmentLoop:
         obs = self.obs
         given = tree_map(lambda x: torch.from_numpy(x).to(policy.device), obs)
         with torch.no_grad():
-            action = policy.act(given, explore).cpu().numpy()
-        action = self._checked(policy, action)
+            action = policy.act(given, explore)
+        action = self._checked(policy, actions_of(action, (*self.shape, self.pool.spec.action_dim)))
         # The agent learns from the action that it chose; out of bounds, the environment gets the nearest one inside.
         applied = self.pool.applied(action)
         logs = self.log_prob(policy, given, applied, explore) if log_prob else None
@@ -162,9 +162,6 @@ class EnvironmentLoop:
 
     def _checked(self, policy: Policy, action: np.ndarray) -> np.ndarray:
         """The actions, all finite, because an environment would be blamed for what it does with others."""
-        want = (*self.shape, self.pool.spec.action_dim)
-        if action.shape != want:
-            raise UserError(f"the policy returns actions of shape {action.shape} instead of [S, E, A], {want}")
         finite = np.isfinite(action)
         if finite.all():
             return action
@@ -176,6 +173,19 @@ class EnvironmentLoop:
             if self.diverging == "stop":
                 self.play(self.playing & ~self.diverged[:, None])
         return np.where(finite, action, 0)
+
+
+def actions_of(found: Any, want: tuple[int, ...]) -> np.ndarray:
+    """What a policy's ``act`` returned, in numpy.
+
+    Raises:
+        UserError: it is not a tensor of the shape ``want``.
+    """
+    if not isinstance(found, torch.Tensor):
+        raise UserError(f"the policy returns {type(found).__name__} as actions: let act return a tensor [S, E, A]")
+    if found.shape != want:
+        raise UserError(f"the policy returns actions of shape {(*found.shape,)} instead of [S, E, A], {want}")
+    return found.cpu().numpy()
 
 
 def zeros(spec: Spec, shape: tuple[int, ...]) -> Tree:

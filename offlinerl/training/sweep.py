@@ -191,6 +191,8 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
                 [agent, task, *(f"{key.partition('.')[2]}={v}" for key, v in zip(apart, values, strict=True))]
             )
             folder = Path(plan["out"]).resolve() / name.replace("/", "-").replace(" ", "")
+            if folder in runs:
+                raise UserError(f"two runs would be in the folder {folder.name}: plan one of them in another file")
             require_same(folder, settings)
             words = [agent, flag, task, "--seeds", ",".join(map(str, plan["seeds"])), "--out", str(folder)]
             for section, settings in over.items():
