@@ -4,9 +4,9 @@ from ctypes.util import find_library
 
 CORES = os.cpu_count() or 1
 THREADS = max(1, min(2, CORES // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
-os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # before torch; commands that tests start get it too
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # before importing torch; inherited by commands that tests start
 if find_library("OSMesa"):
-    os.environ.setdefault("MUJOCO_GL", "osmesa")  # before dm_control, which looks for it when it is imported
+    os.environ.setdefault("MUJOCO_GL", "osmesa")  # before importing dm_control, which reads it then
 
 import drawing
 import numpy as np
@@ -32,7 +32,7 @@ ACTING = [name for name in agents.names() if agents.outline(name).kinds != ("obs
 
 
 def random_table(rows: int = 400, spec: Spec = SPEC, seed: int = 0) -> Dataset:
-    """Transitions in episodes of 20 steps, every other one terminal."""
+    """Transitions in episodes of 20 steps; every other episode terminates."""
     rng = np.random.default_rng(seed)
     obs = rng.normal(size=(rows + 1, spec.obs_dim)).astype(np.float32)
     last = np.arange(rows) % 20 == 19
@@ -60,18 +60,18 @@ LONGEST = (
     "online_cli", "pixels", "on_disk", "weighing", "cli", "odd_environments", "manipulation", "report", "properties",
     "bad_input", "fuzz", "runs", "formats", "own_agent", "mapped", "workers", "checkpoint", "values", "policies",
 )  # fmt: skip
-"""Files of tests by how long they take; the others take less."""
+"""Test files, the slowest first; the others are faster."""
 
 
 def pytest_collection_modifyitems(items):
-    """The longest come first, so that at the end no worker is alone with one of them."""
+    """Run the slowest files first, so that at the end no worker is left alone with one of them."""
     order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def coarse_pictures():
-    """Only commands started afresh draw as users see it, and tests that ask for ``fine_pictures``."""
+    """Draw coarse pictures, except in commands in new processes and in tests that use ``fine_pictures``."""
     with drawing.coarse():
         yield
 
@@ -100,7 +100,7 @@ def refused(capsys):
         capsys.readouterr()
         try:
             found = main([str(word) for word in argv])
-        except SystemExit as leaving:  # argparse's way
+        except SystemExit as leaving:  # raised by argparse
             found = leaving.code
         (line,) = capsys.readouterr().err.splitlines()
         assert found == status, line

@@ -1,4 +1,4 @@
-"""An environment whose observation says which step of which episode it is, so that a false successor shows."""
+"""An environment whose observation says which step of which episode it is, so that a wrong successor is detected."""
 
 import gymnasium as gym
 import numpy as np
@@ -7,8 +7,8 @@ ID = "test/Counting-v0"
 
 
 class Counting(gym.Env):
-    """Observes (reset seed mod 1000, steps so far, sum of actions). An episode ends after 3 to 9 steps, which its
-    seed decides, as a termination if that number is even and as a truncation if not."""
+    """Observes (reset seed mod 1000, steps so far, sum of actions). The seed decides the length of an episode, 3 to 9
+    steps. An episode of even length terminates, and one of odd length is truncated."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
     action_space = gym.spaces.Box(-2, 2, (1,), np.float32)

@@ -1,4 +1,4 @@
-"""Episodes that are told apart, also for tests' processes of their own, which begin at once: torch is not imported."""
+"""Episodes that differ from each other. torch is not imported, so that processes of tests start quickly."""
 
 import gymnasium
 import numpy as np
@@ -15,7 +15,7 @@ SPACES = dict(observation_space=BOX, action_space=TWO)
 
 
 def episode(number=0, steps=None):
-    """Other numbers have other values and other lengths."""
+    """An episode; other numbers give other values and other lengths."""
     rng = np.random.default_rng(number)
     steps = 3 + number % 5 if steps is None else steps
     last = np.arange(steps) == steps - 1
@@ -31,7 +31,7 @@ def filled(path, numbers=range(3)):
 
 
 def sealed(journal_path, numbers, agent="random", env_spec=ENV, append=False, **provenance):
-    """Collects some episodes and makes a dataset of them."""
+    """Write some episodes to a journal and make a dataset from it."""
     with Journal(filled(journal_path, numbers)) as journal:
         path = check_target(ID, append, agent, env_spec, BOX)
         provenance = dict(collected_by="offlinerl", agent=agent, **provenance)

@@ -25,7 +25,7 @@ from offlinerl.data.minari_writer import write_minari
 ID = "test/pendulum-v0"
 STEPS = 25
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["offlinerl.training.build", "offlinerl.training.collection"])  # nothing that has threads
+FORKS.set_forkserver_preload(["offlinerl.training.build", "offlinerl.training.collection"])  # these start no threads
 
 
 def episodes(env: gym.Env, count: int):
@@ -40,7 +40,7 @@ def episodes(env: gym.Env, count: int):
 
 
 def install(root, name=ID, count=8):
-    """A Minari dataset below a folder of them."""
+    """Write a Minari dataset into the folder of datasets."""
     spec = copy.deepcopy(gym.spec("Pendulum-v1"))
     spec.max_episode_steps = STEPS
     env = gym.make(spec)
@@ -69,23 +69,23 @@ def workplace(folder):
 
 
 def start(*argv, cwd):
-    """The command line in a process of its own, forked from one that has imported what a training needs."""
+    """Run the command line in a separate process, forked from one that has imported what a training needs."""
     return Forked(_offlinerl, argv, cwd)
 
 
 def start_python(code, *argv, cwd="."):
-    """The same for a program, as ``python -c``."""
+    """The same for a program, like ``python -c``."""
     return Forked(_python, (code, *argv), cwd)
 
 
 def start_afresh(*argv, cwd):
-    """The same, imports and all."""
+    """Run the command line in a new process, which imports everything itself."""
     command = [sys.executable, "-m", "offlinerl", *map(str, argv)]
     return subprocess.Popen(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 class Forked:
-    """As ``subprocess.Popen`` with pipes for what it says, without seconds of imports."""
+    """Like ``subprocess.Popen`` with pipes for both outputs, but without seconds of imports."""
 
     def __init__(self, job, argv, cwd):
         (self.stdout, out), (self.stderr, err) = (map(os.fdopen, os.pipe(), "rw") for _ in range(2))
@@ -116,7 +116,7 @@ class Forked:
             raise subprocess.TimeoutExpired("a forked process", timeout)
 
     def communicate(self, timeout=None):
-        """What it still says on both pipes until it ends."""
+        """Return the remaining output of both pipes when the process ends."""
         said = {}
 
         def listen(name):
@@ -154,7 +154,7 @@ def _python(code, *argv):
 
 
 def fit(*argv):
-    """The exit status of a training."""
+    """Run a training and return its exit status."""
     return main(["fit", *map(str, argv)])
 
 
@@ -169,7 +169,7 @@ def summary(folder):
 
 
 def weights(folder):
-    """Those of a run's last checkpoint, by name."""
+    """The weights in a run's last checkpoint, by name."""
     return read(folder / "last.ckpt")["state_dict"]
 
 

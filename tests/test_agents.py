@@ -1,4 +1,4 @@
-"""What every agent must hold: finite updates, its own parameters only, seeds that do not see each other."""
+"""What holds for every agent: updates are finite and change only its own parameters, and seeds are independent."""
 
 import copy
 
@@ -51,7 +51,7 @@ def test_updates_are_finite_and_move_every_group(build, spec, source_of):
         assert p.isfinite().all() and not torch.equal(p, before[name]), f"{name} did not move"
 
 
-def test_descend_moves_its_own_group_alone(spec, source_of):
+def test_descend_changes_only_its_own_parameter_group(spec, source_of):
     agent = XQL(spec, (0,), **SMALL)
     agent.configure_optimizers()
     batch = tree_map(lambda x: x[0], source_of((0,)).draw(1))
@@ -63,7 +63,7 @@ def test_descend_moves_its_own_group_alone(spec, source_of):
 
 
 def test_stacked_seeds_equal_seeds_alone(build, spec, source_of):
-    """In double precision, where rounding cannot flip a ReLU and be blown up by Adam."""
+    """In double precision, so that no rounding error flips a ReLU and is amplified by Adam."""
 
     def train(agent, source):
         agent.double()
@@ -104,10 +104,10 @@ def test_seeds_in_turn_equal_seeds_at_once(build, spec, source_of, monkeypatch):
     torch.testing.assert_close(metrics, metrics_of_pairs, rtol=0, atol=1e-9)
 
 
-def test_a_cast_agent_trains_its_own_parameters(spec, source_of):
+def test_an_agent_cast_to_another_dtype_trains_its_own_parameters(spec, source_of):
     agent, data = XQL(spec, (0,), **SMALL), source_of((0,))
     agent.learn(data.draw())
-    agent.double().float()  # the parameters lie elsewhere now
+    agent.double().float()  # the parameters are in other memory now
     before = agent.actor.log_std.clone()
     agent.learn(data.draw())
     assert not torch.equal(agent.actor.log_std, before)
@@ -145,7 +145,7 @@ def test_the_target_follows_the_critic(spec, source_of):
 
 
 def test_xql_update_by_hand(spec, source_of):
-    """One update against the paper's order of steps, written out with torch.optim and one network a time."""
+    """One update against the paper's order of steps, written out with torch.optim and one network at a time."""
     agent = XQL(spec, (7,), beta=1.5, clip=3.0, temperature=0.7, **SMALL)
     agent.configure_optimizers()
     by_hand = copy.deepcopy(agent)
@@ -178,8 +178,8 @@ def test_xql_update_by_hand(spec, source_of):
         torch.testing.assert_close(p, want, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_truncation_bootstraps_and_termination_does_not(spec, source_of):
-    """The critic's regression target reads discount, never last."""
+def test_truncation_bootstraps_and_termination_does_not_in_the_critics_target(spec, source_of):
+    """The critic's regression target uses discount and never last."""
     block = source_of((0,)).draw(1)
     flipped = block._replace(last=1 - block.last)
     a, b = XQL(spec, (0,), **SMALL), XQL(spec, (0,), **SMALL)
@@ -191,7 +191,7 @@ def test_truncation_bootstraps_and_termination_does_not(spec, source_of):
     assert not torch.equal(a.critic.net.layers[0].weight, c.critic.net.layers[0].weight)
 
 
-def test_cosine_decay_of_the_actor_alone(spec, source_of):
+def test_only_the_actors_rate_decays_by_a_cosine(spec, source_of):
     agent = XQL(spec, (0,), decay_steps=10, **SMALL)
     source = source_of((0,))
     agent.learn(source.draw())
@@ -203,7 +203,7 @@ def test_cosine_decay_of_the_actor_alone(spec, source_of):
     assert agent.optim["actor"].param_groups[0]["lr"].item() == pytest.approx(0, abs=1e-10)
 
 
-def test_actions_keep_the_environments_bounds(source_of):
+def test_actions_stay_within_the_environments_bounds(source_of):
     from offlinerl.types import Spec
 
     spec = Spec(5, 2, (-2.0, 0.0), (2.0, 10.0))
@@ -217,7 +217,7 @@ def test_actions_keep_the_environments_bounds(source_of):
     assert not torch.equal(agent.act(obs, True), agent.act(obs, True))
 
 
-def test_a_pattern_goes_on_across_blocks(spec, source_of):
+def test_a_delayed_updates_period_continues_across_blocks(spec, source_of):
     seen = []
 
     class Delayed(BC):
@@ -233,7 +233,7 @@ def test_a_pattern_goes_on_across_blocks(spec, source_of):
     assert seen == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
-def test_a_metric_is_averaged_over_the_updates_that_have_it(spec, source_of):
+def test_a_metric_is_averaged_over_the_updates_that_report_it(spec, source_of):
     class Delayed(BC):
         period = 2
 

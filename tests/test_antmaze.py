@@ -1,4 +1,4 @@
-"""D4RL's ant and its mazes, by the numbers of D4RL's own model and code."""
+"""D4RL's ant and its mazes, compared with the numbers of D4RL's own model and code."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def maze(name="umaze", **kwargs):
 
 
 def mass_of(radius, length):
-    """Of a capsule of density 5: a cylinder and a ball."""
+    """The mass of a capsule of density 5: a cylinder and a ball."""
     return 5 * np.pi * radius**2 * (length + 4 / 3 * radius)
 
 
@@ -76,7 +76,7 @@ def test_contacts_have_d4rls_numbers():
         np.testing.assert_array_equal(model.geom_conaffinity, still)
 
 
-def test_it_moves_as_ogbenchs_model_of_it():
+def test_the_ant_moves_as_ogbenchs_model_of_it():
     ogbench = pytest.importorskip("ogbench.locomaze.ant", reason="ogbench is not installed")
     models = ant.model(), mujoco.MjModel.from_xml_path(ogbench.AntEnv.xml_file)
     rng = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def test_it_moves_as_ogbenchs_model_of_it():
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_walls_stand_where_d4rl_has_them(name):
+def test_walls_are_where_d4rl_has_them(name):
     env, rows = maze(name), LAYOUTS[name].split()
     model = env.unwrapped.model
     boxes = np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_BOX)
@@ -141,7 +141,7 @@ def test_a_seed_decides_an_episode():
     assert not np.array_equal(once[0], other[0]) and not np.array_equal(once[-1], other[-1])
 
 
-def test_v0_has_one_goal_and_v2_a_new_one_every_episode():
+def test_v0_has_one_goal_and_v2_draws_one_for_each_episode():
     for version, count in (("v0", 1), ("v2", 5)):
         env = make(resolve(f"antmaze-medium-play-{version}").env)
         goals = set()
@@ -166,7 +166,7 @@ def test_the_goal_pays_one_and_ends_the_episode(continuing):
         assert info == {"success": reached}
 
 
-def test_time_is_up_after_700_steps_in_the_umaze():
+def test_an_episode_in_the_umaze_is_truncated_after_700_steps():
     env = maze()
     env.reset(seed=0)
     ends = [env.step(np.zeros(8, np.float32))[2:4] for _ in range(700)]
@@ -183,7 +183,7 @@ def test_walls_hold_the_ant_back():
             assert rows[round(y / 4) + 1][round(x / 4) + 1] == "0"
 
 
-def test_starts_and_goals_are_drawn_from_the_cells_that_are_given():
+def test_starts_and_goals_are_drawn_from_the_given_cells():
     env = maze("medium", starts=[(1, 2), (6, 3)], goals=[(2, 6), (5, 1)])
     found = set()
     for seed in range(100):
@@ -194,7 +194,7 @@ def test_starts_and_goals_are_drawn_from_the_cells_that_are_given():
     assert found == {(start, goal) for start in [(1, 2), (6, 3)] for goal in [(2, 6), (5, 1)]}
 
 
-def test_d4rls_names_bring_it():
+def test_d4rls_names_make_the_environment():
     for name, steps in STEPS.items():
         for kind in ("", "-diverse") if name == "umaze" else ("-play", "-diverse"):
             for version in ("v0", "v2"):
@@ -205,7 +205,7 @@ def test_d4rls_names_bring_it():
 
 
 class Steady(Policy):
-    """The same torques whatever it sees."""
+    """Applies the same torques whatever it observes."""
 
     seeds, spec = (0,), None
 
@@ -230,7 +230,7 @@ def test_an_unknown_maze_is_named():
         make({"id": "offlinerl/AntMaze-umaze-v0", "kwargs": {"maze": "huge"}})
 
 
-def test_the_ant_is_paid_for_what_it_covers_in_the_direction():
+def test_the_reward_is_the_distance_covered_in_the_direction():
     env, rng = make({"id": "offlinerl/AntDirection-v0"}), np.random.default_rng(0)
     obs, _ = env.reset(seed=0)
     positions = env.unwrapped.data.qpos
@@ -238,7 +238,7 @@ def test_the_ant_is_paid_for_what_it_covers_in_the_direction():
     for step in range(1, 301):
         before, direction = positions[:2].copy(), obs[27:]
         np.testing.assert_allclose(np.linalg.norm(direction), 1, rtol=1e-6)
-        # Gentle torques, with which it does not fall.
+        # With these small torques, it does not fall.
         obs, reward, terminated, _, _ = env.step(0.3 * rng.uniform(-1, 1, 8).astype(np.float32))
         np.testing.assert_allclose(reward, (positions[:2] - before) @ direction, atol=1e-6)
         np.testing.assert_array_equal(obs[:13], positions[2:].astype(np.float32))
@@ -249,7 +249,7 @@ def test_the_ant_is_paid_for_what_it_covers_in_the_direction():
     assert changes == 3 and env.spec.max_episode_steps == 1000
 
 
-def test_the_episode_ends_where_the_torso_leaves_its_heights():
+def test_an_episode_terminates_when_the_torso_leaves_its_range_of_heights():
     env = make({"id": "offlinerl/AntDirection-v0"})
     for height, ends in ((0.6, False), (1.3, True)):
         env.reset(seed=0)
@@ -257,7 +257,7 @@ def test_the_episode_ends_where_the_torso_leaves_its_heights():
         assert env.step(np.zeros(8, np.float32))[2] == ends
 
 
-def test_registering_loads_no_simulator():
+def test_registering_does_not_import_the_simulator():
     code = "import sys, offlinerl.envs, gymnasium; gymnasium.spec(sys.argv[1]); print('mujoco' in sys.modules)"
     name = "offlinerl/AntMaze-medium-v0"
     done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=True)
@@ -280,7 +280,7 @@ env.close()
 
 
 def test_the_picture_shows_the_ant_and_the_goal(monkeypatch):
-    """In processes of their own, because the first import of OpenGL decides how all of one draws."""
+    """In a separate process, because the first import of OpenGL fixes the renderer of the whole process."""
     for backend in ("egl", "osmesa"):
         monkeypatch.setenv("MUJOCO_GL", backend)
         done = subprocess.run([sys.executable, "-c", RENDER], capture_output=True, text=True)
@@ -291,5 +291,5 @@ def test_the_picture_shows_the_ant_and_the_goal(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*A Box observation space")
-def test_gymnasium_finds_nothing_to_mend():
+def test_gymnasiums_checker_finds_no_fault():
     check_env(maze("umaze").unwrapped, skip_render_check=True)

@@ -1,4 +1,4 @@
-"""Atari's games and MinAtar's as DQN sees them."""
+"""Games of Atari and MinAtar as DQN observes them."""
 
 import gymnasium as gym
 import numpy as np
@@ -30,7 +30,7 @@ def played(env, steps, seed=0):
     return np.stack(shown), paid
 
 
-def test_minatar_is_seen_as_planes_and_comes_again():
+def test_minatar_is_observed_as_planes_and_episodes_repeat():
     pytest.importorskip("minatar", reason="MinAtar is not installed: pip install 'offlinerl[atari]'")
     env = make.make({"id": BREAKOUT})
     first, paid = played(env, 60)
@@ -63,7 +63,7 @@ def test_atari_is_preprocessed_as_gymnasium_does():
     assert shown.shape[1:] == (84, 84, 4) and shown.dtype == np.uint8 and paid == same
     assert (
         make.steps_allowed(described) == 27_000 and make.limit_of(env) == 108_000
-    )  # frames that no action is held for
+    )  # frames for which no action is held
     assert make.steps_allowed({"id": "ALE/Breakout-v5"}) == 27_000
     np.testing.assert_array_equal(shown[..., -1:], frames)
     np.testing.assert_array_equal(shown[3:, ..., :1], frames[:-3])
@@ -74,7 +74,7 @@ def test_atari_is_preprocessed_as_gymnasium_does():
     assert agent.q.encoder.features == 3136 and agent.q.net.layers[0].weight.shape[1:] == (3136, 512)
 
 
-def test_the_settings_are_the_paper_s():
+def test_the_settings_are_those_of_the_paper():
     entry = registry.limited(registry.task("ALE/Breakout-v5"), dict(pixels=True))
     found = config.resolve("dqn", outline("dqn"), entry, "replay")
     repeat, train, agent = entry.env["pixels"]["repeat"], found["train"], found["agent"]
@@ -96,10 +96,10 @@ def test_a_missing_package_is_named(env_id, package, monkeypatch):
         atari.register(env_id)
 
 
-def test_clipped_rewards_are_learnt_from_alone(tmp_path, monkeypatch):
-    """Those of Pendulum are 0 to -16: what the replay holds is clipped, and what an evaluation counts is not."""
+def test_only_learning_uses_the_clipped_rewards(tmp_path, monkeypatch):
+    """Pendulum's rewards are 0 to -16: those in the replay buffer are clipped, and those of an evaluation are not."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delattr(Collector, "totals")  # as of workers, who are ahead
+    monkeypatch.delattr(Collector, "totals")  # as with workers, which are ahead
     few = [
         "--steps",
         "60",
@@ -122,7 +122,7 @@ def test_clipped_rewards_are_learnt_from_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("said", [dict(fast=True), dict(camera="side")])
-def test_games_have_neither_shadows_nor_cameras(said):
+def test_a_fast_scene_or_a_camera_is_refused_for_games(said):
     pytest.importorskip("ale_py", reason="ale-py is not installed: pip install 'offlinerl[atari]'")
     pytest.importorskip("cv2", reason="OpenCV is not installed: pip install 'offlinerl[atari]'")
     with pytest.raises(UserError, match="Pong-v5 shows images itself: leave out --fast-scene, and any camera"):

@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong ends in one sentence that names it and says what to do, never in a traceback."""
+"""Every mistake of a user leads to one sentence that names it and says what to do, never to a traceback."""
 
 import dataclasses
 import errno
@@ -98,7 +98,7 @@ def says(line, *words):
         (("report", "nothing"), ("nothing",)),
     ],
 )  # fmt: skip
-def test_what_is_not_there_is_named(argv, words, refused):
+def test_names_that_do_not_exist_are_named(argv, words, refused):
     says(refused(*argv), *words)
 
 
@@ -146,7 +146,7 @@ def test_wrong_usage_is_status_2(argv, words, refused):
         (("datasets", "show", ""), "name"), (("export", "run", "--onnx", ""), "--onnx"),
     ],
 )  # fmt: skip
-def test_an_empty_word_is_not_the_current_folder(argv, name, refused, here):
+def test_an_empty_path_is_not_the_current_folder(argv, name, refused, here):
     says(refused(*argv, status=2), f"{name}: is empty", "not set")
 
 
@@ -168,13 +168,13 @@ def test_an_empty_argument_is_not_the_current_folder(call, name, run):
         call()
 
 
-def test_without_cuda(refused, monkeypatch):
+def test_without_cuda_the_flag_is_refused(refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     says(refused(*FIT, "--device", "cuda"), "--device cuda", "--device cpu")
 
 
 def doors(run):
-    """What takes a device."""
+    """The functions that take a device."""
     return (
         lambda device: offlinerl.load_policy(run, device=device),
         lambda device: offlinerl.evaluate(run, device=device, episodes=1),
@@ -194,7 +194,7 @@ def doors(run):
         ("xpu", "device must be auto, cpu or cuda, not 'xpu'"),
     ],
 )  # fmt: skip
-def test_devices_that_are_none(device, words, run, monkeypatch):
+def test_invalid_devices_are_refused(device, words, run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for door in doors(run):
         with pytest.raises(UserError, match=re.escape(words)):
@@ -202,7 +202,7 @@ def test_devices_that_are_none(device, words, run, monkeypatch):
     assert not (run / "none").exists()
 
 
-def test_a_cuda_device_beyond_those_there_are(monkeypatch):
+def test_a_cuda_device_that_does_not_exist_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert pick_device("auto") == torch.device("cuda") and pick_device("cuda:0").index == 0
@@ -230,12 +230,12 @@ def test_a_cuda_device_beyond_those_there_are(monkeypatch):
         ("environments: {test/pendulum-v0: {train: 5}}", ("must hold settings in its section train, and not 5",)),
     ],
 )
-def test_configurations(text, words, refused, here):
+def test_invalid_configurations_are_refused(text, words, refused, here):
     (here / "my.yaml").write_text(text)
     says(refused("fit", "bc", "--dataset", pendulum.ID, "--config", "my.yaml"), *words)
 
 
-def test_a_misspelt_table_of_settings_is_named_unless_there_is_the_right_one(tmp_path):
+def test_a_misspelt_datasets_entry_is_named_unless_the_right_one_exists(tmp_path):
     def updates(tables, name="kitchen"):
         (tmp_path / "my.yaml").write_text(f"datasets: {tables}\n")
         return request.settings_for("bc", name, None, None, tmp_path / "my.yaml", None)[0]["train"]["updates"]
@@ -258,7 +258,7 @@ def test_a_misspelt_table_of_settings_is_named_unless_there_is_the_right_one(tmp
         (5, "over must hold sections of settings"),
     ],
 )
-def test_settings_that_are_in_no_section(over, words, run):
+def test_settings_outside_their_section_are_refused(over, words, run):
     for begun in (dict(agent="bc", dataset="kitchen"), dict(resume=run)):
         with pytest.raises(UserError, match=re.escape(words)):
             offlinerl.fit(**begun, over=over)
@@ -344,7 +344,7 @@ def test_a_file_that_names_no_environment(refused, file):
     says(refused("fit", "bc", "--dataset", file(), "--online-steps", "10"), "fine-tuning acts", "--env")
 
 
-def test_one_vector_has_no_parts_to_choose_from(refused, file, tmp_path):
+def test_obs_keys_of_a_single_vector_are_refused(refused, file, tmp_path):
     (tmp_path / "my.csv").write_text("x,y,u,r\n1,2,3,4\n2,3,4,5\n")
     table = (tmp_path / "my.csv", "--columns", "obs=x,y", "action=u", "reward=r")
     for data in ([file()], table):
@@ -368,7 +368,7 @@ def test_the_output_folder_is_never_written_over(refused, run):
     assert before == {path: path.stat().st_mtime_ns for path in run.iterdir()}
 
 
-def test_a_file_in_the_way(refused, here):
+def test_a_file_in_place_of_a_folder_is_refused(refused, here):
     (here / "taken").write_text("")
     says(refused(*FIT, "--out", here / "taken"), "taken", "--out")
     says(refused(*FIT, "--out", here / "taken" / "below"), "taken/below", "not a directory")
@@ -423,7 +423,7 @@ def test_nothing_is_left_of_a_run_that_cannot_start(refused, here):
     assert not (here / "unborn").exists()
 
 
-def test_resuming_what_is_no_run(refused, run, here):
+def test_resuming_what_is_not_a_run_is_refused(refused, run, here):
     (here / "empty").mkdir()
     for folder in ("empty", "absent"):
         says(refused("fit", "--resume", folder), folder, "no run to resume")
@@ -438,7 +438,7 @@ def test_resuming_what_is_no_run(refused, run, here):
 
 
 @pytest.mark.parametrize("given, changes", [("1e1", {}), ("7e2", dict(updates=700)), (12.0, dict(updates=12))])
-def test_lengths_are_typed_when_a_run_is_resumed(given, changes, run):
+def test_lengths_are_converted_to_their_type_when_a_run_is_resumed(given, changes, run):
     settings, _, changed = request.settings_of_run(run, None, None, None, dict(train=dict(updates=given, batch="8")))
     assert changed == changes and settings["train"]["updates"] == changes.get("updates", 10)
 
@@ -463,7 +463,7 @@ def test_resuming_with_wrong_settings(section, key, value, words, refused, run, 
 
 
 @pytest.mark.parametrize("text", ["a,b\r\n1,2\r\n", "update,seed,score\r\n10,0,good\r\n"])
-def test_garbled_tables_are_refused_before_training(text, refused, run, tmp_path):
+def test_damaged_tables_are_refused_before_training(text, refused, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "evaluations.csv").write_text(text)
     before = (tmp_path / "run" / "last.ckpt").read_bytes()
@@ -544,21 +544,21 @@ NO_CHECKPOINTS = dict(
 
 @pytest.mark.parametrize("kind", NO_CHECKPOINTS)
 @pytest.mark.parametrize("command", ["evaluate", "collect"])
-def test_other_files_are_no_checkpoints(command, kind, refused, tmp_path):
+def test_other_files_are_refused_as_checkpoints(command, kind, refused, tmp_path):
     path = tmp_path / "junk.ckpt"
     NO_CHECKPOINTS[kind](path)
     more = ("--env", "Pendulum-v1", "--dataset", "a/b-v0", "--steps", 5) if command == "collect" else ()
     says(refused(command, path, *more), path, "checkpoint")
 
 
-def test_a_runs_folder_means_its_last_checkpoint(run, here, capsys):
+def test_a_run_folder_stands_for_its_last_checkpoint(run, here, capsys):
     for given in (run, run / "last.ckpt"):
         assert main(["evaluate", str(given), "--episodes", "1", "--json", str(here / "a.json")]) == 0
         assert json.loads((here / "a.json").read_text())["checkpoint"] == str(run / "last.ckpt")
 
 
 def test_a_checkpoint_of_another_run_is_refused(refused, run, tmp_path):
-    """One of another algorithm, and one that Lightning saved by itself."""
+    """A checkpoint of another algorithm, and one that Lightning saved on its own."""
     shutil.copytree(run, tmp_path / "run")
     content = torch.load(tmp_path / "run" / "last.ckpt")
     for changes, word in (
@@ -587,7 +587,7 @@ def test_a_checkpoint_runs_no_code(refused, tmp_path):
         ("Nowhere-v0", ("Nowhere",)),
     ],
 )
-def test_evaluating_elsewhere(env, words, refused, run):
+def test_evaluating_in_an_environment_that_does_not_fit_is_refused(env, words, refused, run):
     says(refused("evaluate", run / "last.ckpt", "--env", env), *words)
 
 
@@ -602,7 +602,7 @@ def test_evaluating_elsewhere(env, words, refused, run):
         lambda saved: saved["callbacks"]["Run"].update(source=5),
     ],
 )
-def test_checkpoints_with_parts_of_another_kind(change, refused, run, tmp_path):
+def test_checkpoints_with_entries_of_a_wrong_type_are_refused(change, refused, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     path = tmp_path / "run" / "last.ckpt"
     saved = torch.load(path, weights_only=True)
@@ -615,7 +615,7 @@ def test_checkpoints_with_parts_of_another_kind(change, refused, run, tmp_path):
 
 
 @pytest.mark.parametrize("batch", [10**12, 10**18])
-def test_a_batch_that_no_memory_holds_is_named(batch, refused, here):
+def test_a_batch_too_large_for_memory_is_named(batch, refused, here):
     line = refused(*FIT, "--batch", batch, "--out", here / f"huge-{batch}")
     says(line, f"batches of {batch:,} need more memory than there is", "--batch")
 
@@ -655,7 +655,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 def test_a_file_that_may_not_grow_keeps_the_previous_checkpoint(run, here):
-    """The system itself refuses to write, in a process of its own."""
+    """The operating system itself refuses to write; in a separate process."""
     folder = here / "limited"
     shutil.copytree(run, folder)
     before = (folder / "last.ckpt").read_bytes()
@@ -667,8 +667,8 @@ def test_a_file_that_may_not_grow_keeps_the_previous_checkpoint(run, here):
     assert not list(folder.glob(".*"))
 
 
-def test_a_replay_on_a_full_disk_is_named(tmp_path):
-    """Of which torch only says that it wrote less than it should have."""
+def test_a_full_disk_that_stops_saving_the_replay_is_named(tmp_path):
+    """torch alone would only say that it wrote less than it should have."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
@@ -682,7 +682,7 @@ def test_a_replay_on_a_full_disk_is_named(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("words", ["datasets list", "datasets validate kitchen"])
 @pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.slow)])
-def test_a_full_disk_below_standard_output(words, unbuffered):
+def test_a_full_disk_behind_standard_output_is_named(words, unbuffered):
     with open("/dev/full", "w") as full:
         command, settings = [sys.executable, "-m", "offlinerl", *words.split()], dict(PYTHONUNBUFFERED=unbuffered)
         process = subprocess.run(

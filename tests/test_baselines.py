@@ -37,7 +37,7 @@ def one_batch(agent, **kwargs):
 
 
 def recorded(agent, monkeypatch):
-    """What the agent descends, by name, without a step being taken."""
+    """The losses that the agent minimises, by name, without taking a step."""
     found = {}
 
     def descend(name, loss, max_norm=None):
@@ -123,7 +123,7 @@ def test_cql_by_hand(monkeypatch):
 
 
 def test_the_soft_maximum_of_cql_is_the_integral():
-    """Of a quadratic Q, against a sum over a grid of actions."""
+    """For a quadratic Q, compared with a sum over a grid of actions."""
     agent = CQL(SPEC, (0,), samples=3_000, **SMALL)
     batch, noise = one_batch(agent, batch=2)
 
@@ -137,7 +137,7 @@ def test_the_soft_maximum_of_cql_is_the_integral():
     torch.testing.assert_close(agent.soft_maximum(batch, noise)[0, 0], exact[0, 0].expand(2), rtol=0, atol=0.05)
 
 
-def test_one_step_regresses_to_the_mean_of_the_datas_own_values(monkeypatch):
+def test_one_steps_value_regresses_to_the_mean_of_q_over_the_data(monkeypatch):
     agent = OneStep(SPEC, (0, 1), **SMALL)
     batch, noise = one_batch(agent)
     start, found = copy.deepcopy(agent), recorded(agent, monkeypatch)
@@ -170,7 +170,7 @@ def test_rebrac_by_hand(monkeypatch):
     assert start.critic.net.norms and not start.actor.net.norms
 
 
-def test_the_next_action_is_the_datas_own():
+def test_the_next_action_is_the_one_in_the_data():
     agent = ReBRAC(SPEC, (0,), n_step=3, **SMALL)
     data = random_table(60)
     batch = Table.of(agent, data).transitions(torch.arange(60))
@@ -222,7 +222,7 @@ def resolved(name, dataset):
 
 
 @pytest.mark.parametrize("line", REBRAC.strip().splitlines())
-def test_rebracs_settings_are_its_authors(line):
+def test_rebracs_settings_are_those_of_its_authors(line):
     dataset, *numbers = line.split()
     *numbers, factor = map(float, numbers)
     agent, train = resolved("rebrac", dataset)
@@ -235,8 +235,8 @@ def test_rebracs_settings_are_its_authors(line):
     assert resolved("rebrac", made_here) == (agent, train)
 
 
-def test_other_agents_settings_are_their_authors():
-    """Those of TD3+BC's table 3 and code, and of AWAC in CORL, awac_lambda and normalize_reward among them."""
+def test_settings_of_other_agents_are_those_of_their_authors():
+    """Settings of TD3+BC's table 3 and code, and of AWAC in CORL, such as awac_lambda and normalize_reward."""
     agent, train = resolved("td3bc", "hopper-medium-v2")
     assert (agent["alpha"], agent["normalize"], train["batch"], train["reward"]) == (2.5, True, 256, "none")
     for dataset, awac_lambda, reward in (("hopper-medium-v2", 0.3333, "none"), ("antmaze-umaze-v2", 0.1, None)):

@@ -51,7 +51,7 @@ def source(seeds):
     return OfflineData(Table(random_table(), SPEC, 0.99), seeds, 32, 5)
 
 
-def test_resume_equals_never_stopping(tmp_path):
+def test_a_resumed_training_equals_one_that_never_stopped(tmp_path):
     seeds = (0, 1)
     whole = XQL(SPEC, seeds, **SETTINGS)
     trainer().fit(whole, source(seeds).epoch(40))
@@ -76,8 +76,8 @@ def test_resume_equals_never_stopping(tmp_path):
     assert torch.equal(whole.rng.bits((3, 8)), second.rng.bits((3, 8)))
 
 
-def test_forgetting_the_generators_would_be_noticed(tmp_path):
-    """The test above can fail: without the sampler's state, the weights differ."""
+def test_a_lost_sampler_state_would_be_noticed(tmp_path):
+    """Shows that the test above can fail: without the sampler's state, the weights differ."""
     first, data = XQL(SPEC, (0,), **SETTINGS), source((0,))
     half = trainer()
     half.fit(first, data.epoch(15))
@@ -118,7 +118,7 @@ def test_lightnings_own_model_checkpoint_saves(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step=10.ckpt", "step=20.ckpt"]
 
 
-def test_a_checkpoint_needs_nothing_else(tmp_path):
+def test_a_checkpoint_is_loaded_without_any_other_file(tmp_path):
     agent = IQL(SPEC, (4, 2), expectile=0.8, **SETTINGS)
     agent.task = dict(env=dict(id="Somewhere-v0"), score=None)
     run = trainer()
@@ -132,7 +132,7 @@ def test_a_checkpoint_needs_nothing_else(tmp_path):
 
 
 def other(default):
-    """Another value of a setting's kind."""
+    """Another value of the same type as a setting."""
     if isinstance(default, bool):
         return not default
     if isinstance(default, (int, float)):
@@ -141,11 +141,11 @@ def other(default):
 
 
 @pytest.mark.parametrize("name", ACTING)
-def test_every_setting_comes_back(name, tmp_path):
+def test_every_setting_is_restored(name, tmp_path):
     agent_class = agents.get(name)
     settings = {key: other(default) for key, default in plain(agent_class.config_class()).items()}
     if name == "dt":
-        settings["embedding"] = 3 * settings["heads"]  # the one is a multiple of the other
+        settings["embedding"] = 3 * settings["heads"]  # one must be a multiple of the other
     if "normalize_obs" in settings:
         settings["normalize"] = False  # the two exclude each other
     agent = agent_class(SPEC if not agent_class.discrete else Spec(5, 1, (0.0,), (2.0,), 3), (4,), **settings)
@@ -183,11 +183,11 @@ def test_a_checkpoint_of_other_networks_is_refused(tmp_path):
         checkpoint.load_into(other, checkpoint.read(tmp_path / "a.ckpt"), tmp_path / "a.ckpt")
 
 
-# Whose class it is
+# Classes of other modules
 
 
 def of_class(agent_class, path, module=None, stated=None, **settings):
-    """A checkpoint of a class, which claims to be defined in some module."""
+    """A checkpoint of a class that claims to be defined in a given module."""
     if module:
         agent_class.__module__ = module
     agent = agent_class(SPEC, (0,), **settings)
@@ -213,8 +213,8 @@ def mine():
 
 
 @pytest.mark.parametrize("module", ["bc", "__main__", "my.agents.bc", "offlinerl.agents.mine", "offlinerl.agents.bc"])
-def test_a_class_of_others_is_never_read_as_ours(module, tmp_path):
-    """Its networks are BC's, so that nothing but the name tells it apart."""
+def test_a_class_of_another_module_is_never_loaded_as_ours(module, tmp_path):
+    """Its networks are those of BC, so that it differs only by its name."""
     path = of_class(mine(), tmp_path / "a.ckpt", module)
     with pytest.raises(UserError, match=f"{module}:Mine.*agent_class"):
         checkpoint.load_agent(path)
@@ -223,7 +223,7 @@ def test_a_class_of_others_is_never_read_as_ours(module, tmp_path):
 
 
 @pytest.mark.parametrize("module", ["bc", None])
-def test_a_class_of_others_is_read_as_what_it_is(module, tmp_path):
+def test_a_class_of_another_module_is_loaded_as_that_class(module, tmp_path):
     path, Mine, obs = of_class(mine(), tmp_path / "a.ckpt", module, width=4), mine(), torch.randn(1, 3, SPEC.obs_dim)
     loaded = checkpoint.load_agent(path, agent_class=Mine)
     assert type(loaded) is Mine and loaded.hparams["width"] == 4
@@ -231,7 +231,7 @@ def test_a_class_of_others_is_read_as_what_it_is(module, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bc", "iql"])
-def test_older_checkpoints_name_our_files(name, tmp_path):
+def test_checkpoints_of_older_versions_name_our_modules(name, tmp_path):
     path = of_class(agents.get(name), tmp_path / "a.ckpt", stated=name, hidden=(8, 8))
     assert type(checkpoint.load_agent(path)) is agents.get(name)
 
@@ -261,7 +261,7 @@ def test_a_checkpoint_that_lacks_something_is_named(gone, tmp_path):
 
 @pytest.fixture(scope="module")
 def compiled_pair():
-    """The same agent trained eagerly, its seeds at once, and by one captured step, its seeds in turn."""
+    """The same agent, trained eagerly with all seeds at once, and by one captured step with one seed after another."""
     pair = []
     for compile in (False, True):
         with pytest.MonkeyPatch.context() as patch:
@@ -274,21 +274,21 @@ def compiled_pair():
     return pair
 
 
-def test_captured_equals_eager(compiled_pair):
+def test_a_captured_training_equals_an_eager_one(compiled_pair):
     eager, captured = compiled_pair
     [steps] = captured._steps.values()
     assert [step.__name__ for step in steps] == ["run", "run"], "nothing was compiled"
     assert captured.updates == eager.updates == 15
     for (name, p), q in zip(eager.named_parameters(), captured.parameters(), strict=True):
         apart = (p - q).abs()
-        # 15 Adam steps of 3e-4 add up to 4.5e-3; what differs is rounding that Adam blows up.
+        # 15 Adam steps of 3e-4 add up to 4.5e-3; the difference is rounding that Adam amplifies.
         assert apart.mean() < 2e-5 and apart.max() < 1e-3, name
     for name, optimizer in eager.optim.items():
         ours, theirs = (o.param_groups[0]["beta_powers"] for o in (optimizer, captured.optim[name]))
         torch.testing.assert_close(ours, theirs)
 
 
-def test_what_was_compiled_is_found_again(tmp_path, monkeypatch):
+def test_compiled_graphs_are_found_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     for found in (False, True):
         torch._dynamo.reset()
@@ -319,7 +319,7 @@ def test_tracing_leaves_the_state_as_it_was():
     assert weight.tolist() == [3, 3, 3]
 
 
-def test_without_a_compiler_training_goes_on(monkeypatch):
+def test_without_a_compiler_training_continues_uncompiled(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler")
 

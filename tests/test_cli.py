@@ -54,14 +54,14 @@ def offlinerl_(argv):
         ("evaluate runs --dataset a", "offlinerl evaluate: there is no --dataset; see `offlinerl evaluate --help`"),
     ],
 )
-def test_what_a_command_does_not_know_is_said_by_that_command(words, says, capsys):
+def test_unknown_arguments_are_reported_by_their_command(words, says, capsys):
     with pytest.raises(SystemExit) as left:
         offlinerl_(words.split())
     (line,) = capsys.readouterr().err.splitlines()
     assert left.value.code == 2 and line.startswith(says)
 
 
-def test_a_run_holds_what_it_promises(run):
+def test_a_run_folder_holds_the_promised_files(run):
     names = {path.name for path in run.iterdir()}
     promised = {"config.yaml", "metrics.csv", "evaluations.csv", "curves.png", "last.ckpt", "best.ckpt", "summary.json"}
     assert promised <= names and any(name.startswith("events.out.tfevents") for name in names)
@@ -104,7 +104,7 @@ def test_a_run_can_be_run_again_from_its_configuration(run, here):
     assert (here / "again/evaluations.csv").read_text() == (run / "evaluations.csv").read_text()
 
 
-def test_a_finished_run_goes_on(run, here):
+def test_a_finished_run_can_be_continued(run, here):
     longer = ("fit", "xql", "--dataset", pendulum.ID, "--seeds", "0,1", *TINY, "--updates", 40)
     assert offlinerl_((*longer, "--out", here / "whole")) == 0
 
@@ -130,7 +130,7 @@ def test_a_finished_run_goes_on(run, here):
         (("--config", "mine.yaml"), dict(lr=3e-3, clip=5.0, hidden=[32], beta=2.0)),
     ],
 )
-def test_settings_come_from_flags_over_files(flags, expected, here, request):
+def test_flags_override_settings_of_files(flags, expected, here, request):
     (here / "mine.yaml").write_text("agent: {lr: 3e-3, clip: 5, hidden: [32]}\ntrain: {eval_every: 3}\n")
     out = here / request.node.name
     fit = ("fit", *flags, "xql", "--dataset", pendulum.ID, "--out", out, "--compile", "false")
@@ -143,7 +143,7 @@ def test_settings_come_from_flags_over_files(flags, expected, here, request):
 
 
 @pytest.mark.parametrize("agent", ["iql", "bc"])
-def test_other_agents(agent, capsys, here):
+def test_other_agents_run_too(agent, capsys, here):
     assert offlinerl_(("fit", agent, "--dataset", pendulum.ID, "--out", here / agent, *TINY)) == 0
     assert summary(here / agent)["agent"] == agent
     out, err = capsys.readouterr()
@@ -157,14 +157,14 @@ def test_a_file_with_its_environment(here):
     assert summary(here / "file")["env"] == "Pendulum-v1" and summary(here / "file")["dataset"] == "mine"
 
 
-def test_without_out_runs_do_not_meet(here):
+def test_without_out_runs_get_different_folders(here):
     fit = ("fit", "bc", "--dataset", pendulum.ID, *TINY, "--updates", 2, "--final-episodes", 1)
     assert offlinerl_(fit) == offlinerl_(fit) == 0
     assert {path.name for path in (here / "runs").iterdir()} == {"bc-test-pendulum-v0", "bc-test-pendulum-v0-2"}
 
 
 def meanwhile(monkeypatch, job):
-    """Let something happen while the next run, which has chosen its folder, is being built."""
+    """Let something happen after the next run has chosen its folder and while it is being built."""
     build = building.build
 
     def slow(*args):
@@ -178,7 +178,7 @@ def meanwhile(monkeypatch, job):
 SHORT = ("fit", "bc", "--dataset", pendulum.ID, *TINY, "--updates", 2, "--final-episodes", 1)
 
 
-def test_runs_that_begin_at_the_same_time_do_not_meet(tmp_path, monkeypatch, capsys):
+def test_runs_that_begin_at_the_same_time_get_different_folders(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     statuses = []
     meanwhile(monkeypatch, lambda: statuses.append(offlinerl_((*SHORT, "--seeds", 1))))
@@ -187,7 +187,7 @@ def test_runs_that_begin_at_the_same_time_do_not_meet(tmp_path, monkeypatch, cap
     assert seeds == {"bc-test-pendulum-v0": [0], "bc-test-pendulum-v0-2": [1]}
 
 
-def test_a_folder_is_one_runs_at_a_time(tmp_path, monkeypatch, refused):
+def test_a_folder_is_written_by_one_run_at_a_time(tmp_path, monkeypatch, refused):
     mine = tmp_path / "mine"
     mine.mkdir()
     said = []
@@ -199,7 +199,7 @@ def test_a_folder_is_one_runs_at_a_time(tmp_path, monkeypatch, refused):
     assert offlinerl_(("fit", "--resume", mine)) == 0 and summary(mine)["updates"] == 4
 
 
-def test_a_run_that_does_not_begin_leaves_no_folder(tmp_path, monkeypatch):
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     for out in ((), ("--out", "new"), ("--out", "mine")):
@@ -213,8 +213,8 @@ def test_a_run_that_does_not_begin_leaves_no_folder(tmp_path, monkeypatch):
 # Evaluation
 
 
-def test_a_checkpoint_is_evaluated_by_itself(run, tmp_path, monkeypatch):
-    """Elsewhere, without the run, the dataset or the working directory."""
+def test_a_checkpoint_is_evaluated_without_its_run_or_dataset(run, tmp_path, monkeypatch):
+    """In another folder, without the run, the dataset or the working directory."""
     (tmp_path / "alone.ckpt").write_bytes((run / "last.ckpt").read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "none"))
@@ -229,7 +229,7 @@ def test_a_checkpoint_is_evaluated_by_itself(run, tmp_path, monkeypatch):
     assert a["mean_length"] == pendulum.STEPS
 
 
-def test_nothing_is_said_of_success_where_the_task_knows_none(run, tmp_path, capsys):
+def test_success_is_left_out_if_the_task_does_not_report_it(run, tmp_path, capsys):
     assert offlinerl_(("evaluate", run / "last.ckpt", "--episodes", 2, "--json", tmp_path / "a.json")) == 0
     assert "mean return" in (said := capsys.readouterr().out) and "success" not in said
     assert json.loads((tmp_path / "a.json").read_text())["success"] is None
@@ -272,7 +272,7 @@ def test_datasets(here, capsys):
 # Processes
 
 
-def test_a_normal_run_prints_plain_lines_and_no_warnings(here):
+def test_a_run_prints_plain_lines_and_no_warnings(here):
     fit = ("fit", "xql", "--dataset", pendulum.ID, "--out", here / "process", *TINY)
     process = pendulum.start_afresh(*fit, cwd=here)
     out, err = process.communicate(timeout=100)
@@ -315,7 +315,7 @@ def test_a_second_ctrl_c_stops_at_once(here, capsys, monkeypatch):
     assert logging.getLogger("lightning.pytorch").level == level  # it speaks again, in a notebook say
 
 
-def test_help_is_instant():
+def test_help_imports_neither_torch_nor_numpy():
     code = "import sys; from offlinerl import cli; cli.parser(); print({'torch', 'numpy'} & set(sys.modules))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "set()"

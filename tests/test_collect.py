@@ -1,4 +1,4 @@
-"""``offlinerl collect``: from every kind of source, through SIGKILL, to a dataset that trains."""
+"""``offlinerl collect``: with every kind of source, killed and resumed, until a training uses the dataset."""
 
 import json
 import random
@@ -95,7 +95,7 @@ def test_a_learning_agent_leaves_a_dataset_and_a_policy(here):
     assert not list(folder.glob("replay-*")) and not (folder / EPISODES).exists() and not leftovers(here)
 
 
-def test_a_configuration_of_a_training_on_a_dataset_serves_to_learn_by_acting(here):
+def test_a_configuration_of_an_offline_run_also_works_for_collecting(here):
     (here / "run.yaml").write_text(f"fit: {{agent: bc, dataset: elsewhere/gone-v0, subset: train}}\n{SHORT}")
     assert collect(*learner("pendulum/td3-v0", 400, "--config", "run.yaml")) == 0
     assert minari.load_dataset("pendulum/td3-v0").total_steps == 400
@@ -128,7 +128,7 @@ def test_a_checkpoint_collects_with_noise(here, policy):
     assert (noisy.action - greedy)[inside].std() == pytest.approx(1.0, rel=0.25), "0.5 of half the range of 4"
 
 
-def test_a_discrete_agent_collects_numbers(here):
+def test_a_discrete_agent_collects_action_numbers(here):
     argv = ("dqn", "--env", "CartPole-v1", "--steps", 512, "--compile", "false", "--dataset", "cartpole/dqn-v0")
     assert collect(*argv, "--eval-every", 256) == 0
     dataset = minari.load_dataset("cartpole/dqn-v0")
@@ -137,8 +137,8 @@ def test_a_discrete_agent_collects_numbers(here):
         assert episode.terminations[-1] or episode.truncations[-1]
 
 
-def test_environments_side_by_side_change_no_episode(here):
-    """With nothing that learns, an episode is the same whatever runs beside it."""
+def test_the_number_of_environments_does_not_change_an_episode(here):
+    """If nothing learns, an episode does not depend on what runs beside it."""
     for name, envs in (("one", 1), ("three", 3)):
         argv = ("--env", "Pendulum-v1", "--dataset", f"pendulum/{name}-v0", "--episodes", 3, "--envs", envs)
         assert collect("random", *argv) == 0
@@ -147,7 +147,7 @@ def test_environments_side_by_side_change_no_episode(here):
 
 
 def test_short_episodes_are_not_preferred(here, monkeypatch):
-    """Each environment collects its share, and none more of them for being quick, also where the collection stopped."""
+    """Each environment collects its share, and a fast one no more than that, even if the collection was stopped."""
     argv = ("random", "--env", "CartPole-v1", "--episodes", 7, "--envs", 3, "--dataset", "cartpole/random-v0")
     append, left = Journal.append, iter(range(3))
 
@@ -165,7 +165,7 @@ def test_short_episodes_are_not_preferred(here, monkeypatch):
     assert sorted(int(one["seed"]) for one in facts) == sorted(due)
 
 
-def test_it_appends_to_its_own_alone(here, capsys):
+def test_it_appends_only_to_datasets_of_collect(here, capsys):
     argv = ("random", "--env", "Pendulum-v1", "--dataset", "pendulum/random-v0", "--episodes", 2)
     assert collect(*argv) == 0
     first = episodes("pendulum/random-v0")
@@ -199,8 +199,8 @@ def distinct(name):
 
 
 @pytest.mark.parametrize("kind", APPENDED)
-def test_appending_goes_on_where_the_dataset_ends(here, kind, policy):
-    """Three times the same command, and once more with other environments side by side."""
+def test_appending_continues_where_the_dataset_ends(here, kind, policy):
+    """The same command three times, and once more with another number of environments."""
     source, *more = APPENDED[kind]
     env = "offlinerl/Kitchen-v0" if kind == "script" else "Pendulum-v1"
     argv = (source or policy, "--env", env, "--dataset", "some/appended-v0", *more)
@@ -222,8 +222,8 @@ def test_appending_goes_on_where_the_dataset_ends(here, kind, policy):
 
 
 @pytest.mark.parametrize("kind", ["random", pytest.param("learning", marks=pytest.mark.slow)])
-def test_an_appending_that_was_stopped_goes_on(here, kind, monkeypatch):
-    """Stopped half way and resumed, with an equal dataset left alone for comparison."""
+def test_an_interrupted_append_is_resumed(here, kind, monkeypatch):
+    """Stopped half-way and resumed; an equal dataset is not stopped, for comparison."""
     argv = {
         name: (
             learner(name, 800, "--envs", 2, "--eval-every", 400, *QUICK)
@@ -253,7 +253,7 @@ def test_an_appending_that_was_stopped_goes_on(here, kind, monkeypatch):
     assert count == different
 
 
-def test_resuming_what_is_finished_says_what_there_is_to_do(here, capsys):
+def test_resuming_a_finished_collection_says_what_to_do(here, capsys):
     argv = learner("pendulum/td3-v0", 400, *QUICK)
     assert collect(*argv) == 0
     capsys.readouterr()
@@ -268,8 +268,8 @@ def test_resuming_what_is_finished_says_what_there_is_to_do(here, capsys):
     "before, after, says",
     [(("--noise", 0), ("--noise", 0.5), "noise 0.0, not 0.5"), ((), ("--stack", 2), "frame_stack None, not 2")],
 )
-def test_what_is_resumed_is_what_was_begun(here, before, after, says, policy, refused, monkeypatch):
-    """Another total is fine; another way of acting would be false of the episodes that are there."""
+def test_resuming_with_other_settings_is_refused(here, before, after, says, policy, refused, monkeypatch):
+    """Another total is allowed; another way of acting would contradict the episodes that exist already."""
     source = policy if before else "random"
     argv = ("collect", source, "--env", "Pendulum-v1", "--dataset", "pendulum/same-v0")
     append = Journal.append
@@ -285,7 +285,7 @@ def test_what_is_resumed_is_what_was_begun(here, before, after, says, policy, re
     assert collect(*argv[1:], *before, "--episodes", 1, "--resume") == 0
 
 
-def test_nothing_is_appended_that_saw_other_parts(here, refused):
+def test_appending_with_other_obs_keys_is_refused(here, refused):
     argv = ("collect", "random", "--env", "PointMaze_UMaze-v3", "--dataset", "point/part-v0", "--steps", 10)
     assert main([*map(str, argv), "--obs-keys", "achieved_goal"]) == 0
     before = load("point/part-v0").obs
@@ -294,9 +294,9 @@ def test_nothing_is_appended_that_saw_other_parts(here, refused):
     assert np.array_equal(load("point/part-v0").obs, before)
 
 
-@pytest.mark.parametrize("replay", ["kept", "deleted"])  # as where its deletion was killed
-def test_what_could_not_be_written_is_written_later(here, replay, monkeypatch):
-    """The disk may be full, or the process killed, when all is trained and nothing but the dataset is to be written."""
+@pytest.mark.parametrize("replay", ["kept", "deleted"])  # as if killed while deleting it
+def test_a_dataset_that_could_not_be_written_is_written_on_resuming(here, replay, monkeypatch):
+    """The disk may be full, or the process killed, after the training and before the dataset is written."""
     argv = learner("pendulum/late-v0", 412, *QUICK)
 
     def full(*_, **__):
@@ -317,7 +317,7 @@ def test_what_could_not_be_written_is_written_later(here, replay, monkeypatch):
 
 
 def test_ctrl_c_in_the_first_episode_of_a_learner(here, capsys, monkeypatch):
-    """What it says is saved, or begun, can be gone on with."""
+    """If it says that something is saved or begun, this can be resumed."""
     step, taken = Collector.step, []
     argv = learner("pendulum/early-v0", 400, *QUICK)
 
@@ -343,7 +343,7 @@ def test_ctrl_c_in_the_first_episode_of_a_learner(here, capsys, monkeypatch):
 @pytest.mark.parametrize("kills", [1, *(pytest.param(kills, marks=pytest.mark.slow) for kills in (2, 10))])
 @pytest.mark.parametrize("source", [pytest.param("random", marks=pytest.mark.slow), "learning"])
 def test_sigkill_loses_no_finished_episode(here, source, kills):
-    """Killed at random moments and resumed each time, a collection ends like one that never was."""
+    """A collection that is killed at random moments and resumed each time ends like one that was never killed."""
     count = 20 + 30 * kills  # long enough not to end before the last kill, as are the steps below
     argv = ("random", "--env", "Pendulum-v1", "--dataset", "pendulum/killed-v0", "--episodes", count, "--envs", 2)
     if source == "learning":
@@ -370,7 +370,7 @@ def test_sigkill_loses_no_finished_episode(here, source, kills):
     killed = episodes("pendulum/killed-v0")
     assert collect(*(str(word).replace("killed", "whole") for word in argv)) == 0
     whole = episodes("pendulum/whole-v0")
-    if source == "random":  # a lane that was ahead when it was killed stays ahead, so that the order may be another
+    if source == "random":  # an environment that was ahead at the kill stays ahead, so the order may differ
         assert len(killed) == len(whole) == count
         a, b = ({episode[0][0].tobytes() for episode in each} for each in (killed, whole))
         assert len(a) == count and a == b
@@ -399,7 +399,7 @@ def test_wrong_commands_say_what_to_do(here, capsys):
 
 
 @pytest.mark.parametrize(("env", "agent"), [("CartPole-v1", "dqn"), ("Pendulum-v1", "xql")])
-def test_what_it_proposes_to_train_takes_the_actions(env, agent, capsys):
+def test_the_proposed_agent_fits_the_kind_of_actions(env, agent, capsys):
     assert main(["collect", "random", "--env", env, "--dataset", "mine/random-v0", "--episodes", "1"]) == 0
     said = capsys.readouterr().out
     assert "1 episode, " in said and f"train on it with: offlinerl fit {agent} --dataset mine/random-v0" in said

@@ -1,4 +1,4 @@
-"""The DeepMind Control Suite against dm_control itself."""
+"""Our environments of the DeepMind Control Suite, compared with dm_control itself."""
 
 import math
 import os
@@ -54,7 +54,7 @@ def test_every_task_of_the_suite_is_registered_but_lqr(suite):
         ("finger", "turn_hard"),  # numbers, and a target that the seed moves
     ],
 )
-def test_what_is_observed_and_paid_is_the_suite_s(suite, domain, task):
+def test_observations_and_rewards_are_those_of_the_suite(suite, domain, task):
     env = gym.make(f"dm_control/{domain}-{task}-v0")
     raw = suite.load(domain, task, task_kwargs={"random": 5})
 
@@ -85,7 +85,7 @@ def test_an_episode_is_truncated_after_1000_steps_and_not_terminated(suite):
 
 
 @pytest.mark.parametrize("step, repeat", [(7, 1), (1000, 1), (6, 4), (8, 4)])
-def test_a_discount_of_0_terminates_and_the_time_limit_goes_before_it(suite, monkeypatch, step, repeat):
+def test_a_discount_of_0_terminates_unless_the_time_limit_truncates(suite, monkeypatch, step, repeat):
     env = gym.make("dm_control/cartpole-balance-v0", action_repeat=repeat)
     task, physics = env.unwrapped.control.task, env.unwrapped.control.physics
     monkeypatch.setattr(task, "get_termination", lambda _: 0.0 if physics.time() > (step - 0.5) * 0.01 else None)
@@ -97,7 +97,7 @@ def test_a_discount_of_0_terminates_and_the_time_limit_goes_before_it(suite, mon
     assert flags[-1] == ((False, True) if step == 1000 else (True, False))
 
 
-def test_an_action_is_held_and_its_rewards_summed(suite):
+def test_an_action_is_repeated_and_its_rewards_are_summed(suite):
     once, thrice = (gym.make("dm_control/cartpole-swingup-v0", action_repeat=repeat) for repeat in (1, 3))
     once.reset(seed=1)
     thrice.reset(seed=1)
@@ -134,11 +134,11 @@ def test_a_seed_decides_an_episode(suite, name):
 
 @pytest.mark.filterwarnings("ignore:.*A Box observation space .* value is", "ignore:.*For Box action spaces")
 @pytest.mark.parametrize("name", ["cheetah-run", "quadruped-walk", "fish-swim"])
-def test_gymnasium_s_checker_is_content(suite, name):
+def test_gymnasiums_checker_finds_no_fault(suite, name):
     check_env(gym.make(f"dm_control/{name}-v0").unwrapped, skip_render_check=True)
 
 
-def test_the_package_makes_it_and_knows_its_shapes(suite):
+def test_the_package_makes_a_task_and_knows_its_shapes(suite):
     env = make({"id": CHEETAH, "kwargs": {"action_repeat": 2}})
     assert env.spec.max_episode_steps == 500
     assert (spec_of(env).obs_dim, spec_of(env).action_dim) == (17, 6)
@@ -147,7 +147,7 @@ def test_the_package_makes_it_and_knows_its_shapes(suite):
             make({"id": CHEETAH, "kwargs": {"action_repeat": repeat}})
 
 
-def test_unrendered_there_is_no_image(suite):
+def test_without_rendering_there_is_no_image(suite):
     env = gym.make(CHEETAH).unwrapped
     env.reset(seed=0)
     assert env.render() is None
@@ -166,7 +166,7 @@ env.close()
 
 
 def test_an_image_has_the_size_asked_for(suite):
-    """In processes of their own, because the first import of dm_control decides how all of one draws."""
+    """In a separate process, because the first import of dm_control fixes the renderer of the whole process."""
     for backend in ("egl", "osmesa"):
         environment = {**os.environ, "MUJOCO_GL": backend}
         done = subprocess.run([sys.executable, "-c", RENDER], env=environment, capture_output=True, text=True)
@@ -176,7 +176,7 @@ def test_an_image_has_the_size_asked_for(suite):
     pytest.skip("neither EGL nor OSMesa draws here")
 
 
-def test_registering_loads_no_simulator():
+def test_registering_does_not_import_the_simulator():
     code = "import sys, offlinerl.envs, gymnasium; gymnasium.spec(sys.argv[1]); print('dm_control' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, CHEETAH], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -194,7 +194,7 @@ def test_the_longest_episode_is_known_without_the_simulator(monkeypatch):
     ("env", "limits", "steps"),
     [("Hopper-v5", {}, 500), (CHEETAH, {}, 500), (CHEETAH, {"max_episode_steps": 7}, 4), ("MountainCar-v0", {}, 100)],
 )
-def test_an_action_that_pixels_hold_is_one_step(env, limits, steps):
+def test_a_repeated_action_counts_as_one_step(env, limits, steps):
     drawn = with_limits({"id": env}, {"pixels": True, **limits})
     assert steps_allowed(drawn) == Entry("some", {}, drawn).steps_allowed == steps
 
@@ -210,7 +210,7 @@ def test_without_dm_control_one_sentence_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_task_keeps_to_what_the_table_says(suite):
+def test_every_task_has_the_documented_length_and_range_of_rewards(suite):
     for domain, task in suite.ALL_TASKS:
         if domain == "lqr" or task == "escape":  # escape needs OpenGL
             continue

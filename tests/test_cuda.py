@@ -1,4 +1,4 @@
-"""On a GPU: an update that is recorded as a CUDA graph does what it does eagerly, and runs go on to the bit."""
+"""On a GPU: an update recorded as a CUDA graph equals the eager one, and runs resume bit for bit."""
 
 import json
 
@@ -16,7 +16,7 @@ CUDA = torch.device("cuda")
 
 
 def trained(name: str, compile: bool, seeds=(0, 1), blocks: int = 2):
-    """An agent after two blocks, what they told, and how its tensors moved."""
+    """An agent after two blocks, their metrics, and the changes of its tensors."""
     agent = benchmark.build(name, seeds, CUDA, compile, 32)
     source = benchmark.synthetic_source(agent, 32)
     before = weights(agent)
@@ -30,7 +30,7 @@ def weights(agent):
 
 
 def assert_near(found, expected, error=0.02):
-    """Apart by a small part of the way: an entry whose gradient is nearly zero may go either way in Adam."""
+    """Compare changes with a tolerance: where a gradient is nearly zero, Adam may step in either direction."""
     for key, value in expected.items():
         assert (found[key] - value).norm() <= error * value.norm() + 1e-9, key
 
@@ -44,13 +44,13 @@ def test_recorded_equals_eager(name):
         torch.testing.assert_close(found[key], value, rtol=2e-2, atol=2e-3)
 
 
-def test_a_seed_learns_the_same_alone():
+def test_a_seed_learns_the_same_alone_on_the_gpu():
     (*_, both), (*_, alone) = trained("xql", True), trained("xql", True, (1,))
     assert_near({key: both[key][1:] for key in alone}, alone)
 
 
 def test_the_gpu_agrees_with_the_cpu():
-    """Of an agent without random numbers, which differ between devices."""
+    """For an agent that draws no random numbers, because they differ between devices."""
     here, there = (benchmark.build("ddpg", (0,), device, False, 32) for device in (torch.device("cpu"), CUDA))
     before, block = weights(here), benchmark.synthetic_source(here, 32).draw(6)
     here.learn(block)
@@ -59,7 +59,7 @@ def test_the_gpu_agrees_with_the_cpu():
     assert_near(*ways)
 
 
-def test_runs_go_on_to_the_bit(tmp_path):
+def test_runs_resume_bit_for_bit(tmp_path):
     def run(updates, **where):
         train = dict(eval_every=50, eval_episodes=1, final_episodes=1, batch=32, compile=True, updates=updates)
         over = dict(agent=dict(decay_steps=150), train=train)
@@ -88,8 +88,8 @@ def test_agents_act_and_learn(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sac", "ppo"])
-def test_runs_that_act_go_on(name, tmp_path):
-    """From where their environments stood, in the middle of an episode."""
+def test_runs_that_act_resume(name, tmp_path):
+    """From the states of their environments, in the middle of an episode."""
 
     def train(steps):
         own = dict(batch=512) if name == "ppo" else dict(warm_up=100, batch=32)

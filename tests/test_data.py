@@ -1,4 +1,4 @@
-"""Loading: no row may see another episode, and none may be lost silently."""
+"""Loading: no row may depend on another episode, and no row may be lost without notice."""
 
 from pathlib import Path
 
@@ -121,7 +121,7 @@ def test_next_observations_lose_no_row(tmp_path):
     np.testing.assert_array_equal(np.flatnonzero(data.last), [2, 3, 7])
 
 
-def test_terminals_alone_end_episodes(tmp_path):
+def test_without_timeouts_terminals_end_episodes(tmp_path):
     path = write_d4rl(tmp_path / "a.hdf5", [3, 4], [True, True], timeouts=False)
     np.testing.assert_array_equal(np.flatnonzero(load_hdf5(path).last), [2, 6])
 
@@ -165,7 +165,7 @@ def test_real_kitchen_file():
         np.testing.assert_array_equal(data.next_obs[~data.last], file["observations"][1:][~data.last[:-1]])
 
 
-def test_antmaze_splits_on_jumps_and_never_on_terminals(tmp_path):
+def test_antmaze_episodes_are_split_at_jumps_and_never_at_terminals(tmp_path):
     obs = np.zeros((10, 3), np.float32)
     obs[:, 0] = [0, 0.5, 1, 1.5, 2, 21, 21.5, 22, 22.5, 23]
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
@@ -179,7 +179,7 @@ def test_antmaze_splits_on_jumps_and_never_on_terminals(tmp_path):
     assert np.abs(data.next_obs - data.obs).max() == 0.5
 
 
-def test_blocks_do_not_show(tmp_path, monkeypatch):
+def test_reading_in_blocks_changes_nothing(tmp_path, monkeypatch):
     path = write_d4rl(tmp_path / "a.hdf5", [3, 1, 4, 6], [True, False, False, True])
     whole = load_hdf5(path)
     monkeypatch.setattr("offlinerl.data.d4rl.BLOCK", 3)
@@ -249,9 +249,9 @@ def test_n_step_by_hand():
     assert batch.reward.dtype == batch.discount.dtype == np.float32
 
 
-def test_nothing_goes_on_beyond_a_step_that_leads_elsewhere_than_to_the_next_row():
+def test_sums_and_windows_stop_where_the_successor_is_not_the_next_row():
     obs = np.arange(6, dtype=np.float32)[:, None]
-    next_obs = np.array([[1.000001], [70], [3], [80], [5], [6]], np.float32)  # elsewhere after 1 and 3
+    next_obs = np.array([[1.000001], [70], [3], [80], [5], [6]], np.float32)  # not the next row after 1 and 3
     data = Dataset.of_rows(
         obs, next_obs, action=obs / 10, reward=10 ** np.arange(6, dtype=np.float32),
         terminated=np.zeros(6, bool), last=np.arange(6) == 5,
@@ -269,8 +269,8 @@ def test_nothing_goes_on_beyond_a_step_that_leads_elsewhere_than_to_the_next_row
 
 
 @pytest.mark.parametrize("by", [0.0, 1e-5])
-def test_a_stack_of_frames_holds_each_once_however_successors_are_rounded(by):
-    """Those that differ by rounding alone from the next row's observation are no frames between the two."""
+def test_a_stack_holds_each_frame_once_even_if_successors_are_rounded(by):
+    """A successor that differs only by rounding from the next row's observation is not an additional frame."""
     obs = np.arange(1, 9, dtype=np.float32)[:, None]
     last = np.arange(8) % 4 == 3
     data = Dataset.of_rows(
@@ -343,8 +343,8 @@ def test_rewards_that_follow_a_rule_keep_it_in_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_an_episode_keeps_its_successor_without_the_episode_behind_it(tmp_path, on_disk):
-    """One that is cut off where the next one goes on, as when a long walk is cut into pieces."""
+def test_an_episode_keeps_its_last_successor_without_the_next_episode(tmp_path, on_disk):
+    """An episode that is truncated where the next one continues, such as a part of a long walk."""
     obs = np.arange(6, dtype=np.float32)[:, None]
     last = np.array([0, 1, 0, 1, 0, 1], bool)
     data = Dataset.of_rows(obs, obs + 1, action=obs, reward=obs[:, 0], terminated=~last & last, last=last)
@@ -390,8 +390,8 @@ def test_minari_keeps_the_last_successor(tmp_path, dtype, together, monkeypatch)
     assert data.obs.dtype == data.reward.dtype == np.float32 and data.obs.flags.c_contiguous
 
 
-def test_minari_episodes_may_have_types_of_their_own(tmp_path, monkeypatch):
-    """As where an environment pays the number 0 until it pays fractions."""
+def test_minari_episodes_may_differ_in_dtype(tmp_path, monkeypatch):
+    """For example, an environment may return the integer 0 before it returns fractions as rewards."""
     import minari
     from minari.data_collector.episode_buffer import EpisodeBuffer
 

@@ -1,4 +1,4 @@
-"""What README and the documentation show works: their Python runs, their commands parse, their files are there."""
+"""The examples of the README and the documentation work: Python runs, commands are valid, linked files exist."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ SMALLER = [
     (r"epoch\([\d_]+\)", "epoch(50)"),
     (r'((?:fit|load_dataset)\(.*)"kitchen"', rf'\g<1>"{pendulum.ID}"'),
 ]  # fmt: skip
-"""What is shown runs for minutes. It is tested with a few updates and episodes, and trainings with a small task."""
+"""The examples take minutes. The tests use fewer updates and episodes, and a small task for trainings."""
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
@@ -52,7 +52,7 @@ def test_the_commands_of_a_page_are_known(page):
         words = re.sub(r"\[--.*?\]", "", in_block or inline).replace('"', "").split()[1:]
         words = ["3" if word == "N" else word for word in words]
         if {"--help", "..."} & {*words} or (inline and "--" not in inline):
-            continue  # a command's name, without all that it needs
+            continue  # only the name of a command, without its required arguments
         parsed = parser().parse_args(take_settings(words)[0])
         if parsed.command == "fit" and parsed.agent not in (None, "AGENT"):
             agents.require(parsed.agent)
@@ -67,13 +67,13 @@ ELSEWHERE = {
     "kitchen-complete-v0.hdf5": "test_data", "door-human-demos.hdf5": "test_data",
     "runs/hopper-medium": "test_shipped",
 }  # fmt: skip
-"""Words of commands that take long at any size, and the tests that run such commands."""
+"""Words of commands that take long even at a small size, and the tests that run such commands."""
 
 EVALUATED = ["--eval-episodes", "1", "--final-episodes", "1", "--compile", "false"]
 
 
 def at_a_small_size(words: list[str]) -> list[str]:
-    """A command of the documentation that takes seconds."""
+    """A command of the documentation, changed so that it takes seconds."""
     words = ["Pendulum-v1" if word == "ID" else word for word in words]
     command, given = words[0], set(words)
     of = dict(zip(words, words[1:], strict=False))
@@ -110,7 +110,7 @@ def at_a_small_size(words: list[str]) -> list[str]:
 
 
 def commands_of(page: Path) -> list[list[str]]:
-    """The commands in its blocks, without those of ``ELSEWHERE`` and those that stand for many."""
+    """The commands in its blocks, without those of ``ELSEWHERE`` and those that contain placeholders."""
     lines = (line.split("&& ")[-1] for block in blocks(page) for line in block.splitlines())
     words = (shlex.split(re.sub(r"\[--.*?\]", "", line), comments=True) for line in lines if line[:10] == "offlinerl ")
     found = [["bc" if word == "AGENT" else word for word in of[1:]] for of in words]
@@ -119,15 +119,15 @@ def commands_of(page: Path) -> list[list[str]]:
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-    """What the pages' reader has: a file of a robot, which is Pendulum here, some logs, and trained policies. Their
-    kitchen is Pendulum too."""
+    """The files that a reader of the pages has: data of a robot (here Pendulum), some logs, and trained policies. The
+    name ``kitchen`` stands for Pendulum too."""
     with pendulum.workplace(tmp_path) as folder:
         task = registry.resolve(pendulum.ID)
         monkeypatch.setitem(registry._load(), "kitchen", replace(task, name="kitchen"))
         assert main(["datasets", "export", pendulum.ID, "my-robot.hdf5"]) == 0
         log = [f"{run},{x},{x},{x},{-x},{x},{x}" for run in range(4) for x in range(8)]
         Path("log.csv").write_text("\n".join(["run,x,y,angle,throttle,wheel,r", *log]))
-        # episodes of which some are long, and good, enough for the filters that the page shows
+        # some episodes are long and good enough to pass the filters that the page shows
         many = [dict(episode(n, 12), reward=np.full(12, 50.0 * (n % 2) / 12, np.float32) * 1.01) for n in range(6)]
         for name, some in dict(monday=many[:3], tuesday=many[3:], lift=many).items():
             robomimic(folder / f"{name}.hdf5", some)
@@ -146,11 +146,11 @@ BEFORE = {
     "deploying": partial(trained, "my-robot.hdf5", "bc", seeds="0,3"),
     "command-line": partial(trained, "kitchen", "bc"), "report": partial(trained, "kitchen", "bc", "xql"),
 }  # fmt: skip
-"""What a page takes for done."""
+"""What has to be done before the commands of a page."""
 
 
 MANY = ("quickstart", "your-own-data", "command-line", *agents.names())
-"""Pages with so many commands, or so many pages with one, that they take a while."""
+"""Pages that take long together, because they have many commands or there are many of them."""
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_the_commands_of_a_page_run(page, desk, monkeypatch):
         assert main(at_a_small_size(words)) == 0, words
 
 
-def test_what_is_not_run_here_is_run_elsewhere():
+def test_commands_that_are_skipped_here_have_their_own_tests():
     words = {word for page in PAGES for block in blocks(page) for word in re.split(r"\s+", block)}
     for word, test in ELSEWHERE.items():
         assert word in words and (ROOT / f"tests/{test}.py").is_file(), word
@@ -179,12 +179,12 @@ def test_readme_is_short():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_links_to_is_there(page):
+def test_links_of_a_page_lead_to_existing_files(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
         assert re.match("https?://", target) or (page.parent / target).exists(), target
 
 
-def test_the_checks_run_the_tests_as_readme_says():
+def test_the_checks_run_the_test_command_of_the_readme():
     script = (ROOT / ".ci/run").read_text("utf-8")
     (command,) = [line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if line.endswith("&& pytest")]
     assert command in script.splitlines()

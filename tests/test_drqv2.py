@@ -44,7 +44,7 @@ def test_the_shift_is_a_crop_of_the_padded_image(shape):
     pad, rng = 4, np.random.default_rng(0)
     images = rng.integers(0, 256, shape, dtype=np.uint8)
     by = rng.integers(-pad, pad + 1, (*shape[:2], 2))
-    by[0, 0] = (-pad, pad)  # the utmost corner
+    by[0, 0] = (-pad, pad)  # the outermost corner
     found = shift(torch.from_numpy(images), torch.from_numpy(by), len(shape) - 2).numpy()
     for s in range(shape[0]):
         for b in range(shape[1]):
@@ -57,7 +57,7 @@ def test_the_shift_is_a_crop_of_the_padded_image(shape):
 
 
 def test_the_shift_is_grid_sample_s_at_whole_pixels():
-    """As the authors write it: a grid over the padded image, in units of its size, moved by whole pixels."""
+    """The authors' implementation: a grid over the padded image, in units of its size, moved by whole pixels."""
     pad, size, B = 4, 84, 6
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (B, size, size, 9), dtype=torch.uint8, generator=rng)
@@ -72,7 +72,7 @@ def test_the_shift_is_grid_sample_s_at_whole_pixels():
     assert (found - wanted).abs().max() < 0.01  # of 255
 
 
-def test_the_frames_of_a_window_are_shifted_by_the_same():
+def test_all_frames_of_a_window_have_the_same_shift():
     images = torch.arange(2 * 3 * 5 * 5, dtype=torch.uint8).view(1, 2, 3, 5, 5, 1)
     by = torch.tensor([[[1, -2], [0, 3]]])
     found = shift(images, by)
@@ -80,7 +80,7 @@ def test_the_frames_of_a_window_are_shifted_by_the_same():
         assert torch.equal(found[:, :, t], shift(images[:, :, t], by))
 
 
-def test_offsets_are_uniform_and_of_each_seed_its_own():
+def test_offsets_are_uniform_and_differ_between_seeds():
     drawn = offsets(Streams((0, 1), "test"), 9000, 4)
     assert drawn["obs"].shape == (2, 9000, 2) and not torch.equal(drawn["obs"], drawn["next_obs"])
     for s in range(2):
@@ -90,7 +90,7 @@ def test_offsets_are_uniform_and_of_each_seed_its_own():
 
 
 def test_any_agent_learns_from_shifted_images():
-    """A pixel alone: where it lands says by how much the image was shifted."""
+    """A single pixel is set; its new position shows by how much the image was shifted."""
     spec = Spec((Leaf("image", (9, 9, 1), "uint8"), Leaf("state", (2,), "float32")), 2, (-1.0, -1.0), (1.0, 1.0))
     image = torch.zeros(1, 1, 400, 9, 9, 1, dtype=torch.uint8)
     image[:, :, :, 4, 4] = 255
@@ -109,7 +109,7 @@ def test_any_agent_learns_from_shifted_images():
 
 
 def test_losses_and_targets_by_hand():
-    """With plain modules, one row at a time, by the paper's equations."""
+    """Computed with plain modules, one row at a time, from the paper's equations."""
     agent = DrQv2(SPEC, (0,), lr=1e-3, shift=0, **TINY)
     agent.steps, batch = 40_000, batch_of(SPEC)
     noise = agent.draw(4)
@@ -145,7 +145,7 @@ def test_losses_and_targets_by_hand():
             next_action = act(before, next_h, noise["next_action"][0, b])
             target = batch.reward[0, b] + batch.discount[0, b] * q(before.target, next_h, next_action).min()
             critic_loss += (q(before.critic, h, batch.action[0, b]) - target).square().sum() / 4
-            action = act(before, h, noise["action"][0, b])  # of features from before the critics' step, as in the code
+            action = act(before, h, noise["action"][0, b])  # features from before the critics' step, as in their code
             actor_loss -= q(agent.critic, h, action).min() / 4
     torch.testing.assert_close(metrics["critic_loss"][0], critic_loss, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(metrics["actor_loss"][0], actor_loss, rtol=1e-3, atol=1e-4)
@@ -180,7 +180,7 @@ def test_noise_is_clipped_and_scheduled():
     assert explored.shape == (1, 3, 2) and len(explored.unique()) == 6
 
 
-def test_the_gradient_passes_what_is_cut_off():
+def test_the_gradient_passes_through_clipping():
     action = torch.tensor([0.9, -0.2], requires_grad=True)
     found = noisy(action, torch.tensor([0.3, 0.1]))
     torch.testing.assert_close(found.detach(), torch.tensor([1 - 1e-6, -0.1]))
@@ -225,7 +225,7 @@ def test_the_layout_of_images_changes_results_by_rounding(seeds):
             torch.testing.assert_close(values, usual[name], rtol=1e-3, atol=1e-5)
 
 
-def test_the_layout_is_what_it_says(monkeypatch):
+def test_the_channels_last_setting_decides_the_memory_layout(monkeypatch):
     given, convolve = [], nn.functional.conv2d
     monkeypatch.setattr(nn.functional, "conv2d", lambda x, *args, **how: given.append(x) or convolve(x, *args, **how))
     for channels_last in (True, False):
@@ -237,7 +237,7 @@ def test_the_layout_is_what_it_says(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
-def test_bf16_learns_the_same(compile):
+def test_bf16_learns_almost_the_same(compile):
     usual, _ = trained(60)
     found, agent = trained(60, precision="bf16", compile=compile)
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in agent.parameters())
@@ -249,8 +249,8 @@ def test_bf16_learns_the_same(compile):
     torch.testing.assert_close(found["q"][-10:].mean(), usual["q"][-10:].mean(), rtol=0.1, atol=0.05)
 
 
-def test_bf16_sees_weights_as_they_are_within_an_update():
-    """The actor climbs the critics after their step, here a long one, and not what they were rounded to before it."""
+def test_bf16_uses_the_current_weights_within_an_update():
+    """The actor uses the critics after their step, which is large here, and not a rounded copy from before it."""
     losses_of = {}
     for precision in ("float32", "bf16"):
         agent = DrQv2(SPEC, (0,), lr=0.3, shift=0, **TINY)
@@ -261,7 +261,7 @@ def test_bf16_sees_weights_as_they_are_within_an_update():
     torch.testing.assert_close(losses_of["bf16"], losses_of["float32"], rtol=0.05, atol=0.05)
 
 
-def test_frames_that_no_convolution_takes():
+def test_frames_too_small_for_convolutions_are_refused():
     with pytest.raises(UserError, match="images of 2x40 are too small for convolutions, the smallest of which is 3x3"):
         Images((2, 40, 3), Streams((0,), "test").generators, SAC_AE)
 
@@ -304,7 +304,7 @@ TABLE_2 = dict(
 
 
 def env_id(task):
-    """As the suite calls a task of the paper's."""
+    """The suite's name of a task of the paper."""
     domain, name = task.lower().replace("cup catch", "ball_in_cup catch").split(" ", 1)
     if task == "Reach Duplo":
         return "dm_control/manipulation-reach_duplo-v0"
@@ -348,6 +348,6 @@ def test_the_24_tasks_have_the_paper_s_actions():
         env.close()
 
 
-def test_what_is_said_of_a_task_is_kept():
+def test_pixel_settings_are_completed_and_kept():
     limited = with_limits({"id": "HalfCheetah-v5"}, dict(pixels=True, stack=4))
     assert limited["stack"] == 4 and limited["pixels"] == dict(size=84, repeat=2, fast=False, camera=None)

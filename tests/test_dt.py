@@ -1,4 +1,4 @@
-"""The Decision Transformer: what it looks at, what it learns, and how it remembers."""
+"""The Decision Transformer: its inputs, its loss, and its memory while acting."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def trained(*seeds, updates=4, ill=None, **settings):
     return agent
 
 
-def test_stacked_seeds_equal_seeds_alone_and_a_diverged_one_stays_alone():
+def test_stacked_seeds_equal_seeds_alone_and_a_diverged_one_changes_no_other():
     seeds = (3, 1, 4)
     stack, ill = trained(*seeds), trained(*seeds, ill=1)
     for s, seed in enumerate(seeds):
@@ -46,26 +46,26 @@ def test_stacked_seeds_equal_seeds_alone_and_a_diverged_one_stays_alone():
         assert torch.equal(p[0], q[0]) and torch.equal(p[2], q[2]), name
 
 
-def test_an_embedding_is_shared_among_the_heads_evenly():
+def test_the_embedding_must_be_a_multiple_of_the_heads():
     with pytest.raises(UserError, match="embedding must be a multiple of heads, which is 3, not 16"):
         DT(SPEC, embedding=16, heads=3)
 
 
-def test_an_action_depends_on_what_came_before_it_alone():
+def test_an_action_does_not_depend_on_later_inputs():
     agent = DT(SPEC, (0,), **SMALL)
     for p in agent.model.parameters():
         torch.nn.init.normal_(p, 0, 0.3)
     batch = tree_map(lambda x: x[0], windows(agent).draw(1))
     inputs = dict(obs=batch.obs, action=batch.action, to_go=batch.to_go, step=batch.step)
     start = agent.model(**inputs)
-    for name, own in (("obs", True), ("to_go", True), ("action", False)):  # whether an action sees that of its own step
+    for name, own in (("obs", True), ("to_go", True), ("action", False)):  # own: is the input of its own step used?
         changed = dict(inputs, **{name: inputs[name].clone()})
         changed[name][:, :, 2] += 1.0
         moved = (agent.model(**changed) - start).abs().amax((0, 1, 3))
         assert (moved[:2] == 0).all() and (moved[3:] > 0).all() and (moved[2] > 0) == own, name
 
 
-def test_the_loss_leaves_out_what_is_beyond_an_episode(monkeypatch):
+def test_the_loss_ignores_positions_beyond_the_episode(monkeypatch):
     agent = DT(SPEC, (0, 1), **{**SMALL, "dropout": 0.0})
     batch = tree_map(lambda x: x[0], windows(agent, batch=64).draw(1))
     assert 0.5 < batch.mask.mean() < 1
@@ -82,8 +82,8 @@ def test_the_loss_leaves_out_what_is_beyond_an_episode(monkeypatch):
 
 
 @pytest.mark.parametrize("asked", [None, 7.0])
-def test_acting_is_the_model_on_the_latest_steps(asked):
-    """In two environments whose episodes begin at different times, and longer than what is remembered."""
+def test_acting_applies_the_model_to_the_latest_steps(asked):
+    """In two environments whose episodes begin at different times and are longer than the context."""
     agent = DT(SPEC, (0, 1), **SMALL, target_return=asked)
     agent.learn(windows(agent).draw())
     agent.explore_in(range(2))

@@ -1,4 +1,4 @@
-"""Names and numbers that are out of the ordinary, on terminals and machines that are."""
+"""Unusual names and numbers, and unusual terminals and machines."""
 
 import json
 import math
@@ -80,7 +80,7 @@ def test_names_are_shown_as_they_are(name, here, capsys):
 
 
 def ascii_alone(lines, **settings):
-    """Runs command lines one after another on a terminal that knows no other letters."""
+    """Runs command lines one after another on a terminal that supports no other letters."""
     code = "import sys; from offlinerl.cli import main; sys.exit(max(main(a.split()) for a in sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, *lines], capture_output=True, env={**os.environ, "LC_ALL": "C", **settings}
@@ -93,7 +93,7 @@ LOOKS = ["datasets show käse.hdf5", "datasets show nö.hdf5", "fit bc --dataset
 
 
 @pytest.mark.slow
-def test_a_terminal_that_knows_ascii_alone(here):
+def test_a_terminal_that_supports_only_ascii(here):
     dataset(here / "käse.hdf5")
     dataset(os.fsdecode(b"bad\xff.hdf5"))
     few = " ".join(map(str, FEW))
@@ -103,12 +103,12 @@ def test_a_terminal_that_knows_ascii_alone(here):
     assert (here / "b" / "summary.json").is_file() and (here / "out" / "report.md").is_file()
 
 
-def test_a_machine_that_knows_ascii_alone(here):
+def test_a_machine_that_supports_only_ascii(here):
     dataset(here / "käse.hdf5")
     ascii_alone(LOOKS, PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
 
 
-def test_a_folder_that_no_tool_can_name_is_refused(here, capsys):
+def test_a_folder_name_that_is_not_utf_8_is_refused(here, capsys):
     file = dataset(here / "a.hdf5")
     out = os.fsdecode(b"bad\xff")
     assert run("fit", "bc", "--dataset", file, "--env", "Pendulum-v1", *FEW, "--out", out) == 1
@@ -118,7 +118,7 @@ def test_a_folder_that_no_tool_can_name_is_refused(here, capsys):
 @pytest.mark.parametrize(
     "argv", [("datasets", "list"), ("fit", "bc", "--dataset", "some"), ("datasets", "show", "a/b-v0")]
 )
-def test_a_machine_without_a_home(argv, capsys, monkeypatch):
+def test_a_machine_without_a_home_folder(argv, capsys, monkeypatch):
     monkeypatch.delenv("OFFLINERL_HOME")
     monkeypatch.delenv("MINARI_DATASETS_PATH")
     monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
@@ -127,7 +127,7 @@ def test_a_machine_without_a_home(argv, capsys, monkeypatch):
     assert "there is no home folder" in line and "OFFLINERL_HOME" in line or "MINARI_DATASETS_PATH" in line
 
 
-def test_a_file_needs_no_home(here, capsys, monkeypatch):
+def test_a_file_is_read_without_a_home_folder(here, capsys, monkeypatch):
     monkeypatch.delenv("OFFLINERL_HOME")
     monkeypatch.delenv("MINARI_DATASETS_PATH")
     monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
@@ -165,7 +165,7 @@ def test_scores_have_as_many_digits_as_their_interval_needs(interval, expected):
     assert f"{shown(sum(interval) / 2, decimals)} {between(interval, decimals)}" == expected
 
 
-def test_what_is_no_number_is_shown_all_the_same():
+def test_missing_and_infinite_scores_are_shown():
     assert places(math.nan, math.nan) == places(None, None) == places(math.inf) == 1
     assert shown(None) == shown(math.nan) == "nan" and listed([0.5, None], 2) == "0.50 nan"
 
@@ -185,7 +185,7 @@ def small_scores(folder, scores):
     return summary
 
 
-def test_small_scores_everywhere(here, capsys, monkeypatch):
+def test_small_scores_have_enough_digits_everywhere(here, capsys, monkeypatch):
     scores = 0.5 + 0.05 * np.random.default_rng(0).normal(size=(2, 20))
     mean = scores.mean()
     summary = small_scores(here / "small", scores)
@@ -226,13 +226,13 @@ for argv in sys.argv[1:]:
 
 
 def without_torch(*lines):
-    """The statuses of command lines that must end before torch is imported, and what they say."""
+    """The exit statuses and messages of command lines that must end before torch is imported."""
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *lines], capture_output=True, text=True)
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout.splitlines(), done.stderr.splitlines()
 
 
-def test_what_is_wrong_is_said_before_torch_is_imported(here):
+def test_mistakes_are_reported_before_torch_is_imported(here):
     dataset(here / "a.hdf5")
     (here / "junk").mkdir()
     (here / "bad.yaml").write_text("agent: {learning_rate: 1}")
@@ -277,13 +277,13 @@ def test_what_is_wrong_is_said_before_torch_is_imported(here):
     assert len(said) == len(wrong), "each is one sentence"
 
 
-def test_the_list_of_datasets_loads_next_to_nothing():
+def test_listing_datasets_does_not_import_torch():
     statuses, said = without_torch("datasets list", "--version")
     assert statuses[-1] == "0" and not said and any(line.startswith("kitchen\t") for line in statuses)
 
 
 @pytest.mark.parametrize("name", agents.names())
-def test_the_outline_of_an_agent_is_what_its_class_says(name):
+def test_the_outline_of_an_agent_equals_its_class(name):
     stated, found = agents.outline(name), agents.get(name)
     assert list(described(stated.config_class)) == list(described(found.config_class))
     for name, setting in settings_of(found.config_class).items():
@@ -303,7 +303,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_the_script_finds_a_module_in_the_current_folder(here):
-    """As ``python -m offlinerl`` does; the script of an installation has another first folder on its path."""
+    """Like ``python -m offlinerl``, although the installed script has another first folder on its path."""
     (here / "mine.py").write_text(
         "import gymnasium\n"
         "gymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=5)\n"

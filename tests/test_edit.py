@@ -1,4 +1,4 @@
-"""Datasets made of others, and looked at."""
+"""Merging, splitting, filtering and showing datasets."""
 
 import copy
 import fcntl
@@ -30,7 +30,7 @@ def here(tmp_path):
         yield folder
 
 
-def test_merged_datasets_hold_the_episodes_of_all_and_say_of_which(here, capsys):
+def test_merged_datasets_hold_all_episodes_and_name_their_sources(here, capsys):
     robomimic(here / "a.hdf5", EPISODES[:3]), robomimic(here / "b.hdf5", EPISODES[3:])
     assert main(["datasets", "merge", "a.hdf5", "b.hdf5", "--out", "both.hdf5"]) == 0
     data = offlinerl.load_dataset("both.hdf5")
@@ -84,7 +84,7 @@ def together(first, second):
         ([("obs.p", ["x", "y"])], [("obs.p", ["pos_x", "pos_y"])], "pos_x,pos_y", None),
     ],
 )  # fmt: skip
-def test_tables_merge_where_their_columns_are_the_same_things(here, capsys, one, other, columns, says):
+def test_tables_merge_if_their_columns_mean_the_same(here, capsys, one, other, columns, says):
     log("a.csv", one), log("b.csv", other, columns)
     assert together("a.csv", "b.csv") == bool(says)
     assert (says or "") in capsys.readouterr().err
@@ -92,7 +92,7 @@ def test_tables_merge_where_their_columns_are_the_same_things(here, capsys, one,
         np.testing.assert_array_equal(offlinerl.load_dataset("both.hdf5").obs, [[t, 100 + t] for t in range(3)] * 2)
 
 
-def test_columns_in_one_order_that_is_given_merge(here):
+def test_tables_merge_in_the_given_order_of_columns(here):
     log("a.csv", [("obs", ["x", "y"])]), log("b.csv", [("obs", ["y", "x"])])
     given = ["--columns", "obs=y,x", "action=u"]
     assert main(["datasets", "merge", "a.csv", "b.csv", "--out", "both.hdf5", *given]) == 0
@@ -100,7 +100,7 @@ def test_columns_in_one_order_that_is_given_merge(here):
 
 
 @pytest.mark.parametrize("folder", [True, False])
-def test_robomimics_parts_of_other_names_do_not_go_together(here, capsys, folder):
+def test_robomimic_files_with_other_part_names_do_not_merge(here, capsys, folder):
     Path("logs").mkdir()
     robomimic(here / "logs/a.hdf5", EPISODES[:3]), robomimic(here / "logs/b.hdf5", EPISODES[3:])
     assert_rows(offlinerl.load_dataset("logs"))
@@ -116,14 +116,14 @@ def test_robomimics_parts_of_other_names_do_not_go_together(here, capsys, folder
     assert said in capsys.readouterr().err
 
 
-def test_tables_of_a_folder_with_their_parts_in_another_order_are_refused(here, capsys):
+def test_tables_of_a_folder_with_another_order_of_parts_are_refused(here, capsys):
     log("logs/a.csv", [("obs.p", ["x"]), ("obs.v", ["y"])]), log("logs/b.csv", [("obs.v", ["y"]), ("obs.p", ["x"])])
     assert main(["datasets", "show", "logs"]) == 1
     assert "logs/b.csv observes v, p, and logs/a.csv observes p, v" in capsys.readouterr().err
     assert main(["datasets", "show", "logs", "--obs-keys", "v,p"]) == 0
 
 
-def test_minaris_parts_in_another_order_do_not_merge_unless_one_is_chosen(here, capsys):
+def test_minari_parts_in_another_order_merge_only_if_one_part_is_chosen(here, capsys):
     values = dict(pos=np.arange(4, dtype=np.float32)[:, None], vel=np.arange(100, 104, dtype=np.float32)[:, None])
     for name, keys in {"pos/first-v0": ("pos", "vel"), "vel/first-v0": ("vel", "pos")}.items():
         box = gym.spaces.Box(-999, 999, (1,), np.float32)
@@ -141,7 +141,7 @@ def test_minaris_parts_in_another_order_do_not_merge_unless_one_is_chosen(here, 
     assert together("pos.hdf5", "pos/first-v0") == 0 and together("pos.hdf5", "vel/first-v0") == 1
 
 
-def test_choices_and_numbers_do_not_merge(here, capsys):
+def test_discrete_and_continuous_actions_do_not_merge(here, capsys):
     obs = [("obs", ["x", "y"])]
     log("a.csv", obs, action=1), log("b.csv", obs, action=0.5), log("c.csv", obs, action="1.0")
     assert together("a.csv", "b.csv") == 1
@@ -218,7 +218,7 @@ def test_discrete_actions_and_the_environment_survive(here):
     assert data.entry.env_id == "Pendulum-v1" and len(data.episode_starts) == 3
 
 
-def test_words_of_others_do_not_keep_a_file_from_being_read(here):
+def test_foreign_provenance_does_not_prevent_reading(here):
     robomimic(here / "a.hdf5")
     assert main(["datasets", "export", "a.hdf5", "b.hdf5"]) == 0
     with h5py.File("b.hdf5", "a") as file:
@@ -269,17 +269,17 @@ def test_slices_are_datasets(here):
             data[wrong]
 
 
-def test_a_dataset_says_what_it_is_in_a_line(here):
+def test_a_datasets_repr_describes_it_in_one_line(here):
     data = offlinerl.load_dataset(robomimic(here / "a.hdf5"))
     assert repr(data) == "<Dataset a: 37 transitions in 7 episodes, 3 observations, 2 actions>"
 
 
-def test_a_folder_that_was_written_is_a_dataset_by_its_path(here):
+def test_a_written_folder_is_loaded_by_its_path(here):
     offlinerl.load_dataset(robomimic(here / "a.hdf5")).write("written")
     assert_rows(offlinerl.load_dataset("written"))
 
 
-def test_show_opens_with_what_a_person_asks_first(here, capsys):
+def test_show_begins_with_the_most_important_facts(here, capsys):
     d3rlpy(here / "a.h5")
     assert main(["datasets", "show", "a.h5", "--json", "a.json"]) == 0
     lines = dict(line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line)
@@ -302,7 +302,7 @@ def test_show_opens_with_what_a_person_asks_first(here, capsys):
 
 
 def swings(name, **metadata):
-    """A Minari dataset of four episodes of three steps, as an environment that observes 3 numbers might give."""
+    """A Minari dataset of four episodes of three steps with 3 observations, as from an environment."""
     rng = np.random.default_rng(0)
     made = [
         Episode(*(rng.uniform(-1, 1, shape).astype(np.float32) for shape in ((4, 3), (3, 1), 3)), np.zeros(3, bool),
@@ -326,7 +326,7 @@ WAYS = dict(
 
 
 def made_of_one(way):
-    """The name of what is made of a dataset in one of the ways."""
+    """Make a dataset from another one in one of the ways, and return its name."""
     if way == "file":
         assert main(["datasets", "filter", "one/swing-v0", "--min-length", "1", "--out", "file.hdf5"]) == 0
     out = [] if "import" in WAYS[way] else ["--out"]
@@ -335,7 +335,7 @@ def made_of_one(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_single_frames_stay_what_is_seen_in_stacks(here, way):
+def test_data_of_single_frames_keeps_its_frame_stack(here, way):
     swings("one/swing-v0", frame_stack=3)
     name = made_of_one(way)
     data = offlinerl.load_dataset(name)
@@ -355,7 +355,7 @@ def test_scores_and_the_environment_of_evaluation_are_kept(here, way):
     assert json.loads(metadata["eval_env_spec"])["max_episode_steps"] == 200
 
 
-def test_scores_that_not_all_parts_have_are_no_ones(here):
+def test_scores_are_dropped_unless_all_parts_have_the_same(here):
     swings("one/swing-v0", ref_min_score=-1200.0, ref_max_score=-150.0)
     swings("two/swing-v0", ref_min_score=-1200.0, ref_max_score=-100.0)
     assert main(["datasets", "merge", "one/swing-v0", "two/swing-v0", "--out", "both/swing-v0"]) == 0
@@ -365,7 +365,7 @@ def test_scores_that_not_all_parts_have_are_no_ones(here):
 
 
 @pytest.mark.parametrize("way", ["filter", "merge", "import_"])
-def test_an_environment_that_is_not_here_is_still_named(here, way):
+def test_an_environment_that_is_not_installed_is_still_named(here, way):
     spec = copy.deepcopy(gym.spec("Pendulum-v1"))
     spec.id, spec.entry_point = "NotInstalled-v7", "nowhere:Robot"
     swings("one/swing-v0", env_spec=spec)
@@ -374,7 +374,7 @@ def test_an_environment_that_is_not_here_is_still_named(here, way):
     assert metadata_of(name)["action_space"] == metadata_of("one/swing-v0")["action_space"]
 
 
-def test_the_name_of_a_published_dataset_is_that_very_dataset(here, capsys):
+def test_names_of_published_datasets_cannot_be_taken(here, capsys):
     robomimic(here / "a.hdf5")
     out = ["--out", "D4RL/kitchen/complete-v2"]
     for argv in (
@@ -397,7 +397,7 @@ def test_the_name_of_a_published_dataset_is_that_very_dataset(here, capsys):
         ("a.hdf5", "D4RL/kitchen/complete-v2", "published dataset"),
     ],
 )  # fmt: skip
-def test_a_split_is_refused_before_a_part_is_written(here, capsys, first, second, says):
+def test_a_split_is_refused_before_any_part_is_written(here, capsys, first, second, says):
     swings("one/swing-v0")
     Path("taken.hdf5").write_text("mine")
     overwrite = ["--overwrite"] if "twice" in says else []
@@ -419,7 +419,7 @@ def test_a_split_is_refused_before_a_part_is_written(here, capsys, first, second
         ("one/swing-v0", ["import", "minari/one/swing-v0/data", "one/swing-v0"]),
     ],
 )
-def test_a_dataset_is_never_replaced_by_what_is_made_of_it(here, refused, source, command):
+def test_a_dataset_is_never_replaced_by_its_own_derivative(here, refused, source, command):
     swings("one/swing-v0")
     Path("logs").mkdir()
     for name in ("a.hdf5", "logs/a.hdf5"):
@@ -442,7 +442,7 @@ def test_a_dataset_is_never_replaced_by_what_is_made_of_it(here, refused, source
         ("minari/other/swing-v0", ["filter", "one/swing-v0", "--min-length", "1", "--out", "other/swing-v0"]),
     ],
 )
-def test_what_a_command_that_was_killed_left_is_deleted_by_the_next_one(here, name, command):
+def test_leftovers_of_a_killed_command_are_deleted_by_the_next_one(here, name, command):
     swings("one/swing-v0")
     path = here / name
     left, other = (path.with_name(f".{of}.0123abcd") for of in (path.name, "another.hdf5"))
@@ -450,14 +450,14 @@ def test_what_a_command_that_was_killed_left_is_deleted_by_the_next_one(here, na
         place.mkdir(parents=True)
         (place / "half").write_text("of it")
     folder = os.open(path.parent, os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_SH)  # as another process that is writing there
+    fcntl.flock(folder, fcntl.LOCK_SH)  # as if another process were writing there
     assert main(["datasets", *command]) == 0 and left.exists()
     os.close(folder)
     assert main(["datasets", *command, "--overwrite"]) == 0
     assert path.exists() and other.exists() and not left.exists()
 
 
-def test_a_picture_that_show_draws_unasked_replaces_none_of_others(here, capsys):
+def test_shows_default_picture_never_replaces_another_file(here, capsys):
     Path("log.csv").write_text("obs,action,reward,done\n1,.1,0,0\n2,.2,1,1\n")
     for _ in range(2):
         assert main(["datasets", "show", "log.csv"]) == 0

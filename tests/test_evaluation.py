@@ -1,4 +1,4 @@
-"""Evaluation on environments whose returns are known, and the statistics on top."""
+"""Evaluation on environments with known returns, and the statistics of the results."""
 
 import gymnasium as gym
 import numpy as np
@@ -18,7 +18,7 @@ SPEC = Spec(2, 1, (-1.0,), (1.0,))
 
 
 class Countdown(gym.Env):
-    """Pays what the action says for as many steps as its seed tells, and shows seed and step."""
+    """Its reward is the action, its seed decides the length of an episode, and it shows the seed and the step."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
@@ -120,7 +120,7 @@ def test_a_diverged_policy_is_named():
 
 @pytest.mark.parametrize("agent", ["dqn", "ppo"])
 def test_a_diverged_policy_of_discrete_actions_is_named(agent):
-    """The largest of values that are NaN has a number like any other."""
+    """An argmax over NaN values returns a number like any other."""
     task = Task({"id": "CartPole-v1"})
     policy = agents.get(agent)(spec_of(make(task.env)), (0, 7), hidden=(4,))
     with torch.no_grad():
@@ -189,6 +189,6 @@ def test_dict_observations_keep_the_order_of_the_keys():
         ({"id": "Pendulum-v1", "kwargs": {"gravity": 1, "no_such": 2}}, "cannot be made"),
     ],
 )
-def test_unfit_environments_are_refused_in_a_sentence(env, message):
+def test_environments_that_cannot_be_made_are_refused(env, message):
     with pytest.raises(UserError, match=message):
         Pool(env, 1)

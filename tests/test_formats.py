@@ -1,4 +1,4 @@
-"""Files in the formats that people have: every row and every end is what was written."""
+"""Files in the supported formats: every row and every end is read as it was written."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def here(tmp_path):
 
 
 def episode(number, steps=None, O=3, A=2):
-    """T + 1 observations and T steps, other numbers in every entry of every episode; those with odd numbers end."""
+    """T + 1 observations and T steps; all numbers differ, also between episodes. Episodes of odd numbers terminate."""
     rng = np.random.default_rng(number)
     T = 4 + number % 4 if steps is None else steps
     return dict(
@@ -45,13 +45,13 @@ EPISODES = [episode(number) for number in range(7)]
 
 
 def expected(episodes=EPISODES, final=True):
-    """All transitions in plain loops; without ``final``, nothing was observed after the last step."""
+    """All transitions, computed in plain loops; without ``final``, there is no observation after the last step."""
     rows = []
     for one in episodes:
         T = len(one["action"])
         kept = T if final or one["terminated"][-1] else T - 1
         for t in range(kept):
-            ends = not final and t == T - 1  # nothing is known of its successor, and nothing is needed
+            ends = not final and t == T - 1  # its successor is unknown and not needed
             successor = one["obs"][t] if ends else one["obs"][t + 1]
             rows.append(
                 (one["obs"][t], successor, one["action"][t], one["reward"][t], one["terminated"][t], t == kept - 1)
@@ -69,7 +69,7 @@ def assert_rows(data, episodes=EPISODES, final=True):
 
 
 def acts(path, capsys, agents=("bc", "xql"), **more):
-    """It is shown, found to be sound, and trained on without an environment."""
+    """The file can be shown, has no faults, and can be trained on without an environment."""
     assert main(["datasets", "show", str(path)]) == 0
     assert main(["datasets", "validate", str(path)]) == 0, capsys.readouterr()
     for agent in agents:
@@ -84,7 +84,7 @@ def acts(path, capsys, agents=("bc", "xql"), **more):
 
 
 def robomimic(path, episodes=EPISODES, next_obs=True, images=False):
-    """As robomimic's dataset_states_to_obs.py writes it, its demonstrations in no order."""
+    """As robomimic's dataset_states_to_obs.py writes it, with demonstrations in no particular order."""
     with h5py.File(path, "w") as file:
         file.create_group("data").attrs["env_args"] = json.dumps(dict(env_name="Lift", type=1, env_kwargs={}))
         for number in reversed(range(len(episodes))):
@@ -102,7 +102,7 @@ def robomimic(path, episodes=EPISODES, next_obs=True, images=False):
 
 
 def picture(shown):
-    """Images [T, 16, 16, 3] that tell the observations apart."""
+    """Images [T, 16, 16, 3] that differ between observations."""
     return np.broadcast_to((np.abs(shown[:, :1, None, None]) * 50).astype(np.uint8), (len(shown), 16, 16, 3)).copy()
 
 
@@ -115,13 +115,13 @@ def test_robomimic_rows_are_those_written(here, capsys):
     acts(here / "lift.hdf5", capsys)
 
 
-def test_robomimic_without_next_obs_lacks_the_last_steps_that_were_cut_off(here):
+def test_robomimic_without_next_obs_lacks_the_last_step_of_truncated_episodes(here):
     data = offlinerl.load_dataset(robomimic(here / "lift.hdf5", next_obs=False))
     assert_rows(data, final=False)
     assert data.provenance["rows_dropped"] == 4  # of the four episodes that do not terminate
 
 
-def test_robomimic_masks_choose_demonstrations_and_keys_parts(here, capsys):
+def test_robomimic_subsets_choose_demonstrations_and_obs_keys_choose_parts(here, capsys):
     path = robomimic(here / "lift.hdf5", images=True)
     assert_rows(offlinerl.load_dataset(path, subset="train", obs_keys=["eef_pos", "gripper"]), EPISODES[::2])
     turned = offlinerl.load_dataset(path, obs_keys=["gripper", "eef_pos"])
@@ -135,7 +135,7 @@ def test_robomimic_masks_choose_demonstrations_and_keys_parts(here, capsys):
     assert "no part 'joints'; they have agentview_image, eef_pos, gripper" in capsys.readouterr().err
     run = offlinerl.fit("bc", path, over=dict(train=FEW))
     assert run.policy({name: leaf[0] for name, leaf in whole.obs.items()}).shape == (2,)
-    assert validate(str(path)) == []  # also of successors in parts
+    assert validate(str(path)) == []  # also of successors with several parts
     with h5py.File(path, "a") as file:
         file["data/demo_2/next_obs/agentview_image"][1, 3, 4, 2] += 9
     (found,) = validate(str(path))
@@ -149,9 +149,9 @@ def test_robomimic_files_without_observations_say_what_to_run(here, capsys):
     assert "demo_0 has no observations; make them with robomimic's dataset_states_to_obs.py" in capsys.readouterr().err
 
 
-def test_demonstrations_have_the_parts_of_the_first_one_in_its_order(here):
+def test_parts_of_all_demonstrations_are_read_in_the_order_of_the_first(here):
     robomimic(here / "lift.hdf5")
-    with h5py.File("lift.hdf5", "a") as file:  # written in another order, which the file remembers
+    with h5py.File("lift.hdf5", "a") as file:  # written in another order, which the file keeps
         demo = file["data/demo_2"]
         parts = {name: {key: demo[name][key][()] for key in demo[name]} for name in ("obs", "next_obs")}
         for name, of in parts.items():
@@ -170,8 +170,8 @@ def test_demonstrations_have_the_parts_of_the_first_one_in_its_order(here):
         offlinerl.load_dataset("lift.hdf5")
 
 
-def test_demonstrations_of_other_parts_are_named(here):
-    """Parts of the same width, which would be taken for each other."""
+def test_a_demonstration_with_other_parts_is_named(here):
+    """The parts have the same width, so they could be confused."""
     robomimic(here / "lift.hdf5")
     with h5py.File("lift.hdf5", "a") as file:
         for name in ("obs", "next_obs"):
@@ -200,7 +200,7 @@ def test_demonstrations_of_other_parts_are_named(here):
         ("actions", 3.0, "demo_2 is damaged or does not hold what it should"),
     ],
 )  # fmt: skip
-def test_a_demonstration_that_is_not_sound_is_named(here, capsys, place, content, says):
+def test_a_damaged_demonstration_is_named(here, capsys, place, content, says):
     robomimic(here / "lift.hdf5")
     with h5py.File("lift.hdf5", "a") as file:
         del file["/".join(f"data/demo_2/{place}".rstrip("/").split("/")[:4])]
@@ -211,7 +211,7 @@ def test_a_demonstration_that_is_not_sound_is_named(here, capsys, place, content
         assert says in line
 
 
-def test_a_subset_lists_demonstrations_that_are_there(here, capsys):
+def test_a_subset_must_list_existing_demonstrations(here, capsys):
     robomimic(here / "lift.hdf5")
     with h5py.File("lift.hdf5", "a") as file:
         file["mask/far"] = np.array(["demo_0", "demo_9"], "S8")
@@ -224,7 +224,7 @@ def test_a_subset_lists_demonstrations_that_are_there(here, capsys):
 
 
 def ogbench(path, episodes=EPISODES):
-    """T + 1 rows a trajectory, whose last action led nowhere."""
+    """T + 1 rows per trajectory; the last action has no effect."""
     rows = [
         (one["obs"], np.concatenate([one["action"], np.full((1, 2), 99, np.float32)]),
          np.arange(len(one["obs"])) == len(one["action"]))
@@ -252,7 +252,7 @@ def test_ogbench_rows_are_those_written(here, capsys):
     assert "all rewards are 0" in capsys.readouterr().out
 
 
-def test_ogbench_rows_are_those_of_ogbench_itself(here):
+def test_ogbench_rows_equal_those_of_ogbenchs_loader(here):
     ogbench_utils = pytest.importorskip("ogbench.utils", reason="ogbench is not installed")
     path = ogbench(here / "cube-single-play-v0.npz")
     theirs, ours = ogbench_utils.load_dataset(str(path)), offlinerl.load_dataset(path)
@@ -262,7 +262,7 @@ def test_ogbench_rows_are_those_of_ogbench_itself(here):
 
 
 def ogbench_as_loaded(path, layout, **more):
-    """What ``ogbench.utils.load_dataset`` makes of a file in its two layouts, written again."""
+    """The arrays that ``ogbench.utils.load_dataset`` returns in its two layouts, written to a file."""
     raw = np.load(ogbench(path.with_name("raw.npz")))
     obs, action, final = raw["observations"], raw["actions"], raw["terminals"]
     marks = np.r_[final[1:], True]  # the last steps
@@ -277,7 +277,7 @@ def ogbench_as_loaded(path, layout, **more):
 
 
 @pytest.mark.parametrize("layout", ["compact", "regular"])
-def test_ogbenchs_other_layouts_are_read_as_its_files(here, capsys, layout):
+def test_arrays_of_ogbenchs_loader_are_read_like_its_files(here, capsys, layout):
     path = ogbench_as_loaded(here / "play.npz", layout)
     assert_rows(offlinerl.load_dataset(path), no_ends())
     acts(path, capsys, ("bc",))
@@ -298,7 +298,7 @@ def test_ogbenchs_single_tasks_in_the_compact_layout_end_where_trajectories_do(h
     assert data.episode_lengths.tolist() == [T - 1 for T in rows] and validate("play.npz") == []
 
 
-def test_arrays_that_only_resemble_ogbenchs_layouts_are_tables(here):
+def test_arrays_that_only_resemble_ogbenchs_layouts_are_read_as_tables(here):
     ends = np.arange(6) % 3 == 2
     columns = dict(observations=np.arange(6.0), actions=np.zeros(6), next_observations=np.arange(1.0, 7))
     for more in (dict(terminals=ends), dict(terminals=ends.astype(np.float32), rewards=np.ones(6))):
@@ -311,7 +311,7 @@ def test_arrays_that_only_resemble_ogbenchs_layouts_are_tables(here):
     assert offlinerl.load_dataset("mine.npz").provenance["format"] == "table"
 
 
-def test_an_npz_that_looks_like_ogbench_and_ends_otherwise_is_refused_and_read_as_a_table(here, capsys):
+def test_an_npz_like_ogbenchs_with_other_ends_is_refused_but_readable_as_a_table(here, capsys):
     one = EPISODES[1]
     columns = dict(observations=one["obs"][:-1], actions=one["action"], terminals=np.zeros(len(one["action"])))
     np.savez("mine.npz", **columns)
@@ -358,7 +358,7 @@ def test_d3rlpy_rows_are_those_written(here, capsys):
     )
 
 
-def test_an_episode_of_d3rlpys_that_is_not_there_is_named(here, capsys):
+def test_a_missing_episode_of_a_d3rlpy_file_is_named(here, capsys):
     path = d3rlpy(here / "replay.h5")
     for name in ("rewards_5", "observations_5"):
         with h5py.File(path, "a") as file:
@@ -368,7 +368,7 @@ def test_an_episode_of_d3rlpys_that_is_not_there_is_named(here, capsys):
 
 
 def test_d3rlpy_reads_the_same_of_the_file(here):
-    """The file of the test above is one that d3rlpy takes."""
+    """d3rlpy itself can read the file of the test above."""
     dataset = pytest.importorskip("d3rlpy.dataset", reason="d3rlpy is not installed")
     with d3rlpy(here / "replay.h5").open("rb") as file:
         theirs = dataset.ReplayBuffer.load(file, dataset.InfiniteBuffer())
@@ -380,7 +380,7 @@ def test_d3rlpy_reads_the_same_of_the_file(here):
 
 
 def write_csv(path, episodes=EPISODES, final=False, delimiter=",", ids=str):
-    """One row a step; with ``final``, a row more with what the last step led to, and blanks."""
+    """One row per step; with ``final``, an additional row with the last observation and blanks."""
     lines = ["x,y,angle,u,v,r,ended,run"]
     for number, one in enumerate(episodes):
         for obs, *step in zip(one["obs"], one["action"], one["reward"], one["terminated"], strict=False):
@@ -404,7 +404,7 @@ def test_csv_rows_are_those_written(here, delimiter):
     assert_rows(offlinerl.load_dataset(write_csv(here / "final.csv", final=True), columns=COLUMNS))
 
 
-def test_the_columns_are_given_once(here, capsys):
+def test_columns_need_to_be_given_only_once(here, capsys):
     write_csv(here / "log.csv", final=True)
     assert main(["datasets", "show", "log.csv"]) == 1
     said = capsys.readouterr().err
@@ -417,8 +417,8 @@ def test_the_columns_are_given_once(here, capsys):
     assert offlinerl.load_dataset("log.csv").obs.shape[1] == 2, "what is given again replaces what was"
 
 
-def test_words_name_episodes_and_rows_between_others_find_theirs(here):
-    """Two robots that wrote into one log, whose rows are not in the order of time either."""
+def test_episodes_may_have_words_as_ids_and_interleaved_rows(here):
+    """Two robots wrote into one log, and its rows are not in the order of time."""
     one, other = EPISODES[0], EPISODES[1]
     rows = [
         dict(x=obs[0], y=obs[1], angle=obs[2], u=action[0], v=action[1], r=reward, ended=over, run=name, t=t)
@@ -450,7 +450,7 @@ def test_parquet_npz_and_frames_are_tables_too(here, capsys):
     ends = dict(done=frame["ended"].astype(bool), episode_id=frame["run"])
     wide = pandas.DataFrame(dict(state=state, action=action, reward=frame["r"], **ends))
     wide.to_parquet("wide.parquet")
-    data = offlinerl.load_dataset("wide.parquet")  # by its usual names
+    data = offlinerl.load_dataset("wide.parquet")  # recognised by the usual names
     np.testing.assert_array_equal(data.obs, offlinerl.load_dataset("log.parquet").obs)
     np.savez("log.npz", **{name: np.stack(wide[name]) for name in ("state", "action", "reward")}, done=wide["done"],
              episode_id=frame["run"].to_numpy(str))  # fmt: skip
@@ -470,7 +470,7 @@ def test_frames_of_numbered_columns_and_episodes_without_a_name(here):
             offlinerl.load_dataset(pandas.DataFrame(named))
 
 
-def test_an_episode_begins_where_steps_begin_anew(here):
+def test_an_episode_begins_where_step_numbers_restart(here):
     lines = [f"{10 * number + t},{t},1" for number in range(3) for t in range(number + 1)]
     Path("log.csv").write_text("\n".join(["x,t,u", *lines]))
     data = offlinerl.load_dataset("log.csv", columns="obs=x action=u step=t")
@@ -482,14 +482,14 @@ def test_an_episode_begins_where_steps_begin_anew(here):
 @pytest.mark.parametrize(
     "names", [("1.1", "1.10"), ("1_11", "11_1"), ("12e3", "120e2"), (str(1 << 64), str(1 + (1 << 64)))]
 )
-def test_episodes_are_told_apart_by_what_is_written(here, names):
+def test_episode_ids_are_compared_as_written(here, names):
     rows = [f"{row},0,{names[number]}" for row, number in enumerate((0, 1, 0, 1))]
     Path("log.csv").write_text("\n".join(["obs,action,episode", *rows]))
     data = offlinerl.load_dataset("log.csv")
     np.testing.assert_array_equal(np.c_[data.obs, data.next_obs], [[0, 2], [1, 3]])
 
 
-def test_an_episode_may_be_an_observation_too(here):
+def test_an_episode_column_may_also_be_an_observation(here):
     Path("log.csv").write_text("x,action,task\n5,0,1\n6,0,1\n7,0,2\n")
     data = offlinerl.load_dataset("log.csv", columns="obs=x,task action=action episode=task")
     np.testing.assert_array_equal(data.obs, [[5, 1]])
@@ -497,7 +497,7 @@ def test_an_episode_may_be_an_observation_too(here):
 
 @pytest.mark.parametrize(("done", "cut"), [("done", "timeout"), ("dones", "truncated")])
 @pytest.mark.parametrize("kind", ["csv", "hdf5"])
-def test_an_end_at_which_time_was_up_is_not_terminal(here, done, cut, kind):
+def test_an_end_by_time_limit_is_not_terminal(here, done, cut, kind):
     columns = dict(
         observations=np.arange(6.0)[:, None], actions=np.zeros((6, 1)), rewards=np.ones(6),
         **{done: np.arange(6) % 3 == 2, cut: np.arange(6) == 5},
@@ -512,7 +512,7 @@ def test_an_end_at_which_time_was_up_is_not_terminal(here, done, cut, kind):
     assert data.obs[:, 0].tolist() == [0, 1, 2, 3, 4] and data.terminated.tolist() == [0, 0, 1, 0, 0]
 
 
-def test_a_pattern_takes_nothing_that_is_named_for_something_else(here):
+def test_a_pattern_skips_columns_that_belong_to_another_field(here):
     Path("log.csv").write_text("obs_0,act_0,act_1,action_log_prob,done\n1,2,3,-5,0\n4,5,6,-6,1\n")
     data = offlinerl.load_dataset("log.csv")
     assert data.action.tolist() == [[2, 3], [5, 6]] and data.log_prob.tolist() == [-5, -6]
@@ -531,13 +531,13 @@ def test_rows_are_sorted_by_their_steps_and_no_two_have_the_same(here):
     Path("log.csv").write_text(f"{columns}\n{again}")
     with pytest.raises(UserError, match="rows 0 and 2 are of one episode, 0, and of one step, 0: give every episode"):
         offlinerl.load_dataset("log.csv")
-    Path("log.csv").write_text(f"obs,action,done,step\n{again}")  # which counts something else, for all we know
+    Path("log.csv").write_text(f"obs,action,done,step\n{again}")  # which may count something else
     assert offlinerl.load_dataset("log.csv").episode_lengths.tolist() == [3]
 
 
 @pytest.mark.parametrize("blank", ["", "nan", "inf"])
 @pytest.mark.parametrize("columns", ["obs=x action=u step=t episode=run", "obs=x action=u step=t"])
-def test_a_row_that_does_not_say_which_step_it_is_is_refused(here, columns, blank):
+def test_a_row_without_a_step_number_is_refused(here, columns, blank):
     rows = [f"{row},{blank if row == 2 else row},{row / 10},0" for row in range(5)]
     Path("log.csv").write_text("\n".join(["x,t,u,run", *rows]))
     with pytest.raises(UserError, match=r"log\.csv: row 2 does not say which step it is; repair or remove it"):
@@ -566,7 +566,7 @@ def test_tables_of_a_folder_have_the_columns_of_the_first_one_in_its_order(here,
             assert says in capsys.readouterr().err
 
 
-def test_successors_have_the_parts_of_what_they_succeed(here, capsys):
+def test_successors_must_have_the_parts_of_observations(here, capsys):
     Path("log.csv").write_text("x,y,z,nx,ny,u\n1,2,3,4,5,6\n1,2,3,4,5,6\n")
     for successors in ("nx", "nx,ny"):
         given = ["obs=x,y,z", f"next_obs={successors}", "action=u"]
@@ -583,8 +583,8 @@ def test_successors_have_the_parts_of_what_they_succeed(here, capsys):
 
 
 @pytest.mark.parametrize("kind", ["csv", "npz", "hdf5"])
-def test_episodes_without_steps_are_passed_over(here, kind):
-    """A recording that was begun and stopped at once: one observation, or not even that."""
+def test_episodes_without_steps_are_skipped(here, kind):
+    """A recording that was stopped immediately: it has one observation or none."""
     episodes = [episode(0), episode(1, 0), episode(2)]
     if kind == "csv":
         path = write_csv(here / "log.csv", episodes, final=True)
@@ -596,7 +596,7 @@ def test_episodes_without_steps_are_passed_over(here, kind):
 
 
 def masked(**more):
-    """Rows of two trajectories of four steps, the goal reached on the way of the first and at the end of the second."""
+    """Two trajectories of four steps: one reaches the goal in the middle, the other at the end."""
     columns = dict(
         observations=np.arange(8.0)[:, None], next_observations=np.arange(1.0, 9)[:, None], actions=np.zeros(8),
         rewards=-np.ones(8), masks=np.array([1, 0, 1, 1, 1, 1, 1, 0.0]),
@@ -616,12 +616,12 @@ def write_columns(path, columns):
 @pytest.mark.parametrize("kind", ["npz", "hdf5"])
 @pytest.mark.parametrize("successors", [True, False])
 @pytest.mark.parametrize("name", ["terminals", "dones_float", "timeouts"])
-def test_masks_say_what_is_terminal_and_other_flags_where_episodes_end(here, kind, successors, name):
+def test_masks_mark_terminations_and_other_flags_mark_ends(here, kind, successors, name):
     columns = masked(**{name: np.arange(8) % 4 == 3})
     if not successors:
         columns.pop("next_observations")
     data = offlinerl.load_dataset(write_columns(here / f"log.{kind}", columns))
-    kept = np.flatnonzero(np.arange(8) != 3) if not successors else np.arange(8)  # row 3 has no successor then
+    kept = np.flatnonzero(np.arange(8) != 3) if not successors else np.arange(8)  # then row 3 has no successor
     np.testing.assert_array_equal(data.obs[:, 0], kept)
     assert kept[data.terminated].tolist() == [1, 7] and data.episode_lengths.tolist() == [len(kept) - 4, 4]
     assert data.next_obs[1] == 2 and validate(str(here / f"log.{kind}")) == []
@@ -634,13 +634,13 @@ def test_masks_alone_end_episodes(here, kind):
 
 
 @pytest.mark.parametrize("terminals", [None, np.zeros(8)])
-def test_beside_masks_that_tell_no_more_than_terminals_the_limit_is_the_rule(here, terminals):
+def test_if_masks_and_terminals_mark_nothing_the_time_limit_ends_episodes(here, terminals):
     path = write_columns(here / "log.hdf5", masked(masks=np.ones(8), terminals=terminals))
     data = load_hdf5(path, max_episode_steps=4)
     assert data.episode_lengths.tolist() == [4, 4] and not data.terminated.any()
 
 
-def test_masks_of_something_else_are_left_alone_and_d4rl_knows_none(here):
+def test_masks_of_another_meaning_are_ignored_and_d4rl_mode_has_none(here):
     flags = dict(terminals=np.arange(8) % 4 == 3)
     for masks in (np.zeros((8, 4, 4)), np.full(8, 0.5)):
         data = offlinerl.load_dataset(write_columns(here / "log.hdf5", masked(**flags, masks=masks)))
@@ -652,7 +652,7 @@ def test_masks_of_something_else_are_left_alone_and_d4rl_knows_none(here):
 
 
 @pytest.mark.parametrize("kind", ["npz", "hdf5"])
-def test_masks_that_are_not_all_noughts_and_ones_are_refused(here, kind):
+def test_masks_other_than_0_and_1_are_refused(here, kind):
     masks = np.where(np.arange(8) == 5, 0.5, 1)
     path = write_columns(here / f"log.{kind}", masked(masks=masks, terminals=np.arange(8) % 4 == 3))
     with pytest.raises(UserError, match=rf"log\.{kind}: masks? must be 0 or 1, but row 5 holds 0\.5; repair or remove"):
@@ -666,7 +666,7 @@ def test_a_mask_that_is_left_blank_ends_nothing(here):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "frame"])
-def test_what_is_missing_makes_no_fractions_of_whole_numbers(here, kind):
+def test_missing_values_do_not_turn_whole_numbers_into_fractions(here, kind):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     frame = pandas.DataFrame(dict(
         obs=np.arange(6.0), action=pandas.array([0, 1, None, 1, 0, None], "Int64"), episode=[0, 0, 0, 1, 1, 1],
@@ -687,8 +687,8 @@ def test_what_is_missing_makes_no_fractions_of_whole_numbers(here, kind):
         offlinerl.load_dataset(frame)
 
 
-def test_cells_are_what_they_were(here):
-    """Blank ones among numbers, spaces, whole numbers too large for 64 bits, and words."""
+def test_cells_of_a_csv_file_keep_their_types(here):
+    """Blank cells among numbers, spaces, whole numbers too large for 64 bits, and words."""
     Path("log.csv").write_text("a,b,c,d,e,f\n 1 ,1.5,,true, x,99999999999999999999\n2, ,inf,,y ,1\n-3,1e2, ,FALSE,,2\n")
     found = tables._table(Path("log.csv"), list("abcdef"))
     assert [found[name].dtype.kind for name in "abcdef"] == list("iffOUf")
@@ -731,8 +731,8 @@ def test_cells_that_are_lists_have_one_length(here):
     assert offlinerl.load_dataset(frame).obs.shape == (2, 2, 2)
 
 
-def test_a_blank_among_true_and_false_is_not_false(here):
-    """It is no action, and marks nothing among flags."""
+def test_a_blank_among_booleans_is_not_false(here):
+    """A blank is not an action, and among flags it marks nothing."""
     columns = "obs=x action=a reward=r episode=e terminated=t"
     Path("log.csv").write_text(
         "x,a,r,e,t\n0,True,1,a,\n1,False,2,a,True\n2,,0,a,\n3,True,4,b,False\n4,True,4,b,False\n5,,,b,\n"
@@ -756,7 +756,7 @@ def test_the_columns_of_a_pattern_of_folders_are_written_above_them(here, patter
     assert files == {"logs", "logs/columns.yaml", "logs/monday", "logs/monday/run.csv"}
 
 
-def test_a_file_an_episode_and_a_pattern_of_files(here, capsys):
+def test_a_folder_or_pattern_of_files_with_one_episode_each(here, capsys):
     logs = here / "logs"
     logs.mkdir()
     for number, one in enumerate(EPISODES):
@@ -767,7 +767,7 @@ def test_a_file_an_episode_and_a_pattern_of_files(here, capsys):
     assert_rows(offlinerl.load_dataset("logs/run_*.csv"))
     assert_rows(offlinerl.load_dataset("logs/run_1?.csv"), EPISODES[5:])
     assert_rows(offlinerl.load_dataset("logs/run_6.csv"), EPISODES[1:2])
-    (logs / "._run_5.csv").write_bytes(b"\0\5\x16\7 Mac OS X")  # beside every file on a disk of another system
+    (logs / "._run_5.csv").write_bytes(b"\0\5\x16\7 Mac OS X")  # as macOS writes beside every file on a foreign disk
     data = offlinerl.load_dataset("logs")
     assert data.provenance["files"][0] == "run_5.csv" and data.provenance["rows_dropped"] == 0
     run = acts(logs, capsys)
@@ -785,8 +785,8 @@ def test_a_file_an_episode_and_a_pattern_of_files(here, capsys):
         offlinerl.load_dataset("empty")
 
 
-def test_files_without_a_step_are_left_out_and_counted(here, capsys):
-    """Logs that were begun and stopped at once."""
+def test_files_without_a_step_are_skipped_and_counted(here, capsys):
+    """Logs that were stopped immediately."""
     Path("logs").mkdir()
     for number, text in enumerate(("", "x,y,angle,u,v,r,ended\n", "x,y,angle,u,v,r,ended\n1,2,3,.4,.5,6,0\n")):
         Path(f"logs/{number}.csv").write_text(text)
@@ -813,15 +813,15 @@ def test_files_without_a_step_are_left_out_and_counted(here, capsys):
     assert data.provenance["rows_in_source"] == 4 and data.provenance["rows_dropped"] == 2
 
 
-def test_files_whose_rows_are_of_other_sizes_do_not_go_together(here):
+def test_files_with_rows_of_other_sizes_are_refused(here):
     (here / "logs").mkdir()
     robomimic(here / "logs/a.hdf5"), robomimic(here / "logs/b.hdf5", [episode(0, O=4)])
     with pytest.raises(UserError, match=r"observations of shape \(4,\) do not go with those of shape \(3,\)"):
         offlinerl.load_dataset("logs")
 
 
-def test_ends_by_flags_alone(here):
-    """Without a column of episodes, ends are marked, in the row of the last step or in the one behind it."""
+def test_episodes_may_be_separated_only_by_flags(here):
+    """Without an episode column, ends are marked in the row of the last step or in the row after it."""
     first, second = episode(2, 3), episode(4, 2)
     for where in ("step", "behind"):
         rows = ["x,y,angle,u,v,r,cut"]
@@ -848,7 +848,7 @@ def test_parts_of_observations_in_a_table(here):
 
 
 class Sorted(gym.Env):
-    """Shows where the goal is, 5, and where it is, 1."""
+    """Shows the position of the goal, 5, and its own position, 1."""
 
     observation_space = gym.spaces.Dict({name: gym.spaces.Box(-9, 9, (1,), np.float32) for name in ("pos", "goal")})
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
@@ -900,7 +900,7 @@ def test_successors_have_their_parts_in_the_order_of_observations(here):
         ("obs=x action=u,v terminated=r", "terminated must be 0 or 1, but row"),
     ],
 )
-def test_wrong_columns_are_said(here, capsys, columns, says):
+def test_wrong_columns_are_reported(here, capsys, columns, says):
     write_csv(here / "log.csv", ids="run {}".format)
     assert main(["datasets", "show", "log.csv", "--columns", *columns.split()]) == 1
     assert says in capsys.readouterr().err
@@ -915,7 +915,7 @@ def test_wrong_columns_are_said(here, capsys, columns, says):
         ("obs: [x\naction: u", "while parsing a flow sequence; repair or delete it"),
     ],
 )
-def test_a_damaged_mapping_is_said_in_a_line(here, refused, text, says):
+def test_a_damaged_mapping_is_reported_in_one_line(here, refused, text, says):
     write_csv(here / "log.csv")
     Path("log.csv.columns.yaml").write_text(text)
     assert says in (line := refused("datasets", "show", "log.csv")) and "log.csv.columns.yaml does not say" in line
@@ -935,7 +935,7 @@ def test_a_damaged_mapping_is_said_in_a_line(here, refused, text, says):
         ('obs,action,e\n1,2,"b\n1,2,c\n1,2,"c"\n', r"begins in line 2 has a quote too many or too few"),
     ],
 )
-def test_damaged_tables_are_said(here, capsys, text, says):
+def test_damaged_tables_are_reported(here, capsys, text, says):
     import re
 
     Path("log.csv").write_text(text)
@@ -946,7 +946,7 @@ def test_damaged_tables_are_said(here, capsys, text, says):
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:900] + b"\xff" * 64 + b[964:]])
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_damaged_archives_are_said(here, refused, damage, save):
+def test_damaged_archives_are_reported(here, refused, damage, save):
     rng = np.random.default_rng(0)
     save("log.npz", observations=rng.normal(size=(300, 2)), actions=rng.normal(size=300), rewards=np.zeros(300))
     Path("log.npz").write_bytes(damage(Path("log.npz").read_bytes()))
@@ -966,9 +966,7 @@ def test_damaged_archives_are_said(here, refused, damage, save):
 )  # fmt: skip
 def test_heads_of_csv_files(here, head, mark, names):
     rows = "\n".join(mark.join(str(row + at / 4) for at in range(len(names))) for row in range(3))
-    for name in (
-        ("log.csv", "log") if "\n" not in "".join(names) else ("log.csv",)
-    ):  # also where no suffix says what it is
+    for name in ("log.csv", "log") if "\n" not in "".join(names) else ("log.csv",):  # also without a suffix
         Path(name).write_text(f"{head}\n{rows}\n")
         assert tables.read_names(Path(name)) == names
         data = offlinerl.load_dataset(name, columns=dict(obs=names[:1], action=names[1:2]))
@@ -976,21 +974,21 @@ def test_heads_of_csv_files(here, head, mark, names):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_a_text_in_utf_16_says_how_to_save_it(here, refused, encoding):
+def test_a_utf_16_file_is_refused_with_advice(here, refused, encoding):
     text = "obs,action\n1,2\n3,4\n"
     Path("log.csv").write_text(text if encoding == "utf-16" else "\ufeff" + text, encoding)
     for more in ([], ["--columns", "obs=obs", "action=action"]):
         assert "log.csv is a text in UTF-16: save it as UTF-8" in refused("datasets", "show", "log.csv", *more)
 
 
-def test_the_odd_one_among_true_and_false_is_named(here, refused):
+def test_a_cell_that_is_not_a_boolean_like_the_others_is_named(here, refused):
     Path("log.csv").write_text("obs,action,done\n1,2,True\n1,2,\n3,4,no\n3,4,False\n")
     assert "column done must be numbers, but row 2 holds 'no'" in refused("datasets", "show", "log.csv")
     Path("log.csv").write_text("obs,action,done\n1,2,0\n1,2,True\n3,4,1\n")
     assert "column done must be numbers, but row 1 holds 'True'" in refused("datasets", "show", "log.csv")
 
 
-def test_a_long_cell_in_a_column_that_nobody_asks_for(here):
+def test_a_long_cell_in_an_unused_column_does_no_harm(here):
     Path("log.csv").write_text("x,a,image\n" + f"1,2,{'A' * 200_000}\n" * 3)
     assert len(offlinerl.load_dataset("log.csv", columns="obs=x action=a")) == 2
 
@@ -999,7 +997,7 @@ def test_a_long_cell_in_a_column_that_nobody_asks_for(here):
 
 
 def lerobot(folder, version="v3.0", episodes=EPISODES, success=True, video=False, fps=10):
-    """A dataset as LeRobot 0.4.4 lays it out; v2.1 has a file an episode, v3.0 several episodes in a file."""
+    """A dataset in the layout of LeRobot 0.4.4; v2.1 has one file per episode, v3.0 several episodes in a file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -1063,7 +1061,7 @@ def lerobot(folder, version="v3.0", episodes=EPISODES, success=True, video=False
 
 
 def shades(number, T):
-    """Frames [T, 48, 64, 3] of one grey each, which survive a video's compression."""
+    """Frames [T, 48, 64, 3] of a single grey each, so that they survive video compression."""
     grey = (20 + 30 * number + 5 * np.arange(T)) % 255
     return np.broadcast_to(grey[:, None, None, None].astype(np.uint8), (T, 48, 64, 3)).copy()
 
@@ -1097,7 +1095,7 @@ def test_lerobot_rows_are_those_written(here, capsys, version):
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
-def test_lerobot_cameras_are_read_where_they_are_asked_for(here, version, monkeypatch):
+def test_lerobot_cameras_are_read_only_if_selected(here, version, monkeypatch):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     pytest.importorskip("av", reason="av is not installed")
     folder = lerobot(here / "pusht", version, video=True)
@@ -1141,7 +1139,7 @@ def test_lerobot_images_in_parquet_and_rewards_from_success(here):
     assert data.reward.tolist() == data.terminated.astype(float).tolist() and data.reward.sum() == 1
 
 
-def test_lerobot_without_success_is_cut_off_everywhere(here):
+def test_lerobot_without_success_has_only_truncations(here):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     data = offlinerl.load_dataset(lerobot(here / "pusht", success=False))
     off = [one | dict(terminated=np.zeros_like(one["terminated"])) for one in EPISODES]
@@ -1172,8 +1170,8 @@ def test_lerobot_folders_may_be_links_and_no_file_may_be_missing(here, version, 
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
-def test_an_episode_of_lerobots_that_is_in_two_files_is_refused(here, version, capsys):
-    """A copy that was put aside would count twice, and of one that goes on in the next file two would be made."""
+def test_a_lerobot_episode_in_two_files_is_refused(here, version, capsys):
+    """A backup copy would be counted twice, and an episode that continues in the next file would become two."""
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     import pyarrow.parquet as pq
 
@@ -1193,7 +1191,7 @@ def test_an_episode_of_lerobots_that_is_in_two_files_is_refused(here, version, c
         offlinerl.load_dataset(folder)
 
 
-def test_lerobot_folders_that_lack_something_are_said(here, capsys):
+def test_incomplete_lerobot_folders_are_reported(here, capsys):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     folder = lerobot(here / "pusht")
     assert main(["datasets", "show", str(folder), "--obs-keys", "observation.wrist"]) == 1
@@ -1204,10 +1202,10 @@ def test_lerobot_folders_that_lack_something_are_said(here, capsys):
     assert "version v1.6 of LeRobot's format; convert it" in capsys.readouterr().err
 
 
-# Which is which
+# Detecting the format
 
 
-def test_the_contents_tell_the_format_and_not_the_name(here):
+def test_the_format_is_detected_from_the_contents_not_the_name(here):
     kinds = dict(
         robomimic=robomimic(here / "a.csv"), ogbench=ogbench(here / "b.npz").rename("b.hdf5"),
         d3rlpy=d3rlpy(here / "c.npz"), table=write_csv(here / "d.hdf5"),
@@ -1224,7 +1222,7 @@ def test_the_contents_tell_the_format_and_not_the_name(here):
     assert_rows(data)
 
 
-def test_subsets_and_columns_of_what_has_none(here, capsys):
+def test_subset_and_columns_are_refused_where_they_do_not_apply(here, capsys):
     ogbench(here / "a.npz"), robomimic(here / "b.hdf5")
     assert main(["datasets", "show", "a.npz", "--subset", "train"]) == 1
     assert "leave out --subset" in capsys.readouterr().err
@@ -1243,7 +1241,7 @@ def test_faults_are_found_in_other_formats_too(here, capsys):
     assert "demo_2: observations has NaN or infinite values in 1 rows" in capsys.readouterr().err
 
 
-def test_demonstrations_of_which_only_some_have_successors_are_sound(here):
+def test_only_some_demonstrations_may_have_successors(here):
     path = robomimic(here / "lift.hdf5")
     with h5py.File(path, "a") as file:
         del file["data/demo_1/next_obs"], file["data/demo_4/next_obs"]
@@ -1263,7 +1261,7 @@ def test_successors_with_other_parts_are_a_fault(here, capsys):
     assert "shape: next_observations have 2 numbers, and observations 3 numbers" in capsys.readouterr().out
 
 
-def test_words_among_observations_are_said_by_validate_too(here, refused):
+def test_validate_reports_words_among_observations(here, refused):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -1285,7 +1283,7 @@ def test_faults_are_named_by_their_rows_in_the_source(here, capsys):
     obs, ends = np.arange(24, dtype=np.float32).reshape(12, 2), np.arange(12) % 4 == 3
     np.savez("play.npz", observations=obs, actions=action, terminals=ends)
     found = {"play.npz": [9]}
-    rows = [f"{t},{t % 2},{'nan' if t == 6 else 0.1 * t}" for t in range(10)]  # two episodes, in turns
+    rows = [f"{t},{t % 2},{'nan' if t == 6 else 0.1 * t}" for t in range(10)]  # two episodes with alternating rows
     Path("logs").mkdir()
     for number, lines in enumerate(([f"{t},0,1" for t in range(8, 11)], rows)):
         Path(f"logs/{number}.csv").write_text("\n".join(["obs,episode,action", *lines]))
@@ -1295,7 +1293,7 @@ def test_faults_are_named_by_their_rows_in_the_source(here, capsys):
     for name, due in found.items():
         (fault,) = (finding for finding in validate(name) if finding.kind == "not finite")
         assert fault.rows.tolist() == due, name
-    for name, row in {"play.npz": 9, "logs": 6, "lift.hdf5": 0}.items():  # of the file, or of the demonstration named
+    for name, row in {"play.npz": 9, "logs": 6, "lift.hdf5": 0}.items():  # of the file, or of the named demonstration
         with pytest.raises(UserError, match=f"actions has NaN or infinite values in .* rows, the first of them {row};"):
             offlinerl.load_dataset(name)
     cut = np.isin(np.arange(10), [1, 3])
@@ -1304,7 +1302,7 @@ def test_faults_are_named_by_their_rows_in_the_source(here, capsys):
         offlinerl.load_dataset(arrays | dict(truncated=cut))
 
 
-def test_parts_are_chosen_of_what_was_written(here):
+def test_parts_of_a_written_dataset_can_be_chosen(here):
     whole = offlinerl.load_dataset(robomimic(here / "lift.hdf5", images=True))
     whole.write("lift")
     for keys, due in {("eef_pos",): expected()[0][:, :2], ("gripper", "eef_pos"): expected()[0][:, [2, 0, 1]]}.items():

@@ -1,4 +1,4 @@
-"""What version 0.1 wrote is read and gone on with, or refused in a sentence that says who wrote it."""
+"""Files of version 0.1 are read and continued, or refused in a sentence that names the version."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ def run(tmp_path):
         yield shutil.copytree(FORMER, tmp_path / "dqn")
 
 
-def test_a_run_goes_on_as_the_version_that_began_it_would_have(run):
+def test_a_run_of_version_0_1_continues_as_it_did_there(run):
     assert fit("--resume", run, "--steps", 250) == 0
     last = rows(run / "metrics.csv")[-1]
     assert (last["update"], last["step"], last["seed"]) == ("230", "250", "3")
@@ -32,13 +32,13 @@ def test_a_run_goes_on_as_the_version_that_began_it_would_have(run):
     assert returns[-3:] == [("200", 10.0), ("250", 10.0), ("250", 9.0)]
 
 
-def test_its_policy_acts(run, capsys):
+def test_the_policy_of_version_0_1_acts(run, capsys):
     assert offlinerl.load_policy(run)(np.zeros(4, np.float32)) in (0, 1)
     assert main(["evaluate", str(run), "--episodes", "2", "--seed", "1000000"]) == 0
     assert "mean return 9.50" in capsys.readouterr().out, "as its last evaluation"
 
 
-def test_what_does_not_fit_is_refused_by_its_version(run, refused):
+def test_a_checkpoint_that_does_not_fit_is_refused_with_its_version(run, refused):
     content = torch.load(run / "last.ckpt")
     del content["state_dict"]["q.layers.0.bias"]
     torch.save(content, run / "last.ckpt")

@@ -1,4 +1,4 @@
-"""Fitted Q evaluation beside exact values."""
+"""Fitted Q evaluation, compared with exact values."""
 
 from dataclasses import replace
 
@@ -51,11 +51,11 @@ def check(numbers):
         errors.append(found.value - exact)
         widths.append(np.diff(found.interval)[0])
     assert inside >= 0.85 * len(numbers)
-    assert np.median(widths) < 1.5  # and the interval says something
+    assert np.median(widths) < 1.5  # and the interval is narrow enough to be useful
     assert np.median(np.abs(errors)) < 0.3
 
 
-def test_a_choice_of_several_seeds_is_the_first_one_s():
+def test_of_several_seeds_the_first_one_chooses():
     agent = BC(SPEC, (0, 1), hidden=(4,))
     obs = torch.randn(5, *SPEC.obs[0].shape)
     np.testing.assert_allclose(choice_of(agent)(obs), choice_of(agent.part(slice(0, 1)))(obs))
@@ -66,7 +66,7 @@ def test_a_choice_of_several_seeds_is_the_first_one_s():
     assert has_diverged(agent)
 
 
-def test_actions_are_those_that_the_environment_rounds_them_to():
+def test_actions_are_rounded_as_the_environment_does():
     spec = replace(SPEC, action_low=(0.0,), action_high=(4.0,), whole=True)
     agent = BC(spec, (0,), hidden=(4,))
     obs = torch.randn(50, *spec.obs[0].shape) * 9
@@ -152,7 +152,7 @@ def test_a_critic_alone_learns_the_same_as_beside_others():
     torch.testing.assert_close(*values)
 
 
-def test_a_resample_draws_its_own_episodes_by_their_lengths():
+def test_a_bootstrap_resample_weights_its_episodes_by_their_lengths():
     data = random_table(200)  # ten episodes of 20 rows
     data = Dataset(**{**data._columns(), "last": data.last | (np.arange(200) == 4)})  # and the first one in two
     data = Dataset(**{**data._columns(), "reward": np.arange(200, dtype=np.float32)})
@@ -168,7 +168,7 @@ def test_a_resample_draws_its_own_episodes_by_their_lengths():
         assert (share - expected).abs().max() < 5 * (expected.max() / of_seed.numel()).sqrt()
 
 
-def test_what_the_policy_does_is_looked_up_where_the_rows_are():
+def test_the_policys_actions_are_looked_up_by_row():
     data = random_table(60)
     table = Followed(lambda obs: obs[:, :2].tanh(), data, SPEC, 0.9)
     batch = table.transitions(torch.arange(60))
@@ -176,8 +176,8 @@ def test_what_the_policy_does_is_looked_up_where_the_rows_are():
     torch.testing.assert_close(table.first, torch.from_numpy(data.obs[data.episode_starts][:, :2]).tanh())
 
 
-def test_a_step_that_leads_elsewhere_begins_no_episode():
-    """Neither a mean over first observations nor a resample of episodes takes what is behind it for another one."""
+def test_a_step_whose_successor_is_not_the_next_row_begins_no_episode():
+    """Neither the mean over first observations nor a resample treats the rows after it as another episode."""
     data = random_table(60)
     elsewhere = data.next_at.copy()
     elsewhere[4] = 40
@@ -189,7 +189,7 @@ def test_a_step_that_leads_elsewhere_begins_no_episode():
     assert Resampled(table, (0, 1), 8).times.shape == (2, 3)
 
 
-def test_actions_of_a_policy_are_in_units_and_none_is_remembered():
+def test_a_policys_actions_are_scaled_and_policies_with_memory_are_refused():
     spec = Spec(5, 2, (0.0, -4.0), (2.0, 4.0))
     agent = BC(spec, (0,), hidden=(8,))
     obs = torch.randn(9, 5)
@@ -201,12 +201,12 @@ def test_actions_of_a_policy_are_in_units_and_none_is_remembered():
         fitted_q_evaluation(choice_of(agent), random_table(), spec, critics=1)
 
 
-def test_intervals_of_few_replicates():
+def test_intervals_from_few_replicates_have_the_right_coverage():
     for freedom, value in {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 100: 1.984}.items():
         assert student(freedom) == pytest.approx(value, rel=0.01)
     rng, inside = np.random.default_rng(0), 0
     for _ in range(2_000):
-        estimate = rng.normal()  # of 0, by the data, and its replicates
+        estimate = rng.normal()  # the true value is 0; the replicates scatter around the estimate
         low, high = of_replicates(estimate + rng.normal(size=5))[1]
         inside += low <= 0 <= high
     assert inside / 2_000 == pytest.approx(0.95, abs=0.015)

@@ -1,4 +1,4 @@
-"""Whatever is broken in files, checkpoints, run folders, settings and flags: the command works, or says one sentence.
+"""With broken files, checkpoints, run folders, settings or flags, a command works or prints one sentence.
 
 Every case is made from its seed. ``FUZZ_CASES=1000 pytest -n 0 tests/test_fuzz.py`` tries more of them.
 """
@@ -25,14 +25,14 @@ from offlinerl.data.journal import EPISODES, Journal
 
 CASES = int(os.environ.get("FUZZ_CASES", 120))
 SECONDS = 60
-"""What a command may take."""
+"""The time limit of a command."""
 
 EVALUATIONS = ("--eval-episodes", 1, "--final-episodes", 1, "--batch", 4, "--compile", "false")
 FEW = ("--updates", 4, "--eval-every", 2, *EVALUATIONS)
 TINY = ("--agent.hidden", "[4]")
 
 ODD = (None, "word", "", -1, 0, 1.5, 7, float("nan"), float("inf"), True, [], {}, [1, "a"], {"a": 1}, [[]])
-"""Values of all kinds, of which few are right anywhere."""
+"""Values of all types, few of which are valid anywhere."""
 
 TEXTS = (
     "",
@@ -50,7 +50,7 @@ TEXTS = (
     "1",
     "a,b\n1,2\n",
 )
-"""What a file may hold instead."""
+"""Possible contents of a replaced file."""
 
 
 class Hang(BaseException):
@@ -73,7 +73,7 @@ def at_most(seconds: int):
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """A folder with a sound one of everything: ``minari``, ``file.hdf5``, ``journal``, ``offline`` and ``online``."""
+    """A folder with unbroken inputs: ``minari``, ``file.hdf5``, ``journal``, ``offline`` and ``online``."""
     with pendulum.workplace(tmp_path_factory.mktemp("sound")) as folder, contextlib.redirect_stderr(io.StringIO()):
         env = gym.make("Pendulum-v1", max_episode_steps=pendulum.STEPS)
         about = dict(observation_space=env.observation_space, action_space=env.action_space)
@@ -121,7 +121,7 @@ def mutate_bytes(rng, path: Path) -> None:
 
 
 def mutate_tree(rng, tree, odd=ODD):
-    """Take out, rename or replace one thing in mappings and lists within each other; the tree may be another then."""
+    """Remove, rename or replace one entry of nested mappings and lists, and return the resulting tree."""
     holder, key = None, None
     node = tree
     while isinstance(node, (dict, list)) and node and (holder is None or rng.random() < 0.85):
@@ -129,7 +129,7 @@ def mutate_tree(rng, tree, odd=ODD):
         node = holder[key]
     if holder is None or rng.random() < 0.03:
         return pick(rng, odd)
-    if key == "max_episode_steps":  # without it, commands go on for ever, as they say
+    if key == "max_episode_steps":  # without this entry, commands never end, as they announce
         return tree
     way = pick(rng, ("drop", "rename", "replace", "replace", "replace"))
     if way == "drop" or (way == "rename" and isinstance(holder, list)):
@@ -388,7 +388,7 @@ KINDS = {make.__name__: make for make in (of_file, of_dataset, of_journal, of_ch
 
 @pytest.fixture
 def own(sound, tmp_path, monkeypatch):
-    """Another copy of the sound folder, to work in."""
+    """A copy of the folder with the unbroken inputs, to work in."""
     for path in sound.iterdir():
         (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
@@ -422,12 +422,12 @@ def status_of(argv) -> int:
         ("report", "offline", "online"),
     ],
 )
-def test_what_is_sound_works(argv, own):
+def test_unbroken_inputs_work(argv, own):
     assert status_of(argv) == 0
 
 
 @pytest.mark.parametrize("kind, seed", [(list(KINDS)[seed % len(KINDS)], seed) for seed in range(CASES)])
-def test_what_is_broken_ends_in_one_sentence(kind, seed, own, capsys):
+def test_broken_inputs_lead_to_one_sentence(kind, seed, own, capsys):
     argv = KINDS[kind](np.random.default_rng(seed))
     print(*argv)
     before = {path for path in own.rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""Datasets made by their recipes: the same to the bit however many make them and whatever kills them."""
+"""Datasets generated from recipes: bit for bit the same with any number of workers and after any kill."""
 
 import itertools
 import os
@@ -52,7 +52,7 @@ def small(monkeypatch):
 
 
 def ship(folder, name, env, seed=0):
-    """A policy that has learnt nothing."""
+    """Ship a policy that has not learned anything."""
     made = make({"id": env})
     shipped.write(SAC(spec_of(made), (seed,), hidden=(16,)), folder / f"policies/{name}.safetensors", {"seed": seed})
     made.close()
@@ -76,7 +76,7 @@ def contents(name):
 
 
 @pytest.mark.slow
-def test_workers_change_nothing(here, small):
+def test_the_number_of_workers_changes_nothing(here, small):
     ship(here, "hopper-medium", "Hopper-v5")
     file = here / "datasets/hopper-medium/data/main_data.hdf5"
     made("hopper-medium", "--size", 800, "--workers", 1)
@@ -91,7 +91,7 @@ def test_interruptions_change_nothing(here, small):
     alone = contents("hopper-medium")
     assert len({seed for seed, *_ in alone}) == len(alone) > 16
     parts, folder = generate.parts_of("hopper-medium", 800, None, False), here / "partial"
-    for steps in (7, 60, 90):  # left off in the middle of episodes, three times
+    for steps in (7, 60, 90):  # interrupted in the middle of episodes, three times
         left = iter(range(steps))
         generation = generate.Generation(folder, parts, {})
         assert not generation.run(1, lambda left=left: next(left, None) is not None, lambda made: None)
@@ -120,7 +120,7 @@ def alive(group):
 
 
 @pytest.mark.slow
-def test_a_killed_generation_goes_on(here, small):
+def test_a_killed_generation_is_resumed(here, small):
     """SIGKILL loses no finished episode and leaves no worker behind."""
     argv = ("walker2d-random", "--size", "4000", "--workers", "2")
     environ = {**os.environ, "OFFLINERL_HOME": str(here)}
@@ -155,8 +155,8 @@ def test_a_killed_generation_goes_on(here, small):
     assert contents("walker2d-random") == resumed
 
 
-def test_what_another_process_writes_is_not_swept(here, small, refused):
-    """A dataset under way, by a process that lives, and by one that was killed while it wrote."""
+def test_files_that_another_process_writes_are_not_deleted(here, small, refused):
+    """A dataset that a running process is generating, and one whose process was killed while writing."""
     path = here / "datasets/hopper-random"
     partial, writing = path.with_name("hopper-random.partial"), path.with_name(".hopper-random.0123abcd")
     writing.mkdir(parents=True)
@@ -170,7 +170,7 @@ def test_what_another_process_writes_is_not_swept(here, small, refused):
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on(here):
+def test_ctrl_c_says_how_to_resume(here):
     argv = ("hopper-random", "--size", "500000", "--workers", "2")
     start = dict(env={**os.environ, "OFFLINERL_HOME": str(here)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, *argv], text=True, start_new_session=True, **start)
@@ -185,7 +185,7 @@ def test_ctrl_c_says_how_to_go_on(here):
     assert not alive(process.pid)
 
 
-def test_the_held_out_tenth_is_of_other_episodes(here, small):
+def test_the_held_out_tenth_has_other_episodes(here, small):
     made("hopper-random", "--size", 2000, "--workers", 1)
     made("hopper-random", "--size", 2000, "--split", "heldout", "--workers", 1)
     train, heldout = load("hopper-random", reward="none"), load("hopper-random-heldout", reward="none")
@@ -204,7 +204,7 @@ def test_the_held_out_tenth_is_of_other_episodes(here, small):
 # --------------------------------------------------------------------------------------------- the recipes
 
 
-def test_every_recipe_has_its_entry():
+def test_every_recipe_has_an_entry_in_the_registry():
     ours = [name for name in registry.names() if registry.entry(name).kind in ("recipe", "builtin")]
     assert sorted(ours) == names() and len(ours) == 15 + 6 + 3 + 3 + 4
     for name in ours:
@@ -222,7 +222,7 @@ def test_a_score_of_ours_is_not_called_d4rls():
     assert registry.entry("antmaze-umaze-v2").score_kind == "normalized"
 
 
-def test_medium_expert_is_one_behind_the_other(here, small):
+def test_medium_expert_is_medium_followed_by_expert(here, small):
     ship(here, "hopper-medium", "Hopper-v5", 0)
     ship(here, "hopper-expert", "Hopper-v5", 1)
     made("hopper-medium-expert", "--size", 600, "--workers", 1)
@@ -234,7 +234,7 @@ def test_medium_expert_is_one_behind_the_other(here, small):
 
 
 def test_a_policy_samples_its_actions(here, small, monkeypatch):
-    """From its own distribution, and anew in every environment and episode."""
+    """From its own distribution, with different samples in every environment and episode."""
     ship(here, "hopper-medium", "Hopper-v5")
     made("hopper-medium", "--size", 300, "--workers", 1)
     data = load("hopper-medium", reward="none")
@@ -260,8 +260,8 @@ def test_a_policy_samples_its_actions(here, small, monkeypatch):
 
 
 @pytest.mark.parametrize("kept", [7, 200])
-def test_the_steps_that_are_kept_change_nothing(here, small, monkeypatch, kept):
-    """Neither forgetting them nor making room for others, of episodes of many lengths that end anywhere."""
+def test_the_number_of_steps_kept_in_memory_changes_nothing(here, small, monkeypatch, kept):
+    """Dropping old steps and making room for new ones changes no episode, whatever the lengths of episodes."""
     made("hopper-random", "--size", 300)
     whole = contents("hopper-random")
     shutil.rmtree(here / "datasets")
@@ -270,8 +270,8 @@ def test_the_steps_that_are_kept_change_nothing(here, small, monkeypatch, kept):
     assert contents("hopper-random") == whole and len(whole) > 9
 
 
-def test_two_episodes_of_one_reset_seed_are_both_there(here, small, monkeypatch):
-    """As happens once in some thousands of blocks, in a dataset that was stopped too."""
+def test_two_episodes_with_the_same_reset_seed_are_both_kept(here, small, monkeypatch):
+    """This happens once in some thousands of blocks; also in a dataset that was stopped and resumed."""
     seeds = lambda seed, lane, number: 1001 if (lane, number) == (2, 0) else int(1000 * lane + number)  # noqa: E731
     monkeypatch.setattr(rollouts, "reset_seed", seeds)
     block = generate.Part(dict(read("hopper-random")), 200, "transitions").block(0)
@@ -286,7 +286,7 @@ def test_two_episodes_of_one_reset_seed_are_both_there(here, small, monkeypatch)
     assert found[0] == found[1]
 
 
-def test_medium_replay_is_what_a_training_experienced(here, monkeypatch, capsys):
+def test_medium_replay_is_the_experience_of_a_training(here, monkeypatch, capsys):
     monkeypatch.setattr("offlinerl.training.collection.REFERENCE_EPISODES", 2)
     shorter = dict(warm_up=200, final_episodes=1, eval_every=300, eval_episodes=1, compile=False)
     training = dict(read("hopper-medium-replay")["training"], settings=dict(agent=dict(hidden=[16]), train=shorter))
@@ -319,7 +319,7 @@ def test_medium_replay_is_what_a_training_experienced(here, monkeypatch, capsys)
 
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_a_replay_of_few_episodes_is_written(here, monkeypatch, capsys, count):
-    """The last one is held out, if it is not the only one."""
+    """The last episode is held out, unless it is the only one."""
     monkeypatch.setattr("offlinerl.training.collection.REFERENCE_EPISODES", 2)
     monkeypatch.setattr("offlinerl.training.generation.Journal", lambda *at, **how: FirstOf(Journal(*at, **how), count))
     shorter = dict(warm_up=200, final_episodes=1, eval_every=300, eval_episodes=1, compile=False)
@@ -335,7 +335,7 @@ def test_a_replay_of_few_episodes_is_written(here, monkeypatch, capsys, count):
 
 
 class FirstOf:
-    """So many of a journal's episodes."""
+    """The first ``count`` episodes of a journal."""
 
     def __init__(self, journal, count):
         self.journal, self.count = journal, count
@@ -355,14 +355,14 @@ class FirstOf:
 
 
 @pytest.mark.parametrize("name", ["pointmaze-umaze", "pointmaze-medium", "pointmaze-large"])
-def test_the_point_gets_to_its_goals(name):
+def test_the_point_reaches_its_goals(name):
     made(name, "--size", 1500, "--workers", 1)
     data = load(name, reward="none")
     assert data.obs.shape[1] == 6
     assert data.episode_returns.mean() > 0.9 and data.reward.sum() == data.terminated.sum()
     ends = data.next_obs[data.terminated]
     assert (np.linalg.norm(ends[:, :2] - ends[:, 4:6], axis=1) <= 0.46).all()
-    folder = str(registry.resolve(name).path)  # which says by itself what was observed
+    folder = str(registry.resolve(name).path)  # whose provenance states what was observed
     assert validate(name) == validate(folder) == []
     assert main(["datasets", "filter", folder, "--min-length", "2", "--out", "point/filtered-v0"]) == 0
     assert load("point/filtered-v0").obs.shape[1] == 6
@@ -381,8 +381,8 @@ def test_antmaze_is_stored_with_its_relabelled_rewards(here):
     assert [finding for finding in validate("antmaze-umaze-diverse") if finding.fault] == []
 
 
-def test_a_walk_beyond_the_goal_is_trained_on_as_d4rls_is(here):
-    """The table of ours equals that of a file in D4RL's format with the same steps."""
+def test_a_walk_beyond_the_goal_becomes_the_same_table_as_from_d4rl(here):
+    """The table of our dataset equals that of a file in D4RL's format with the same steps."""
     rng = np.random.default_rng(0)
     steps, goal = 60, np.array([0.75, 8.75])
     episodes = []
@@ -418,10 +418,10 @@ def test_a_walk_beyond_the_goal_is_trained_on_as_d4rls_is(here):
     assert validate("antmaze-umaze") == []
 
 
-# --------------------------------------------------------------------------------------------- what is said
+# ---------------------------------------------------------------------------------------------- messages
 
 
-def test_what_is_wrong_is_said(here, refused, monkeypatch):
+def test_mistakes_are_reported(here, refused, monkeypatch):
     assert "hopper-medium" in names()
     monkeypatch.setattr("offlinerl.recipes.recipe.share", lambda *parts: here.joinpath("nothing", *parts))
     generate_ = ("datasets", "generate")
@@ -435,7 +435,7 @@ def test_what_is_wrong_is_said(here, refused, monkeypatch):
     assert "already exists" in refused(*generate_, "kitchen-complete", "--episodes", 1)
 
 
-def test_a_recipe_of_demonstrations_takes_a_size_too(here, monkeypatch):
+def test_a_recipe_of_demonstrations_accepts_a_size_too(here, monkeypatch):
     monkeypatch.setattr(generate, "DEMONSTRATIONS", 1)
     made("kitchen-complete", "--size", 100, "--workers", 1)
     (one,) = contents("kitchen-complete")
@@ -444,8 +444,8 @@ def test_a_recipe_of_demonstrations_takes_a_size_too(here, monkeypatch):
         assert file["episode_0/actions"][()].tobytes() == one[2]
 
 
-def test_our_counterparts_are_trained_by_the_papers_values():
-    """Of the dataset of D4RL that they stand for."""
+def test_our_counterparts_are_trained_with_the_papers_settings():
+    """The settings are those for the corresponding dataset of D4RL."""
     for path in Path(__file__).parents[1].glob("configs/*/*.yaml"):
         known = yaml.safe_load(path.read_text()).get("datasets", {})
         for name in known if path.stem in ("locomotion", "antmaze") else ():

@@ -1,4 +1,4 @@
-"""Findings: each in a file that has it, in the rows that have it, and none in a sound one."""
+"""Each fault is found in a file that has it, at the right rows, and none in a sound file."""
 
 import io
 import json
@@ -56,20 +56,20 @@ def findings(tmp_path, columns, max_episode_steps=LENGTH):
 
 
 @pytest.mark.parametrize("with_next", [True, False])
-def test_nothing_is_found_in_a_sound_file(tmp_path, with_next):
+def test_a_sound_file_has_no_findings(tmp_path, with_next):
     columns = sound()
     if not with_next:
         del columns["next_observations"]
     assert findings(tmp_path, columns) == {}
 
 
-def test_jumps_against_next_observations(tmp_path):
+def test_jumps_are_found_by_next_observations(tmp_path):
     columns = sound()
     columns["next_observations"][[7, 300]] += 0.01
     assert findings(tmp_path, columns) == {"jump": [7, 300]}
 
 
-def test_jumps_without_next_observations(tmp_path):
+def test_jumps_are_found_without_next_observations(tmp_path):
     columns = sound()
     del columns["next_observations"]
     columns["terminals"][2 * LENGTH + LENGTH - 1] = False
@@ -111,7 +111,7 @@ def test_non_finite_values(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_values_too_large_for_what_a_dataset_keeps(tmp_path):
+def test_values_too_large_for_float32_are_not_finite(tmp_path):
     columns = sound()
     columns["rewards"] = columns["rewards"].astype(np.float64)
     columns["rewards"][[3, 9]] = 1e300
@@ -120,7 +120,7 @@ def test_values_too_large_for_what_a_dataset_keeps(tmp_path):
         load(str(tmp_path / "some.hdf5"))
 
 
-def test_what_loading_refuses_is_a_fault(tmp_path, capsys):
+def test_everything_that_loading_refuses_is_a_fault(tmp_path, capsys):
     columns = sound() | dict(terminals=np.zeros(ROWS, bool), timeouts=np.ones(ROWS, bool))
     columns.pop("next_observations")
     assert findings(tmp_path, columns) == {"refused": []}
@@ -133,7 +133,7 @@ def test_what_loading_refuses_is_a_fault(tmp_path, capsys):
 
 
 def minari(tmp_path, observations, **metadata):
-    """A dataset of one episode of three steps, of which its metadata say something else."""
+    """A dataset of one episode of three steps, with metadata that contradict it."""
     episode = Episode(observations, np.zeros((3, 1), np.float32), np.zeros(3), np.zeros(3, bool), np.zeros(3, bool), {})
     boxes = (gym.spaces.Box(-9, 9, (size,), np.float32) for size in (2, 1))
     names = ("observation_space", "action_space")
@@ -143,7 +143,7 @@ def minari(tmp_path, observations, **metadata):
     return [(of.kind, of.message) for of in validate(str(tmp_path)) if of.fault]
 
 
-def test_all_observations_of_an_episode_are_looked_at_and_its_steps_are_those_promised(tmp_path):
+def test_all_observations_of_a_minari_episode_and_its_number_of_steps_are_checked(tmp_path):
     shown = np.arange(8, dtype=np.float32).reshape(4, 2)
     assert minari(tmp_path / "sound", shown) == []
     ((kind, message),) = minari(tmp_path / "count", shown, total_steps=9)
@@ -216,13 +216,13 @@ def test_commands(file, tmp_path, capsys):
 
 
 def test_the_list_on_a_terminal_of_80_columns(file, monkeypatch):
-    """It fits, says what is here, and its braces stand for every name there is."""
+    """It fits, says what is present, and its names in braces expand to all names."""
     screen = io.StringIO()
     monkeypatch.setattr(
         listing, "console", Console(file=screen, force_terminal=True, width=80, soft_wrap=True, **PLAIN)
     )
     pendulum.install(file.parent / "minari")
-    (file.parent / "minari/pendulum/.half-v0.0123abcd/data").mkdir(parents=True)  # which is being written
+    (file.parent / "minari/pendulum/.half-v0.0123abcd/data").mkdir(parents=True)  # which is still being written
     monkeypatch.setenv("OFFLINERL_HOME", str(file.parent))
     listing.list_datasets()
     lines = re.sub("\x1b\\[[0-9;]*m", "", screen.getvalue()).splitlines()
@@ -241,7 +241,7 @@ def test_the_list_on_a_terminal_of_80_columns(file, monkeypatch):
 
 
 def expand(group):
-    """Names in braces, as a shell does it."""
+    """Expand names in braces as a shell does."""
     begin, brace, rest = group.partition("{")
     middle, _, end = rest.partition("}")
     return [f"{begin}{name.strip()}{end}" for name in middle.split(",")] if brace else [group]
@@ -262,7 +262,7 @@ def test_names_in_braces(names, group):
     assert listing.in_braces(names) == group and expand(group) == names
 
 
-def test_walls_are_where_the_simulators_have_them():
+def test_walls_are_drawn_where_the_simulators_have_them():
     """The ant's and the point's mazes: what is drawn as a wall is a wall, in their own coordinates."""
     ant = make({"id": "offlinerl/AntMaze-umaze-v0"}).unwrapped
     centres, width = walls_of(ant)
@@ -289,7 +289,7 @@ def test_import_and_export_lose_nothing(file, tmp_path):
     assert validate("mine/some-v0") == []
 
 
-def test_an_imported_file_brings_the_environment_it_is_given(file):
+def test_an_imported_file_keeps_the_given_environment(file):
     minari = pytest.importorskip("minari")
     with h5py.File(file, "a") as hdf5:
         narrow = hdf5["actions"][:, :1]

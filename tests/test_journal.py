@@ -1,4 +1,4 @@
-"""The journal: no finished episode is lost, doubled or changed, whatever ends the process."""
+"""The journal: no finished episode is lost, duplicated or changed, whatever ends the process."""
 
 import fcntl
 import itertools
@@ -44,7 +44,7 @@ def strange():
 
 
 def assert_same(one, other):
-    """Bit by bit, in dtypes, shapes and nesting too."""
+    """Compare bit for bit, including dtypes, shapes and nesting."""
     if isinstance(one, Episode):
         assert isinstance(other, Episode)
         assert one.seed == other.seed
@@ -106,7 +106,7 @@ def test_numbers_start_at_zero(path):
                 journal[number]
 
 
-def test_an_episode_made_again_is_compared_and_not_doubled(path):
+def test_an_episode_made_again_is_compared_and_not_stored_twice(path):
     with Journal(filled(path)) as journal:
         size, checksum = path.stat().st_size, journal.crc(1)
         assert all(journal.append(episode(number), number) for number in range(3))
@@ -122,7 +122,7 @@ def test_an_episode_made_again_is_compared_and_not_doubled(path):
         assert_holds(journal, range(4))
 
 
-def test_the_digest_tells_episodes_apart(tmp_path):
+def test_the_digest_distinguishes_episodes(tmp_path):
     digests = [
         Journal(filled(tmp_path / str(number), numbers)).digest
         for number, numbers in enumerate([(0, 1), (0, 1), (1, 0), (0, 1, 2)])
@@ -133,7 +133,7 @@ def test_the_digest_tells_episodes_apart(tmp_path):
 # ------------------------------------------------------------------------------------------------ damage
 
 
-def test_whatever_is_left_of_the_last_episode_is_cut_off(path):
+def test_an_incomplete_last_episode_is_cut_off(path):
     begin, whole = len(filled(path, range(2)).read_bytes()), filled(path, [2]).read_bytes()
     for size in range(begin, len(whole)):
         path.write_bytes(whole[:size])
@@ -147,7 +147,7 @@ def test_whatever_is_left_of_the_last_episode_is_cut_off(path):
         assert path.read_bytes() == whole
 
 
-def test_no_flipped_byte_passes(path):
+def test_every_flipped_byte_is_detected(path):
     begin, whole = len(filled(path, range(2)).read_bytes()), filled(path, [2]).read_bytes()
     for at in range(begin, len(whole)):
         damaged = bytearray(whole)
@@ -167,7 +167,7 @@ def test_other_tails_are_cut_off(path, tail):
     assert path.read_bytes() == whole
 
 
-def test_what_is_no_journal_stays_as_it_is(path):
+def test_files_that_are_no_journal_are_not_changed(path):
     path.parent.mkdir()
     path.write_bytes(b"dear diary")
     for write in (True, False):
@@ -186,7 +186,7 @@ def test_reading_creates_nothing(path):
 
 
 def child(code, *argv, **more):
-    """Python code in a process of its own that can import from this folder."""
+    """Run Python code in a separate process that can import from this folder."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n" + textwrap.dedent(code)
     return subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], stdout=subprocess.PIPE, text=True, **more)
 
@@ -260,7 +260,7 @@ with Journal(sys.argv[1]) as journal:
 """
 
 
-def test_a_full_disk_is_said_and_keeps_what_was_there(path):
+def test_a_full_disk_is_reported_and_keeps_the_episodes(path):
     before = filled(path).stat().st_size
     with child(LIMITED, path) as process:
         first, second, state, after = process.stdout.read().splitlines()
@@ -288,7 +288,7 @@ def contents(folder):
 
 
 def assert_stored(folder, numbers):
-    """What Minari finds in a dataset, bit by bit."""
+    """What Minari reads from a dataset, bit for bit."""
     minari = pytest.importorskip("minari")
     data = minari.MinariDataset(folder / "data")
     assert data.total_episodes == len(numbers)
@@ -312,7 +312,7 @@ def test_a_journal_becomes_a_minari_dataset(tmp_path, root):
     assert names(tmp_path) == ["a", "minari"] and names(root) == ["test"] and names(root / "test") == ["cartpole-v0"]
 
 
-def test_a_dataset_is_not_written_over(tmp_path, root):
+def test_a_dataset_is_not_overwritten(tmp_path, root):
     folder = sealed(tmp_path / "a", range(2))
     before = contents(root)
     with pytest.raises(UserError, match="cartpole-v0 exists already; choose another --dataset or add --append"):
@@ -338,7 +338,7 @@ def test_appending_keeps_the_old_and_says_where_each_part_comes_from(tmp_path, r
 
 def test_appending_keeps_every_array_and_dtype(tmp_path):
     odd = strange()._replace(observations={**strange().observations, "empty": np.zeros((4, 2), np.float16)})
-    space = gymnasium.spaces.Dict(a=BOX)  # only described
+    space = gymnasium.spaces.Dict(a=BOX)  # only a description; it need not fit the episodes
     journals = [Journal(tmp_path / name) for name in "ab"]
     for append, journal in enumerate(journals):
         journal.append(odd._replace(rewards=odd.rewards + append))
@@ -376,7 +376,7 @@ def changed(**fields):
         (dict(obs_keys=["position"]), r"was collected with obs_keys None, not \['position'\]"),
     ],
 )
-def test_nothing_is_appended_to_anothers(tmp_path, root, other, words):
+def test_appending_to_a_dataset_collected_otherwise_is_refused(tmp_path, root, other, words):
     sealed(tmp_path / "a", range(2), env_spec=changed())
     before = contents(root)
     source = dict(agent="random", env_spec=changed(), observation_space=BOX) | other
@@ -391,7 +391,7 @@ def test_nothing_is_appended_to_anothers(tmp_path, root, other, words):
 
 
 @pytest.mark.parametrize("provenance", [None, "a book", dict(collected_by="me", agent="random")])
-def test_nothing_is_appended_to_what_collect_did_not_write(tmp_path, root, provenance):
+def test_appending_to_datasets_of_other_programs_is_refused(tmp_path, root, provenance):
     metadata = dict(provenance=provenance)
     write_minari(root / ID, [episode()], dataset_id=ID, env_spec=ENV, metadata=metadata, **SPACES)
     before = contents(root)
@@ -401,12 +401,12 @@ def test_nothing_is_appended_to_what_collect_did_not_write(tmp_path, root, prove
 
 
 @pytest.mark.parametrize("dataset_id", ["cartpole", "cartpole-v", "cart pole-v0", "../cartpole-v0", "", "/tmp/a-v0"])
-def test_malformed_ids(dataset_id):
+def test_malformed_ids_are_refused(dataset_id):
     with pytest.raises(UserError, match=f"--dataset {dataset_id} is no name of a dataset"):
         check_target(dataset_id, False, "random", ENV, BOX)
 
 
-def test_published_names_and_other_folders_are_taken(root):
+def test_published_names_and_existing_folders_are_refused(root):
     with pytest.raises(UserError, match="kitchen-complete-v0 is the name of a published dataset"):
         check_target("kitchen-complete-v0", True, "random", ENV, BOX)
     (root / "space-v0" / "data-v0").mkdir(parents=True)
@@ -417,7 +417,7 @@ def test_published_names_and_other_folders_are_taken(root):
 
 
 @pytest.mark.parametrize("append", [False, True])
-def test_sealing_again_doubles_nothing(tmp_path, root, append):
+def test_sealing_again_stores_nothing_twice(tmp_path, root, append):
     first = sealed(tmp_path / "a", range(2))
     if append:
         sealed(tmp_path / "b", range(5, 7), append=True)
@@ -429,8 +429,8 @@ def test_sealing_again_doubles_nothing(tmp_path, root, append):
     assert contents(root) == before
 
 
-def test_an_appending_that_was_killed_while_it_replaced_the_dataset(tmp_path, root, monkeypatch):
-    """Between the two renames the dataset has no name; whoever comes next finds it all the same."""
+def test_an_append_killed_while_it_replaced_the_dataset_is_recovered(tmp_path, root, monkeypatch):
+    """Between the two renames the dataset does not exist under its name; the next process still finds it."""
     folder = sealed(tmp_path / "a", range(4))
     replace = os.replace
 
@@ -479,7 +479,7 @@ sealed(Path(sys.argv[1]), range(int(sys.argv[2]), int(sys.argv[2]) + 3), append=
 """
 
 
-def test_two_that_append_at_once_wait_for_each_other(tmp_path, root):
+def test_two_appends_at_once_wait_for_each_other(tmp_path, root):
     sealed(tmp_path / "a", range(3))
     descriptor = os.open(root / "test", os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -524,7 +524,7 @@ def test_an_unfinished_collection_loads(unfinished, capsys):
     assert names(unfinished) == [COLLECTION, EPISODES]
 
 
-def test_it_loads_as_what_it_becomes(unfinished, root):
+def test_an_unfinished_collection_loads_like_the_finished_dataset(unfinished, root):
     with Journal(unfinished / EPISODES) as journal:
         metadata = dict(provenance=dict(agent="random"))
         path = seal(journal, root / ID, dataset_id=ID, env_spec=ENV, metadata=metadata, append=False, **SPACES)
@@ -537,7 +537,7 @@ def test_it_loads_as_what_it_becomes(unfinished, root):
         assert collection[key] == metadata[key]
 
 
-def test_it_loads_while_it_is_written(unfinished, monkeypatch):
+def test_an_unfinished_collection_loads_while_it_is_written(unfinished, monkeypatch):
     with Journal(unfinished / EPISODES) as journal, open(unfinished / EPISODES, "ab") as file:
         file.write(b"\x89episode and a half")
         file.flush()
@@ -567,7 +567,7 @@ def test_nested_observations_of_an_unfinished_collection(tmp_path):
     np.testing.assert_array_equal(chosen.next_obs, state["q"].astype(np.float32)[1:])
 
 
-def test_one_that_has_no_episode_yet(unfinished):
+def test_a_collection_without_an_episode_is_refused(unfinished):
     (unfinished / EPISODES).write_bytes(b"")
     with pytest.raises(UserError, match="the dataset is empty"):
         load(str(unfinished))

@@ -68,7 +68,7 @@ def demonstrate(env, order, seed=0, noise=0.0):
 def test_observation_is_laid_out_as_in_the_real_data(real):
     env = Kitchen(noise=0)
     env.reset(seed=0)
-    row = real["observations"][120]  # in the middle of an episode, where no two joints agree
+    row = real["observations"][120]  # in the middle of an episode, where all joints differ
     env.data.qpos[:] = row[:30]
     mujoco.mj_forward(env.model, env.data)
     franka = env.franka
@@ -76,8 +76,8 @@ def test_observation_is_laid_out_as_in_the_real_data(real):
 
 
 @needs_real_data
-def test_noise_is_of_the_real_data_s_size_on_every_joint(real, kitchen):
-    """The objects start at rest, so their first readings differ by noise alone."""
+def test_noise_has_the_size_of_the_real_data_on_every_joint(real, kitchen):
+    """The objects start at rest, so their first readings differ only by noise."""
     starts = np.flatnonzero(np.concatenate([[True], real["terminals"][:-1] > 0]))
     theirs = real["observations"][starts, 9:30]
     ours = np.stack([kitchen.reset(seed=seed)[0][9:30] for seed in range(len(starts))])
@@ -85,7 +85,7 @@ def test_noise_is_of_the_real_data_s_size_on_every_joint(real, kitchen):
 
 
 @needs_real_data
-def test_real_actions_complete_tasks_and_pay_for_each_once(real):
+def test_real_actions_complete_tasks_and_each_is_rewarded_once(real):
     env = Kitchen(noise=0)
     env.reset(seed=0)
     rewards, infos = [], []
@@ -100,7 +100,7 @@ def test_real_actions_complete_tasks_and_pay_for_each_once(real):
     assert [len(info["completed"]) for info in infos] == list(np.cumsum(rewards))
 
 
-def test_the_goal_holds_the_tasks_asked_for_and_nothing_else():
+def test_the_goal_holds_exactly_the_requested_tasks():
     goal = Kitchen(["light switch"]).goal
     assert np.flatnonzero(goal).tolist() == [17, 18]
     np.testing.assert_allclose(goal[17:19], [-0.69, -0.05])
@@ -115,7 +115,7 @@ def test_a_seed_decides_an_episode(kitchen):
     assert not np.array_equal(rollout(kitchen, 3), rollout(kitchen, 4))
 
 
-def test_threads_step_as_one_would(kitchen):
+def test_several_threads_step_like_one(kitchen):
     serial = [rollout(kitchen, seed, 30, seed) for seed in range(4)]
     with ThreadPoolExecutor(4) as pool:
         threaded = list(pool.map(lambda seed: rollout(Kitchen(), seed, 30, seed), range(4)))
@@ -135,22 +135,22 @@ def test_the_demonstrator_completes_all_four(kitchen, order):
     rewards, infos = zip(*steps, strict=True)
     assert sum(rewards) == 4 and rewards[-1] == 1 and terminated
     assert infos[-1] == {"completed": TASKS, "success": True}
-    assert infos[0] == {"completed": (), "success": False}  # not a list that the simulator goes on filling
+    assert infos[0] == {"completed": (), "success": False}  # a copy, because the simulator keeps extending its list
 
 
-def test_an_episode_ends_with_the_tasks_asked_for():
+def test_an_episode_ends_when_the_requested_tasks_are_complete():
     env = Kitchen(["bottom burner"])
     steps, terminated = demonstrate(env, ["bottom burner"])
     assert terminated and sum(reward for reward, _ in steps) == 1 and steps[-1][1]["success"]
 
 
-def test_the_demonstrator_refuses_what_it_does_not_know(kitchen):
+def test_the_demonstrator_refuses_unknown_tasks(kitchen):
     kitchen.reset(seed=0)
     with pytest.raises(ValueError, match="dishes"):
         KitchenDemonstrator(kitchen, ["kettle", "dishes"])
 
 
-def test_the_registered_environment_has_d4rl_s_time_limit():
+def test_the_registered_environment_has_d4rls_time_limit():
     register()
     env = gym.make(ENV_ID)
     assert env.spec.max_episode_steps == 280
@@ -180,8 +180,8 @@ def test_the_built_in_dataset_is_small_and_minari_reads_it(built_in):
     np.testing.assert_array_equal(dataset[1].observations, built_in[1].observations)
 
 
-def test_any_episode_can_be_made_again_alone(built_in):
-    """To the last bit on one platform; elsewhere rounding is another, which contacts amplify."""
+def test_each_episode_can_be_generated_again_alone(built_in):
+    """Bit for bit on one platform. Others round differently, and contacts amplify this."""
     numbers = np.argsort([len(episode.rewards) for episode in built_in])[[0, 20]].tolist()
     made = [demonstration(read("kitchen"), number) for number in numbers]
     for number, episode in zip(numbers, made, strict=True):
@@ -194,7 +194,7 @@ def test_any_episode_can_be_made_again_alone(built_in):
 
 
 def test_d4rls_three_kinds_of_data_have_recipes():
-    """Whose demonstrations hold all four tasks in order always, in a part of the episodes, and never."""
+    """Their demonstrations hold all four tasks in order: always, in some of the episodes, and never."""
     shares = {}
     for kind in ("complete", "partial", "mixed"):
         recipe, wanted = read(f"kitchen-{kind}"), registry.entry(f"kitchen-{kind}").env["kwargs"]["tasks"]

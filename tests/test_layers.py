@@ -14,7 +14,7 @@ LAYERS = [
 """From the bottom to the top. A package may import itself, if that makes no cycle."""
 
 LATE = {"cli", "api"}
-"""Modules that import within functions, so that much can be said before torch is loaded."""
+"""Modules that import within functions, so that they can report mistakes before torch is loaded."""
 
 
 def module_of(path: Path) -> str:
@@ -48,7 +48,7 @@ def layer(module: str) -> int:
     return next(number for number, names in enumerate(LAYERS) if module.split(".")[0] in names)
 
 
-def test_every_module_has_a_layer():
+def test_every_module_belongs_to_a_layer():
     assert {module.split(".")[0] for module in MODULES if module} == set().union(*LAYERS)
 
 
@@ -63,7 +63,7 @@ def test_imports_point_downwards():
     assert not upwards
 
 
-def test_modules_import_each_other_in_no_cycle():
+def test_imports_of_modules_form_no_cycle():
     graph = {module: {name for name, _, _ in imports(module) if name != module} for module in MODULES}
     while graph:
         leaves = {module for module, names in graph.items() if not names & graph.keys()}
@@ -71,7 +71,7 @@ def test_modules_import_each_other_in_no_cycle():
         graph = {module: names for module, names in graph.items() if module not in leaves}
 
 
-def test_functions_import_nothing_of_ours():
+def test_functions_do_not_import_our_modules():
     hidden = [
         f"{module}, line {node.lineno}: {name}"
         for module in MODULES

@@ -1,4 +1,4 @@
-"""The behaviour's log-probabilities: kept by datasets and files."""
+"""The log-probabilities of the behaviour policy are kept by datasets and files."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def here(tmp_path):
 
 
 def logged(rows=60, seed=0):
-    """Six episodes, three of them cut off, with log-probabilities."""
+    """Six episodes with log-probabilities; three of them are truncated."""
     rng = np.random.default_rng(seed)
     last = np.arange(rows) % 10 == 9
     obs, beyond = rng.normal(size=(2, rows, 3)).astype(np.float32)
@@ -75,7 +75,7 @@ def test_parts_and_slices_keep_them(here):
 
 @pytest.mark.parametrize("limit", [None, 0])
 @pytest.mark.parametrize("order", [(0, 1, 0), (1, 0, 0)])
-def test_what_only_some_parts_have_is_left_out_and_said(tmp_path, limit, order):
+def test_log_probs_that_only_some_parts_have_are_dropped_and_reported(tmp_path, limit, order):
     parts = [logged(seed=0), without(logged(seed=1))]
     into = Builder("parts", lambda: tmp_path / "files", limit)
     for number in order:
@@ -90,7 +90,7 @@ def test_what_only_some_parts_have_is_left_out_and_said(tmp_path, limit, order):
     np.testing.assert_array_equal(whole.log_prob, np.r_[logged(seed=0).log_prob, logged(seed=2).log_prob])
 
 
-def test_merging_says_that_they_are_left_out(here, capsys):
+def test_merging_reports_dropped_log_probs(here, capsys):
     logged().write("with"), without(logged()).write("without")
     assert main(["datasets", "merge", "with", "without", "--out", "all.hdf5"]) == 0
     assert "log_prob is left out, for not all parts have it" in capsys.readouterr().out
@@ -100,7 +100,7 @@ def test_merging_says_that_they_are_left_out(here, capsys):
     np.testing.assert_array_equal(offlinerl.load_dataset("both.hdf5").log_prob, np.tile(logged().log_prob, 2))
 
 
-def test_numbers_that_are_no_logarithms_do_not_count(here):
+def test_log_probs_with_nan_are_ignored(here):
     with h5py.File("a.hdf5", "w") as file:
         for name, width in dict(observations=(3,), actions=(2,), rewards=(), terminals=()).items():
             file[name] = np.zeros((20, *width), np.float32)

@@ -1,4 +1,4 @@
-"""Every loss against numbers worked out by hand, and against what it is meant to estimate."""
+"""Every loss, compared with numbers computed by hand and with the quantity that it should estimate."""
 
 import math
 
@@ -16,7 +16,7 @@ def test_gumbel_by_hand():
     assert loss.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_gumbel_is_floored_at_minus_one():
+def test_gumbels_largest_z_is_at_least_minus_one():
     # z = (-3, -2): the largest is -2, but m stays -1; exp(z + 1) - z e - e
     loss = losses.gumbel(torch.tensor([-3.0, -2.0]), beta=1.0)
     expected = [math.exp(-2) + 3 * math.e - math.e, math.exp(-1) + 2 * math.e - math.e]
@@ -32,7 +32,7 @@ def test_gumbel_clips_above_only():
     assert error.grad[2] < 0, "a sample far below keeps its gradient"
 
 
-def test_gumbel_keeps_seeds_apart():
+def test_gumbel_does_not_mix_seeds():
     error = torch.tensor([[0.0, 1.0], [60.0, 80.0]])
     alone = losses.gumbel(error[:1], beta=1.0)
     assert torch.equal(losses.gumbel(error, beta=1.0)[:1], alone)
@@ -114,7 +114,7 @@ def test_projection_by_hand():
     # a terminal step that pays 1.25 puts everything there
     over = losses.project(probability, atoms, torch.tensor([1.25]), torch.tensor([0.0]))
     assert over[0].tolist() == pytest.approx([0, 0.75, 0.25, 0])
-    # what falls outside goes to the ends
+    # mass outside the support goes to its ends
     for reward, end in ((-10.0, 0), (10.0, 3)):
         out = losses.project(probability, atoms, torch.tensor([reward]), torch.tensor([1.0]))
         assert out[0, end].item() == pytest.approx(1)
@@ -155,7 +155,7 @@ def test_the_surrogates_gradient_at_the_old_policy_is_the_policy_gradient():
 
 
 def test_ppo_clip_by_hand():
-    # ratios 1.5, 1.5, 0.5, 0.5; only what would gain by going further is held back
+    # ratios 1.5, 1.5, 0.5, 0.5; the clip only removes the incentive to move further
     old = torch.zeros(4)
     new = torch.tensor([1.5, 1.5, 0.5, 0.5]).log().requires_grad_()
     loss = losses.ppo_clip(new, old, torch.tensor([2.0, -2.0, 2.0, -2.0]), clip=0.2)
@@ -195,7 +195,7 @@ def test_accumulate_is_the_recursion(T):
 
 
 def test_gae_by_hand():
-    # an episode that terminates after two steps, then one that the rollout cuts after one; gamma 0.5, lambda 0.5
+    # an episode that terminates after two steps, then one that the rollout ends after one; gamma 0.5, lambda 0.5
     reward, discount = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 0.0, 0.5])
     last, value, next_value = (
         torch.tensor([0.0, 1.0, 0.0]),
@@ -213,7 +213,7 @@ def test_gae_bootstraps_a_truncation_and_goes_no_further():
     assert got.tolist() == [6.0, 11.0]
 
 
-def test_gae_at_its_ends_is_td_and_monte_carlo():
+def test_gae_with_lambda_0_and_1_is_td_and_monte_carlo():
     generator = torch.Generator().manual_seed(0)
     reward, value = torch.randn(2, 4, 30, generator=generator, dtype=torch.float64).unbind()
     next_value = torch.cat([value[:, 1:], torch.zeros(4, 1, dtype=torch.float64)], 1)
@@ -226,7 +226,7 @@ def test_gae_at_its_ends_is_td_and_monte_carlo():
     assert torch.allclose(losses.gae(reward, discount, last, value, next_value, 1.0), returns - value)
 
 
-def test_trajectory_weights_and_their_effective_number_by_hand():
+def test_trajectory_weights_and_their_effective_sample_size_by_hand():
     log_ratio = torch.tensor([[2.0, 0.5, 4.0], [1.0, 1.0, 1.0]]).log().requires_grad_()
     weights = losses.trajectory_weights(log_ratio, limit=3.0)
     assert weights.tolist() == [pytest.approx([2.0, 1.0, 3.0]), [1.0, 1.0, 1.0]]
@@ -237,7 +237,7 @@ def test_trajectory_weights_and_their_effective_number_by_hand():
     assert losses.effective_sample_size(torch.tensor([3.0, 1.0]).log()).item() == pytest.approx(16 / 10)
 
 
-def test_standardized_keeps_seeds_apart():
+def test_standardized_does_not_mix_seeds():
     x = torch.tensor([[1.0, 2.0, 3.0], [100.0, 300.0, 500.0]])
     expected = [-1.0, 0.0, 1.0]
     for row in losses.standardized(x).tolist():

@@ -57,7 +57,7 @@ def test_the_goal_is_that_of_ogbenchs_default_task(scene):
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_rewards_are_those_that_ogbench_gives_its_data(scene):
-    """Of states in which each thing is at its place or not."""
+    """Rewards of states in which each object is or is not at its target."""
     env, goal, rng = judged(scene), read(scene)["goal"], np.random.default_rng(0)
     shown, inner = [], []
     for _ in range(40):
@@ -81,9 +81,9 @@ def test_rewards_are_those_that_ogbench_gives_its_data(scene):
 
 
 @pytest.mark.slow
-def test_an_episode_depends_on_its_lane_and_number_alone(tmp_path):
+def test_an_episode_depends_only_on_its_lane_and_number(tmp_path):
     played("cube-single", (0, 1), tmp_path / "both", length=40)
-    again = played("cube-single", (0, 1), tmp_path / "both", steps=80, length=40)  # goes on
+    again = played("cube-single", (0, 1), tmp_path / "both", steps=80, length=40)  # continue from the journal
     alone = played("cube-single", (1,), tmp_path / "alone", steps=80, length=40)
     assert len(again) == 4 and len(alone) == 2 and again[2].seed == alone[0].seed
     for one, other in zip(again[2:], alone, strict=True):
@@ -94,7 +94,7 @@ def test_an_episode_depends_on_its_lane_and_number_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_things_are_moved(tmp_path):
+def test_the_robot_moves_objects(tmp_path):
     (cube,) = played("cube-single", (0,), tmp_path / "cube")
     height = cube.observations[:, 21] / 10
     assert height.max() > 0.1 and np.ptp(cube.observations[:, 19:21] / 10, axis=0).max() > 0.05
@@ -118,7 +118,7 @@ def test_it_is_generated_and_trained_on(tmp_path, monkeypatch, capsys):
 
 
 def test_episodes_of_the_data_succeed_where_a_step_is_terminal():
-    """Though no reward is above 0."""
+    """This holds although no reward is above 0."""
     rows = np.arange(6)
     data = from_arrays(
         dict(obs=rows[:, None].astype(np.float32), action=np.zeros((6, 1), np.float32), reward=-1.0 * (rows != 1),
@@ -127,7 +127,7 @@ def test_episodes_of_the_data_succeed_where_a_step_is_terminal():
     assert dataset_score(entry("cube-single"), data) == pytest.approx(100 / 3)
 
 
-def test_the_extra_is_named_where_it_is_missing(monkeypatch, refused):
+def test_a_missing_extra_is_named(monkeypatch, refused):
     monkeypatch.setattr("offlinerl.envs.make.find_spec", lambda name: None)
     line = refused("fit", "sac", "--env", "ogbench:cube-single-v0")
     assert "pip install 'offlinerl[manipulation]'" in line

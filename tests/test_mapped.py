@@ -1,4 +1,4 @@
-"""A replay whose frames are on the disk, against one in memory."""
+"""A replay buffer with its frames on the disk, compared with one in memory."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ SPEC = Spec(LEAVES, 1, (-1.0,), (1.0,))
 
 
 class Play:
-    """Two seeds of two environments, whose episodes have several lengths; everything shown tells where it is from."""
+    """Two seeds of two environments, with episodes of several lengths; each observation shows where it is from."""
 
     def __init__(self, seed=0):
         self.rng, self.frames = np.random.default_rng(seed), None
@@ -69,7 +69,7 @@ def require_equal(one, other):
         assert torch.equal(a, b)
 
 
-def test_it_gives_what_one_in_memory_gives(tmp_path):
+def test_a_replay_on_the_disk_gives_the_same_rows_as_one_in_memory(tmp_path):
     memory, disk = rings(tmp_path)
     disk.files.limit = 1 << 18  # handed back many times
     for step in Play().steps(90):  # more than twice around
@@ -79,13 +79,13 @@ def test_it_gives_what_one_in_memory_gives(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"image-24.bin", "state-24.bin", "newest.bin"}
 
 
-def test_a_run_goes_on_with_its_files(tmp_path):
+def test_a_run_resumes_with_its_files(tmp_path):
     memory, disk = rings(tmp_path)
     play = list(Play().steps(30))
     for step in play[:15]:  # before it is full
         memory.add(step), disk.add(step)
     saved = disk.state_dict()
-    assert len(saved["lanes"]) == 1  # the ages alone: frames are not written a second time
+    assert len(saved["lanes"]) == 1  # only the ages: frames are not written a second time
     for step in play[15:18]:  # lost with the process
         disk.add(step)
     _, again = rings(tmp_path)
@@ -96,7 +96,7 @@ def test_a_run_goes_on_with_its_files(tmp_path):
         require_equal(memory.sample(2, 5), again.sample(2, 5))
 
 
-def test_what_was_overwritten_after_the_checkpoint_is_not_drawn(tmp_path):
+def test_rows_overwritten_after_the_checkpoint_are_not_drawn(tmp_path):
     _, disk = rings(tmp_path)
     play = list(Play().steps(80))
     for step in play[:50]:
@@ -112,11 +112,11 @@ def test_what_was_overwritten_after_the_checkpoint_is_not_drawn(tmp_path):
         memory.add(step)
     assert again.oldest > memory.oldest == memory.added - memory.steps
     rows = torch.arange(len(again))
-    places = (again.oldest + rows // 2) % memory.steps * 2 + rows % 2  # where they are in a ring that has them all
+    places = (again.oldest + rows // 2) % memory.steps * 2 + rows % 2  # their places in a ring that has all of them
     require_equal(*(ring.transitions(of.expand(1, 2, -1)) for ring, of in ((again, rows), (memory, places))))
 
 
-def test_a_longer_run_takes_the_frames_of_a_shorter_one(tmp_path):
+def test_a_longer_run_takes_over_the_frames_of_a_shorter_one(tmp_path):
     memory, disk = rings(tmp_path, capacity=40)
     play = list(Play().steps(30))
     for step in play[:15]:
@@ -182,7 +182,7 @@ def test_two_hundred_thousand_frames_take_little_memory(tmp_path):
     assert float(milliseconds) < 250  # of CPU time; an update on 256 stacks of this size takes longer
 
 
-def test_a_disk_without_room_is_said_at_once(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_immediately(tmp_path, monkeypatch):
     """Writing into a gap of a mapped file would kill the process."""
     rings(tmp_path / "whole")
 

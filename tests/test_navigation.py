@@ -1,4 +1,4 @@
-"""The way through AntMaze that its data is collected on, after D4RL."""
+"""The ways through AntMaze on which its data is collected, as in D4RL."""
 
 import tempfile
 
@@ -28,8 +28,8 @@ def test_the_way_through_the_umaze():
     assert way == [(1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1)]
 
 
-def test_the_way_is_a_shortest_one():
-    """Medium: from (1, 1) to (6, 6) by hand, and from every cell a step nearer each time."""
+def test_the_way_is_a_shortest_path():
+    """Medium maze: the way from (1, 1) to (6, 6) by hand; from every cell, each step leads one cell closer."""
     onwards = next_cells(MAZES["medium"], (6, 6))
 
     def steps(cell):
@@ -47,7 +47,7 @@ def test_the_way_is_a_shortest_one():
             assert steps((row, column)) == 1 + min(map(steps, beside))
 
 
-def test_a_cell_lasts_from_its_centre_to_the_next_one():
+def test_a_cell_extends_from_its_centre_to_the_next_one():
     umaze = MAZES["umaze"]
     for xy, cell in {
         (0.1, 0.1): (1, 1),
@@ -62,7 +62,7 @@ def test_a_cell_lasts_from_its_centre_to_the_next_one():
 
 
 @pytest.mark.parametrize("name", MAZES)
-def test_a_point_that_follows_the_waypoints_gets_everywhere(name):
+def test_a_point_that_follows_the_waypoints_reaches_every_cell(name):
     maze, rng = MAZES[name], np.random.default_rng(0)
 
     def inside(xy):
@@ -83,7 +83,7 @@ def test_a_point_that_follows_the_waypoints_gets_everywhere(name):
 
 
 class Recorder(Policy):
-    """Keeps what it sees, and does nothing."""
+    """Records its observations and does nothing."""
 
     def __init__(self):
         self.seen = []
@@ -122,8 +122,8 @@ def test_the_walker_sees_the_ant_and_a_direction():
         assert tuple(env.maze.cells("g")) == ((6, 6),) and env.continuing_task
 
 
-def test_an_environment_that_begins_no_episode_keeps_still():
-    """As one of which all episodes are in the journal of a generation that was killed."""
+def test_in_an_environment_without_an_episode_the_ant_gets_no_direction():
+    """For example, after a kill, all episodes of an environment may already be in the journal."""
     pool = Pool(collecting("medium-play"), 2)
     navigator = Navigator(Recorder(), pool.envs)
     loop = EnvironmentLoop(pool, 1, lambda s, e, episode: 10 + e)
@@ -132,14 +132,14 @@ def test_an_environment_that_begins_no_episode_keeps_still():
     assert list(step.answers) == [1] and not navigator.walker.seen[0][0][0, 0, 27:].any()
 
 
-def test_an_episode_follows_from_its_seed_and_not_from_what_runs_beside_it():
+def test_an_episode_depends_on_its_seed_and_not_on_other_environments():
     agent = SAC(Spec(29, 8, (-1.0,) * 8, (1.0,) * 8), seeds=(0,))
     whole, alone = played(agent, 5)[0], played(agent, 5, lanes=1)[0]
     for left, right in zip(whole, alone, strict=True):
         np.testing.assert_allclose(left.action[0, 0], right.action[0, 0], atol=1e-6)
 
 
-def test_the_data_is_collected_where_d4rl_collected_it():
+def test_starts_and_goals_of_the_data_are_those_of_d4rl():
     env = make(collecting("medium-play"))
     free = MAZES["medium"].free
     assert env.unwrapped.goals == [(2, 6), (5, 1), (6, 5)]
@@ -152,7 +152,7 @@ def test_the_data_is_collected_where_d4rl_collected_it():
     assert umaze.spec.max_episode_steps == 1000 and resolve("antmaze-umaze-v2").steps_allowed == 700
 
 
-def test_rewards_are_those_of_the_next_position():
+def test_rewards_depend_on_the_next_position():
     obs = np.zeros((6, 29), np.float32)
     obs[:, 0] = [0, 1, 2, 3, 4, 5]
     none = np.zeros(5, bool)
@@ -164,7 +164,7 @@ def test_rewards_are_those_of_the_next_position():
 
 
 def test_the_shipped_ant_reaches_goals_eight_metres_away():
-    """In the open, with the noise that data is collected with: at least 80% of them within 20 s."""
+    """In an open space, with the noise of the data collection: at least 80% of the goals within 20 s."""
     ant = offlinerl.envs.ant.AntDirection()
     walker = checkpoint.load_agent(share("datasets", "policies", "ant-direction.safetensors"))
     rng, reached, goals = np.random.default_rng(0), 0, 12

@@ -38,7 +38,7 @@ def test_layer_norm_comes_before_relu_and_matches_torch():
     torch.testing.assert_close(net(x), net.layers[1](torch.relu(hidden)))
 
 
-def test_critics_differ_and_see_the_same_input():
+def test_critics_differ_and_get_the_same_input():
     critic = Critic(Identity(3), 2, (8,), rng(0, 1))
     q = critic(torch.randn(2, 5, 3), torch.randn(2, 5, 2))
     assert q.shape == (2, 2, 5)
@@ -49,7 +49,7 @@ def test_dropout_rate_scale_and_streams():
     streams = Streams((0, 1), "dropout")
     (kept,) = dropout_masks(streams, 0.1, 1000, [1000])
     assert kept.shape == (2, 1000, 1000)
-    # 10^6 draws a seed: the standard error of the rate is 0.0003
+    # 10^6 draws per seed: the standard error of the rate is 0.0003
     assert (1 - kept).mean((1, 2)).tolist() == pytest.approx([0.1, 0.1], abs=0.0015)
     assert not torch.equal(kept[0], kept[1])
     x = torch.ones(2, 1000, 1000)
@@ -57,7 +57,7 @@ def test_dropout_rate_scale_and_streams():
     assert set(drop(x, kept, 0.5).unique().tolist()) == {0.0, 2.0}
 
 
-def test_bits_do_not_depend_on_the_other_seeds():
+def test_random_numbers_do_not_depend_on_the_other_seeds():
     stacked, alone = Streams((5, 6), "x"), Streams((6,), "x")
     assert torch.equal(stacked.bits((7, 9))[1], alone.bits((7, 9))[0])
     assert torch.equal(stacked.normal((4,))[1], alone.normal((4,))[0])
@@ -108,7 +108,7 @@ def test_adam_equals_torch():
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_adam_forgets_a_dead_unit_instead_of_keeping_subnormal_numbers():
+def test_adam_sets_tiny_moments_to_zero_instead_of_subnormal_numbers():
     ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4)) for _ in range(2))
     a, b = Adam([ours], 1e-2), torch.optim.Adam([theirs], 1e-2)
     for step in range(2_500):

@@ -1,4 +1,4 @@
-"""Ten jobs of people who come with logs and no simulator: their data in, a policy that acts in their program out."""
+"""Ten tasks of users with logs and without a simulator: from their data to a policy that acts in their program."""
 
 import json
 from pathlib import Path
@@ -24,20 +24,20 @@ def here(tmp_path):
 
 
 class Robot:
-    """What the person has, and we do not: a hand in a plane, and a motor, which is to go to the middle."""
+    """The user's robot, which we do not have: a hand in a plane and a motor, which should reach the middle."""
 
     def __init__(self, seed):
         self.state = np.append(np.random.default_rng(seed).uniform(-2, 2, 2), 0).astype(np.float32)
 
     def move(self, action):
-        """The reward, which is 1 once it is there."""
+        """The reward: 1 when it has arrived."""
         self.state[:2] += 0.25 * np.clip(action, -1, 1)
         self.state[2] = np.abs(action).max()
         return float(np.linalg.norm(self.state[:2]) < 0.25)
 
 
 def controlled(number, steps=8):
-    """An episode under the person's own, shaky controller, T + 1 observations and T actions; not all arrive in time."""
+    """An episode with the user's noisy controller, T + 1 observations and T actions; not all arrive in time."""
     robot, rng = Robot(number), np.random.default_rng(100 + number)
     obs, rows = [robot.state.copy()], []
     while len(rows) < steps and not (rows and rows[-1][1]):
@@ -58,7 +58,7 @@ def test_the_logs_have_both_ends_and_several_lengths():
 
 
 def in_a_control_loop(file, steps=30, trials=10):
-    """The share of trials in which the robot arrives, moved by an exported policy, which knows nothing of us."""
+    """The share of trials in which the robot arrives with an exported policy, which does not use this package."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     session, arrived = onnxruntime.InferenceSession(str(file)), []
     for trial in range(trials):
@@ -68,7 +68,7 @@ def in_a_control_loop(file, steps=30, trials=10):
 
 
 def judge(run, ranking, rewards=True):
-    """The measures of a finished pair of trainings, and what the policies that they exported do."""
+    """The results of two finished trainings, and the behaviour of the policies that they exported."""
     for agent in ("bc", "xql"):
         summary = json.loads(Path(run[agent], "summary.json").read_text())
         assert summary["last"] is None and summary["env"] is None
@@ -88,7 +88,7 @@ def judge(run, ranking, rewards=True):
 
 
 def from_the_command_line(source, capsys, *reading, rewards=True, held=None):
-    """Look at the data, train, rank and export, as a person types it; ``held`` is data to rank on."""
+    """Look at the data, train, rank and export on the command line; ``held`` is the data for ranking."""
     assert main(["datasets", "show", source, *reading]) == 0
     assert main(["datasets", "validate", source, *reading]) == 0
     for agent, updates in UPDATES.items():
@@ -106,7 +106,7 @@ def from_the_command_line(source, capsys, *reading, rewards=True, held=None):
 
 
 def from_python(data, **reading):
-    """The same as functions."""
+    """The same with the Python functions."""
     runs = {}
     for agent, updates in UPDATES.items():
         train = dict(updates=updates, eval_every=updates // 2, batch=64, compile=False)
@@ -117,11 +117,11 @@ def from_python(data, **reading):
     judge(runs, ranking)
 
 
-def test_1_a_csv_of_ones_own(here, capsys):
+def test_1_a_users_own_csv(here, capsys):
     write_csv(here / "robot.csv", LOGS, final=True)
     assert_rows(offlinerl.load_dataset("robot.csv", columns=COLUMNS), LOGS)
     Path("robot.csv.columns.yaml").unlink()
-    assert main(["datasets", "show", "robot.csv", "--columns", *COLUMNS]) == 0  # said once, and known from then on
+    assert main(["datasets", "show", "robot.csv", "--columns", *COLUMNS]) == 0  # given only this once
     from_the_command_line("robot.csv", capsys)
 
 
@@ -166,7 +166,7 @@ def test_8_arrays_of_numpy(here):
     from_python(arrays)
 
 
-def test_9_a_folder_with_a_file_of_every_day(here, capsys):
+def test_9_a_folder_with_one_file_per_day(here, capsys):
     (here / "logs").mkdir()
     for day in range(8, 12):  # 10 comes after 9
         write_csv(here / f"logs/day_{day}.csv", LOGS[10 * (day - 8) : 10 * (day - 7)], final=True)
@@ -175,7 +175,7 @@ def test_9_a_folder_with_a_file_of_every_day(here, capsys):
     from_the_command_line("logs", capsys)
 
 
-def test_10_good_episodes_of_two_files_and_others_to_judge_by(here, capsys):
+def test_10_training_on_good_episodes_of_two_files_and_ranking_on_others(here, capsys):
     robomimic(here / "monday.hdf5", LOGS[:25]), robomimic(here / "tuesday.hdf5", LOGS[25:])
     assert main(["datasets", "merge", "monday.hdf5", "tuesday.hdf5", "--out", "week.hdf5"]) == 0
     assert_rows(offlinerl.load_dataset("week.hdf5"), LOGS)
@@ -206,7 +206,7 @@ def test_seeds_may_be_a_range():
 
 
 @pytest.mark.parametrize("kind", ["csv", "hdf5", "arrays"])
-def test_a_success_that_only_the_last_row_tells_is_not_lost_in_silence(here, kind, capsys):
+def test_a_success_only_in_the_last_row_is_not_lost_without_notice(here, kind, capsys):
     logs = [dict(x=np.arange(5.0) + n, u=np.full(5, 0.1), success=1 * (np.arange(5) == 4)) for n in range(3)]
     columns = {name: np.concatenate([log[name] for log in logs]).astype(np.float32) for name in logs[0]}
     run, last = np.repeat(np.arange(3), 5), np.tile(np.arange(5) == 4, 3)

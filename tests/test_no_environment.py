@@ -1,4 +1,4 @@
-"""Trainings on data whose environment nobody names."""
+"""Training on data without a named environment."""
 
 import copy
 import csv
@@ -71,7 +71,7 @@ def test_a_training_without_an_environment_leaves_losses_and_a_policy_that_acts(
 
 
 def parted(rows=200):
-    """What ``logs`` holds, whose action follows from a part that a robot does not have."""
+    """The data of ``logs``, but the action depends on a part that a robot does not have."""
     arrays = logs(rows)
     for name in ("obs", "next_obs"):
         arrays[name] = dict(state=arrays[name][:, 2:], secret=arrays[name][:, :2])
@@ -79,7 +79,7 @@ def parted(rows=200):
 
 
 @pytest.mark.parametrize("given", [parted, lambda: offlinerl.load_dataset(parted())])
-def test_of_an_object_s_observations_only_the_parts_that_are_asked_for_are_learnt_from(here, given):
+def test_obs_keys_choose_parts_of_a_data_objects_observations(here, given):
     run = offlinerl.fit("bc", given(), obs_keys=["state"], over=dict(train=FEW))
     assert [(leaf.path, leaf.shape) for leaf in run.agent.spec.obs] == [("", (1,))]
     again = offlinerl.fit(dataset=given(), resume=run.folder, over=dict(train=dict(updates=30)))
@@ -89,7 +89,7 @@ def test_of_an_object_s_observations_only_the_parts_that_are_asked_for_are_learn
         offlinerl.fit("bc", given(), obs_keys=["stat"], over=dict(train=FEW))
 
 
-def test_an_object_shows_an_environment_s_parts_in_their_order(here):
+def test_parts_of_a_data_object_follow_the_environments_order(here):
     class Parted(gym.Env):
         observation_space = gym.spaces.Dict(state=gym.spaces.Box(-9, 9, (1,)), secret=gym.spaces.Box(-9, 9, (2,)))
         action_space = gym.spaces.Box(-1, 1, (1,))
@@ -106,7 +106,7 @@ def test_an_object_shows_an_environment_s_parts_in_their_order(here):
     assert [leaf.shape for leaf in run.agent.spec.obs] == [(3,)] and run.scores is not None
 
 
-def test_parts_of_one_vector_are_refused_where_no_environment_has_them(here):
+def test_obs_keys_are_refused_for_a_vector_without_an_environment(here):
     with pytest.raises(UserError, match="arrays: its observations are one vector without parts; leave out obs_keys"):
         offlinerl.fit("bc", logs(), obs_keys=["state"], over=dict(train=FEW))
     arrays, columns = logs(), dict(obs="observations", action="actions", reward="rewards", terminated="terminals")
@@ -117,7 +117,7 @@ def test_parts_of_one_vector_are_refused_where_no_environment_has_them(here):
         offlinerl.fit("bc", "log.hdf5", obs_keys=["nope"], over=dict(train=FEW))
 
 
-def test_an_object_that_was_read_with_some_parts_is_not_asked_for_others(here):
+def test_other_obs_keys_are_refused_for_data_read_with_some_parts(here):
     pytest.importorskip("pandas", reason="pandas is not installed")
     frame = offlinerl.load_dataset(parted()).to_pandas()
     columns = "obs.state=obs_state_0 obs.secret=obs_secret_0,obs_secret_1 action=action_0 reward=reward episode=episode"
@@ -129,7 +129,7 @@ def test_an_object_that_was_read_with_some_parts_is_not_asked_for_others(here):
         offlinerl.fit("bc", data, obs_keys=["secret"], over=dict(train=FEW))
 
 
-def test_a_score_is_had_later_from_the_environment_that_is_named_then(here, capsys):
+def test_a_score_can_be_measured_later_in_a_named_environment(here, capsys):
     run = offlinerl.fit("bc", logs(), over=dict(train=FEW))
     with pytest.raises(UserError, match="does not say what it was trained for; name an environment with --env"):
         offlinerl.evaluate(run.folder)
@@ -140,7 +140,7 @@ def test_a_score_is_had_later_from_the_environment_that_is_named_then(here, caps
     assert "had no environment" in capsys.readouterr().out
 
 
-def test_a_command_that_is_proposed_can_be_pasted(here, capsys):
+def test_a_proposed_command_can_be_pasted(here, capsys):
     run = offlinerl.fit("bc", logs(), over=dict(train=FEW), out="my runs/first")
     assert "offlinerl evaluate 'my runs/first' --env ID" in capsys.readouterr().out
     with pytest.raises(UserError, match="go on with --resume 'my runs/first' or name another"):
@@ -148,7 +148,7 @@ def test_a_command_that_is_proposed_can_be_pasted(here, capsys):
     assert run.folder == Path("my runs/first")
 
 
-def test_the_command_line_trains_on_a_file_alone(here, capsys):
+def test_the_command_line_trains_on_a_file_without_an_environment(here, capsys):
     import h5py
 
     arrays = logs()
@@ -176,7 +176,7 @@ def test_a_resumed_run_measures_the_same(here):
     whole = offlinerl.fit("xql", logs(), over=settings, out="whole")
     offlinerl.fit("xql", logs(), over=dict(settings, train={**FEW, "updates": 10}), out="parts")
     parts = offlinerl.fit("xql", logs(), over=dict(train=dict(updates=20)), resume="parts")
-    # what a schedule makes of another length is not this test's matter, and neither of these has one
+    # neither of these has a schedule; how a schedule handles another length is tested elsewhere
     for name, column in whole.held_out.items():
         np.testing.assert_array_equal(column, parts.held_out[name])
     assert whole.summary["losses"] == parts.summary["losses"]
@@ -184,7 +184,7 @@ def test_a_resumed_run_measures_the_same(here):
     assert again.summary["losses"] == whole.summary["losses"] and len(again.summary["losses"]) == 3
 
 
-def test_measuring_leaves_an_agent_as_it_was_and_says_the_loss_before_an_update():
+def test_measuring_does_not_change_an_agent_and_gives_the_loss_before_an_update():
     data = random_table(200)
     rest, kept = apart(data, 0.2)
     spec = Spec(5, 2, (-4.0, -4.0), (4.0, 4.0))
@@ -222,7 +222,7 @@ def test_episodes_are_held_out_whole():
     assert [len(part.episode_starts) for part in apart(two, 0.1)] == [1, 1]
 
 
-def test_what_actions_are_follows_from_the_data():
+def test_the_kind_and_bounds_of_actions_are_taken_from_the_data():
     arrays = logs(discrete=True)
     spec, said = spec_of_data(offlinerl.load_dataset(arrays))
     assert (spec.num_actions, spec.first_action, spec.obs_dim) == (2, 3, 3)
@@ -243,7 +243,7 @@ def test_what_actions_are_follows_from_the_data():
         spec_of_data(offlinerl.load_dataset(logs(discrete=True)), action_range=[0, 1])
 
 
-def test_discrete_actions_are_learnt_and_numbered_as_in_the_data(here):
+def test_discrete_actions_keep_the_numbers_of_the_data(here):
     run = offlinerl.fit("dqn", logs(discrete=True), over=dict(train=FEW))
     assert set(run.policy(logs(seed=2)["obs"]).tolist()) <= {3, 4}
     with pytest.raises(UserError, match="BC takes no discrete actions.*--actions continuous says otherwise"):
@@ -254,7 +254,7 @@ def test_discrete_actions_are_learnt_and_numbered_as_in_the_data(here):
         offlinerl.fit("bc", logs(), over=dict(train=FEW), actions="round")
 
 
-def test_a_minari_dataset_that_names_no_environment_states_its_bounds(here, monkeypatch):
+def test_without_an_environment_bounds_come_from_the_minari_dataset(here, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(here))
     space = gym.spaces.Box(-3, 5, (1,), np.float32)
     made = [episode(n)._replace(actions=np.full((3 + n, 1), 0.5, np.float32)) for n in range(3)]
@@ -267,8 +267,8 @@ def test_a_minari_dataset_that_names_no_environment_states_its_bounds(here, monk
     assert offlinerl.fit("bc", ID, over=dict(train=FEW)).summary["env"] is None
 
 
-def test_the_environment_that_a_dataset_names_need_not_be_there(here, monkeypatch, capsys):
-    """One that is not installed, and one that is not wanted."""
+def test_the_environment_of_a_dataset_need_not_be_installed(here, monkeypatch, capsys):
+    """An environment that is not installed, and one that is switched off."""
     spec = copy.deepcopy(gym.spec("Pendulum-v1"))
     spec.id, spec.entry_point = "NotInstalled-v7", "nowhere:Robot"
     made = [episode(n)._replace(actions=np.full((3 + n % 5, 1), 0.5, np.float32)) for n in range(6)]
@@ -297,7 +297,7 @@ def test_the_environment_that_a_dataset_names_need_not_be_there(here, monkeypatc
     assert "nowhere to act: give one instead of none" in capsys.readouterr().err
 
 
-def test_the_share_that_is_held_out_is_a_setting(here):
+def test_the_held_out_share_is_a_setting(here):
     run = offlinerl.fit("bc", logs(), over=dict(train={**FEW, "held_out": 0.0}))
     assert run.summary["held_out"] is None and run.held_out == {}
     over = dict(train={**FEW, "held_out": 0.5, "eval_episodes": 1, "final_episodes": 1})

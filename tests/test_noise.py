@@ -1,4 +1,4 @@
-"""Exploration: moments and autocorrelations, and streams that belong to an episode."""
+"""Exploration noise: moments, autocorrelations, and random streams that belong to an episode."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ SEEDS, LANES = (0, 1), (0, 1, 2)
 
 
 class Zero(nn.Module):
-    """A policy that stands still, so that what is left is the noise."""
+    """A policy whose action is zero, so that only the noise remains."""
 
     def forward(self, obs):
         return torch.zeros(*obs.shape[:-1], 2)
@@ -104,7 +104,7 @@ def test_parameter_noise_adapts_to_the_wanted_distance(start, grows):
 
 
 @pytest.mark.parametrize("name", ["gaussian", "ou", "parameter"])
-def test_a_saved_exploration_goes_on_as_if_never_stopped(name):
+def test_a_saved_exploration_continues_as_if_never_stopped(name):
     whole, first, second = exploration_of(name, 0.2), exploration_of(name, 0.2), exploration_of(name, 0.2)
     actor, obs, began = actor_of(), torch.randn(2, 3, 4), np.ones((2, 3), bool)
 
@@ -123,9 +123,9 @@ def test_a_saved_exploration_goes_on_as_if_never_stopped(name):
     assert all(torch.equal(a, b) for a, b in zip(want, have, strict=True))
 
 
-def test_an_episodes_numbers_depend_on_nothing_beside_it():
+def test_random_numbers_of_an_episode_do_not_depend_on_others():
     many, one = EnvStreams((5, 7), (0, 1, 2), "explore"), EnvStreams((7,), (2,), "explore")
-    many.normal((100,))  # whatever was drawn before
+    many.normal((100,))  # whatever was drawn before does not matter
     began = np.zeros((2, 3), bool)
     began[1, 2] = True
     many.begin(began, np.full((2, 3), 4))
@@ -138,7 +138,7 @@ def test_an_episodes_numbers_depend_on_nothing_beside_it():
 
 @pytest.mark.parametrize("size", [1, 2, 6, 7, 8, 20])
 @pytest.mark.parametrize("draw", [lambda rng, shape: rng.normal(shape), lambda rng, shape: rng.uniform(-1, 3, shape)])
-def test_numbers_drawn_ahead_are_those_of_every_step(draw, size):
+def test_random_numbers_drawn_ahead_are_those_drawn_at_every_step(draw, size):
     ahead, plain = EnvStreams(SEEDS, LANES, "noise").ahead(), EnvStreams(SEEDS, LANES, "noise")
     shape, began = (len(SEEDS), len(LANES)), np.random.default_rng(0)
     for step in range(40):

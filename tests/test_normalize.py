@@ -124,7 +124,7 @@ def test_millimetres_train_as_well_as_metres(trained):
     assert min(trained["millimetres"]) > -8 and max(trained["raw"]) < -12
 
 
-def test_a_policy_applies_what_its_checkpoint_keeps(here, trained):
+def test_a_policy_applies_the_statistics_of_its_checkpoint(here, trained):
     data = offlinerl.load_dataset("reach/millimetres-v0")
     mean, std = data.observations.mean(0, dtype=np.float64), data.observations.astype(np.float64).std(0)
     found = kept("millimetres")
@@ -141,7 +141,7 @@ def test_a_policy_applies_what_its_checkpoint_keeps(here, trained):
 
 
 @pytest.mark.parametrize("name", ACTING)
-def test_every_agent_sees_what_a_plain_one_sees_of_normalised_data(name):
+def test_every_agent_gets_the_same_inputs_as_from_normalised_data(name):
     agent_class, data = agents.get(name), random_table(60)
     spec = SPEC if agent_class.discrete is not True else Spec(5, 1, (0.0,), (2.0,), 3)
     small = dict(embedding=8) if name == "dt" else dict(hidden=(8,))
@@ -160,8 +160,7 @@ def test_every_agent_sees_what_a_plain_one_sees_of_normalised_data(name):
 
 
 def test_a_traced_update_reads_the_statistics(monkeypatch):
-    """The graph before it is compiled, for each of two seeds in turn; that compiling changes nothing is tested
-    elsewhere."""
+    """The graph before compilation, for two seeds in turn. Another test checks that compiling changes nothing."""
     monkeypatch.setattr("torch._inductor.compile", lambda graph, *_, **__: graph)
     trained, data = [], random_table(60)
     for compile in (False, True):
@@ -190,7 +189,7 @@ def test_a_stack_equals_its_seeds_alone(name):
 
 
 def test_a_resumed_run_is_the_one_that_never_stopped(here):
-    """Past the dataset too, where the policy goes on with the same statistics."""
+    """Also in fine-tuning after the dataset, where the policy keeps the same statistics."""
     length = dict(updates=10, online_steps=10, online_eval_every=5)
     run("td3", "reach/millimetres-v0", "whole", over=length | dict(online_steps=20))
     run("td3", "reach/millimetres-v0", "part", over=length)
@@ -201,7 +200,7 @@ def test_a_resumed_run_is_the_one_that_never_stopped(here):
     assert {*whole} == {*part} and all(torch.equal(tensor, part[name]) for name, tensor in whole.items())
 
 
-def test_a_run_that_begins_with_a_checkpoint_keeps_its_statistics(here, trained, refused):
+def test_a_run_that_starts_from_a_checkpoint_keeps_its_statistics(here, trained, refused):
     few = dict(updates=2, eval_every=2)
     run("bc", "reach/millimetres-v0", "further", over=few, init=Path("metres"))
     few = dict(steps=10, warm_up=5, eval_every=10, block=1)
@@ -215,7 +214,7 @@ def test_a_run_that_begins_with_a_checkpoint_keeps_its_statistics(here, trained,
 
 
 @pytest.mark.parametrize("agent, hint", [("td3", "checkpoint that has them"), ("ppo", "normalize_obs")])
-def test_without_a_dataset_there_is_nothing_to_normalise_by(agent, hint, here, refused):
+def test_normalising_without_a_dataset_is_refused(agent, hint, here, refused):
     line = refused("fit", agent, "--env", "Pendulum-v1", "--agent.normalize", "true")
     assert "this run has none" in line and hint in line
 
@@ -223,7 +222,7 @@ def test_without_a_dataset_there_is_nothing_to_normalise_by(agent, hint, here, r
 # What is normalised
 
 
-def test_images_stay_as_they_are():
+def test_images_are_not_normalised():
     data = random_rows(60)
     rngs = [generator(seed, "test") for seed in (0, 1)]
     encoder, plain = encoder_of(PARTS, rngs, normalize=True), encoder_of(PARTS, rngs)
@@ -240,7 +239,7 @@ def test_images_stay_as_they_are():
     assert torch.equal(agent.actor.encoder.parts[1].mean, encoder.parts[1].mean)
 
 
-def test_constant_dimensions_are_safe_and_small_ones_count():
+def test_constant_dimensions_are_safe_and_small_ones_are_scaled():
     rng = np.random.default_rng(0)
     column = rng.normal(size=(1000, 6)).astype(np.float32)
     column[:, 0], column[:, 1] = 0.1, 0
@@ -279,7 +278,7 @@ def test_moments_are_exact_over_blocks(monkeypatch):
     np.testing.assert_allclose(scales._correlation(column, std), 1 - steps / (2 * std**2), rtol=1e-12)
 
 
-def test_encoders_that_do_not_normalise_say_so():
+def test_encoders_that_do_not_normalise_refuse_the_setting():
     class Own(offlinerl.BC):
         def encoder(self, network):
             return Identity(5)
@@ -288,7 +287,7 @@ def test_encoders_that_do_not_normalise_say_so():
         Own(SPEC, normalize=True).normalize_by(random_table().moments)
 
 
-# What is said of scales
+# Reports on scales
 
 
 def far_apart(observations):
@@ -311,7 +310,7 @@ def test_scales_that_differ_by_more_than_a_thousand_are_named():
         assert "in dimension 1)" in far_apart(column * np.float32([1, 5000, 1, 1]))
 
 
-def test_noise_beside_signals_does_not_count_as_the_smaller_scale():
+def test_noise_is_not_counted_as_the_smallest_scale():
     rng = np.random.default_rng(0)
     walk = rng.normal(size=(500, 2)).cumsum(0)
     noise = rng.normal(size=(500, 1))
@@ -320,14 +319,14 @@ def test_noise_beside_signals_does_not_count_as_the_smaller_scale():
     assert far_apart(np.concatenate([walk * [1e-5, 1], noise], 1)) is not None
 
 
-def test_the_kitchen_s_scales_are_sound():
-    """Its dimensions that differ by more are readings, with noise, of what nobody moves."""
+def test_the_kitchens_scales_cause_no_warning():
+    """Dimensions that differ by more are noisy readings of objects that nothing moves."""
     data = offlinerl.load_dataset("kitchen")
     std = data.moments[""][1]
     assert std.max() > 1000 * std[std > 0].min() and far_apart(data.observations) is None
 
 
-def test_validate_and_fit_say_it_once(here, capsys):
+def test_validate_and_fit_report_scales_once(here, capsys):
     obs = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32) * np.float32([1, 1, 1e4])
     with h5py.File("far.hdf5", "w") as file:
         file["observations"], file["actions"] = obs, np.zeros((50, 1), np.float32)
@@ -343,7 +342,7 @@ def test_validate_and_fit_say_it_once(here, capsys):
     assert not [f for f in validate(registry.resolve("reach/millimetres-v0")) if f.kind == "scales"]
 
 
-def test_arrays_normalise_too():
+def test_arrays_are_normalised_too():
     rows = np.arange(20, dtype=np.float64)
     flags = np.zeros(20, bool)
     data = from_arrays(dict(obs=rows, action=np.zeros((20, 1)), reward=flags, terminated=flags))

@@ -22,7 +22,7 @@ SHORTER = {
     },
     "comparing_agents": {'"updates": 1000,': '"updates": 20,', '"eval_every": 500,': '"eval_every": 10,'},
 }
-"""How a notebook that trains for long is run short, too short for what it asserts to hold."""
+"""Replacements that shorten long trainings of notebooks. They become too short for the notebooks' assertions."""
 
 
 def code(notebook) -> list:
@@ -53,7 +53,7 @@ def test_there_are_notebooks():
 
 def execute(notebook, folder) -> None:
     for cell in code(notebook):
-        cell.outputs = []  # what is checked must be of this execution
+        cell.outputs = []  # only outputs of this execution are checked
     resources = {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
     check_outputs(notebook)

@@ -1,4 +1,4 @@
-"""What other people's files hold: read for what it means, or refused in a sentence that names the row."""
+"""Unusual contents of files: read as they are meant, or refused in a sentence that names the row."""
 
 import builtins
 import json
@@ -83,7 +83,7 @@ def ends_every(length, rows=ROWS):
 
 @pytest.mark.parametrize("name", ["observations", "actions"])
 def test_columns_without_numbers_are_refused(name, refused):
-    """Of which no network can be made."""
+    """No network can be built for such columns."""
     columns = pendulum(**{name: np.zeros((ROWS, 0), np.float32)}, timeouts=ends_every(200))
     np.savez("some.npz", **columns)
     says = rf"{name} are of shape \(0,\), which holds no number"
@@ -102,13 +102,13 @@ def test_columns_without_numbers_are_refused(name, refused):
 
 
 @pytest.mark.parametrize("terminals", [np.zeros(ROWS, bool), np.zeros(ROWS, np.float32), np.zeros((ROWS, 1)), None])
-def test_without_ends_the_environments_limit_is_the_rule(terminals):
+def test_without_ends_the_environments_time_limit_ends_episodes(terminals):
     data = load(write(pendulum(terminals=terminals)), "Pendulum-v1")
     np.testing.assert_array_equal(data.episode_lengths, [LENGTH - 1] * EPISODES)  # the last row has no successor
     assert not data.terminated.any()
 
 
-def test_the_suite_s_own_limit_is_the_rule_too():
+def test_the_suites_own_time_limit_ends_episodes_too():
     rng, rows = np.random.default_rng(0), 3000
     columns = dict(observations=rng.normal(size=(rows, 17)), actions=rng.uniform(-1, 1, (rows, 6)))
     path = write(columns | dict(rewards=np.zeros(rows), terminals=np.zeros(rows)))
@@ -118,7 +118,7 @@ def test_the_suite_s_own_limit_is_the_rule_too():
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(ROWS,), (ROWS, 1)])
 @pytest.mark.parametrize("name", ["timeouts", "truncations", "truncateds", "episode_terminals", "dones_float", "dones"])
-def test_ends_by_other_names_beside_terminals_are_cuts(name, dtype, shape):
+def test_ends_with_other_names_beside_terminals_are_truncations(name, dtype, shape):
     columns = pendulum(**{name: ends_every(100).astype(dtype).reshape(shape)})
     data = load(write(columns), "Pendulum-v1")
     np.testing.assert_array_equal(data.episode_lengths, [99] * 10)
@@ -126,22 +126,22 @@ def test_ends_by_other_names_beside_terminals_are_cuts(name, dtype, shape):
 
 
 @pytest.mark.parametrize("name", ["terminals", "terminations", "terminated", "terminateds"])
-def test_terminations_by_other_names(name):
+def test_terminations_with_other_names_are_read(name):
     over = np.isin(np.arange(ROWS), [49, 349])
     data = load_hdf5(write(pendulum(**{"terminals": None, name: over, "truncations": ends_every(200)})))
-    np.testing.assert_array_equal(np.flatnonzero(data.terminated), [49, 348])  # a cut row has been left out
+    np.testing.assert_array_equal(np.flatnonzero(data.terminated), [49, 348])  # a truncated row has been left out
     np.testing.assert_array_equal(data.episode_lengths, [50, 149, 150, 49, 199, 199, 199])
 
 
 @pytest.mark.parametrize("name", ["dones", "done", "dones_float", "episode_terminals"])
-def test_ends_alone_are_terminal_but_at_the_time_limit(name):
+def test_ends_without_terminals_are_terminal_except_at_the_time_limit(name):
     done = np.isin(np.arange(ROWS), [49, 249, 449, 649, 849, ROWS - 1])
     data = load(write(pendulum(**{"terminals": None, name: done})), "Pendulum-v1")
     np.testing.assert_array_equal(data.episode_lengths, [50, 199, 199, 199, 199, 150])
     assert np.flatnonzero(data.terminated).tolist() == [49, len(data) - 1]
 
 
-def test_terminal_ends_are_told_from_cut_ones():
+def test_terminations_and_truncations_are_distinguished():
     over = np.isin(np.arange(ROWS), [99])
     columns = pendulum(terminals=over, episode_terminals=ends_every(100))
     data = load_hdf5(write(columns))
@@ -151,7 +151,7 @@ def test_terminal_ends_are_told_from_cut_ones():
 
 @pytest.mark.parametrize("name", ["episode", "episode_id", "episode_ids", "trajectory"])
 @pytest.mark.parametrize("flags", [{}, dict(terminals=None), dict(terminals=None, dones=ends_every(50))])
-def test_episodes_are_told_apart_by_their_ids_as_in_a_table(name, flags):
+def test_episodes_are_separated_by_their_ids_as_in_a_table(name, flags):
     ids = np.arange(ROWS) // 100 + 7
     columns = pendulum(**flags, **{name: ids})
     data = load_hdf5(write(columns))
@@ -165,12 +165,12 @@ def test_episodes_are_told_apart_by_their_ids_as_in_a_table(name, flags):
     np.testing.assert_array_equal(load_hdf5(write(columns | {name: words})).last, data.last)
 
 
-def test_ids_of_episodes_that_lie_apart_are_refused_unless_ends_are_between_them():
+def test_an_id_in_separate_places_is_refused_unless_ends_are_between():
     with pytest.raises(UserError, match="the row 500 is of an episode, 0 by episode, that others came after: write"):
         load_hdf5(write(pendulum(episode=np.arange(ROWS) // 100 % 5)))
     data = load_hdf5(write(pendulum(episode=np.arange(ROWS) // 100 % 5, timeouts=ends_every(100))))
     assert data.episode_lengths.tolist() == [99] * 10, "two logs, each of which counts from 0"
-    data = load(write(pendulum(episode=np.arange(5))), "Pendulum-v1")  # a number an episode, and not a row
+    data = load(write(pendulum(episode=np.arange(5))), "Pendulum-v1")  # one number per episode instead of per row
     assert data.episode_lengths.tolist() == [LENGTH - 1] * EPISODES
 
 
@@ -199,7 +199,7 @@ def test_no_transition_crosses_an_episode_in_training(capsys):
     assert "995 transitions in 5 episodes" in capsys.readouterr().out
 
 
-def test_episodes_that_are_known_to_be_longer_still_load(here):
+def test_datasets_known_to_have_longer_episodes_still_load(here):
     write(pendulum(actions=np.zeros((ROWS, 28)), observations=np.zeros((ROWS, 39)), timeouts=ends_every(250)))
     assert len(load("some.hdf5", "door-human-v1").episode_starts) == 4
     obs = np.arange(ROWS)[:, None] // 500 * 100.0 * np.ones((1, 29))
@@ -277,7 +277,7 @@ def test_actions_in_other_units_are_refused(refused):
     assert "of 995 entries of the actions (9" in line and "other units" in line and "-2 to 2" in line
 
 
-def test_a_few_clipped_actions_are_told(capsys):
+def test_a_few_clipped_actions_are_reported(capsys):
     columns = pendulum()
     columns["actions"][:100] *= 100
     write(columns)
@@ -286,7 +286,7 @@ def test_a_few_clipped_actions_are_told(capsys):
     assert "entries of the actions" in out and "are clipped" in out
 
 
-def test_sound_actions_are_not_spoken_of(capsys):
+def test_valid_actions_cause_no_message(capsys):
     columns = pendulum()
     columns["actions"][:2] = np.float32([[2], [-2]])
     write(columns)
@@ -297,14 +297,14 @@ def test_sound_actions_are_not_spoken_of(capsys):
 # -------------------------------------------------------------------------------------------------- other shapes
 
 
-def test_columns_of_one_are_read_as_columns():
+def test_columns_of_shape_n_by_1_are_read_like_those_of_shape_n():
     wide = {key: column[:, None] for key, column in pendulum(timeouts=ends_every(200)).items() if column.ndim == 1}
     narrow, same = load_hdf5(write(pendulum(timeouts=ends_every(200)))), load_hdf5(write(pendulum(**wide)))
     for column in ("obs", "action", "reward", "terminated", "last", "next_obs"):
         np.testing.assert_array_equal(getattr(narrow, column), getattr(same, column))
 
 
-def test_rewards_of_one_in_minari(here):
+def test_minari_rewards_of_shape_n_by_1_are_read(here):
     minari(here, rewards=np.arange(4.0)[:, None])
     np.testing.assert_array_equal(load("test/some-v0").reward, [0, 1, 2, 3])
 
@@ -344,7 +344,7 @@ def test_discrete_observations_that_do_not_exist_are_refused():
 
 
 class Camera(gym.Env):
-    """Shows a picture beside its state; the parts may be nested."""
+    """Observes an image beside its state; the parts may be nested."""
 
     action_space = Box(-1, 1, (2,), np.float32)
 
@@ -394,7 +394,7 @@ def record_camera(here, nested):
 @pytest.mark.parametrize(
     "nested, rest, image", [(False, "goal,state", "camera"), (True, "goal,seen/state", "seen/camera")]
 )
-def test_images_and_chosen_parts_train(here, camera, nested, rest, image, capsys):
+def test_images_and_chosen_parts_can_be_trained_on(here, camera, nested, rest, image, capsys):
     record_camera(here, nested)
     fit = ["fit", "bc", "--dataset", "test/camera-v0", *FEW, "--out"]
     assert main([*fit, "seeing"]) == 0
@@ -430,7 +430,7 @@ def test_parts_of_unequal_lengths_are_named(here):
         load("two/parts-v0")
 
 
-def test_an_agent_for_vectors_says_so_of_images(camera, refused):
+def test_an_agent_for_vectors_refuses_images(camera, refused):
     line = refused("fit", "ppo", "--env", "Camera-v0", "--steps", "2048")
     assert "camera [24, 24, 3]" in line and "--obs-keys" in line
     steps = ["--steps", "40", "--eval-every", "40", "--final-episodes", "1", "--eval-episodes", "1", "--batch", "8"]
@@ -456,7 +456,7 @@ def test_an_image_file_does_not_fit_an_environment_of_vectors(refused):
     assert "(6, 6, 3)" in refused("fit", "bc", "--dataset", "some.hdf5", "--env", "Pendulum-v1", *FEW)
 
 
-def test_parts_of_what_has_none_are_refused(refused):
+def test_obs_keys_of_observations_without_parts_are_refused(refused):
     write(pendulum())
     line = refused("fit", "bc", "--dataset", "some.hdf5", "--env", "Pendulum-v1", "--obs-keys", "state", *FEW)
     assert "without parts" in line and "--obs-keys" in line
@@ -496,18 +496,18 @@ def test_validate_finds_another_shape():
 
 
 @pytest.mark.parametrize("env", [None, "FrozenLake-v1"])
-def test_sound_data_of_a_finite_problem_has_notes_only(capsys, env):
+def test_valid_data_of_a_finite_problem_has_only_notes(capsys, env):
     columns = lake(episodes=40)
     columns["terminals"][3] = columns["terminals"][4] = True  # an episode of one step
     columns["timeouts"] = np.zeros_like(columns["terminals"])
-    columns["timeouts"][3] = True  # both terminated and cut off
+    columns["timeouts"][3] = True  # both terminated and truncated
     write(columns)
     assert main(["datasets", "validate", "some.hdf5", *(["--env", env] if env else [])]) == 0
     out = capsys.readouterr().out
     assert "note: duplicates" in out and "note: overlapping ends" in out and "fault" not in out
 
 
-def test_validate_finds_choices_that_do_not_exist():
+def test_validate_finds_discrete_actions_that_do_not_exist():
     columns = lake()
     columns["actions"][4] = 9
     write(columns)
@@ -535,7 +535,7 @@ def test_import_keeps_the_environments_spaces(here):
     assert kinds("test/p-v0").get("action range") is None
 
 
-def test_import_keeps_choices_as_numbers():
+def test_import_keeps_discrete_actions():
     minari = pytest.importorskip("minari")
     write(lake())
     assert main(["datasets", "import", "some.hdf5", "test/lake-v0", "--env", "FrozenLake-v1"]) == 0
@@ -571,7 +571,7 @@ def test_import_takes_a_module_as_fit_does(here, monkeypatch):
         sys.modules.pop("swing_module", None)
 
 
-def test_an_exported_file_brings_its_environment_back(here):
+def test_an_exported_file_names_its_environment(here):
     write(pendulum())
     assert main(["datasets", "import", "some.hdf5", "test/p-v0", "--env", "Pendulum-v1"]) == 0
     assert main(["datasets", "export", "test/p-v0", "out.hdf5"]) == 0
@@ -592,7 +592,7 @@ def test_chosen_parts_are_loaded_in_their_order(here, camera):
     np.testing.assert_array_equal(turned, np.roll(both, 2, axis=1))
 
 
-def test_what_is_there_is_overwritten_only_when_asked(refused):
+def test_existing_files_are_overwritten_only_on_request(refused):
     write(pendulum(timeouts=ends_every(200)))
     assert main(["datasets", "export", "some.hdf5", "out.hdf5"]) == 0
     assert "--overwrite" in refused("datasets", "export", "some.hdf5", "out.hdf5")
@@ -611,7 +611,7 @@ def test_what_is_there_is_overwritten_only_when_asked(refused):
      ("rows.json", "a text or a table of another kind"), ("rows.zip", "an archive")],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["fit", "import", "show", "validate"])
-def test_files_of_other_formats_are_named_for_what_they_are(name, word, command, refused):
+def test_files_of_other_formats_are_identified(name, word, command, refused):
     Path(name).write_bytes(b'{"a": [1, 2],\n"b": [3, 4]}')
     argv = dict(
         fit=["fit", "bc", "--dataset", name, "--env", "Pendulum-v1"], show=["datasets", "show", name],
@@ -622,7 +622,7 @@ def test_files_of_other_formats_are_named_for_what_they_are(name, word, command,
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.npz"])
-def test_tables_whose_columns_nobody_knows_say_how_to_name_them(name, refused):
+def test_for_tables_with_unknown_columns_the_message_says_how_to_name_them(name, refused):
     if name.endswith("npz"):
         np.savez(name, a=np.zeros(3), b=np.zeros(3))
     else:
@@ -631,7 +631,7 @@ def test_tables_whose_columns_nobody_knows_say_how_to_name_them(name, refused):
     assert name in line and "--columns" in line and "it has a, b" in line
 
 
-def test_arrow_datasets_without_pyarrow_say_what_to_install(here, monkeypatch):
+def test_for_arrow_datasets_without_pyarrow_the_message_says_what_to_install(here, monkeypatch):
     path = minari(here)
     metadata = json.loads((path / "data/metadata.json").read_text())
     (path / "data/metadata.json").write_text(json.dumps({**metadata, "data_format": "arrow"}))

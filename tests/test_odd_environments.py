@@ -1,4 +1,4 @@
-"""Environments that are not as agents expect them: taken as they mean it, or refused in one sentence."""
+"""Unusual environments: used as they are meant, or refused in one sentence."""
 
 import json
 import signal
@@ -32,7 +32,7 @@ FEW = (*FEW, "--eval-every", 20)
 
 
 class Reach(gym.Env):
-    """A point that an action moves; episodes of ``length`` steps."""
+    """An action moves a point; episodes have ``length`` steps."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": None}
 
@@ -71,7 +71,7 @@ class Old(Reach):
 
 
 class Pair(Old):
-    """Its observation of two numbers could be taken for the two things that reset returns."""
+    """Its observation of two numbers could be confused with the pair that reset returns."""
 
 
 class FourValues(Reach):
@@ -104,7 +104,7 @@ class Blind(Reach):
 
 
 class Later(Reach):
-    """Goes wrong in the seventh step, as ``fault`` says."""
+    """Has the fault ``fault`` in the seventh step."""
 
     def step(self, action):
         obs, reward, over, cut, info = super().step(action)
@@ -175,7 +175,7 @@ def run(*argv):
 
 @pytest.fixture
 def refused(refused):
-    """What every command line that fails is held to, and that the training is not blamed."""
+    """Check what holds for every failed command, and that the message does not blame the training."""
 
     def check(*argv):
         line = refused(*argv)
@@ -202,7 +202,7 @@ def online(env, out, *more):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["fit", "collect"])
-def test_other_interfaces_are_refused(maker, words, command, refused, here):
+def test_wrong_results_of_reset_and_step_are_refused(maker, words, command, refused, here):
     env = made(f"Odd{maker.__name__}-v0", maker)
     collect = ("collect", "random", "--env", env, "--episodes", 1, "--dataset", "odd/other-v0")
     line = refused(*(online(env, here / "other") if command == "fit" else collect))
@@ -217,14 +217,14 @@ def test_other_interfaces_are_refused(maker, words, command, refused, here):
      gym.spaces.Box(-1, 1, (2, 2)), gym.spaces.Box(-1, 1, ()), gym.spaces.Box(-1, 1, (0,))],
     ids=str,
 )  # fmt: skip
-def test_actions_of_other_spaces_are_refused(space):
+def test_unsupported_action_spaces_are_refused(space):
     env = Reach()
     env.action_space = space
     with pytest.raises(UserError, match="Reach takes .*agents here need a vector or one discrete action"):
         spec_of(env)
 
 
-def test_environments_are_closed_after_one_whose_close_fails():
+def test_other_environments_are_closed_if_closing_one_fails():
     pool = Pool({"id": made("Closing-v0", Reach)}, 3)
     closed = []
     for place in (0, 2):
@@ -235,7 +235,7 @@ def test_environments_are_closed_after_one_whose_close_fails():
     assert sorted(closed) == [0, 2]
 
 
-def test_the_trial_leaves_nothing_behind():
+def test_the_trial_run_uses_another_instance():
     made("Counted-v0", Reach)
     pool = Pool({"id": "Counted-v0"}, 2)
     assert all(not hasattr(env.unwrapped, "steps") for env in pool.envs), "another instance was tried"
@@ -243,7 +243,7 @@ def test_the_trial_leaves_nothing_behind():
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
-def test_numbers_of_every_dtype_are_looked_at(number, dtype):
+def test_numbers_of_every_dtype_are_checked(number, dtype):
     with pytest.raises(checks.Unsound, match="not finite"):
         checks.observation(np.array([0, number], dtype), (2,))
     checks.observation(np.array([0, 5], dtype), (2,))
@@ -255,7 +255,7 @@ def test_numbers_of_every_dtype_are_looked_at(number, dtype):
 
 
 @pytest.mark.parametrize("what", ["a reward", "an observation"])
-def test_what_is_not_finite_is_named_by_its_step(what, refused, here):
+def test_values_that_are_not_finite_are_named_with_their_step(what, refused, here):
     kind = what.split()[1]
     env = made(f"Nan{kind}-v0", Reach, nan_at=(kind, 7))
     line = refused("collect", "random", "--env", env, "--episodes", 3, "--dataset", f"odd/nan-{kind}-v0")
@@ -273,7 +273,7 @@ def test_an_error_in_an_evaluation_loses_no_training(refused, here):
     assert checkpoint.read(here / "kept/last.ckpt")["offlinerl"]["updates"] == 20
 
 
-def test_arrays_of_one_are_numbers(here):
+def test_arrays_of_size_one_are_accepted_as_numbers(here):
     env = made("Arrays-v0", Reach, arrays=True)
     assert run("collect", "random", "--env", env, "--episodes", 4, "--dataset", "odd/arrays-v0") == 0
     assert load("odd/arrays-v0").terminated.sum() == 4
@@ -292,8 +292,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_goes_wrong_later_is_named_by_its_step(fault, here, capsys):
-    """In an evaluation, after which everything that was trained is there."""
+def test_later_errors_are_named_with_their_step(fault, here, capsys):
+    """The error occurs in an evaluation; everything that was trained is kept."""
     sound, broken = made("Sound-v0", Reach), made(f"Later-{fault.replace(' ', '-')}-v0", Later, fault=fault)
     dataset, out = "odd/before-v0", here / fault
     if not (here / "minari" / dataset).exists():
@@ -305,7 +305,7 @@ def test_what_goes_wrong_later_is_named_by_its_step(fault, here, capsys):
 
 
 @pytest.mark.parametrize("by, words", [("assertion", "AssertionError"), ("key", "robot.xml"), ("run", "no device")])
-def test_an_environment_that_cannot_be_made(by, words, refused, here):
+def test_an_environment_that_cannot_be_made_is_named(by, words, refused, here):
     env = made(f"Stubborn-{by}-v0", Stubborn, by=by)
     line = refused(*online(env, here / by))
     assert f"environment {env} cannot be made" in line and words in line
@@ -314,7 +314,7 @@ def test_an_environment_that_cannot_be_made(by, words, refused, here):
 
 
 @pytest.mark.parametrize("source", ["random", "td3"])
-def test_what_was_collected_stays_where_an_environment_fails_later(source, here, monkeypatch, capsys):
+def test_collected_episodes_are_kept_if_an_environment_fails_later(source, here, monkeypatch, capsys):
     env, step, taken = made("Failing-v0", Reach), Reach.step, []
 
     def fails(self, action):
@@ -335,7 +335,7 @@ def test_what_was_collected_stays_where_an_environment_fails_later(source, here,
 
 
 def failing_once(monkeypatch, at):
-    """Let the environment fail in its step of this number, counted over all of this process."""
+    """Let the environment fail in its step with this number, counted over the whole process."""
     step, taken = Reach.step, []
 
     def fails(self, action):
@@ -355,8 +355,8 @@ LATE = {
 
 
 @pytest.mark.parametrize("kind", LATE)
-def test_what_was_learnt_stays_where_an_environment_fails(kind, here, monkeypatch, capsys):
-    """In the middle of a block, where one is longer than a step."""
+def test_a_run_is_saved_if_an_environment_fails(kind, here, monkeypatch, capsys):
+    """In the middle of a block of several steps."""
     env, folder, whole = made("Late-v0", Reach), here / f"late-{kind}", here / f"never-{kind}"
     argv = ("fit", kind.split()[0], "--env", env, *FEW, "--steps", 120, "--eval-every", 120, *LATE[kind])
     assert run(*argv, "--out", whole) == 0
@@ -374,7 +374,7 @@ def test_what_was_learnt_stays_where_an_environment_fails(kind, here, monkeypatc
     assert [(end["steps"], end["updates"]) for end in ends] == [(120, ends[1]["updates"])] * 2
 
 
-def test_reference_scores_that_cannot_be_measured_cost_no_data(here, monkeypatch, capsys):
+def test_a_failed_measurement_of_reference_scores_loses_no_data(here, monkeypatch, capsys):
     env = made("Measured-v0", Reach)
     assert run(*online(env, here / "measured")) == 0
 
@@ -416,7 +416,7 @@ def test_a_policy_of_nan_is_not_blamed_on_the_environment(command, here, capsys)
      ([-1, 0.5], [1, 0.5], "float32"), ([2, 2], [2, 2], "int32"), (-0.1, 0.1, "float64"),
      ([-0.4, 0.1], [0.1, 0.7], "float32"), (0, 16_777_219, "int32")],
 )  # fmt: skip
-def test_an_environment_gets_its_own_dtype_and_fixed_dimensions_are_held(low, high, dtype, here, request):
+def test_an_environment_gets_actions_of_its_dtype_with_fixed_dimensions_unchanged(low, high, dtype, here, request):
     number = request.node.callspec.indices["low"]
     env = made(f"Typed{number}-v0", Reach, low=low, high=high, dtype=dtype)
     dataset, out = f"odd/typed{number}-{dtype}-v0", here / f"typed-{number}-{dtype}"
@@ -442,7 +442,7 @@ def test_an_action_at_its_bound_is_within_it(low, high, dtype, action, want):
     assert space.contains(taken) and taken.tolist() == [want]
 
 
-def test_a_fixed_dimension_is_zero_in_units_of_one():
+def test_a_fixed_dimension_is_zero_in_scaled_actions():
     spec = Spec(1, 2, (-2.0, 3.0), (2.0, 3.0))
     assert spec.in_unit(np.float32([[1.0, 3.0]])).tolist() == [[0.5, 0.0]]
 
@@ -454,14 +454,14 @@ def test_a_fixed_dimension_is_zero_in_units_of_one():
      ((-1, -5), (1, 5), (False,) * 2), ((-1e4, -1e30), (1e4, 1), (False, True))],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_bounds_that_are_none(low, high, open_, dtype):
+def test_infinite_or_huge_bounds_count_as_none(low, high, open_, dtype):
     space = gym.spaces.Box(np.array(low, dtype), np.array(high, dtype), dtype=dtype)
     assert checks.unbounded(space).tolist() == list(open_)
 
 
 @pytest.mark.parametrize("dtype, open_", [(np.int8, False), (np.uint16, False), (np.int32, True), (np.int64, True),
                                           (np.float16, True)])  # fmt: skip
-def test_the_largest_numbers_of_a_dtype(dtype, open_):
+def test_the_limits_of_a_dtype_count_as_no_bounds_if_they_are_huge(dtype, open_):
     about = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
     assert checks.unbounded(gym.spaces.Box(about.min, about.max, (2,), dtype)).tolist() == [open_] * 2
 
@@ -471,13 +471,13 @@ def test_the_largest_numbers_of_a_dtype(dtype, open_):
     [(0.0, np.inf, "float32", (-1, 1), (0, 1)), (-np.inf, -3.0, "float32", (-5, 1), (-5, -3)),
      (-(2**31), 2**31 - 1, "int32", (-1.5, 2.5), (-1, 2)), (0, 2**32 - 1, "uint32", (-1, 7), (0, 7))],
 )  # fmt: skip
-def test_a_range_keeps_to_the_bounds_there_are(low, high, dtype, given, want, request):
+def test_an_action_range_stays_within_existing_bounds(low, high, dtype, given, want, request):
     env = made(f"Half{request.node.callspec.indices['low']}-v0", Reach, low=low, high=high, dtype=dtype)
     spec = spec_of(make({"id": env, "action_range": given}))
     assert (spec.action_low, spec.action_high) == ((want[0],) * 2, (want[1],) * 2)
 
 
-def test_a_range_that_leaves_nothing(refused, here):
+def test_an_action_range_that_leaves_no_actions_is_refused(refused, here):
     env = made("Negative-v0", Reach, low=-np.inf, high=-3.0)
     line = refused(*online(env, here / "nothing", "--action-range", "1,2"))
     assert env in line and "leaves nothing of its actions" in line
@@ -491,7 +491,7 @@ def test_another_environment_under_the_same_name_is_tried_too(refused, here):
         Pool({"id": made("Again-v0", Old)}, 1)
 
 
-def test_open_bounds_take_the_datas_range_or_are_asked_for(refused, here, capsys):
+def test_missing_bounds_are_taken_from_the_data_or_must_be_given(refused, here, capsys):
     env = made("Open-v0", Reach, low=[-1, -np.inf], high=[1, np.inf])
     assert "--action-range LOW,HIGH" in refused(*online(env, here / "open"))
     collect = ("collect", "random", "--env", env, "--dataset", "odd/open-v0")
@@ -522,7 +522,7 @@ def test_open_bounds_take_the_datas_range_or_are_asked_for(refused, here, capsys
 # Episodes that nothing ends
 
 
-def test_an_endless_environment_is_said_and_can_be_limited(here, capsys, monkeypatch):
+def test_an_endless_environment_is_reported_and_can_be_limited(here, capsys, monkeypatch):
     env = made("Endless-v0", Reach, limit=None, length=-1)
     out = here / "endless"
     assert run(*online(env, out, "--max-episode-steps", 15)) == 0
@@ -552,14 +552,14 @@ def test_an_endless_environment_is_said_and_can_be_limited(here, capsys, monkeyp
 # Environments without a path
 
 
-def test_a_class_instead_of_a_path(here):
+def test_a_class_may_be_registered_instead_of_a_path(here):
     env = register("ByClass-v0", Reach)
     assert run("collect", "random", "--env", env, "--episodes", 3, "--dataset", "odd/by-class-v0") == 0
     assert run("fit", "bc", "--dataset", "odd/by-class-v0", *FEW, "--updates", 20, "--out", here / "by-class") == 0
     assert run("evaluate", here / "by-class", "--episodes", 1) == 0
 
 
-def test_a_function_that_no_name_leads_to(here, refused):
+def test_a_registered_lambda_must_be_named_again_for_an_evaluation(here, refused):
     env = register("ByLambda-v0", lambda **kwargs: Reach(**kwargs))
     assert run("collect", "random", "--env", env, "--episodes", 3, "--dataset", "odd/by-lambda-v0") == 0
     fit = ("fit", "bc", "--dataset", "odd/by-lambda-v0", *FEW, "--updates", 20, "--out", here / "by-lambda")
@@ -569,25 +569,25 @@ def test_a_function_that_no_name_leads_to(here, refused):
     assert run("evaluate", here / "by-lambda-2", "--episodes", 1) == 0
 
 
-def test_arguments_bound_to_a_class(here):
-    """A partial function has neither a name nor a module of its own."""
+def test_a_class_may_have_bound_arguments(here):
+    """A partial object has neither a name nor a module."""
     env = register("ByPartial-v0", partial(Reach, length=5))
     assert run("collect", "random", "--env", env, "--episodes", 3, "--dataset", "odd/by-partial-v0") == 0
     assert load("odd/by-partial-v0").episode_lengths.tolist() == [5, 5, 5]
 
 
 def test_a_collection_of_endless_episodes_ends(here):
-    """Reference scores, which are of whole episodes, would never be measured."""
+    """Measuring reference scores would never end, because it needs whole episodes."""
     env, out = made("Truly-endless-v0", Reach, limit=None, length=-1), here / "truly-endless"
     assert run(*online(env, out, "--max-episode-steps", 15)) == 0
     assert run("collect", out, "--env", env, "--dataset", "odd/truly-endless-v0", "--steps", 30) == 0
     assert load("odd/truly-endless-v0").episode_lengths.tolist() == [30]
 
 
-# Pictures
+# Videos
 
 
-def test_films_of_environments_that_say_little(here, refused, capsys):
+def test_videos_of_environments_without_metadata(here, refused, capsys):
     env, blank = made("Drawn-v0", Reach, draws=True), made("Blank-v0", Reach)
     assert run(*online(env, here / "drawn")) == 0
     assert run("evaluate", here / "drawn", "--episodes", 1, "--video", here / "films") == 0
@@ -604,7 +604,7 @@ def test_films_of_environments_that_say_little(here, refused, capsys):
     [({"render_fps": 12}, 12), ({}, 30), (None, 30), ({"render_fps": 0}, 30), ({"render_fps": -4}, 30),
      ({"render_fps": "fast"}, 30), ({"render_fps": np.float32(8)}, 8), ({"render_fps": float("nan")}, 30)],
 )  # fmt: skip
-def test_pictures_a_second(metadata, fps):
+def test_frames_per_second_of_videos(metadata, fps):
     env = Reach()
     env.metadata = metadata
     assert frames_per_second(env) == fps
@@ -617,7 +617,7 @@ def test_bounds_come_from_the_range_that_is_asked_for():
 
 
 class Waiting(gym.Env):
-    """Waits in every step, and notes whether a thread of the pool's did."""
+    """Waits in every step, and notes whether a thread of the pool called it."""
 
     observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Box(-1, 1, (1,))
     seconds, threads = 0.005, []
@@ -650,7 +650,7 @@ def test_threads_step_environments_only_as_long_as_they_are_faster(monkeypatch):
 
 
 class Counter(gym.Env):
-    """Shows one array again and again, into which it counts."""
+    """Always returns the same array as its observation and counts in it."""
 
     observation_space, action_space = gym.spaces.Box(-9, 9, (1,), np.float32), gym.spaces.Box(-1, 1, (1,), np.float32)
 

@@ -1,4 +1,4 @@
-"""What is estimated of a policy from another one's episodes, beside exact values and slow loops."""
+"""Estimates of a policy's value from episodes of another policy, compared with exact values and slow loops."""
 
 from functools import cache
 
@@ -11,7 +11,7 @@ from offlinerl.evaluation.off_policy import discounted_returns, doubly_robust, i
 from offlinerl.util.errors import UserError
 
 GAMMA, GOES_ON = 0.95, 0.9
-"""Episodes end at every step with probability 1 - GOES_ON, which discounts too."""
+"""Episodes end at every step with probability 1 - GOES_ON; GOES_ON is also the discount."""
 
 
 def episodes_of(mdp, behavior, n, rng, goes_on=GOES_ON):
@@ -37,7 +37,7 @@ def episodes_of(mdp, behavior, n, rng, goes_on=GOES_ON):
 
 @cache
 def problem(number, n=200, states=6, actions=3):
-    """A random MDP as the estimators see it, a behaviour's episodes, and a target policy."""
+    """A random MDP in the form that the estimators use, episodes of a behaviour policy, and a target policy."""
     rng = np.random.default_rng([21, number])
     mdp = tabular.random_mdp(states, actions, GAMMA * GOES_ON, rng)
     logits = rng.normal(size=(states, actions))
@@ -46,7 +46,7 @@ def problem(number, n=200, states=6, actions=3):
 
 
 def wrong_model(mdp, target, rng):
-    """Q and V of a model that is off."""
+    """Q and V of an inaccurate model."""
     _, Q = tabular.evaluate(mdp, target)
     Q = 0.7 * Q + 0.3 * rng.normal(size=Q.shape)
     return Q, (target * Q).sum(-1)
@@ -71,7 +71,7 @@ def test_intervals_hold_the_exact_values_of_random_mdps(weighted, robust):
         widths.append(high - low)
         assert low <= found.value <= high and 1 <= found.effective <= 200
     assert inside >= 17
-    assert np.median(widths) < 4  # an interval that holds everything would be of no use
+    assert np.median(widths) < 4  # an interval that contains everything would be useless
 
 
 def test_the_model_and_the_weighting_narrow_the_interval():
@@ -92,7 +92,7 @@ def test_the_model_and_the_weighting_narrow_the_interval():
 
 
 def slow(data, target, behavior, Q, V, final_V, gamma, weighted, robust):
-    """The estimators by the loops of their papers."""
+    """The estimators, computed with the loops of their papers."""
     firsts, lengths = data.episode_starts, data.episode_lengths
     n, T = len(firsts), max(lengths)
     ratio = [
@@ -129,7 +129,7 @@ def test_estimates_equal_slow_loops(weighted):
     rng = np.random.default_rng(0)
     *_, data, s, a = problem(0, n=12)
     ended = data.terminated.copy()
-    ended[data.episode_starts[1:6] - 1] = False  # some episodes are cut off instead
+    ended[data.episode_starts[1:6] - 1] = False  # some episodes are truncated instead
     data = Dataset(**{**data._columns(), "terminated": ended})
     target, behavior = rng.uniform(0.1, 1, (2, len(data)))
     target[3] = 0
@@ -160,10 +160,10 @@ def test_two_steps_by_hand():
 
 
 @pytest.mark.parametrize("weighted", (False, True))
-def test_nothing_counts_behind_a_terminal_step(weighted):
-    """Episodes that were recorded beyond one are worth what they are without the rest."""
+def test_steps_after_a_terminal_one_do_not_count(weighted):
+    """An episode that was recorded beyond a terminal step has the same value as without the rest."""
     rng = np.random.default_rng(0)
-    lengths, terminal = np.array([5, 8, 6]), (2, 4, None)  # the last one is cut off
+    lengths, terminal = np.array([5, 8, 6]), (2, 4, None)  # the last one is truncated
     step, episode = np.concatenate([np.arange(n) for n in lengths]), np.repeat(np.arange(3), lengths)
     terminated = np.array([terminal[e] is not None and t >= terminal[e] for e, t in zip(episode, step, strict=True)])
     kept = np.array([terminal[e] is None or t <= terminal[e] for e, t in zip(episode, step, strict=True)])
@@ -185,7 +185,7 @@ def test_nothing_counts_behind_a_terminal_step(weighted):
         assert getattr(whole, "effective", None) == getattr(part, "effective", None)
 
 
-def test_the_return_of_an_episode_that_goes_on_at_its_goal():
+def test_a_return_stops_at_the_first_terminal_step():
     step, obs = np.arange(200), np.zeros((200, 1), np.float32)
     goal = step >= 20
     data = Dataset.of_rows(
@@ -194,14 +194,14 @@ def test_the_return_of_an_episode_that_goes_on_at_its_goal():
     assert discounted_returns(data, 0.99) == pytest.approx([0.99**20])
 
 
-def test_a_weight_beyond_all_numbers_adds_nothing_where_nothing_is_earned():
+def test_an_infinite_weight_adds_nothing_to_a_zero_reward():
     obs, last = np.zeros((2, 1), np.float32), np.ones(2, bool)
     data = Dataset.of_rows(obs, obs, action=obs, reward=np.array([0, 3], np.float32), terminated=last, last=last)
     found = importance_sampling(data, np.array([1.0, 1.0]), np.array([5e-324, 1.0]), 1.0)
     assert found.value == 1.5
 
 
-def test_the_behaviour_itself_is_the_mean_of_its_returns():
+def test_the_estimate_for_the_behaviour_policy_is_its_mean_return():
     *_, data, s, a = problem(1)
     same = np.full(len(data), 0.3)
     for weighted in (False, True):
@@ -210,7 +210,7 @@ def test_the_behaviour_itself_is_the_mean_of_its_returns():
         assert found.effective == pytest.approx(200)
 
 
-def test_long_products_of_ratios_stay_numbers():
+def test_long_products_of_ratios_stay_finite():
     rows = 4_000
     last = np.arange(rows) % 2_000 == 1_999
     obs = np.zeros((rows, 1), np.float32)
@@ -219,7 +219,7 @@ def test_long_products_of_ratios_stay_numbers():
     assert found.value == pytest.approx(2.0)
 
 
-def test_what_does_not_fit_is_said():
+def test_arrays_that_do_not_fit_are_refused():
     *_, data, s, a = problem(2, n=3)
     fine = np.full(len(data), 0.5)
     with pytest.raises(UserError, match="target must have one number for each of the"):

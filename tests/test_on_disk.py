@@ -1,4 +1,4 @@
-"""Datasets whose columns are files of the cache, against the same ones in memory."""
+"""Datasets whose columns are files in the cache, compared with the same datasets in memory."""
 
 import sys
 from dataclasses import replace
@@ -37,7 +37,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def d4rl(path, rows=600, seed=0, **columns):
-    """Episodes of 1 to 30 steps, of which some terminate and others are cut off."""
+    """Episodes of 1 to 30 steps; some terminate and others are truncated."""
     rng = np.random.default_rng(seed)
     ends = np.zeros(rows, bool)
     ends[np.minimum(np.cumsum(rng.integers(1, 31, rows)), rows) - 1] = True
@@ -85,7 +85,7 @@ def test_columns_statistics_and_checksum_are_those_of_the_dataset_in_memory(tmp_
     require_equal(columns_of(one), columns_of(load.load(str(tmp_path / "log.hdf5"))))
 
 
-def test_parts_of_a_dataset_on_the_disk_are_described_and_framed(tmp_path):
+def test_parts_on_the_disk_have_the_same_description_and_data_frame(tmp_path):
     pytest.importorskip("pandas", reason="pandas is not installed")
     parts = [data.take(np.array([0, 2])) for data in both(d4rl(tmp_path / "log.hdf5"))]
     assert parts[1].on_disk
@@ -187,7 +187,7 @@ def test_batches_are_the_same_to_the_bit_also_of_parts(tmp_path, n_step):
 
 @pytest.mark.parametrize("agent", ["bc", "xql"])
 def test_a_run_is_the_same_to_the_bit_and_resumes_on_either(tmp_path, agent):
-    """Normalised, with episodes held out and others left aside."""
+    """With normalisation, held-out episodes, and episodes that are not used."""
     file = d4rl(tmp_path / "log.hdf5")
     train = dict(updates=20, eval_every=10, block=5, batch=16, top=0.8, compile=False)
     over = dict(train=train, agent=dict(normalize=True, hidden=[16, 16]))
@@ -227,7 +227,7 @@ def test_files_are_made_once_and_anew_when_their_source_changes(tmp_path, cache,
     require_equal(columns_of(one), columns_of(load.load(str(file), table="disk")))
 
 
-def test_faults_are_found_as_in_memory_and_leave_nothing(tmp_path, cache):
+def test_faults_are_found_as_in_memory_and_no_files_remain(tmp_path, cache):
     broken = np.random.default_rng(0).normal(size=(600, O)).astype(np.float32)
     broken[[41, 500]] = np.nan
     flags = np.zeros(600)
@@ -242,7 +242,7 @@ def test_faults_are_found_as_in_memory_and_leave_nothing(tmp_path, cache):
     assert not cache.exists() or not folders(cache)
 
 
-def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path, cache, monkeypatch):
+def test_a_disk_without_space_is_reported_before_anything_is_written(tmp_path, cache, monkeypatch):
     file = d4rl(tmp_path / "log.hdf5")
     monkeypatch.setattr("shutil.disk_usage", lambda where: type("Usage", (), dict(free=10_000)))
     with pytest.raises(UserError, match=r"takes 0.0 GB as files, and the disk of .* has 0.0 GB left: free some space"):
@@ -250,21 +250,21 @@ def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path, cache,
     assert not folders(cache)
 
 
-def test_auto_goes_to_the_disk_when_memory_is_short(tmp_path, monkeypatch):
+def test_auto_uses_the_disk_if_memory_is_short(tmp_path, monkeypatch):
     table, episode = tmp_path / "log.npz", np.arange(600) // 20
     np.savez(table, obs=np.random.default_rng(0).normal(size=(600, O)), action=np.zeros((600, A)), episode=episode)
-    for source in (d4rl(tmp_path / "log.hdf5"), table):  # of one the size is known beforehand, of the other not
+    for source in (d4rl(tmp_path / "log.hdf5"), table):  # the size of one is known in advance, that of the other is not
         room = load.load(str(source)).nbytes
         for share, on_the_disk in ((4, False), (1, True), (0, True)):
             monkeypatch.setattr(memory, "available", lambda size=share * room: size)
             data = load.load(str(source), table="auto")
             assert data.on_disk == on_the_disk
             require_equal(columns_of(data), columns_of(load.load(str(source))))
-        monkeypatch.setattr(memory, "available", lambda: None)  # of a system that does not say
+        monkeypatch.setattr(memory, "available", lambda: None)  # on a system that does not report its memory
         assert not load.load(str(source), table="auto").on_disk
 
 
-def test_memory_at_hand_is_what_the_system_and_its_groups_leave(tmp_path):
+def test_available_memory_respects_the_limits_of_control_groups(tmp_path):
     assert 0 < memory.available() < 1 << 50
     group = tmp_path / "pod" / "job"
     group.mkdir(parents=True)
@@ -291,7 +291,7 @@ print("rows", len(data), flush=True)
 """
 
 
-def test_a_killed_build_is_begun_again_and_another_process_waits(tmp_path, cache):
+def test_a_killed_build_is_restarted_and_other_processes_wait(tmp_path, cache):
     parts = tmp_path / "parts"
     parts.mkdir()
     for number in range(3):
@@ -347,8 +347,8 @@ print(round(most[0] - before), round(data.nbytes / 1e6))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
-def test_little_of_a_large_dataset_is_in_memory(tmp_path):
-    """While its files are made, summed up, divided and drawn from."""
+def test_only_a_small_part_of_a_large_dataset_is_in_memory(tmp_path):
+    """While its files are written, summarised, split and sampled from."""
     rows, block = 1_500_000, np.random.default_rng(0).normal(size=(50_000, 16)).astype(np.float32)
     with h5py.File(tmp_path / "large.hdf5", "w") as file:
         for name, like in dict(observations=block, actions=block[:, :2].clip(-1, 1), rewards=block[:, 0]).items():

@@ -1,4 +1,4 @@
-"""Agents that learn by acting: the loop between environments, replay and updates."""
+"""Agents that learn by acting: the loop between environments, replay buffer and updates."""
 
 import copy
 from itertools import chain
@@ -154,7 +154,7 @@ def test_the_schedule_of_steps_and_updates(envs, steps_per_update, block, update
     loop = Loop("td3", (0,), envs, steps_per_update=steps_per_update, updates=block, warm_up=20).run(100)
     assert loop.source.steps == loop.agent.steps == 100 and loop.replay.added == 100 // envs
     block_steps = loop.source.block_steps
-    late = -(-21 // block_steps) * block_steps - block_steps  # the block in which warming up ends does learn
+    late = -(-21 // block_steps) * block_steps - block_steps  # the agent learns in the block in which the warm-up ends
     assert loop.agent.updates == (100 - late) // steps_per_update
     assert abs(loop.agent.updates - updates) <= block
 
@@ -169,8 +169,8 @@ def test_warm_up_covers_the_actions_and_then_the_policy_acts():
     assert (action - loop.agent.actor(obs)).abs().max() < 0.8
 
 
-def test_an_episode_is_its_seed_and_its_actions():
-    """Saved in the middle of episodes, environments come back to where they stood, and go on the same."""
+def test_an_episode_is_determined_by_its_seed_and_actions():
+    """Environments saved in the middle of episodes are restored to the same states and continue identically."""
     whole = Loop("td3-ou-weighted", envs=2, env=counting.ID).run(34)
     state, exploring = copy.deepcopy(whole.source.state_dict()), copy.deepcopy(whole.agent.explore_state())
     again = Loop("td3-ou-weighted", envs=2, env=counting.ID)
@@ -183,13 +183,13 @@ def test_an_episode_is_its_seed_and_its_actions():
 
 
 class OnGPU:
-    """A tensor that numpy cannot see, as none of a GPU's."""
+    """A tensor that numpy cannot read, like a tensor on a GPU."""
 
     def __init__(self, tensor):
         self.cpu, self.tolist = (lambda: tensor), tensor.tolist
 
 
-def test_a_state_that_was_read_to_a_gpu_is_gone_on_from():
+def test_a_state_that_was_loaded_to_a_gpu_is_resumed():
     whole = Loop("td3", envs=2, env=counting.ID).run(34)
     state = copy.deepcopy(whole.source.state_dict())
     away = tree_map_only(torch.Tensor, OnGPU, state)
@@ -199,7 +199,7 @@ def test_a_state_that_was_read_to_a_gpu_is_gone_on_from():
     assert np.array_equal(again.collector.began, whole.collector.began)
 
 
-def test_a_simulator_that_does_not_repeat_itself_begins_anew():
+def test_a_simulator_that_is_not_reproducible_starts_new_episodes():
     whole = Loop("td3", envs=2, env=counting.ID).run(34)
     state = whole.source.state_dict()
     under_way = ~state["interaction"]["began"].numpy()
@@ -229,7 +229,7 @@ def test_td3_delays_its_actor_and_targets():
     assert moved == [[True] * 3, [False] * 3] * 2, "one update was taken in the loop before"
 
 
-def test_td3_holds_both_rates_and_takes_them_to_zero():
+def test_td3_holds_both_learning_rates_and_then_reduces_them_to_zero():
     loop = Loop("td3-ou-weighted").run(40)
     for updates, rate in ((30, 3e-4), (45, 1.5e-4), (60, 0.0)):
         loop.run(updates + 20 - loop.agent.steps)
@@ -245,7 +245,7 @@ def test_td3_target_by_hand():
     agent.configure_optimizers()
     with torch.no_grad():
         for p in agent.target_critic.parameters():
-            p += 0.1  # unlike the online one
+            p += 0.1  # so that it differs from the online network
     batch = Batch(*(torch.randn(1, 8, *shape) for shape in ((3,), (2,), (), (), (3,), ())))
     noise = agent.draw(8)
     smoothing = (0.2 * noise["target"]).clamp(-0.1, 0.1)
@@ -289,7 +289,7 @@ def test_dqn_explores_by_its_schedule():
     obs = torch.zeros(1, 4000, 3)
     greedy = agent.act(obs)
     assert (greedy == greedy[0, 0]).all()
-    for steps, share in ((0, 0.75), (50, 0.45), (1000, 0.15)):  # a random action is the greedy one in a quarter
+    for steps, share in ((0, 0.75), (50, 0.45), (1000, 0.15)):  # a quarter of random actions are greedy
         agent.steps = steps
         explored = agent.act(obs, explore=True)
         assert set(explored.flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
@@ -313,7 +313,7 @@ def test_squashed_gaussian_against_torch():
 
 
 @pytest.mark.parametrize("wanted, rises", [(5.0, True), (-50.0, False)])
-def test_sac_pays_for_entropy_until_it_has_enough(wanted, rises):
+def test_sac_adapts_its_temperature_to_the_target_entropy(wanted, rises):
     spec = Spec(3, 2, (-1.0, -1.0), (1.0, 1.0))
     agent = SAC(spec, (0, 1), target_entropy=wanted, **SMALL)
     block = Batch(*(torch.randn(5, 2, 8, *shape) for shape in ((3,), (2,), (), (), (3,), ())))
@@ -331,7 +331,7 @@ def test_agents_refuse_the_wrong_kind_of_actions():
         DQN(Spec(3, 1, (-1.0,), (1.0,)), (0,))
 
 
-def test_actions_reach_the_environments_bounds():
+def test_actions_can_reach_the_environments_bounds():
     collector = Collector({"id": "Pendulum-v1"}, (0,))
     agent = TD3(collector.spec, (0,), **SMALL)
     with torch.no_grad():

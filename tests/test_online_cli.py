@@ -29,7 +29,7 @@ def here(tmp_path_factory):
 
 
 def kill_once_saved(like, folder):
-    """Begin a run by the configuration of another, and kill it when it has saved for the first time."""
+    """Start a run with the configuration of another, and kill it after its first save."""
     process = pendulum.start("fit", "--config", like / "config.yaml", "--out", folder, cwd=folder.parent)
     began = time.monotonic()
     while not (folder / "last.ckpt").exists() and process.poll() is None and time.monotonic() - began < 120:
@@ -63,7 +63,7 @@ def test_an_online_run_counts_steps(run):
 
 
 def test_a_resumed_run_is_the_one_that_never_stopped(run, here):
-    """In the middle of an episode of both environments of both seeds: 500 steps are 250 of each."""
+    """Resumed in the middle of an episode of both environments of both seeds: 500 steps are 250 of each."""
     folder = here / "half"
     assert fit("--config", run / "config.yaml", "--steps", 500, "--out", folder) == 0
     assert len(list(folder.glob("replay-*.pt"))) == 1
@@ -82,15 +82,15 @@ def test_a_replay_is_written_once_for_an_evaluation(here, monkeypatch):
     assert [path.name for path in (here / "written").glob("replay-*.pt")] == ["replay-500.pt"]
 
 
-def test_a_killed_run_goes_on_from_its_last_save(run, here):
+def test_a_killed_run_resumes_from_its_last_save(run, here):
     folder = here / "killed"
     kill_once_saved(run, folder)
     assert fit("--resume", folder) == 0
     assert not differing(folder, run)
 
 
-def test_a_table_that_was_never_written_is_begun_again(run, here):
-    """As a run leaves it that is killed between making the file and writing to it."""
+def test_an_empty_table_is_started_again(run, here):
+    """A run leaves such a table if it is killed between creating the file and writing to it."""
     folder = here / "empty"
     shutil.copytree(run, folder)
     (folder / "evaluations.csv").write_text("")
@@ -103,7 +103,7 @@ def test_a_schedule_over_the_whole_run_counts_updates(here):
     argv = ("dqn", "--env", "CartPole-v1", "--steps", 500, "--config", here / "warm.yaml", *TINY)
     assert fit(*argv, "--agent.decay_steps", "updates", "--out", folder) == 0
     saved = read(folder / "last.ckpt")
-    assert saved["hyper_parameters"]["decay_steps"] == saved["offlinerl"]["updates"]  # which a warm-up has none of
+    assert saved["hyper_parameters"]["decay_steps"] == saved["offlinerl"]["updates"]  # there are none in the warm-up
 
 
 def test_an_agent_that_gives_no_priorities_is_named(here, capsys):
@@ -122,7 +122,7 @@ def test_a_lost_replay_is_named(run, here, capsys):
     assert replay.name in error and error.count("\n") == 1
 
 
-def test_the_policy_needs_its_checkpoint_alone(run, here):
+def test_the_policy_needs_only_its_checkpoint(run, here):
     found = here / "evaluation.json"
     assert main(["evaluate", str(run / "last.ckpt"), "--episodes", "2", "--json", str(found)]) == 0
     assert json.loads(found.read_text())["env"] == "Pendulum-v1"
@@ -183,7 +183,7 @@ def test_an_on_policy_run_counts_steps_in_whole_rollouts(rolled):
 
 
 def test_a_resumed_on_policy_run_is_the_one_that_never_stopped(rolled, here):
-    """In the middle of an episode of both environments of both seeds, running moments and returns included."""
+    """Resumed in the middle of an episode of both environments of both seeds, with running moments and returns."""
     folder = here / "rolled-half"
     assert fit("--config", rolled / "config.yaml", "--steps", 450, "--out", folder) == 0
     assert fit("--resume", folder, "--steps", 700) == 0
@@ -191,7 +191,7 @@ def test_a_resumed_on_policy_run_is_the_one_that_never_stopped(rolled, here):
     assert summary(folder)["last"] == summary(rolled)["last"]
 
 
-def test_a_killed_on_policy_run_goes_on_from_its_last_save(rolled, here):
+def test_a_killed_on_policy_run_resumes_from_its_last_save(rolled, here):
     folder = here / "rolled-killed"
     kill_once_saved(rolled, folder)
     assert fit("--resume", folder) == 0
@@ -221,7 +221,7 @@ def tuned(here):
     return folder
 
 
-def test_fine_tuning_goes_on_in_the_environment(tuned):
+def test_fine_tuning_continues_in_the_environment(tuned):
     found = summary(tuned)
     assert (found["updates"], found["steps"]) == (150, 90)
     table = rows(tuned / "evaluations.csv")
@@ -238,14 +238,14 @@ def test_fine_tuning_resumes_to_the_bit(tuned, here):
     assert summary(folder)["offline"] == summary(tuned)["offline"]
 
 
-def test_the_offline_part_is_a_training_on_the_dataset(tuned, here):
+def test_the_offline_part_equals_a_training_on_the_dataset(tuned, here):
     folder = here / "offline"
     argv = ("xql", "--dataset", pendulum.ID, "--updates", 60, "--agent.decay_steps", "null", *TINY)
     assert fit(*argv, "--eval-every", 40, "--out", folder) == 0
     assert summary(folder)["last"]["per_seed"] == summary(tuned)["offline"]["per_seed"]
 
 
-def test_online_rewards_follow_the_datasets_rule():
+def test_the_datasets_reward_rule_applies_online_too():
     paid, total = np.float32([1, 0, 2]), np.float32([3, 2, 5])
     raw = load.load(pendulum.ID, reward="none")
     entry = registry.resolve(pendulum.ID)

@@ -1,4 +1,4 @@
-"""An agent in a file outside the package does what ours do."""
+"""An agent in a file outside the package works like the built-in agents."""
 
 import csv
 import importlib
@@ -99,7 +99,7 @@ FIT = ("fit", "mine:Regression", "--dataset", pendulum.ID, "--eval-every", 10, *
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """A working directory with a dataset and a module of the user's, which nothing has imported yet."""
+    """A working directory with a dataset and a module of the user that has not been imported yet."""
     with pendulum.workplace(tmp_path_factory.mktemp("own")) as folder, pytest.MonkeyPatch.context() as patch:
         (folder / "mine.py").write_text(SOURCE)
         (folder / "broken.py").write_text("import nothing_of_that_name\n")
@@ -122,7 +122,7 @@ ODD = {
 
 @pytest.mark.parametrize("compiled", ["false", "true"])
 @pytest.mark.parametrize("given", ODD)
-def test_metrics_that_are_none_are_refused_at_the_first_update(given, compiled, here, refused):
+def test_invalid_metrics_are_refused_at_the_first_update(given, compiled, here, refused):
     source = f"""
 from mine import Regression
 
@@ -190,7 +190,7 @@ def of(folder):
     return saved["offlinerl"], saved["state_dict"]
 
 
-def test_a_run_knows_its_class(run):
+def test_a_run_records_its_class(run):
     facts, _ = of(run)
     stated = yaml.safe_load((run / "config.yaml").read_text())
     assert facts["agent"] == stated["fit"]["agent"] == "mine:Regression"
@@ -216,7 +216,7 @@ def test_without_out_the_folder_is_named_after_the_class(here):
     assert [path.name for path in Path("runs").iterdir()] == ["Regression-test-pendulum-v0"]
 
 
-def test_evaluating_needs_the_class_to_be_named(run, refused, capsys):
+def test_evaluating_needs_the_class(run, refused, capsys):
     line = refused("evaluate", run, "--episodes", 2)
     assert "mine:Regression" in line and "--agent-class mine:Regression" in line
     named = ("--agent-class", "mine:Regression")
@@ -253,7 +253,7 @@ def test_an_agent_that_acts_collects_while_it_learns(here):
     assert saved["offlinerl"]["agent"] == "mine:Gentle" and saved["hyper_parameters"]["sigma"] == 0.05
 
 
-def test_through_python(run, here):
+def test_an_own_agent_works_from_python(run, here):
     import mine
 
     run_of_python = api.fit(
@@ -280,8 +280,8 @@ def test_a_class_that_cannot_be_found_again_is_refused(here):
         api.fit(Local, pendulum.ID)
 
 
-def test_in_a_process_of_its_own(here, tmp_path):
-    """Where the module is found in the current folder alone."""
+def test_an_own_agent_works_in_a_separate_process(here, tmp_path):
+    """The module is found only in the current folder."""
     argv = [*map(str, FIT), "--updates", "10", "--out", str(tmp_path / "run")]
     process = pendulum.start(*argv, cwd=here)
     _, err = process.communicate(timeout=200)
@@ -301,11 +301,11 @@ def test_in_a_process_of_its_own(here, tmp_path):
         ("../mine:Agent", "there is no agent"),
     ],
 )
-def test_what_is_no_agent_is_said_in_one_sentence(name, words, here, refused):
+def test_something_that_is_no_agent_is_refused_in_one_sentence(name, words, here, refused):
     assert words in refused("fit", name, "--dataset", pendulum.ID)
 
 
-def test_wrong_settings_of_an_own_agent(here, refused, capsys):
+def test_wrong_settings_of_an_own_agent_are_refused(here, refused, capsys):
     assert "mine:Regression has no setting 'powr'; did you mean power" in refused(*FIT, "--agent.powr", 1)
     assert "power must be at least 1, not 0" in refused(*FIT, "--agent.power", 0)
     with pytest.raises(SystemExit):
@@ -347,7 +347,7 @@ def test_a_checkpoint_says_which_version_wrote_it(run, tmp_path):
             checkpoint.load_agent(tmp_path / "a.ckpt", agent_class=mine.Regression)
 
 
-def test_an_agent_adds_optimisers_to_those_it_inherits():
+def test_an_agent_may_add_optimisers_to_inherited_ones():
     class More(BC):
         def build(self):
             super().build()

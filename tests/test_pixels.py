@@ -1,4 +1,4 @@
-"""Tasks of MuJoCo as images, from the renderer to the trained policy."""
+"""MuJoCo tasks observed as images, from the renderer to the trained policy."""
 
 import gc
 import json
@@ -24,7 +24,7 @@ SMALL = dict(pixels=dict(fast=True, size=36))
 
 @pytest.fixture(scope="module", autouse=True)
 def drawn():
-    """Whoever has no OpenGL reads how to install it; the checks have it."""
+    """Without OpenGL, these tests are skipped, and the message says how to install it; .ci/run installs it."""
     pytest.importorskip("dm_control", reason="dm_control is not installed: pip install 'offlinerl[pixels]'")
     if isinstance(tried := rendering.attempt("osmesa"), str):
         pytest.skip(f"OSMesa does not draw here ({tried}): apt-get install libosmesa6")
@@ -40,7 +40,7 @@ def actions(env, count, seed=0):
 
 
 def played(env, steps, seed=0):
-    """What an environment shows and pays in an episode."""
+    """The observations and rewards of an episode."""
     shown, paid = [env.reset(seed=seed)[0]], []
     for action in actions(env, steps):
         obs, reward, *_ = env.step(action)
@@ -69,7 +69,7 @@ def test_a_camera_of_the_environment_s_own_arguments_is_kept(how):
     made.close()
 
 
-def test_frames_are_dm_control_s_own():
+def test_frames_are_those_of_dm_control():
     from dm_control import suite
 
     env = make.make(with_limits({"id": BALANCE}, dict(pixels=True, stack=1)))
@@ -85,12 +85,12 @@ def test_frames_are_dm_control_s_own():
     env.close()
 
 
-def test_frames_of_gymnasium_s_tasks_are_their_own():
+def test_frames_of_gymnasiums_tasks_are_those_of_their_renderer():
     env = make.make(with_limits({"id": CHEETAH}, dict(pixels=True, stack=1)))
     raw = gym.make(CHEETAH, render_mode="rgb_array", width=84, height=84, camera_name="track")
     raw.reset(seed=3)
     frames = [env.reset(seed=3)[0], env.step(actions(env, 1)[0])[0]]
-    env.close()  # both belong to OpenGL, and only one at a time to a thread
+    env.close()  # OpenGL allows only one active renderer per thread
     drawn = [raw.render()]
     for _ in range(2):
         raw.step(actions(raw, 1)[0])
@@ -98,7 +98,7 @@ def test_frames_of_gymnasium_s_tasks_are_their_own():
     raw.close()
 
 
-def test_a_stack_has_the_frames_of_its_episode_alone():
+def test_a_stack_has_only_frames_of_its_episode():
     single, env = (make.make(seen(BALANCE, stack=count)) for count in (1, 3))
     for seed in (0, 1):
         frames, paid = played(single, 4, seed)
@@ -111,7 +111,7 @@ def test_a_stack_has_the_frames_of_its_episode_alone():
     single.close(), env.close()
 
 
-def test_the_fast_scene_is_another_one_and_says_so():
+def test_the_fast_scene_differs_and_is_recorded():
     scenes = [make.make(with_limits({"id": CHEETAH}, dict(pixels=dict(fast=fast), stack=1))) for fast in (False, True)]
     usual, fast = (played(env, 1)[0] for env in scenes)
     difference = np.abs(usual.astype(int) - fast).mean()
@@ -121,7 +121,7 @@ def test_the_fast_scene_is_another_one_and_says_so():
     spec = {"spec": make.specification(scenes[1])}
     assert pixels.is_fast(spec) and not pixels.is_fast({"spec": make.specification(scenes[0])})
     assert Task(spec).label == "return, fast scene" and Task({"id": CHEETAH}).label == "return"
-    again = make.make(spec)  # a dataset knows its environment by this
+    again = make.make(spec)  # this is how a dataset describes its environment
     np.testing.assert_array_equal(played(again, 1)[0], fast)
     for env in (*scenes, again):
         env.close()
@@ -142,8 +142,8 @@ def test_frames_are_the_same_from_several_threads(env_id):
     pool.close()
 
 
-def test_an_environment_that_nobody_closed_can_be_collected():
-    """dm_control alone would wait forever for the thread that drew it."""
+def test_an_environment_that_was_not_closed_can_be_garbage_collected():
+    """Without our code, dm_control would wait forever for the thread that rendered it."""
     env = make.make(with_limits({"id": BALANCE}, SMALL))
     env.reset(seed=0)
     env.myself = env
@@ -151,7 +151,7 @@ def test_an_environment_that_nobody_closed_can_be_collected():
     gc.collect()
 
 
-def test_the_arm_s_scene_is_fast_in_every_episode_and_comes_again():
+def test_the_arms_scene_is_fast_in_every_episode_and_reproducible():
     env = make.make(seen("dm_control/manipulation-reach_duplo-v0", stack=1))
     first, _ = played(env, 1, 0)
     other, _ = played(env, 1, 1)
@@ -167,7 +167,7 @@ def test_the_arm_s_scene_is_fast_in_every_episode_and_comes_again():
     "domain, task, camera",
     [("quadruped", "walk", 2), ("walker", "walk", 0), ("manipulation", "reach_duplo", "front_close")],
 )
-def test_cameras_are_those_of_the_authors(domain, task, camera):
+def test_cameras_are_those_of_drqv2s_authors(domain, task, camera):
     how = pixels.camera(f"dm_control/{domain}-{task}-v0", None)
     assert how.get("camera_id", 0) == camera
 
@@ -192,13 +192,13 @@ def test_another_frame_size_is_an_error(monkeypatch):
     "env_id, sentence",
     [("CartPole-v1", "cannot be drawn in any size"), ("offlinerl/GridWorld-v0", "cannot be drawn in any size")],
 )
-def test_what_is_no_task_of_mujoco_has_no_pixels(env_id, sentence):
+def test_pixels_are_refused_for_tasks_without_mujoco(env_id, sentence):
     with pytest.raises(UserError, match=sentence):
         make.make(seen(env_id))
 
 
 def test_images_without_channels_are_not_stacked():
-    """One behind another they would be one wide image."""
+    """Concatenated, they would be one wide image."""
     env = gym.Env()
     env.observation_space = gym.spaces.Box(0, 255, (84, 84), np.uint8)
     with pytest.raises(UserError, match=r"images of shape \(84, 84\) have no channels.*as \(84, 84, 1\)"):
@@ -215,7 +215,7 @@ def test_images_without_channels_are_not_stacked():
         ("yes", "pixels must be true, or some of"),
     ],
 )
-def test_what_is_said_of_pixels_is_checked(said, sentence):
+def test_pixel_settings_are_checked(said, sentence):
     with pytest.raises(UserError, match=sentence):
         pixels.asked_for(said)
 
@@ -236,7 +236,7 @@ def test_a_missing_library_is_named_with_its_installation():
     assert "frames cannot be drawn here (glfw: " in last and "apt-get install libglfw3" in last
 
 
-def test_the_renderer_is_chosen_and_said_once():
+def test_the_renderer_is_chosen_and_reported_once():
     code = (
         "import os\nfrom offlinerl.envs import rendering\n"
         "rendering.attempt = lambda backend: rendering.Renderer(backend, 'llvmpipe (LLVM)')\n"
@@ -247,13 +247,13 @@ def test_the_renderer_is_chosen_and_said_once():
     said, last = in_a_process(code).stdout.strip().splitlines()
     assert last == "True True osmesa osmesa" and "no GPU draws here" in said and "slow; be quick" in said
     gpu = code.replace("'llvmpipe (LLVM)'", "'NVIDIA H100/PCIe'")
-    assert in_a_process(gpu).stdout.strip() == "True False egl egl"  # the first that a GPU draws
+    assert in_a_process(gpu).stdout.strip() == "True False egl egl"  # the first one that uses a GPU
     broken = code.replace("rendering.Renderer(backend, 'llvmpipe (LLVM)')", "'no such library'")
     assert "egl: no such library; osmesa: no such library" in in_a_process(broken).stderr
 
 
-def test_a_film_of_a_simulator_needs_no_screen():
-    """And what draws it is chosen before the episodes are played."""
+def test_a_video_of_a_simulator_needs_no_screen():
+    """The renderer is chosen before the episodes are played."""
     code = (
         "import offlinerl\nfrom offlinerl.envs import rendering\nfrom offlinerl.envs.make import Pool\n"
         "from offlinerl.evaluation import video\n"
@@ -287,7 +287,7 @@ def workplace(tmp_path_factory):
         yield folder
 
 
-def test_what_is_collected_is_every_frame_once(workplace):
+def test_each_frame_is_stored_once(workplace):
     data = load.load("pixels/balance-v0")
     assert data.observations.shape == (66, 36, 36, 3) and data.observations.dtype == np.uint8  # 6 episodes of 10 steps
     metadata = json.loads((workplace / "minari/pixels/balance-v0/data/metadata.json").read_text())
@@ -301,7 +301,7 @@ def test_what_is_collected_is_every_frame_once(workplace):
         episode = next(minari.load_dataset("pixels/balance-v0").iterate_episodes())
     shown = [single.reset(seed=int(metadata_seed(workplace, 0)))[0]]
     shown += [single.step(action)[0] for action in episode.actions]
-    np.testing.assert_array_equal(episode.observations, shown)  # lossless: played again, the same to the bit
+    np.testing.assert_array_equal(episode.observations, shown)  # lossless: replaying it gives the same bits
     np.testing.assert_array_equal(data.observations[:11], shown)
     single.close()
 
@@ -322,7 +322,7 @@ def test_an_agent_trained_on_it_acts_on_stacks(workplace):
 
 
 @pytest.mark.parametrize("agent", ["iql", "bc", "td3bc", "drqv2"])
-def test_offline_agents_learn_from_it(workplace, agent, monkeypatch):
+def test_offline_agents_learn_from_collected_frames(workplace, agent, monkeypatch):
     monkeypatch.chdir(workplace)
     small = ["--batch", "4", "--compile", "false", "--final-episodes", "1", "--max-episode-steps", "6"]
     fit = [
@@ -340,7 +340,7 @@ def test_offline_agents_learn_from_it(workplace, agent, monkeypatch):
     assert main([*fit, *small, "--out", agent]) == 0
 
 
-def test_frames_do_not_fit_what_is_seen_otherwise(workplace, capsys, monkeypatch):
+def test_frames_are_refused_for_environments_with_other_observations(workplace, capsys, monkeypatch):
     monkeypatch.chdir(workplace)
     for number, flags in enumerate((["--env", BALANCE], ["--env", BALANCE, "--fast-scene"], ["--pixels"])):
         assert (

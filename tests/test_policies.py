@@ -1,4 +1,4 @@
-"""Policies with a memory of their own: what they remember of one episode or environment never shows in another.
+"""Policies with memory: what they remember of one episode or environment never affects another.
 
 The environment shows which step of which episode it is in; a policy compares that with what it remembers, at every act.
 """
@@ -42,7 +42,7 @@ def here(tmp_path, monkeypatch):
 
 
 class Drawn(counting.Counting):
-    """Shows its step in its pictures too."""
+    """Shows its step in its images too."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
@@ -54,11 +54,11 @@ class Drawn(counting.Counting):
 
 
 class Watchful(Policy):
-    """Counts its acts in every environment since ``begin``, which must be what the environment counts.
+    """Counts its acts in every environment since ``begin``; this must equal the environment's own count.
 
     Attributes:
         started: episodes so far.
-        over: ``[S, E]`` where nothing is played.
+        over: ``[S, E]``, true where no episode is played.
     """
 
     def __init__(self, seeds=(0, 1)):
@@ -76,7 +76,7 @@ class Watchful(Policy):
     def act(self, obs, explore=False):
         assert obs.shape == (*self.acts.shape, 3)
         steps, resting = obs[..., 1].numpy(), self.over
-        # Nothing is played where the last observation is shown again. Should it change, something was.
+        # Where no episode is played, the last observation is shown again. If it changes, a step was taken.
         self.over = resting | (steps < self.acts)
         assert (steps == self.acts)[~self.over].all(), "a step is missing"
         assert self.shown is None or torch.equal(obs[resting], self.shown[resting]), "it was not told of an episode"
@@ -86,7 +86,7 @@ class Watchful(Policy):
 
 
 class Stacking(Watchful):
-    """Acts on its last three observations, which are of one episode and follow each other."""
+    """Acts on its last three observations, which must be consecutive ones of one episode."""
 
     def empty(self, shape):
         return torch.zeros(*shape, 3, 3)  # [S, E, frames, O]
@@ -101,7 +101,7 @@ class Stacking(Watchful):
 
 
 class Chunking(Watchful):
-    """Decides on four actions at a time, and remembers what it saw then."""
+    """Chooses four actions at once, and remembers the observation at that time."""
 
     def empty(self, shape):
         return torch.zeros(*shape, 3)  # [S, E, O]
@@ -125,7 +125,7 @@ def lengths(first, count):
 @REMEMBERING
 @pytest.mark.parametrize("envs", [1, 3, 9])
 def test_evaluating(kind, envs):
-    """Nine environments are more than there are episodes; otherwise some wait at the end."""
+    """Nine environments are more than there are episodes; with fewer, some environments are idle at the end."""
     policy, pool = kind(), Pool(TASK.env, 2 * envs)
     result = evaluate(policy, TASK, 7, 11, pool)
     assert result.lengths.tolist() == [lengths(11, 7)] * 2 and policy.started == 14
@@ -163,7 +163,7 @@ def test_collecting(kind, much):
 
 
 class Least:
-    """What the protocol asks of a policy that does not derive from its class."""
+    """A policy that has what the protocol requires but does not derive from its class."""
 
     seeds, spec, device = (0,), None, "cpu"
 
@@ -192,8 +192,8 @@ def test_collecting_with_noise_tells_the_policy_what_to_remember():
 
 
 @pytest.mark.parametrize("exploration", ["gaussian", "ou", "parameter"])
-def test_an_evaluation_does_not_disturb_exploring(exploration):
-    """Evaluated amid its episodes, in another number of environments, an agent goes on as if it were not."""
+def test_an_evaluation_does_not_change_the_exploration(exploration):
+    """An agent evaluated during its episodes, in another number of environments, continues as if it were not."""
 
     def transitions(interrupted):
         collector = Collector(TASK.env, (0, 1), range(3))
@@ -215,8 +215,8 @@ def test_an_evaluation_does_not_disturb_exploring(exploration):
 
 
 @pytest.mark.parametrize("exploration", ["ou", "parameter"])
-def test_exploring_goes_on_from_a_state_saved_while_warming_up(exploration):
-    """The agent has not acted yet, but was told of the episodes under way."""
+def test_exploration_continues_from_a_state_saved_during_the_warm_up(exploration):
+    """The agent has not acted yet, but it was told about the current episodes."""
 
     def begun():
         collector = Collector(TASK.env, (0, 1), range(3))
@@ -233,7 +233,7 @@ def test_exploring_goes_on_from_a_state_saved_while_warming_up(exploration):
         assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_an_agent_acts_elsewhere_by_the_parameters_that_it_learns():
+def test_a_view_of_an_agent_for_other_environments_shares_its_parameters():
     agent = BC(Spec(3, 1, (-2.0,), (2.0,)), (0,), hidden=(4,))
     other, obs = agent.acting_in(range(2)), torch.ones(1, 2, 3)
     with torch.no_grad():
@@ -256,7 +256,7 @@ class Wrong(Policy):
     [(Wrong(torch.zeros(1, 1, 2)), r"shape \(1, .*, 2\) instead of \[S, E, A\]"),
      (Wrong(torch.full((1, 1, 1), torch.nan)), "seed 0 returns actions that are not finite")],
 )  # fmt: skip
-def test_wrong_actions_are_the_policy_s_fault(policy, says, here):
+def test_wrong_actions_are_blamed_on_the_policy(policy, says, here):
     for use in (
         lambda: evaluate(policy, TASK, 1),
         lambda: record_videos(policy, Task({"id": DRAWN}), 0, here / "films"),
@@ -284,7 +284,7 @@ def test_random_whole_numbers_are_equally_likely():
 
 
 def test_two_episodes_with_one_reset_seed_are_both_collected(monkeypatch):
-    """The second is not taken for the first, which is there already."""
+    """The second is not mistaken for the first, which is already stored."""
     collector = Collector(TASK.env, (0,))
     monkeypatch.setattr(collector, "reset_seed", lambda s, e, episode: [7, 8, 7, 9][episode])
     collector.done.update([7, 8])
@@ -296,7 +296,7 @@ def test_two_episodes_with_one_reset_seed_are_both_collected(monkeypatch):
     assert kept == [2, 3]
 
 
-def test_what_nobody_wants_is_not_kept():
+def test_observations_that_are_not_needed_are_not_kept():
     collector = Collector(TASK.env, (0,))
     for _ in range(5):
         collector.step(collector.uniform)

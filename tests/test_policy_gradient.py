@@ -1,4 +1,4 @@
-"""The policy-gradient family: exact where a problem can be solved, and the loop of rollouts and improvements."""
+"""Policy-gradient agents: compared with exact gradients of finite problems, and their loop of rollouts and updates."""
 
 import copy
 import math
@@ -79,7 +79,7 @@ class Loop:
         return self
 
 
-# Exactness: sampled gradients against those of a finite MDP that is known
+# Exactness: sampled gradients, compared with those of a known finite MDP
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +93,15 @@ def logits(mdp):
 
 
 def put(network, table):
-    """Let a linear network be a table of the states, which are one-hot."""
+    """Set a linear network's weights to a table over one-hot states."""
     with torch.no_grad():
         network.layers[0].weight[:] = torch.from_numpy(table)
         network.layers[0].bias.zero_()
 
 
 def recorded(agent, mdp, monkeypatch):
-    """The gradients of a policy's weights, ``[S, states, actions]`` each, seeds that are trained in parts one after
-    another; no step is taken by them."""
+    """Record the gradients of a policy's weights, ``[S, states, actions]`` each, without taking steps. Seeds that are
+    trained in parts are recorded one part after another."""
     found, descend = [], Adam.descend
 
     def record(optimizer, gradients):
@@ -120,7 +120,7 @@ def recorded(agent, mdp, monkeypatch):
 
 
 def require_equal_within_error(sampled, exact):
-    """Independent estimates ``[S, ...]`` against what they estimate."""
+    """Compare independent estimates ``[S, ...]`` with the estimated quantity."""
     error = sampled.std(0) / math.sqrt(len(sampled))
     z = (sampled.mean(0) - exact) / error
     assert error.max() < 0.1 * np.abs(exact).max(), "the error must be small for this to say anything"
@@ -129,7 +129,7 @@ def require_equal_within_error(sampled, exact):
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_sampled_policy_gradient_is_the_exact_one(member, mdp, logits, monkeypatch):
-    """Of many seeds with the same policy, in episodes that end at random so that nothing need be discounted."""
+    """With many seeds of the same policy, in episodes that end at random, so that no discount is needed."""
     S, T = 100, 200
     more = dict(hidden=(), normalize_obs=False, normalize_reward=False, normalize_advantage=False, gamma=1.0)
     more |= {} if member in ("npg", "trpo") else dict(max_grad_norm=1e9, entropy=0.0)
@@ -141,7 +141,7 @@ def test_a_sampled_policy_gradient_is_the_exact_one(member, mdp, logits, monkeyp
     V, _ = tabular.evaluate(mdp, tabular.softmax_policy(logits))
     put(agent.value.net, V[:, None])
     found = recorded(agent, mdp, monkeypatch)
-    RolloutData(agent, loop.collector, 40).draw()  # episodes all begin together; from now on they are at any step
+    RolloutData(agent, loop.collector, 40).draw()  # all begin together; from here they are at different steps
     agent.learn(loop.rollout())
     sampled = torch.cat(found).numpy().astype(float) / (1 - mdp.gamma)  # a step's share of an episode's gradient
     assert len(sampled) == S
@@ -150,7 +150,7 @@ def test_a_sampled_policy_gradient_is_the_exact_one(member, mdp, logits, monkeyp
 
 @pytest.fixture(scope="module")
 def episodes_at_random(mdp):
-    """Spec and table of so many episodes that uniformly random actions give, which end at random too."""
+    """The spec and the table of some episodes with uniformly random actions, which also end at random."""
     return lru_cache(partial(_episodes_at_random, mdp))
 
 
@@ -168,8 +168,8 @@ def _episodes_at_random(mdp, count):
     return collector.spec, Table(data, collector.spec, gamma=1.0)
 
 
-def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, episodes_at_random, monkeypatch):
-    """By importance sampling from uniformly random actions, of a policy not too far from them."""
+def test_an_importance_sampled_gradient_is_the_exact_one(mdp, logits, episodes_at_random, monkeypatch):
+    """Importance sampling from uniformly random actions, for a policy that is not too far from them."""
     S, B, logits = 100, 100, 0.3 * logits
     spec, table = episodes_at_random(S * B)
     source = EpisodeData(table, (0,), 1)
@@ -185,8 +185,8 @@ def test_a_gradient_from_another_policys_episodes_is_the_exact_one(mdp, logits, 
 
 
 @pytest.mark.parametrize("self_normalized", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_off_policy_learns_a_better_policy_than_the_datas(mdp, episodes_at_random, self_normalized):
-    """Whose value is known exactly, from episodes of chance alone."""
+def test_off_policy_reinforce_learns_a_better_policy_than_that_of_the_data(mdp, episodes_at_random, self_normalized):
+    """Its exact value is better, although all episodes have random actions."""
     spec, table = episodes_at_random(2000)
     agent = ISREINFORCE(spec, (0, 1), gamma=1.0, hidden=(), lr=0.03, behavior_lr=0.03, behavior_updates=100,
                         self_normalized=self_normalized)  # fmt: skip
@@ -195,7 +195,7 @@ def test_off_policy_learns_a_better_policy_than_the_datas(mdp, episodes_at_rando
     best = mdp.start @ tabular.value_iteration(mdp)[0]
 
     def gained():
-        """Share of what the best policy has over chance."""
+        """The improvement over random actions, as a share of the best policy's improvement."""
         policies = agent.policy(torch.eye(5).expand(2, 5, 5)).base_dist.probs[:, :, 0].detach().numpy()
         return [(tabular.performance(mdp, policy) - chance) / (best - chance) for policy in policies]
 
@@ -229,7 +229,7 @@ def task(request):
 
 
 def dense_fisher(policy, obs, s):
-    """Of one seed, ``E[grad log pi grad log pi']`` over its observations and all of its actions."""
+    """``E[grad log pi grad log pi']`` of one seed, over its observations and all its actions."""
     parameters = list(policy.parameters())
     P = sum(p[0].numel() for p in parameters)
     F = torch.zeros(P, P, dtype=torch.float64)
@@ -247,13 +247,13 @@ def dense_fisher(policy, obs, s):
                 F += p * torch.outer(g, g) / obs.shape[1]
         else:
             mean, std = here.base_dist.loc[s, 0], here.base_dist.scale[s, 0]
-            for m, d in zip(mean, std, strict=True):  # the information of a Normal about its mean and deviation
+            for m, d in zip(mean, std, strict=True):  # Fisher information of a Normal about its mean and deviation
                 g, h = score(m), score(d)
                 F += (torch.outer(g, g) + 2 * torch.outer(h, h)) / d.detach() ** 2 / obs.shape[1]
     return F
 
 
-def test_natural_gradients_step_is_the_dense_one(task):
+def test_the_natural_gradient_step_equals_the_dense_solution(task):
     agent = NPG(task, (0, 1), hidden=(4,), cg_iterations=200, cg_damping=1e-3, max_kl=1e-4).double()
     agent.CG_TOLERANCE = 1e-26
     with torch.no_grad():
@@ -280,11 +280,11 @@ def test_natural_gradients_step_is_the_dense_one(task):
     assert metrics["kl"].tolist() == pytest.approx([1e-4] * 2, rel=0.2), "max_kl to second order, less the damping"
 
 
-def test_conjugate_gradients_solve_every_seed_apart():
+def test_conjugate_gradients_solve_each_seed_separately():
     rng = torch.Generator().manual_seed(0)
     root = torch.randn(3, 8, 8, generator=rng, dtype=torch.float64)
     A, b = root @ root.mT + torch.eye(8), torch.randn(3, 8, generator=rng, dtype=torch.float64)
-    b[1] = 0  # solved at the start, and must not become 0 / 0
+    b[1] = 0  # this one is solved at the start and must not become 0 / 0
     A[2] = float("nan")
     x = conjugate_gradients(lambda v: (A @ v.unsqueeze(-1)).squeeze(-1), b, 20, 1e-20)
     torch.testing.assert_close(x[0], torch.linalg.solve(A[0], b[0]))
@@ -292,7 +292,7 @@ def test_conjugate_gradients_solve_every_seed_apart():
 
 
 def test_trpo_stays_within_its_bound(task):
-    """Where the natural gradient's whole step goes beyond it."""
+    """In a case where the full step of the natural gradient exceeds it."""
     for cls, within in ((NPG, False), (TRPO, True)):
         agent = cls(task, (0, 1, 2), hidden=(16,), max_kl=0.5, cg_damping=1e-4, value_epochs=1)
         with torch.no_grad():
@@ -315,7 +315,7 @@ def test_trpo_stays_within_its_bound(task):
             assert (metrics["step_share"] < 1).any(), "the line search must have had something to do"
 
 
-def test_trpo_stays_where_it_is_if_no_step_will_do():
+def test_trpo_takes_no_step_if_none_is_acceptable():
     agent = TRPO(KINDS["gaussian"], (0, 1), hidden=(4,), backtracks=1, max_kl=1e-12)
     agent.double()
     sample = sample_of(agent.policy)
@@ -326,8 +326,8 @@ def test_trpo_stays_where_it_is_if_no_step_will_do():
 
 
 @pytest.mark.parametrize("cls", [NPG, TRPO])
-def test_a_policy_that_is_all_but_certain_stays_a_policy(cls):
-    """Its gradient vanishes, and with it the direction of the step, whose length must not become 0 / 0."""
+def test_an_almost_deterministic_policy_stays_finite(cls):
+    """Its gradient vanishes, so the step has no direction, and its length must not become 0 / 0."""
     agent = cls(KINDS["categorical"], (0, 1), hidden=(4,), value_epochs=1).double()
     with torch.no_grad():
         agent.policy.net.layers[-1].bias[1, ..., 0] = 30.0
@@ -382,7 +382,7 @@ def test_a_diverged_seed_leaves_the_others_alone(variant):
         assert torch.equal(p[0], q[0]) and torch.equal(p[2], q[2]), f"{name} differs by a bit"
 
 
-def test_no_reset_is_ever_a_successor_and_endings_are_told_apart():
+def test_no_reset_is_a_successor_and_terminations_differ_from_truncations():
     loop = Loop("ppo", seeds=(0, 1), envs=3, batch=150, env=counting.ID)
     obs, action, reward, discount, next_obs, last = (x[0].flatten(0, 2) if x.ndim == 5 else x[0].flatten()
                                                      for x in loop.rollout()[:6])  # fmt: skip
@@ -395,7 +395,7 @@ def test_no_reset_is_ever_a_successor_and_endings_are_told_apart():
     assert {round(d, 2) for d in discount[ends].tolist()} == {0.0, 0.99}, "both kinds of ending must occur"
 
 
-def test_an_action_out_of_bounds_is_learnt_from_as_it_was_chosen():
+def test_the_agent_learns_from_the_unclipped_action():
     loop = Loop("ppo", (0,), envs=1)
     with torch.no_grad():
         loop.agent.policy.net.layers[-1].bias.fill_(3.0)
@@ -417,7 +417,7 @@ def test_a_policy_is_evaluated_at_its_likeliest_action_within_bounds():
     assert (agent.act(torch.randn(1, 5, 3)) == 2).all()
 
 
-def test_the_source_goes_as_far_as_it_is_asked_to():
+def test_an_epoch_has_the_requested_number_of_steps():
     loop = Loop("a2c", (0,), envs=2, batch=10)
     epoch = loop.source.epoch(330)
     pieces = list(epoch)
@@ -427,8 +427,8 @@ def test_the_source_goes_as_far_as_it_is_asked_to():
         Loop("a2c", (0,), envs=3, batch=10)
 
 
-def test_reinforce_leaves_out_what_it_cannot_know():
-    """Without a learnt value, the steps of an episode that the rollout cuts have no return."""
+def test_reinforce_ignores_steps_without_a_known_return():
+    """Without a learned value, steps of an episode that continues after the rollout have no return."""
     agent = REINFORCE(KINDS["gaussian"], (0,), baseline="average", baseline_rate=0.5, gamma=0.5, hidden=(4,))
     last = torch.tensor([[[0.0, 1, 0, 0], [0, 0, 0, 0]]])
     reward = torch.tensor([[[1.0, 2, 4, 8], [1, 1, 1, 1]]])
@@ -459,7 +459,7 @@ def test_rewards_are_scaled_by_the_discounted_return_across_rollouts():
     np.testing.assert_allclose(scaled[0], reward / np.std(seen), rtol=1e-4)
 
 
-def test_running_moments_are_those_of_all_that_was_seen():
+def test_running_moments_are_those_of_all_observations():
     norm, rng = RunningNorm(2, 3), torch.Generator().manual_seed(0)
     parts = [2 + 5 * torch.randn(2, size, 3, generator=rng) for size in (7, 100, 1)]
     assert torch.equal(norm(parts[0]), parts[0].clamp(-10, 10)), "nothing was seen yet"
@@ -486,7 +486,7 @@ def test_policy_and_value_are_clipped_as_one_gradient(member, monkeypatch):
     batch = sample_of(agent.policy)
     agent.update(batch, {}, 0)
 
-    log_prob = agent.policy(batch.obs).log_prob(batch.action)  # [S, B]; the old one, so that PPO's ratio is 1
+    log_prob = agent.policy(batch.obs).log_prob(batch.action)  # [S, B]; of the old policy: PPO's ratio is 1
     whole = [
         flatten(torch.autograd.grad(loss.mean(-1).sum(), network.parameters()))
         for network, loss in (
@@ -500,11 +500,11 @@ def test_policy_and_value_are_clipped_as_one_gradient(member, monkeypatch):
         torch.testing.assert_close(shortened, part * 0.01 / norm, rtol=1e-3, atol=0)
 
 
-def test_ppo_learns_what_stable_baselines3_does_from_the_same_rollouts(monkeypatch):
+def test_ppo_learns_the_same_as_stable_baselines3_from_the_same_rollouts(monkeypatch):
     sb3 = pytest.importorskip("stable_baselines3")
 
     class Steps(sb3.common.callbacks.BaseCallback):
-        """What the environment showed; in their buffer the rewards of truncated episodes hold a value besides."""
+        """The environment's rewards; in stable-baselines3's buffer, truncated episodes' rewards include a value."""
 
         taken = []
 
@@ -519,11 +519,11 @@ def test_ppo_learns_what_stable_baselines3_does_from_the_same_rollouts(monkeypat
     rest = dict(n_steps=512, batch_size=64, n_epochs=2, seed=0, device="cpu")
     theirs, steps = sb3.PPO("MlpPolicy", sb3.common.vec_env.VecNormalize(env), **rest), Steps()
     agent = PPO(spec_of(gym.make("Hopper-v5")), (0,), epochs=2)
-    order = Streams((0,), "update")  # as the agent draws it
+    order = Streams((0,), "update")  # in the same way as the agent
     monkeypatch.setattr(np.random, "permutation", lambda rows: order.permutation(rows)[0].numpy())
 
     def weights():
-        """Theirs, in the order and the shapes of ours."""
+        """Parameters of stable-baselines3 in the order and shapes of ours."""
         nets = theirs.policy.mlp_extractor
         layers = (*nets.policy_net[::2], theirs.policy.action_net, *nets.value_net[::2], theirs.policy.value_net)
         return [theirs.policy.log_std, *(x for layer in layers for x in (layer.weight.T, layer.bias))]
@@ -569,7 +569,7 @@ def test_the_penalty_returns_from_wherever_it_was():
     assert agent.penalty.flatten().tolist() == pytest.approx([1e3] * 2)
 
 
-def test_policies_sample_what_they_say():
+def test_policies_sample_from_their_stated_distribution():
     rng = [generator(0, "policy")]
     from offlinerl.learning.rng import EnvStreams
 
@@ -592,7 +592,7 @@ def test_policies_sample_what_they_say():
 # Off-policy
 
 
-def test_off_policy_clones_first_and_then_sets_out_from_the_clone(spec, source_of):
+def test_off_policy_reinforce_clones_first_and_starts_from_the_clone(spec, source_of):
     source = EpisodeData(source_of((0,)).table, (0, 1), batch_size=6, updates=4)
     assert source.rows.shape == (20, 20)
     agent = ISREINFORCE(spec, (0, 1), hidden=(8,), behavior_updates=8)
@@ -615,7 +615,7 @@ def test_the_expected_return_by_hand():
     log_ratio = torch.tensor([[[2.0, 2.0], [0.5, 1.0]]]).log()
     reward = torch.tensor([[[1.0, 2.0], [4.0, 8.0]]])
     expected, weight = agent.expected_return(log_ratio, reward)
-    assert weight.tolist() == [[pytest.approx([2.0, 3.0]), [0.5, 0.5]]]  # 4 is cut to 3
+    assert weight.tolist() == [[pytest.approx([2.0, 3.0]), [0.5, 0.5]]]  # 4 is clipped to 3
     assert expected.tolist() == [pytest.approx([2 * 1 + 0.5 * 3 * 2, 0.5 * 4 + 0.5 * 0.5 * 8])]
     normalized = ISREINFORCE(KINDS["gaussian"], (0,), gamma=0.5, hidden=(4,), max_weight=3.0)
     _, weight = normalized.expected_return(log_ratio, reward)
@@ -624,8 +624,8 @@ def test_the_expected_return_by_hand():
 
 
 @pytest.mark.parametrize("updates", [0, 3])
-def test_nothing_behind_the_first_end_of_an_episode_counts(spec, source_of, updates):
-    """An episode may go on behind a terminal step, as AntMaze's do; the policy's return ends there."""
+def test_steps_after_the_first_terminal_step_do_not_count(spec, source_of, updates):
+    """An episode may continue after a terminal step, as in AntMaze; the policy's return ends at this step."""
     batch = tree_map(lambda x: x[0], EpisodeData(source_of((0,)).table, (0,), batch_size=6, updates=1).draw(1))
     batch.last[..., 3] = 1
     noised = batch._replace(**{name: getattr(batch, name).clone() for name in ("action", "reward")})

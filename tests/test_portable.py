@@ -1,4 +1,4 @@
-"""Policies exported for other programs act as they do here."""
+"""Policies exported for other programs give the same actions as here."""
 
 import json
 
@@ -56,7 +56,7 @@ def observations(spec, batch, seed=1):
 
 
 def both(file, given):
-    """What ONNX Runtime and libtorch make of the leaves by name."""
+    """The actions that ONNX Runtime and libtorch compute from named inputs."""
     session = onnxruntime.InferenceSession(str(file.with_suffix(".onnx")), providers=["CPUExecutionProvider"])
     by_onnx = session.run(None, {path.replace("/", ".") or "obs": leaf for path, leaf in given.items()})[0]
     script = torch.jit.load(str(file.with_suffix(".pt")))
@@ -69,7 +69,7 @@ def both(file, given):
      ("iql", "vector", {}), ("sac", "vector", {}), ("ppo", "vector", {}), ("bc", "images", {}),
      ("bc", "parts", dict(normalize=True)), ("dqn", "choices", {}), ("bc", "whole", {}), ("ppo", "choices", {})],
 )  # fmt: skip
-def test_actions_are_those_of_the_policy(tmp_path, name, kind, settings):
+def test_exported_actions_are_those_of_the_policy(tmp_path, name, kind, settings):
     spec, file = SPECS[kind], tmp_path / "policy"
     policy = policy_of(name, spec, **settings)
     write_onnx(policy, file.with_suffix(".onnx"))
@@ -91,7 +91,7 @@ def test_actions_are_those_of_the_policy(tmp_path, name, kind, settings):
     assert len({tuple(np.ravel(row)) for row in due}) > 1, "an action that is always the same would show nothing"
 
 
-def test_a_run_is_exported_for_one_seed_and_acts_from_the_file(here, capsys):
+def test_a_run_is_exported_for_one_seed_and_the_file_acts(here, capsys):
     run = offlinerl.fit("bc", logs(), seeds=[4, 6], over=dict(train=FEW, agent=dict(normalize=True)))
     obs = logs(seed=3)["obs"]
     for seed, name in ((None, "first"), (6, "second")):
@@ -122,13 +122,13 @@ def test_a_run_is_exported_for_one_seed_and_acts_from_the_file(here, capsys):
         main(["export", str(run.folder)])
 
 
-def test_a_policy_that_remembers_is_no_function(here):
+def test_a_policy_with_memory_is_not_exported(here):
     run = offlinerl.fit("dt", logs(), over=dict(train=FEW, agent=dict(context=3, embedding=16, heads=1, blocks=1)))
     with pytest.raises(UserError, match="DT acts by what it remembers of the episode"):
         Portable(run.policy)
 
 
-def test_a_graph_that_acts_otherwise_is_not_written(tmp_path, monkeypatch):
+def test_a_graph_with_different_actions_is_not_written(tmp_path, monkeypatch):
     policy = policy_of("bc", SPECS["vector"])
     trace = torch.jit.trace
 
@@ -154,14 +154,14 @@ def test_without_its_extra_onnx_says_what_to_install(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("instead", [np.nan, 9.0])
-def test_other_actions_are_not_alike(instead):
+def test_different_actions_are_detected(instead):
     module = Portable(policy_of("bc", SPECS["vector"]))
     with pytest.raises(UserError, match=r"policy.onnx would not act as the policy does"):
         _require_alike(module, lambda obs: np.full((len(obs), 2), instead, np.float32), "policy.onnx")
 
 
-def test_a_deployed_policy_is_given_what_the_environment_shows():
-    """Parts by their places in a dictionary; what it cannot take is said in one sentence."""
+def test_a_deployed_policy_accepts_observations_of_the_environment():
+    """Parts are found by their paths in a dictionary; unsuitable observations lead to one sentence."""
     policy = policy_of("bc", SPECS["parts"])
     joints, camera = np.zeros(4, np.float32), np.zeros((48, 48, 3), np.uint8)
     flat = policy({"arm/joints": joints, "camera": camera})

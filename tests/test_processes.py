@@ -1,4 +1,4 @@
-"""Several processes that train one policy together, each on its share of every batch."""
+"""Several processes train one policy together, each on its share of every batch."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ from offlinerl.util.trees import tree_map
 
 FRAMES = Spec((("", (36, 36, 3), "uint8"),), 2, (-1.0, -1.0), (1.0, 1.0))
 B = 14
-"""Rows of a batch; nothing else in these networks is so large."""
+"""Rows of a batch; no other dimension in these networks has this size."""
 
 CASES = [(name, SPEC) for name in ("xql", "td3bc", "rebrac", "cql", "awac", "dt")] + [("xql", FRAMES), ("vae", FRAMES)]
 
@@ -53,7 +53,7 @@ def agent_of(name, spec, **settings):
 
 
 def share_of(x, rank):
-    """One of two halves along the axis of the batch's rows; numbers in double precision."""
+    """One of two halves along the axis of the batch's rows, in double precision."""
     x = x.double() if x.is_floating_point() else x
     return x if rank is None else x.narrow(x.shape.index(B), rank * B // 2, B // 2)
 
@@ -64,7 +64,7 @@ def descended(name, spec, rank):
     agent, metrics = agent_of(name, spec), {}
     if rank is not None:
         agent.share_batches(2, rank)
-        agent.rng = Streams([3, 5], "update")  # the same numbers in both, of which each has its share
+        agent.rng = Streams([3, 5], "update")  # the same random numbers in both processes; each uses its share
     table = Table.of(agent, frames() if spec is FRAMES else random_table())
     window = dict(length=agent.config.context) if name == "dt" else {}
     block = (WindowData if name == "dt" else OfflineData)(table, [3, 5], B, 3, **window).draw()
@@ -90,7 +90,7 @@ def joined(rank, port, job):
 
 
 def compare(team):
-    """To descend by shares is the same as by the whole."""
+    """Gradient descent on shares equals gradient descent on the whole batch."""
     torch.set_default_dtype(torch.float64)
     for case in CASES:
         start = agent_of(*case)
@@ -107,7 +107,7 @@ def compare(team):
 
 
 def clipped_after_the_mean(team):
-    """Gradients of 3 and 5 are 4 on average, which a limit of 1 makes 1: Adam's first moment has a tenth of it."""
+    """Gradients of 3 and 5 average to 4, which is clipped to 1; Adam's first moment is a tenth of it."""
     agent = agent_of("bc", SPEC)
     agent.share_batches(2, team.rank)
     parameter = agent.optim["actor"].parameters[0]
@@ -120,7 +120,7 @@ def clipped_after_the_mean(team):
 
 
 def compiled(team):
-    """The compiled update has the mean within its graph, and gives what the uncompiled one does."""
+    """The compiled update averages gradients within its graph, and gives the same result as the uncompiled one."""
     found = []
     for compile in (False, True):
         agent = agent_of("bc", SPEC, hidden=[8])
@@ -136,19 +136,19 @@ def compiled(team):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_shares_of_a_batch_are_worth_the_batch():
+def test_training_on_shares_of_a_batch_equals_training_on_the_batch():
     in_two_processes(compare)
 
 
 @pytest.mark.slow
-def test_a_compiled_update_has_the_mean_in_its_graph():
+def test_a_compiled_update_averages_gradients_within_its_graph():
     in_two_processes(compiled)
 
 
-def test_every_process_draws_its_own_numbers():
+def test_every_process_draws_its_own_random_numbers():
     first, again, second = (Streams([3, 5], "rows", rank=rank).integers(1000, (50,)) for rank in (0, 0, 1))
     assert torch.equal(first, again) and not (first == second).all(-1).any()
-    assert torch.equal(first, Streams([3, 5], "rows").integers(1000, (50,)))  # of one process, as ever
+    assert torch.equal(first, Streams([3, 5], "rows").integers(1000, (50,)))  # of one process, as usual
 
 
 # Runs
@@ -171,7 +171,7 @@ def whole(here):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_leaves_what_a_run_leaves(whole):
+def test_a_run_of_two_processes_writes_the_usual_files(whole):
     summary = pendulum.summary(whole)
     assert summary["updates"] == 120 and summary["last"]["episodes"] == 2 and summary["held_out"]
     assert [row["update"] for row in pendulum.rows(whole / "held_out.csv")] == ["40", "80", "120"]
@@ -185,7 +185,7 @@ def test_a_run_of_two_processes_leaves_what_a_run_leaves(whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
-def test_a_run_that_was_stopped_goes_on_to_the_bit(whole, here, number, status, monkeypatch, capsys):
+def test_a_stopped_run_of_two_processes_resumes_bit_for_bit(whole, here, number, status, monkeypatch, capsys):
     folder = here / f"stopped-{number}"
     with monkeypatch.context() as patch:
         learn = Agent.learn
@@ -229,7 +229,7 @@ class Drifts(BC):
 
 
 @pytest.mark.slow
-def test_an_agent_that_learns_by_other_means_is_found_out(here, refused, monkeypatch):
+def test_an_agent_that_changes_parameters_outside_descend_is_detected(here, refused, monkeypatch):
     (here / "drifts.py").write_text(DRIFTS)
     monkeypatch.syspath_prepend(here)
     argv = ("drifts:Drifts", "--dataset", pendulum.ID, *FEW, "--updates", 40, "--eval-every", 20, "--devices", 2)
@@ -237,7 +237,7 @@ def test_an_agent_that_learns_by_other_means_is_found_out(here, refused, monkeyp
 
 
 @pytest.mark.slow
-def test_a_process_that_is_lost_ends_the_run_in_one_sentence(here, refused, monkeypatch):
+def test_a_lost_process_ends_the_run_in_one_sentence(here, refused, monkeypatch):
     def losing(self, block):
         others = [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
         os.kill(others[-1], signal.SIGKILL)
@@ -250,7 +250,7 @@ def test_a_process_that_is_lost_ends_the_run_in_one_sentence(here, refused, monk
 
 
 @pytest.mark.slow
-def test_nothing_is_left_of_a_run_that_was_killed(here):
+def test_no_process_remains_of_a_killed_run(here):
     process = pendulum.start("fit", *TOGETHER, "--updates", 10**6, "--out", "killed", cwd=here)
     metrics = here / "killed/held_out.csv"
     while not metrics.exists():
@@ -273,22 +273,22 @@ def test_nothing_is_left_of_a_run_that_was_killed(here):
         (("--dataset", pendulum.ID, "--online-steps", 9), "is for learning from a dataset alone, and this agent acts"),
     ],
 )
-def test_what_does_not_go_is_one_sentence(argv, sentence, refused):
+def test_unsupported_uses_lead_to_one_sentence(argv, sentence, refused):
     assert sentence in refused("fit", "xql", *argv, "--devices", 2)
 
 
-def test_more_processes_than_a_machine_can_bear_are_refused(refused, monkeypatch):
+def test_too_many_processes_are_refused(refused, monkeypatch):
     monkeypatch.setattr(build, "cores", lambda: 2)
     said = refused("fit", "bc", "--dataset", pendulum.ID, "--batch", 36, "--device", "cpu", "--devices", 9)
     assert "--devices 9 are too many for 2 cores: give --devices 2" in said
 
 
-def test_batches_that_cannot_be_shared_are_not(refused):
+def test_agents_whose_batches_cannot_be_shared_are_refused(refused):
     assert "is_reinforce weighs every row" in refused("fit", "is_reinforce", "--dataset", pendulum.ID, "--devices", 2)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_as_many_processes(whole, here, refused):
+def test_a_run_must_be_resumed_with_the_same_number_of_processes(whole, here, refused):
     assert "devices cannot be given" in refused("fit", "--resume", whole, "--devices", 1)
     config = whole / "config.yaml"
     text = config.read_text()
@@ -300,7 +300,7 @@ def test_a_run_goes_on_in_as_many_processes(whole, here, refused):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_resumed_at_its_end_can_still_be_made_longer(here):
+def test_a_run_resumed_at_its_end_can_still_be_extended(here):
     folder, length = here / "ended", ("--updates", 10, "--eval-every", 10)
     assert pendulum.fit("bc", "--dataset", pendulum.ID, *FEW, "--train.block", 10, "--devices", 2, *length,
                         "--out", folder) == 0  # fmt: skip

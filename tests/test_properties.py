@@ -1,7 +1,7 @@
-"""Random small datasets in every layout: what is loaded is what was meant, and no row sees another episode.
+"""Random small datasets in every layout: they are loaded as they are meant, and no row depends on another episode.
 
-Every row's content holds a number that no other row has, and an observation after the last action of an episode has
-one too, so that whatever comes from the wrong row is seen.
+Every row contains a unique number, and so does the observation after the last action of an episode. So a value from
+the wrong row is detected.
 """
 
 import json
@@ -42,11 +42,11 @@ def examples(count):
     )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------- what is meant
+# ------------------------------------------------------------------------------------------- expected rows
 
 
 class Story(NamedTuple):
-    """Episodes, by their lengths and ends."""
+    """Episodes, described by their lengths and ends."""
 
     lengths: tuple[int, ...]
     ends: tuple[str, ...]  # "terminated", "truncated" or "both"; the last one may be "open"
@@ -57,7 +57,7 @@ class Story(NamedTuple):
 
     @property
     def ids(self) -> list[np.ndarray]:
-        """For every episode the numbers of its observations, one more than it has steps."""
+        """For every episode, the numbers of its observations; there is one more than its steps."""
         begins = np.cumsum([0, *(length + 1 for length in self.lengths)])
         return [np.arange(begin, begin + length + 1) for begin, length in zip(begins, self.lengths, strict=False)]
 
@@ -67,7 +67,7 @@ class Story(NamedTuple):
         return np.concatenate([ids[:-1] for ids in self.ids])
 
     def flags(self, *kinds: str) -> np.ndarray:
-        """``[rows]`` whether an episode ends there in one of the ways."""
+        """``[rows]`` whether an episode ends there in one of the given ways."""
         parts = [
             (np.arange(length) == length - 1) & (end in kinds)
             for length, end in zip(self.lengths, self.ends, strict=True)
@@ -93,7 +93,7 @@ def rewards_of(story: Story) -> np.ndarray:
 
 
 def check(data: Dataset, obs, next_obs, action, reward, terminated, last) -> None:
-    """That a table has these rows, and that they are learned from as they should be."""
+    """Check that a table has these rows and gives the right transitions."""
     for name, meant in dict(
         obs=obs, next_obs=next_obs, action=action, reward=reward, terminated=terminated, last=last
     ).items():
@@ -115,7 +115,7 @@ def check(data: Dataset, obs, next_obs, action, reward, terminated, last) -> Non
 
 
 def sum_of(reward, terminated, last, row, n):
-    """The n-step sum from a row on, its discount, its last row, and whether its episode ends there."""
+    """The n-step sum that starts at a row, its discount, its last row, and whether the episode ends there."""
     total, row_now = 0.0, row
     for k in range(n):
         row_now = row + k
@@ -136,7 +136,7 @@ def same(a: Dataset, b: Dataset) -> None:
 
 
 class File(NamedTuple):
-    """A D4RL file: its columns, and how its rows are meant."""
+    """A D4RL file: its columns, and the meaning of its rows."""
 
     story: Story
     columns: dict[str, np.ndarray]
@@ -150,7 +150,7 @@ FLAGS = st.sampled_from([np.bool_, np.uint8, np.int8, np.int64, np.float32, np.f
 
 @st.composite
 def flag_columns(draw):
-    """A story, the flags that tell its ends, and the time limit that does where they do not."""
+    """A story, the flags that mark its ends, and the time limit that ends episodes without flags."""
     way = draw(
         st.sampled_from(["two", "two", "several", "terminal", "cut", "end", "terminal and end", "limit", "none"])
     )

@@ -1,4 +1,4 @@
-"""The Python way in: names at the top, plain objects, numpy in and out."""
+"""The Python interface: public names, plain objects, numpy in and out."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ ACTING = dict(steps=40, warm_up=20, eval_every=20, eval_episodes=1, final_episod
 
 
 class Room(gym.Env):
-    """A user's own environment, registered nowhere: walk to the middle, in one of four directions if discrete."""
+    """A user's own, unregistered environment: walk to the middle, in one of four directions if discrete."""
 
     def __init__(self, discrete=False, limit=20):
         self.limit, self.closed = limit, False
@@ -51,7 +51,7 @@ class Room(gym.Env):
 
 
 class Unrecorded(gym.Wrapper):
-    """A wrapper that Gymnasium cannot make again."""
+    """A wrapper that Gymnasium cannot create again."""
 
 
 def walk(episodes=4, limit=20):
@@ -88,7 +88,7 @@ def test_importing_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_from_collecting_to_acting(tmp_path):
+def test_collecting_training_evaluating_and_acting_in_python(tmp_path):
     with empty_workplace(tmp_path):
         offlinerl.collect("random", "Pendulum-v1", "some/random-v0", episodes=2)
         run = offlinerl.fit("bc", "some/random-v0", seeds=[3, 5], over=dict(train=FEW | dict(log_every=4)), out="run")
@@ -117,7 +117,7 @@ def test_from_collecting_to_acting(tmp_path):
         offlinerl.load_policy(tmp_path / "run", seed=4)
 
 
-def test_a_deployed_policy_acts_as_the_agent_and_discrete_actions_by_their_names(spec):
+def test_a_deployed_policy_acts_like_the_agent_and_returns_the_environments_actions(spec):
     agent = offlinerl.XQL(spec, (0, 1), hidden=(8,))
     agent.configure_optimizers()
     from offlinerl.rollout.deployed import DeployedPolicy
@@ -131,7 +131,7 @@ def test_a_deployed_policy_acts_as_the_agent_and_discrete_actions_by_their_names
     assert set(policy(obs).tolist()) <= {4, 5, 6} and policy(obs[0]) in (4, 5, 6)
 
 
-def test_a_policy_of_a_stack_normalises_by_what_its_own_seed_has_seen(spec, tmp_path):
+def test_a_policy_of_a_stack_uses_the_normalisation_of_its_own_seed(spec, tmp_path):
     from offlinerl.agents import checkpoint, shipped
     from offlinerl.rollout.deployed import DeployedPolicy
 
@@ -145,7 +145,7 @@ def test_a_policy_of_a_stack_normalises_by_what_its_own_seed_has_seen(spec, tmp_
     np.testing.assert_allclose(again(seen[1].numpy()), want, rtol=1e-5, atol=1e-6)
 
 
-def test_an_agent_begins_in_as_many_environments_as_there_are(spec):
+def test_an_agent_can_begin_in_any_number_of_environments(spec):
     for agent in (offlinerl.SAC(spec, (0,), hidden=(8,)), offlinerl.TD3(spec, (0,), hidden=(8,), exploration="ou")):
         agent.begin(np.ones((1, 3), bool), np.zeros((1, 3), int))
         obs = torch.zeros(1, 3, spec.obs_dim)
@@ -154,7 +154,7 @@ def test_an_agent_begins_in_as_many_environments_as_there_are(spec):
         torch.testing.assert_close(agent.act(obs, explore=True), first)
 
 
-def test_a_policy_acts_whose_agent_was_exploring(spec):
+def test_a_policy_acts_although_its_agent_was_exploring(spec):
     """In several environments, as at the end of an online run."""
     from offlinerl.rollout.deployed import DeployedPolicy
 
@@ -194,7 +194,7 @@ def test_a_dataset_from_arrays(successors):
     if successors:
         np.testing.assert_array_equal(data.next_obs[:, 0], [1, 2, 3, 4, 5, 6])
         np.testing.assert_array_equal(data.last, [False, False, True, False, False, True])
-    else:  # the row that was cut off has no successor
+    else:  # the truncated row has no successor
         np.testing.assert_array_equal(data.obs[:, 0], [0, 1, 2, 3, 4])
         np.testing.assert_array_equal(data.next_obs[[0, 1, 3, 4], 0], [1, 2, 4, 5])
         np.testing.assert_array_equal(data.last, [False, False, True, False, True])
@@ -216,13 +216,13 @@ def test_a_dataset_from_arrays(successors):
         (dict(obs=[], action=[], reward=[], terminated=[]), "they have no rows"),
     ],
 )  # fmt: skip
-def test_arrays_that_are_not_sound_are_refused(change, says):
+def test_invalid_arrays_are_refused(change, says):
     arrays = dict(obs=np.zeros((4, 1)), action=np.zeros((4, 1)), reward=np.zeros(4), terminated=np.zeros(4)) | change
     with pytest.raises(UserError, match=says):
         offlinerl.load_dataset({name: array for name, array in arrays.items() if array is not None})
 
 
-def test_no_runs_and_no_seed_are_said():
+def test_missing_runs_and_invalid_seeds_are_reported():
     for of in (offlinerl.select, offlinerl.report):
         with pytest.raises(offlinerl.UserError, match="there are no runs"):
             of([])
@@ -248,7 +248,7 @@ class Still(offlinerl.Policy):
         (dict(episodes=float("inf")), "episodes must .* not inf"),
     ],
 )  # fmt: skip
-def test_an_evaluation_of_no_number_of_episodes(given, says):
+def test_invalid_arguments_of_an_evaluation_are_refused(given, says):
     for policy in (Still(), "nowhere"):
         with pytest.raises(UserError, match=says):
             offlinerl.evaluate(policy, "Pendulum-v1", **given)
@@ -266,13 +266,13 @@ def test_an_evaluation_of_no_number_of_episodes(given, says):
         (dict(limits=dict(max_episode_step=5), steps=5), "no entry 'max_episode_step'; did you mean"),
     ],
 )  # fmt: skip
-def test_what_a_collection_cannot_go_by(given, says, here):
+def test_invalid_arguments_of_a_collection_are_refused(given, says, here):
     with pytest.raises(UserError, match=says):
         offlinerl.collect(**dict(source=Still(), env="Pendulum-v1", dataset_id="own/some-v0") | given)
     assert not any(here.iterdir())
 
 
-def test_numbers_that_are_none_are_named(here):
+def test_invalid_numbers_are_named(here):
     for threads in (0, -1, 1.5, "a"):
         with pytest.raises(UserError, match="threads must be a whole number from 1 on"):
             offlinerl.fit("bc", walk(), threads=threads)
@@ -297,13 +297,13 @@ def test_a_run_is_evaluated_by_its_result_with_numbers_of_numpy(here):
             offlinerl.evaluate(wrong)
 
 
-def test_the_environment_of_arrays_is_not_left_aside_unsaid():
+def test_load_dataset_refuses_an_environment_for_arrays():
     for source in (walk(), offlinerl.load_dataset(walk())):
         with pytest.raises(offlinerl.UserError, match="give it to offlinerl.fit"):
             offlinerl.load_dataset(source, env="Pendulum-v1")
 
 
-def test_what_minari_opened_is_a_dataset(tmp_path):
+def test_a_dataset_opened_by_minari_is_accepted(tmp_path):
     import minari
 
     with empty_workplace(tmp_path):
@@ -312,8 +312,8 @@ def test_what_minari_opened_is_a_dataset(tmp_path):
         np.testing.assert_array_equal(data.obs, offlinerl.load_dataset("some/random-v0").obs)
 
 
-def test_from_objects_to_acting(here):
-    """A dataset from arrays and an environment that only this process knows go through everything that names go."""
+def test_datasets_and_environments_may_be_objects(here):
+    """A dataset from arrays and an unregistered environment work in every function that accepts names."""
     arrays, room = walk(), Room()
     whole = offlinerl.fit("td3bc", arrays, env=room, over=dict(train=FEW | dict(updates=8)), out="whole")
     run = offlinerl.fit("td3bc", offlinerl.load_dataset(arrays), env=room, over=dict(train=FEW), out="run")
@@ -341,7 +341,7 @@ def test_from_objects_to_acting(here):
     with pytest.raises(UserError, match=lost):
         offlinerl.evaluate("run")
     found = offlinerl.evaluate("run", env=room, episodes=3, seed=5)
-    alone = offlinerl.evaluate(resumed.policy, env=Room, episodes=3, seed=5)  # a row at a time, which rounds otherwise
+    alone = offlinerl.evaluate(resumed.policy, env=Room, episodes=3, seed=5)  # row by row, which rounds differently
     assert found["mean"] == pytest.approx(alone["mean"], rel=1e-6)
     assert Room().action_space.contains(offlinerl.load_policy("run")(arrays["obs"][0]))
     offlinerl.collect(resumed.policy, room, "own/policy-v0", steps=30)
@@ -350,7 +350,7 @@ def test_from_objects_to_acting(here):
     assert not room.closed, "it is the user's"
 
 
-def test_a_policy_from_an_environment_that_is_an_object_is_handed_on(here, capsys):
+def test_a_policy_trained_in_an_environment_object_can_be_exported(here, capsys):
     run = offlinerl.fit("td3bc", walk(), env=Room, over=dict(train=FEW), out="run")
     file = offlinerl.export(run.folder, "policy.safetensors")
     said = capsys.readouterr().out
@@ -364,7 +364,7 @@ def test_a_policy_from_an_environment_that_is_an_object_is_handed_on(here, capsy
 
 
 def test_a_run_knows_the_successors_of_its_dataset(here):
-    """Those too that are no row's observation, as in a log of single transitions."""
+    """Also successors that are no row's observation, as in a log of single transitions."""
     rng = np.random.default_rng(0)
     obs, after = rng.normal(size=(2, 30, 3))
     ends = np.ones(30, bool)
@@ -386,8 +386,8 @@ def test_a_run_knows_the_successors_of_its_dataset(here):
         offlinerl.fit(resume="run", dataset=arrays | dict(next_obs=mended))
 
 
-def test_a_checksum_of_successors_does_not_go_by_how_they_are_kept():
-    """A successor that is equal to its own row's observation may be kept for itself, or once."""
+def test_a_checksum_of_successors_does_not_depend_on_their_storage():
+    """A successor that equals the observation of its own row may be stored separately or shared."""
     columns = dict(action=np.zeros((3, 1)), reward=np.zeros(3), terminated=np.zeros(3, bool), last=np.arange(3) == 2)
     once = Dataset(np.float32([[0], [1], [2]]), np.arange(3), np.array([1, 2, 2]), **columns)
     twice = Dataset(np.float32([[0], [1], [2], [2]]), np.arange(3), np.array([1, 2, 3]), **columns)
@@ -402,7 +402,7 @@ def test_a_checksum_of_successors_does_not_go_by_how_they_are_kept():
         dict(obs_keys=["a"]), dict(actions="discrete"), dict(columns=["obs=x"]), dict(subset="train"),
     ],
 )  # fmt: skip
-def test_what_a_resumed_run_has_already_is_not_taken_again(given):
+def test_settings_of_a_resumed_run_cannot_be_given_again(given):
     flag = dict(file="--config", limits="--stack", obs_keys="--obs-keys").get(*given, f"--{min(given)}")
     with pytest.raises(UserError, match=f"goes on with a run's own settings: leave out {flag}$"):
         offlinerl.fit(resume="run", **given)
@@ -417,23 +417,23 @@ def test_numbers_of_numpy_are_seeds():
             request.settings_for("bc", "kitchen", None, wrong, None, None)
 
 
-def test_limits_that_are_none_are_named():
+def test_unknown_limits_are_named():
     with pytest.raises(UserError, match="no entry 'max_steps'; did you mean max_episode_steps?"):
         offlinerl.fit("bc", "kitchen", limits=dict(max_steps=5))
 
 
-def test_a_path_that_is_not_there_is_no_source():
+def test_a_missing_path_is_refused_as_a_source():
     with pytest.raises(UserError, match="there is no agent or checkpoint 'nope'"):
         offlinerl.collect(Path("nope"), "Pendulum-v1", "own/nothing-v0", steps=1)
 
 
-def test_what_a_selection_would_not_use_is_refused():
+def test_arguments_that_a_selection_would_not_use_are_refused():
     for given in (dict(episodes=4, by="wis"), dict(episodes=4, dataset="nope"), dict(by="wis", critics=2)):
         with pytest.raises(UserError, match=f"--{min(given.keys() - {'episodes'})} is of an|--critics is of fitted"):
             offlinerl.select("nowhere", **given)
 
 
-def test_a_run_from_objects_begins_again_by_its_settings(here):
+def test_a_run_from_objects_can_be_repeated_from_its_settings(here):
     offlinerl.fit("bc", walk(), env=Room(), over=dict(train=FEW), out="first")
     with pytest.raises(UserError, match="pass it again, in Python, as dataset="):
         offlinerl.fit(file="first/config.yaml", env=Room())
@@ -458,7 +458,7 @@ def test_acting_in_an_environment_from_a_function(agent, discrete, here):
     assert len(offlinerl.load_dataset("own/learned-v0")) == 40
 
 
-def test_one_environment_is_used_by_one_at_a_time(here):
+def test_an_environment_object_is_used_by_one_at_a_time(here):
     for _ in range(2):
         for wrong in (
             lambda: offlinerl.fit("sac", env=Room(), over=dict(train=ACTING)),
@@ -470,7 +470,7 @@ def test_one_environment_is_used_by_one_at_a_time(here):
     assert not list(Path().glob("runs/*"))
 
 
-def test_an_environment_with_a_specification_is_made_again_by_it(here):
+def test_an_environment_with_a_specification_is_made_again_from_it(here):
     env = gym.wrappers.RescaleAction(gym.make("Pendulum-v1", g=5.0, max_episode_steps=10), -0.5, 0.5)
     run = offlinerl.fit("sac", env=env, seeds=[0, 1], over=dict(train=ACTING), out="run")
     assert run.summary["env"] == "Pendulum-v1" and run.summary["task"]["env"]["kwargs"] == dict(g=5.0)
@@ -518,13 +518,13 @@ def test_limits_hold_for_objects_too():
         (lambda: gym.make("Pendulum-v1"), "the dataset's observations have shape (2,) and the environment's (3,)"),
     ],
 )
-def test_what_is_no_environment_for_the_data_is_refused(env, says, here):
+def test_environments_that_do_not_fit_the_data_are_refused(env, says, here):
     with pytest.raises(UserError) as error:
         offlinerl.fit("bc", walk(), env=env, over=dict(train=FEW))
     assert says in str(error.value)
 
 
-def test_data_that_is_none_is_refused(here):
+def test_invalid_data_is_refused(here):
     with pytest.raises(UserError, match="a dictionary of arrays or a dataset that Minari opened, not int"):
         offlinerl.fit("bc", 3, env=Room)
     with pytest.raises(UserError, match="dataset must be a name, .* not NoneType"):
@@ -546,7 +546,7 @@ def test_an_environment_that_cannot_be_sent_to_workers(here):
         offlinerl.collect("sac", make, "own/sac-v0", steps=40, workers=2, over=dict(train=dict(compile=False)))
 
 
-def test_what_minari_opened_trains_and_a_part_of_it_is_refused(here):
+def test_a_dataset_opened_by_minari_trains_but_a_part_of_it_is_refused(here):
     import minari
 
     offlinerl.collect("random", "Pendulum-v1", "some/random-v0", episodes=2)
@@ -560,7 +560,7 @@ def test_what_minari_opened_trains_and_a_part_of_it_is_refused(here):
 
 
 def test_a_loaded_dataset_keeps_its_task():
-    """Its environment, its score and the rule of its rewards, which is not applied twice."""
+    """It keeps its environment, its score and its reward rule, which is not applied twice."""
     from offlinerl.data import registry, rewards
     from offlinerl.data.load import load
 
@@ -579,7 +579,7 @@ def test_a_loaded_dataset_keeps_its_task():
         offlinerl.fit("td3bc", scaled, over=dict(train=dict(reward="none")))
 
 
-def test_one_seed_one_run_and_what_is_no_policy(tmp_path):
+def test_single_seeds_and_runs_are_accepted_and_invalid_policies_refused(tmp_path):
     with empty_workplace(tmp_path):
         for call in (
             lambda policy: offlinerl.evaluate(policy, "Pendulum-v1", episodes=1),
@@ -587,7 +587,7 @@ def test_one_seed_one_run_and_what_is_no_policy(tmp_path):
         ):
             with pytest.raises(UserError, match="derive from offlinerl.Policy and write its act"):
                 call(lambda obs: obs[:, :1])
-            with pytest.raises(UserError, match="derive from offlinerl.Policy"):  # which has spec and device
+            with pytest.raises(UserError, match="derive from offlinerl.Policy"):  # it lacks spec and device
                 call(SimpleNamespace(act=lambda obs, explore: obs[..., :1], begin=lambda *_: None, seeds=(0,)))
         with pytest.raises(UserError, match="there is no checkpoint runs/nowhere"):
             offlinerl.select("runs/nowhere")

@@ -1,4 +1,4 @@
-"""Workers and sweeps on Ray, which takes long to begin."""
+"""Workers and sweeps on Ray, which takes long to start."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def here(tmp_path):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """Ray, begun once for all tests, in a workplace that its processes know."""
+    """Ray, started once for all tests, in a folder that its processes can import from."""
     with pendulum.workplace(tmp_path_factory.mktemp("ray")) as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)  # where ``counting`` is
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -48,8 +48,8 @@ def cluster(tmp_path_factory):
 # Workers
 
 
-def test_ray_delivers_what_one_process_does(cluster):
-    """Also an epsilon that falls with the steps of all workers."""
+def test_workers_on_ray_give_the_same_as_one_process(cluster):
+    """Including an epsilon that falls with the total steps of all workers."""
     life = Life("dqn-epsilon", RayBackend(2))
     try:
         assert life.live() == Life("dqn-epsilon").live()
@@ -85,7 +85,7 @@ def refuse():
 
 
 @pytest.mark.parametrize("address, says", [("127.0.0.1:1", "no Ray cluster answers"), ("nowhere", "auto or HOST:PORT")])
-def test_a_wrong_address_is_said_at_once(here, capsys, address, says):
+def test_a_wrong_address_is_reported_immediately(here, capsys, address, says):
     assert main(argv("none", "--steps", 8, "--workers", 2, "--ray-address", address)) == 1
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
@@ -121,8 +121,8 @@ def processes(session):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_and_resumed_on_ray(here, monkeypatch, how):
-    """Ctrl-C, which goes to all processes of a terminal, saves and leaves none of them. SIGKILL just leaves none, but
-    for two small ones of Ray, its agents, which take a minute or two to see that they are alone."""
+    """Ctrl-C goes to all processes of a terminal: the run is saved, and no process remains. After SIGKILL no process
+    remains either, except two small agents of Ray, which take a minute or two to notice that they are alone."""
     words = ("--workers", 2, "--steps", 3200)
     start = partial(
         subprocess.Popen, [sys.executable, "-m", "offlinerl", *argv("ray", *words, "--resume")], text=True,
@@ -171,8 +171,8 @@ def summaries(folder):
 
 
 @pytest.mark.slow
-def test_a_worker_is_killed_and_the_whole_stopped_and_started_again(here):
-    """Twelve runs end as they do one after another, to the bit."""
+def test_a_sweep_survives_a_killed_worker_and_a_restart(here):
+    """Twelve runs end bit for bit as they do one after another."""
     each = {"agent.lr": [0.001, 0.002, 0.003], "train.batch": [8, 16]}
     file = plan(agents=["bc", "iql"], each=each)
     command = [sys.executable, "-m", "offlinerl", "sweep", file]
@@ -219,5 +219,5 @@ def test_runs_that_fit_on_no_machine_are_refused_at_once(cluster, refused, asked
 def test_a_cluster_need_not_have_the_cores_of_this_machine(cluster, monkeypatch):
     monkeypatch.setattr(sweep, "cores", lambda: 64)
     for name, stand_in in (("is_initialized", lambda: False), ("init", lambda **_: None), ("shutdown", lambda: None)):
-        monkeypatch.setattr(ray, name, stand_in)  # the one that runs is the cluster
+        monkeypatch.setattr(ray, name, stand_in)  # the running Ray stands for the cluster
     assert main(["sweep", plan(agents=["bc"], each={"agent.lr": [0.002]}), "--ray-address", "auto"]) == 0

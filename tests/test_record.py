@@ -1,4 +1,4 @@
-"""Recording: whole or not at all."""
+"""Writing a dataset: completely or not at all."""
 
 import errno
 import os
@@ -48,7 +48,7 @@ def test_failure_midway_leaves_nothing(tmp_path, error):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
-def test_failure_midway_keeps_the_old(tmp_path, error):
+def test_failure_midway_keeps_the_old_dataset(tmp_path, error):
     path = write(tmp_path / "data-v0", [episode(1.0)])
     with pytest.raises(type(error)):
         write(path, interrupted(error), overwrite=True)
@@ -63,7 +63,7 @@ class FullSink(minari_writer.Sink):
         return super().write(data)
 
 
-def test_a_full_disk_is_said_and_keeps_the_old(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_keeps_the_old_dataset(tmp_path, monkeypatch):
     path = write(tmp_path / "data-v0", [episode(1.0)])
     seen = []
 
@@ -86,7 +86,7 @@ def test_hdf5_never_sees_a_failed_write():
         assert sink.write(b"much") == 4
 
 
-def test_a_failed_swap_brings_the_old_back(tmp_path, monkeypatch):
+def test_a_failed_swap_restores_the_old_dataset(tmp_path, monkeypatch):
     path = write(tmp_path / "data-v0", [episode(1.0)])
     replace = os.replace
 
@@ -103,16 +103,16 @@ def test_a_failed_swap_brings_the_old_back(tmp_path, monkeypatch):
 
 
 def killed(folder, *stages):
-    """What a process leaves that is killed at a stage of ``a`` being replaced in a folder: the folders of these names,
-    each with a file that says which one it is."""
+    """The state after a process was killed while it replaced ``a``: folders with these names, each with a file that
+    says which one it is."""
     for name in stages:
         (folder / name).mkdir()
         (folder / name / "is").write_text(name)
     return folder
 
 
-def test_a_folder_whose_writer_was_killed_is_there_again(tmp_path):
-    """Whole, as it was, whenever that happened, and nothing is left beside it."""
+def test_a_folder_whose_writer_was_killed_is_restored(tmp_path):
+    """It is complete, at whatever moment the process was killed, and no other files remain."""
     new, old = ".a.0123abcd", ".a.0123abcd.old"
     for number, (left, then) in enumerate({
         (new,): None, ("a", new): "a", (new, old): old, ("a", old): "a", (old,): None,
@@ -127,7 +127,7 @@ def test_a_folder_whose_writer_was_killed_is_there_again(tmp_path):
         assert names(folder) == sorted([".a.b", *(["a"] if then else [])])
 
 
-def test_overwriting_is_asked_for(tmp_path):
+def test_overwriting_must_be_requested(tmp_path):
     path = write(tmp_path / "data-v0", [episode(1.0)])
     with pytest.raises(UserError, match="data-v0 already exists"):
         write(path, [episode(2.0)])

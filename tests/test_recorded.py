@@ -1,4 +1,4 @@
-"""What a recording on a GPU is made of, without a GPU; with one, see test_cuda."""
+"""The parts of a recording as a CUDA graph, tested without a GPU; with one, see test_cuda."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -30,13 +30,13 @@ def without_gpu(monkeypatch):
     return record
 
 
-def test_a_recording_reads_arguments_however_they_lie(without_gpu):
+def test_a_recording_accepts_arguments_of_any_memory_layout(without_gpu):
     numbers = torch.randn(4, 7)
     obs, reward = numbers[:, :5], numbers[:, 5]  # columns of one table
     example = [obs.contiguous(), reward.contiguous()]
     total = torch.zeros(4)
 
-    def launch(obs, reward):  # as compiled code does, which takes the strides of its example for granted
+    def launch(obs, reward):  # like compiled code, which assumes the strides of its example
         obs, reward = (torch.as_strided(x, e.shape, e.stride()) for x, e in zip((obs, reward), example, strict=True))
         total.add_(reward)
         return [obs.sum(-1) + reward, total]
@@ -69,7 +69,7 @@ def test_effects_are_compared_and_undone():
     assert not state[0].any()
 
 
-def test_put_back_after_an_error():
+def test_the_state_is_restored_after_an_error():
     state = torch.ones(2)
     with pytest.raises(RuntimeError), put_back([state]):
         state.zero_()
@@ -77,7 +77,7 @@ def test_put_back_after_an_error():
     assert state.all()
 
 
-def test_numbers_drawn_ahead_are_a_seeds_own():
+def test_random_numbers_drawn_ahead_belong_to_their_seed():
     def drawn(seeds, count):
         streams, found = Streams(seeds, "update"), []
         streams.ahead(count)

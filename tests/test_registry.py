@@ -1,4 +1,4 @@
-"""Names: the very dataset or an error, and every error one sentence that says what to do."""
+"""A name means exactly one dataset or is an error, and every error is one sentence that says what to do."""
 
 import hashlib
 import http.server
@@ -107,7 +107,7 @@ def test_placeholders_fill_urls_and_tasks():
         ("kitchn", "kitchen"),
     ],
 )
-def test_unknown_names_bring_the_nearest_and_never_a_look_alike(wrong, right):
+def test_unknown_names_are_refused_with_the_nearest_name(wrong, right):
     with pytest.raises(UserError, match=f"there is no dataset '{wrong}'; did you mean .*{right}"):
         resolve(wrong)
 
@@ -118,7 +118,7 @@ def test_a_d4rl_name_is_not_the_built_in_data():
     assert resolve("D4RL/kitchen/complete-v2").kind == "minari"
 
 
-def test_a_file_named_after_an_entry_brings_its_task_and_is_checked(tmp_path):
+def test_a_file_named_after_an_entry_gets_its_task_and_is_checked(tmp_path):
     entry = resolve(str(write(tmp_path / "kitchen-complete-v0.hdf5")))
     assert (entry.env["id"], entry.score["max"], entry.kind) == ("offlinerl/Kitchen-v0", 4, "file")
     assert load(entry).provenance["checksum"] == "differs"
@@ -127,7 +127,7 @@ def test_a_file_named_after_an_entry_brings_its_task_and_is_checked(tmp_path):
     assert load(other).provenance["checksum"] == "unknown"
 
 
-def test_env_brings_the_whole_task_or_an_environment_alone(tmp_path):
+def test_env_sets_the_whole_task_or_only_the_environment(tmp_path):
     path = str(write(tmp_path / "mine.hdf5"))
     task = resolve(path, "kitchen-mixed-v0")
     assert task.where == path and task.score["max"] == 4 and "bottom burner" in task.env["kwargs"]["tasks"]
@@ -148,7 +148,7 @@ def test_minaris_reference_scores_are_labelled_as_such(tmp_path):
     assert resolve("mujoco/hopper/expert-v0").score_kind == "return"
 
 
-def test_a_folder_with_data_is_no_minari_id_whatever_it_is_called(tmp_path, monkeypatch):
+def test_a_folder_with_data_is_never_taken_for_a_minari_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for file in (
         "logs/run-v1/day.csv",
@@ -262,13 +262,13 @@ def test_a_wrong_download_leaves_nothing(server, page, known, message):
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_unsound_files_are_refused(tmp_path, columns, message):
+def test_invalid_files_are_refused(tmp_path, columns, message):
     with pytest.raises(UserError, match=message) as caught:
         load_hdf5(write(tmp_path / "some.hdf5", **columns))
     assert "some.hdf5" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_the_row_named_is_the_files_own(tmp_path):
+def test_the_named_row_is_that_of_the_file(tmp_path):
     rewards = np.zeros(6)
     rewards[4] = np.nan
     path = tmp_path / "some.hdf5"

@@ -1,4 +1,4 @@
-"""The replay ring: what it can return, and with which probability."""
+"""The ring of the replay buffer: which rows it can return, and with which probability."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ GAMMA = 0.9
 
 
 def step(t, lasts=(), terminals=(), seeds=1, envs=1):
-    """The transition from observation t to t + 1 in every environment, which pays t; lane e adds 1000 e and seed s
+    """The transition from observation t to t + 1 in every environment, with reward t; lane e adds 1000 e and seed s
     adds 10,000 s."""
     base = 10_000 * np.arange(seeds)[:, None] + 1000 * np.arange(envs) + t * np.ones((seeds, envs))
     over = np.full((seeds, envs), t in terminals)
@@ -31,8 +31,8 @@ def filled(steps, capacity, n_step=1, seeds=1, envs=1, priorities=None, **ends):
 
 
 @pytest.mark.parametrize("priorities", [None, (0.6, 0.4)])
-def test_of_an_empty_ring_no_minibatches_can_be_drawn(priorities):
-    """A run that goes on may have lost the rows it had."""
+def test_drawing_from_an_empty_ring_is_refused(priorities):
+    """A resumed run may have lost its rows."""
     assert filled(0, 10, priorities=priorities).sample(0, 4).reward.shape == (0, 1, 4)
 
 
@@ -59,7 +59,7 @@ def test_the_newest_slot_can_be_drawn_and_all_are_equally_likely():
     assert counts.sum() == 10_000 and (np.abs(counts - 2000) < 200).all()
 
 
-def test_environments_and_seeds_keep_apart():
+def test_environments_and_seeds_do_not_mix():
     replay = filled(steps=9, capacity=12, seeds=2, envs=3, n_step=3)
     assert len(replay) == 12 and replay.steps == 4
     batch = replay.sample(4, 64)
@@ -105,8 +105,8 @@ def test_a_seed_draws_the_same_alone_or_stacked():
 
 @pytest.mark.parametrize("priorities", [None, (0.6, 0.4)])
 @pytest.mark.parametrize(("steps", "before", "after"), [(7, 5, 5), (7, 9, 40), (7, 40, 9)])
-def test_a_saved_ring_goes_on_as_if_never_stopped(steps, before, after, priorities):
-    """In a ring of another size too, if it is not full yet: the run is to be longer or shorter than it was."""
+def test_a_saved_ring_continues_as_if_never_stopped(steps, before, after, priorities):
+    """Also in a ring of another size, if it is not full yet: the run may become longer or shorter."""
     ring = filled(steps, before, priorities=priorities)
     if priorities:
         ring.sample(1, 4)
@@ -120,7 +120,7 @@ def test_a_saved_ring_goes_on_as_if_never_stopped(steps, before, after, prioriti
 
 
 @pytest.mark.parametrize("priorities", [None, (0.6, 0.4)])
-def test_a_larger_ring_draws_no_frames_that_a_smaller_one_gave_up(priorities):
+def test_a_larger_ring_draws_no_frames_that_a_smaller_one_dropped(priorities):
     spec = Spec((Leaf("", (2, 2, 1), "uint8"),), 1, (-1.0,), (1.0,))
 
     def ring(capacity, state=None):
@@ -138,7 +138,7 @@ def test_a_larger_ring_draws_no_frames_that_a_smaller_one_gave_up(priorities):
     add(first, range(95))
     longer = ring(200, first.state_dict())
     assert len(longer) == len(first) == 75
-    longer = ring(400, longer.state_dict())  # and longer once more
+    longer = ring(400, longer.state_dict())  # and extended once more
     add(longer, range(95, 120))
     batch = longer.transitions(torch.arange(len(longer)).view(1, 1, -1))
     assert batch.reward.flatten().tolist() == list(range(20, 120))
@@ -156,7 +156,7 @@ def test_a_ring_saved_empty_begins_like_a_new_one():
 
 
 @pytest.mark.parametrize("steps", [7, 13])
-def test_the_ring_of_a_former_version_goes_on(steps):
+def test_the_ring_of_a_former_version_is_continued(steps):
     """It held rows with their successors side by side, ``[S, places, E, obs action reward terminated next_obs last]``;
     one of 10 places that is not full yet, and one that has wrapped."""
     ring = filled(steps, 20, n_step=3, seeds=2, envs=2, lasts=(6, 9))
@@ -174,7 +174,7 @@ def test_the_ring_of_a_former_version_goes_on(steps):
         assert torch.equal(a, b)
 
 
-def test_priorities_draw_in_proportion_and_weigh_against_it():
+def test_priorities_give_proportional_probabilities_and_inverse_weights():
     """Against Schaul et al., equations 1 and 2, computed directly."""
     alpha, beta, rows = 0.7, 0.5, 11
     priorities, rng = Priorities(2, rows, alpha, beta), Streams((0, 1), "rows")
@@ -240,7 +240,7 @@ def test_rows_not_yet_filled_are_never_drawn():
 
 
 def on_disk(folder, state=None, capacity=50, steps=()):
-    """A ring whose observations are in a folder, which goes on from a state, if there is one, by some steps."""
+    """A ring with its observations in a folder, which continues from a state, if there is one, for some steps."""
     replay = Replay(SPEC, (0,), capacity, folder=folder)
     if state is not None:
         replay.load_state_dict(state)
@@ -250,23 +250,23 @@ def on_disk(folder, state=None, capacity=50, steps=()):
 
 
 def require_sound(replay, steps):
-    """Rows of the latest steps, so many, and none whose observations others took the place of."""
+    """Check that the rows are exactly those of the given steps, and that their observations are the right ones."""
     assert everything(replay) == {t: (t, pytest.approx(0.99), t + 1, 0) for t in steps}
 
 
-def test_a_run_that_is_killed_again_draws_nothing_that_the_first_one_overwrote(tmp_path):
+def test_a_run_killed_twice_draws_nothing_that_was_overwritten(tmp_path):
     first = on_disk(tmp_path, steps=range(200))
     state = first.state_dict()
-    for t in range(200, 260):  # lost, but for its observations, which took the place of those up to 159
+    for t in range(200, 260):  # lost, except its observations, which overwrote those up to 159
         first.add(step(t))
     on_disk(tmp_path, state, steps=range(200, 201))
     require_sound(on_disk(tmp_path, state), range(160, 200))
 
 
-def test_a_run_goes_on_with_nothing_where_all_it_had_was_overwritten(tmp_path):
+def test_a_run_continues_with_an_empty_ring_if_all_rows_were_overwritten(tmp_path):
     first = on_disk(tmp_path, steps=range(200))
     state = first.state_dict()
-    for t in range(200, 420):  # lost, and so are all observations of before
+    for t in range(200, 420):  # lost, and so are all earlier observations
         first.add(step(t))
     again = on_disk(tmp_path, state)
     assert len(again) == 0
@@ -287,11 +287,11 @@ def test_rows_whose_observations_were_overwritten_lose_their_priorities(more, tm
     for t in range(200, 200 + more):
         first.add(step(t))
     again.load_state_dict(state)
-    gone = max(150, 99 + more)  # 101 observations are kept: of the steps since, one each
+    gone = max(150, 99 + more)  # 101 observations are kept: one for each step since then
     assert set(again.sample(10, 100).obs.flatten().tolist()) == set(range(gone + 1 if more > 50 else gone, 200))
 
 
-def test_an_observation_is_given_up_before_it_is_overwritten(tmp_path, monkeypatch):
+def test_an_observation_is_dropped_before_it_is_overwritten(tmp_path, monkeypatch):
     replay = Replay(SPEC, (0,), 50, folder=tmp_path)
     for t in range(60):  # episodes of one step, whose observations fill the files
         replay.add(step(t, lasts=range(60)))
@@ -309,13 +309,13 @@ def killed(*args):
     raise KeyboardInterrupt
 
 
-def test_a_larger_ring_that_is_killed_before_it_saves_can_be_made_again(tmp_path):
+def test_a_larger_ring_killed_before_it_saves_can_be_made_again(tmp_path):
     state = on_disk(tmp_path, steps=range(40)).state_dict()
     for _ in range(2):
         require_sound(on_disk(tmp_path, state, capacity=100), range(40))
 
 
-def test_a_larger_ring_leaves_out_what_the_smaller_one_overwrote_after_it_was_saved(tmp_path):
+def test_a_larger_ring_skips_rows_overwritten_after_the_save(tmp_path):
     replay = on_disk(tmp_path, steps=range(40))
     state = replay.state_dict()
     for t in range(40, 120):  # its 101 observations wrapped: the first 20 are gone

@@ -1,4 +1,4 @@
-"""Comparing runs, from what they left behind."""
+"""Comparing finished runs by their files."""
 
 import csv
 import html
@@ -38,7 +38,7 @@ def finished(
     folder, agent="xql", dataset="kitchen", level=70.0, seeds=3, evaluations=6, losses=6, kind="normalized",
     settings=None, first_seed=0, **more
 ):  # fmt: skip
-    """A run's folder as a training leaves it, with scores that rise to a level."""
+    """A run's folder as after a training, with scores that rise to a level."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(zlib.crc32(f"{agent} {level} {first_seed}".encode()))
     if settings is not None:
@@ -83,7 +83,7 @@ def write(path, rows):
         writer.writerows(rows)
 
 
-def test_the_last_policy_alone_is_the_result(tmp_path):
+def test_only_the_last_policy_is_the_result(tmp_path):
     run = finished(tmp_path / "a")
     found = read(run)
     assert found.scores.shape == (3, 50)
@@ -144,8 +144,8 @@ def data(sha256="ab" * 32, rows=400):
         (dict(dataset_score=3.0), dict(dataset_score=4.0), "data that scores 4"),
     ],
 )
-def test_runs_on_one_name_are_told_apart_by_what_it_stands_for(one, other, says, tmp_path, capsys):
-    """Of two files called kitchen.hdf5, or one in two environments, the scores are not comparable."""
+def test_datasets_of_the_same_name_are_distinguished(one, other, says, tmp_path, capsys):
+    """The scores on two files called kitchen.hdf5, or on one file in two environments, are not comparable."""
     runs = [finished(tmp_path / "a", **one), finished(tmp_path / "b", "bc", **other)]
     runs += [finished(tmp_path / "c", "iql", **one)]
     assert main(["report", *map(str, runs)]) == 0
@@ -156,7 +156,7 @@ def test_runs_on_one_name_are_told_apart_by_what_it_stands_for(one, other, says,
     assert len(verdicts) == 1 and "xql" in verdicts[0] and "iql" in verdicts[0] and "bc" not in verdicts[0]
 
 
-def test_two_tasks_of_one_name_have_two_pictures(tmp_path):
+def test_two_tasks_with_the_same_name_have_two_pictures(tmp_path):
     runs = [finished(tmp_path / "a", data=data()), finished(tmp_path / "b", data=data("cd" * 32))]
     assert main(["report", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
     pictures = {path.name for path in (tmp_path / "out" / "pictures").glob("*.png")}
@@ -165,14 +165,14 @@ def test_two_tasks_of_one_name_have_two_pictures(tmp_path):
     assert all(f"](pictures/{name})" in text for name in pictures)
 
 
-def test_the_same_data_by_another_name_share_a_table(tmp_path, capsys):
+def test_the_same_data_under_another_name_shares_a_table(tmp_path, capsys):
     runs = [finished(tmp_path / name, dataset=name, data=data(), task=task()) for name in ("moved", "copied")]
     assert main(["report", *map(str, runs)]) == 0
     assert capsys.readouterr().out.count("normalised score") == 1
 
 
-def test_a_setting_that_is_null_is_the_same_as_none(tmp_path):
-    """As runs of an earlier version have it, before the setting came."""
+def test_a_setting_of_null_equals_a_missing_setting(tmp_path):
+    """Runs of an earlier version lack settings that were added later."""
     for i, settings in enumerate((dict(beta=2), dict(beta=2, share=None), dict(beta=2, share=0.5))):
         finished(tmp_path / str(i), seeds=2, first_seed=2 * i, settings=settings)
     (group,) = groups_of([read(folder) for folder in find([tmp_path])])
@@ -181,7 +181,7 @@ def test_a_setting_that_is_null_is_the_same_as_none(tmp_path):
 
 
 @pytest.mark.parametrize("seeds", [(1, 1), (1, 3), (2, 2)])
-def test_few_seeds_settle_nothing(seeds, tmp_path, capsys):
+def test_few_seeds_give_no_certain_result(seeds, tmp_path, capsys):
     runs = [
         finished(tmp_path / str(i), agent, seeds=s)
         for i, (agent, s) in enumerate(zip(("xql", "bc"), seeds, strict=True))
@@ -208,7 +208,7 @@ def test_runs_of_one_agent_that_left_no_settings_are_named_by_their_folders(tmp_
     assert [row.tried for row in group.rows] == [1, 1, 1], "no more are known"
 
 
-def test_one_agent_with_one_seed_leaves_the_others_settled(tmp_path):
+def test_an_agent_with_one_seed_does_not_affect_the_others(tmp_path):
     for agent, seeds in (("xql", 5), ("iql", 5), ("bc", 1)):
         finished(tmp_path / agent, agent, level=dict(xql=95, iql=50, bc=20)[agent], seeds=seeds)
     (group,) = groups_of([read(folder) for folder in find([tmp_path])])
@@ -226,7 +226,7 @@ def test_unfinished_runs_are_named(missing, tmp_path, capsys):
     assert str(run) in line
 
 
-def test_what_holds_no_run_is_told_apart_from_what_is_unfinished(tmp_path, capsys):
+def test_missing_and_unfinished_runs_have_different_messages(tmp_path, capsys):
     begun, empty = tmp_path / "a run", tmp_path / "empty"
     for folder in (begun, empty):
         folder.mkdir()
@@ -269,7 +269,7 @@ def test_curves_of_one_run(case, tmp_path, fine_pictures):
 # Settings
 
 
-def test_seeds_of_equal_settings_are_merged_and_the_settings_that_differ_name_the_others(tmp_path):
+def test_runs_are_merged_by_settings_and_named_by_those_that_differ(tmp_path):
     def run(name, beta, first_seed=0, dataset="hopper", **more):
         settings = dict(lr=0.1, beta=beta)
         finished(tmp_path / name, dataset=dataset, settings=settings, first_seed=first_seed, env=dataset, **more)
@@ -292,7 +292,7 @@ def test_seeds_of_equal_settings_are_merged_and_the_settings_that_differ_name_th
     assert [(row.name, row.tried) for row in walker.rows] == [("xql beta=5", 1)]
 
 
-def test_how_a_run_is_measured_makes_no_other_agent(tmp_path):
+def test_settings_of_evaluation_and_storage_make_no_other_agent(tmp_path):
     for number, (key, value) in enumerate(dict(eval_every=5, eval_episodes=3, table="disk").items()):
         finished(tmp_path / key, settings=dict(lr=0.1), first_seed=3 * number)
         told = yaml.safe_load((tmp_path / key / "config.yaml").read_text())
@@ -302,7 +302,7 @@ def test_how_a_run_is_measured_makes_no_other_agent(tmp_path):
     assert [(row.name, row.tried, len(row.seeds)) for row in group.rows] == [("xql", 1, 9)]
 
 
-def test_settings_that_only_differ_between_tasks_make_no_other_agent(tmp_path):
+def test_settings_that_differ_only_between_tasks_make_no_other_agent(tmp_path):
     for agent, dataset, beta in itertools.product(("xql", "bc"), ("hopper", "walker"), (1, 2)):
         if (dataset == "hopper") == (beta == 1):
             finished(tmp_path / f"{agent}-{dataset}", agent, dataset, settings=dict(beta=beta))
@@ -311,7 +311,7 @@ def test_settings_that_only_differ_between_tasks_make_no_other_agent(tmp_path):
     assert [overall.names for overall in overall_of(groups)] == [("bc", "xql")]
 
 
-def test_a_report_that_is_written_again_has_nothing_of_the_one_before(tmp_path):
+def test_a_rewritten_report_has_no_files_of_the_previous_one(tmp_path):
     for name, agent in (("one", "xql"), ("two", "bc")):
         finished(tmp_path / name, agent, dataset=name)
     out = tmp_path / "out"
@@ -324,7 +324,7 @@ def test_a_report_that_is_written_again_has_nothing_of_the_one_before(tmp_path):
     assert "two-normalized.png" in before - after and "one-normalized.png" in after and "mine.txt" in after
 
 
-def test_every_value_has_a_best_evaluation_of_its_own():
+def test_every_value_has_its_own_best_evaluation():
     scores = {1.0: (10, 90, 20), 2.0: (60, 5, 55)}
     rows = [(at, seed, beta, of[i] + seed) for beta, of in scores.items() for seed in (4, 5)
             for i, at in enumerate((100, 200, 300))]  # fmt: skip
@@ -338,11 +338,11 @@ def test_every_value_has_a_best_evaluation_of_its_own():
     assert two.summary["best"] == dict(mean=64.5, per_seed=[64, 65], update=100)
 
 
-def test_what_a_sweep_tried_is_said_of_the_one_run_that_is_shown(tmp_path, capsys):
+def test_the_number_of_tried_settings_counts_a_whole_sweep(tmp_path, capsys):
     folder = finished(tmp_path / "run")
     finished(tmp_path / "bc", "bc")
     sweep._write_tried(sweep.Planned(folder, (), (), tried=12))
-    sweep._write_tried(sweep.Planned(folder, (), (), tried=1))  # its file names the winner alone now
+    sweep._write_tried(sweep.Planned(folder, (), (), tried=1))  # its file now names only the winner
     assert json.loads((folder / "summary.json").read_text())["settings_tried"] == 12
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
@@ -385,7 +385,7 @@ def written(runs):
 
 @pytest.fixture(scope="module")
 def scores(runs):
-    """Read apart: ``[tasks, seeds]`` of every agent."""
+    """Read separately: ``[tasks, seeds]`` of every agent."""
     found = {agent: np.zeros((3, 5)) for agent in AGENTS}
     for agent, (t, task), seed in itertools.product(AGENTS, enumerate(TASKS), range(5)):
         rows = csv.DictReader((runs / f"{agent}-{task}" / "evaluations.csv").open())
@@ -401,7 +401,7 @@ def rows_of(path, **which):
 
 
 def resampled(of, statistic, *scores, draws=1_000):
-    """An interval by the letter: every draw in a loop, its seeds drawn anew within every task."""
+    """An interval by its definition: every resample in a loop, with seeds resampled within every task."""
     rng = np.random.default_rng(1)
     found = [
         statistic(*([task[rng.integers(0, len(task), len(task))] for task in agent] for agent in scores))
@@ -436,7 +436,7 @@ def test_estimates_over_tasks_are_those_of_the_paper(written, scores, agent, kin
     assert row["tasks"] == "3" and row["trainings"] == "15"
 
 
-def test_python_is_told_what_is_not_finished(tmp_path, capsys):
+def test_unfinished_runs_are_reported_in_python(tmp_path, capsys):
     finished(tmp_path / "xql", "xql", "kitchen", 50.0)
     (tmp_path / "bc").mkdir()
     (tmp_path / "bc" / "last.ckpt").touch()
@@ -455,7 +455,7 @@ def test_python_gets_the_numbers_of_the_files(written, runs):
 @pytest.mark.parametrize(
     "tasks, count, chance", [(1, 3, 1 / 20), (1, 4, 1 / 70), (2, 2, 1 / 36), (1, 1, 1 / 2)], ids=str
 )
-def test_a_complete_separation_has_the_chance_of_its_one_way_to_come_about(tasks, count, chance):
+def test_a_complete_separation_has_the_p_value_of_one_permutation(tasks, count, chance):
     x, y = ([level + np.arange(float(count)) for _ in range(tasks)] for level in (10, 0))
     assert chance_of_improvement(x, y) == pytest.approx(chance, abs=0.006)
     assert chance_of_improvement(y, x) == 1
@@ -463,7 +463,7 @@ def test_a_complete_separation_has_the_chance_of_its_one_way_to_come_about(tasks
 
 
 @pytest.mark.parametrize("tasks, count", [(1, 4), (3, 2)])
-def test_of_equal_agents_one_is_seldom_surely_the_better(tasks, count):
+def test_equal_agents_are_rarely_called_different(tasks, count):
     rng, sure = np.random.default_rng(0), 0
     for _ in range(200):
         x, y = ([rng.normal(size=count) for _ in range(tasks)] for _ in range(2))
@@ -513,7 +513,7 @@ def test_sample_efficiency_is_the_interquartile_mean_at_every_evaluation(written
             assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
 
 
-def test_the_best_comes_first_and_is_sure(written, scores):
+def test_the_best_agent_comes_first_and_is_called_best(written, scores):
     text = (written / "report.md").read_text()
     overall = text.split("\n## ")[1]
     order = [
@@ -570,7 +570,7 @@ def test_kinds_of_scores_are_not_mixed_and_what_lacks_a_task_is_named(tmp_path):
     assert set(overall.names) == set(AGENTS) - {"bc"} and overall.left_out == ("bc",)
 
 
-def test_agents_that_share_a_part_of_their_tasks_are_compared_on_it(tmp_path):
+def test_agents_are_compared_on_the_tasks_that_they_share(tmp_path):
     of_agents = dict(bc=TASKS, iql=(*TASKS[1:], "ant"), xql=("hopper", "ant"))
     for agent, tasks in of_agents.items():
         for task in tasks:
@@ -580,8 +580,8 @@ def test_agents_that_share_a_part_of_their_tasks_are_compared_on_it(tmp_path):
     assert set(overall.left_out) == {"xql", "hopper", "ant"}
 
 
-def test_what_many_agents_have_in_common_is_found_soon():
-    """Forty agents, each on ten of twenty tasks by chance, of which three share eight."""
+def test_common_tasks_of_many_agents_are_found_quickly():
+    """Forty agents, each on ten random tasks of twenty; three of the agents share eight tasks."""
     rng, wanted = np.random.default_rng(0), set(range(8))
     has = [set(rng.choice(20, 10, replace=False)) for _ in range(37)] + [wanted | {t, t + 1} for t in (8, 11, 14)]
     tasks = [
@@ -631,7 +631,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 def browsed(page, tmp_path):
-    """The page as a browser without a network makes it, and what its console says."""
+    """The page as rendered by a browser without a network, and the messages of its console."""
     flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
              "--proxy-server=127.0.0.1:9", "--virtual-time-budget=2000",
              f"--user-data-dir={tmp_path / 'profile'}")  # fmt: skip
@@ -639,7 +639,7 @@ def browsed(page, tmp_path):
     return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
 
 
-def test_the_page_needs_nothing_else(written):
+def test_the_page_needs_no_other_files(written):
     text = (written / "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(|fetch\(""", text)
     addresses = set(re.findall(r"https?://[^\s\"'<)]*", text))
@@ -676,7 +676,7 @@ def test_a_browser_draws_the_page_and_shows_values_under_the_pointer(written, tm
     assert browsed(page, tmp_path)[1], "an error in the console is seen"
 
 
-def test_a_narrow_screen_goes_without_what_is_least_needed(tmp_path):
+def test_a_narrow_screen_leaves_out_the_least_important_columns(tmp_path):
     finished(tmp_path / "a-long-name-of-a-folder", seeds=5)
     (group,) = groups_of([read(folder) for folder in find([tmp_path])])
     table = tables.scores(group, of_group(group))
@@ -686,7 +686,7 @@ def test_a_narrow_screen_goes_without_what_is_least_needed(tmp_path):
     assert sum(max(len(a), len(b)) + 3 for a, b in zip(columns, cells, strict=True)) < 80
 
 
-def test_latex_can_read_a_table_of_any_datasets_name(tmp_path, capsys):
+def test_file_names_of_latex_tables_have_no_special_characters(tmp_path, capsys):
     finished(tmp_path / "a", dataset="50% of #1")
     assert main(["report", str(tmp_path / "a"), "--out", str(tmp_path / "out")]) == 0
     assert [path.name for path in (tmp_path / "out" / "tables").glob("*.tex")] == ["50-of-1-normalized.tex"]
@@ -698,7 +698,7 @@ def test_tables_for_latex():
     assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
 
 
-def test_pictures_tell_agents_apart(tmp_path, fine_pictures):
+def test_pictures_show_every_agents_colour(tmp_path, fine_pictures):
     """Every agent's colour is in the picture of its task."""
     for agent in AGENTS:
         finished(tmp_path / "runs" / agent, agent, level=AGENTS[agent])

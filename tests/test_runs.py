@@ -1,4 +1,4 @@
-"""What a run learns from, where it begins and what it leaves: flags, not the agent's class, say so."""
+"""The source, the start and the files of a run: flags decide them, not the agent's class."""
 
 import dataclasses
 from functools import partial
@@ -98,7 +98,7 @@ def test_flags_choose_the_source(kinds, dataset, env, source):
         (ROLLOUTS, None, None, "a learns from rollouts of its own: give --env"),
     ],
 )
-def test_an_agent_says_what_it_cannot_learn_from(kinds, dataset, env, says):
+def test_agents_refuse_data_that_they_cannot_learn_from(kinds, dataset, env, says):
     with pytest.raises(UserError, match=says):
         source_of("a", kinds, dataset, env)
 
@@ -107,7 +107,7 @@ def test_an_agent_says_what_it_cannot_learn_from(kinds, dataset, env, says):
 
 
 class Mixed:
-    """A replay mixed with a dataset, whose rewards are all 1000."""
+    """A replay buffer mixed with a dataset whose rewards are all 1000."""
 
     def __init__(self, old_share=None):
         collector = Collector({"id": "Pendulum-v1"}, (0, 1))
@@ -120,7 +120,7 @@ class Mixed:
         )
 
     def shares(self, steps):
-        """Of every block, how much of a batch is old, ``[K, S]``."""
+        """The share of old rows in the batches of every block, ``[K, S]``."""
         return [(block.reward == 1000).float().mean(-1) for piece in self.source.epoch(steps) for block in piece]
 
 
@@ -141,7 +141,7 @@ def test_without_a_share_every_row_is_equally_likely():
     )
 
 
-def test_fine_tuning_with_an_annealed_share(here):
+def test_the_share_of_old_data_is_annealed_in_fine_tuning(here):
     (here / "share.yaml").write_text("train: {old_share: 0.5, final_old_share: 0, online_eval_every: 20}\n")
     folder = here / "annealed"
     argv = ("sac", "--dataset", pendulum.ID, "--updates", 20, "--online-steps", 40, "--eval-every", 20, *TINY)
@@ -154,7 +154,7 @@ def test_fine_tuning_with_an_annealed_share(here):
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["old_share_steps"] == 40
 
 
-def test_the_share_reaches_its_end_when_it_is_said(here, monkeypatch):
+def test_the_share_reaches_its_final_value_at_the_given_step(here, monkeypatch):
     counts = []
     sample = ReplayData.sample
 
@@ -180,7 +180,7 @@ def test_evaluations_of_fine_tuning_come_after_whole_steps_of_all_environments(h
     assert (summary(here / "three")["updates"], summary(here / "three")["steps"]) == (16, 12)
 
 
-def test_a_share_that_makes_no_sense_is_refused(here, refused):
+def test_an_invalid_share_is_refused(here, refused):
     for text, says in (
         ("{old_share: 1.5}", "old_share must be from 0 to 1 or null"),
         ("{final_old_share: 0.5}", "give old_share too"),
@@ -190,10 +190,10 @@ def test_a_share_that_makes_no_sense_is_refused(here, refused):
         assert says in refused("fit", "sac", "--dataset", pendulum.ID, "--config", here / "wrong.yaml")
 
 
-# What is due when
+# Schedules
 
 
-def test_a_schedule_counts_every_stage_from_its_beginning():
+def test_a_schedule_counts_from_the_beginning_of_each_stage():
     class Counted:
         def epoch(self, count):
             return count
@@ -211,10 +211,10 @@ def test_a_schedule_counts_every_stage_from_its_beginning():
     assert schedule.switches == [50] and schedule.stage(49).name == "offline" and schedule.stage(50).name == "online"
 
 
-# Where it begins
+# The start of a run
 
 
-def test_a_run_begins_with_the_weights_of_another(here, refused):
+def test_a_run_can_start_with_the_weights_of_another(here, refused):
     first, second = here / "first", here / "second"
     assert fit("td3", "--dataset", pendulum.ID, "--updates", 20, "--seeds", "0,1", *TINY, "--out", first) == 0
     (here / "still.yaml").write_text("train: {warm_up: 60}\n")
@@ -240,7 +240,7 @@ def test_a_run_begins_with_the_weights_of_another(here, refused):
     assert not (here / "third").exists()
 
 
-# What it leaves
+# The files of a run
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def test_tensorboard_has_a_series_for_every_seed(logged):
     assert [event.value for event in series] == pytest.approx(table, rel=1e-5)
 
 
-def test_any_yaml_reader_takes_the_settings(logged):
+def test_any_yaml_reader_can_read_the_settings(logged):
     settings = yaml.safe_load((logged / "hparams.yaml").read_text())
     config = yaml.safe_load((logged / "config.yaml").read_text())
     assert settings == {section: config[section] for section in ("fit", "agent", "train")}
@@ -292,7 +292,7 @@ def test_loggers_are_chosen(here, refused, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_extra_loggers_get_the_metrics_and_go_on(name, here, monkeypatch):
+def test_extra_loggers_get_the_metrics_and_continue_on_resuming(name, here, monkeypatch):
     module = pytest.importorskip(name, reason=f"the extra `{name}` is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = here / f"with-{name}"
@@ -310,7 +310,7 @@ def test_extra_loggers_get_the_metrics_and_go_on(name, here, monkeypatch):
         assert list(folder.glob("wandb/offline-run-*"))
 
 
-def test_the_bar_shows_in_a_notebook_that_has_widgets(monkeypatch):
+def test_the_progress_bar_shows_in_a_notebook_with_widgets(monkeypatch):
     from offlinerl.util import display
 
     for widgets in (True, False):

@@ -52,7 +52,7 @@ def test_a_policy_that_failed_leaves_the_others_their_episodes(bad):
 
 
 def next_by_drawing(returns, draws):
-    """What ``next_to_play`` says, with the expected improvements as means over draws ``[draws]`` of a normal."""
+    """The result of ``next_to_play``, with expected improvements as means over normal draws ``[draws]``."""
     errors = sum(((np.array(x) - np.mean(x)) ** 2).sum() for x in returns)
     deviation = np.sqrt(errors / max(sum(map(len, returns)) - len(returns), 1))
     mean, error = zip(*[(np.mean(x), deviation / np.sqrt(len(x))) for x in returns], strict=True)
@@ -65,7 +65,7 @@ def next_by_drawing(returns, draws):
     return leader if len(returns[leader]) < len(returns[challenger]) else challenger
 
 
-def test_the_next_episode_is_of_the_leader_or_its_challenger():
+def test_the_next_episode_is_played_by_the_leader_or_a_challenger():
     rng = np.random.default_rng(0)
     drawn, draws = rng.normal([[0.0], [1.0], [0.8]], 1.0, (3, 60)), rng.normal(size=200_000)
     asked = []
@@ -86,14 +86,14 @@ def test_the_next_episode_is_of_the_leader_or_its_challenger():
         share_out(play, 5, [[], [], []])
 
 
-def test_while_nothing_tells_policies_apart_all_play():
+def test_while_policies_cannot_be_distinguished_all_play():
     returns = [[], [], [], []]
     share_out(lambda policy, episode: float(policy == 3 and episode == 4), 24, returns)
     assert returns[3][:5] == [0, 0, 0, 0, 1] and min(map(len, returns)) >= 4
 
 
 KINDS = ("normal", "success", "tasks", "deviations", "failures", "tails", "starts")
-"""Of returns."""
+"""The standard deviation of returns."""
 
 
 def problems(kind, rng, trials=300, policies=10, episodes=1000):
@@ -132,7 +132,7 @@ def needed_by(share, mean, returns, episodes=1000):
     """Episodes until the first policy is within 5% of the best and stays so, ``[trials]``, and the regrets on the
     way."""
     found, regret = found_by(share, mean, returns, episodes)
-    throughout = np.cumprod(found[::-1], 0).sum(0)  # for so many episodes at the end
+    throughout = np.cumprod(found[::-1], 0).sum(0)  # for this number of episodes at the end
     return mean.shape[1] + len(found) - throughout, regret
 
 
@@ -144,14 +144,14 @@ def equal_shares(count, *_):
     "kinds", [KINDS[:3], pytest.param(KINDS, marks=pytest.mark.slow)], ids=lambda kinds: f"{len(kinds)} kinds"
 )
 def test_a_good_policy_is_found_in_half_the_episodes_that_equal_shares_need(kinds):
-    """Until the first of ten policies is within 5% of the best and stays so; each problem's own ratio."""
+    """Episodes until the first-ranked of ten policies stays within 5% of the best; the ratio is per problem."""
     ratios = []
     for kind in kinds:
         mean, returns = problems(kind, np.random.default_rng(3))
         needed, regret = {}, {}
         for share in (next_to_play, equal_shares):
-            needed[share], regret[share] = needed_by(share, mean, returns)  # fewer would cut equal shares off
-        hard = needed[equal_shares] > 10  # there is something to save
+            needed[share], regret[share] = needed_by(share, mean, returns)  # with fewer, equal shares would not finish
+        hard = needed[equal_shares] > 10  # only problems in which episodes can be saved
         ratios += list(needed[next_to_play][hard] / needed[equal_shares][hard])
         for budget in (20, 40, 60, 100, 200):
             assert regret[next_to_play][budget - 10].mean() < regret[equal_shares][budget - 10].mean()
@@ -168,7 +168,7 @@ def test_the_expected_best_of_k_is_the_mean_over_all_draws():
         assert expected_maximum(values)[k - 1] == pytest.approx(expected)
 
 
-def test_expected_performance_is_drawn(tmp_path):
+def test_expected_performance_is_plotted(tmp_path):
     path = plots.online_performance(np.array([3.0, -1.0, 4.0]), "return", "episodes", tmp_path / "new" / "a.png")
     assert imageio.imread(path).std() > 5
 
@@ -225,8 +225,8 @@ def test_policies_are_ranked_on_their_dataset(runs, here, capsys, monkeypatch):
     assert json.loads((here / "again.json").read_text()) == found
 
 
-def test_ends_of_the_data_may_be_terminal(runs, capsys):
-    """Pendulum's are all cut off: where nothing is expected behind them, values are of what is in the data."""
+def test_ends_of_the_data_may_count_as_terminal(runs, capsys):
+    """Pendulum's episodes are all truncated. If ends count as terminal, values include only rewards in the data."""
     argv, few = ["select", str(runs[1]), "--critics", "2", "--gamma", "0.9"], ["--updates", "15"]
     assert main([*argv, *few, "--terminal-ends", "--json", "terminal.json"]) == 0
     found = json.loads(Path("terminal.json").read_text())
@@ -241,7 +241,7 @@ def test_ends_of_the_data_may_be_terminal(runs, capsys):
     assert "--terminal-ends is of fitted Q evaluation: leave it out" in capsys.readouterr().err
 
 
-def test_an_estimate_beyond_all_of_the_data_is_named(runs, monkeypatch, capsys):
+def test_an_estimate_beyond_all_returns_of_the_data_is_named(runs, monkeypatch, capsys):
     data = load(pendulum.ID, reward="none")
     returns = [float((0.99 ** np.arange(len(r)) * r).sum()) for r in np.split(data.reward, data.episode_starts[1:])]
     found = iter([min(returns) + 1e-3, max(returns) + 1e-3, max(returns)])
@@ -252,7 +252,7 @@ def test_an_estimate_beyond_all_of_the_data_is_named(runs, monkeypatch, capsys):
     assert "1 of 3 estimates lies beyond what any episode of the data returned" in capsys.readouterr().out
 
 
-def test_rewards_that_follow_a_rule_rank_nothing(runs):
+def test_a_dataset_whose_rewards_follow_a_rule_is_refused(runs):
     with pytest.raises(UserError, match='follow the rule minus_one already, .* load it with reward="none"'):
         offlinerl.select(runs, offlinerl.load_dataset(pendulum.ID, reward="minus_one"), updates=2, critics=2)
     found = offlinerl.select(runs, offlinerl.load_dataset(pendulum.ID, reward="none"), updates=2, critics=2)
@@ -294,14 +294,14 @@ def test_policies_are_ranked_by_acting(runs, here, capsys):
     assert "3 policies need at least 6 episodes" in capsys.readouterr().err
 
 
-def test_files_of_a_name_are_told_apart(runs, here, capsys):
+def test_files_with_the_same_name_are_distinguished(runs, here, capsys):
     files = [run / "last.ckpt" for run in runs]
     assert main(["select", *map(str, files), "--updates", "2", "--critics", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [sum(line.startswith(f"{file} ") for line in lines) for file in files] == [2, 1]
 
 
-def test_what_remembers_is_refused_before_others_are_evaluated(runs, monkeypatch):
+def test_policies_with_memory_are_refused_before_others_are_evaluated(runs, monkeypatch):
     monkeypatch.delattr(choosing, "fitted_q_evaluation")
     monkeypatch.setattr(choosing, "choice_of", lambda agent: choice_of(agent) if 5 not in agent.seeds else refuse())
     with pytest.raises(UserError, match="remembers"):
@@ -312,7 +312,7 @@ def refuse():
     raise UserError("it remembers")
 
 
-def test_what_cannot_be_ranked_is_said(runs, here, capsys):
+def test_policies_that_cannot_be_ranked_are_reported(runs, here, capsys):
     def said(*argv, status=1):
         assert main(["select", *map(str, argv)]) == status
         return capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Settings say of themselves what they are."""
+"""Settings describe themselves: their types, bounds and help."""
 
 import math
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class Base(Config):
         ("when", "often", "when must be auto, true or false, not 'often'"),
     ],
 )
-def test_what_does_not_fit_is_said_in_one_sentence(name, value, sentence):
+def test_invalid_values_are_refused_in_one_sentence(name, value, sentence):
     with pytest.raises(UserError) as error:
         Base(**{name: value})
     assert str(error.value) == sentence
@@ -72,12 +72,12 @@ def test_what_does_not_fit_is_said_in_one_sentence(name, value, sentence):
         ("kind", "two", "two"),
     ],
 )  # fmt: skip
-def test_what_fits_is_had_in_its_type(name, value, want):
+def test_valid_values_are_converted_to_their_type(name, value, want):
     got = getattr(Base(**{name: value}), name)
     assert got == want and type(got) is type(want)
 
 
-def test_a_variant_keeps_what_it_does_not_state():
+def test_a_variant_keeps_settings_that_it_does_not_change():
     @dataclass(frozen=True)
     class Variant(Base):
         rate: float = 0.25
@@ -93,7 +93,7 @@ def test_a_variant_keeps_what_it_does_not_state():
         make(Variant, dict(count=1), "a variant has no setting")
 
 
-def test_what_would_silently_not_be_a_setting_is_refused():
+def test_settings_without_a_type_or_dataclass_are_refused():
     with pytest.raises(TypeError, match="rate needs the type"):
 
         class Untyped(Base):
@@ -106,7 +106,7 @@ def test_what_would_silently_not_be_a_setting_is_refused():
         plain(Undecorated())
 
 
-def test_agents_are_made_by_keyword():
+def test_agents_are_made_with_keyword_arguments():
     agent = XQL(SPEC, (0, 1), beta=1, hidden=[8, 8])
     assert agent.config.beta == 1.0 and agent.config.hidden == (8, 8) and agent.gamma == 0.99
     assert agent.hparams["hidden"] == [8, 8] and agent.hparams["seeds"] == [0, 1] and agent.hparams["beta"] == 1.0
@@ -130,7 +130,7 @@ def test_variants_share_what_they_do_not_change():
         DDPG(SPEC, (0,), policy_delay=2)
 
 
-def test_gamma_is_every_agents_though_not_its_setting():
+def test_every_agent_has_a_gamma_even_without_the_setting():
     assert BC(SPEC, hidden=(4,)).gamma == 0.99 and "gamma" not in settings_of(BC.config_class)
 
 
@@ -153,7 +153,7 @@ def test_help_without_an_agent(capsys):
     assert "--agent.KEY" in (said := capsys.readouterr().out) and "--agent.lr" not in said
 
 
-def test_a_rate_that_falls_over_so_many_updates_falls_in_fine_tuning_too():
+def test_a_decay_over_a_given_number_of_updates_includes_fine_tuning():
     train = dict(updates=10, online_steps=5)
     assert of_agent(dict(agent=dict(decay_steps=7), train=train)) == dict(decay_steps=7)
     assert of_agent(dict(agent=dict(decay_steps="updates"), train=train)) == dict(decay_steps=None)

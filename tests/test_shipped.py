@@ -1,4 +1,4 @@
-"""Policies as small files: they act as the checkpoint does, and say how they came about."""
+"""Policies as small files: they act like the checkpoint and describe how they were trained."""
 
 import json
 import struct
@@ -52,7 +52,7 @@ def test_a_policy_acts_as_its_checkpoint_does(here):
     torch.testing.assert_close(policy.agent.act(seen, True), whole.agent.act(seen, True), rtol=0, atol=0)
 
 
-def test_it_holds_the_actor_alone_and_how_it_came_about(here):
+def test_it_holds_only_the_actor_and_its_history(here):
     with safe_open("swing.safetensors", "np") as file:
         assert {name.split(".")[0] for name in file.keys()} == {"actor"}  # noqa: SIM118
         assert sum(file.get_tensor(name).size for name in file.keys()) == 3 * 16 + 16 + 16 * 16 + 16 + 16 * 2 + 2  # noqa: SIM118
@@ -69,7 +69,7 @@ def test_it_holds_the_actor_alone_and_how_it_came_about(here):
     assert again["mean_return"] == pytest.approx(offlinerl.evaluate("runs/sac", episodes=3)["per_seed"][1])
 
 
-def test_the_curve_goes_by_what_its_run_counts(tmp_path):
+def test_the_curve_uses_the_unit_that_its_run_counts(tmp_path):
     (tmp_path / "evaluations.csv").write_text(
         "update,step,seed,return\n10,0,3,1\n10,0,3,2\n20,0,3,4\n25,5,3,7\n25,5,4,9\n30,10,3,8\n"
     )
@@ -89,8 +89,8 @@ SPEC, CHOICES = Spec(5, 2, (-1.0, -1.0), (1.0, 1.0)), Spec(5, 1, (0.0,), (2.0,),
 
 
 @pytest.mark.parametrize("name", ACTING)
-def test_every_agent_acts_by_what_is_written(name, tmp_path):
-    """And by nothing else: where the written weights alone are put into an agent of another seed, it acts the same."""
+def test_every_agent_acts_with_only_the_written_weights(name, tmp_path):
+    """An agent of another seed acts the same after loading only the written weights."""
     kind = get(name)
     spec = CHOICES if kind.discrete else SPEC
     agent, other = kind(spec, (0,)).eval(), kind(spec, (1,)).eval()
@@ -112,7 +112,7 @@ def test_every_agent_acts_by_what_is_written(name, tmp_path):
         assert len(weights) < len(agent.state_dict())
 
 
-def test_pictures_and_parts_are_kept(tmp_path):
+def test_images_and_parts_are_kept(tmp_path):
     spec = Spec((Leaf("arm", (3,), "float32"), Leaf("eye", (36, 36, 3), "uint8")), 2, (-1.0,) * 2, (1.0,) * 2)
     path = shipped.write(SAC(spec, (0,)), tmp_path / "p.safetensors", {})
     obs = dict(arm=np.ones(3, np.float32), eye=np.full((36, 36, 3), 7, np.uint8))
@@ -127,8 +127,8 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_full_disk_is_said(here, tmp_path):
-    """The system itself refuses to write, in a process of its own."""
+def test_a_full_disk_is_reported(here, tmp_path):
+    """The operating system itself refuses to write; in a separate process."""
     argv = ["export", here / "runs/sac", "--safetensors", tmp_path / "p.safetensors", "--seed", 5, "--episodes", 1]
     process = pendulum.start_python(LIMITED, *argv, cwd=here)
     (line,) = process.communicate(timeout=100)[1].splitlines()
@@ -136,7 +136,7 @@ def test_a_full_disk_is_said(here, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_wrong_is_said(here, refused, tmp_path):
+def test_mistakes_are_reported(here, refused, tmp_path):
     assert "seed 4" in refused("export", "runs/sac", "--safetensors", "x.safetensors", "--seed", 4)
     assert ".safetensors" in refused("export", "runs/sac", "--safetensors", "x.bin", "--episodes", 1)
     assert "overwrite" in refused("export", "runs/sac", "--safetensors", "swing.safetensors", "--episodes", 1)

@@ -1,4 +1,4 @@
-"""Observations of every space become the vectors that Gymnasium makes of them, in files and environments alike."""
+"""Observations of every space become the vectors of Gymnasium's ``flatten``, in files and in environments."""
 
 import json
 from collections import OrderedDict
@@ -104,7 +104,7 @@ def test_a_stored_observation_is_what_gymnasium_flattens_it_to(name, registered)
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_an_environment_shows_what_gymnasium_flattens(name):
+def test_an_environment_shows_flattened_observations(name):
     env, own = make({"id": "Spaced-v0", "kwargs": {"space": name}}), SPACES[name]
     seen = [env.reset(seed=3)[0], *(env.step(np.zeros(2, np.float32))[0] for _ in range(4))]
     own.seed(3)
@@ -115,7 +115,7 @@ def test_an_environment_shows_what_gymnasium_flattens(name):
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_a_space_is_read_back_from_its_json_in_its_order(name):
+def test_a_space_is_restored_from_json_with_its_order(name):
     again = spaces.from_json(json.loads(serialize_space(SPACES[name])))
     assert again == SPACES[name]
     assert list(spaces.parts(again)) == list(spaces.parts(SPACES[name]))
@@ -137,7 +137,7 @@ def test_a_collected_dataset_fits_its_environment_too(registered):
     assert main(["fit", "bc", "--dataset", "test/c-v0", *few.split()]) == 0
 
 
-def test_parts_stored_in_another_order_than_the_environments_are_told_apart_by_name(registered):
+def test_parts_stored_in_another_order_are_matched_by_name(registered):
     ordered = SPACES["odd order"]
     stored = Dict(OrderedDict((key, ordered[key]) for key in ("m", "a", "z")))
     record(registered, ordered, stored=stored, env="odd order")
@@ -172,20 +172,20 @@ def test_chosen_parts_keep_their_order_and_may_be_nested():
         (MultiDiscrete([2, 3], start=[1, 0]), [0, 0], "from 1 to 2"),
     ],
 )
-def test_choices_that_do_not_exist_are_refused(space, value, words):
+def test_discrete_values_outside_their_space_are_refused(space, value, words):
     good = np.stack([space.sample(), space.sample()]).astype(float)
     with pytest.raises(UserError, match=f"row 2 .*{words}"):
         spaces.encode(space, np.concatenate([good, [value]]))
 
 
-def test_what_cannot_be_a_vector_is_refused_by_its_name(registered):
+def test_spaces_that_cannot_become_vectors_are_refused_by_name(registered):
     space = Dict(x=Box(-1, 1, (1,), np.float32), words=Text(5))
     with pytest.raises(UserError, match="cannot be made into a vector"):
         spaces.observed(spaces.parts(space))
 
 
 @pytest.mark.parametrize("kind", [Dict, Tuple])
-def test_what_cannot_be_a_vector_is_no_obstacle_to_the_other_parts(kind, registered):
+def test_other_parts_can_be_used_beside_one_that_cannot_become_a_vector(kind, registered):
     parts = dict(x=Box(-1, 1, (2,), np.float32), d=Discrete(3))
     parts, words = (parts, dict(words=Text(5))) if kind is Dict else ([*parts.values()], [Text(5)])
     _, samples = record(registered, kind(parts), stored=kind(parts | words if kind is Dict else parts + words))
@@ -196,12 +196,12 @@ def test_what_cannot_be_a_vector_is_no_obstacle_to_the_other_parts(kind, registe
             load("test/spaced-v0", obs_keys=keys)
 
 
-def test_observations_that_can_be_no_vector_as_a_whole_are_refused(registered):
+def test_observations_that_cannot_become_one_vector_are_refused(registered):
     with pytest.raises(UserError, match="a space of kind Text cannot be made into a vector; leave it out of the data"):
         spaces.from_json(json.loads(serialize_space(Text(5))))
 
 
-def test_stored_choices_that_do_not_exist_are_refused_with_their_place(registered):
+def test_stored_discrete_values_outside_their_space_are_refused_with_their_place(registered):
     path, _ = record(registered, SPACES["issue"])
     import h5py
 

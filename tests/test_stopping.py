@@ -1,4 +1,4 @@
-"""Stopped by Ctrl-C, a scheduler or a crash: little is lost, and what goes on is the run that never stopped."""
+"""Runs stopped by Ctrl-C, a scheduler or a crash: little is lost, and a resumed run equals one that never stopped."""
 
 import json
 import math
@@ -67,8 +67,8 @@ def same(a, b):
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("kind", KINDS)
-def test_stopped_at_any_moment(kind, number, kills, here):
-    """Short of a save every second, nothing is lost; ``whole`` is the same run, never stopped."""
+def test_a_run_stopped_at_any_moment_ends_as_if_never_stopped(kind, number, kills, here):
+    """The run is saved every second, and resumed until its end. ``whole`` is the same run, never stopped."""
     folder, whole = here / f"{kind}-{number}-{kills}", here / f"{kind}-{kills}"
     argv = (*KINDS[kind], *length(kind, 1_500 * kills if kind == "offline" else 300 * (kills + 1)))
     if not whole.exists():
@@ -119,7 +119,7 @@ def once(monkeypatch, owner, name, when=lambda: True):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("moment", ["before the first update", "in an evaluation", "in the last evaluation"])
-def test_sigterm_at_delicate_moments(kind, moment, here, capsys, monkeypatch):
+def test_sigterm_at_critical_moments(kind, moment, here, capsys, monkeypatch):
     folder, whole = here / f"{kind}-{moment}", here / f"{kind}-whole"
     argv = (*KINDS[kind], *length(kind, 200))
     if not whole.exists():
@@ -144,7 +144,7 @@ def test_sigterm_at_delicate_moments(kind, moment, here, capsys, monkeypatch):
     assert same(folder, whole)
 
 
-def test_the_best_policy_is_kept_by_a_run_that_was_killed_before_it_was_copied(here, monkeypatch):
+def test_the_best_policy_is_kept_if_a_run_is_killed_before_copying_it(here, monkeypatch):
     class Killed(BaseException):
         pass
 
@@ -163,7 +163,7 @@ def test_the_best_policy_is_kept_by_a_run_that_was_killed_before_it_was_copied(h
     assert checkpoint.read(folder / "best.ckpt")["offlinerl"]["updates"] == 40
 
 
-def test_evaluations_that_are_made_up_for_are_no_training(here, monkeypatch):
+def test_time_of_evaluations_made_up_on_resuming_does_not_count_as_training(here, monkeypatch):
     folder, play, pause = here / "made up for", Run.rollouts, 3.0
     with monkeypatch.context() as patch:
         once(patch, Pool, "reset")
@@ -180,7 +180,7 @@ def test_evaluations_that_are_made_up_for_are_no_training(here, monkeypatch):
 
 
 def test_sigterm_does_not_wait_for_a_compiler(here, capsys, monkeypatch):
-    """Of the first graph, and of the second one; the run goes on from what was saved last."""
+    """While compiling the first or the second graph; the run resumes from its last save."""
     folder, whole, compiled = here / "compiler", here / "compiler whole", []
 
     def slow(steps, *_):
@@ -201,8 +201,8 @@ def test_sigterm_does_not_wait_for_a_compiler(here, capsys, monkeypatch):
     assert fit("--resume", folder) == 0 and same(folder, whole)
 
 
-def test_sigterm_before_a_run_hears_of_it(here, capsys, monkeypatch):
-    """Which the command line hears, after it said where the run is."""
+def test_sigterm_before_a_run_handles_signals(here, capsys, monkeypatch):
+    """The command line handles the signal, after it has printed the run's folder."""
 
     def late(heard):
         signal.raise_signal(signal.SIGTERM)
@@ -214,7 +214,7 @@ def test_sigterm_before_a_run_hears_of_it(here, capsys, monkeypatch):
     assert "interrupted" in line
 
 
-def test_sigterm_ends_a_collection_that_goes_on(here, capsys, monkeypatch):
+def test_sigterm_ends_a_collection_that_can_be_resumed(here, capsys, monkeypatch):
     argv = ("collect", "random", "--env", "Pendulum-v1", "--dataset", "pendulum/term-v0", "--episodes", "3")
     with monkeypatch.context() as patch:
         once(patch, Pool, "step")
@@ -224,7 +224,7 @@ def test_sigterm_ends_a_collection_that_goes_on(here, capsys, monkeypatch):
     assert main([*argv, "--resume"]) == 0
 
 
-def test_sigterm_elsewhere_is_one_sentence_too(here, capsys, monkeypatch):
+def test_sigterm_in_other_commands_is_one_sentence_too(here, capsys, monkeypatch):
     once(monkeypatch, Pool, "step")
     assert main(["evaluate", str(here / "offline-whole/last.ckpt"), "--episodes", "1"]) == 143
     assert capsys.readouterr().err.splitlines() == ["offlinerl evaluate: stopped by SIGTERM"]
@@ -237,7 +237,7 @@ def config(folder):
     return yaml.safe_load((folder / "config.yaml").read_text())
 
 
-def test_a_schedule_stays_unless_it_is_to_be_stretched(here, capsys):
+def test_a_schedule_is_kept_unless_stretching_is_requested(here, capsys):
     folder = here / "decay"
     argv = ("bc", "--dataset", pendulum.ID, "--agent.decay_steps", "updates", *FEW, "--eval-every", 10)
     assert fit(*argv, "--updates", 10, "--out", folder) == 0
@@ -288,7 +288,7 @@ def test_each_phase_is_extended_by_its_own_flag(here, capsys):
 
 
 def test_a_first_phase_is_not_made_shorter_than_it_is(here, capsys, monkeypatch):
-    """The updates beyond it would be missing from the second one."""
+    """Otherwise updates of the first phase would be missing from the second one."""
     folder = here / "shorter"
     argv = ("iql", "--dataset", pendulum.ID, *FEW, "--updates", 40, "--eval-every", 20, "--online-steps", 40)
     with monkeypatch.context() as patch:
@@ -306,7 +306,7 @@ def test_a_first_phase_is_not_made_shorter_than_it_is(here, capsys, monkeypatch)
 # Runs that are resumed elsewhere
 
 
-def test_a_run_finds_its_file_from_any_folder_and_follows_it(here, capsys, monkeypatch):
+def test_a_run_finds_its_data_file_from_any_folder_and_after_a_move(here, capsys, monkeypatch):
     file, folder = here / "mine.hdf5", here / "moved"
     assert main(["datasets", "export", pendulum.ID, str(file)]) == 0
     argv = ("bc", "--env", "Pendulum-v1", *FEW, "--updates", 20, "--eval-every", 20)
@@ -334,23 +334,23 @@ def test_a_run_finds_its_file_from_any_folder_and_follows_it(here, capsys, monke
     assert (folder / "last.ckpt").read_bytes() == before
 
 
-# Scores that are no numbers
+# Scores of NaN and infinity
 
 
 @pytest.mark.parametrize(
     "best, now, better",
     [(None, [math.nan], True), ([math.nan], [-5.0], True), ([-5.0], [math.nan], False),
      ([math.nan], [math.nan], False), ([1.0], [2.0], True), ([2.0], [1.0], False),
-     # of several, one that diverged hides neither what the others gain nor that it was sound before
+     # with several seeds, a diverged one hides neither the gain of the others nor its earlier score
      ([1.0, math.nan], [2.0, math.nan], True), ([2.0, math.nan], [1.0, math.nan], False),
      ([1.0, -9.0], [2.0, math.nan], False), ([2.0, math.nan], [1.0, -9.0], True), ([1.0, 3.0], [2.5, 1.0], False)],
 )  # fmt: skip
-def test_what_is_no_number_is_the_worst_score(best, now, better):
+def test_a_score_of_nan_is_the_worst(best, now, better):
     run = SimpleNamespace(best=None if best is None else {"per_seed": best})
     assert Recorder.is_best(run, SimpleNamespace(per_seed=np.array(now))) is better
 
 
-def test_json_has_null_for_what_it_cannot_say(tmp_path):
+def test_json_files_have_null_for_nan_and_infinity(tmp_path):
     write_json(tmp_path / "a.json", {"a": [math.nan, 1.5, (-math.inf,)], "b": {"c": np.float64("nan")}, "d": "nan"})
     text = (tmp_path / "a.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {"a": [None, 1.5, [None]], "b": {"c": None}, "d": "nan"}
@@ -358,7 +358,7 @@ def test_json_has_null_for_what_it_cannot_say(tmp_path):
 
 @pytest.mark.parametrize("lost", ["renamed", "deleted"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_whose_folder_is_gone_goes_on_in_another(kind, lost, here, capsys, monkeypatch):
+def test_a_run_whose_folder_is_deleted_continues_in_another(kind, lost, here, capsys, monkeypatch):
     folder, away = here / f"{kind} to be {lost}", here / f"{kind} {lost}"
     save, saves = Run.save, []
 
@@ -367,7 +367,7 @@ def test_a_run_whose_folder_is_gone_goes_on_in_another(kind, lost, here, capsys,
         if len(saves) == 3:
             folder.rename(away)
             if lost == "deleted":
-                shutil.rmtree(away, ignore_errors=True)  # a logger may be writing just now
+                shutil.rmtree(away, ignore_errors=True)  # a logger may be writing at the same time
         save(self, *args, **how)
 
     monkeypatch.setattr(Run, "save", losing)
@@ -378,7 +378,7 @@ def test_a_run_whose_folder_is_gone_goes_on_in_another(kind, lost, here, capsys,
     assert json.loads((folder / "summary.json").read_text())["updates" if kind == "offline" else "steps"] == 250
 
 
-def test_a_folder_that_is_gone_with_the_replay_on_the_disk_ends_the_run(here, refused, monkeypatch):
+def test_a_deleted_folder_with_the_replay_on_the_disk_ends_the_run(here, refused, monkeypatch):
     folder, away, save, saves = here / "on the disk", here / "on the disk, away", Run.save, []
 
     def losing(self, *args, **how):

@@ -1,4 +1,4 @@
-"""Sweeps: what is planned, and what becomes of runs that are killed."""
+"""Sweeps: their plans, and what happens to killed runs."""
 
 import math
 import sys
@@ -65,7 +65,7 @@ def test_runs_that_would_share_a_folder_are_refused(written, here, monkeypatch):
             sweep.planned(plan)
 
 
-def test_a_run_that_was_begun_with_other_settings_is_not_the_planned_one(tmp_path):
+def test_a_run_with_other_settings_is_not_taken_for_the_planned_one(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dict(agent=dict(lr=0.1), train=dict(TRAIN, table="disk"))))
     sweep.require_same(tmp_path, dict(agent=dict(lr=0.1), train=dict(TRAIN, table="memory", log_every=3)))
     for section, key, value in (("agent", "lr", 0.2), ("train", "final_episodes", 9), ("train", "eval_every", 5)):
@@ -73,7 +73,7 @@ def test_a_run_that_was_begun_with_other_settings_is_not_the_planned_one(tmp_pat
             sweep.require_same(tmp_path, {section: {key: value}})
 
 
-def test_values_that_can_be_are_trained_together(written):
+def test_values_are_trained_together_where_possible(written):
     plan = dict(
         agents=["xql", "bc"], datasets="kitchen", together=True, train=TRAIN,
         each={"agent.beta": [1, 2.5], "agent.lr": [0.1, 0.2], "agent.dropout": [0, 0.1]},
@@ -88,7 +88,7 @@ def test_values_that_can_be_are_trained_together(written):
     assert "beta" not in " ".join(runs[2].what)
 
 
-def test_a_value_is_told_whole_however_long_it_is(written):
+def test_long_values_are_passed_completely(written):
     betas = [round(0.5 + 0.1 * n, 1) for n in range(30)]
     settings = {"beta": betas, "hidden": [16] * 40, "lr": "3e-4", "decay_steps": None}
     each = dict(each={"agent.beta": settings.pop("beta")}, together=True)
@@ -98,7 +98,7 @@ def test_a_value_is_told_whole_however_long_it_is(written):
 
 
 @pytest.mark.slow
-def test_together_they_end_as_they_do_apart(written, tmp_path):
+def test_values_trained_together_end_as_if_trained_separately(written, tmp_path):
     plan = dict(
         agents=["xql"], datasets=ID, seeds=[0, 3], each={"agent.beta": [1, 2]}, agent={"hidden": [8, 8]}, train=TRAIN
     )
@@ -137,19 +137,19 @@ def test_together_they_end_as_they_do_apart(written, tmp_path):
         (dict(agents=["bc"], datasets="kitchen", out=None), "out must name a folder, as in out: runs/sweep, not None"),
     ],
 )
-def test_what_is_wrong_with_a_file(written, plan, words):
+def test_mistakes_in_a_file_are_named(written, plan, words):
     with pytest.raises(UserError) as error:
         sweep.planned(sweep.read(written(**plan)))
     assert words in str(error.value)
 
 
-def test_a_file_that_is_no_yaml_is_named_with_the_line(tmp_path):
+def test_a_file_that_is_not_yaml_is_named_with_the_line(tmp_path):
     (tmp_path / "sweep.yaml").write_text("agents: [bc]\ndatasets: [kitchen\nseeds: 0\n")
     with pytest.raises(UserError, match=r"sweep.yaml is damaged .*it is not YAML, in line 3"):
         sweep.read(tmp_path / "sweep.yaml")
 
 
-def test_a_plan_that_has_changed_does_not_take_other_results_for_its_own(written):
+def test_a_changed_plan_does_not_reuse_other_results(written):
     plan = dict(agents=["bc"], datasets=ID, agent={"hidden": [8, 8]}, train=TRAIN)
 
     def planned(**change):
@@ -168,8 +168,8 @@ def test_a_plan_that_has_changed_does_not_take_other_results_for_its_own(written
             planned(**change)
 
 
-def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):
-    """The process kills itself twice, then finishes; and one that always does counts as failed."""
+def test_a_killed_run_is_resumed(tmp_path, monkeypatch):
+    """A process that kills itself twice then finishes; one that always kills itself counts as failed."""
     folder, count = tmp_path / "run", tmp_path / "count"
     script = (
         "import os, pathlib; count = pathlib.Path({count!r}); n = len(count.read_text()) if count.exists() else 0\n"
@@ -189,7 +189,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):
             folder.rmdir()
 
 
-def test_a_run_that_refuses_is_not_tried_again(tmp_path, monkeypatch):
+def test_a_run_that_ends_with_a_user_error_is_not_tried_again(tmp_path, monkeypatch):
     code = f"open({str(tmp_path / 'n')!r}, 'a').write('x'); print('offlinerl fit: no'); raise SystemExit(1)"
     monkeypatch.setattr(sweep.Planned, "command", lambda _: [sys.executable, "-c", code])
     run = sweep.Planned(tmp_path / "run", (), ())

@@ -1,4 +1,4 @@
-"""The exact solutions against each other, against numbers by hand, and against what is sampled of them."""
+"""The exact solutions, compared with each other, with numbers computed by hand, and with samples."""
 
 import math
 
@@ -76,13 +76,13 @@ SOUND = dict(transition=[[[0.5, 0.5]], [[0, 1]]], reward=[[1], [0]], gamma=0.9, 
         (dict(gamma=-0.1), "gamma must be at least 0 and below 1, not -0.1"),
     ],
 )
-def test_what_is_no_process_is_refused(wrong, message):
+def test_invalid_processes_are_refused(wrong, message):
     assert tabular.FiniteMDP(**SOUND).terminal.tolist() == [False, True]
     with pytest.raises(UserError, match=message):
         tabular.FiniteMDP(**{**SOUND, **wrong})
 
 
-def test_a_state_that_pays_or_can_be_left_is_not_terminal():
+def test_a_state_with_a_reward_or_an_exit_is_not_terminal():
     transition = np.tile(np.eye(3)[:, None], (1, 2, 1))
     transition[2, 1] = [1, 0, 0]
     mdp = tabular.FiniteMDP(transition, [[0, 0], [0, 1], [0, 0]], 0.9, [1, 0, 0])
@@ -92,7 +92,7 @@ def test_a_state_that_pays_or_can_be_left_is_not_terminal():
 # ---------------------------------------------------------------------------------------------- values
 
 
-def test_the_random_policy_on_the_grid_is_the_textbook_s():
+def test_values_of_the_random_policy_on_the_grid_are_those_of_the_textbook():
     mdp = tabular.grid_world(gamma=1 - 1e-9)  # the textbook does not discount
     V, _ = tabular.evaluate(mdp, uniform(mdp))
     figure = [[0, -14, -20, -22], [-14, -18, -20, -20], [-20, -20, -18, -14], [-22, -20, -14, 0]]
@@ -130,7 +130,7 @@ def test_policy_iteration_finds_what_value_iteration_does(seed):
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
-def test_value_iteration_keeps_to_its_tolerance(tolerance):
+def test_value_iteration_reaches_its_tolerance(tolerance):
     mdp = garnet(gamma=0.99)
     V, _ = tabular.policy_iteration(mdp)
     error = np.abs(tabular.value_iteration(mdp, tolerance)[0] - V).max()
@@ -203,7 +203,7 @@ def test_the_soft_policy_earns_the_soft_value_and_no_other_more(beta):
         assert (regularised(some_policy(mdp, seed)) < V).all()
 
 
-def test_the_soft_value_lies_between_the_reference_s_and_the_optimal_one():
+def test_the_soft_value_is_between_those_of_the_reference_and_the_optimum():
     mdp, reference = garnet(), some_policy(garnet())
     low, high = tabular.evaluate(mdp, reference)[0], tabular.value_iteration(mdp)[0]
     values = [tabular.soft_value_iteration(mdp, reference, beta)[0] for beta in (1e-5, 0.1, 1.0, 10.0, 1e6)]
@@ -213,7 +213,7 @@ def test_the_soft_value_lies_between_the_reference_s_and_the_optimal_one():
     assert (np.diff([high, *values, low], axis=0) < 1e-9).all(), "V falls as beta grows"
 
 
-def test_an_action_the_reference_never_takes_has_no_part():
+def test_an_action_that_the_reference_never_takes_is_ignored():
     mdp, reference = garnet(), tabular.greedy_policy(logits_of(garnet()))
     V, Q = tabular.soft_value_iteration(mdp, reference, 0.5)
     np.testing.assert_allclose(V, tabular.evaluate(mdp, reference)[0], atol=1e-8)
@@ -359,7 +359,7 @@ def horizons():
     state, action, _, reward, terminated = walk(env, tabular.softmax_policy(logits), 40_000, seed=0)
     end = np.flatnonzero(terminated)
     episode = np.repeat(np.arange(len(end)), np.diff(end, prepend=-1))
-    state, action, reward = (column[: len(episode)] for column in (state, action, reward))  # whole episodes only
+    state, action, reward = (column[: len(episode)] for column in (state, action, reward))  # only whole episodes
     past = reward.cumsum()
     to_go = past[end][episode] - past + reward
     return mdp, logits, state, action, to_go, episode, to_go[np.append(0, end[:-1] + 1)]
@@ -393,7 +393,7 @@ def test_a_seed_decides_an_episode():
 
 
 @pytest.mark.parametrize("name, kwargs", [(FINITE_ID, kwargs_of(garnet())), (GRID_ID, {})])
-def test_gymnasium_s_checker_is_content(name, kwargs):
+def test_gymnasiums_checker_finds_no_fault(name, kwargs):
     check_env(gym.make(name, **kwargs).unwrapped, skip_render_check=True)
 
 
@@ -411,7 +411,7 @@ def test_the_grid_terminates_in_a_corner_and_is_truncated_after_100_steps():
     assert flags == [(False, False)] * 99 + [(False, True)]
 
 
-def test_the_environment_is_made_again_of_plain_data():
+def test_the_environment_can_be_made_again_from_its_specification():
     mdp = tabular.grid_world(3, 3, gamma=0.9)
     env = make({"id": FINITE_ID, "kwargs": kwargs_of(mdp, random_horizon=True)})
     again = make({"spec": specification(env)})

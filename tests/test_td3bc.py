@@ -37,7 +37,7 @@ def test_the_actors_loss_by_hand(spec, source_of):
     torch.testing.assert_close(agent.actor.net.layers[0].weight.grad, scaled)
 
 
-def test_it_trains_on_what_was_collected_and_is_tabled_beside_others(tmp_path, capsys):
+def test_it_trains_on_collected_data_and_appears_in_reports(tmp_path, capsys):
     few = ["--updates", "4", "--eval-every", "4", "--eval-episodes", "1", "--final-episodes", "1", "--batch", "8"]
     with empty_workplace(tmp_path):
         assert (
@@ -60,7 +60,7 @@ def test_it_trains_on_what_was_collected_and_is_tabled_beside_others(tmp_path, c
     assert all(agent in table for agent in ("bc", "xql", "td3bc"))
 
 
-def test_what_was_cut_off_may_count_as_over(tmp_path, monkeypatch):
+def test_truncated_episodes_may_count_as_terminated(tmp_path, monkeypatch):
     rng, cut = np.random.default_rng(0), np.arange(12) % 4 == 3
     obs = rng.normal(size=(13, 3))
     arrays = dict(
@@ -77,7 +77,7 @@ def test_what_was_cut_off_may_count_as_over(tmp_path, monkeypatch):
     assert (discounts[0] > 0).all() and (discounts[1] == 0).tolist() == cut.tolist()
 
 
-def test_cut_off_experience_counts_as_over_too_and_all_updates_decide_whether_to_compile(tmp_path, monkeypatch):
+def test_in_fine_tuning_truncations_may_be_terminal_and_all_updates_decide_on_compiling(tmp_path, monkeypatch):
     added, asked, add = [], [], Replay.add
     monkeypatch.setattr(Replay, "add", lambda self, step: added.append(step) or add(self, step))
     monkeypatch.setattr(build, "wants_compile", lambda setting, updates: asked.append(updates))
@@ -92,8 +92,8 @@ def test_cut_off_experience_counts_as_over_too_and_all_updates_decide_whether_to
     assert ends == [False, True] and asked == [207, 207]
 
 
-def test_the_best_episodes_are_those_of_the_stored_rewards(tmp_path, capsys):
-    """A cost of a step makes a failure that was cut off early look better than a success that took longer."""
+def test_the_best_episodes_are_chosen_by_the_stored_rewards(tmp_path, capsys):
+    """With a cost per step, a failure that was truncated early would look better than a longer success."""
     reward = np.array([0, 0, 0, 0, 1.0, 0, 0])
     arrays = dict(
         obs=np.arange(7.0)[:, None], next_obs=np.arange(1, 8.0)[:, None], action=np.zeros((7, 1)), reward=reward,

@@ -1,4 +1,4 @@
-"""Threads that wait spin short while others want the cores too."""
+"""Waiting threads spin only briefly while other programs need the cores."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def count() -> int:
 
 
 def comes_to(number: int) -> bool:
-    """Whether this process soon has so many threads."""
+    """Whether this process soon has this number of threads."""
     until = time.monotonic() + 10
     while count() != number and time.monotonic() < until:
         time.sleep(0.01)
@@ -51,13 +51,13 @@ def test_a_process_has_more_threads_than_cores_while_the_machine_is_busy(openmp)
     assert watch.sleepers is None and comes_to(before)
 
 
-def test_threads_that_end_are_no_sign_of_quiet_or_load(openmp):
+def test_ended_threads_indicate_neither_quiet_nor_load(openmp):
     watch = Watch(openmp, 5.0, 100.0)
-    watch.look(1.0, 100.2)  # what an ended thread waited is no longer in the sum
+    watch.look(1.0, 100.2)  # the waiting time of an ended thread is no longer in the sum
     assert watch.sleepers is None
 
 
-def test_the_delay_grows_where_threads_outnumber_cores():
+def test_the_delay_grows_if_there_are_more_threads_than_cores():
     if threads._delay() is None:
         pytest.skip("this system does not tell how long threads wait for a core")
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * CORES)]
@@ -73,12 +73,12 @@ def test_the_delay_grows_where_threads_outnumber_cores():
 
 
 @pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
-def test_what_the_user_said_of_waiting_is_left_alone(name, monkeypatch):
+def test_the_users_settings_of_waiting_are_not_changed(name, monkeypatch):
     monkeypatch.setenv(name, "1")
     assert threads._libgomp() is None
 
 
-def test_threads_are_divided_among_processes_until_they_are_done(monkeypatch):
+def test_threads_are_divided_among_processes_until_they_end(monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setattr(threads, "ALL", 8)
     monkeypatch.setattr(threads, "_libgomp", lambda: None)
@@ -98,7 +98,7 @@ def test_threads_are_divided_among_processes_until_they_are_done(monkeypatch):
     ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
     ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
 ])  # fmt: skip
-def test_a_container_counts_its_share_alone(files, cores_, tmp_path, monkeypatch):
+def test_a_container_counts_only_its_share_of_cores(files, cores_, tmp_path, monkeypatch):
     monkeypatch.setattr(cores, "CGROUP", tmp_path)
     (tmp_path / "cpu").mkdir()
     for name, text in files.items():
@@ -108,7 +108,7 @@ def test_a_container_counts_its_share_alone(files, cores_, tmp_path, monkeypatch
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not confine processes to cores")
-def test_a_job_of_a_cluster_counts_its_own_cores_alone():
+def test_a_job_of_a_cluster_counts_only_its_own_cores():
     count = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\n"
     count += "from offlinerl.util.cores import cores; print(cores())"
     assert subprocess.run([sys.executable, "-c", count], capture_output=True, check=True).stdout == b"1\n"

@@ -35,7 +35,7 @@ SPEC = Spec(LEAVES, 2, (-1.0, -1.0), (1.0, 1.0))
 
 
 def random_rows(rows, seed=0):
-    """Rows in episodes of 10, whose images and states tell their places."""
+    """Rows in episodes of 10, whose images and states encode their positions."""
     rng = np.random.default_rng(seed)
     observations = dict(
         image=rng.integers(0, 256, (rows + rows // 10, 16, 16, 3), dtype=np.uint8),
@@ -53,11 +53,11 @@ def rngs(*seeds):
     return [generator(seed, "test") for seed in seeds]
 
 
-def test_a_successor_is_kept_once():
+def test_each_successor_is_stored_once():
     obs = dict(image=np.arange(24, dtype=np.uint8).reshape(6, 2, 2), state=np.arange(6, dtype=np.float32)[:, None])
     following = tree_map(lambda leaf: np.concatenate([leaf[1:], leaf[-1:]]), obs)
     following["state"] = following["state"].copy()
-    following["state"][2] = 99  # where an episode ends: its last observation is nobody's first
+    following["state"][2] = 99  # the end of an episode: its last observation belongs to no row
     columns = dict(
         action=np.zeros((6, 1), np.float32), reward=np.zeros(6, np.float32),
         terminated=np.zeros(6, bool), last=np.array([0, 0, 1, 0, 0, 1], bool),
@@ -89,7 +89,7 @@ def test_a_table_gives_the_rows_of_its_dataset(n):
     np.testing.assert_array_equal(found.last.numpy(), data.last[tail])
 
 
-def test_a_window_is_the_steps_of_one_episode():
+def test_a_window_has_steps_of_one_episode():
     data = random_rows(60)
     table, rows = Table(data, SPEC, 0.9), torch.tensor([[3, 17], [50, 59]])
     found = table.windows(rows, 6)
@@ -143,7 +143,7 @@ def test_frames_are_stacked_within_their_episode():
     batch = Table(data, spec, 0.9, n_step=2, stack=3).transitions(torch.arange(60))
 
     def frames(places):
-        """The two before each and itself, as far as its episode goes back."""
+        """Each frame and the two before it, as far as its episode goes back."""
         return np.stack([np.maximum(places - back, places // 11 * 11) for back in (2, 1, 0)], -1)
 
     tail = np.minimum(np.arange(60) + 1, np.arange(60) // 10 * 10 + 9)
@@ -196,8 +196,8 @@ def test_a_ring_keeps_every_image_once():
 
 @pytest.mark.parametrize("stack", [1, 3])
 @pytest.mark.parametrize("lengths", [[9] * 12, [1] * 40, [3, 1, 1, 12, 2, 7, 1, 1, 1, 30]])
-def test_a_ring_of_images_gives_what_was_shown(lengths, stack):
-    """Also where episodes are so short that the oldest steps must go before their turn."""
+def test_a_ring_of_images_returns_what_was_observed(lengths, stack):
+    """Also if episodes are so short that the oldest steps must be dropped early."""
     leaves = (Leaf("image", (16, 16, 3 * stack), "uint8"), Leaf("state", (7 * stack,), "float32"))
     spec, steps = Spec(leaves, 2, (-1.0, -1.0), (1.0, 1.0)), list(steps_of(lengths, stack=stack))
     for priorities in (None, (0.6, 0.4)):
@@ -207,7 +207,7 @@ def test_a_ring_of_images_gives_what_was_shown(lengths, stack):
             assert min(added, 7) <= len(ring) <= 16
             batch = ring.transitions(torch.arange(len(ring)).view(1, 1, -1))
             newest = steps[added - len(ring) : added]
-            if len(ring) == 16:  # all of it can be drawn, and its places are counted from the first one on
+            if len(ring) == 16:  # all of it can be drawn, and positions are counted from the first row
                 newest = newest[16 - added % 16 :] + newest[: 16 - added % 16]
             for field in ("obs", "next_obs"):
                 for path in ("image", "state"):
@@ -224,8 +224,8 @@ def test_a_ring_of_images_gives_what_was_shown(lengths, stack):
             assert torch.equal(one, other)
 
 
-def test_a_ring_does_not_lead_from_an_episode_that_was_left_into_the_next():
-    """As after a restart, where the episodes under way begin again without an end."""
+def test_a_ring_does_not_connect_an_abandoned_episode_with_the_next():
+    """For example after a restart, where unfinished episodes start again without an end."""
     spec = Spec(1, 1, (-1.0,), (1.0,))
     ring, rows = Replay(spec, (0,), 20, gamma=0.5, n_step=3), [(0, 1), (1, 2), (10, 11), (11, 12), (12, 13)]
     for obs, following in rows:
@@ -257,7 +257,7 @@ def test_a_ring_keeps_images_as_they_are_and_never_mixes_episodes():
         last = np.full((2, 2), t % 5 == 4)
         step = Transition(obs, rng.normal(size=(2, 2, 2)), np.ones((2, 2)), last & (t % 10 == 9), following, last)
         ring.add(step)
-        stored[t] = min(t + 2, t // 5 * 5 + 4, 29) + 1  # what three steps lead to
+        stored[t] = min(t + 2, t // 5 * 5 + 4, 29) + 1  # the observation after three steps
     batch = ring.sample(4, 50)
     assert batch.obs["image"].shape == (4, 2, 50, 16, 16, 3) and batch.obs["image"].dtype == torch.uint8
     first, tail = batch.obs["state"][..., 0], batch.next_obs["state"][..., 0]
@@ -306,7 +306,7 @@ def test_a_stack_that_learns_from_images_equals_its_seeds_alone(agent_class):
             assert not torch.equal(both, dict(before.named_parameters())[name]), f"{name} was not trained"
 
 
-def test_an_agent_for_vectors_says_so():
+def test_an_agent_for_vectors_refuses_images():
     with pytest.raises(UserError, match="observations must be one vector here, not image .* choose parts with"):
         PPO(SPEC, (0,))
 
@@ -354,7 +354,7 @@ class Camera(gym.Env):
 
 @pytest.fixture
 def recorded(tmp_path):
-    """Lets Minari make a dataset, and returns its name."""
+    """Let Minari make a dataset, and return its name."""
 
     def record(discrete):
         env, buffers = gym.make("test/Camera-v0", discrete=discrete), []

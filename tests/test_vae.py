@@ -32,7 +32,7 @@ SMALL = dict(convolutions="minatar", latents=3)
 
 
 class Blob(gym.Env):
-    """A white square that actions move on a grey field; it is paid for being in the middle."""
+    """Actions move a white square on a grey field; the reward is highest in the middle."""
 
     metadata = {"render_modes": ["rgb_array"]}
 
@@ -89,7 +89,7 @@ def test_the_likelihoods_by_hand():
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 def test_the_loss_by_hand(likelihood):
-    """With plain modules, one frame at a time."""
+    """Computed with plain modules, one frame at a time."""
     agent, batch = VAE(SPEC, (0,), likelihood=likelihood, beta=0.7, sigma=0.2, **SMALL), batch_of()
     noise, before = agent.draw(4), copy.deepcopy(agent)
     agent.configure_optimizers()
@@ -113,7 +113,7 @@ def test_the_loss_by_hand(likelihood):
         torch.testing.assert_close(metrics[name][0], wanted.detach(), rtol=1e-4, atol=1e-3)
 
 
-def test_gradients_pass_the_latents_that_were_drawn():
+def test_gradients_pass_through_sampled_latents():
     """Those of mean and variance equal finite differences of the loss with the same noise (paper, section 2.4)."""
     torch.set_default_dtype(torch.float64)
     try:
@@ -143,13 +143,13 @@ def test_gradients_pass_the_latents_that_were_drawn():
     "shape, layers",
     [((64, 64, 3), "world_models"), ((84, 84, 1), "nature"), ((37, 42, 3), "sac_ae"), ((6, 9, 3), "sac_ae")],
 )
-def test_the_decoder_s_images_have_the_size_of_those_encoded(shape, layers):
+def test_decoded_images_have_the_size_of_the_encoded_ones(shape, layers):
     rng = [generator(seed, "test") for seed in (0, 1)]
     encoder = Images(shape, rng, LAYERS[layers])
     assert ImageDecoder(encoder, 5, rng)(torch.randn(2, 3, 5)).shape == (2, 3, *shape)
 
 
-def test_seeds_do_not_see_each_other():
+def test_seeds_are_independent():
     block = batch_of(S=2)
     both = VAE(SPEC, (3, 5), **SMALL)
     for _ in range(2):
@@ -162,7 +162,7 @@ def test_seeds_do_not_see_each_other():
             torch.testing.assert_close(mine[0], theirs[s], rtol=1e-3, atol=1e-5)
 
 
-def test_it_learns_to_draw_what_it_saw():
+def test_it_learns_to_reconstruct_images():
     """Half black and half white frames, from one latent, within a few updates."""
     agent = VAE(SPEC, (0,), convolutions="minatar", latents=1, lr=1e-2)
     images = torch.zeros(1, 1, 16, 12, 12, 3, dtype=torch.uint8)
@@ -174,7 +174,7 @@ def test_it_learns_to_draw_what_it_saw():
     assert dark < 0.3 and light > 0.7
 
 
-# Agents that see by it
+# Agents that use it as their encoder
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ ONLINE = ["--env", "test/Blob-v0", "--frame-size", "12", "--action-repeat", "2",
 ONLINE = [*ONLINE, "--train.warm_up", "20", *FEW]
 
 
-def test_its_run_has_losses_on_frames_held_out_and_a_picture(here):
+def test_its_run_has_held_out_losses_and_a_picture(here):
     held_out = read_columns(here / "vae/held_out.csv")
     for seed in (4, 5):
         first, last = held_out["vae_loss"][held_out["seed"] == seed]
@@ -223,8 +223,8 @@ def test_it_has_no_policy(here, refused):
     assert "vae learns from images of a dataset: give --dataset" in refused("fit", "vae", "--env", "test/Blob-v0")
 
 
-def test_an_agent_learns_from_its_latents_alone(here):
-    """DDPG by acting, with two frames to an observation; the VAE may be gone afterwards."""
+def test_an_agent_learns_only_from_its_latents(here):
+    """DDPG learns by acting, with two frames per observation; the VAE's files may be deleted afterwards."""
     assert main(["fit", "ddpg", *ONLINE, "--stack", "2", "--agent.encoder", "vae", "--out", "seeing"]) == 0
     agent, vae = (checkpoint.load_agent(here / name) for name in ("seeing", "vae"))
     assert agent.actor.encoder.features == 6 and not [name for name, _ in agent.named_parameters() if "frozen" in name]
@@ -250,7 +250,7 @@ def test_an_agent_learns_from_its_latents_alone(here):
 
 
 @pytest.mark.parametrize("agent", ["bc", "td3bc", "ppo"])
-def test_any_agent_does(here, agent):
+def test_agents_of_every_kind_learn_from_its_latents(here, agent):
     where = ["--dataset", "blob/random-v0", "--updates", "4"]
     where += ["--train.table", "disk", "--train.held_out", "0.2"] if agent == "bc" else []
     if agent == "ppo":
@@ -269,8 +269,8 @@ def test_agents_with_an_encoder_are_ranked_on_their_dataset(here, by):
     assert np.isfinite(found["policies"][0]["estimate"])
 
 
-def test_a_dataset_s_rows_are_those_of_its_latents(here):
-    """Learning from the table of latents is learning from the frames, to rounding."""
+def test_learning_from_frames_equals_learning_from_a_table_of_latents(here):
+    """They agree up to rounding."""
     fit = ["fit", "bc", "--dataset", "blob/random-v0", "--updates", "1", *FEW, "--agent.encoder", "vae"]
     assert main([*fit, "--out", "rows"]) == 0
     agent = checkpoint.load_agent(here / "rows")
@@ -285,8 +285,8 @@ def test_a_dataset_s_rows_are_those_of_its_latents(here):
 # What does not fit
 
 
-def test_what_the_encoder_cannot_see_is_said(here, refused):
-    """Frames of another size, vectors, the encoder of something else, and shifted images."""
+def test_observations_that_do_not_fit_the_encoder_are_refused(here, refused):
+    """Frames of another size, vectors, an encoder of another task, and shifted images."""
     size = [word if word != "12" else "16" for word in ONLINE]
     said = refused("fit", "ddpg", *size, "--agent.encoder", "vae")
     assert "sees images of 12x12x3, and test/Blob-v0 has observations of images 16x16x9" in said
@@ -301,13 +301,13 @@ def test_what_the_encoder_cannot_see_is_said(here, refused):
         BC(SPEC, encoder="vae")
 
 
-def test_an_agent_s_run_is_no_encoder(here, refused):
+def test_the_run_of_another_agent_is_refused_as_an_encoder(here, refused):
     assert main(["fit", "bc", "--dataset", "blob/random-v0", "--updates", "1", *FEW, "--out", "plain"]) == 0
     said = refused("fit", "ddpg", *ONLINE, "--agent.encoder", "plain")
     assert "must be a vae's, not BC's: train one with fit vae" in said
 
 
-def test_frames_that_no_encoder_takes(here, refused, monkeypatch):
+def test_frames_that_no_encoder_accepts_are_refused(here, refused, monkeypatch):
     """A dataset of frames for an agent that sees vectors, vectors for a VAE, and frames smaller than a kernel."""
     said = refused("fit", "bc", "--dataset", "blob/random-v0", "--env", "Pendulum-v1", "--updates", 1)
     assert "the dataset's observations have shape (12, 12, 3) and the environment's (3,)" in said
@@ -324,7 +324,7 @@ def test_frames_that_no_encoder_takes(here, refused, monkeypatch):
         VAE(Spec((Leaf("", (2, 12, 3), "uint8"),), 2, (-1.0,) * 2, (1.0,) * 2))
 
 
-def test_its_settings_come_back(tmp_path):
+def test_its_settings_are_restored(tmp_path):
     agent = VAE(SPEC, (4,), likelihood="bernoulli", beta=2.0, lr=1e-4, **SMALL)
     optimizers = [optimizer.state_dict() for optimizer in agent.configure_optimizers()]
     content = dict(state_dict=agent.state_dict(), optimizer_states=optimizers, hyper_parameters=dict(agent.hparams))
@@ -336,7 +336,7 @@ def test_its_settings_come_back(tmp_path):
     assert torch.equal(loaded.reconstructed(x), agent.reconstructed(x))
 
 
-def test_weights_that_were_never_loaded_are_not_used_unnoticed():
+def test_using_weights_that_were_never_loaded_is_an_error():
     agent = DDPG(Spec(SPEC.obs, 2, (-1.0,) * 2, (1.0,) * 2, latent=("minatar", 3, 3)), encoder="vae", hidden=(4,))
     assert agent.act(batch_of().obs).isnan().all()
 
@@ -358,7 +358,7 @@ def test_frames_are_resized_and_actions_held():
         assert reward == pytest.approx(wanted)
 
 
-def test_carracing_draws_what_is_seen_alone():
+def test_carracing_renders_only_observed_frames():
     pytest.importorskip("Box2D", reason="Box2D is not installed: pip install 'offlinerl[box2d]'")
     env = make.make(
         make.with_limits({"id": "CarRacing-v3", "max_episode_steps": 10}, dict(pixels=dict(size=64, repeat=4)))

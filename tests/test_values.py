@@ -1,4 +1,4 @@
-"""Settings of several values, which are trained side by side: each is what it would be alone."""
+"""Settings with several values, trained side by side: each gives the same result as alone."""
 
 import json
 import math
@@ -30,14 +30,14 @@ SMALL = dict(
     hidden=(8, 8), features=4, samples=2, n_step=2, decay_steps=20, minibatch=32, behavior_updates=1,
     context=5, embedding=8, blocks=1, heads=2, longest=30, epochs=1, value_epochs=1, huber=0.5,
 )  # fmt: skip
-"""Of whoever has these; some so that they matter in a few updates."""
+"""Values for the agents that have these settings; some are chosen to matter within a few updates."""
 
 SETTINGS = [
     (name, key)
     for name in agents.names()
-    if name != "drqv2"  # sees images, and has none but what the others have
+    if name != "drqv2"  # needs images, and has only settings that others have
     for key in per_seed_settings(agents.outline(name).config_class)
-    if key != "gamma" or "rollouts" not in agents.outline(name).kinds  # where it acts: see below
+    if key != "gamma" or "rollouts" not in agents.outline(name).kinds  # only when it acts: see below
 ]
 
 
@@ -81,9 +81,9 @@ def assert_each_is_as_alone(many, name, **others):
 
 
 @pytest.mark.parametrize(("name", "key"), SETTINGS)
-def test_a_value_among_others_is_as_it_is_alone(name, key):
+def test_a_value_among_others_learns_as_it_does_alone(name, key):
     default = settings_of(agents.outline(name).config_class)[key].default
-    few = (0.001, 0.01) if key in ("clip", "huber") else (0.3, 0.9)  # of the default, for errors are small here
+    few = (0.001, 0.01) if key in ("clip", "huber") else (0.3, 0.9)  # of the default: errors are small here
     many = trained(name, (3, 1), **{key: [share * default for share in few]})
     assert assert_each_is_as_alone(many, name), "the values make no difference"
 
@@ -99,7 +99,7 @@ def test_every_seed_is_trained_with_every_combination():
     assert_each_is_as_alone(many, "xql")
 
 
-def test_in_turns_every_part_has_its_own_values(monkeypatch):
+def test_when_trained_in_turns_each_part_has_its_own_values(monkeypatch):
     settings = dict(beta=[0.5, 1, 2], tau=[0.01, 0.1], lr=[1e-3, 1e-4])
     at_once = trained("xql", (3,), **settings)
     monkeypatch.setattr(base, "CPU_ROWS", 3 * 16)
@@ -110,8 +110,8 @@ def test_in_turns_every_part_has_its_own_values(monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_part_of_a_compiled_update_has_its_own_values(monkeypatch):
-    """The graph is traced of the first part, and serves them all."""
+def test_each_part_of_a_compiled_update_has_its_own_values(monkeypatch):
+    """The graph is traced with the first part and used for all parts."""
     settings = dict(beta=[1, 2], tau=[0.01, 0.1])
     eager = trained("xql", (3,), **settings)
     monkeypatch.setattr(base, "CPU_ROWS", 16)
@@ -123,7 +123,7 @@ def test_every_part_of_a_compiled_update_has_its_own_values(monkeypatch):
         torch.testing.assert_close(q, p, rtol=0, atol=1e-8, msg=name)
 
 
-def test_a_discount_of_a_seed_is_that_of_its_rows():
+def test_each_seed_uses_its_own_discount():
     rows, data = torch.randint(0, 400, (3, 2, 7)), random_table()
     found = Table(data, SPEC, torch.tensor([[0.9], [0.5]]), 3).transitions(rows)
     for s, gamma in enumerate((0.9, 0.5)):
@@ -133,7 +133,7 @@ def test_a_discount_of_a_seed_is_that_of_its_rows():
                 assert torch.equal(column[:, s : s + 1], getattr(alone, name)), name
 
 
-def test_losses_of_one_number_a_seed():
+def test_losses_accept_one_number_per_seed():
     error = torch.randn(2, 3, 5)
     for loss, numbers in (
         (losses.gumbel, [(0.5, 2.0), (0.1, 7.0)]), (losses.expectile, [(0.7, 0.9)]), (losses.huber, [(0.5, 2.0)]),
@@ -143,8 +143,8 @@ def test_losses_of_one_number_a_seed():
             torch.testing.assert_close(found[s], loss(error[s], *(pair[s] for pair in numbers)))
 
 
-def test_a_rate_of_its_own_falls_as_that_of_one_alone():
-    """To the bit, for float32 would round a product twice."""
+def test_learning_rates_per_seed_decay_as_they_do_alone():
+    """Bit for bit; a product in float32 would be rounded twice."""
     rates = [3e-4, 1.7e-3, 0.9e-4]
     together = Adam([torch.nn.Parameter(torch.zeros(3, 2))], rates)
     alone = [Adam([torch.nn.Parameter(torch.zeros(1, 2))], rate) for rate in rates]
@@ -167,13 +167,13 @@ def test_a_rate_of_its_own_falls_as_that_of_one_alone():
         (dict(hidden=[[8], [9]]), "hidden must be a list of whole numbers, such as [256, 256], not [[8], [9]]"),
     ],
 )  # fmt: skip
-def test_what_cannot_have_several_values_says_so(settings, words):
+def test_settings_that_cannot_have_several_values_are_refused(settings, words):
     with pytest.raises(UserError) as error:
         XQL(SPEC, (0,), **settings)
     assert str(error.value).startswith(words)
 
 
-def test_members_of_a_setting_with_one_value():
+def test_a_setting_with_a_single_value_names_no_members():
     assert members([4], XQL.config_class(beta=[2])) == [dict(seed=4)]
 
 
@@ -232,7 +232,7 @@ def test_a_policy_is_found_by_its_seed_and_value(here, refused):
     assert "there is no policy of seed 3, beta 7; there are those of seed 0, beta 0.5; seed 3, beta 0.5;" in line
 
 
-def test_reports_and_evaluations_tell_values_apart(here, capsys):
+def test_reports_and_evaluations_distinguish_values(here, capsys):
     assert main(["report", "many", "one", "--out", "compared"]) == 0
     said = capsys.readouterr().out
     for name in ("xql beta=0.5", "xql beta=1.0", "xql beta=2.0"):
@@ -242,7 +242,7 @@ def test_reports_and_evaluations_tell_values_apart(here, capsys):
 
 
 @pytest.mark.parametrize("agent, env", [("dqn", "CartPole-v1"), ("sac", "Pendulum-v1")])
-def test_a_value_that_diverges_while_it_acts_takes_nothing_from_the_others(agent, env, here, capsys):
+def test_a_value_that_diverges_while_acting_does_not_affect_the_others(agent, env, here, capsys):
     short = [
         "--env", env, "--steps", 160, "--batch", 16, "--eval-every", 80, "--eval-episodes", 1, "--final-episodes", 1,
         "--compile", "false", "--max-episode-steps", 20, "--train.warm_up", 20,
@@ -259,7 +259,7 @@ def test_a_value_that_diverges_while_it_acts_takes_nothing_from_the_others(agent
     assert fit(agent, *short, "--agent.lr", "1e35,1e36", "--out", f"{agent}-lost") == 1
 
 
-def test_a_value_that_diverges_takes_nothing_from_the_others(here, capsys):
+def test_a_value_that_diverges_does_not_affect_the_others(here, capsys):
     assert fit("bc", *SHORT, "--updates", 60, "--out", "sound") == 0
     assert fit("bc", *SHORT, "--agent.lr", "0.0003,1e35", "--out", "broken") == 0
     capsys.readouterr()
@@ -281,7 +281,7 @@ def test_a_value_that_diverges_takes_nothing_from_the_others(here, capsys):
     assert missing is None and math.isfinite(measured)
 
 
-def test_policies_to_choose_from_are_told_apart(here, capsys):
+def test_select_distinguishes_the_policies_of_a_run(here, capsys):
     assert main(["select", "many", "--episodes", "14", "--json", "chosen.json"]) == 0
     assert "3, beta 0.5" in capsys.readouterr().out
     chosen = json.loads((here / "chosen.json").read_text())["policies"]
@@ -290,7 +290,7 @@ def test_policies_to_choose_from_are_told_apart(here, capsys):
     ]
 
 
-def test_a_rollout_is_discounted_as_every_member_wants(tmp_path, monkeypatch):
+def test_each_member_discounts_its_rollout_with_its_own_gamma(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = ["--env", "CartPole-v1", "--steps", 128, "--batch", 64, "--eval-every", 128, "--eval-episodes", 1,
              "--final-episodes", 1, "--agent.hidden", "8,8", "--agent.normalize_reward", "true"]  # fmt: skip
@@ -300,12 +300,12 @@ def test_a_rollout_is_discounted_as_every_member_wants(tmp_path, monkeypatch):
         assert fit("a2c", *short, "--agent.gamma", gamma, "--out", f"alone-{s}") == 0
         for name, weight in weights(tmp_path / f"alone-{s}").items():
             mine = together[name]
-            if weight.ndim:  # one for all seeds, such as a count, is the same
+            if weight.ndim:  # a metric for all seeds, such as a count, is the same
                 mine, weight = mine[s], weight[0]
             torch.testing.assert_close(mine, weight, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_a_collection_has_one_learner(refused):
+def test_several_values_are_refused_in_a_collection(refused):
     line = refused(
         "collect", "td3", "--env", "Pendulum-v1", "--dataset", "a/b-v0", "--steps", 10, "--agent.tau", "0.1,0.2"
     )

@@ -1,4 +1,4 @@
-"""Policies evaluated by the logged probabilities of a behaviour, through the command and beside exact values."""
+"""Policies evaluated with the logged probabilities of the behaviour policy, compared with exact values."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ from offlinerl.util.errors import UserError
 # Densities
 
 BOX = Spec(3, 2, (-2.0, 0.0), (1.0, 0.5))
-"""Bounds that are not those of our units, so that a scale that was forgotten shows."""
+"""Bounds other than [-1, 1], so that a missing scale is detected."""
 
 
 def total(log_prob, spec, n=400):
@@ -87,7 +87,7 @@ def test_samples_are_as_frequent_as_their_densities_say(name):
     inside = ((action[0] - middle).abs() < 0.5 * half).all(-1)
     area = float(half.prod())
     assert (inside * weight).mean() == pytest.approx(area, rel=0.15)
-    for d in range(2):  # clipped ones lie on the bounds
+    for d in range(2):  # clipped samples are on the bounds
         side = (action[0, :, d] >= high[d] - 1e-6) & ((action[0, :, 1 - d] - middle[1 - d]).abs() < 0.5 * half[1 - d])
         if side.float().mean() > 0.01 and name not in ("sac", "cql"):
             assert (side * weight).mean() == pytest.approx(float(half[1 - d]), rel=0.3)
@@ -124,7 +124,7 @@ def test_discrete_agents_have_probabilities():
         every = torch.stack([agent.log_prob(obs, torch.full((1, 5, 1), float(a))) for a in range(4)])
         torch.testing.assert_close(every.exp().sum(0), torch.ones(1, 5, dtype=torch.float64), rtol=1e-5, atol=1e-5)
         assert torch.equal(every.argmax(0).float().unsqueeze(-1), agent.act(obs))
-    share = agent.log_prob(obs, agent.act(obs), explore=True).exp()  # of DQN at its first step: all is random
+    share = agent.log_prob(obs, agent.act(obs), explore=True).exp()  # DQN at its first step: all actions are random
     torch.testing.assert_close(share, torch.full((1, 5), 0.25, dtype=torch.float64))
 
 
@@ -156,7 +156,7 @@ def test_noise_and_random_actions_have_densities():
 
 
 class Tabular(Policy):
-    """A policy of one-hot states, ``[states, actions]``, of a person's own."""
+    """A user's own policy over one-hot states, ``[states, actions]``."""
 
     def __init__(self, probability, seed=0):
         self.probability = torch.from_numpy(probability)
@@ -247,7 +247,7 @@ def test_the_command_ranks_by_weights(here, capsys):
         assert says in " ".join(capsys.readouterr().out.split())
 
 
-def test_what_cannot_be_weighed_is_said(here, capsys):
+def test_data_and_policies_that_cannot_be_weighed_are_refused(here, capsys):
     run, _, name, _ = problem(4, here, episodes=5)
 
     def said(*argv, status=1):
@@ -270,7 +270,7 @@ def test_what_cannot_be_weighed_is_said(here, capsys):
         select([run], by="is", dataset=name)
 
 
-def test_of_several_seeds_the_first_is_weighed_and_rounded_actions_are_not():
+def test_the_first_of_several_seeds_is_weighed_and_rounded_actions_are_refused():
     rng = np.random.default_rng(0)
     action = rng.integers(0, 3, (40, 2)).astype(np.float32)
     data = offlinerl.load_dataset(
@@ -288,7 +288,7 @@ def test_of_several_seeds_the_first_is_weighed_and_rounded_actions_are_not():
         weighted_importance_sampling(agents.get("bc")(replace(spec, whole=True), (0,), hidden=(4,)), data, 0.9)
 
 
-def test_a_deterministic_policy_is_refused_and_samples_of_a_stochastic_one_are_not(here, capsys, monkeypatch):
+def test_deterministic_policies_are_refused_and_sampling_ones_accepted(here, capsys, monkeypatch):
     few = ("--compile", "false", "--updates", 4, "--batch", 16, "--eval-every", 4, "--eval-episodes", 1,
            "--final-episodes", 1, "--agent.hidden", "[8]")  # fmt: skip
     assert main(["collect", "random", "--env", "Pendulum-v1", "--dataset", "swing/random-v0", "--episodes", "3"]) == 0
@@ -300,7 +300,7 @@ def test_a_deterministic_policy_is_refused_and_samples_of_a_stochastic_one_are_n
     assert main(["select", "td3bc", "--by", "wis"]) == 1
     assert "the policy of TD3BC has no probabilities to weigh by" in capsys.readouterr().err
     with pytest.raises(UserError, match="TD3BC has no probabilities"), monkeypatch.context() as patch:
-        patch.delattr(choosing, "weighted_doubly_robust")  # which would take long, and is not begun
+        patch.delattr(choosing, "weighted_doubly_robust")  # this would take long, and does not start
         select(["bc", "td3bc"], by="dr")
     for by in (["wis"], ["dr", "--updates", "3", "--critics", "2"]):
         assert main(["select", "bc", "--by", *by]) == 0
@@ -320,7 +320,7 @@ def test_agents_that_learn_log_their_probabilities(here, name, env):
         assert len(np.unique(data.log_prob[20:60])) > 20
 
 
-def test_noise_of_a_checkpoint_is_logged_and_its_likeliest_action_is_not(here):
+def test_a_checkpoint_logs_probabilities_only_if_its_actions_have_noise(here):
     env = gym.make("Pendulum-v1")
     agent = agents.get("sac")(Spec.of(env.observation_space, env.action_space), (0,), hidden=(8,))
     for noise, known in ((0.2, True), (0.0, False)):

@@ -1,4 +1,4 @@
-"""An installed wheel has everything a checkout has."""
+"""An installed wheel has everything that a checkout has."""
 
 import os
 import subprocess

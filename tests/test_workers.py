@@ -1,4 +1,4 @@
-"""Workers: wherever they live and whichever of them dies, what they deliver is the same to the bit."""
+"""Workers: wherever they run and whichever of them dies, their results are the same, bit for bit."""
 
 import io
 import sys
@@ -36,12 +36,12 @@ SHORT = (
 
 
 class Life:
-    """An agent whose weights change from rollout to rollout, and what it lives through with workers, or without.
+    """An agent whose weights change from rollout to rollout, and its experience with or without workers.
 
     Attributes:
         steps: every transition.
-        ended: s, e and the arrays of every episode, in the order in which they were told.
-        said: what the pool said.
+        ended: s, e and the arrays of every episode, in the order in which they were reported.
+        said: the messages of the pool.
     """
 
     def __init__(self, variant, backend=None, workers=2, first=0):
@@ -60,7 +60,7 @@ class Life:
             )
         else:
             self.pool = Collector(env, SEEDS, LANES, first=first)
-            self.pool.pool._workers = 1  # threads have no order in which to tell of episodes that end together
+            self.pool.pool._workers = 1  # threads report episodes that end together in any order
             self.agent.explore_in(LANES)
         self.pool.on_episode = self.keep
 
@@ -94,7 +94,7 @@ class Life:
 
 
 class LocalBackend:
-    """Workers that take turns in this process: what they deliver is what those of any other backend must."""
+    """Workers that take turns in this process; every other backend must give the same results."""
 
     def start(self, *args):
         return Worker(*args)
@@ -116,7 +116,7 @@ class LocalBackend:
 
 
 class Mortal(LocalBackend):
-    """Workers of which some answers get lost, counted over all of them."""
+    """Workers that lose some answers; the numbers count the answers of all workers."""
 
     def __init__(self, *deaths):
         self.deaths, self.answers = deaths, 0
@@ -158,8 +158,8 @@ def same(a, b):
 # In this process
 
 
-def test_workers_number_their_episodes_on():
-    """Where a dataset is appended to, no environment begins with what it has collected already."""
+def test_workers_continue_the_numbers_of_episodes():
+    """When appending to a dataset, no environment repeats an episode that it has collected already."""
     before = Life("dqn-epsilon", workers=2).live()
     with one_thread():
         alone, pooled = (Life("dqn-epsilon", workers=n, first=5).live() for n in (0, 1))
@@ -169,7 +169,7 @@ def test_workers_number_their_episodes_on():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_pool_of_one_lives_as_without_it(variant):
+def test_one_worker_gives_the_same_as_no_worker(variant):
     with one_thread():
         alone = Life(variant, workers=0).live()
     assert Life(variant, workers=1).live() == alone
@@ -177,8 +177,8 @@ def test_a_pool_of_one_lives_as_without_it(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_two_workers_live_as_none(variant):
-    """In the same order, and but for the last bits of a policy's actions the same."""
+def test_two_workers_give_the_same_as_none(variant):
+    """In the same order, and the same except for the last bits of a policy's actions."""
     alone, pooled = Life(variant, workers=0).live(), Life(variant).live()
     assert [ended[:3] for ended in pooled.ended] == [ended[:3] for ended in alone.ended]
     assert {ended[1] for ended in pooled.ended} == set(LANES)
@@ -187,7 +187,7 @@ def test_two_workers_live_as_none(variant):
     assert same(alone.steps[:3], pooled.steps[:3]), "at random they act alike"
 
 
-def test_the_weights_of_the_learner_act():
+def test_workers_act_with_the_learners_weights():
     pooled = Life("td3-ou").live(2)
     before = len(pooled.steps)
     with torch.no_grad():
@@ -198,30 +198,30 @@ def test_the_weights_of_the_learner_act():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_replaced_worker_delivers_the_same(variant):
-    """Deaths over the first order, over one after another, and twice in a row."""
+    """Deaths during the first order, during consecutive orders, and twice in a row."""
     backend = Mortal(1, 4, 6, 9, 10)
     assert Life(variant, backend).live() == Life(variant).live()
     assert backend.answers == 2 * 4 + 5
 
 
-def test_it_says_who_died():
+def test_a_dead_worker_is_named():
     life = Life("sac", Mortal(4)).live(2)
     assert life.said == ["worker 1 died; another goes on from what it delivered last"]
 
 
-def test_one_that_dies_again_and_again_is_given_up():
+def test_a_worker_that_dies_repeatedly_ends_the_run():
     life = Life("sac", Mortal(*range(4, 4 + DEATHS))).live(1)
     with pytest.raises(UserError, match=f"worker 1 died {DEATHS} times in a row: it was shot"):
         life.live(1)
     assert len(life.said) == DEATHS - 1 and life.agent.steps == 7 * len(LANES)
     life.rollouts = 1
-    with torch.no_grad():  # the weights that were to act
+    with torch.no_grad():  # the weights that should have acted
         life.agent.load_state_dict(Life("sac").live(1).agent.state_dict())
     assert life.live(3) == Life("sac").live(), "it can go on from what was delivered"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_resumed_from_a_file_it_goes_on_the_same(variant):
+def test_a_run_resumed_from_a_file_continues_identically(variant):
     whole, life = Life(variant).live(), Life(variant).live(2)
     file = io.BytesIO()
     torch.save(life.pool.state_dict(), file)
@@ -232,14 +232,14 @@ def test_resumed_from_a_file_it_goes_on_the_same(variant):
     assert again.live(2) == whole
 
 
-def test_a_pool_that_has_not_begun_can_be_saved():
+def test_a_pool_that_has_not_started_can_be_saved():
     fresh = Life("td3-ou").pool.state_dict()
     again = Life("td3-ou")
     assert again.pool.load_state_dict(fresh)
     assert again.live() == Life("td3-ou").live()
 
 
-def test_a_simulator_that_does_not_repeat_itself_begins_anew():
+def test_a_simulator_that_is_not_reproducible_starts_new_episodes():
     life = Life("td3-ou").live(1)
     state = life.pool.state_dict()
     assert not life.pool.began.all()
@@ -253,7 +253,7 @@ def test_a_simulator_that_does_not_repeat_itself_begins_anew():
     assert (life.steps[7].obs[:, 2:, 1] == 0).all(), "the replacement's environments begin anew"
 
 
-def test_the_end_cuts_every_episode():
+def test_the_end_of_a_run_truncates_every_episode():
     alone, pooled = Life("td3-ou", workers=0).live(1), Life("td3-ou").live(1)
     under_way = int((~alone.pool.began).sum())
     assert under_way > 0
@@ -271,7 +271,7 @@ def test_environments_are_divided_evenly():
         Life("sac", workers=3)
 
 
-def test_settings_for_workers(monkeypatch):
+def test_invalid_settings_of_workers_are_refused(monkeypatch):
     def settings(agent="td3", env="Pendulum-v1", **train):
         found = request.settings_for(agent, None, env, [0], None, dict(train=train))[0]["train"]
         return found["envs"], found["block"]
@@ -310,7 +310,7 @@ def test_wrong_commands_say_what_to_do(here, capsys, monkeypatch):
 
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_seed_that_diverges_ends_the_others_in_a_dataset_alone(workers, kept):
+def test_a_diverged_seed_ends_the_run_only_when_a_dataset_is_collected(workers, kept):
     life = Life(next(iter(VARIANTS)), workers=workers)
     if not kept:
         life.pool.on_episode = None

@@ -1,4 +1,4 @@
-"""Datasets written in others' formats: what is read back is what was written, rows and ends."""
+"""Datasets written in other formats: rows and ends are read back as they were written."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ def here(tmp_path):
 
 
 def assert_same(one, other):
-    """All rows and ends; where an episode terminated, nothing is expected of the successor."""
+    """Compare all rows and ends; the successor of a terminal step is not compared."""
     for name in ("action", "reward", "terminated", "last"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
     assert (one.log_prob is None) == (other.log_prob is None)
@@ -68,7 +68,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize("target", [("a.hdf5", "--format", "robomimic"), ("a.hdf5",)])
 def test_a_full_disk_leaves_nothing_of_a_file(here, target):
-    """The system itself refuses to write, in a process of its own."""
+    """The operating system itself refuses to write; in a separate process."""
     rng, rows = np.random.default_rng(0), 8000
     columns = dict(obs=rng.normal(size=(rows, 20)), action=rng.normal(size=rows), terminated=np.arange(rows) % 20 == 19)
     np.savez("log.npz", **columns)
@@ -78,7 +78,7 @@ def test_a_full_disk_leaves_nothing_of_a_file(here, target):
     assert [file.name for file in here.iterdir()] == ["log.npz"]
 
 
-def test_what_hdf5_says_of_a_full_disk_is_not_what_is_said(here):
+def test_a_full_disk_is_reported_instead_of_the_error_of_hdf5(here):
     full = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OSError, match="No space left"), Sink(here / "some.hdf5") as sink:
         sink.error = full
@@ -121,14 +121,14 @@ def test_lerobot_and_back(here, capsys, monkeypatch):
     assert_same(whole, data)
     assert len(data) == len(expected()[0]), "no step is lost, though some were cut off"
     assert data.provenance["provenance"]["file"] == "lift.hdf5"
-    assert main([*out[:2], "lift", "again", *out[4:]]) == 0  # which knows its rate
+    assert main([*out[:2], "lift", "again", *out[4:]]) == 0  # its frame rate is known
     assert_same(whole, offlinerl.load_dataset("again"))
     assert main(["datasets", "export", "again", "last.hdf5"]) == 0
     assert_same(whole, offlinerl.load_dataset("last.hdf5"))
 
 
-def test_lerobot_finds_what_it_looks_for(here):
-    """Its metadata as LeRobot 0.4.4 reads them: tasks through pandas, the bounds of episodes, statistics."""
+def test_lerobots_own_reader_finds_its_metadata(here):
+    """The metadata as LeRobot 0.4.4 reads them: tasks with pandas, the bounds of episodes, statistics."""
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     data = offlinerl.load_dataset(robomimic(here / "lift.hdf5"))
@@ -180,7 +180,7 @@ def test_lerobot_keeps_images_and_single_numbers(here):
     assert not Path("deep").exists() and not Path("flat").exists()
 
 
-def test_trajectories_without_rewards_become_others(here):
+def test_trajectories_without_rewards_are_converted(here):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     data = offlinerl.load_dataset(ogbench(here / "cube.npz"))
     writers.write_robomimic(data, here / "cube.hdf5")
@@ -190,7 +190,7 @@ def test_trajectories_without_rewards_become_others(here):
 
 
 def walks(**changes):
-    """Two episodes of three steps, cut off."""
+    """Two truncated episodes of three steps."""
     rows = np.arange(6, dtype=np.float32)[:, None]
     columns = dict(obs=rows, next_obs=rows + 1, action=rows, reward=rows[:, 0], terminated=np.zeros(6))
     return offlinerl.load_dataset(columns | dict(truncated=np.array([0, 0, 1, 0, 0, 1])) | changes)
@@ -207,7 +207,7 @@ KEPT = dict(
     depth=dict(obs=FRAMES[AT, ..., 0] / np.float32(9), next_obs=FRAMES[AT + 1, ..., 0] / np.float32(9)),
     parts=dict(obs=dict(arm=JOINTS[AT], cam=FRAMES[AT]), next_obs=dict(arm=JOINTS[AT + 1], cam=FRAMES[AT + 1])),
 )
-"""What sets datasets of two walks apart."""
+"""The columns that define a dataset of two walks."""
 LOST = {("d4rl", "parts"), ("lerobot", "grey"), *((form, "depth") for form in ("robomimic", "lerobot", "minari"))}
 
 
@@ -217,7 +217,7 @@ def beyond():
 
 
 def stored(data, form):
-    """A dataset as the command line writes it in a format, and as it is read again."""
+    """Write a dataset in a format on the command line, and read it again."""
     data.write("source")
     target = dict(d4rl="kept.hdf5", robomimic="kept.hdf5", lerobot="kept", minari="kept/some-v0")[form]
     how = ["import", "source", target] if form == "minari" else ["export", "source", target, "--format", form]
@@ -228,7 +228,7 @@ def stored(data, form):
 
 @pytest.mark.parametrize("kept", [*KEPT, "beyond"])
 @pytest.mark.parametrize("form", ["d4rl", "robomimic", "lerobot", "minari"])
-def test_what_is_read_is_what_was_written(here, form, kept):
+def test_every_format_is_read_as_it_was_written(here, form, kept):
     if form == "lerobot":
         pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     if (form, kept) in LOST:
@@ -240,12 +240,12 @@ def test_what_is_read_is_what_was_written(here, form, kept):
 
 
 @pytest.mark.parametrize("form", ["d4rl", "robomimic", "lerobot", "minari"])
-def test_a_step_that_leads_elsewhere_than_to_the_next_row_keeps_its_successor(here, capsys, form):
+def test_a_successor_that_is_not_the_next_row_is_kept(here, capsys, form):
     if form == "lerobot":
         pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     data = walks(next_obs=np.array([[1.0], [50], [3], [40], [50], [50]]))  # after 1, 3 and 4
     again = stored(data, form)
-    cut = form in ("lerobot", "minari")  # which have no place for two observations between two steps
+    cut = form in ("lerobot", "minari")  # these formats cannot store two observations between two steps
     assert_same(replace(data, last=np.array([0, 1, 1, 1, 1, 1], bool)) if cut else data, again)
     said = "3 steps led elsewhere than to the next row, and this format ends episodes there: 2 became 5"
     assert (said in capsys.readouterr().out.replace("\n", " ")) == cut
@@ -260,18 +260,18 @@ def test_single_transitions_are_kept_one_by_one(here):
     assert data.episode_lengths.tolist() == [1, 1, 1] and not data.terminated.any()
 
 
-def test_d4rl_reads_ends_beyond_a_goal_as_those_of_its_own_files(here, capsys):
-    """All ends are timeouts there, and those of other data are not."""
+def test_ends_after_a_goal_are_written_as_in_d4rls_own_files(here, capsys):
+    """In such files all ends are timeouts; in those of other data they are not."""
     data = beyond()
     stored(data, "d4rl")
     with h5py.File("kept.hdf5") as file:
         np.testing.assert_array_equal(file["timeouts"], data.last)
         np.testing.assert_array_equal(file["terminals"], data.terminated)
-    assert len(load_hdf5("kept.hdf5", "d4rl")) == 4  # d4rl.qlearning_dataset leaves out what times out
+    assert len(load_hdf5("kept.hdf5", "d4rl")) == 4  # d4rl.qlearning_dataset leaves out steps that time out
     capsys.readouterr()
     assert main(["datasets", "validate", "kept.hdf5"]) == 0
     assert "right after a terminal row" not in capsys.readouterr().out
-    Path("kept.hdf5").rename("antmaze-umaze-v0.hdf5")  # of which it is known that jumps are ends, as there are none
+    Path("kept.hdf5").rename("antmaze-umaze-v0.hdf5")  # for this name jumps are ends, although there are none
     assert_same(offlinerl.load_dataset("antmaze-umaze-v0.hdf5", reward="none"), data)
     walks(terminated=np.array([0, 0, 1, 0, 0, 0])).write("ends")
     assert main(["datasets", "export", "ends", "ends.hdf5"]) == 0
@@ -279,7 +279,7 @@ def test_d4rl_reads_ends_beyond_a_goal_as_those_of_its_own_files(here, capsys):
         assert file["timeouts"][()].tolist() == [False] * 5 + [True]
 
 
-def test_d4rls_format_keeps_episodes_longer_than_their_environment_allows(here):
+def test_d4rls_format_keeps_episodes_longer_than_the_time_limit(here):
     rows = np.arange(402.0)
     walks(obs=rows[:, None], next_obs=rows[:, None] + 1, action=rows, reward=rows, terminated=0 * rows,
           truncated=rows % 201 == 200).write("long")  # fmt: skip
@@ -300,14 +300,14 @@ def test_lerobot_keeps_the_probabilities_of_actions(here):
     np.testing.assert_array_equal(again.log_prob, -np.arange(6.0))
 
 
-def test_lerobot_keeps_the_last_step_of_what_stood_still(here):
+def test_lerobot_keeps_the_last_step_of_an_episode_without_motion(here):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     data = walks(next_obs=np.array([[1.0], [2], [2], [4], [5], [5]]))
     writers.write_lerobot(data, here / "still", 10, "stand")
     assert_same(offlinerl.load_dataset("still"), data)
 
 
-def test_images_of_lerobot_are_decoded_an_episode_at_a_time(here, monkeypatch):
+def test_images_of_lerobot_are_decoded_one_episode_at_a_time(here, monkeypatch):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
     at = np.array([0, 1, 2, 4, 5, 6])
@@ -320,7 +320,7 @@ def test_images_of_lerobot_are_decoded_an_episode_at_a_time(here, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(3000, 2), (300, 20, 20, 3)])
-def test_statistics_are_numpys_and_take_little_memory(shape, monkeypatch):
+def test_statistics_equal_numpys_and_need_little_memory(shape, monkeypatch):
     column = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8 if len(shape) == 4 else np.float32)
     axes, unit = ((0, 1, 2), 255) if len(shape) == 4 else (0, 1)
     monkeypatch.setattr(scales, "WEIGHED", 1 << 10)

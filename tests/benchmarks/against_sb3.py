@@ -1,9 +1,10 @@
-"""Ours beside stable-baselines3, same networks, batch, rates and update ratio, one seed and one environment:
+"""Compare with stable-baselines3: same networks, batch size, learning rates and update ratio, one seed and environment:
 ``pip install -e '.[benchmark]' && python tests/benchmarks/against_sb3.py``.
 
-Speed is steps a second of both in turn, so that a busy moment favours neither; ours includes Lightning, theirs their
-monitor. ``--returns SEEDS`` trains both to the end and compares their curves and last policies instead: TD3 and DQN on
-small tasks in minutes, PPO and TRPO on a robot, observations and rewards normalised, in hours; ``--agents`` chooses.
+Speed is measured in steps per second, of both in turn, so that a busy moment favours neither. Our loop includes
+Lightning, theirs includes its monitor. With ``--returns SEEDS``, both train to the end, and their curves and last
+policies are compared instead: TD3 and DQN on small tasks in minutes; PPO and TRPO on a robot, with normalised
+observations and rewards, in hours. ``--agents`` chooses among them.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ DQN = dict(
     agent=dict(hidden=[64, 64], lr=1e-4, target_every=2500, epsilon_steps=800, final_epsilon=0.05),
     train=dict(batch=32, steps_per_update=4, block=1),
 )
-"""TD3 with the networks of its authors' code; DQN, PPO and TRPO as stable-baselines3 and sb3-contrib have them by
-default, which are our defaults too."""
+"""TD3 has the networks of its authors' code; DQN, PPO and TRPO have the defaults of stable-baselines3 and sb3-contrib,
+which are also ours."""
 
 PLAIN = dict(agent=dict(normalize_obs=False, normalize_reward=False))
 ON_POLICY = dict(ppo=sb3.PPO, trpo=sb3_contrib.TRPO)
@@ -61,7 +62,7 @@ def theirs(
         )  # fmt: skip
     if name in ON_POLICY:
         return ON_POLICY[name]("MlpPolicy", env, seed=seed)
-    if small:  # the settings of offlinerl's configs, with its target's 250 updates as the steps they take
+    if small:  # the settings of offlinerl's configs; the 250 updates between two targets are 500 steps
         return sb3.DQN(
             "MlpPolicy", env, lambda left: 1e-3 * (1 + math.cos(math.pi * (1 - left))) / 2, gamma=0.98, batch_size=64,
             learning_starts=1000, train_freq=2, gradient_steps=1, target_update_interval=500,
@@ -99,14 +100,14 @@ def speed(agents: Sequence[str], repeats: int, seconds: float) -> None:
 
 
 def their_returns(name: str, env: str, seed: int, steps: int, every: int, episodes: int) -> dict[int, list[float]]:
-    """Returns of their policies by the steps they had learnt for; of the last one ``episodes`` episodes."""
+    """The returns of their policies by training steps; the last policy plays ``episodes`` episodes."""
     if name in ON_POLICY:
         model = theirs(name, VecNormalize(make_vec_env(env, seed=seed)), seed)
         there = VecNormalize(make_vec_env(env, seed=1_000_000 + seed), training=False, norm_reward=False)
     else:
         model = theirs(name, env, seed, small=True)
         there = make_vec_env(env, seed=1_000_000 + seed)
-    with tempfile.TemporaryDirectory() as log:  # without one, the results of the evaluations are not kept
+    with tempfile.TemporaryDirectory() as log:  # without it, the results of the evaluations are not kept
         watch = EvalCallback(there, n_eval_episodes=10, eval_freq=every, log_path=log, verbose=0, warn=False)
         model.learn(steps, watch)
     found = dict(zip(map(int, watch.evaluations_timesteps), np.array(watch.evaluations_results).tolist(), strict=True))
@@ -116,7 +117,7 @@ def their_returns(name: str, env: str, seed: int, steps: int, every: int, episod
 
 
 def as_run(folder: Path, name: str, env: str, found: Sequence[Mapping[str, Sequence[float]]]) -> Path:
-    """Write their returns, of each seed by steps, as the files of a run that ``offlinerl report`` reads."""
+    """Write the returns of each seed by steps, as the files of a run that ``offlinerl report`` reads."""
     times = list(found[0])
     rows = [
         dict(step=time, seed=seed, score=score)
@@ -138,7 +139,7 @@ def as_run(folder: Path, name: str, env: str, found: Sequence[Mapping[str, Seque
 
 
 def returns(agents: Sequence[str], seeds: int, keep: Path, episodes: int = 20) -> None:
-    """Compare curves and last policies; what is finished is kept and not done again."""
+    """Compare curves and last policies; finished trainings are kept and not repeated."""
     tasks = (
         ("td3", "Pendulum-v1", 10_000, {}),
         ("dqn", "CartPole-v1", 100_000, dict(double_q=False, max_grad_norm=10.0)),  # as theirs

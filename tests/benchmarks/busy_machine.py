@@ -1,7 +1,7 @@
-"""Trainings on a quiet and on a busy machine, with torch's own waiting and with ours, in one run.
+"""Training speed on a quiet and on a busy machine, with torch's way of waiting and with ours, in one run.
 
 ``python tests/benchmarks/busy_machine.py`` measures updates/s of XQL on Kitchen's shapes at batch 256: alone, beside
-another training, and beside a program that never waits. What counts are the ratios; nothing else may run meanwhile.
+another training, and beside a program that never waits. Only the ratios matter; nothing else may run at the same time.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import sys
 import time
 
 TORCH, OURS = "torch", "ours"
-"""How threads wait for each other: as torch sets it up, or as a training of ours does."""
+"""How threads wait for each other: as torch sets it up, or as our trainings do."""
 
 
 def child(way: str, compiled: bool, threads: int) -> None:
-    """Train for as many seconds as every line of standard input says, and answer with the updates/s."""
+    """For each line of standard input, train for that number of seconds and print the updates/s."""
     import torch
 
     from offlinerl import benchmark
@@ -63,7 +63,7 @@ class Training:
 
 
 def measured(pair: list[Training], seconds: float) -> tuple[float, float, float]:
-    """Updates/s alone, the slower one's of two, and beside an endless loop."""
+    """Updates/s alone, of the slower one of two, and beside an endless loop."""
     pair[0].begin(seconds)
     alone = pair[0].rate()
     for training in pair:
@@ -95,7 +95,7 @@ def main() -> None:
         for threads in args.threads:
             pairs = {way: [Training(way, compiled, threads) for _ in range(2)] for way in (TORCH, OURS)}
             found = {way: [] for way in pairs}
-            for _ in range(args.rounds):  # in turn, for the machine changes
+            for _ in range(args.rounds):  # in turn, because the speed of the machine varies
                 for way, pair in pairs.items():
                     found[way].append(measured(pair, args.seconds))
             for way, rounds in found.items():

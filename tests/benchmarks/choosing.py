@@ -1,8 +1,8 @@
-"""Whether ``offlinerl select`` ranks ten policies on their dataset as their true returns do:
+"""Test whether ``offlinerl select`` ranks ten policies on their dataset in the order of their true returns:
 ``python tests/benchmarks/choosing.py kitchen``.
 
-The policies are of several algorithms and of short and long trainings, so that some are bad and some are good. Their
-true returns are means over episodes in the environment. What is finished is kept in ``--keep`` and not done again.
+The policies are from several algorithms and from short and long trainings, so that some are bad and some are good.
+Their true returns are means over episodes in the environment. Finished runs are kept in ``--keep`` and not repeated.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ TEN = (
     ("bc", 300), ("bc", 1000), ("bc", 5000), ("xql", 1000), ("xql", 5000),
     ("iql", 1000), ("iql", 5000), ("td3bc", 1000), ("td3bc", 5000), ("awac", 3000),
 )  # fmt: skip
-"""Agents and their updates."""
+"""Agents and their numbers of updates."""
 
 
 def trained(agent: str, updates: int, dataset: str, episodes: int, keep: Path, threads: int) -> Path:
-    """The folder of a finished run, evaluated over so many episodes."""
+    """The folder of a finished run, evaluated over ``episodes`` episodes."""
     run = keep / dataset / f"{agent}-{updates}"
     if (run / "summary.json").exists():
         return run
@@ -38,7 +38,7 @@ def trained(agent: str, updates: int, dataset: str, episodes: int, keep: Path, t
 
 
 def ranks(values: Sequence[float]) -> np.ndarray:
-    """From 0 for the lowest on; equal ones share the mean of theirs."""
+    """Ranks from 0 for the lowest value; equal values share their mean rank."""
     _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (counts.cumsum() - (counts + 1) / 2)[which]
 

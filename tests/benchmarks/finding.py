@@ -1,5 +1,5 @@
-"""How many of the episodes that equal shares need ``offlinerl select --episodes`` takes to find a good policy, on
-simulated returns: ``python tests/benchmarks/finding.py``. ``tests/test_select.py`` asks for no more than half."""
+"""The episodes that ``offlinerl select --episodes`` needs to find a good policy, relative to equal shares, on simulated
+returns: ``python tests/benchmarks/finding.py``. ``tests/test_select.py`` requires at most half."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from offlinerl.evaluation.statistics import confidence_bounds, next_to_play
 
 
 def upper_bounds(*sums: np.ndarray) -> np.ndarray:
-    """The policy of the highest mean plus two standard errors."""
+    """The policy with the highest mean plus two standard errors."""
     return confidence_bounds(*sums, 2).argmax(1)
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     for kind in KINDS:
         mean, returns = problems(kind, np.random.default_rng(3))
         equal, _ = needed_by(equal_shares, mean, returns)
-        hard = equal > mean.shape[1]  # there is something to save
+        hard = equal > mean.shape[1]  # only problems in which episodes can be saved
         for name, share in zip(ratios, (next_to_play, upper_bounds), strict=True):
             ratios[name].append(needed_by(share, mean, returns)[0][hard] / equal[hard])
             print(f"{kind:12} {name:14} {np.median(ratios[name][-1]):.2f}", flush=True)

@@ -1,7 +1,8 @@
-"""How fast datasets are made on one core, beside the environment alone: python tests/benchmarks/generation.py
+"""Speed of generating datasets on one core, compared with the environment alone: python tests/benchmarks/generation.py
 
-Both are measured in turns, in CPU seconds of this process, and the medians are printed. The environment alone plays
-again what was generated: how long a step takes depends on what touches what. cube-single needs the extra manipulation.
+Both are measured in turn, in CPU seconds of this process, and the medians are printed. The environment alone replays
+the generated episodes, because the time of a step depends on the contacts. cube-single needs the extra
+``manipulation``.
 """
 
 import json
@@ -24,7 +25,7 @@ NAMES = (*LOCOMOTION, "antmaze-medium-play", "pointmaze-medium", "pointmaze-umaz
 
 
 def alone(env, episodes):
-    """Steps a second of an environment that plays episodes again, one after the other, resets included."""
+    """Steps per second of an environment that replays episodes one after another, including resets."""
     began = time.process_time()
     for episode in episodes:
         env.reset(seed=episode.seed)
@@ -34,7 +35,7 @@ def alone(env, episodes):
 
 
 def made(block, path):
-    """Transitions a second of a block of a dataset of a million, and its episodes."""
+    """Transitions per second for a block of a dataset of a million transitions, and the block's episodes."""
     with Journal(path) as journal:
         began = time.process_time()
         block.play(journal, lambda: True)

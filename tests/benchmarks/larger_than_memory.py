@@ -1,11 +1,11 @@
-"""A dataset on the disk: the memory that training on it takes, and its speed beside the same in memory.
+"""Training on a dataset on the disk: the memory that it needs, and its speed compared with data in memory.
 
 ``python tests/benchmarks/larger_than_memory.py memory --gigabytes 12`` makes a file in D4RL's format in a temporary
-folder, trains on it with ``table`` "disk" from building the files on, and prints the most memory that this process had:
-all that was resident, pages of the files included, and what was its own. It needs twice that much of the disk.
+folder, trains on it with ``table`` "disk", which includes building the files, and prints the peak memory of this
+process: all resident memory, including pages of files, and its own memory. It needs twice that size on the disk.
 
-``python tests/benchmarks/larger_than_memory.py speed`` prints updates and minibatches a second of CPU time of both, in
-turn within one process, on a dataset that fits the page cache.
+``python tests/benchmarks/larger_than_memory.py speed`` prints updates and minibatches per second of CPU time of
+both, in turn within one process, on a dataset that fits the page cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ O, A, EPISODE, BLOCK = 60, 9, 280, 1 << 16
 
 
 def write(path: Path, gigabytes: float) -> int:
-    """A file in D4RL's format of observations so large; the number of its rows."""
+    """Write a file of this size in D4RL's format, and return its number of rows."""
     rows = int(gigabytes * 1e9 / (4 * (O + A + 1) + 2))
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(BLOCK, O)).astype(np.float32)
@@ -41,7 +41,7 @@ def write(path: Path, gigabytes: float) -> int:
         }
         for start in range(0, rows, BLOCK):
             count, number = min(BLOCK, rows - start), np.arange(start, min(start + BLOCK, rows))
-            obs[:, 0] = start / rows  # no two blocks are the same
+            obs[:, 0] = start / rows  # all blocks differ
             columns["observations"][start : start + count] = obs[:count]
             columns["actions"][start : start + count] = action[:count]
             columns["rewards"][start : start + count] = obs[:count, 1]
@@ -50,7 +50,7 @@ def write(path: Path, gigabytes: float) -> int:
 
 
 def resident() -> dict[str, float]:
-    """Gigabytes that this process has in memory: all of it, and what is its own and no page of a file."""
+    """Memory of this process in gigabytes: all resident memory, and only its own without pages of files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return {
         name: int(line.split()[1]) / 1e6 for line in lines if (name := line.partition(":")[0]) in ("VmRSS", "RssAnon")
@@ -58,7 +58,7 @@ def resident() -> dict[str, float]:
 
 
 class Watch(threading.Thread):
-    """Notes the most memory that was resident, looking every 20 ms."""
+    """Records the peak of resident memory, checked every 20 ms."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)

@@ -1,8 +1,8 @@
-"""DrQ-v2's loop beside a plain eager one, in turns within one run: ``python tests/benchmarks/plain_drqv2.py``.
+"""Our loop of DrQ-v2 compared with a plain eager one, in one run: ``python tests/benchmarks/plain_drqv2.py``.
 
-The plain one is what a single-file implementation does: torch.nn layers, images shifted by ``grid_sample``, an
+The plain one is written like a single-file implementation: torch.nn layers, images shifted by ``grid_sample``, an
 optimiser for each of encoder, actor and critics, whole stacks in the replay, and minibatches put together row by row.
-It never asks for a value with ``.item()`` and never logs. Both act in the same environment, one step at a time.
+It never calls ``.item()`` and never logs. Both act in the same environment, one step at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STEPS_PER_UPDATE, N_STEP, GAMMA, SIGMA, CLIP, PAD = 2, 3, 0.99, 0.5, 0.3, 4
 
 
 class Clock:
-    """Seconds by what they went into; those of rendering are taken off what it was a part of."""
+    """Seconds spent on each part; the time of rendering is counted separately from the part that rendered."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -131,7 +131,7 @@ class PlainDrQv2:
 
 
 class PlainReplay:
-    """Episodes of whole stacks; a minibatch is put together row by row."""
+    """Stores episodes of whole stacks; a minibatch is assembled row by row."""
 
     def __init__(self) -> None:
         self.episodes: list[list[tuple]] = []

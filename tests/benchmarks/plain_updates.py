@@ -1,7 +1,7 @@
-"""Ours against plain eager PyTorch, in one run: ``python tests/benchmarks/plain_updates.py``.
+"""Our updates compared with plain eager PyTorch, in one run: ``python tests/benchmarks/plain_updates.py``.
 
-The plain ones are what single-file implementations do: torch.nn layers, one of torch's optimisers a network, a fresh
-index into five arrays every update. They never ask for a value with ``.item()`` and never log, which single files do.
+The plain ones are written like single-file implementations: torch.nn layers, one of torch's optimisers per network, and
+a new index into five arrays for every update. Unlike such files, they never call ``.item()`` and never log.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class PlainXQL:
 
 
 class PlainTD3:
-    """As ``offlinerl.agents.td3``, with its defaults."""
+    """Like ``offlinerl.agents.td3``, with its defaults."""
 
     def __init__(self) -> None:
         self.actor, self.q1, self.q2 = mlp(O, A), mlp(O + A, 1), mlp(O + A, 1)
@@ -106,7 +106,7 @@ class PlainTD3:
 
 
 class PlainSAC:
-    """As ``offlinerl.agents.sac``, with its defaults."""
+    """Like ``offlinerl.agents.sac``, with its defaults."""
 
     actor_lr = 3e-4
 
@@ -119,7 +119,7 @@ class PlainSAC:
         self.alpha_adam = torch.optim.Adam([self.log_alpha], self.actor_lr)
 
     def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """An action and the logarithm of its density."""
+        """An action and its log-density."""
         mean, log_std = self.actor(obs).chunk(2, -1)
         policy = torch.distributions.Normal(mean, log_std.clamp(-20, 2).exp())
         u = policy.rsample()
@@ -149,7 +149,7 @@ class PlainSAC:
 
 
 class PlainCQL(PlainSAC):
-    """As ``offlinerl.agents.cql``, with its defaults."""
+    """Like ``offlinerl.agents.cql``, with its defaults."""
 
     actor_lr, samples = 3e-5, 10
 
