@@ -188,8 +188,9 @@ def test_episodes_are_kept_by_return_length_and_number(here, capsys):
         assert_rows(offlinerl.load_dataset("some.hdf5"), [EPISODES[n] for n in numbers])
     with pytest.raises(UserError, match="no episode of a is like that: returns are"):
         edit.some(data, min_length=100)
-    with pytest.raises(UserError, match="has 7 episodes, from 0 to 6, and no episode 7"):
-        edit.some(data, episodes=[7])
+    for number in (7, -1):
+        with pytest.raises(UserError, match=f"has 7 episodes, from 0 to 6, and no episode {number}"):
+            edit.some(data, episodes=[number])
     assert main(["datasets", "filter", "a.hdf5", "--out", "some.hdf5"]) == 2
     assert main(["datasets", "filter", "a.hdf5", "--success", "--out", "some.hdf5", "--overwrite"]) == 1
     assert "different rewards, and success shows where there are two" in capsys.readouterr().err

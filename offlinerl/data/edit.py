@@ -154,7 +154,7 @@ def some(
     if success is not None:
         keep &= succeeded(data) == success
     if episodes is not None:
-        if beyond := [number for number in episodes if number >= total]:
+        if beyond := [number for number in episodes if not 0 <= number < total]:
             raise UserError(f"{data.name} has {total} episodes, from 0 to {total - 1}, and no episode {beyond[0]}")
         keep &= np.isin(np.arange(total), list(episodes))
     chosen = np.flatnonzero(keep)
