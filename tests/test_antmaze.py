@@ -152,7 +152,7 @@ def test_v0_has_one_goal_and_v2_draws_one_for_each_episode():
 
 
 @pytest.mark.parametrize("continuing", [False, True])
-def test_the_goal_pays_one_and_ends_the_episode(continuing):
+def test_reaching_the_goal_gives_a_reward_of_one_and_terminates(continuing):
     env, nothing = maze(continuing_task=continuing), np.zeros(8, np.float32)
     _, info = env.reset(seed=0)
     assert info == {"success": False}

@@ -60,7 +60,7 @@ def test_updates_are_finite_and_move_every_group(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stacked_seeds_equal_seeds_alone_and_a_diverged_one_stays_alone(name):
+def test_stacked_seeds_equal_seeds_alone_and_a_diverged_one_changes_no_other(name):
     seeds = (3, 1, 4)
 
     def trained(*some, ill=None):

@@ -61,7 +61,7 @@ def test_observations_and_rewards_are_those_of_the_suite(suite, domain, task):
     def flat(now):
         return np.concatenate([np.asarray(part, np.float32).ravel() for part in now.observation.values()])
 
-    env.reset(seed=6)  # a past of its own must not show
+    env.reset(seed=6)  # earlier episodes must not matter
     np.testing.assert_array_equal(env.reset(seed=5)[0], flat(raw.reset()))
     for action in actions(env, 40):
         observation, reward, terminated, truncated, _ = env.step(action)
@@ -114,7 +114,7 @@ def test_an_action_is_repeated_and_its_rewards_are_summed(suite):
     assert gym.make(thrice.spec).unwrapped.action_repeat == 3
 
 
-def test_a_shorter_limit_can_be_asked_for(suite):
+def test_a_shorter_time_limit_can_be_set(suite):
     env = gym.make(CHEETAH, max_episode_steps=2)
     env.reset(seed=0)
     assert [env.step(action)[2:4] for action in actions(env, 2)] == [(False, False), (False, True)]
@@ -124,7 +124,7 @@ def test_a_shorter_limit_can_be_asked_for(suite):
 @pytest.mark.parametrize("name", ["cheetah-run", "humanoid-stand", "swimmer-swimmer6", "point_mass-hard"])
 def test_a_seed_decides_an_episode(suite, name):
     env, again = (gym.make(f"dm_control/{name}-v0") for _ in range(2))
-    rollout(env, seed=7)  # a past of its own must not show
+    rollout(env, seed=7)  # earlier episodes must not matter
     first, following = rollout(env, seed=3), rollout(env)
     np.testing.assert_array_equal(first, rollout(again, seed=3))
     np.testing.assert_array_equal(following, rollout(again))

@@ -210,7 +210,7 @@ def test_discrete_actions_and_pixels_are_kept(tmp_path):
 def test_a_part_of_a_dataset_holds_its_episodes_and_nothing_else():
     ends = np.array([0, 1, 0, 0, 1, 1, 0, 1], bool)
     obs, following = np.arange(8, dtype=np.float32)[:, None], np.arange(1, 9, dtype=np.float32)[:, None]
-    following[ends] += 0.5  # an observation of its own, after the episode's last step
+    following[ends] += 0.5  # a separate observation after the episode's last step
     columns = dict(action=obs, reward=obs[:, 0], terminated=ends & (obs[:, 0] > 3), last=ends, name="whole")
     whole = Dataset.of_rows(obs, following, **columns)
     part = whole.take(np.array([3, 1]))
@@ -239,7 +239,7 @@ def test_truncation_bootstraps_and_termination_does_not():
 
 
 def test_n_step_by_hand():
-    # one episode of four rows that terminates, one of two that is cut off
+    # an episode of four rows that terminates, and a truncated one of two
     data = table([1, 2, 4, 8, 16, 32], [0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1])
     batch = transitions(data, 0.5, 3)
     np.testing.assert_allclose(batch.reward, [1 + 1 + 1, 2 + 2 + 2, 4 + 4, 8, 16 + 16, 32])

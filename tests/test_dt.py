@@ -113,7 +113,7 @@ def test_acting_applies_the_model_to_the_latest_steps(asked):
             torch.testing.assert_close(action[s, e], alone[0, 0, -1], atol=1e-5, rtol=1e-4)
 
 
-def test_it_acts_as_well_as_the_return_it_is_asked_for():
+def test_it_reaches_the_requested_return():
     """Half of the episodes always do +0.5 for a reward of 1 a step, and half do -0.5 for none."""
     data = random_table(800)
     good = np.arange(800) // 20 % 2 == 0

@@ -132,7 +132,7 @@ def test_a_diverged_policy_of_discrete_actions_is_named(agent):
         evaluate(policy.part(slice(1, 2)), task, episodes=1)
 
 
-def test_bootstrap_covers_the_mean_as_often_as_it_says():
+def test_bootstrap_covers_the_mean_with_the_stated_probability():
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(200):

@@ -111,7 +111,7 @@ def test_a_linear_system_has_its_value_in_closed_form():
     )  # fmt: skip
     exact = -p * (s[:, 0] ** 2).mean() - q
     behavior = -typical_return(data, gamma)
-    assert found.value == pytest.approx(exact, abs=0.04 * abs(behavior))  # values are learnt in these units
+    assert found.value == pytest.approx(exact, abs=0.04 * abs(behavior))  # values are learned in these units
     assert abs(behavior - exact) > 3 * abs(exact)  # what is evaluated is the policy, not the data
     assert found.interval[0] < exact < found.interval[1]
 

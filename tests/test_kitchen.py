@@ -110,7 +110,7 @@ def test_the_goal_holds_exactly_the_requested_tasks():
 
 def test_a_seed_decides_an_episode(kitchen):
     again = Kitchen()
-    kitchen.reset(seed=7)  # a past of its own must not show
+    kitchen.reset(seed=7)  # earlier episodes must not matter
     np.testing.assert_array_equal(rollout(kitchen, 3), rollout(again, 3))
     assert not np.array_equal(rollout(kitchen, 3), rollout(kitchen, 4))
 

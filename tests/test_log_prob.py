@@ -60,7 +60,7 @@ def test_frames_tables_and_arrays_keep_them(here):
     assert main(argv) == 0
     np.testing.assert_allclose(offlinerl.load_dataset("a.hdf5").log_prob, data.log_prob, rtol=1e-6)
     arrays = dict(obs=data.obs, action=data.action, reward=data.reward, terminated=data.terminated, truncated=data.last)
-    found = offlinerl.load_dataset(arrays | dict(log_prob=data.log_prob))  # without the rows that were cut off
+    found = offlinerl.load_dataset(arrays | dict(log_prob=data.log_prob))  # without the truncated rows
     np.testing.assert_array_equal(found.log_prob, data.log_prob[~data.last | data.terminated])
 
 

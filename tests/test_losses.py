@@ -111,7 +111,7 @@ def test_projection_by_hand():
     # 0.5 + 0.5 z = (0.5, 1, 1.5, 2): halves of the first to 0 and 1, of the third to 1 and 2
     moved = losses.project(probability, atoms, torch.tensor([0.5]), torch.tensor([0.5]))
     assert moved[0].tolist() == pytest.approx([0.05, 0.05 + 0.2 + 0.15, 0.15 + 0.4, 0.0])
-    # a terminal step that pays 1.25 puts everything there
+    # a terminal step with a reward of 1.25 moves all mass there
     over = losses.project(probability, atoms, torch.tensor([1.25]), torch.tensor([0.0]))
     assert over[0].tolist() == pytest.approx([0, 0.75, 0.25, 0])
     # mass outside the support goes to its ends

@@ -118,7 +118,7 @@ def test_adam_sets_tiny_moments_to_zero_instead_of_subnormal_numbers():
     state, powers = a.state[ours], a.param_groups[0]["beta_powers"]
     assert not state["exp_avg"].any() and not state["exp_avg_sq"].any() and not powers[:, 0].any()
     assert (powers[:, 1] - 0.999**2_500).abs().max() < 1e-5
-    assert b.state[theirs]["exp_avg"].all()  # what is kept otherwise
+    assert b.state[theirs]["exp_avg"].all()  # torch keeps a tiny moment
     torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=0)
 
 

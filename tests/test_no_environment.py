@@ -60,7 +60,7 @@ def test_a_training_without_an_environment_leaves_losses_and_a_policy_that_acts(
     held_out = run.held_out
     assert held_out["update"].tolist() == [200, 200, 400, 400] and held_out["seed"].tolist() == [0, 1, 0, 1]
     assert held_out["actor_loss"][2:].tolist() == summary["held_out"]["actor_loss"]
-    assert held_out["actor_loss"][2:].mean() < held_out["actor_loss"][:2].mean()  # it learns what it is shown
+    assert held_out["actor_loss"][2:].mean() < held_out["actor_loss"][:2].mean()  # it learns to imitate the data
     assert run.table == {} and (run.folder / "curves.png").stat().st_size > 1_000
     assert not (run.folder / "best.ckpt").exists() and not (run.folder / "evaluations.csv").exists()
     policy = offlinerl.load_policy(run.folder, seed=1)

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, with its own assertions, and draws what it says it draws."""
+"""Every notebook runs from top to bottom, its assertions hold, and its plots are not empty."""
 
 import base64
 import io

@@ -610,7 +610,7 @@ def test_frames_per_second_of_videos(metadata, fps):
     assert frames_per_second(env) == fps
 
 
-def test_bounds_come_from_the_range_that_is_asked_for():
+def test_bounds_come_from_the_given_action_range():
     made("Asked-v0", Reach, low=-np.inf, high=np.inf)
     spec = spec_of(make({"id": "Asked-v0", "action_range": [[-1, -2], [1, 2]]}))
     assert (spec.action_low, spec.action_high) == ((-1.0, -2.0), (1.0, 2.0))

@@ -190,7 +190,7 @@ def test_a_return_stops_at_the_first_terminal_step():
     goal = step >= 20
     data = Dataset.of_rows(
         obs, obs, action=obs, reward=goal.astype(np.float32), terminated=goal, last=step == 199
-    )  # pays 1 at every step from 20 on
+    )  # a reward of 1 at every step from 20 on
     assert discounted_returns(data, 0.99) == pytest.approx([0.99**20])
 
 

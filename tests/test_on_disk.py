@@ -207,7 +207,7 @@ def folders(cache):
     return [found for found in cache.iterdir() if found.is_dir()]
 
 
-def test_files_are_made_once_and_anew_when_their_source_changes(tmp_path, cache, capsys):
+def test_files_are_built_once_and_again_if_their_source_changes(tmp_path, cache, capsys):
     file = d4rl(tmp_path / "log.hdf5")
     load.load(str(file), table="disk")
     assert "written once into files" in capsys.readouterr().out

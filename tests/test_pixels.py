@@ -90,7 +90,7 @@ def test_frames_of_gymnasiums_tasks_are_those_of_their_renderer():
     raw = gym.make(CHEETAH, render_mode="rgb_array", width=84, height=84, camera_name="track")
     raw.reset(seed=3)
     frames = [env.reset(seed=3)[0], env.step(actions(env, 1)[0])[0]]
-    env.close()  # OpenGL allows only one active renderer per thread
+    env.close()  # both use OpenGL, which allows one active renderer per thread
     drawn = [raw.render()]
     for _ in range(2):
         raw.step(actions(raw, 1)[0])
@@ -270,7 +270,7 @@ def test_a_video_of_a_simulator_needs_no_screen():
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A pixel dataset that DrQ-v2 collected while it learnt, the run of XQL on it, and the folder of both."""
+    """A pixel dataset that DrQ-v2 collected while it learned, the run of XQL on it, and the folder of both."""
     folder = tmp_path_factory.mktemp("pixels")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

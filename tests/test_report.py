@@ -559,7 +559,7 @@ def test_returns_of_several_tasks_are_never_averaged(kind, tmp_path, capsys):
     assert rows_of(tmp_path / "out" / "tables" / "improvement.csv", tasks="Over 2 tasks", x="xql", y="bc")
 
 
-def test_kinds_of_scores_are_not_mixed_and_what_lacks_a_task_is_named(tmp_path):
+def test_kinds_of_scores_are_not_mixed_and_agents_that_lack_a_task_are_named(tmp_path):
     for agent, task in itertools.product(AGENTS, TASKS):
         if (agent, task) != ("bc", "cheetah"):
             finished(tmp_path / f"{agent}-{task}", agent, task, env=task)

@@ -124,7 +124,7 @@ class Mixed:
         return [(block.reward == 1000).float().mean(-1) for piece in self.source.epoch(steps) for block in piece]
 
 
-def test_the_share_of_old_data_is_what_it_should_be():
+def test_the_share_of_old_data_is_as_set():
     for start, end, expected in ((0.5, 0.5, [0.5] * 4), (0.8, 0.0, [0.6, 0.4, 0.2, 0.0]), (0.0, 1.0, None)):
         shares = Mixed(partial(linear, start, end, 40)).shares(40)
         found = [share.unique().tolist() for share in shares]

@@ -93,11 +93,11 @@ def test_while_policies_cannot_be_distinguished_all_play():
 
 
 KINDS = ("normal", "success", "tasks", "deviations", "failures", "tails", "starts")
-"""The standard deviation of returns."""
+"""Kinds of distributions of returns."""
 
 
 def problems(kind, rng, trials=300, policies=10, episodes=1000):
-    """True means of policies, ``[trials, P]``, and their returns in so many episodes, ``[trials, P, episodes]``."""
+    """True means of policies, ``[trials, P]``, and their returns in episodes, ``[trials, P, episodes]``."""
     shape = trials, policies, episodes
     mean, noise = rng.normal(size=(trials, policies, 1)), rng.normal(size=shape)
     if kind in ("success", "tasks"):

@@ -223,7 +223,7 @@ def test_an_action_that_the_reference_never_takes_is_ignored():
 @pytest.mark.parametrize("beta", BETAS)
 def test_extreme_q_learning_of_tables_finds_the_soft_values(beta):
     """Gradient descent on the two losses of XQL, over every transition that can happen, weighted by how often the
-    reference makes it. Successors are random, so V must not fit what was sampled of them, but Q's mean over them."""
+    reference makes it. Successors are random, so V must fit the mean of Q over them and not single samples."""
     mdp = garnet()
     reference = some_policy(mdp)
     transitions = np.nonzero(mdp.transition)
@@ -319,7 +319,7 @@ def test_the_natural_gradient_is_the_advantage(reached):
 
 def walk(env, policy, steps, seed):
     """The transitions of a policy: state, action, successor, reward, terminated, each ``[steps]``."""
-    rng, rows = np.random.default_rng([seed, 1]), []  # with the seed alone it would draw the environment's numbers
+    rng, rows = np.random.default_rng([seed, 1]), []  # seed alone would give the environment's random numbers
     sums, state = tabular.distribution_function(policy), env.reset(seed=seed)[0].argmax()
     for _ in range(steps):
         action = np.searchsorted(sums[state], rng.random(), side="right")
@@ -386,7 +386,7 @@ def test_with_a_random_horizon_the_sampled_policy_gradient_needs_no_discount(hor
 
 def test_a_seed_decides_an_episode():
     env, again = (Finite(**kwargs_of(garnet(), random_horizon=True)) for _ in range(2))
-    walk(env, uniform(garnet()), 10, seed=5)  # a past of its own must not show
+    walk(env, uniform(garnet()), 10, seed=5)  # earlier episodes must not matter
     first = np.stack(walk(env, uniform(garnet()), 100, seed=3))
     assert np.array_equal(first, np.stack(walk(again, uniform(garnet()), 100, seed=3)))
     assert not np.array_equal(first, np.stack(walk(env, uniform(garnet()), 100, seed=4)))

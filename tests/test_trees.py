@@ -170,8 +170,8 @@ def test_a_memory_mapped_dataset_is_not_read_into_memory(tmp_path):
 
 
 def steps_of(lengths, S=1, E=1, stack=1):
-    """Steps of episodes of these lengths, in every environment; image and state tell a frame's number, and with
-    ``stack`` an environment shows so many of the latest ones."""
+    """Steps of episodes of these lengths, in every environment. Image and state show the number of a frame; an
+    environment shows the latest ``stack`` frames."""
     number = 0
     for length in lengths:
         frames = [number] * (stack - 1) + list(range(number, number + length + 1))

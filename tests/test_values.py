@@ -202,7 +202,7 @@ def test_a_run_names_its_members_by_seed_and_value(here):
     assert "agent.beta" not in rows(here / "one" / "metrics.csv")[0]
 
 
-def test_a_member_of_a_run_is_the_run_alone(here):
+def test_a_member_of_a_run_equals_a_run_alone(here):
     many, one = weights(here / "many"), weights(here / "one")
     for name, weight in one.items():
         torch.testing.assert_close(many[name][3], weight[0], rtol=0, atol=1e-6, msg=name)

@@ -271,7 +271,7 @@ def test_ends_after_a_goal_are_written_as_in_d4rls_own_files(here, capsys):
     capsys.readouterr()
     assert main(["datasets", "validate", "kept.hdf5"]) == 0
     assert "right after a terminal row" not in capsys.readouterr().out
-    Path("kept.hdf5").rename("antmaze-umaze-v0.hdf5")  # for this name jumps are ends, although there are none
+    Path("kept.hdf5").rename("antmaze-umaze-v0.hdf5")  # jumps are ends for this name; here are none
     assert_same(offlinerl.load_dataset("antmaze-umaze-v0.hdf5", reward="none"), data)
     walks(terminated=np.array([0, 0, 1, 0, 0, 0])).write("ends")
     assert main(["datasets", "export", "ends", "ends.hdf5"]) == 0
