@@ -131,7 +131,7 @@ def select(
     order = sorted(range(len(rows)), key=lambda i: (not known[i], -rows[i].get("lower_bound", rows[i]["estimate"])))
     policies = [dict(rank=rank, **candidates[i].facts, **rows[i]) for rank, i in enumerate(order, 1)]
     results = dict(method=method, unit=unit, tried=len(policies), policies=policies)
-    show(results, display)
+    show(results, display, candidates[order[0]].agent)
     if json_file is not None:
         write_json(json_file, results)
     if png is not None and not any(known):
@@ -348,8 +348,8 @@ def sums_of(returns: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray,
     return count, total, squares
 
 
-def show(results: Mapping[str, Any], display: Display) -> None:
-    """Print the table of the policies."""
+def show(results: Mapping[str, Any], display: Display, best: Agent) -> None:
+    """Print the table of the policies, and the command that exports the first one, which is ``best``."""
     policies, method = results["policies"], results["method"]["name"]
     acted, weighed = method == "ttei", method in ("wis", "dr")
     intervals = [row["ci95"] for row in policies]
@@ -372,4 +372,7 @@ def show(results: Mapping[str, Any], display: Display) -> None:
     if np.isfinite(first["estimate"]):
         member = columns_of(dict(seed=first["seed"], **first.get("values", {})))
         flags = [word for key, value in member.items() for word in (f"--{key}", value)]
+        named = f"{type(best).__module__}:{type(best).__name__}"
+        if checkpoint.known_class(named) is None:
+            flags += ["--agent-class", named]
         display.say(f"to deploy the first: {command('export', first['run'], *flags, '--onnx', 'policy.onnx')}")
