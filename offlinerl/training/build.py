@@ -22,6 +22,7 @@ from offlinerl.agents.vae import VAE
 from offlinerl.data import describe, load, registry, rewards, scales
 from offlinerl.data.columns import blocks, let_go
 from offlinerl.data.dataset import Dataset
+from offlinerl.data.edit import made_of
 from offlinerl.data.inferred import KINDS, spec_of_data
 from offlinerl.data.mapping import in_words
 from offlinerl.data.registry import Entry
@@ -130,8 +131,8 @@ def on_dataset(
     entry = replace(entry, reward=train.get("reward") or entry.reward)
     raw = load.load(entry, reward="none", table=train["table"], display=display)
     contents = contents_of(raw)
-    found = dict(fingerprint=contents["sha256"], successors=checksum_of_successors(raw))
-    if any(about.get(name, digest) != digest for name, digest in found.items()):  # older versions stored one or none
+    found = checksums_of(raw, contents)
+    if not is_of(about, found):
         raise UserError(
             f"the dataset {entry.name} is not what the run in {folder} was trained on: its contents differ; give"
             " --dataset a copy of that one, or start a new run"
@@ -288,7 +289,13 @@ def agent_for(
         if vae is not None:
             agent.frozen.posterior.load_state_dict({name: w[:1] for name, w in vae.posterior.state_dict().items()})
         if about.get("init"):
-            checkpoint.load_weights(agent, Path(about["init"]))
+            had = checkpoint.load_weights(agent, Path(about["init"]))
+            if differs := task.difference(Task(**{"env": None, **had}), spec):
+                what, own, its = differs
+                raise UserError(
+                    f"the checkpoint {about['init']} has the {what} in the order {', '.join(its)}, and this run in the"
+                    f" order {', '.join(own)}: give them in the checkpoint's order"
+                )
         elif data is not None and getattr(agent.config, "normalize", False):
             agent.normalize_by(data.moments)
     agent.configure_optimizers()
@@ -410,7 +417,10 @@ def task_of(entry: Entry, data: Dataset, limits: Mapping[str, Any]) -> Task:
     stack = data.provenance.get("frame_stack")
     if env is not None and stack and "stack" not in env:
         env = {**env, "stack": stack}
-    return replace(Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"))
+    return replace(
+        Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"),
+        parts=made_of(data) or None, actions=data.provenance.get("columns", {}).get("action"),
+    )  # fmt: skip
 
 
 def contents_of(raw: Dataset) -> dict[str, Any]:
@@ -426,6 +436,17 @@ def contents_of(raw: Dataset) -> dict[str, Any]:
         for block in blocks(column):
             digest.update(np.ascontiguousarray(block))
     return dict(rows=len(raw), episodes=len(raw.episode_starts), sha256=digest.hexdigest())
+
+
+def checksums_of(raw: Dataset, contents: Mapping[str, Any]) -> dict[str, str]:
+    """The checksums in a run's section ``fit`` by which it recognises its dataset; ``contents`` is ``contents_of``."""
+    return dict(fingerprint=contents["sha256"], successors=checksum_of_successors(raw))
+
+
+def is_of(about: Mapping[str, Any], checksums: Mapping[str, str]) -> bool:
+    """Whether a run's section ``fit`` has these ``fingerprint`` and ``successors`` of a dataset, or lacks them, because
+    older versions stored one or none."""
+    return all(about.get(name, digest) == digest for name, digest in checksums.items())
 
 
 def checksum_of_successors(raw: Dataset) -> str:
