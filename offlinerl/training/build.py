@@ -19,7 +19,7 @@ from offlinerl import agents
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.agents.vae import VAE
-from offlinerl.data import describe, load, registry, rewards, scales
+from offlinerl.data import describe, formats, load, registry, rewards, scales
 from offlinerl.data.columns import blocks, let_go
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.edit import made_of
@@ -129,7 +129,7 @@ def on_dataset(
     as in table 2 of the XQL paper, it makes one update per ``steps_per_update`` environment steps."""
     about, train, display = settings["fit"], settings["train"], Display()
     entry = replace(entry, reward=train.get("reward") or entry.reward)
-    raw = load.load(entry, reward="none", table=train["table"], display=display)
+    raw = load.load(entry, reward="none", table=train["table"], display=display, store_columns=False)
     contents = contents_of(raw)
     found = checksums_of(raw, contents)
     if not is_of(about, found):
@@ -138,6 +138,8 @@ def on_dataset(
             " --dataset a copy of that one, or start a new run"
         )
     about |= found
+    if entry.kind == "file" and formats.is_table(entry.path, entry.columns):
+        about |= columns_read(raw)
     had = raw.provenance.get("reward", "none")
     if train.get("reward") == "none" != had:
         raise UserError(
@@ -436,6 +438,16 @@ def contents_of(raw: Dataset) -> dict[str, Any]:
         for block in blocks(column):
             digest.update(np.ascontiguousarray(block))
     return dict(rows=len(raw), episodes=len(raw.episode_starts), sha256=digest.hexdigest())
+
+
+def columns_read(raw: Dataset) -> dict[str, Any]:
+    """The column mapping by which a table was read, as an entry of the section ``fit``, so that the run does not depend
+    on a mapping that is stored beside the table and may change. Empty for files of other kinds, and for several tables
+    of which only some have log-probabilities, since a mapping that is given must fit them all."""
+    columns = raw.provenance.get("columns") or {}
+    if not columns or ("log_prob" in columns and raw.log_prob is None):
+        return {}
+    return dict(columns={field: list(names) for field, names in columns.items()})
 
 
 def checksums_of(raw: Dataset, contents: Mapping[str, Any]) -> dict[str, str]:

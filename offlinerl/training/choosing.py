@@ -200,7 +200,7 @@ def offline(
         entry = entry_of_run(candidates[0])
     else:
         entry = registry.resolve(str(dataset) if isinstance(dataset, Path) else dataset)
-    data, rows = load.load(entry, reward="none"), []
+    data, rows = load.load(entry, reward="none", store_columns=False), []
     rule = data.provenance.get("reward", "none")
     if entry.kind == "object" and rule != "none":
         raise UserError(
@@ -330,7 +330,7 @@ def entry_of_run(candidate: Candidate) -> registry.Entry:
             f"{candidate.run} does not say of a dataset that it learned from: name one with --dataset, or give"
             " --episodes N to rank by acting"
         )
-    return entry_of(about)
+    return entry_of(dict(about))
 
 
 def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display: Display) -> list[dict[str, Any]]:
