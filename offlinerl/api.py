@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from offlinerl import agents
 from offlinerl.data import registry
 from offlinerl.data.dataset import Dataset
+from offlinerl.data.mapping import remember
 from offlinerl.envs.make import described
 from offlinerl.training.request import settings_for, settings_of_run
 from offlinerl.util.errors import UserError, WrongUsage, either
@@ -78,7 +79,7 @@ def fit(
         init: a checkpoint, or a run's folder, to take initial weights from.
         actions: "discrete" or "continuous", the kind of the dataset's actions if no environment is known; by default
             their type decides.
-        columns: the meaning of a table's columns; see ``offlinerl.data.load.load``.
+        columns: the meaning of a table's columns, which is stored beside the table; see ``offlinerl.data.load.load``.
         subset: a filter key of a robomimic file or a split of a LeRobot dataset.
 
     Returns:
@@ -147,6 +148,8 @@ def fit(
 
         with threads_for(threads, settings["train"]["devices"]):
             run = build(settings, entry, pick_device(device), folder)
+            if columns is not None and entry.columns:
+                remember(entry.path, entry.columns)
             write_config(folder, settings)
             return FitResult(folder, run.train(), run.agent)
 

@@ -17,6 +17,7 @@ from offlinerl.agents.checkpoint import load_agent
 from offlinerl.cli import main
 from offlinerl.data import formats, tables
 from offlinerl.data.d4rl import load_hdf5
+from offlinerl.data.mapping import parse_columns
 from offlinerl.data.validate import validate
 from offlinerl.envs.make import make
 from offlinerl.util.errors import UserError
@@ -415,6 +416,85 @@ def test_columns_need_to_be_given_only_once(here, capsys):
     acts(here / "log.csv", capsys)
     assert main(["datasets", "show", "log.csv", "--columns", "obs=x,y", *COLUMNS[1:]]) == 0
     assert offlinerl.load_dataset("log.csv").obs.shape[1] == 2, "what is given again replaces what was"
+
+
+def recorded(run):
+    """The columns that a run says it was trained on."""
+    return yaml.safe_load((Path(run) / "config.yaml").read_text())["fit"].get("columns")
+
+
+def without_columns(run):
+    """As a run of an older version, which recorded only the columns that were given."""
+    config = yaml.safe_load((Path(run) / "config.yaml").read_text())
+    del config["fit"]["columns"]
+    (Path(run) / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+LONGER = dict(over=dict(train=dict(updates=8)))
+
+
+def test_a_run_records_the_columns_that_were_stored_and_only_new_ones_are_stored(here, capsys):
+    log, stored = write_csv(here / "log.csv", final=True), Path("log.csv.columns.yaml")
+    few, turned = dict(over=dict(train=FEW)), ["obs=angle,y,x", *COLUMNS[1:]]
+    offlinerl.fit("bc", log, columns=COLUMNS, out="given", **few)
+    assert yaml.safe_load(stored.read_text()) == parse_columns(COLUMNS)
+    offlinerl.fit("bc", log, out="found", **few)
+    assert recorded("given") == recorded("found") == parse_columns(COLUMNS)
+    offlinerl.fit("bc", log, columns=turned, out="turned", **few)
+    assert yaml.safe_load(stored.read_text()) == parse_columns(turned)
+    capsys.readouterr()
+    offlinerl.select(["given", "found"], updates=2, critics=2)
+    assert "its contents are not those" not in capsys.readouterr().out
+    for run in ("given", "found"):
+        assert offlinerl.fit(resume=run, **LONGER).summary["updates"] == 8
+    offlinerl.fit(file=Path("given/config.yaml"), out="again")
+    assert recorded("again") == parse_columns(COLUMNS)
+    assert yaml.safe_load(stored.read_text()) == parse_columns(turned), "what none of these commands was given"
+    without_columns("turned")
+    offlinerl.fit(resume="turned", **LONGER)
+    assert recorded("turned") == parse_columns(turned)
+    without_columns("found")
+    with pytest.raises(UserError, match="its contents differ"):
+        offlinerl.fit(resume="found", **LONGER)
+
+
+def test_a_run_records_the_columns_that_were_recognised(here):
+    Path("logs").mkdir()
+    for name in ("log.csv", "logs/a.csv", "logs/b.csv"):
+        Path(name).write_text("obs_x,obs_y,action,done\n" + "1,2,.3,0\n3,4,.4,0\n5,6,.5,1\n" * 8)
+
+    def cached():
+        return {path: path.stat().st_mtime_ns for path in Path("cache/tables").rglob("*.npy")}
+
+    for number, dataset in enumerate((here / "log.csv", here / "logs")):
+        run = offlinerl.fit("bc", dataset, over=dict(train=FEW | dict(table="disk")), out=f"run{number}")
+        assert recorded(run.folder) == offlinerl.load_dataset(dataset).provenance["columns"]
+        assert recorded(run.folder)["obs"] == ["obs[._]*"]
+        files = cached()
+        assert files and offlinerl.fit(resume=run.folder, **LONGER).summary["updates"] == 8
+        assert cached() == files, "nothing is written twice"
+    assert not [*Path().rglob("*columns.yaml")]
+    Path("logs/b.csv").write_text("obs_x,obs_y,action,action_logp,done\n" + "1,2,.3,0,0\n3,4,.4,0,1\n" * 8)
+    Path("logs/a.csv").rename("logs/c.csv")
+    run = offlinerl.fit("bc", "logs", over=dict(train=FEW), out="partly")
+    assert offlinerl.fit(resume=run.folder, **LONGER).summary["updates"] == 8
+
+
+def test_the_columns_of_a_run_are_not_those_of_every_other_dataset(here):
+    few = dict(over=dict(train=FEW))
+    log, config = write_csv(here / "log.csv"), Path("run/config.yaml")
+    offlinerl.fit("bc", log, columns=COLUMNS, out="run", **few)
+    write_csv(here / "other.csv")
+    assert recorded(offlinerl.fit(file=config, dataset="other.csv", **few).folder) == parse_columns(COLUMNS)
+    turned = ["obs=angle,y,x", *COLUMNS[1:]]
+    offlinerl.load_dataset("other.csv", columns=turned)
+    assert recorded(offlinerl.fit(file=config, dataset="other.csv", **few).folder) == parse_columns(turned)
+    Path("log.csv.columns.yaml").write_text(yaml.safe_dump(parse_columns(turned)))
+    assert recorded(offlinerl.fit(file=config, dataset="log.csv", **few).folder) == parse_columns(COLUMNS)
+    data = offlinerl.load_dataset("other.csv", columns=COLUMNS)
+    for dataset in (data, robomimic(here / "lift.hdf5")):
+        assert recorded(offlinerl.fit(file=config, dataset=dataset, **few).folder) is None
+    assert offlinerl.fit(resume="run", dataset=data, **LONGER).summary["updates"] == 8
 
 
 def test_episodes_may_have_words_as_ids_and_interleaved_rows(here):

@@ -245,6 +245,15 @@ def test_an_own_agent_is_ranked_beside_ours(run, here):
         offlinerl.select(["run", "ours"], agent_class=mine.Gentle)
 
 
+def test_the_command_that_exports_the_best_policy_names_its_class(run, here, capsys):
+    ranked = ("select", "run", "--updates", 2, "--critics", 2, "--agent-class", "mine:Regression")
+    assert main([*map(str, ranked)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("to deploy the first: ")]
+    assert line.endswith("--agent-class mine:Regression --onnx policy.onnx")
+    words = line.partition("offlinerl ")[2].split()
+    assert main([*words[:-2], "--safetensors", "best.safetensors", "--episodes", "1"]) == 0
+
+
 def test_an_agent_that_acts_collects_while_it_learns(here):
     argv = ("collect", "mine:Gentle", "--env", "Pendulum-v1", "--dataset", "own/gentle-v0", "--steps", 40)
     assert main([*map(str, argv), "--compile", "false", "--batch", "8", "--agent.hidden", "[8]"]) == 0

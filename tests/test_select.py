@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import imageio.v3 as imageio
 import numpy as np
 import pendulum
@@ -324,3 +325,127 @@ def test_policies_that_cannot_be_ranked_are_reported(runs, here, capsys):
     (here / "alone" / "last.ckpt").write_bytes((runs[1] / "last.ckpt").read_bytes())
     assert "does not say of a dataset that it learned from: name one with --dataset" in said("alone")
     assert "an interval needs at least 2 critics, not 1" in said(runs[1], "--critics", 1)
+
+
+# What the numbers mean
+
+
+SHORT = dict(train=dict(updates=4, batch=8, eval_every=4, compile=False), agent=dict(hidden=[8]))
+FITTED = dict(updates=2, critics=2)
+
+
+def write_log(path, rows=60):
+    numbers = np.random.default_rng(0).normal(size=(rows, 5))
+    lines = [",".join([*map(str, row), str(t // 10)]) for t, row in enumerate(numbers)]
+    Path(path).write_text("x,y,u,v,r,run\n" + "\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def logged(here):
+    """Runs on one table that name its columns in different ways."""
+    log = write_log(here / "log.csv")
+    columns = dict(
+        xy="obs=x,y action=u,v", same="obs=[xy] action=u,v", yx="obs=y,x action=u,v", vu="obs=x,y action=v,u",
+        part="obs.place=x,y action=u,v", turned="obs.place=y,x action=u,v", other="obs=x,r action=u,v",
+    )  # fmt: skip
+    return {
+        name: offlinerl.fit(
+            "td3bc", log, columns=f"{words} reward=r episode=run", over=SHORT, out=here / f"log-{name}"
+        ).folder
+        for name, words in columns.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ("yx", "the columns of the observations (--columns) of {other} are y, x, and those of {first} x, y: policies"),
+        ("other", "the columns of the observations (--columns) of {other} are x, r, and those of {first} x, y: polic"),
+        ("vu", "the columns of the actions (--columns) of {other} are v, u, and those of {first} u, v: policies can"),
+        ("turned", "the columns of the observations (--columns) of {other} are y, x, and those of {first} x, y: poli"),
+        ("same", None),
+        ("part", None),
+    ],
+)
+def test_runs_that_name_columns_otherwise_are_not_ranked_together(logged, other, says):
+    runs = dict(first=logged["xy"], other=logged[other])
+    if says is None:
+        assert offlinerl.select([*runs.values()], **FITTED)["tried"] == 2
+        return
+    for given in ({}, dict(dataset=logged["xy"].parent / "log.csv")):
+        with pytest.raises(UserError) as error:
+            offlinerl.select([*runs.values()], **given, **FITTED)
+        assert str(error.value).startswith(says.format(**runs))
+
+
+def test_runs_of_other_files_may_name_columns_otherwise(logged, here):
+    text = Path(write_log(here / "second.csv")).read_text()
+    Path("second.csv").write_text(text.replace("x,y", "p,q", 1))
+    names = dict(pq="p,q", qp="q,p")
+    runs = [
+        offlinerl.fit(
+            "td3bc", "second.csv", columns=f"obs={obs} action=u,v reward=r episode=run", over=SHORT, out=here / name
+        ).folder
+        for name, obs in names.items()
+    ]
+    assert offlinerl.select([logged["xy"], runs[0]], **FITTED)["tried"] == 2
+    with pytest.raises(UserError, match="are q, p, and those of .*pq p, q: policies can be ranked together"):
+        offlinerl.select(runs, **FITTED)
+
+
+def test_a_dataset_in_another_order_than_a_run_ranks_nothing(logged, here):
+    data = offlinerl.load_dataset(here / "log.csv", columns="obs=y,x action=u,v reward=r episode=run")
+    with pytest.raises(UserError, match=r"of .*log-xy are x, y, and those of the dataset log y, x: give the dataset"):
+        offlinerl.select(logged["xy"], data, **FITTED)
+    assert offlinerl.select(logged["yx"], data, **FITTED)["tried"] == 1
+
+
+@pytest.fixture(scope="module")
+def parted(here):
+    """Runs on one robomimic file with the parts of its observations in two orders, and in its own."""
+    rng = np.random.default_rng(0)
+    with h5py.File(here / "parts.hdf5", "w") as file:
+        for number in range(6):
+            demo = file.create_group(f"data/demo_{number}")
+            demo["actions"], demo["rewards"], demo["dones"] = rng.normal(size=(9, 2)), np.zeros(9), np.arange(9) == 8
+            demo["obs/a"], demo["obs/b"] = rng.normal(size=(2, 9, 2))
+    keys = dict(ab=["a", "b"], ba=["b", "a"], default=None)
+    return {
+        name: offlinerl.fit("td3bc", here / "parts.hdf5", obs_keys=keys, over=SHORT, out=here / f"parts-{name}").folder
+        for name, keys in keys.items()
+    }
+
+
+def test_runs_with_parts_in_another_order_are_not_ranked_together(parted):
+    for first in ("ab", "default"):
+        with pytest.raises(UserError) as error:
+            offlinerl.select([parted[first], parted["ba"]], **FITTED)
+        says = "the parts of the observations (--obs-keys) of {} are b, a, and those of {} a, b: policies can be ranked"
+        assert str(error.value).startswith(says.format(parted["ba"], parted[first]))
+    assert offlinerl.select([parted["ab"], parted["default"]], **FITTED)["tried"] == 2
+
+
+def test_initial_weights_are_for_one_order_of_columns_and_parts(parted, logged, here):
+    with pytest.raises(UserError, match=r"\(--obs-keys\) in the order a, b, and this run in the order b, a: give them"):
+        offlinerl.fit("td3bc", here / "parts.hdf5", obs_keys=["b", "a"], init=parted["ab"], over=SHORT)
+    columns = "obs=y,x action=u,v reward=r episode=run"
+    with pytest.raises(UserError, match=r"\(--columns\) in the order x, y, and this run in the order y, x: give"):
+        offlinerl.fit("td3bc", here / "log.csv", columns=columns, init=logged["xy"], over=SHORT)
+    offlinerl.fit("td3bc", here / "log.csv", columns=columns, init=logged["yx"], over=SHORT, out=here / "from-yx")
+
+
+def test_a_file_that_changed_since_the_training_is_said(here, capsys):
+    log, reading = write_log(here / "changing.csv"), dict(columns="obs=x,y action=u,v reward=r episode=run")
+    for name in ("before", "again"):
+        offlinerl.fit("td3bc", log, **reading, over=SHORT, out=here / name)
+    offlinerl.select(["before", "again"], **FITTED)
+    warning = "its contents are not those that"
+    assert warning not in capsys.readouterr().out
+    write_log(log, rows=70)
+    offlinerl.fit("td3bc", log, **reading, over=SHORT, out=here / "after")
+    capsys.readouterr()
+    offlinerl.select(["before", "after", "again"], **FITTED)
+    assert f"changing: {warning} before, again were trained on: the file has changed" in capsys.readouterr().out
+    offlinerl.select(["before", "after", "again"], log, **FITTED)
+    assert warning not in capsys.readouterr().out

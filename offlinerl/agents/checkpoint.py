@@ -120,9 +120,9 @@ def load_into(agent: Agent, saved: dict[str, Any], path: Path) -> None:
         ) from error
 
 
-def load_weights(agent: Agent, path: Path) -> None:
+def load_weights(agent: Agent, path: Path) -> dict[str, Any]:
     """Load a checkpoint's weights, target networks included, into an agent that has not trained yet, whatever agent
-    they were trained by.
+    they were trained by. Returns the facts of the task that they were trained for.
 
     Raises:
         UserError: its networks are different, or only one of the two normalises observations.
@@ -143,6 +143,7 @@ def load_weights(agent: Agent, path: Path) -> None:
                 " agent, the seeds and the sizes it was trained with"
             )
     agent.load_state_dict(saved)
+    return content["offlinerl"].get("task") or {}
 
 
 def require_like(saved: Any, fresh: Any, what: str) -> None:

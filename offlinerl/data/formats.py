@@ -64,6 +64,11 @@ def kind_of(path: Path, columns: Columns | None = None) -> str:
     return "table" if named or _is_text_table(begin) else "d4rl"
 
 
+def is_table(path: Path, columns: Columns | None = None) -> bool:
+    """Whether this is a table, or a folder or pattern of files, which may be tables: what a column mapping is for."""
+    return kind_of(path, columns) in ("table", "several")
+
+
 def _of_hdf5(path: Path) -> str:
     try:
         with h5py.File(path, "r") as file:

@@ -39,6 +39,7 @@ def load(
     subset: str | None = None,
     table: str = "memory",
     display: Display | None = None,
+    store_columns: bool = True,
 ) -> Dataset:
     """Loads a dataset by name, Minari id or file, downloading or unpacking it if necessary.
 
@@ -57,6 +58,7 @@ def load(
         table: where to keep the columns: "memory"; "disk", in files in the user's cache that are written once; or
             "auto", on disk if they are too large for the available memory.
         display: reports where the columns are, if they are not in memory.
+        store_columns: whether to store the column mapping, if one is given, beside the table.
 
     Raises:
         UserError: the dataset is unknown, cannot be obtained, or is invalid.
@@ -72,7 +74,7 @@ def load(
         dataset = read(Builder(str(path)))
     else:
         dataset = through_cache(read, path, entry, mode, table, display or Display())
-    if entry.columns is not None:
+    if store_columns and entry.columns is not None:
         remember(path, entry.columns)
     dataset.provenance.update(dataset=entry.name, checksum=entry.checksum(path))
     return replace(with_reward(dataset, entry.reward if reward is None else reward), entry=entry)

@@ -9,10 +9,11 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from offlinerl.data import formats
 from offlinerl.data.builder import Builder
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.mapping import known_columns
@@ -105,6 +106,10 @@ def _source(path: Path, entry: Entry, mode: str) -> dict[str, Any]:
     else:
         files = [path] if path.is_file() else [Path(file) for file in glob.glob(str(path), recursive=True)]
     columns = entry.columns or (known_columns(path) if entry.kind == "file" else None)
+    if columns is None:  # those that will be recognised, which a run that resumes gives
+        with suppress(UserError):  # the reader reports it
+            first = formats.files_of(path)[0] if formats.kind_of(path) == "several" else path
+            columns = formats.columns_of(first, entry) if formats.kind_of(first) == "table" else None
     read_as = dict(
         path=path.absolute(), name=entry.name, mode=mode, obs_keys=entry.obs_keys, columns=columns,
         subset=entry.subset, split=entry.split, steps=entry.steps_allowed, overlong=entry.overlong, env=entry.env,

@@ -28,8 +28,9 @@ WATCHED = {"train.compile", "train.logger", "train.log_every", "train.save_every
 MEASURING = {f"train.{key}" for key in ("eval_every", "online_eval_every", "eval_episodes", "final_episodes")}
 """Settings that affect evaluation, but not training."""
 
-NAMED = {"agent", "dataset", "env", "seeds", "extended", "fingerprint", "successors"}
-"""Entries of the section ``fit`` of ``config.yaml`` that are not settings by which runs are told apart."""
+NAMED = {"agent", "dataset", "env", "seeds", "columns", "extended", "fingerprint", "successors"}
+"""Entries of the section ``fit`` of ``config.yaml`` that are not settings by which runs are told apart. Datasets, and
+the columns that were read of them, are compared by checksum."""
 
 TRIED = 1_000
 """Number of candidate sets of common tasks after which only the sets of pairs of agents are added."""

@@ -11,9 +11,13 @@ import gymnasium
 import numpy as np
 
 from offlinerl.data import registry
+from offlinerl.data.edit import covers
 from offlinerl.envs.make import id_of, plain
 from offlinerl.envs.pixels import is_fast
+from offlinerl.types import Spec
 from offlinerl.util.display import FAST
+
+COLUMNS_SEEN = "columns of the observations (--columns)"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,9 @@ class Task:
         score_kind: the name of the score: "normalized", "minari", "ours" or "return"; see also ``label``.
         reward: for an agent whose policy depends on its rewards, how to transform the environment's rewards to those
             that it was trained with; see ``offlinerl.data.rewards.OnlineReward``.
+        parts: the parts of the observations in order, and the table columns of each, as far as the dataset tells; see
+            ``offlinerl.data.edit.made_of``.
+        actions: the table columns of the actions in order, if the dataset is a table.
     """
 
     env: Mapping[str, Any] | None
@@ -34,6 +41,8 @@ class Task:
     score: Mapping[str, Any] | None = None
     score_kind: str = "return"
     reward: Sequence[Any] | None = None
+    parts: Mapping[str, Sequence[str]] | None = None
+    actions: Sequence[str] | None = None
 
     @classmethod
     def of(cls, entry: registry.Entry) -> Task:
@@ -77,6 +86,35 @@ class Task:
         env = dict(id=self.env_id, kwargs=kwargs, max_episode_steps=limit, wrappers=wrappers) | given
         facts = dict(env=env, obs_keys=self.obs_keys, score=self.score)
         return json.loads(json.dumps(facts, default=lambda value: type(value).__name__))
+
+    def difference(
+        self, other: Task, spec: Spec, one_source: bool = False
+    ) -> tuple[str, Sequence[str], Sequence[str]] | None:
+        """How the meaning of the numbers that agents see and return differs from that in another task of the same
+        shapes, as far as both are known: what differs, and the names in this task and in the other. None if nothing is
+        known to differ.
+
+        Args:
+            other: the other task.
+            spec: the shapes of both.
+            one_source: whether both are of one dataset. In two datasets, different names may mean the same, and only
+                the same names in another order differ for certain.
+        """
+        parts, others = (dict(of.parts or dict.fromkeys(of.obs_keys or (), ())) for of in (self, other))
+        found: list[tuple[str, Sequence[str], Sequence[str]]] = []
+        if "" in {**parts, **others}:  # a part without a name is the whole observation
+            columns = [[name for names in of.values() for name in names] for of in (parts, others)]
+            found.append((COLUMNS_SEEN, *columns))
+        else:
+            in_order = not spec.obs[0].path  # else they are told apart by name
+            if in_order and not (covers([*parts], [*others]) or covers([*others], [*parts])):
+                found.append(("parts of the observations (--obs-keys)", [*parts], [*others]))
+            found += [(COLUMNS_SEEN, names, others.get(part, ())) for part, names in parts.items()]
+        found.append(("columns of the actions (--columns)", self.actions or (), other.actions or ()))
+        for what, own, its in found:
+            if own and its and [*own] != [*its] and (one_source or sorted(own) == sorted(its)):
+                return what, own, its
+        return None
 
     def scores(self, returns: np.ndarray, success: np.ndarray) -> np.ndarray:
         """Normalised scores, ``100 (R - min) / (max - min)``, where R is the return or the success; without ``score``,

@@ -19,9 +19,10 @@ from offlinerl import agents
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.agents.vae import VAE
-from offlinerl.data import describe, load, registry, rewards, scales
+from offlinerl.data import describe, formats, load, registry, rewards, scales
 from offlinerl.data.columns import blocks, let_go
 from offlinerl.data.dataset import Dataset
+from offlinerl.data.edit import made_of
 from offlinerl.data.inferred import KINDS, spec_of_data
 from offlinerl.data.mapping import in_words
 from offlinerl.data.registry import Entry
@@ -128,15 +129,17 @@ def on_dataset(
     as in table 2 of the XQL paper, it makes one update per ``steps_per_update`` environment steps."""
     about, train, display = settings["fit"], settings["train"], Display()
     entry = replace(entry, reward=train.get("reward") or entry.reward)
-    raw = load.load(entry, reward="none", table=train["table"], display=display)
+    raw = load.load(entry, reward="none", table=train["table"], display=display, store_columns=False)
     contents = contents_of(raw)
-    found = dict(fingerprint=contents["sha256"], successors=checksum_of_successors(raw))
-    if any(about.get(name, digest) != digest for name, digest in found.items()):  # older versions stored one or none
+    found = checksums_of(raw, contents)
+    if not is_of(about, found):
         raise UserError(
             f"the dataset {entry.name} is not what the run in {folder} was trained on: its contents differ; give"
             " --dataset a copy of that one, or start a new run"
         )
     about |= found
+    if entry.kind == "file" and formats.is_table(entry.path, entry.columns):
+        about |= columns_read(raw)
     had = raw.provenance.get("reward", "none")
     if train.get("reward") == "none" != had:
         raise UserError(
@@ -288,7 +291,13 @@ def agent_for(
         if vae is not None:
             agent.frozen.posterior.load_state_dict({name: w[:1] for name, w in vae.posterior.state_dict().items()})
         if about.get("init"):
-            checkpoint.load_weights(agent, Path(about["init"]))
+            had = checkpoint.load_weights(agent, Path(about["init"]))
+            if differs := task.difference(Task(**{"env": None, **had}), spec):
+                what, own, its = differs
+                raise UserError(
+                    f"the checkpoint {about['init']} has the {what} in the order {', '.join(its)}, and this run in the"
+                    f" order {', '.join(own)}: give them in the checkpoint's order"
+                )
         elif data is not None and getattr(agent.config, "normalize", False):
             agent.normalize_by(data.moments)
     agent.configure_optimizers()
@@ -410,7 +419,10 @@ def task_of(entry: Entry, data: Dataset, limits: Mapping[str, Any]) -> Task:
     stack = data.provenance.get("frame_stack")
     if env is not None and stack and "stack" not in env:
         env = {**env, "stack": stack}
-    return replace(Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"))
+    return replace(
+        Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"),
+        parts=made_of(data) or None, actions=data.provenance.get("columns", {}).get("action"),
+    )  # fmt: skip
 
 
 def contents_of(raw: Dataset) -> dict[str, Any]:
@@ -426,6 +438,27 @@ def contents_of(raw: Dataset) -> dict[str, Any]:
         for block in blocks(column):
             digest.update(np.ascontiguousarray(block))
     return dict(rows=len(raw), episodes=len(raw.episode_starts), sha256=digest.hexdigest())
+
+
+def columns_read(raw: Dataset) -> dict[str, Any]:
+    """The column mapping by which a table was read, as an entry of the section ``fit``, so that the run does not depend
+    on a mapping that is stored beside the table and may change. Empty for files of other kinds, and for several tables
+    of which only some have log-probabilities, since a mapping that is given must fit them all."""
+    columns = raw.provenance.get("columns") or {}
+    if not columns or ("log_prob" in columns and raw.log_prob is None):
+        return {}
+    return dict(columns={field: list(names) for field, names in columns.items()})
+
+
+def checksums_of(raw: Dataset, contents: Mapping[str, Any]) -> dict[str, str]:
+    """The checksums in a run's section ``fit`` by which it recognises its dataset; ``contents`` is ``contents_of``."""
+    return dict(fingerprint=contents["sha256"], successors=checksum_of_successors(raw))
+
+
+def is_of(about: Mapping[str, Any], checksums: Mapping[str, str]) -> bool:
+    """Whether a run's section ``fit`` has these ``fingerprint`` and ``successors`` of a dataset, or lacks them, because
+    older versions stored one or none."""
+    return all(about.get(name, digest) == digest for name, digest in checksums.items())
 
 
 def checksum_of_successors(raw: Dataset) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.data import load, registry
 from offlinerl.data.dataset import Dataset
+from offlinerl.data.edit import made_of
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.evaluate import evaluate, make_pool
 from offlinerl.evaluation.fqe import choice_of, fitted_q_evaluation, has_diverged
@@ -24,6 +26,7 @@ from offlinerl.evaluation.weighing import require_log_probs, weighted_doubly_rob
 from offlinerl.rollout.deployed import DeployedPolicy
 from offlinerl.rollout.loop import Diverged, diverged_in_words
 from offlinerl.training import config
+from offlinerl.training.build import checksums_of, contents_of, is_of
 from offlinerl.training.request import entry_of
 from offlinerl.util.atomic import require_place, write_json
 from offlinerl.util.device import pick_device
@@ -52,6 +55,16 @@ class Candidate:
 
     run: Path
     agent: Agent
+
+    @property
+    def task(self) -> Task:
+        return Task(**{"env": None, **self.agent.task})
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """The section ``fit`` of the run's ``config.yaml``; empty if there is none."""
+        file = (self.run if self.run.is_dir() else self.run.parent) / "config.yaml"
+        return config.read(file).get("fit", {}) if file.is_file() else {}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -131,7 +144,7 @@ def select(
     order = sorted(range(len(rows)), key=lambda i: (not known[i], -rows[i].get("lower_bound", rows[i]["estimate"])))
     policies = [dict(rank=rank, **candidates[i].facts, **rows[i]) for rank, i in enumerate(order, 1)]
     results = dict(method=method, unit=unit, tried=len(policies), policies=policies)
-    show(results, display)
+    show(results, display, candidates[order[0]].agent)
     if json_file is not None:
         write_json(json_file, results)
     if png is not None and not any(known):
@@ -182,17 +195,21 @@ def offline(
     Raises:
         UserError: a policy cannot be evaluated on it, or a reward rule was already applied to its rewards.
     """
+    require_one_meaning(candidates)
     if dataset is None:
-        entry = entry_of_run(candidates[0].run)
+        entry = entry_of_run(candidates[0])
     else:
         entry = registry.resolve(str(dataset) if isinstance(dataset, Path) else dataset)
-    data, rows = load.load(entry, reward="none"), []
+    data, rows = load.load(entry, reward="none", store_columns=False), []
     rule = data.provenance.get("reward", "none")
     if entry.kind == "object" and rule != "none":
         raise UserError(
             f"the rewards of {data.name} follow the rule {rule} already, and policies are ranked by those that are"
             ' stored: load it with reward="none"'
         )
+    require_data_in_order(candidates, data)
+    if dataset is None:
+        warn_of_change(candidates, data, display)
     if terminal_ends:
         data = data.with_terminal_ends()
     returns = discounted_returns(data, gamma)
@@ -208,7 +225,7 @@ def offline(
         done += count
         display.advance(done)
 
-    stacks = [Task(**{"env": None, **candidate.agent.task}).stack for candidate in candidates]
+    stacks = [candidate.task.stack for candidate in candidates]
     diverged = [has_diverged(candidate.agent) for candidate in candidates]
     for candidate, stack, lost in zip(candidates, stacks, diverged, strict=True):
         if lost:
@@ -262,25 +279,63 @@ def offline(
     return rows
 
 
-def entry_of_run(run: Path) -> registry.Entry:
-    """The dataset that a run learned from.
+def require_one_meaning(candidates: Sequence[Candidate]) -> None:
+    """Raise a UserError if the numbers that policies see or return are known to have different meanings."""
+    first = candidates[0]
+    source = first.about.get("dataset")
+    for candidate in candidates:
+        one_source = isinstance(source, str) and source == candidate.about.get("dataset")
+        if differs := candidate.task.difference(first.task, first.agent.spec, one_source):
+            what, own, its = differs
+            raise UserError(
+                f"the {what} of {candidate.run} are {', '.join(own)}, and those of {first.run} {', '.join(its)}:"
+                " policies can be ranked together that have the same in one order"
+            )
+
+
+def require_data_in_order(candidates: Sequence[Candidate], data: Dataset) -> None:
+    """Raise a UserError if a policy has the parts or columns of the dataset in another order."""
+    of_data = Task(None, parts=made_of(data), actions=data.provenance.get("columns", {}).get("action"))
+    for candidate in candidates:
+        if differs := candidate.task.difference(of_data, candidate.agent.spec):
+            what, own, its = differs
+            raise UserError(
+                f"the {what} of {candidate.run} are {', '.join(own)}, and those of the dataset {data.name}"
+                f" {', '.join(its)}: give the dataset in the order of the run"
+            )
+
+
+def warn_of_change(candidates: Sequence[Candidate], data: Dataset, display: Display) -> None:
+    """Report the runs that were trained on other contents of the dataset of the first one."""
+    checksums, source = checksums_of(data, contents_of(data)), candidates[0].about["dataset"]
+    abouts = {str(candidate.run): candidate.about for candidate in candidates}
+    of_source = {run: about for run, about in abouts.items() if about.get("dataset") == source}
+    if changed := [run for run, about in of_source.items() if not is_of(about, checksums)]:
+        were = "was" if len(changed) == 1 else "were"
+        display.say(
+            f"{data.name}: its contents are not those that {', '.join(changed)} {were} trained on: the file has changed"
+            " since, or is read otherwise"
+        )
+
+
+def entry_of_run(candidate: Candidate) -> registry.Entry:
+    """The dataset that a candidate's run learned from.
 
     Raises:
         UserError: the run does not name one.
     """
-    file = (run if run.is_dir() else run.parent) / "config.yaml"
-    about = config.read(file).get("fit", {}) if file.is_file() else {}
+    about = candidate.about
     if not isinstance(about.get("dataset"), str):
         raise UserError(
-            f"{run} does not say of a dataset that it learned from: name one with --dataset, or give --episodes N to"
-            " rank by acting"
+            f"{candidate.run} does not say of a dataset that it learned from: name one with --dataset, or give"
+            " --episodes N to rank by acting"
         )
-    return entry_of(about)
+    return entry_of(dict(about))
 
 
 def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display: Display) -> list[dict[str, Any]]:
     """Evaluate all candidates in the first one's environment, with ``episodes`` episodes in total."""
-    tasks = [Task(**{"env": None, **candidate.agent.task}) for candidate in candidates]
+    tasks = [candidate.task for candidate in candidates]
     task = tasks[0]
     for candidate, own in zip(candidates, tasks, strict=True):
         if own.env is None:
@@ -348,8 +403,8 @@ def sums_of(returns: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray,
     return count, total, squares
 
 
-def show(results: Mapping[str, Any], display: Display) -> None:
-    """Print the table of the policies."""
+def show(results: Mapping[str, Any], display: Display, best: Agent) -> None:
+    """Print the table of the policies, and the command that exports the first one, which is ``best``."""
     policies, method = results["policies"], results["method"]["name"]
     acted, weighed = method == "ttei", method in ("wis", "dr")
     intervals = [row["ci95"] for row in policies]
@@ -372,4 +427,7 @@ def show(results: Mapping[str, Any], display: Display) -> None:
     if np.isfinite(first["estimate"]):
         member = columns_of(dict(seed=first["seed"], **first.get("values", {})))
         flags = [word for key, value in member.items() for word in (f"--{key}", value)]
+        named = f"{type(best).__module__}:{type(best).__name__}"
+        if checkpoint.known_class(named) is None:
+            flags += ["--agent-class", named]
         display.say(f"to deploy the first: {command('export', first['run'], *flags, '--onnx', 'policy.onnx')}")

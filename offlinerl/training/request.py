@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offlinerl import agents
-from offlinerl.data import registry
+from offlinerl.data import formats, registry
 from offlinerl.data.inferred import KINDS
-from offlinerl.data.mapping import parse_columns
+from offlinerl.data.mapping import known_columns, parse_columns
 from offlinerl.envs.make import LIMITS, plain
 from offlinerl.envs.pixels import asked_for
 from offlinerl.training import config
@@ -58,6 +58,8 @@ def settings_for(
     again = _about_in(file) if file else {}
     if collecting:
         again = {key: value for key, value in again.items() if key not in OF_DATASET}
+    elif about["dataset"] is not None and not takes_columns(again, about["dataset"]):
+        again.pop("columns", None)
     about = _checked_about(again | {k: v for k, v in about.items() if v is not None})
     agent = agents.outline(about["agent"])
     source = source_of(about["agent"], agent.kinds, about["dataset"], about["env"])
@@ -89,6 +91,19 @@ HISTORY = ("extended", "fingerprint", "successors")
 
 FIT = ("agent", "env", "seeds", "obs_keys", "init", *OF_DATASET, *LIMITS)
 """All other entries that the section ``fit`` may hold."""
+
+
+def takes_columns(again: Mapping[str, Any], dataset: str | Mapping[str, Any]) -> bool:
+    """Whether the columns in the section ``fit`` of a run's file apply to a dataset that is given: to its own, and to
+    another table that has no mapping of its own."""
+    own, columns = again.get("dataset"), again.get("columns")
+    if columns is None or own is None:
+        return True
+    if not isinstance(dataset, str):
+        return False
+    path = Path(dataset).expanduser()
+    same = dataset == own or (path.exists() and path.resolve() == Path(own).expanduser().resolve())
+    return same or (formats.is_table(path, columns) and known_columns(path) is None)
 
 
 def _about_in(file: Path) -> dict[str, Any]:
@@ -359,3 +374,5 @@ def _place_of_dataset(folder: Path, about: dict[str, Any], dataset: str | Path |
         had, has = (at["name"] if isinstance(at, dict) else at for at in (known, given))
         raise UserError(f"the run in {folder} has --dataset {had}, not {has}; leave it out")
     about["dataset"] = given
+    if not (isinstance(given, str) and formats.is_table(Path(given).expanduser(), about.get("columns"))):
+        about.pop("columns", None)
