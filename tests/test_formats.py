@@ -847,6 +847,8 @@ def test_a_folder_or_pattern_of_files_with_one_episode_each(here, capsys):
     assert_rows(offlinerl.load_dataset("logs/run_*.csv"))
     assert_rows(offlinerl.load_dataset("logs/run_1?.csv"), EPISODES[5:])
     assert_rows(offlinerl.load_dataset("logs/run_6.csv"), EPISODES[1:2])
+    offlinerl.fit("bc", "logs/run_*.csv", over=dict(train=FEW), out="of-a-pattern")
+    assert offlinerl.fit(resume="of-a-pattern", over=dict(train=dict(updates=9))).summary["updates"] == 9
     (logs / "._run_5.csv").write_bytes(b"\0\5\x16\7 Mac OS X")  # as macOS writes beside every file on a foreign disk
     data = offlinerl.load_dataset("logs")
     assert data.provenance["files"][0] == "run_5.csv" and data.provenance["rows_dropped"] == 0

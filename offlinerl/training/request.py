@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import importlib.util
 import json
 import math
@@ -367,7 +368,8 @@ def _place_of_dataset(folder: Path, about: dict[str, Any], dataset: str | Path |
     loaded."""
     known, given = about["dataset"], stated(dataset)
     if given is None or given == known:
-        if isinstance(known, str) and Path(known).is_absolute() and not Path(known).exists():
+        is_path = isinstance(known, str) and Path(known).is_absolute()
+        if is_path and not Path(known).exists() and not glob.glob(known, recursive=True):
             raise UserError(f"the dataset {known} of the run in {folder} is gone; say with --dataset where it is now")
         return
     if known is None or "fingerprint" not in about:
