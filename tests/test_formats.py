@@ -1329,3 +1329,15 @@ def test_a_parquet_file_without_pyarrow_says_what_to_install(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match="pip install pyarrow"):
         offlinerl.load_dataset("log.parquet")
+
+
+def test_numbers_with_underscores_are_words(here, refused):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    for cells, row in (("1", "2_5"), 1), (("1", "", "2_5"), 2), (("1.5", "2_5.0"), 1), (("0_0", "1_1"), 0):
+        rows = "".join(f"{cell},1,0\n" for cell in cells)
+        Path("log.csv").write_text(f"obs,action,done\n{rows}")
+        line = refused("datasets", "show", "log.csv")
+        assert f"column obs must be numbers, but row {row} holds '{cells[row]}'" in line
+    frame = pandas.DataFrame(dict(obs=np.array(["1", "2_5"], object), action=[1, 2], done=[0, 1]))
+    with pytest.raises(UserError, match="column obs must be numbers, but row 1 holds '2_5'"):
+        offlinerl.load_dataset(frame)

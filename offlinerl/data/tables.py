@@ -322,7 +322,7 @@ def _blank(column: np.ndarray) -> np.ndarray:
 
 def _as_numbers(column: np.ndarray) -> np.ndarray:
     """A column of objects as floats, with NaN for missing values, if its values are numbers; else unchanged."""
-    if column.dtype.kind == "O":
+    if column.dtype.kind == "O" and not any(isinstance(value, str) and "_" in value for value in column.flat):
         with suppress(TypeError, ValueError):
             return np.where(_blank(column), None, column).astype(np.float64)
     return column
@@ -350,7 +350,7 @@ def _first_non_number(column: np.ndarray) -> str:
 def _is_number(value: Any) -> bool:
     with suppress(TypeError, ValueError):
         float(value)
-        return True
+        return "_" not in str(value)
     return False
 
 
@@ -492,7 +492,9 @@ def _store(block: list[list[str]], blocks: list[list[np.ndarray]], as_written: S
 
 def _converted(cells: Sequence[str]) -> np.ndarray:
     """Cells as integers, as objects if some are blank, else as floats, with NaN for blank cells, else as booleans or
-    strings."""
+    strings. Python would read 1_5 as 15; here it is a word."""
+    if any("_" in cell for cell in cells):
+        return np.array([cell.strip() for cell in cells])
     for kind in (int, float):
         with suppress(ValueError, OverflowError):
             return np.array(list(map(kind, cells)), f"{kind.__name__}64")
