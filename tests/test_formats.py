@@ -1341,3 +1341,12 @@ def test_numbers_with_underscores_are_words(here, refused):
     frame = pandas.DataFrame(dict(obs=np.array(["1", "2_5"], object), action=[1, 2], done=[0, 1]))
     with pytest.raises(UserError, match="column obs must be numbers, but row 1 holds '2_5'"):
         offlinerl.load_dataset(frame)
+
+
+def test_a_frame_that_has_a_column_twice_is_refused(here):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.DataFrame(np.arange(12.0).reshape(4, 3), columns=["x", "u", "x"])
+    for table in (frame, frame.set_axis(["1", "u", 1], axis=1)):
+        name = str(table.columns[0])
+        with pytest.raises(UserError, match=f"the table has two columns named '{name}'; rename or drop one"):
+            offlinerl.load_dataset(table, columns=dict(obs=[name], action=["u"]))

@@ -72,6 +72,9 @@ def table_episodes(
     path = source if isinstance(source, Path) else None
     where = "the table" if path is None else str(path)
     if path is None:
+        given = [str(name) for name in source]
+        if twice := [name for name in given if given.count(name) > 1]:
+            raise UserError(f"{where} has two columns named {twice[0]!r}; rename or drop one")
         source = {str(name): source[name] for name in source}
     names = list(source if path is None else _table(path, []))
     columns = usual_columns(names, where) if columns is None else columns
