@@ -1350,3 +1350,20 @@ def test_a_frame_that_has_a_column_twice_is_refused(here):
         name = str(table.columns[0])
         with pytest.raises(UserError, match=f"the table has two columns named '{name}'; rename or drop one"):
             offlinerl.load_dataset(table, columns=dict(obs=[name], action=["u"]))
+
+
+@pytest.mark.parametrize("kind", ["csv", "npz", "hdf5"])
+@pytest.mark.parametrize("cut", [[3], []])
+def test_masks_end_episodes_beside_truncations(here, kind, cut):
+    columns = masked(next_observations=None, timeouts=np.isin(np.arange(8), cut).astype(float))
+    path = here / f"log.{kind}"
+    if kind == "csv":
+        rows = zip(*(column.ravel() for column in columns.values()), strict=True)
+        path.write_text("\n".join(",".join(map(str, row)) for row in [columns, *rows]))
+    else:
+        write_columns(path, columns)
+    data = offlinerl.load_dataset(path)
+    kept = np.setdiff1d(np.arange(8), cut)  # nothing is known of what follows a truncation
+    np.testing.assert_array_equal(data.obs[:, 0], kept)
+    assert kept[data.terminated].tolist() == [1, 7] and kept[data.last].tolist() == ([1, 2, 7] if cut else [1, 7])
+    assert validate(str(path)) == []

@@ -221,7 +221,8 @@ D4RL_KEYS = {
 
 
 MASKS = "masks"
-"""A column that is 0 where not to bootstrap. In files that have it, ``terminals`` mark ends of any kind."""
+"""A column that is 0 where not to bootstrap. In files that have it, ``terminals`` mark ends of any kind. With
+nothing but timeouts beside it, it marks ends too, unless a timeout is in a row where it is 0."""
 
 
 def stated_split(file: h5py.File, split: str | None) -> tuple[bool, str | None]:
@@ -266,7 +267,9 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
     if split == MASKS:
         final = ~as_flags(file[MASKS][()], f"{file.filename}: {MASKS}")
         marked = terminal | cut | end | changes
-        if marked.any() and (marked != final).any():
+        # a truncation in a terminal row would mean that truncations mark ends of any kind
+        told = bool(terminal_names or end_names or ids) or (cut & final).any()
+        if told and marked.any() and (marked != final).any():
             return Flags(final, marked, " and ".join([*terminal_names, *cut_names, *end_names, *ids]), True)
         terminal, terminal_names = final, terminal_names or [MASKS]  # the masks only repeat the terminals
     if not (terminal_names or cut_names or end_names or ids) and (

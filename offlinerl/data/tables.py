@@ -57,7 +57,8 @@ def table_episodes(
 
     An episode ends where the column ``episode`` changes or, without that column, where ``step`` starts again, and where
     ``terminated``, ``truncated`` or ``last`` is 1. A table without any of these is one episode. If there is a ``mask``,
-    steps are terminal where it is 0, and ``terminated`` only marks ends. If the rows of several episodes are
+    steps are terminal where it is 0, and ``terminated`` only marks ends. If nothing but ``truncated`` is beside it,
+    episodes also end there, unless ``truncated`` itself is 1 in such a row. If the rows of several episodes are
     interleaved, each episode's are brought together, and sorted by ``step`` if there is such a column. If the last row
     of an episode has no action, it only holds the observation after the last step.
 
@@ -195,8 +196,9 @@ def _episodes(
     ends = terminated | cut | flags("last")
     if "mask" in chosen:
         terminated = ~flags("mask", blank=1)
-        if not chosen.keys() & {"episode", "step", "terminated", "truncated", "last"}:
-            ends = terminated
+        # a truncation in a terminal row would mean that truncations mark ends of any kind
+        if not chosen.keys() & {"episode", "step", "terminated", "last"} and not (terminated & cut).any():
+            ends = ends | terminated
     order, change = np.arange(rows), np.zeros(rows, bool)
     if "episode" in chosen:
         ids = single(table[chosen["episode"][0]], f"{where}: episode")
