@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from offlinerl.data import formats
 from offlinerl.data.builder import Builder
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.mapping import known_columns
@@ -101,16 +102,20 @@ def _source(path: Path, entry: Entry, mode: str) -> dict[str, Any]:
     """What identifies the files made from a source: the source, how it is read, and its current state."""
     if path.is_dir():
         found = (Path(place, name) for place, _, names in os.walk(path, followlinks=True) for name in names)
-        files = [file for file in found if file.is_file() and not file.name.endswith("columns.yaml")]
+        files = [file for file in found if file.is_file()]
     else:
         files = [path] if path.is_file() else [Path(file) for file in glob.glob(str(path), recursive=True)]
+    files = [file for file in files if not file.name.endswith("columns.yaml")]  # loading may write them
     columns = entry.columns or (known_columns(path) if entry.kind == "file" else None)
+    own = {}
+    if columns is None and not path.is_file() and formats.kind_of(path) == "several":
+        own = {str(file): known_columns(file) for file in formats.files_of(path)}
     read_as = dict(
         path=path.absolute(), name=entry.name, mode=mode, obs_keys=entry.obs_keys, columns=columns,
         subset=entry.subset, split=entry.split, steps=entry.steps_allowed, overlong=entry.overlong, env=entry.env,
     )  # fmt: skip
     seen = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    source = {"version": VERSION, "read as": read_as, "files": seen}
+    source = {"version": VERSION, "read as": read_as, "files": seen, "columns of files": own}
     return json.loads(json.dumps(source, default=str))
 
 
