@@ -303,3 +303,14 @@ def test_the_share_that_is_held_out_is_a_setting(here):
     over = dict(train={**FEW, "held_out": 0.5, "eval_episodes": 1, "final_episodes": 1})
     run = offlinerl.fit("bc", logs(), env="Pendulum-v1", over=over)
     assert run.scores["mean"] < 0 and run.summary["held_out"]["actor_loss"] and len(run.held_out["update"]) == 2
+
+
+def test_choices_that_never_occur_are_counted():
+    arrays = logs(discrete=True)
+    for choices, said in {
+        (-3, 1, 5, 1000): "from -3 to 1000, the range of the data, in which 1,000 of the 1,004 choices never occur",
+        (2, 4): "from 2 to 4, the range of the data, in which 1 of the 3 choices never occurs",
+        (3, 4): "from 3 to 4, those in the data",
+    }.items():
+        arrays["action"] = np.resize(choices, len(arrays["reward"]))
+        assert spec_of_data(offlinerl.load_dataset(arrays))[1] == f"discrete actions {said}"

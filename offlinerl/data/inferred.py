@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
+from offlinerl.data.columns import blocks
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs import spaces
 from offlinerl.types import Leaf, Spec
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, counted
 from offlinerl.util.trees import tree_leaves
 
 KINDS = ("discrete", "continuous")
@@ -51,6 +52,9 @@ def spec_of_data(
         first, final = (space.start, space.start + space.n - 1) if stated else (int(low[0]), int(high[0]))
         count = int(final - first) + 1
         basis = "as the dataset states" if stated else "those in the data"
+        if not stated and (never := count - _distinct(data.action)):
+            basis = f"the range of the data, in which {never:,} of the {counted(count, 'choice')} never"
+            basis += " occurs" if never == 1 else " occur"
         spec = Spec(obs, 1, (0.0,), (float(count - 1),), count, int(first))
         return spec, f"discrete actions from {first} to {final}, {basis}"
     basis = "of the data, which --action-range LOW,HIGH changes"
@@ -61,3 +65,8 @@ def spec_of_data(
         low, high, basis = space.low.ravel(), space.high.ravel(), "as the dataset states"
     spec = Spec(obs, data.action.shape[1], tuple(map(float, low)), tuple(map(float, high)))
     return spec, f"continuous actions within {np.min(low):.6g} to {np.max(high):.6g}, the bounds {basis}"
+
+
+def _distinct(actions: np.ndarray) -> int:
+    """The number of distinct values in a column."""
+    return len(np.unique(np.concatenate([np.unique(block) for block in blocks(actions)])))
