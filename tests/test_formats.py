@@ -17,6 +17,7 @@ from offlinerl.agents.checkpoint import load_agent
 from offlinerl.cli import main
 from offlinerl.data import formats, tables
 from offlinerl.data.d4rl import load_hdf5
+from offlinerl.data.load import load
 from offlinerl.data.validate import validate
 from offlinerl.envs.make import make
 from offlinerl.util.errors import UserError
@@ -1367,3 +1368,28 @@ def test_masks_end_episodes_beside_truncations(here, kind, cut):
     np.testing.assert_array_equal(data.obs[:, 0], kept)
     assert kept[data.terminated].tolist() == [1, 7] and kept[data.last].tolist() == ([1, 2, 7] if cut else [1, 7])
     assert validate(str(path)) == []
+
+
+def test_an_episode_that_goes_on_in_the_next_file_is_told(here, capsys):
+    def write(*parts, header="x,u,r,done,run"):
+        for number, (first, runs, done) in enumerate(parts):
+            rows = (f"{first + row},0.5,1,{int(row in done)},{run}\n" for row, run in enumerate(runs))
+            Path(f"logs/part{number}.csv").write_text("".join([f"{header}\n", *rows]))
+
+    (here / "logs").mkdir()
+    columns = ["obs=x", "action=u", "reward=r", "terminated=done", "episode=run"]
+    write((0, "aaabbb", [2]), (6, "bbcc", [1, 3]), (10, "ccdd", [1]), (14, "dd", [1]))
+    said = "an episode may be split in two: part1.csv begins with episode b, with which part0.csv ends"
+    for source in ("logs", "logs/*.csv"):
+        data = offlinerl.load_dataset(source, columns=columns)
+        assert data.episode_lengths.tolist() == [3, 2, 2, 2, 2, 1, 2], "they are not merged"
+        (note,) = validate(source)
+        assert note.kind == "split episode" and not note.fault and note.message.startswith(said)
+        assert "and so in 1 more file: put" in note.message
+    assert main(["datasets", "show", "logs"]) == 0 and said in capsys.readouterr().out
+    offlinerl.fit("bc", "logs", over=dict(train=FEW))
+    assert said in capsys.readouterr().out
+    for source in ("logs", "logs/part0.csv"):
+        assert load(source, table="disk").provenance == load(source).provenance
+    write((0, "aaabbb", [2, 5]), (6, "bbcc", [1, 3]), (10, "dd", [1]), (12, "ee", [1]))
+    assert validate("logs") == []

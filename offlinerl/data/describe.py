@@ -71,6 +71,18 @@ def lost_rewards(dataset: Dataset) -> str | None:
     )
 
 
+def split_episodes(dataset: Dataset) -> str | None:
+    """A sentence on episodes that may be split between two files, because one file ends with an episode whose end it
+    does not mark, and the next begins with one of that name; else None."""
+    if not (found := dataset.provenance.get("split_episodes")):
+        return None
+    one, more = found[0], f", and so in {counted(len(found) - 1, 'more file')}" if found[1:] else ""
+    return (
+        f"an episode may be split in two: {one['goes_on']} begins with episode {one['episode']}, with which"
+        f" {one['begins']} ends{more}: put the rows of an episode into one file, or mark its end"
+    )
+
+
 def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str]]:
     """What one first wants to know about a dataset, as pairs of a label and a line of text."""
     lengths, returns, facts = dataset.episode_lengths, dataset.episode_returns, dataset.provenance
@@ -81,7 +93,7 @@ def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str
         ("steps", f"{len(dataset):,}" + (f", and {dropped:,} more that have no successor" if dropped else "")),
         ("returns", _spread(returns)),
         ("lengths", _spread(lengths)),
-        ("ends", f"{terminations:,} terminated, {cut:,} cut off"),
+        ("ends", "; ".join(filter(None, (f"{terminations:,} terminated, {cut:,} cut off", split_episodes(dataset))))),
         ("observations", "; ".join(_part(path, leaf) for path, leaf in tree_leaves(dataset.observations))),
         ("actions", _actions(dataset)),
         ("rewards", "; ".join(filter(None, (_rewards(dataset.reward), lost_rewards(dataset))))),

@@ -227,6 +227,7 @@ def _episodes(
     moved = bounds & ~change & np.r_[_missing_actions(action)[order][1:], False]
     bounds[moved] = False
     bounds[1:] |= moved[:-1]
+    ended = (ends | terminated)[order] | np.r_[False, moved[:-1]]
     reward, finals = single(reward, f"{where}: reward"), np.flatnonzero(bounds)
     whole = len(chosen["action"]) == 1 and _is_whole(table[chosen["action"][0]])
     for place, (begin, end) in enumerate(zip(np.r_[0, finals[:-1] + 1], finals, strict=True)):
@@ -237,6 +238,8 @@ def _episodes(
 
         logs = None if log_prob is None else log_prob[at]
         steps = Steps(seen(obs), action[at], reward[at], terminated[at], seen(next_obs), f"episode {place}", at, logs)
+        if "episode" in chosen:
+            steps = steps._replace(episode=str(ids[at[-1]]), ended=bool(ended[end]))
         steps = _without_end(steps)
         if whole and not np.isnan(steps.action).any():
             steps = steps._replace(action=steps.action.astype(np.int64))
@@ -245,7 +248,7 @@ def _episodes(
 
 def _without_end(steps: Steps) -> Steps:
     """An episode without its last row, if that has no action and only holds the observation after the last step."""
-    obs, action, reward, terminated, next_obs, place, _, log_prob = steps
+    obs, action, reward, terminated, next_obs, place, _, log_prob, *_ = steps
     if not _missing_actions(action)[-1]:
         return steps
     if np.nan_to_num(reward[-1]) != 0:
