@@ -1393,3 +1393,51 @@ def test_an_episode_that_goes_on_in_the_next_file_is_told(here, capsys):
         assert load(source, table="disk").provenance == load(source).provenance
     write((0, "aaabbb", [2, 5]), (6, "bbcc", [1, 3]), (10, "dd", [1]), (12, "ee", [1]))
     assert validate("logs") == []
+
+
+def rounded_away(kind, place):
+    """A log of two episodes whose observations are float64."""
+    action, done = np.linspace(-1, 1, len(place)), np.arange(len(place)) % 30 == 29
+    if kind == "csv":
+        rows = zip(*place.T, action, done.astype(int), strict=True)
+        Path("log.csv").write_text("\n".join(["obs_0,obs_1,obs_2,action,done", *(",".join(map(str, r)) for r in rows)]))
+    elif kind == "hdf5":
+        write_columns(Path("log.hdf5"), dict(observations=place, actions=action, rewards=action, terminals=done))
+    elif kind == "arrays":
+        return offlinerl.load_dataset(dict(obs=place, action=action, reward=action, terminated=done))
+    else:
+        (Path("logs")).mkdir()
+        for number in range(2):
+            rows = zip(*place[30 * number :][:30].T, action, done[:30].astype(int), strict=False)
+            lines = ["obs_0,obs_1,obs_2,action,done", *(",".join(map(str, row)) for row in rows)]
+            Path(f"logs/{number}.csv").write_text("\n".join(lines))
+        return offlinerl.load_dataset("logs")
+    return offlinerl.load_dataset(f"log.{kind}")
+
+
+@pytest.mark.parametrize("kind", ["csv", "hdf5", "arrays", "several"])
+def test_values_that_float32_merges_are_told(here, capsys, kind):
+    """East and north in metres, of which north keeps half metres, and a part at rest in a simulator."""
+    rng = np.random.default_rng(0)
+    place = np.cumsum(rng.uniform(-0.1, 0.1, (60, 3)), 0) + [0.0, 5_812_345.0, 0.0]
+    place[:, 2] = 0.5 + np.where(np.arange(60) % 30 < 2, 1e-3, 1e-12) * rng.normal(size=60)
+    data = rounded_away(kind, place)
+    assert data.provenance["rounded"] == {"": [1]} and data.obs.dtype == np.float32
+    says = "float32, in which observations are stored, is too coarse for their dimension 1: small changes are lost"
+    if kind != "arrays":
+        path = "logs" if kind == "several" else f"log.{kind}"
+        (note,) = (finding for finding in validate(path) if finding.kind == "rounding")
+        assert note.message.startswith(says) and not note.fault
+        capsys.readouterr()
+        offlinerl.fit("bc", path, over=dict(train=FEW))
+        assert says in capsys.readouterr().out
+        place[:, 1] -= 5_812_345.0
+        if kind != "several":
+            assert "rounded" not in rounded_away(kind, place).provenance
+
+
+def test_whole_numbers_that_float32_merges_are_told():
+    stamp = 1_700_000_000_000 + 50 * np.arange(60)
+    arrays = dict(obs=dict(stamp=stamp[:, None], count=np.arange(60)), action=np.linspace(-1, 1, 60), reward=stamp)
+    data = offlinerl.load_dataset(arrays | dict(terminated=np.arange(60) % 30 == 29))
+    assert data.provenance["rounded"] == {"stamp": [0]}

@@ -18,6 +18,7 @@ from offlinerl.data.columns import (
     LOG_PROB,
     REWRITE,
     Finite,
+    Rounded,
     as_flags,
     as_float32,
     as_observations,
@@ -107,6 +108,8 @@ def load_hdf5(
         count, finite, log_prob = int(keep.sum()), Finite(), None
         if LOG_PROB in file:
             log_prob = usable_log_prob(file[LOG_PROB][()], rows)
+        rounded = Rounded()
+        rounded.see(file["observations"], end)
         last = end | ~np.r_[keep[1:], False]  # an episode also ends before a dropped row
         into = into or Builder(str(path))
         into.expect(count, count + int(last[keep].sum()))
@@ -135,6 +138,7 @@ def load_hdf5(
         action_dtype=action_dtype,
         reward="none",
         **lost(int(np.count_nonzero(paid))),
+        **rounded.facts(),
     )
     if origin:
         provenance["provenance"] = origin

@@ -71,6 +71,18 @@ def lost_rewards(dataset: Dataset) -> str | None:
     )
 
 
+def rounded(dataset: Dataset) -> str | None:
+    """A sentence on the dimensions of observations that float32 is too coarse for; else None."""
+    if not (found := dataset.provenance.get("rounded")):
+        return None
+    dimensions = [f"{d}{path and f' of {path}'}" for path, listed in found.items() for d in listed]
+    named = ", ".join(dimensions[:8]) + (", ..." if len(dimensions) > 8 else "")
+    return (
+        f"float32, in which observations are stored, is too coarse for their dimension{'s'[: len(dimensions) - 1]}"
+        f" {named}: small changes are lost; subtract an offset there, such as the mean, before you store them"
+    )
+
+
 def split_episodes(dataset: Dataset) -> str | None:
     """A sentence on episodes that may be split between two files, because one file ends with an episode whose end it
     does not mark, and the next begins with one of that name; else None."""

@@ -161,12 +161,15 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
     total = {name: sum((fact[name] for fact in facts), rows) for name in ("rows_in_source", "rows_dropped")}
     paid = sum(fact.get("rewards_dropped", 0) for fact in facts)
     about = {**facts[0], **total, **lost(paid), "file": str(path), "files": [file.name for file in files]}
-    for name in ("first_episode", "open_episode"):
+    for name in ("first_episode", "open_episode", "rounded"):
         about.pop(name, None)
+    rounded: dict[str, list[int]] = {}
+    for path, dimensions in (pair for fact in facts for pair in fact.get("rounded", {}).items()):
+        rounded[path] = sorted({*rounded.get(path, ()), *dimensions})
     if "columns" in about:
         about["columns"] = formats.columns_of(files[0], entry)
     about["action_dtype"] = str(np.result_type(*(fact["action_dtype"] for fact in facts)))
-    more = dict(empty_files=empty, split_episodes=cut)
+    more = dict(empty_files=empty, split_episodes=cut, rounded=rounded)
     return into.finish(entry.name, about | {name: found for name, found in more.items() if found})
 
 

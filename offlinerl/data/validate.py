@@ -29,7 +29,7 @@ from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 class Finding(NamedTuple):
     """A fault in a dataset, or something worth a look. Its kind is one of: unequal lengths, not finite, shape, action
-    range, duplicates, jump, overlapping ends, missing end, scales, lost rewards, split episode, refused."""
+    range, duplicates, jump, overlapping ends, missing end, scales, lost rewards, split episode, rounding, refused."""
 
     kind: str
     message: str  # one sentence
@@ -104,7 +104,10 @@ def _loaded(path: Path, entry: Entry) -> list[Finding]:
         return [Finding("refused", str(error), np.empty(0, int))]
     if entry.columns is not None:
         remember(path, entry.columns)
-    notes = {"lost rewards": describe.lost_rewards(data), "split episode": describe.split_episodes(data)}
+    notes = {
+        "lost rewards": describe.lost_rewards(data), "split episode": describe.split_episodes(data),
+        "rounding": describe.rounded(data),
+    }  # fmt: skip
     return [Finding(kind, note, np.empty(0, int), fault=False) for kind, note in notes.items() if note]
 
 

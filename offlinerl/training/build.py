@@ -157,7 +157,7 @@ def on_dataset(
     )
     if columns := data.provenance.get("columns"):
         display.say(f"columns: {in_words(columns)}")
-    for note in filter(None, (describe.lost_rewards(raw), describe.split_episodes(raw))):
+    for note in filter(None, (describe.lost_rewards(raw), describe.split_episodes(raw), describe.rounded(raw))):
         display.say(f"{entry.name}: {note}")
     if cameras := data.provenance.get("left_out"):
         display.say(f"cameras that --obs-keys would add: {', '.join(cameras)}")
