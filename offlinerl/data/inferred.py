@@ -18,6 +18,9 @@ from offlinerl.util.trees import tree_leaves
 KINDS = ("discrete", "continuous")
 """The kinds of actions."""
 
+LARGEST = (1 << 24) - 1
+"""The largest discrete action: float32, in which actions are stored, rounds the odd numbers beyond 2**24."""
+
 
 def spec_of_data(
     data: Dataset, kind: str | None = None, action_range: Sequence[float] | None = None
@@ -35,7 +38,8 @@ def spec_of_data(
         The spec, and in words what was assumed about its actions.
 
     Raises:
-        UserError: the actions cannot be of that kind, or a range is given for discrete actions.
+        UserError: the actions cannot be of that kind, or are discrete and too large to be told apart, or a range is
+            given for discrete actions.
     """
     obs = tuple(Leaf(path, leaf.shape[1:], str(leaf.dtype)) for path, leaf in tree_leaves(data.observations))
     space = spaces.from_json(json.loads(data.provenance.get("action_space") or "{}"))
@@ -50,6 +54,11 @@ def spec_of_data(
             raise UserError(f"{data.name}: discrete actions are one whole number a row, and these are not")
         stated = isinstance(space, Discrete)
         first, final = (space.start, space.start + space.n - 1) if stated else (int(low[0]), int(high[0]))
+        if max(-first, final) > LARGEST:
+            raise UserError(
+                f"{data.name} has discrete actions beyond +-{LARGEST:,}, which float32 does not tell apart: number them"
+                " from 0 on, and write whole numbers that are no choices as fractions, such as 1.0"
+            )
         count = int(final - first) + 1
         basis = "as the dataset states" if stated else "those in the data"
         if not stated and (never := count - _distinct(data.action)):

@@ -19,6 +19,7 @@ from offlinerl.data.assemble import Steps, column_of
 from offlinerl.data.builder import Builder
 from offlinerl.data.columns import as_flags, as_float32, nonfinite_rows, open_hdf5, require_filled, single
 from offlinerl.data.dataset import near
+from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.mapping import known_columns, remember
 from offlinerl.data.registry import Entry
 from offlinerl.envs import checks, spaces
@@ -97,9 +98,12 @@ def _found(columns: _Columns, entry: Entry, path: Path, kind: str) -> list[Findi
 
 
 def _loaded(path: Path, entry: Entry) -> list[Finding]:
-    """Why loading refuses a dataset, if no other check has found that; and what loading leaves out."""
+    """Why loading a dataset, or training on it without an environment, is refused, if no other check has found that;
+    and what loading leaves out."""
     try:
         data = load._read(path, entry, "lossless", Builder(str(path)))
+        if entry.env is None:
+            spec_of_data(data)
     except UserError as error:
         return [Finding("refused", str(error), np.empty(0, int))]
     if entry.columns is not None:
