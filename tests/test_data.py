@@ -452,3 +452,14 @@ def test_discrete_minari_actions(tmp_path):
     data = load_minari(path)
     np.testing.assert_array_equal(data.action, [[2], [1]])
     np.testing.assert_array_equal(data.last, [False, True])
+
+
+def test_minari_values_that_float32_merges_are_told(tmp_path):
+    """Metres north, of which half ones are kept."""
+    for name, offset in ("far", 5_812_345.0), ("near", 0.0):
+        moved = list(episodes([30, 20], np.float64))
+        for one in moved:
+            one.observations[:] = offset + 0.1 * np.arange(len(one.observations))[:, None]
+        box = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+        data = load_minari(write(tmp_path / f"{name}-v0", iter(moved), box))
+        assert data.provenance.get("rounded") == ({"": [0]} if offset else None)

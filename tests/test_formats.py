@@ -17,6 +17,7 @@ from offlinerl.agents.checkpoint import load_agent
 from offlinerl.cli import main
 from offlinerl.data import formats, tables
 from offlinerl.data.d4rl import load_hdf5
+from offlinerl.data.load import load
 from offlinerl.data.mapping import parse_columns
 from offlinerl.data.validate import validate
 from offlinerl.envs.make import make
@@ -1409,3 +1410,114 @@ def test_a_parquet_file_without_pyarrow_says_what_to_install(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match="pip install pyarrow"):
         offlinerl.load_dataset("log.parquet")
+
+
+def test_numbers_with_underscores_are_words(here, refused):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    for cells, row in (("1", "2_5"), 1), (("1", "", "2_5"), 2), (("1.5", "2_5.0"), 1), (("0_0", "1_1"), 0):
+        rows = "".join(f"{cell},1,0\n" for cell in cells)
+        Path("log.csv").write_text(f"obs,action,done\n{rows}")
+        line = refused("datasets", "show", "log.csv")
+        assert f"column obs must be numbers, but row {row} holds '{cells[row]}'" in line
+    frame = pandas.DataFrame(dict(obs=np.array(["1", "2_5"], object), action=[1, 2], done=[0, 1]))
+    with pytest.raises(UserError, match="column obs must be numbers, but row 1 holds '2_5'"):
+        offlinerl.load_dataset(frame)
+
+
+def test_a_frame_that_has_a_column_twice_is_refused(here):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.DataFrame(np.arange(12.0).reshape(4, 3), columns=["x", "u", "x"])
+    for table in (frame, frame.set_axis(["1", "u", 1], axis=1)):
+        name = str(table.columns[0])
+        with pytest.raises(UserError, match=f"the table has two columns named '{name}'; rename or drop one"):
+            offlinerl.load_dataset(table, columns=dict(obs=[name], action=["u"]))
+
+
+@pytest.mark.parametrize("kind", ["csv", "npz", "hdf5"])
+@pytest.mark.parametrize("cut", [[3], []])
+def test_masks_end_episodes_beside_truncations(here, kind, cut):
+    columns = masked(next_observations=None, timeouts=np.isin(np.arange(8), cut).astype(float))
+    path = here / f"log.{kind}"
+    if kind == "csv":
+        rows = zip(*(column.ravel() for column in columns.values()), strict=True)
+        path.write_text("\n".join(",".join(map(str, row)) for row in [columns, *rows]))
+    else:
+        write_columns(path, columns)
+    data = offlinerl.load_dataset(path)
+    kept = np.setdiff1d(np.arange(8), cut)  # nothing is known of what follows a truncation
+    np.testing.assert_array_equal(data.obs[:, 0], kept)
+    assert kept[data.terminated].tolist() == [1, 7] and kept[data.last].tolist() == ([1, 2, 7] if cut else [1, 7])
+    assert validate(str(path)) == []
+
+
+def test_an_episode_that_goes_on_in_the_next_file_is_told(here, capsys):
+    def write(*parts, header="x,u,r,done,run"):
+        for number, (first, runs, done) in enumerate(parts):
+            rows = (f"{first + row},0.5,1,{int(row in done)},{run}\n" for row, run in enumerate(runs))
+            Path(f"logs/part{number}.csv").write_text("".join([f"{header}\n", *rows]))
+
+    (here / "logs").mkdir()
+    columns = ["obs=x", "action=u", "reward=r", "terminated=done", "episode=run"]
+    write((0, "aaabbb", [2]), (6, "bbcc", [1, 3]), (10, "ccdd", [1]), (14, "dd", [1]))
+    said = "an episode may be split in two: part1.csv begins with episode b, with which part0.csv ends"
+    for source in ("logs", "logs/*.csv"):
+        data = offlinerl.load_dataset(source, columns=columns)
+        assert data.episode_lengths.tolist() == [3, 2, 2, 2, 2, 1, 2], "they are not merged"
+        (note,) = validate(source)
+        assert note.kind == "split episode" and not note.fault and note.message.startswith(said)
+        assert "and so in 1 more file: put" in note.message
+    assert main(["datasets", "show", "logs"]) == 0 and said in capsys.readouterr().out
+    offlinerl.fit("bc", "logs", over=dict(train=FEW))
+    assert said in capsys.readouterr().out
+    for source in ("logs", "logs/part0.csv"):
+        assert load(source, table="disk").provenance == load(source).provenance
+    write((0, "aaabbb", [2, 5]), (6, "bbcc", [1, 3]), (10, "dd", [1]), (12, "ee", [1]))
+    assert validate("logs") == []
+
+
+def rounded_away(kind, place):
+    """A log of two episodes whose observations are float64."""
+    action, done = np.linspace(-1, 1, len(place)), np.arange(len(place)) % 30 == 29
+    if kind == "csv":
+        rows = zip(*place.T, action, done.astype(int), strict=True)
+        Path("log.csv").write_text("\n".join(["obs_0,obs_1,obs_2,action,done", *(",".join(map(str, r)) for r in rows)]))
+    elif kind == "hdf5":
+        write_columns(Path("log.hdf5"), dict(observations=place, actions=action, rewards=action, terminals=done))
+    elif kind == "arrays":
+        return offlinerl.load_dataset(dict(obs=place, action=action, reward=action, terminated=done))
+    else:
+        (Path("logs")).mkdir()
+        for number in range(2):
+            rows = zip(*place[30 * number :][:30].T, action, done[:30].astype(int), strict=False)
+            lines = ["obs_0,obs_1,obs_2,action,done", *(",".join(map(str, row)) for row in rows)]
+            Path(f"logs/{number}.csv").write_text("\n".join(lines))
+        return offlinerl.load_dataset("logs")
+    return offlinerl.load_dataset(f"log.{kind}")
+
+
+@pytest.mark.parametrize("kind", ["csv", "hdf5", "arrays", "several"])
+def test_values_that_float32_merges_are_told(here, capsys, kind):
+    """East and north in metres, of which north keeps half metres, and a part at rest in a simulator."""
+    rng = np.random.default_rng(0)
+    place = np.cumsum(rng.uniform(-0.1, 0.1, (60, 3)), 0) + [0.0, 5_812_345.0, 0.0]
+    place[:, 2] = 0.5 + np.where(np.arange(60) % 30 < 2, 1e-3, 1e-12) * rng.normal(size=60)
+    data = rounded_away(kind, place)
+    assert data.provenance["rounded"] == {"": [1]} and data.obs.dtype == np.float32
+    says = "float32, in which observations are stored, is too coarse for their dimension 1: small changes are lost"
+    if kind != "arrays":
+        path = "logs" if kind == "several" else f"log.{kind}"
+        (note,) = (finding for finding in validate(path) if finding.kind == "rounding")
+        assert note.message.startswith(says) and not note.fault
+        capsys.readouterr()
+        offlinerl.fit("bc", path, over=dict(train=FEW))
+        assert says in capsys.readouterr().out
+        place[:, 1] -= 5_812_345.0
+        if kind != "several":
+            assert "rounded" not in rounded_away(kind, place).provenance
+
+
+def test_whole_numbers_that_float32_merges_are_told():
+    stamp = 1_700_000_000_000 + 50 * np.arange(60)
+    arrays = dict(obs=dict(stamp=stamp[:, None], count=np.arange(60)), action=np.linspace(-1, 1, 60), reward=stamp)
+    data = offlinerl.load_dataset(arrays | dict(terminated=np.arange(60) % 30 == 29))
+    assert data.provenance["rounded"] == {"stamp": [0]}

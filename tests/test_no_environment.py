@@ -19,6 +19,7 @@ from offlinerl.agents.bc import BC
 from offlinerl.cli import main
 from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.minari_writer import write_minari
+from offlinerl.data.validate import validate
 from offlinerl.experience.sources import OfflineData
 from offlinerl.experience.table import Table
 from offlinerl.training.held_out import HeldOut, apart
@@ -303,3 +304,27 @@ def test_the_held_out_share_is_a_setting(here):
     over = dict(train={**FEW, "held_out": 0.5, "eval_episodes": 1, "final_episodes": 1})
     run = offlinerl.fit("bc", logs(), env="Pendulum-v1", over=over)
     assert run.scores["mean"] < 0 and run.summary["held_out"]["actor_loss"] and len(run.held_out["update"]) == 2
+
+
+def test_choices_that_never_occur_are_counted():
+    arrays = logs(discrete=True)
+    for choices, said in {
+        (-3, 1, 5, 1000): "from -3 to 1000, the range of the data, in which 1,000 of the 1,004 choices never occur",
+        (2, 4): "from 2 to 4, the range of the data, in which 1 of the 3 choices never occurs",
+        (3, 4): "from 3 to 4, those in the data",
+    }.items():
+        arrays["action"] = np.resize(choices, len(arrays["reward"]))
+        assert spec_of_data(offlinerl.load_dataset(arrays))[1] == f"discrete actions {said}"
+
+
+@pytest.mark.parametrize("ids", [(100_000_001, 100_000_002), (0, (1 << 24) + 1), (-(1 << 24) - 1, 0)])
+def test_ids_of_actions_that_float32_merges_are_refused(here, ids):
+    rows = "".join(f"{row / 10},{ids[row % 2]},{row % 5 // 4}\n" for row in range(20))
+    Path("log.csv").write_text(f"obs,action,done\n{rows}")
+    says = r"discrete actions beyond \+-16,777,215, which float32 does not tell apart: number them from 0 on"
+    with pytest.raises(UserError, match=says):
+        spec_of_data(offlinerl.load_dataset("log.csv"))
+    (finding,) = (finding for finding in validate("log.csv") if finding.fault)
+    assert finding.kind == "refused" and "which float32 does not tell apart" in finding.message
+    data = offlinerl.load_dataset("log.csv")
+    assert spec_of_data(data, "continuous")[0].num_actions == 0

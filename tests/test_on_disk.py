@@ -361,3 +361,22 @@ def test_only_a_small_part_of_a_large_dataset_is_in_memory(tmp_path):
     assert process.returncode == 0, err
     taken, size = map(int, out.split()[-2:])
     assert taken < 80 < 140 < size
+
+
+@pytest.mark.parametrize("source", ["logs", "logs/*.csv", "logs/*"])
+def test_files_are_made_anew_when_the_columns_of_a_file_are_named_otherwise(tmp_path, cache, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").mkdir()
+    days = [tmp_path / "logs" / f"day{day}.csv" for day in (1, 2)]
+    for day in days:
+        day.write_text("x,y,u,end\n" + "".join(f"{row},{row + 100},0.5,{row % 3 // 2}\n" for row in range(6)))
+    for names, first in ("x,y", [0, 100]), ("y,x", [100, 0]):
+        for day in days:
+            load.load(str(day), columns=f"obs={names} action=u terminated=end")
+        one, other = both(source)
+        require_equal(columns_of(one), columns_of(other))
+        assert other.obs[0].tolist() == first
+    (place,) = folders(cache)
+    made = (place / "reward.npy").stat().st_mtime_ns
+    load.load(source, table="disk")
+    assert (place / "reward.npy").stat().st_mtime_ns == made

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from offlinerl.data.assemble import column_of
-from offlinerl.data.columns import as_flags, lost, require_filled, require_finite, single
+from offlinerl.data.columns import Rounded, as_flags, lost, require_filled, require_finite, single
 from offlinerl.data.dataset import Dataset
 from offlinerl.util.errors import UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
@@ -53,6 +53,8 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     truncated = as_flags(columns["truncated"], "truncated") if "truncated" in columns else np.zeros(rows, bool)
     last = terminated | truncated
     last[-1] = True
+    rounded = Rounded()
+    rounded.see(tree_map(np.asarray, given["obs"]), last)
     keep = np.ones(rows, bool)
     if "next_obs" in columns:
         next_obs = columns["next_obs"]
@@ -75,6 +77,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     facts = dict(
         format="arrays", action_dtype=kind, rows_in_source=rows, rows_dropped=int((~keep).sum()), reward="none",
         **lost(int(np.count_nonzero(single(columns["reward"], "reward")[~keep])) if "reward" in columns else 0),
+        **rounded.facts(),
     )  # fmt: skip
     return Dataset.of_rows(
         obs, next_obs, terminated=terminated[keep], last=last, name=name, provenance=facts, **numbers

@@ -11,6 +11,7 @@ import numpy as np
 
 from offlinerl.data.builder import Builder
 from offlinerl.data.columns import (
+    Rounded,
     as_flags,
     as_float32,
     as_observations,
@@ -36,6 +37,8 @@ class Steps(NamedTuple):
     place: str = ""  # its place in the file, for messages
     rows: np.ndarray | None = None  # [T] or [T + 1], row numbers in the file; None: rows count from the episode's first
     log_prob: np.ndarray | None = None  # [T], see Dataset
+    episode: str | None = None  # its id, if the file has one
+    ended: bool = True  # False if the file has an id, and marks no end
 
 
 def assemble(
@@ -55,8 +58,10 @@ def assemble(
         UserError: there are no steps, or they are invalid.
     """
     into = into or Builder(source)
-    rows, paid, dtypes = 0, 0, set()
+    rows, paid, dtypes, rounded = 0, 0, set(), Rounded()
+    first: Steps | None = None
     for steps in episodes:
+        first = first or steps
         if not len(steps.action):  # at most a single observation
             continue
         rows += len(steps.action)
@@ -65,11 +70,15 @@ def assemble(
         paid += int(np.count_nonzero(steps.reward))
         if part is not None:
             paid -= int(np.count_nonzero(part.reward))
+            rounded.see(steps.obs)
             into.add(part)
     if not into.rows:
         raise NoSteps(f"{source} holds no step with a successor, so that there is nothing to learn from", rows)
+    ids = {} if first is None or first.episode is None else dict(
+        first_episode=first.episode, **({} if steps.ended else dict(open_episode=steps.episode))
+    )  # fmt: skip
     counts = dict(rows_in_source=rows, rows_dropped=rows - into.rows, action_dtype=str(np.result_type(*dtypes)))
-    return into.finish(name, {**facts, **counts, **lost(paid), "reward": "none"})
+    return into.finish(name, {**facts, **counts, **ids, **lost(paid), **rounded.facts(), "reward": "none"})
 
 
 def _rows_of(source: str, steps: Steps) -> Dataset | None:

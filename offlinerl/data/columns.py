@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -126,6 +127,54 @@ def as_float32(column: np.ndarray, copy: bool = True) -> np.ndarray:
     """A column as float32. Values too large for it become infinite, without a numpy warning, and are refused later."""
     with np.errstate(over="ignore"):
         return column.astype(np.float32, copy=copy)
+
+
+LOOKED = 1 << 20
+"""Numbers of a column of observations in which ``Rounded`` searches."""
+
+COARSE = 0.05
+"""Share of a dimension's changes that rounding to float32 may lose."""
+
+
+class Rounded:
+    """Searches observations that arrive in pieces for dimensions whose changes from step to step are lost when they are
+    rounded to float32, as small steps at a large offset are. It looks at the beginning of every column only."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, np.ndarray] = {}  # [4, D]: all changes, those that are lost, least and greatest value
+        self.left: dict[str, int] = {}
+
+    def see(self, observations: Tree, ends: np.ndarray | None = None) -> None:
+        """Looks at consecutive observations, a tree of ``[T, ...]``, also of HDF5 datasets; ``ends`` ``[T]`` bool, the
+        last rows of episodes, if there are several."""
+        for path, leaf in tree_leaves(observations):
+            if leaf.ndim > 2 or leaf.dtype.kind not in "iuf" or leaf.dtype.itemsize < 4 or leaf.dtype == np.float32:
+                continue
+            rows = self.left.get(path, LOOKED) // max(1, math.prod(leaf.shape[1:]))
+            if rows < 2 or len(leaf) < 2 or 0 in leaf.shape:
+                continue
+            block = np.asarray(leaf[:rows], np.float64).reshape(min(rows, len(leaf)), -1)
+            self.left[path] = self.left.get(path, LOOKED) - block.size
+            kept = as_float32(block)
+            with np.errstate(invalid="ignore", over="ignore"):
+                change = np.nan_to_num(abs(np.diff(block, axis=0)), posinf=0)
+            if ends is not None:
+                change[ends[: len(change)]] = 0
+            gone = np.where(kept[1:] == kept[:-1], change, 0).sum(0)
+            new = np.stack([change.sum(0), gone, np.fmin.reduce(block), np.fmax.reduce(block)])
+            if (old := self.found.get(path)) is not None:
+                new = np.stack([*(old + new)[:2], np.fmin(old, new)[2], np.fmax(old, new)[3]])
+            self.found[path] = new
+
+    def facts(self) -> dict[str, dict[str, list[int]]]:
+        """The ``provenance`` entry for such dimensions, by the path of their column; empty if there are none. Changes
+        far below the resolution of float32 are noise, such as that of a simulated body at rest."""
+        noise, rounded = np.finfo(np.float32).eps / 100, {}
+        for path, (changes, gone, low, high) in self.found.items():
+            coarse = (gone > COARSE * changes) & (high - low > noise * np.maximum(abs(low), abs(high)))
+            if coarse.any():
+                rounded[path] = np.flatnonzero(coarse).tolist()
+        return dict(rounded=rounded) if rounded else {}
 
 
 def require_filled(source: str, columns: Mapping[str, Tree]) -> None:

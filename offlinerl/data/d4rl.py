@@ -18,6 +18,7 @@ from offlinerl.data.columns import (
     LOG_PROB,
     REWRITE,
     Finite,
+    Rounded,
     as_flags,
     as_float32,
     as_observations,
@@ -107,6 +108,8 @@ def load_hdf5(
         count, finite, log_prob = int(keep.sum()), Finite(), None
         if LOG_PROB in file:
             log_prob = usable_log_prob(file[LOG_PROB][()], rows)
+        rounded = Rounded()
+        rounded.see(file["observations"], end)
         last = end | ~np.r_[keep[1:], False]  # an episode also ends before a dropped row
         into = into or Builder(str(path))
         into.expect(count, count + int(last[keep].sum()))
@@ -135,6 +138,7 @@ def load_hdf5(
         action_dtype=action_dtype,
         reward="none",
         **lost(int(np.count_nonzero(paid))),
+        **rounded.facts(),
     )
     if origin:
         provenance["provenance"] = origin
@@ -221,7 +225,8 @@ D4RL_KEYS = {
 
 
 MASKS = "masks"
-"""A column that is 0 where not to bootstrap. In files that have it, ``terminals`` mark ends of any kind."""
+"""A column that is 0 where not to bootstrap. In files that have it, ``terminals`` mark ends of any kind. With
+nothing but timeouts beside it, it marks ends too, unless a timeout is in a row where it is 0."""
 
 
 def stated_split(file: h5py.File, split: str | None) -> tuple[bool, str | None]:
@@ -266,7 +271,9 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
     if split == MASKS:
         final = ~as_flags(file[MASKS][()], f"{file.filename}: {MASKS}")
         marked = terminal | cut | end | changes
-        if marked.any() and (marked != final).any():
+        # a truncation in a terminal row would mean that truncations mark ends of any kind
+        told = bool(terminal_names or end_names or ids) or (cut & final).any()
+        if told and marked.any() and (marked != final).any():
             return Flags(final, marked, " and ".join([*terminal_names, *cut_names, *end_names, *ids]), True)
         terminal, terminal_names = final, terminal_names or [MASKS]  # the masks only repeat the terminals
     if not (terminal_names or cut_names or end_names or ids) and (

@@ -71,6 +71,30 @@ def lost_rewards(dataset: Dataset) -> str | None:
     )
 
 
+def rounded(dataset: Dataset) -> str | None:
+    """A sentence on the dimensions of observations that float32 is too coarse for; else None."""
+    if not (found := dataset.provenance.get("rounded")):
+        return None
+    dimensions = [f"{d}{path and f' of {path}'}" for path, listed in found.items() for d in listed]
+    named = ", ".join(dimensions[:8]) + (", ..." if len(dimensions) > 8 else "")
+    return (
+        f"float32, in which observations are stored, is too coarse for their dimension{'s'[: len(dimensions) - 1]}"
+        f" {named}: small changes are lost; subtract an offset there, such as the mean, before you store them"
+    )
+
+
+def split_episodes(dataset: Dataset) -> str | None:
+    """A sentence on episodes that may be split between two files, because one file ends with an episode whose end it
+    does not mark, and the next begins with one of that name; else None."""
+    if not (found := dataset.provenance.get("split_episodes")):
+        return None
+    one, more = found[0], f", and so in {counted(len(found) - 1, 'more file')}" if found[1:] else ""
+    return (
+        f"an episode may be split in two: {one['goes_on']} begins with episode {one['episode']}, with which"
+        f" {one['begins']} ends{more}: put the rows of an episode into one file, or mark its end"
+    )
+
+
 def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str]]:
     """What one first wants to know about a dataset, as pairs of a label and a line of text."""
     lengths, returns, facts = dataset.episode_lengths, dataset.episode_returns, dataset.provenance
@@ -81,7 +105,7 @@ def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str
         ("steps", f"{len(dataset):,}" + (f", and {dropped:,} more that have no successor" if dropped else "")),
         ("returns", _spread(returns)),
         ("lengths", _spread(lengths)),
-        ("ends", f"{terminations:,} terminated, {cut:,} cut off"),
+        ("ends", "; ".join(filter(None, (f"{terminations:,} terminated, {cut:,} cut off", split_episodes(dataset))))),
         ("observations", "; ".join(_part(path, leaf) for path, leaf in tree_leaves(dataset.observations))),
         ("actions", _actions(dataset)),
         ("rewards", "; ".join(filter(None, (_rewards(dataset.reward), lost_rewards(dataset))))),

@@ -8,14 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
+from offlinerl.data.columns import blocks
 from offlinerl.data.dataset import Dataset
 from offlinerl.envs import spaces
 from offlinerl.types import Leaf, Spec
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, counted
 from offlinerl.util.trees import tree_leaves
 
 KINDS = ("discrete", "continuous")
 """The kinds of actions."""
+
+LARGEST = (1 << 24) - 1
+"""The largest discrete action: float32, in which actions are stored, rounds the odd numbers beyond 2**24."""
 
 
 def spec_of_data(
@@ -34,7 +38,8 @@ def spec_of_data(
         The spec, and in words what was assumed about its actions.
 
     Raises:
-        UserError: the actions cannot be of that kind, or a range is given for discrete actions.
+        UserError: the actions cannot be of that kind, or are discrete and too large to be told apart, or a range is
+            given for discrete actions.
     """
     obs = tuple(Leaf(path, leaf.shape[1:], str(leaf.dtype)) for path, leaf in tree_leaves(data.observations))
     space = spaces.from_json(json.loads(data.provenance.get("action_space") or "{}"))
@@ -49,8 +54,16 @@ def spec_of_data(
             raise UserError(f"{data.name}: discrete actions are one whole number a row, and these are not")
         stated = isinstance(space, Discrete)
         first, final = (space.start, space.start + space.n - 1) if stated else (int(low[0]), int(high[0]))
+        if max(-first, final) > LARGEST:
+            raise UserError(
+                f"{data.name} has discrete actions beyond +-{LARGEST:,}, which float32 does not tell apart: number them"
+                " from 0 on, and write whole numbers that are no choices as fractions, such as 1.0"
+            )
         count = int(final - first) + 1
         basis = "as the dataset states" if stated else "those in the data"
+        if not stated and (never := count - _distinct(data.action)):
+            basis = f"the range of the data, in which {never:,} of the {counted(count, 'choice')} never"
+            basis += " occurs" if never == 1 else " occur"
         spec = Spec(obs, 1, (0.0,), (float(count - 1),), count, int(first))
         return spec, f"discrete actions from {first} to {final}, {basis}"
     basis = "of the data, which --action-range LOW,HIGH changes"
@@ -61,3 +74,8 @@ def spec_of_data(
         low, high, basis = space.low.ravel(), space.high.ravel(), "as the dataset states"
     spec = Spec(obs, data.action.shape[1], tuple(map(float, low)), tuple(map(float, high)))
     return spec, f"continuous actions within {np.min(low):.6g} to {np.max(high):.6g}, the bounds {basis}"
+
+
+def _distinct(actions: np.ndarray) -> int:
+    """The number of distinct values in a column."""
+    return len(np.unique(np.concatenate([np.unique(block) for block in blocks(actions)])))

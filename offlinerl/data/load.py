@@ -136,6 +136,7 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
         entry = replace(entry, columns=known)
     facts: list[dict[str, Any]] = []
     files, empty, rows = [], [], 0
+    cut: list[dict[str, str]] = []
     made: list[Made] = []
     for file, one in formats.several(formats.files_of(path), entry):
         try:
@@ -144,8 +145,11 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
             empty.append(file.name)
             rows += error.rows
             continue
+        before, its = facts[-1].get("open_episode") if facts else None, part.provenance
+        if before is not None and its.get("first_episode") == before:
+            cut.append(dict(episode=before, begins=files[-1].name, goes_on=file.name))
         files.append(file)
-        facts.append(part.provenance)
+        facts.append(its)
         if len(kinds := {fact["format"] for fact in facts}) > 1:
             raise UserError(
                 f"{path} has files of {either(*sorted(kinds))}; put those of one kind into their own folder"
@@ -159,10 +163,16 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
     total = {name: sum((fact[name] for fact in facts), rows) for name in ("rows_in_source", "rows_dropped")}
     paid = sum(fact.get("rewards_dropped", 0) for fact in facts)
     about = {**facts[0], **total, **lost(paid), "file": str(path), "files": [file.name for file in files]}
+    for name in ("first_episode", "open_episode", "rounded"):
+        about.pop(name, None)
+    rounded: dict[str, list[int]] = {}
+    for path, dimensions in (pair for fact in facts for pair in fact.get("rounded", {}).items()):
+        rounded[path] = sorted({*rounded.get(path, ()), *dimensions})
     if "columns" in about:
         about["columns"] = formats.columns_of(files[0], entry)
     about["action_dtype"] = str(np.result_type(*(fact["action_dtype"] for fact in facts)))
-    return into.finish(entry.name, about | (dict(empty_files=empty) if empty else {}))
+    more = dict(empty_files=empty, split_episodes=cut, rounded=rounded)
+    return into.finish(entry.name, about | {name: found for name, found in more.items() if found})
 
 
 def locate(entry: Entry) -> Path:

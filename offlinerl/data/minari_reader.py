@@ -19,6 +19,7 @@ from offlinerl.data.builder import Builder
 from offlinerl.data.columns import (
     LOG_PROB,
     LOG_PROB_INFO,
+    Rounded,
     as_flags,
     as_float32,
     as_observations,
@@ -75,10 +76,12 @@ def load_minari(
     mismatch = UserError(f"{name}: metadata.json promises {rows} steps, its episodes have another number of them")
     episodes = itertools.islice(minari_episodes(folder, obs_keys), int(metadata["total_episodes"]))  # it may be growing
     action_space = spaces.from_json(json.loads(metadata.get("action_space", "{}")))
-    dtypes = set()
+    dtypes, rounded = set(), Rounded()
     for alike in _prefetched(_alike(_checked(episodes, action_space, name))):
         part = _joined(alike)
         dtypes.add(alike[0][1].dtype)
+        for shown, *_ in alike:
+            rounded.see(shown)
         if into.rows + len(part) > rows:
             raise mismatch
         into.add(part)
@@ -99,6 +102,7 @@ def load_minari(
         reward="none",
         action_dtype=str(np.result_type(*dtypes)),
         **{key: metadata[key] for key in keep if key in metadata},
+        **rounded.facts(),
     )
     data = into.finish(name, provenance)
     require_finite(name, dict(observations=data.observations, actions=data.action, rewards=data.reward))

@@ -102,20 +102,25 @@ def _source(path: Path, entry: Entry, mode: str) -> dict[str, Any]:
     """What identifies the files made from a source: the source, how it is read, and its current state."""
     if path.is_dir():
         found = (Path(place, name) for place, _, names in os.walk(path, followlinks=True) for name in names)
-        files = [file for file in found if file.is_file() and not file.name.endswith("columns.yaml")]
+        files = [file for file in found if file.is_file()]
     else:
         files = [path] if path.is_file() else [Path(file) for file in glob.glob(str(path), recursive=True)]
+    files = [file for file in files if not file.name.endswith("columns.yaml")]  # loading may write them
     columns = entry.columns or (known_columns(path) if entry.kind == "file" else None)
-    if columns is None:  # those that will be recognised, which a run that resumes gives
-        with suppress(UserError):  # the reader reports it
-            first = formats.files_of(path)[0] if formats.kind_of(path) == "several" else path
-            columns = formats.columns_of(first, entry) if formats.kind_of(first) == "table" else None
+    own: dict[str, Any] = {}
+    with suppress(UserError):  # the reader reports what is wrong
+        if columns is None:
+            several = not path.is_file() and formats.kind_of(path) == "several"
+            tables = formats.files_of(path) if several else [path]
+            own = {str(file): found for file in tables if several and (found := known_columns(file)) is not None}
+            if not own and formats.kind_of(tables[0]) == "table":  # a run that resumes gives them
+                columns = formats.columns_of(tables[0], entry)
     read_as = dict(
         path=path.absolute(), name=entry.name, mode=mode, obs_keys=entry.obs_keys, columns=columns,
         subset=entry.subset, split=entry.split, steps=entry.steps_allowed, overlong=entry.overlong, env=entry.env,
     )  # fmt: skip
     seen = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    source = {"version": VERSION, "read as": read_as, "files": seen}
+    source = {"version": VERSION, "read as": read_as, "files": seen, "columns of files": own}
     return json.loads(json.dumps(source, default=str))
 
 

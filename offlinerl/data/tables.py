@@ -57,7 +57,8 @@ def table_episodes(
 
     An episode ends where the column ``episode`` changes or, without that column, where ``step`` starts again, and where
     ``terminated``, ``truncated`` or ``last`` is 1. A table without any of these is one episode. If there is a ``mask``,
-    steps are terminal where it is 0, and ``terminated`` only marks ends. If the rows of several episodes are
+    steps are terminal where it is 0, and ``terminated`` only marks ends. If nothing but ``truncated`` is beside it,
+    episodes also end there, unless ``truncated`` itself is 1 in such a row. If the rows of several episodes are
     interleaved, each episode's are brought together, and sorted by ``step`` if there is such a column. If the last row
     of an episode has no action, it only holds the observation after the last step.
 
@@ -72,6 +73,9 @@ def table_episodes(
     path = source if isinstance(source, Path) else None
     where = "the table" if path is None else str(path)
     if path is None:
+        given = [str(name) for name in source]
+        if twice := [name for name in given if given.count(name) > 1]:
+            raise UserError(f"{where} has two columns named {twice[0]!r}; rename or drop one")
         source = {str(name): source[name] for name in source}
     names = list(source if path is None else _table(path, []))
     columns = usual_columns(names, where) if columns is None else columns
@@ -192,8 +196,9 @@ def _episodes(
     ends = terminated | cut | flags("last")
     if "mask" in chosen:
         terminated = ~flags("mask", blank=1)
-        if not chosen.keys() & {"episode", "step", "terminated", "truncated", "last"}:
-            ends = terminated
+        # a truncation in a terminal row would mean that truncations mark ends of any kind
+        if not chosen.keys() & {"episode", "step", "terminated", "last"} and not (terminated & cut).any():
+            ends = ends | terminated
     order, change = np.arange(rows), np.zeros(rows, bool)
     if "episode" in chosen:
         ids = single(table[chosen["episode"][0]], f"{where}: episode")
@@ -222,6 +227,7 @@ def _episodes(
     moved = bounds & ~change & np.r_[_missing_actions(action)[order][1:], False]
     bounds[moved] = False
     bounds[1:] |= moved[:-1]
+    ended = (ends | terminated)[order] | np.r_[False, moved[:-1]]
     reward, finals = single(reward, f"{where}: reward"), np.flatnonzero(bounds)
     whole = len(chosen["action"]) == 1 and _is_whole(table[chosen["action"][0]])
     for place, (begin, end) in enumerate(zip(np.r_[0, finals[:-1] + 1], finals, strict=True)):
@@ -232,6 +238,8 @@ def _episodes(
 
         logs = None if log_prob is None else log_prob[at]
         steps = Steps(seen(obs), action[at], reward[at], terminated[at], seen(next_obs), f"episode {place}", at, logs)
+        if "episode" in chosen:
+            steps = steps._replace(episode=str(ids[at[-1]]), ended=bool(ended[end]))
         steps = _without_end(steps)
         if whole and not np.isnan(steps.action).any():
             steps = steps._replace(action=steps.action.astype(np.int64))
@@ -240,7 +248,7 @@ def _episodes(
 
 def _without_end(steps: Steps) -> Steps:
     """An episode without its last row, if that has no action and only holds the observation after the last step."""
-    obs, action, reward, terminated, next_obs, place, _, log_prob = steps
+    obs, action, reward, terminated, next_obs, place, _, log_prob, *_ = steps
     if not _missing_actions(action)[-1]:
         return steps
     if np.nan_to_num(reward[-1]) != 0:
@@ -322,7 +330,7 @@ def _blank(column: np.ndarray) -> np.ndarray:
 
 def _as_numbers(column: np.ndarray) -> np.ndarray:
     """A column of objects as floats, with NaN for missing values, if its values are numbers; else unchanged."""
-    if column.dtype.kind == "O":
+    if column.dtype.kind == "O" and not any(isinstance(value, str) and "_" in value for value in column.flat):
         with suppress(TypeError, ValueError):
             return np.where(_blank(column), None, column).astype(np.float64)
     return column
@@ -350,7 +358,7 @@ def _first_non_number(column: np.ndarray) -> str:
 def _is_number(value: Any) -> bool:
     with suppress(TypeError, ValueError):
         float(value)
-        return True
+        return "_" not in str(value)
     return False
 
 
@@ -492,7 +500,9 @@ def _store(block: list[list[str]], blocks: list[list[np.ndarray]], as_written: S
 
 def _converted(cells: Sequence[str]) -> np.ndarray:
     """Cells as integers, as objects if some are blank, else as floats, with NaN for blank cells, else as booleans or
-    strings."""
+    strings. Python would read 1_5 as 15; here it is a word."""
+    if any("_" in cell for cell in cells):
+        return np.array([cell.strip() for cell in cells])
     for kind in (int, float):
         with suppress(ValueError, OverflowError):
             return np.array(list(map(kind, cells)), f"{kind.__name__}64")

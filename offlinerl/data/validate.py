@@ -19,6 +19,7 @@ from offlinerl.data.assemble import Steps, column_of
 from offlinerl.data.builder import Builder
 from offlinerl.data.columns import as_flags, as_float32, nonfinite_rows, open_hdf5, require_filled, single
 from offlinerl.data.dataset import near
+from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.mapping import known_columns, remember
 from offlinerl.data.registry import Entry
 from offlinerl.envs import checks, spaces
@@ -29,7 +30,7 @@ from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 class Finding(NamedTuple):
     """A fault in a dataset, or something worth a look. Its kind is one of: unequal lengths, not finite, shape, action
-    range, duplicates, jump, overlapping ends, missing end, scales, lost rewards, refused."""
+    range, duplicates, jump, overlapping ends, missing end, scales, lost rewards, split episode, rounding, refused."""
 
     kind: str
     message: str  # one sentence
@@ -97,15 +98,21 @@ def _found(columns: _Columns, entry: Entry, path: Path, kind: str) -> list[Findi
 
 
 def _loaded(path: Path, entry: Entry) -> list[Finding]:
-    """Why loading refuses a dataset, if no other check has found that; and what loading leaves out."""
+    """Why loading a dataset, or training on it without an environment, is refused, if no other check has found that;
+    and what loading leaves out."""
     try:
         data = load._read(path, entry, "lossless", Builder(str(path)))
+        if entry.env is None:
+            spec_of_data(data)
     except UserError as error:
         return [Finding("refused", str(error), np.empty(0, int))]
     if entry.columns is not None:
         remember(path, entry.columns)
-    gone = describe.lost_rewards(data)
-    return [Finding("lost rewards", gone, np.empty(0, int), fault=False)] if gone else []
+    notes = {
+        "lost rewards": describe.lost_rewards(data), "split episode": describe.split_episodes(data),
+        "rounding": describe.rounded(data),
+    }  # fmt: skip
+    return [Finding(kind, note, np.empty(0, int), fault=False) for kind, note in notes.items() if note]
 
 
 def _d4rl_columns(path: Path, entry: Entry) -> _Columns | Finding:

@@ -160,8 +160,8 @@ def on_dataset(
     )
     if columns := data.provenance.get("columns"):
         display.say(f"columns: {in_words(columns)}")
-    if gone := describe.lost_rewards(raw):
-        display.say(f"{entry.name}: {gone}")
+    for note in filter(None, (describe.lost_rewards(raw), describe.split_episodes(raw), describe.rounded(raw))):
+        display.say(f"{entry.name}: {note}")
     if cameras := data.provenance.get("left_out"):
         display.say(f"cameras that --obs-keys would add: {', '.join(cameras)}")
     task = task_of(entry, data, about)
