@@ -67,15 +67,15 @@ class Config(BaseConfig):
     """The settings of every agent."""
 
     normalize: bool = setting(
-        False, "shift and scale the vectors of observations by the mean and deviation of every dimension in the dataset"
+        False, "normalise vector observations by the mean and standard deviation of every dimension in the dataset"
     )
-    convolutions: str = setting("nature", "layers over images", choices=("nature", "sac_ae", "minatar", "world_models"))
+    convolutions: str = setting(
+        "nature", "convolutional layers for images", choices=("nature", "sac_ae", "minatar", "world_models")
+    )
     encoder: str | None = setting(
-        None, "a vae's run or checkpoint, whose latents are learnt from instead of images; it stays as it is"
+        None, "run or checkpoint of a vae, whose latents replace images as input; it is not trained further"
     )
-    shift: int = setting(
-        0, "pixels by which images are shifted at most, at random, as they are learnt from (Yarats et al., 2022)", low=0
-    )
+    shift: int = setting(0, "maximum random shift of images in training, in pixels (Yarats et al., 2022)", low=0)
 
 
 class Agent(L.LightningModule, ABC):
