@@ -48,9 +48,9 @@ def offlinerl_(argv):
 @pytest.mark.parametrize(
     "words, says",
     [
-        ("fit bc kitchen", "offlinerl fit: 'kitchen' is a word too many; a dataset is named by --dataset"),
+        ("fit bc kitchen", "offlinerl fit: unexpected argument 'kitchen'; name a dataset with --dataset"),
         ("fit bc --update-s 3", "offlinerl fit: there is no --update-s, but --updates;"),
-        ("datasets show a b", "offlinerl datasets show: 'b' is a word too many"),
+        ("datasets show a b", "offlinerl datasets show: unexpected argument 'b'"),
         ("evaluate runs --dataset a", "offlinerl evaluate: there is no --dataset; see `offlinerl evaluate --help`"),
     ],
 )

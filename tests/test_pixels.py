@@ -208,7 +208,7 @@ def test_images_without_channels_are_not_stacked():
 @pytest.mark.parametrize(
     "said, sentence",
     [
-        (dict(size=0), "size of pixels must be a whole number from 1 on, not 0"),
+        (dict(size=0), "size of pixels must be a whole number of at least 1, not 0"),
         (dict(repeat="two"), "repeat of pixels must be"),
         (dict(fast=1), "fast of pixels must be true or false"),
         (dict(width=84), "pixels must be true, or some of size, repeat, fast, camera"),

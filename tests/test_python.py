@@ -226,7 +226,7 @@ def test_missing_runs_and_invalid_seeds_are_reported():
     for of in (offlinerl.select, offlinerl.report):
         with pytest.raises(offlinerl.UserError, match="there are no runs"):
             of([])
-    with pytest.raises(offlinerl.UserError, match="seed must be a whole number from 0 on, not -1"):
+    with pytest.raises(offlinerl.UserError, match="seed must be a whole number of at least 0, not -1"):
         offlinerl.collect("random", "Pendulum-v1", "some/random-v0", steps=10, seed=-1)
 
 
@@ -240,9 +240,10 @@ class Still(offlinerl.Policy):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (dict(seed=-1), "seed must be a whole number from 0 on, not -1"), (dict(seed=None), "seed must .* not None"),
+        (dict(seed=-1), "seed must be a whole number of at least 0, not -1"),
+        (dict(seed=None), "seed must .* not None"),
         (dict(seed=1.5), "seed must .* not 1.5"),
-        (dict(episodes=0), "episodes must be a whole number from 1 on, not 0"),
+        (dict(episodes=0), "episodes must be a whole number of at least 1, not 0"),
         (dict(episodes=-1), "episodes must .* not -1"), (dict(episodes="2"), "episodes must .* not '2'"),
         (dict(episodes=1.5), "episodes must .* not 1.5"), (dict(episodes=True), "episodes must .* not True"),
         (dict(episodes=float("inf")), "episodes must .* not inf"),
@@ -257,12 +258,13 @@ def test_invalid_arguments_of_an_evaluation_are_refused(given, says):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (dict(noise=-1), "noise must be a number from 0 on, not -1"), (dict(noise=float("nan")), "noise .* not nan"),
-        (dict(noise="a"), "noise must .* not 'a'"), (dict(envs=0), "envs must be a whole number from 1 on, not 0"),
+        (dict(noise=-1), "noise must be a number of at least 0, not -1"),
+        (dict(noise=float("nan")), "noise .* not nan"),
+        (dict(noise="a"), "noise must .* not 'a'"), (dict(envs=0), "envs must be a whole number of at least 1, not 0"),
         (dict(steps=1.5), "steps must .* not 1.5"), (dict(steps=-1), "steps must .* not -1"),
         (dict(episodes=0), "episodes must .* not 0"), (dict(steps=5, episodes=1), "--steps or --episodes, not both"),
         (dict(env=None, steps=5), "needs --env"), (dict(dataset_id=None, steps=5), "dataset_id must be .* not None"),
-        (dict(threads=0, steps=5), "threads must be a whole number from 1 on, not 0"),
+        (dict(threads=0, steps=5), "threads must be a whole number of at least 1, not 0"),
         (dict(limits=dict(max_episode_step=5), steps=5), "no entry 'max_episode_step'; did you mean"),
     ],
 )  # fmt: skip
@@ -274,7 +276,7 @@ def test_invalid_arguments_of_a_collection_are_refused(given, says, here):
 
 def test_invalid_numbers_are_named(here):
     for threads in (0, -1, 1.5, "a"):
-        with pytest.raises(UserError, match="threads must be a whole number from 1 on"):
+        with pytest.raises(UserError, match="threads must be a whole number of at least 1"):
             offlinerl.fit("bc", walk(), threads=threads)
     with pytest.raises(UserError, match="agent must be a name or a class, not int 3"):
         offlinerl.fit(3, walk())

@@ -72,7 +72,7 @@ def asked_for(pixels: Any) -> dict[str, Any]:
     how = {**DEFAULTS, **given}
     for name in ("size", "repeat"):
         if (type(how[name]) is not int or how[name] < 1) and how[name] is not DEFAULTS[name]:
-            raise UserError(f"{name} of pixels must be a whole number from 1 on, not {how[name]!r}")
+            raise UserError(f"{name} of pixels must be a whole number of at least 1, not {how[name]!r}")
     if type(how["fast"]) is not bool or not isinstance(how["camera"], int | str | None):
         raise UserError(f"fast of pixels must be true or false, and camera a number or a name, not {pixels!r}")
     return how

@@ -184,7 +184,7 @@ def _checked_about(given: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"actions must be {either(*KINDS)}, not {about['actions']!r}")
     steps, span = about.get("max_episode_steps"), about.get("action_range")
     if steps is not None and not (type(steps) is int and steps > 0):
-        raise UserError(f"max_episode_steps must be a whole number from 1 on, not {steps!r}")
+        raise UserError(f"max_episode_steps must be a whole number of at least 1, not {steps!r}")
     pair = isinstance(span, list) and len(span) == 2 and all(type(side) in (int, float) for side in span)
     if span is not None and not (pair and -math.inf < span[0] < span[1] < math.inf):
         raise UserError(f"action_range must be a list of two numbers, the lower one first, not {span!r}")
@@ -192,10 +192,10 @@ def _checked_about(given: Mapping[str, Any]) -> dict[str, Any]:
         about["pixels"] = asked_for(about["pixels"])
     stack = about.get("stack")
     if stack is not None and not (type(stack) is int and stack > 0):
-        raise UserError(f"stack must be a whole number from 1 on, not {stack!r}")
+        raise UserError(f"stack must be a whole number of at least 1, not {stack!r}")
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds must be a list of different whole numbers from 0 on, not {seeds}")
+        raise UserError(f"seeds must be a list of different whole numbers of at least 0, not {seeds}")
     return about
 
 

@@ -157,7 +157,7 @@ def read(file: Path) -> dict[str, Any]:
     for key, least in (("cpus", 1), ("gpus", 0)):
         number = isinstance(plan[key], int | float) and not isinstance(plan[key], bool)
         if not number or not least <= plan[key] < math.inf:
-            raise UserError(f"{file}: {key} must be a number from {least} on, not {plan[key]!r}")
+            raise UserError(f"{file}: {key} must be a number of at least {least}, not {plan[key]!r}")
     return plan
 
 
