@@ -164,7 +164,7 @@ def test_an_empty_path_is_not_the_current_folder(argv, name, refused, here):
     ],
 )  # fmt: skip
 def test_an_empty_argument_is_not_the_current_folder(call, name, run):
-    with pytest.raises(UserError, match=f"^{name} is empty, as a variable that is not set: name one"):
+    with pytest.raises(UserError, match=f"^{name} is empty, perhaps because a variable is not set: give a value"):
         call()
 
 
@@ -404,9 +404,9 @@ def test_only_a_dataset_is_replaced_by_a_dataset(refused, here):
     kept.parent.mkdir(parents=True)
     kept.write_text("mine")
     into = ("datasets", "export", pendulum.ID, here / "project", "--format", "lerobot", "--fps", 20, "--overwrite")
-    says(refused(*into), "project is no dataset of this kind", "lacks meta/info.json", "choose another name")
+    says(refused(*into), "project is not a dataset of this kind", "has no meta/info.json", "choose another name")
     made = ("datasets", "generate", "kitchen-complete", "--episodes", 1, "--out", here / "project", "--overwrite")
-    says(refused(*made), "project is no dataset of this kind", "lacks data/metadata.json")
+    says(refused(*made), "project is not a dataset of this kind", "has no data/metadata.json")
     installed = here / "minari" / "test" / "mine-v0"
     shutil.copytree(here / "project", installed)
     says(
@@ -617,7 +617,7 @@ def test_checkpoints_with_entries_of_a_wrong_type_are_refused(change, refused, r
 @pytest.mark.parametrize("batch", [10**12, 10**18])
 def test_a_batch_too_large_for_memory_is_named(batch, refused, here):
     line = refused(*FIT, "--batch", batch, "--out", here / f"huge-{batch}")
-    says(line, f"batches of {batch:,} need more memory than there is", "--batch")
+    says(line, f"batches of {batch:,} need more memory than is available", "--batch")
 
 
 def test_a_save_that_no_memory_holds_is_not_blamed_on_the_batch(refused, here, monkeypatch):
@@ -627,7 +627,7 @@ def test_a_save_that_no_memory_holds_is_not_blamed_on_the_batch(refused, here, m
     monkeypatch.setattr(Replay, "state_dict", too_large)
     argv = ("fit", "td3", "--env", "Pendulum-v1", "--steps", 40, "--train.warm_up", 10, "--batch", 8)
     line = refused(*argv, "--out", here / "saved-without-memory")
-    says(line, "saving needs more memory than there is", "--train.replay disk", "--train.capacity")
+    says(line, "saving needs more memory than is available", "--train.replay disk", "--train.capacity")
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(refused, run, here, monkeypatch):

@@ -310,7 +310,7 @@ def test_a_second_ctrl_c_stops_at_once(here, capsys, monkeypatch):
     level = logging.getLogger("lightning.pytorch").level
     assert offlinerl_(("fit", "bc", "--dataset", pendulum.ID, "--out", here / "twice", *TINY)) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "interrupted at once" in line and f"go on with: offlinerl fit --resume {here / 'twice'}" in line
+    assert "interrupted at once" in line and f"resume with: offlinerl fit --resume {here / 'twice'}" in line
     assert not (here / "twice" / "last.ckpt").exists()
     assert logging.getLogger("lightning.pytorch").level == level  # it speaks again, in a notebook say
 

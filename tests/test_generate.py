@@ -142,9 +142,9 @@ def test_a_killed_generation_is_resumed(here, small):
         time.sleep(0.05)
     before = written()
     assert not (here / "datasets/walker2d-random").exists()
-    with pytest.raises(UserError, match="unfinished dataset: go on with --resume"):
+    with pytest.raises(UserError, match="unfinished dataset: resume it with --resume"):
         generate_dataset("walker2d-random", size=4000)
-    with pytest.raises(UserError, match="was begun with other parts"):
+    with pytest.raises(UserError, match="was started with other parts"):
         generate_dataset("walker2d-random", size=5000, resume=True)
     assert written() == before
     done = subprocess.Popen([sys.executable, "-c", PROGRAM, *argv, "--resume"], **start)

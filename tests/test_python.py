@@ -514,9 +514,9 @@ def test_limits_hold_for_objects_too():
     ("env", "says"),
     [
         (3, "env must be a name, a gymnasium.Env or a function that makes one, not int 3"),
-        (lambda: 3, "makes no gymnasium.Env but int 3"),
+        (lambda: 3, "returns no gymnasium.Env but int 3"),
         (lambda: 1 / 0, "cannot be made: division by zero"),
-        (lambda: Room(discrete=True), "Room: BC takes no discrete actions"),
+        (lambda: Room(discrete=True), "Room: BC does not support discrete actions"),
         (lambda: gym.make("Pendulum-v1"), "the dataset's observations have shape (2,) and the environment's (3,)"),
     ],
 )
@@ -587,7 +587,7 @@ def test_single_seeds_and_runs_are_accepted_and_invalid_policies_refused(tmp_pat
             lambda policy: offlinerl.evaluate(policy, "Pendulum-v1", episodes=1),
             lambda policy: offlinerl.collect(policy, "Pendulum-v1", "mine/some-v0", episodes=1),
         ):
-            with pytest.raises(UserError, match="derive from offlinerl.Policy and write its act"):
+            with pytest.raises(UserError, match="derive from offlinerl.Policy and implement act"):
                 call(lambda obs: obs[:, :1])
             with pytest.raises(UserError, match="derive from offlinerl.Policy"):  # it lacks spec and device
                 call(SimpleNamespace(act=lambda obs, explore: obs[..., :1], begin=lambda *_: None, seeds=(0,)))

@@ -61,7 +61,7 @@ def test_runs_that_would_share_a_folder_are_refused(written, here, monkeypatch):
         (here / name).write_text("obs,action,reward\n" + "0,0.5,1\n" * 9)
     for datasets in (["of/log.csv", "of-log.csv"], ["kitchen", "kitchen"]):
         plan = sweep.read(written(agents=["bc"], datasets=datasets, train=TRAIN))
-        with pytest.raises(UserError, match="two runs would be in the folder bc-"):
+        with pytest.raises(UserError, match="two runs would have the folder bc-"):
             sweep.planned(plan)
 
 
@@ -159,10 +159,10 @@ def test_a_changed_plan_does_not_reuse_other_results(written):
     assert main(run.command()[3:]) == 0
     assert [run] == planned() and len(planned(train=TRAIN | dict(save_every=1.0))) == 1
     for change, words in (
-        (dict(seeds=[0, 1]), r"seeds \[0\], and \[0, 1\] is planned"),
-        (dict(agent={"hidden": [8, 16]}), r"hidden \[8, 8\], and \[8, 16\]"),
-        (dict(agent={}), r"hidden \[8, 8\], and \[256, 256\]"),
-        (dict(train=TRAIN | dict(updates=40)), "updates 30, and 40 is planned: give another folder by `out`"),
+        (dict(seeds=[0, 1]), r"seeds \[0\], but \[0, 1\] is planned"),
+        (dict(agent={"hidden": [8, 16]}), r"hidden \[8, 8\], but \[8, 16\]"),
+        (dict(agent={}), r"hidden \[8, 8\], but \[256, 256\]"),
+        (dict(train=TRAIN | dict(updates=40)), "updates 30, but 40 is planned: set another `out`"),
     ):
         with pytest.raises(UserError, match=words):
             planned(**change)

@@ -63,7 +63,7 @@ class PolicyGradientConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.normalize and self.normalize_obs:
-            raise UserError("normalize and normalize_obs would normalise observations twice: take one of them")
+            raise UserError("normalize and normalize_obs would normalise observations twice: use only one of them")
 
 
 class PolicyGradient(Agent):

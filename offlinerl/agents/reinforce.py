@@ -30,7 +30,9 @@ class REINFORCEConfig(PolicyGradientConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.normalize_advantage and self.baseline != "value":
-            raise UserError("normalize_advantage takes a mean away, as a baseline does: it needs baseline: value")
+            raise UserError(
+                "normalize_advantage subtracts a mean, which is a baseline itself: it needs baseline: value"
+            )
 
 
 class REINFORCE(PolicyGradient):

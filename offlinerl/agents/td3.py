@@ -65,7 +65,7 @@ class TD3(Agent):
         self.period = config.policy_delay
         if config.exploration == "parameter" and not self.kept_spec.is_vector:
             raise UserError(
-                "exploration parameter is for networks that see one vector, not images or several parts: take gaussian"
+                "exploration parameter needs networks that see one vector, not images or several parts: use gaussian"
                 " or ou"
             )
         self.exploration = exploration_of(config.exploration, config.sigma)

@@ -48,7 +48,7 @@ class VAE(Agent):
         config, (leaf, *others) = self.config, self.spec.obs
         if others or leaf.path or len(leaf.shape) != 3 or leaf.dtype != "uint8":
             raise UserError(
-                "a vae learns from images alone, [H, W, C] of uint8, and these observations are something else"
+                "a vae learns from images only, [H, W, C] of uint8, but these observations are something else"
             )
         self.posterior = Posterior(leaf.shape, config.latents, self.init_rng("encoder"), LAYERS[config.convolutions])
         self.decoder = ImageDecoder(self.posterior.images, config.latents, self.init_rng("decoder"))

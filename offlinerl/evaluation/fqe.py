@@ -299,7 +299,7 @@ def choice_of(agent: Agent) -> Choice:
     some = _observations(agent)
     if not torch.equal(choose(some), choose(some)):
         raise UserError(
-            f"{type(agent).__name__} acts by what it remembers of the episode, which fitted Q evaluation cannot follow;"
+            f"{type(agent).__name__} acts by what it remembers of the episode, which fitted Q evaluation cannot model;"
             " rank it by acting, with --episodes"
         )
     return choose

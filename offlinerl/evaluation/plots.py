@@ -33,7 +33,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
         return {key: np.array([float(row[key]) for row in rows]) for key in (rows[0] if rows else [])}
     except (OSError, ValueError, TypeError) as error:
         mend = command("fit", "--resume", path.parent)
-        raise UserError(f"{path} cannot be read as a table; if its folder is a run, mend it with: {mend}") from error
+        raise UserError(f"{path} cannot be read as a table; if its folder is a run, repair it with: {mend}") from error
 
 
 def by_time(columns: dict[str, np.ndarray], clock: str, value: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from offlinerl.util.errors import UserError
 
 P, R = ParamSpec("P"), TypeVar("R")
 
-EMPTY = "is empty, as a variable that is not set: name one, or leave it out"
+EMPTY = "is empty, perhaps because a variable is not set: give a value, or leave it out"
 
 
 def filled(function: Callable[P, R]) -> Callable[P, R]:
