@@ -89,7 +89,7 @@ def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] 
         console.print(f"{'fault' if fault else 'note'}: {kind}: {message}{where}", markup=False)
     faults = any(finding.fault for finding in findings)
     if not faults:
-        console.print(f"{name_or_file}: no faults were found", markup=False)
+        console.print(f"{name_or_file}: nothing wrong was found", markup=False)
     return int(faults)
 
 

@@ -89,7 +89,7 @@ def says(line, *words):
         ((*COLLECT, "scripted", "--batch", "3"), ("nothing learns here, so leave out --train.batch",)),
         ((*COLLECT, "random", "--config", "/nope.yaml"), ("nothing learns here, so leave out --config",)),
         ((*COLLECT, "random", "--noise", "0.5"), ("leave out --noise",)),
-        ((*COLLECT, "random", "--agent-class", "a:B"), ("--agent-class is of a checkpoint", "leave it out")),
+        ((*COLLECT, "random", "--agent-class", "a:B"), ("--agent-class applies to a checkpoint", "leave it out")),
         (("collect", "sac", *COLLECT[1:5], "--steps", "9", "--noise", "1"), ("sac learns", "leave out --noise")),
         (("evaluate", "absent.ckpt"), ("there is no checkpoint absent.ckpt",)),
         (("datasets", "show", "hopper-medum-v2"), ("'hopper-medum-v2'", "hopper-medium-v2")),
@@ -341,7 +341,7 @@ def test_truncated_files(keep, refused, file):
 
 
 def test_a_file_that_names_no_environment(refused, file):
-    says(refused("fit", "bc", "--dataset", file(), "--online-steps", "10"), "fine-tuning acts", "--env")
+    says(refused("fit", "bc", "--dataset", file(), "--online-steps", "10"), "fine-tuning needs an environment", "--env")
 
 
 def test_obs_keys_of_a_single_vector_are_refused(refused, file, tmp_path):
@@ -411,7 +411,7 @@ def test_only_a_dataset_is_replaced_by_a_dataset(refused, here):
     shutil.copytree(here / "project", installed)
     says(
         refused("datasets", "filter", pendulum.ID, "--episodes", "0-3", "--out", "test/mine-v0", "--overwrite"),
-        "is no dataset",
+        "is not a dataset",
     )
     assert kept.read_text() == (installed / "data" / "kept.txt").read_text() == "mine"
     (here / "taken.txt").write_text("mine")

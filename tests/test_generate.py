@@ -162,7 +162,7 @@ def test_files_that_another_process_writes_are_not_deleted(here, small, refused)
     writing.mkdir(parents=True)
     argv = ("datasets", "generate", "hopper-random", "--size", 20, "--workers", 1)
     with alone(partial):
-        assert "go on with --resume" in refused(*argv)
+        assert "resume it with --resume" in refused(*argv)
         assert "written by another process" in refused(*argv, "--resume")
         assert writing.exists() and not path.exists()
     made(*argv[2:], "--resume")

@@ -596,7 +596,7 @@ def test_videos_of_environments_without_metadata(here, refused, capsys):
         assert imageio.imread(here / "films/seed-0.mp4", plugin="pyav").shape == (10, 8, 8, 3)
     assert "films/seed-0.gif: 10 frames" in capsys.readouterr().out
     line = refused("evaluate", here / "drawn", "--env", blank, "--episodes", 1, "--video", here / "none")
-    assert blank in line and "renders no pictures" in line
+    assert blank in line and "renders no images" in line
 
 
 @pytest.mark.parametrize(

@@ -406,7 +406,7 @@ def test_a_checksum_of_successors_does_not_depend_on_their_storage():
 )  # fmt: skip
 def test_settings_of_a_resumed_run_cannot_be_given_again(given):
     flag = dict(file="--config", limits="--stack", obs_keys="--obs-keys").get(*given, f"--{min(given)}")
-    with pytest.raises(UserError, match=f"goes on with a run's own settings: leave out {flag}$"):
+    with pytest.raises(UserError, match=f"--resume keeps a run's own settings: leave out {flag}$"):
         offlinerl.fit(resume="run", **given)
 
 
@@ -431,7 +431,9 @@ def test_a_missing_path_is_refused_as_a_source():
 
 def test_arguments_that_a_selection_would_not_use_are_refused():
     for given in (dict(episodes=4, by="wis"), dict(episodes=4, dataset="nope"), dict(by="wis", critics=2)):
-        with pytest.raises(UserError, match=f"--{min(given.keys() - {'episodes'})} is of an|--critics is of fitted"):
+        with pytest.raises(
+            UserError, match=f"--{min(given.keys() - {'episodes'})} applies to an|--critics applies to fitted"
+        ):
             offlinerl.select("nowhere", **given)
 
 

@@ -213,7 +213,7 @@ def test_a_small_sweep_from_the_command_line(cluster, capsys):
 def test_runs_that_fit_on_no_machine_are_refused_at_once(cluster, refused, asked, has):
     name, number = list(asked.items())[-1]
     said = refused("sweep", plan(agents=["bc"], each={"agent.lr": [0.5]}, **asked))
-    assert f"sweep.yaml: {name} of a run is {number}, and a machine has {has}: give no more" in said
+    assert f"sweep.yaml: {name} of a run is {number}, but a machine has {has}: give no more" in said
 
 
 def test_a_cluster_need_not_have_the_cores_of_this_machine(cluster, monkeypatch):

@@ -69,7 +69,7 @@ def test_a_run_with_other_settings_is_not_taken_for_the_planned_one(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dict(agent=dict(lr=0.1), train=dict(TRAIN, table="disk"))))
     sweep.require_same(tmp_path, dict(agent=dict(lr=0.1), train=dict(TRAIN, table="memory", log_every=3)))
     for section, key, value in (("agent", "lr", 0.2), ("train", "final_episodes", 9), ("train", "eval_every", 5)):
-        with pytest.raises(UserError, match=f"has begun with {key} .*, and {value} is planned"):
+        with pytest.raises(UserError, match=f"was started with {key} .*, but {value} is planned"):
             sweep.require_same(tmp_path, {section: {key: value}})
 
 

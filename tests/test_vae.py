@@ -297,7 +297,7 @@ def test_observations_that_do_not_fit_the_encoder_are_refused(here, refused):
     assert "there is no checkpoint nowhere" in refused("fit", "ddpg", *ONLINE, "--agent.encoder", "nowhere")
     said = refused("fit", "ddpg", *ONLINE, "--agent.encoder", "vae", "--agent.shift", 2)
     assert "shift moves images, but the agent learns from an encoder's latents: give --agent.shift 0" in said
-    with pytest.raises(UserError, match="encoder is for a run"):
+    with pytest.raises(UserError, match="encoder only works in a run"):
         BC(SPEC, encoder="vae")
 
 
@@ -319,7 +319,7 @@ def test_frames_that_no_encoder_accepts_are_refused(here, refused, monkeypatch):
     said = refused("fit", "sees:OfVectors", "--dataset", "blob/random-v0", "--updates", 1)
     assert "observations must be one vector here, not an image [12, 12, 3]; use an agent that sees images" in said
     said = refused("fit", "vae", "--dataset", "kitchen", "--updates", 1)
-    assert "a vae learns from images alone" in said
+    assert "a vae learns from images only" in said
     with pytest.raises(UserError, match="images of 2x12 are too small for convolutions, the smallest of which is 4x4"):
         VAE(Spec((Leaf("", (2, 12, 3), "uint8"),), 2, (-1.0,) * 2, (1.0,) * 2))
 

@@ -154,7 +154,7 @@ def online_performance(values: np.ndarray, unit: str, how: str, path: Path) -> P
     axis = figure.subplots()
     tried = np.arange(1, len(values) + 1)
     axis.plot(tried, expected_maximum(values), color=COLOURS[0], marker="o", markersize=5, linewidth=2,
-              label="expected best of so many, drawn with replacement")  # fmt: skip
+              label="expected best of this many, drawn with replacement")  # fmt: skip
     axis.axhline(values.max(), color="0.4", linestyle="--", linewidth=1, label=f"best of all {len(values)}")
     axis.set(title=f"Expected performance, by {how}", xlabel="policies tried", ylabel=unit)
     axis.set_xlim(0.5, len(values) + 0.5)

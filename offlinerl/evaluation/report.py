@@ -150,7 +150,7 @@ def _of_all(part: Overall, stem: str) -> Section:
     return Section(title, stem, found, None, written, notes)
 
 
-IMPROVEMENT = "how probably a training of the row scores higher than one of the column"
+IMPROVEMENT = "probability that a training of the row scores higher than one of the column"
 
 
 def _stems(groups: Sequence[Group]) -> list[str]:

@@ -133,8 +133,8 @@ def on_dataset(
     found = dict(fingerprint=contents["sha256"], successors=checksum_of_successors(raw))
     if any(about.get(name, digest) != digest for name, digest in found.items()):  # older versions stored one or none
         raise UserError(
-            f"the dataset {entry.name} differs from the one that the run in {folder} was trained on; give"
-            " --dataset a copy of that one, or start a new run"
+            f"the dataset {entry.name} is not the one that the run in {folder} was trained on: its contents differ;"
+            " give --dataset a copy of that one, or start a new run"
         )
     about |= found
     had = raw.provenance.get("reward", "none")

@@ -71,7 +71,7 @@ class EpisodesConfig(TrainConfig):
     top: float = setting(1.0, "fraction of the episodes to learn from, those with the highest returns", above=0, high=1)
     terminal_ends: bool = setting(False, "treat every end of an episode as terminal: no value is bootstrapped after it")
     reward: str | None = setting(
-        None, "rule that transforms the rewards, to whose scale some agents are tuned; null: the dataset's own rule",
+        None, "rule that transforms the rewards; some agents are tuned to its scale; null: the dataset's own rule",
         choices=(*REWARDS,),
     )  # fmt: skip
     table: str = setting(

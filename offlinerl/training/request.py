@@ -75,9 +75,9 @@ def settings_for(
     require_loggers(train["logger"])
     require_divisible(about["agent"], agent, source, train)
     if train.get("final_old_share") is not None and train["old_share"] is None:
-        raise UserError("final_old_share needs old_share, which changes to it: give old_share too")
+        raise UserError("final_old_share is the value to which old_share changes: give old_share too")
     if train.get("old_share_steps") is not None and train["final_old_share"] is None:
-        raise UserError("old_share_steps needs final_old_share, which old_share reaches then: give that too")
+        raise UserError("old_share_steps needs final_old_share, which is reached after them: give that too")
     return dict(fit=about, **settings), entry
 
 
