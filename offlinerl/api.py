@@ -100,7 +100,7 @@ def fit(
             subset=subset, **(limits or {}),
         )  # fmt: skip
         if given := [f"--{name.replace('_', '-')}" for name, value in fixed.items() if value is not None]:
-            raise WrongUsage(f"--resume goes on with a run's own settings: leave out {', '.join(given)}")
+            raise WrongUsage(f"--resume keeps a run's own settings: leave out {', '.join(given)}")
         settings, entry, changes = settings_of_run(Path(resume), agent_name, dataset, where, over or {})
         with held(Path(resume)):
             from offlinerl.training.build import build
@@ -157,7 +157,7 @@ def fit(
 def _require_free(folder: Path) -> None:
     """Raise a UserError unless a run can begin in that folder."""
     resumable = all((folder / name).is_file() for name in ("config.yaml", "last.ckpt"))
-    go_on = f"go on with --resume {shlex.quote(str(folder))} or " if resumable else ""
+    go_on = f"resume it with --resume {shlex.quote(str(folder))} or " if resumable else ""
     require_free(folder, f"{go_on}name another --out")
 
 
@@ -166,8 +166,8 @@ def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
     decay = getattr(run.agent.config, "decay_steps", None)
     if decay is not None and "decay_steps" not in changes:
         run.display.say(
-            f"the learning rate falls over {decay:,} {run.clock}s as before and stays at its end; --agent.decay_steps"
-            " updates stretches it over the longer run"
+            f"the learning rate decays over {decay:,} {run.clock}s as before and stays constant afterwards;"
+            " --agent.decay_steps updates extends the decay over the longer run"
         )
 
 
@@ -209,7 +209,7 @@ def evaluate(
         return evaluation.evaluate_checkpoint(Path(policy), env=where, episodes=episodes, **settings)
     acting = _acting(policy)
     if where is None:
-        raise UserError("a policy does not say what it is for: give env")
+        raise UserError("a policy does not name its environment: give env")
     task = Task.of(registry.task(where))
     found = evaluation.evaluate(acting, task, episodes, **settings)
     return dict(
@@ -243,9 +243,9 @@ def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None,
     }
     critics = given & {"updates", "critics", "terminal-ends"}
     if "episodes" in given and (fitted := critics | given & {"by", "dataset", "gamma"}):
-        raise WrongUsage(f"--{min(fitted)} is of an evaluation on a dataset: leave it out, or --episodes")
+        raise WrongUsage(f"--{min(fitted)} applies to an evaluation on a dataset: leave it out, or --episodes")
     if settings.get("by") == "wis" and critics:
-        raise WrongUsage(f"--{min(critics)} is of fitted Q evaluation: leave it out, or --by wis")
+        raise WrongUsage(f"--{min(critics)} applies to fitted Q evaluation: leave it out, or --by wis")
     from offlinerl.evaluation import comparison
 
     found = _dataset(dataset)
@@ -282,7 +282,7 @@ def _paths(runs: str | Path | Sequence[str | Path]) -> list[Path]:
     """One path, or several, as a list."""
     paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if not paths:
-        raise UserError("there are no runs: name folders of some")
+        raise UserError("there are no runs: name their folders")
     return paths
 
 
@@ -306,7 +306,7 @@ def export(run: str | Path, file: str | Path, **settings: Any) -> Path:
     run, file = Path(run), Path(file)
     kinds = (".onnx", ".pt", ".safetensors")
     if file.suffix not in kinds:
-        raise UserError(f"{file} must end in {either(*kinds)}, by which its format is known")
+        raise UserError(f"{file} must end in {either(*kinds)}, which determines its format")
     from offlinerl.rollout import portable
     from offlinerl.training import export
 
@@ -332,7 +332,7 @@ def _acting(policy: Any) -> Any:
     if not isinstance(policy, str | Path) and not all(hasattr(policy, name) for name in POLICY):
         raise UserError(
             f"a policy must be a checkpoint's path, what load_policy returns or an offlinerl.Policy, not"
-            f" {type(policy).__name__}: derive from offlinerl.Policy and write its act"
+            f" {type(policy).__name__}: derive from offlinerl.Policy and implement act"
         )
     return policy
 
@@ -358,7 +358,7 @@ def _dataset(source: Data | None) -> str | Path | Dataset | None:
         raise _no_dataset(source) from None
     if part:
         raise UserError(
-            f"this is a part of the Minari dataset {source.spec.dataset_id}; store it as one, or give it whole"
+            f"this is a part of the Minari dataset {source.spec.dataset_id}; store it as one, or give the whole one"
         )
     return str(folder)
 
@@ -394,7 +394,7 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
     if found is None:
         raise _no_dataset(source)
     if env is not None and not isinstance(found, str | Path):
-        raise UserError("env is of a dataset's file: leave it out here, and give it to offlinerl.fit")
+        raise UserError("env applies to a dataset's file: leave it out here, and give it to offlinerl.fit")
     if is_frame:
         columns, name = settings.pop("columns", None), settings.pop("name", "frame")
         return formats.of_frame(cast(Mapping[str, Any], source), columns and parse_columns(columns), name, **settings)

@@ -78,11 +78,11 @@ def benchmark(
         display.say("")
         for label, value in (
             ("seeds", len(found["seeds"])),
-            ("updates/s, of all seeds together", f"{found['updates_per_second']:,.0f}"),
+            ("updates/s, all seeds together", f"{found['updates_per_second']:,.0f}"),
             ("uncompiled", f"{found['eager_updates_per_second']:,.0f}"),
             *([("in TensorFloat-32", f"{found['tf32_updates_per_second']:,.0f}")] if where.type == "cuda" else []),
             (
-                "limit, by matrix products alone",
+                "limit, from matrix products alone",
                 f"{found['limit_updates_per_second']:,.0f}  ({found['matmul_gflops']:,.0f} GFLOP/s)",
             ),
             ("share of the limit", f"{found['share_of_limit']:.0%}"),
@@ -95,7 +95,7 @@ def benchmark(
         results["stacks"] = measured
     display.say("")
     display.say(f"{'loading 1M transitions':<44} {results['load_seconds_per_million']:.2f} s")
-    display.say(f"{'memory beyond the file, over the table':<44} {results['load_memory_ratio']:.2f}")
+    display.say(f"{'peak memory of loading / size of the table':<44} {results['load_memory_ratio']:.2f}")
     if share("configs", agent_name, "online.yaml").is_file():  # the settings that it acts with
         task, steps = speed_task(agents.get(agent_name)), steps_per_second(agent_name, where)
         results |= dict(steps_per_second=steps, steps_env=task)

@@ -158,7 +158,7 @@ def datasets_split(args: argparse.Namespace) -> None:
 def datasets_filter(args: argparse.Namespace) -> None:
     asked = given(args, "min_return", "max_return", "top", "min_length", "max_length", "success", "episodes")
     if not asked:
-        raise WrongUsage("filter needs what to choose by, such as --min-return or --episodes")
+        raise WrongUsage("filter needs a criterion, such as --min-return or --episodes")
     from offlinerl import dataset_commands
 
     dataset_commands.some(args.name, args.out, asked, args.overwrite, **given(args, *READING))
@@ -187,7 +187,7 @@ def export(args: argparse.Namespace) -> None:
     from offlinerl.util.folder import find_checkpoint
 
     if args.safetensors is None and (args.episodes or args.device == "cuda"):
-        raise WrongUsage("--episodes and --device are for the return of a --safetensors policy: leave them out")
+        raise WrongUsage("--episodes and --device measure the return of a --safetensors policy: leave them out here")
     find_checkpoint(args.checkpoint)
     from offlinerl.rollout import portable
     from offlinerl.training import export
@@ -234,7 +234,7 @@ def whole(text: str, least: int = 0) -> int:
         value = int(text) if text.isdigit() else float(text)
         if least <= value == int(value):
             return int(value)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
 
 
 def count(text: str) -> int:
@@ -247,7 +247,7 @@ def share(text: str) -> float:
     with suppress(ValueError):
         if 0 <= (value := float(text)) < float("inf"):
             return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
 
 
 def fraction(text: str) -> float:
@@ -273,7 +273,7 @@ def numbers(text: str) -> list[int]:
         span = low.isdigit() and high.isdigit()
         first, final = (int(low), int(high)) if span else (whole(part), whole(part))
         if not first <= final < first + 1_000_000:
-            raise argparse.ArgumentTypeError(f"{part!r} is no range of numbers, such as 0-4")
+            raise argparse.ArgumentTypeError(f"{part!r} is not a range of numbers, such as 0-4")
         found += range(first, final + 1)
     return found
 
@@ -290,7 +290,7 @@ def names(text: str) -> list[str]:
     """``state,goal`` as names."""
     found = [part.strip() for part in text.split(",")]
     if not all(found) or len(set(found)) < len(found):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of different names, such as state,goal")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different names, such as state,goal")
     return found
 
 
@@ -327,9 +327,9 @@ class Parser(argparse.ArgumentParser):
             flags = self._option_string_actions
             if unknown[0].startswith("-"):
                 near = difflib.get_close_matches(unknown[0], flags, 1, 0.75)
-                self.error(f"there is no {unknown[0]}" + (f", but {near[0]}" if near else ""))
-            how = "a dataset is named by --dataset" if "--dataset" in flags else "a name that has spaces needs quotes"
-            self.error(f"{unknown[0]!r} is a word too many; {how}")
+                self.error(f"there is no {unknown[0]}" + (f", but there is {near[0]}" if near else ""))
+            how = "name a dataset with --dataset" if "--dataset" in flags else "quote a name that contains spaces"
+            self.error(f"unexpected argument {unknown[0]!r}; {how}")
         return args, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -339,32 +339,32 @@ class Parser(argparse.ArgumentParser):
 SHARED: dict[str, dict[str, Any]] = {
     "name": dict(help="a name, a Minari id, a file or a folder"),
     "--agent-class": dict(metavar="MODULE:CLASS", help="the class of a checkpoint's agent, if it is your own"),
-    "--eval-episodes": dict(type=count, metavar="N", help="episodes of an evaluation while training"),
+    "--eval-episodes": dict(type=count, metavar="N", help="episodes per evaluation during training"),
     "--final-episodes": dict(type=count, metavar="N", help="episodes of the evaluation of the last policy"),
     "--max-episode-steps": dict(type=count, metavar="N", help="steps after which episodes are truncated"),
     "--action-range": dict(type=span, metavar="LOW,HIGH", help="bounds for actions that have none, as in -1,1"),
-    "--pixels": dict(action="store_true", help="see a task as 84x84 images, each action held for two steps"),
+    "--pixels": dict(action="store_true", help="observe a task as 84x84 images, each action repeated for two steps"),
     "--fast-scene": dict(
-        action="store_true", help="as --pixels, without shadows, reflections and multisampling: other images, faster"
+        action="store_true", help="like --pixels, without shadows, reflections and multisampling: faster, other images"
     ),
-    "--frame-size": dict(type=count, metavar="N", help="as --pixels, with images of NxN"),
-    "--action-repeat": dict(type=count, metavar="N", help="as --pixels, with each action held for N steps"),
-    "--stack": dict(type=count, metavar="N", help="frames to an observation (default: 3 of pixels)"),
+    "--frame-size": dict(type=count, metavar="N", help="like --pixels, with images of NxN pixels"),
+    "--action-repeat": dict(type=count, metavar="N", help="like --pixels, with each action repeated for N steps"),
+    "--stack": dict(type=count, metavar="N", help="frames per observation (default: 3 with --pixels)"),
     "--obs-keys": dict(
         type=names, metavar="A,B", help="parts of the observations to use, as in state,goal (default: all)"
     ),
     "--columns": dict(
-        nargs="+", metavar="FIELD=A,B", help="what a table's columns are, as in obs=x,y action=u reward=r episode=run"
+        nargs="+", metavar="FIELD=A,B", help="meaning of a table's columns, as in obs=x,y action=u reward=r episode=run"
     ),
     "--subset": dict(metavar="NAME", help="a robomimic filter key or a LeRobot split, such as train"),
     "--batch": dict(
-        type=count, metavar="N", help="transitions a gradient step; a rollout, of an on-policy agent"
+        type=count, metavar="N", help="transitions per gradient step; for on-policy agents, steps per rollout"
     ),
-    "--threads": dict(type=count, metavar="N", help="CPU threads of a process (default: as many as cores)"),
+    "--threads": dict(type=count, metavar="N", help="CPU threads per process (default: one per core)"),
     "--compile": dict(type=on_off, metavar="WHEN", help="compile the update: auto (default), true or false"),
-    "--device": dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)"),
+    "--device": dict(choices=("auto", "cpu", "cuda"), default="auto", help="device to compute on (default: auto)"),
     "--json": dict(type=Path, metavar="FILE", help="write the results to a file"),
-    "--overwrite": dict(action="store_true", help="replace what is there already"),
+    "--overwrite": dict(action="store_true", help="replace an existing file or dataset"),
 }  # fmt: skip
 
 
@@ -384,14 +384,15 @@ class AgentHelp(argparse.Action):
         if name is not None and agents.is_name(name):
             agent, parser.usage = agents.outline(name), parser.format_usage().removeprefix("usage: ").replace("%", "%%")
             group = parser.add_argument_group(
-                f"settings of {name}", "also in the section `agent` of a --config file; some tasks have other defaults"
+                f"settings of {name}",
+                "can also be set in the section `agent` of a --config file; some tasks have other defaults",
             )
             for key, kind, help in described(agent.config_class):
                 group.add_argument(f"--agent.{key}", metavar=kind, help=help)
             for source, how in sources_of(agent.kinds).items():
                 training = parser.add_argument_group(
                     f"settings of training {name} {how}",
-                    "as --train.KEY VALUE, or in the section `train` of a --config file; some have flags, see above",
+                    "set with --train.KEY VALUE, or in the section `train` of a --config file; some have own flags",
                 )
                 for key, kind, help in described(BY_SOURCE[source]):
                     training.add_argument(f"{key}: {kind}", help=help)
@@ -407,7 +408,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, function: Any, help: str, within: Any = commands, learner: str | None = None) -> Parser:
         """Add a command. For one that may train an agent, ``learner`` is how the help refers to the agent."""
         epilog = learner and (
-            f"--agent.KEY VALUE sets any setting of {learner}, --train.KEY VALUE any of the training;"
+            f"--agent.KEY VALUE sets any setting of {learner}, and --train.KEY VALUE any setting of the training;"
             f" see `offlinerl {name} AGENT --help`."
         )
         description = help[0].upper() + help[1:] + "."
@@ -415,7 +416,13 @@ def parser() -> argparse.ArgumentParser:
         added.register("type", None, word)  # an empty path would be the current folder
         added.register("type", Path, lambda text: Path(word(text)))
         if learner:
-            added.add_argument("-h", "--help", action=AgentHelp, nargs=0, help="show this, and an agent's settings")
+            added.add_argument(
+                "-h",
+                "--help",
+                action=AgentHelp,
+                nargs=0,
+                help="show this help, and the settings of AGENT if one is named",
+            )
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
         added.set_defaults(function=function)
         return added
@@ -429,180 +436,250 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dataset", metavar="NAME", help="a name of `datasets list`, a Minari id, a file or a folder")
     p.add_argument("--env", metavar="ID", help="where to act: a Gymnasium id, a dataset's name, or none")
     p.add_shared("--max-episode-steps", "--action-range", *SEEING, "--obs-keys", "--columns", "--subset")
-    p.add_argument("--actions", choices=("discrete", "continuous"), help="the data's, if no environment says so")
+    p.add_argument(
+        "--actions",
+        choices=("discrete", "continuous"),
+        help="kind of the dataset's actions, if no environment defines it",
+    )
     p.add_argument(
         "--seeds", type=seed_list, metavar="N,N", help="seeds to train at once, as in 0,1,2 or 0-4 (default: 0)"
     )
-    p.add_argument("--updates", type=count, metavar="N", help="gradient steps, on a dataset")
-    p.add_argument("--steps", type=count, metavar="N", help="environment steps, without one")
+    p.add_argument("--updates", type=count, metavar="N", help="gradient steps, when training on a dataset")
+    p.add_argument("--steps", type=count, metavar="N", help="environment steps, when training without a dataset")
     p.add_argument("--online-steps", type=count, metavar="N", help="then fine-tune in the environment for N steps")
-    p.add_argument("--config", type=Path, metavar="FILE", help="settings over the built-in ones; a run has such a file")
+    p.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings that override the built-in ones, as in a run's config.yaml",
+    )
     p.add_shared("--batch")
     p.add_argument("--eval-every", type=count, metavar="N", help="updates or steps between evaluations")
     p.add_shared("--eval-episodes", "--final-episodes")
     p.add_argument("--save-every", type=share, metavar="MINUTES", help="save at least this often (default: 5)")
-    p.add_argument("--log-every", type=count, metavar="N", help="updates or steps between metrics (default: 500)")
-    p.add_argument("--logger", metavar="A,B", help="of csv, tensorboard, wandb, mlflow (default: the first two)")
-    p.add_argument("--init", type=Path, metavar="CKPT", help="begin with the weights of a checkpoint or a run")
+    p.add_argument(
+        "--log-every", type=count, metavar="N", help="updates or steps between rows of metrics (default: 500)"
+    )
+    p.add_argument(
+        "--logger", metavar="A,B", help="some of csv, tensorboard, wandb and mlflow (default: csv,tensorboard)"
+    )
+    p.add_argument("--init", type=Path, metavar="CKPT", help="start from the weights of a checkpoint or a run")
     p.add_shared("--threads", "--compile", "--device")
     p.add_argument(
-        "--devices", type=count, metavar="N", help="processes that share every batch, a GPU each (default: 1)"
+        "--devices", type=count, metavar="N", help="processes that share every batch, each on its own GPU (default: 1)"
     )
     p.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one below runs/)")
-    p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
+    p.add_argument("--resume", type=Path, metavar="DIR", help="resume the run in this folder")
 
     about = "collect a dataset with an agent, a checkpoint, random or scripted"
-    p = command("collect", collect, about, learner="an agent that learns")
-    p.add_argument("source", help="an agent, which learns meanwhile; a checkpoint or a run; random; or scripted")
+    p = command("collect", collect, about, learner="a learning agent")
+    p.add_argument(
+        "source", help="an agent, which learns while it collects; a checkpoint or a run; random; or scripted"
+    )
     p.add_shared("--agent-class")
     p.add_argument("--env", required=True, metavar="ID", help="where to act: a Gymnasium id or a dataset's name")
     p.add_shared("--max-episode-steps", "--action-range", *SEEING)
-    p.add_argument("--dataset", required=True, metavar="ID", help="what to call it, (namespace/)name-vN")
+    p.add_argument("--dataset", required=True, metavar="ID", help="id of the new dataset, (namespace/)name-vN")
     p.add_shared("--obs-keys")
     length = p.add_mutually_exclusive_group()
     length.add_argument("--steps", type=count, metavar="N", help="environment steps to take")
-    length.add_argument("--episodes", type=count, metavar="N", help="episodes to finish, if nothing learns")
-    p.add_argument("--noise", type=share, default=0.0, metavar="SIGMA", help="on a checkpoint's or script's actions")
-    p.add_argument("--seed", type=whole, default=0, metavar="N", help="decides everything (default: 0)")
-    p.add_argument("--envs", type=count, metavar="E", help="environments side by side")
-    p.add_argument("--workers", type=count, metavar="N", help="processes that act for an agent that learns, run by Ray")
-    p.add_argument("--ray-address", metavar="ADDRESS", help="run them on a cluster: auto or HOST:PORT (default: here)")
+    length.add_argument("--episodes", type=count, metavar="N", help="episodes to collect, if the source does not learn")
+    p.add_argument(
+        "--noise",
+        type=share,
+        default=0.0,
+        metavar="SIGMA",
+        help="standard deviation of noise added to a checkpoint's or script's actions",
+    )
+    p.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of all random numbers (default: 0)")
+    p.add_argument("--envs", type=count, metavar="E", help="number of parallel environments")
+    p.add_argument("--workers", type=count, metavar="N", help="Ray processes that act for a learning agent")
+    p.add_argument(
+        "--ray-address", metavar="ADDRESS", help="run the workers on a cluster: auto or HOST:PORT (default: here)"
+    )
     p.add_argument("--append", action="store_true", help="add to a dataset that the same source collected")
-    p.add_argument("--resume", action="store_true", help="go on with this collection where it was stopped")
-    p.add_argument("--config", type=Path, metavar="FILE", help="settings of the agent over the built-in ones")
+    p.add_argument("--resume", action="store_true", help="resume an interrupted collection")
+    p.add_argument("--config", type=Path, metavar="FILE", help="settings of the agent that override the built-in ones")
     p.add_shared("--batch")
     p.add_argument("--eval-every", type=count, metavar="N", help="steps between evaluations of the agent")
     p.add_shared("--eval-episodes", "--final-episodes")
-    p.add_argument("--save-every", type=share, metavar="MINUTES", help="save it at least this often (default: 5)")
+    p.add_argument("--save-every", type=share, metavar="MINUTES", help="save at least this often (default: 5)")
     p.add_shared("--threads", "--compile", "--device")
-    p.add_argument("--out", type=Path, metavar="DIR", help="where to work (default: below runs/)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="working folder (default: below runs/)")
 
     p = command("evaluate", evaluate, "evaluate the policies in a checkpoint")
-    p.add_argument("checkpoint", type=Path, help="such as runs/xql-kitchen/last.ckpt, or a run's folder")
+    p.add_argument("checkpoint", type=Path, help="a checkpoint, such as runs/xql-kitchen/last.ckpt, or a run's folder")
     p.add_shared("--agent-class")
-    p.add_argument("--env", metavar="ID", help="another environment than the checkpoint's own")
+    p.add_argument("--env", metavar="ID", help="an environment other than the checkpoint's own")
     p.add_shared("--max-episode-steps", "--action-range", *SEEING)
-    p.add_argument("--episodes", type=count, default=50, metavar="N", help="episodes of every policy (default: 50)")
+    p.add_argument("--episodes", type=count, default=50, metavar="N", help="episodes per policy (default: 50)")
     p.add_argument("--seed", type=whole, default=0, metavar="N", help="reset seed of the first episode (default: 0)")
-    p.add_argument("--video", type=Path, metavar="DIR", help="film an episode of every policy: GIF, MP4 with PyAV")
+    p.add_argument(
+        "--video", type=Path, metavar="DIR", help="record a video of an episode of every policy: GIF, or MP4 with PyAV"
+    )
     p.add_shared("--json", "--device")
 
     nested = commands.add_parser("datasets", help="list, show, validate and make datasets")
     within = nested.add_subparsers(dest="action", required=True, metavar="ACTION")
     command("list", datasets_list, "list the datasets by name", within)
-    p = command("show", datasets_show, "say what is in a dataset, and draw it", within)
+    p = command("show", datasets_show, "describe a dataset and draw a picture of it", within)
     p.add_shared("name", "--obs-keys", "--columns", "--subset")
-    drawn = "where to draw, also .pdf or .svg (default: NAME.png, or NAME-2.png ... where that is another picture)"
+    drawn = "file of the picture, also .pdf or .svg (default: NAME.png, or NAME-2.png ... if that is another picture)"
     p.add_argument("--png", type=Path, metavar="FILE", help=drawn)
     p.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, or - to print them")
-    p = command("validate", datasets_validate, "find what is wrong with a dataset; status 1 if it has a fault", within)
+    p = command("validate", datasets_validate, "check a dataset for faults; exit status 1 if it has any", within)
     p.add_shared("name")
     p.add_argument("--env", metavar="ID", help="the environment it was collected in: a Gymnasium id or a name")
     p.add_shared("--obs-keys", "--columns", "--subset")
     p = command("generate", datasets_generate, "make a dataset from its recipe", within)
     p.add_argument("name", help="a recipe, such as kitchen or hopper-medium")
     length = p.add_mutually_exclusive_group()
-    length.add_argument("--size", type=count, metavar="N", help="transitions (default: as many as the recipe says)")
-    length.add_argument("--episodes", type=count, metavar="N", help="of demonstrations: just the first ones")
-    p.add_argument("--split", choices=("train", "heldout"), default="train", help="held-out ones are a tenth as many")
-    p.add_argument("--workers", type=count, metavar="N", help="processes to make it (default: as many as cores)")
-    p.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the cache)")
-    p.add_argument("--resume", action="store_true", help="go on with one that was stopped")
+    length.add_argument("--size", type=count, metavar="N", help="number of transitions (default: the recipe's)")
+    length.add_argument("--episodes", type=count, metavar="N", help="only the first N demonstrations")
+    p.add_argument(
+        "--split",
+        choices=("train", "heldout"),
+        default="train",
+        help="training or held-out episodes, a tenth as many (default: train)",
+    )
+    p.add_argument("--workers", type=count, metavar="N", help="worker processes (default: one per core)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: the cache)")
+    p.add_argument("--resume", action="store_true", help="resume an interrupted generation")
     p.add_shared("--overwrite")
     p = command("import", datasets_import, "install a file as a Minari dataset", within)
-    p.add_argument("file", type=Path, help="a file or a folder of any format that is read")
-    p.add_argument("id", help="what to call it, (namespace/)name-vN")
+    p.add_argument("file", type=Path, help="a file or a folder in any supported format")
+    p.add_argument("id", help="id of the new dataset, (namespace/)name-vN")
     p.add_argument("--env", metavar="ID", help="the environment it was collected in: a Gymnasium id or a name")
     p.add_shared("--obs-keys", "--columns", "--subset", "--overwrite")
     more = ("--obs-keys", "--columns", "--subset", "--overwrite")
     p = command("export", datasets_export, "write a dataset in the format of D4RL, robomimic or LeRobot", within)
     p.add_shared("name")
-    p.add_argument("file", type=Path, help="the HDF5 file to write; of LeRobot a folder")
+    p.add_argument("file", type=Path, help="the HDF5 file to write, or a folder for LeRobot")
     p.add_argument("--format", choices=("d4rl", "robomimic", "lerobot"), default="d4rl", help="(default: d4rl)")
-    p.add_argument("--fps", type=share, metavar="N", help="LeRobot's steps a second (default: the dataset's own)")
+    p.add_argument("--fps", type=share, metavar="N", help="steps per second for LeRobot (default: the dataset's own)")
     p.add_shared(*more)
 
     target = "an HDF5 file to write, or a Minari id"
-    p = command("merge", datasets_merge, "put the episodes of several datasets together", within)
+    p = command("merge", datasets_merge, "merge the episodes of several datasets", within)
     p.add_argument("names", nargs="+", metavar="NAME", help="names, Minari ids, files or folders")
     p.add_argument("--out", required=True, metavar="TARGET", help=target)
     p.add_shared(*more)
-    p = command("split", datasets_split, "divide the episodes of a dataset at random", within)
+    p = command("split", datasets_split, "split the episodes of a dataset at random", within)
     p.add_shared("name")
-    p.add_argument("--out", required=True, nargs=2, metavar="TARGET", help=f"for each part {target}")
-    p.add_argument("--share", type=fraction, default=0.9, metavar="X", help="of the first part (default: 0.9)")
-    p.add_argument("--seed", type=whole, default=0, metavar="N", help="of the draw (default: 0)")
+    p.add_argument("--out", required=True, nargs=2, metavar="TARGET", help=f"for each part, {target}")
+    p.add_argument(
+        "--share",
+        type=fraction,
+        default=0.9,
+        metavar="X",
+        help="fraction of the episodes in the first part (default: 0.9)",
+    )
+    p.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of the random split (default: 0)")
     p.add_shared(*more)
     p = command("filter", datasets_filter, "keep some of the episodes of a dataset", within)
     p.add_shared("name")
     p.add_argument("--out", required=True, metavar="TARGET", help=target)
-    p.add_argument("--min-return", type=float, metavar="R", help="the least return")
-    p.add_argument("--max-return", type=float, metavar="R", help="the greatest one")
-    p.add_argument("--top", type=fraction, metavar="X", help="share with the highest returns, of what else is kept")
-    p.add_argument("--min-length", type=count, metavar="N", help="the least length, in steps")
-    p.add_argument("--max-length", type=count, metavar="N", help="the greatest one")
-    p.add_argument("--success", action=argparse.BooleanOptionalAction, help="those that had the higher of two rewards")
-    p.add_argument("--episodes", type=numbers, metavar="N-N,N", help="by number from 0, as in 0-9,12")
+    p.add_argument("--min-return", type=float, metavar="R", help="minimum return")
+    p.add_argument("--max-return", type=float, metavar="R", help="maximum return")
+    p.add_argument(
+        "--top",
+        type=fraction,
+        metavar="X",
+        help="fraction with the highest returns, of the episodes that pass the other filters",
+    )
+    p.add_argument("--min-length", type=count, metavar="N", help="minimum length, in steps")
+    p.add_argument("--max-length", type=count, metavar="N", help="maximum length, in steps")
+    p.add_argument(
+        "--success", action=argparse.BooleanOptionalAction, help="episodes that received the higher of two rewards"
+    )
+    p.add_argument("--episodes", type=numbers, metavar="N-N,N", help="episode numbers, counted from 0, as in 0-9,12")
     p.add_shared(*more)
 
-    p = command("select", select, "rank the policies of runs on their dataset, or by a few episodes")
-    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, folders of them, checkpoints; of one task")
+    p = command("select", select, "rank the policies of runs, on their dataset or by a few episodes")
+    p.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="runs, folders of runs or checkpoints, all of one task"
+    )
     how = p.add_mutually_exclusive_group()
-    how.add_argument("--offline", action="store_true", help="on the dataset, as by default")
-    how.add_argument("--episodes", type=count, metavar="N", help="act instead: episodes of all policies together")
+    how.add_argument("--offline", action="store_true", help="rank on the dataset (the default)")
+    how.add_argument(
+        "--episodes", type=count, metavar="N", help="rank by acting: N episodes, shared among all policies"
+    )
     p.add_argument(
         "--by", choices=("fqe", "wis", "dr"),
-        help="fitted Q evaluation; or with the behaviour's log_prob weighted importance sampling, or doubly robust"
-        " (default: fqe)",
+        help="fitted Q evaluation; or, if the dataset has the behaviour's log_prob, weighted importance sampling or"
+        " doubly robust estimation (default: fqe)",
     )  # fmt: skip
-    p.add_argument("--dataset", metavar="NAME", help="to evaluate on (default: what the first run learned from)")
-    p.add_argument("--updates", type=count, metavar="N", help="gradient steps of every evaluation (default: 10000)")
-    p.add_argument("--critics", type=count, metavar="N", help="whose spread is the interval (default: 5)")
+    p.add_argument("--dataset", metavar="NAME", help="dataset to evaluate on (default: the first run's)")
+    p.add_argument("--updates", type=count, metavar="N", help="gradient steps per evaluation (default: 10000)")
+    p.add_argument(
+        "--critics", type=count, metavar="N", help="number of critics, whose spread gives the interval (default: 5)"
+    )
     p.add_argument("--gamma", type=discount, metavar="X", help="discount factor of the estimates (default: 0.99)")
     p.add_argument(
         "--terminal-ends", action="store_true", default=None,
-        help="expect nothing of what follows where an episode of the dataset was cut off",
+        help="treat every end of an episode as terminal: no value is bootstrapped after it",
     )  # fmt: skip
-    p.add_argument("--seed", type=whole, default=0, metavar="N", help="decides everything (default: 0)")
-    p.add_argument("--png", type=Path, metavar="FILE", help="draw expected performance by policies tried")
+    p.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of all random numbers (default: 0)")
+    p.add_argument(
+        "--png", type=Path, metavar="FILE", help="plot the expected performance by the number of policies tried"
+    )
     p.add_shared("--json", "--device", "--agent-class")
 
-    p = command("report", report, "compare runs: who is the best, and how sure that is")
-    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs, or that hold such")
+    p = command("report", report, "compare runs: which agent is best, and how certain that is")
+    p.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs, or folders that contain some"
+    )
     p.add_argument(
         "--out", type=Path, metavar="DIR",
-        help="where to write report.html, report.md, pictures (PNG, PDF, SVG), tables (CSV, LaTeX); default: nowhere",
+        help="folder for report.html, report.md, pictures (PNG, PDF, SVG) and tables (CSV, LaTeX) (default: none)",
     )  # fmt: skip
 
-    p = command("export", export, "write a policy as a file for other programs, or of what acting needs")
-    p.add_argument("checkpoint", type=Path, help="such as runs/sac-Hopper-v5/last.ckpt, or a run's folder")
+    p = command("export", export, "export a policy for other programs, or as a file with only what acting needs")
+    p.add_argument(
+        "checkpoint", type=Path, help="a checkpoint, such as runs/sac-Hopper-v5/last.ckpt, or a run's folder"
+    )
     kinds = p.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--onnx", type=Path, metavar="FILE", help="a graph that ONNX Runtime runs")
     kinds.add_argument(
         "--torchscript", type=Path, metavar="FILE", help="a graph that torch.jit.load reads, also in C++"
     )
     kinds.add_argument(
-        "--safetensors", type=Path, metavar="FILE", help="for evaluate and collect, with how it was made"
+        "--safetensors",
+        type=Path,
+        metavar="FILE",
+        help="a file for evaluate and collect that records how the policy was trained",
     )
     p.add_argument(
         "--seed",
         type=whole,
         metavar="N",
-        help="whose policy (default: the first); of several values also --agent.KEY X",
+        help="seed of the policy (default: the first); if a setting has several values, also --agent.KEY X",
     )
-    p.add_argument("--episodes", type=count, metavar="N", help="to measure a --safetensors' return by (default: 100)")
+    p.add_argument(
+        "--episodes",
+        type=count,
+        metavar="N",
+        help="episodes to measure the return of a --safetensors policy (default: 100)",
+    )
     p.add_shared("--agent-class", "--device", "--overwrite")
 
-    p = command("sweep", sweep, "train agents, datasets and settings in every combination, side by side")
+    p = command("sweep", sweep, "train every combination of agents, datasets and settings in parallel")
     p.add_argument(
-        "file", type=Path, help="YAML: agents, datasets, seeds, each, together, agent, train, cpus, gpus, out"
+        "file", type=Path, help="YAML file with agents, datasets, seeds, each, together, agent, train, cpus, gpus, out"
     )
-    p.add_argument("--ray-address", metavar="ADDRESS", help="run them on a cluster: auto or HOST:PORT (default: here)")
+    p.add_argument(
+        "--ray-address", metavar="ADDRESS", help="run the trainings on a cluster: auto or HOST:PORT (default: here)"
+    )
 
-    p = command("benchmark", benchmark, "measure updates/s, their limit, Lightning's share and loading")
+    p = command("benchmark", benchmark, "measure updates/s, their limit, Lightning's overhead and loading")
     p.add_argument("agent", nargs="?", default="xql", help="xql, iql, bc ... (default: xql)")
-    p.add_argument("--batch", type=count, default=256, metavar="N", help="transitions a gradient step (default: 256)")
-    p.add_argument("--seeds", type=seed_list, metavar="N,N", help="as in 0,1,2 (default: 0, on a GPU also 5 and 20)")
+    p.add_argument("--batch", type=count, default=256, metavar="N", help="transitions per gradient step (default: 256)")
+    p.add_argument(
+        "--seeds",
+        type=seed_list,
+        metavar="N,N",
+        help="seeds to train at once, as in 0,1,2 (default: 0; on a GPU also 5 and 20 seeds)",
+    )
     p.add_shared("--device", "--threads", "--json")
     return top
 

@@ -179,7 +179,7 @@ def export(
     else:
         fps = fps or dataset.provenance.get("fps")
         if fps is None:
-            raise UserError(f"{name} does not say how many steps a second it has, as LeRobot must know: give --fps")
+            raise UserError(f"{name} does not state its steps per second, which LeRobot needs: give --fps")
         with swept(file):
             writers.write_lerobot(_chained(dataset), file, fps, entry.name, overwrite)
     console.print(f"{entry.name}: {len(dataset):,} transitions in {file}")
@@ -190,7 +190,7 @@ def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> 
     name, keys = entry.name, entry.obs_keys or dataset.provenance.get("obs_keys")
     if isinstance(dataset.observations, Mapping):
         raise UserError(
-            f"{name}: a file in D4RL's format holds one array of observations, and these have parts: choose one with"
+            f"{name}: a file in D4RL's format holds one array of observations, but these have parts: choose one with"
             " --obs-keys, or another format with `datasets export --format robomimic`"
         )
     terminated, last = dataset.terminated, dataset.last
@@ -267,7 +267,7 @@ def _read(entries: Sequence[Entry], *targets: Path) -> list[Dataset]:
         files = [file.resolve() for file in (formats.files_of(source) if several else [source])]
         for target in targets:
             if any(file.is_relative_to(target.resolve()) for file in files):
-                raise UserError(f"{target} is what is to be read, and would be replaced: choose another place to write")
+                raise UserError(f"{target} is also to be read and would be replaced: choose another place to write")
     return [load.load(entry, reward="none") for entry in entries]
 
 
@@ -306,8 +306,8 @@ def _chained(dataset: Dataset) -> Dataset:
     before, after = (len(of.episode_starts) for of in (dataset, chained))
     if after > before:
         console.print(
-            f"{counted(after - before, 'step')} led elsewhere than to the next row, and this format ends episodes"
-            f" there: {before} became {after}; an HDF5 file keeps them as they are"
+            f"in {counted(after - before, 'step')}, the next observation is not the next row's, and this format ends"
+            f" episodes there: {before} became {after}; an HDF5 file keeps them as they are"
         )
     return chained
 

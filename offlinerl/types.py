@@ -153,7 +153,7 @@ class Spec:
         """
         if not self.is_vector:
             listed = ", ".join(f"{leaf.path or 'an image'} {list(leaf.shape)}" for leaf in self.obs)
-            instead = "choose parts with --obs-keys" if self.obs[0].path else "take an agent that sees images"
+            instead = "choose parts with --obs-keys" if self.obs[0].path else "use an agent that sees images"
             raise UserError(f"observations must be one vector here, not {listed}; {instead}")
         return self.obs[0].shape[0]
 

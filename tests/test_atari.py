@@ -125,5 +125,5 @@ def test_only_learning_uses_the_clipped_rewards(tmp_path, monkeypatch):
 def test_a_fast_scene_or_a_camera_is_refused_for_games(said):
     pytest.importorskip("ale_py", reason="ale-py is not installed: pip install 'offlinerl[atari]'")
     pytest.importorskip("cv2", reason="OpenCV is not installed: pip install 'offlinerl[atari]'")
-    with pytest.raises(UserError, match="Pong-v5 shows images itself: leave out --fast-scene, and any camera"):
+    with pytest.raises(UserError, match="Pong-v5 returns images already: leave out --fast-scene, and any camera"):
         make.make(make.with_limits({"id": "ALE/Pong-v5"}, dict(pixels=said)))

@@ -89,7 +89,7 @@ def says(line, *words):
         ((*COLLECT, "scripted", "--batch", "3"), ("nothing learns here, so leave out --train.batch",)),
         ((*COLLECT, "random", "--config", "/nope.yaml"), ("nothing learns here, so leave out --config",)),
         ((*COLLECT, "random", "--noise", "0.5"), ("leave out --noise",)),
-        ((*COLLECT, "random", "--agent-class", "a:B"), ("--agent-class is of a checkpoint", "leave it out")),
+        ((*COLLECT, "random", "--agent-class", "a:B"), ("--agent-class applies to a checkpoint", "leave it out")),
         (("collect", "sac", *COLLECT[1:5], "--steps", "9", "--noise", "1"), ("sac learns", "leave out --noise")),
         (("evaluate", "absent.ckpt"), ("there is no checkpoint absent.ckpt",)),
         (("datasets", "show", "hopper-medum-v2"), ("'hopper-medum-v2'", "hopper-medium-v2")),
@@ -112,10 +112,10 @@ def test_names_that_do_not_exist_are_named(argv, words, refused):
         ((*FIT, "--seeds", ""), ("--seeds", "''")),
         ((*FIT, "--seeds", "0,0"), ("--seeds", "'0,0' names a seed twice")),
         ((*FIT, "--seeds", "-1"), ("--seeds",)),
-        ((*FIT, "--seeds=-1,2"), ("--seeds", "'-1'", "from 0 on")),
+        ((*FIT, "--seeds=-1,2"), ("--seeds", "'-1'", "of at least 0")),
         ((*FIT, "--seeds", "one"), ("--seeds", "'one'")),
         ((*FIT, "--seeds", "0,1.5"), ("--seeds", "'1.5'")),
-        ((*FIT, "--updates", "0"), ("--updates", "'0'", "from 1 on")),
+        ((*FIT, "--updates", "0"), ("--updates", "'0'", "of at least 1")),
         ((*FIT, "--batch", "inf"), ("--batch", "'inf'")),
         ((*FIT, "--batch", "many"), ("--batch", "'many'", "whole number")),
         ((*FIT, "--compile", "maybe"), ("--compile", "'maybe'")),
@@ -164,7 +164,7 @@ def test_an_empty_path_is_not_the_current_folder(argv, name, refused, here):
     ],
 )  # fmt: skip
 def test_an_empty_argument_is_not_the_current_folder(call, name, run):
-    with pytest.raises(UserError, match=f"^{name} is empty, as a variable that is not set: name one"):
+    with pytest.raises(UserError, match=f"^{name} is empty, perhaps because a variable is not set: give a value"):
         call()
 
 
@@ -341,7 +341,7 @@ def test_truncated_files(keep, refused, file):
 
 
 def test_a_file_that_names_no_environment(refused, file):
-    says(refused("fit", "bc", "--dataset", file(), "--online-steps", "10"), "fine-tuning acts", "--env")
+    says(refused("fit", "bc", "--dataset", file(), "--online-steps", "10"), "fine-tuning needs an environment", "--env")
 
 
 def test_obs_keys_of_a_single_vector_are_refused(refused, file, tmp_path):
@@ -404,14 +404,14 @@ def test_only_a_dataset_is_replaced_by_a_dataset(refused, here):
     kept.parent.mkdir(parents=True)
     kept.write_text("mine")
     into = ("datasets", "export", pendulum.ID, here / "project", "--format", "lerobot", "--fps", 20, "--overwrite")
-    says(refused(*into), "project is no dataset of this kind", "lacks meta/info.json", "choose another name")
+    says(refused(*into), "project is not a dataset of this kind", "has no meta/info.json", "choose another name")
     made = ("datasets", "generate", "kitchen-complete", "--episodes", 1, "--out", here / "project", "--overwrite")
-    says(refused(*made), "project is no dataset of this kind", "lacks data/metadata.json")
+    says(refused(*made), "project is not a dataset of this kind", "has no data/metadata.json")
     installed = here / "minari" / "test" / "mine-v0"
     shutil.copytree(here / "project", installed)
     says(
         refused("datasets", "filter", pendulum.ID, "--episodes", "0-3", "--out", "test/mine-v0", "--overwrite"),
-        "is no dataset",
+        "is not a dataset",
     )
     assert kept.read_text() == (installed / "data" / "kept.txt").read_text() == "mine"
     (here / "taken.txt").write_text("mine")
@@ -617,7 +617,7 @@ def test_checkpoints_with_entries_of_a_wrong_type_are_refused(change, refused, r
 @pytest.mark.parametrize("batch", [10**12, 10**18])
 def test_a_batch_too_large_for_memory_is_named(batch, refused, here):
     line = refused(*FIT, "--batch", batch, "--out", here / f"huge-{batch}")
-    says(line, f"batches of {batch:,} need more memory than there is", "--batch")
+    says(line, f"batches of {batch:,} need more memory than is available", "--batch")
 
 
 def test_a_save_that_no_memory_holds_is_not_blamed_on_the_batch(refused, here, monkeypatch):
@@ -627,7 +627,7 @@ def test_a_save_that_no_memory_holds_is_not_blamed_on_the_batch(refused, here, m
     monkeypatch.setattr(Replay, "state_dict", too_large)
     argv = ("fit", "td3", "--env", "Pendulum-v1", "--steps", 40, "--train.warm_up", 10, "--batch", 8)
     line = refused(*argv, "--out", here / "saved-without-memory")
-    says(line, "saving needs more memory than there is", "--train.replay disk", "--train.capacity")
+    says(line, "saving needs more memory than is available", "--train.replay disk", "--train.capacity")
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(refused, run, here, monkeypatch):

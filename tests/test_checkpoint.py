@@ -252,7 +252,7 @@ def test_a_checkpoint_that_lacks_something_is_named(gone, tmp_path):
     content = torch.load(path)
     del content[gone]
     torch.save(content, path)
-    with pytest.raises(UserError, match="a.ckpt lacks|a.ckpt is damaged: it lacks"):
+    with pytest.raises(UserError, match="a.ckpt has no|a.ckpt is damaged: it has no"):
         checkpoint.load_agent(path)
 
 

@@ -48,9 +48,9 @@ def offlinerl_(argv):
 @pytest.mark.parametrize(
     "words, says",
     [
-        ("fit bc kitchen", "offlinerl fit: 'kitchen' is a word too many; a dataset is named by --dataset"),
+        ("fit bc kitchen", "offlinerl fit: unexpected argument 'kitchen'; name a dataset with --dataset"),
         ("fit bc --update-s 3", "offlinerl fit: there is no --update-s, but --updates;"),
-        ("datasets show a b", "offlinerl datasets show: 'b' is a word too many"),
+        ("datasets show a b", "offlinerl datasets show: unexpected argument 'b'"),
         ("evaluate runs --dataset a", "offlinerl evaluate: there is no --dataset; see `offlinerl evaluate --help`"),
     ],
 )
@@ -310,7 +310,7 @@ def test_a_second_ctrl_c_stops_at_once(here, capsys, monkeypatch):
     level = logging.getLogger("lightning.pytorch").level
     assert offlinerl_(("fit", "bc", "--dataset", pendulum.ID, "--out", here / "twice", *TINY)) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "interrupted at once" in line and f"go on with: offlinerl fit --resume {here / 'twice'}" in line
+    assert "interrupted at once" in line and f"resume with: offlinerl fit --resume {here / 'twice'}" in line
     assert not (here / "twice" / "last.ckpt").exists()
     assert logging.getLogger("lightning.pytorch").level == level  # it speaks again, in a notebook say
 

@@ -334,7 +334,7 @@ def test_ctrl_c_in_the_first_episode_of_a_learner(here, capsys, monkeypatch):
             assert collect(*argv, "--resume") == 1
             (line,) = capsys.readouterr().err.splitlines()
             assert says in line and "--resume" in line
-    assert collect(*argv) == 1 and "go on with --resume" in capsys.readouterr().err
+    assert collect(*argv) == 1 and "resume it with --resume" in capsys.readouterr().err
     assert collect(*argv, "--resume") == 0
     assert collect(*(str(word).replace("early", "whole") for word in argv)) == 0
     assert same(episodes("pendulum/early-v0"), episodes("pendulum/whole-v0"))

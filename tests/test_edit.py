@@ -428,7 +428,7 @@ def test_a_dataset_is_never_replaced_by_its_own_derivative(here, refused, source
     Path("link.hdf5").symlink_to("a.hdf5")
     before = offlinerl.load_dataset(source)
     line = refused("datasets", *command, "--overwrite")
-    assert "is what is to be read, and would be replaced: choose another place to write" in line
+    assert "is also to be read and would be replaced: choose another place to write" in line
     np.testing.assert_array_equal(offlinerl.load_dataset(source).obs, before.obs)
     assert not Path("b.hdf5").exists()
 

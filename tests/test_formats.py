@@ -199,7 +199,7 @@ def test_a_demonstration_with_other_parts_is_named(here):
         ("obs", np.zeros((6, 3)), "demo_2: obs is one array, and must be a group of them, as in obs/eef; rec"),
         ("obs/gripper/left", np.zeros((6, 1)), "demo_2: obs/gripper is a group, and must be an array; record it again"),
         ("", np.zeros(3), "demo_2 has no observations; make them with robomimic's dataset_states_to_obs.py"),
-        ("actions", 3.0, "demo_2 is damaged or does not hold what it should"),
+        ("actions", 3.0, "demo_2 is damaged or does not have the expected contents"),
     ],
 )  # fmt: skip
 def test_a_damaged_demonstration_is_named(here, capsys, place, content, says):

@@ -142,9 +142,9 @@ def test_a_killed_generation_is_resumed(here, small):
         time.sleep(0.05)
     before = written()
     assert not (here / "datasets/walker2d-random").exists()
-    with pytest.raises(UserError, match="unfinished dataset: go on with --resume"):
+    with pytest.raises(UserError, match="unfinished dataset: resume it with --resume"):
         generate_dataset("walker2d-random", size=4000)
-    with pytest.raises(UserError, match="was begun with other parts"):
+    with pytest.raises(UserError, match="was started with other parts"):
         generate_dataset("walker2d-random", size=5000, resume=True)
     assert written() == before
     done = subprocess.Popen([sys.executable, "-c", PROGRAM, *argv, "--resume"], **start)
@@ -162,7 +162,7 @@ def test_files_that_another_process_writes_are_not_deleted(here, small, refused)
     writing.mkdir(parents=True)
     argv = ("datasets", "generate", "hopper-random", "--size", 20, "--workers", 1)
     with alone(partial):
-        assert "go on with --resume" in refused(*argv)
+        assert "resume it with --resume" in refused(*argv)
         assert "written by another process" in refused(*argv, "--resume")
         assert writing.exists() and not path.exists()
     made(*argv[2:], "--resume")

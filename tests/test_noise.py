@@ -85,7 +85,7 @@ def test_parameter_noise_is_one_perturbed_policy_an_episode():
 def test_parameter_noise_is_for_vectors():
     images, parts = ("", (8, 8, 3), "uint8"), ("position", (3,), "float32")
     for obs in ((images,), (parts, ("velocity", (2,), "float32"))):
-        with pytest.raises(UserError, match="exploration parameter is for networks that see one vector"):
+        with pytest.raises(UserError, match="exploration parameter needs networks that see one vector"):
             TD3(Spec(obs, 1, (-1.0,), (1.0,)), (0,), exploration="parameter", hidden=(8,), convolutions="minatar")
 
 

@@ -216,7 +216,7 @@ def test_a_run_that_starts_from_a_checkpoint_keeps_its_statistics(here, trained,
 @pytest.mark.parametrize("agent, hint", [("td3", "checkpoint that has them"), ("ppo", "normalize_obs")])
 def test_normalising_without_a_dataset_is_refused(agent, hint, here, refused):
     line = refused("fit", agent, "--env", "Pendulum-v1", "--agent.normalize", "true")
-    assert "this run has none" in line and hint in line
+    assert "this run has no dataset" in line and hint in line
 
 
 # What is normalised

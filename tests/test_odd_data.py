@@ -336,7 +336,7 @@ def test_discrete_observations_train(capsys):
 def test_discrete_observations_that_do_not_exist_are_refused():
     columns = lake()
     columns["observations"][9] = 16
-    with pytest.raises(UserError, match="observation of row [89] .* holds 16 where a whole number from 0 to 15"):
+    with pytest.raises(UserError, match="observation of row [89] .* holds 16 instead of a whole number from 0 to 15"):
         load(write(columns), "FrozenLake-v1")
 
 

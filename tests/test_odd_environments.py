@@ -198,7 +198,7 @@ def online(env, out, *more):
         (Old, ("reset must return", "one ndarray", "shimmy")), (Pair, ("reset must return",)),
         (FourValues, ("step", "4")), (NoSeed, ("reset fails", "seed")), (WrongShape, ("shape (3,)", "(2,)")),
         (Worded, ("reward is 'much'",)), (Blind, ("observation of reset", "not finite")),
-        (Choices, ("MultiDiscrete",)), (Ajar, ("its close fails (OSError: the socket is gone)", "mend the")),
+        (Choices, ("MultiDiscrete",)), (Ajar, ("its close fails (OSError: the socket is gone)", "fix the")),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["fit", "collect"])
@@ -269,7 +269,7 @@ def test_an_error_in_an_evaluation_loses_no_training(refused, here):
     assert run("collect", "random", "--env", sound, "--episodes", 5, "--dataset", "odd/sound-v0") == 0
     fit = ("fit", "bc", "--dataset", "odd/sound-v0", "--env", broken, *FEW, "--updates", 60)
     line = refused(*fit, "--out", here / "kept")
-    assert broken in line and line.endswith(f"go on with: offlinerl fit --resume {here / 'kept'}")
+    assert broken in line and line.endswith(f"resume with: offlinerl fit --resume {here / 'kept'}")
     assert checkpoint.read(here / "kept/last.ckpt")["offlinerl"]["updates"] == 20
 
 
@@ -365,11 +365,11 @@ def test_a_run_is_saved_if_an_environment_fails(kind, here, monkeypatch, capsys)
         capsys.readouterr()
         assert run(*argv, "--out", folder) == 1
     said = capsys.readouterr()
-    assert said.err.endswith(f"--debug shows where; go on with: {command('fit', '--resume', folder)}\n")
+    assert said.err.endswith(f"--debug shows where; resume with: {command('fit', '--resume', folder)}\n")
     saved = checkpoint.read(folder / "last.ckpt")["offlinerl"]
-    assert 60 < saved["steps"] < 91 and f"what was learnt up to step {saved['steps']} is saved" in said.out
+    assert 60 < saved["steps"] < 91 and f"the training up to step {saved['steps']} is saved" in said.out
     assert run("fit", "--resume", folder) == 0
-    assert "does not repeat itself" not in capsys.readouterr().out
+    assert "not reproducible" not in capsys.readouterr().out
     ends = [checkpoint.read(of / "last.ckpt")["offlinerl"] for of in (folder, whole)]
     assert [(end["steps"], end["updates"]) for end in ends] == [(120, ends[1]["updates"])] * 2
 
@@ -384,7 +384,7 @@ def test_a_failed_measurement_of_reference_scores_loses_no_data(here, monkeypatc
     monkeypatch.setattr("offlinerl.training.collection.evaluate", fails)
     capsys.readouterr()
     assert run("collect", here / "measured", "--env", env, "--dataset", "odd/measured-v0", "--episodes", 3) == 0
-    assert "no reference scores, for Measured-v0 fails" in capsys.readouterr().out
+    assert "no reference scores: Measured-v0 fails" in capsys.readouterr().out
     assert len(load("odd/measured-v0").episode_starts) == 3
 
 
@@ -480,7 +480,7 @@ def test_an_action_range_stays_within_existing_bounds(low, high, dtype, given, w
 def test_an_action_range_that_leaves_no_actions_is_refused(refused, here):
     env = made("Negative-v0", Reach, low=-np.inf, high=-3.0)
     line = refused(*online(env, here / "nothing", "--action-range", "1,2"))
-    assert env in line and "leaves nothing of its actions" in line
+    assert env in line and "does not overlap with its actions" in line
 
 
 def test_another_environment_under_the_same_name_is_tried_too(refused, here):
@@ -508,7 +508,7 @@ def test_missing_bounds_are_taken_from_the_data_or_must_be_given(refused, here, 
         file["terminals"], file["timeouts"] = np.zeros(100, bool), np.arange(100) % 10 == 9
     fit = ("fit", "bc", "--dataset", here / "open.hdf5", "--env", env, *FEW, "--updates", 20)
     assert run(*fit, "--out", here / "range") == 0
-    assert f"{env} has actions without bounds, which take those of the data" in capsys.readouterr().out
+    assert f"{env} has actions without bounds, so those of the data are used" in capsys.readouterr().out
     spec = checkpoint.load_agent(here / "range").spec
     assert spec.action_high == (1.0, pytest.approx(30, abs=2)) and spec.action_low[0] == -1
     assert run("evaluate", here / "range", "--episodes", 1) == 0
@@ -564,7 +564,7 @@ def test_a_registered_lambda_must_be_named_again_for_an_evaluation(here, refused
     assert run("collect", "random", "--env", env, "--episodes", 3, "--dataset", "odd/by-lambda-v0") == 0
     fit = ("fit", "bc", "--dataset", "odd/by-lambda-v0", *FEW, "--updates", 20, "--out", here / "by-lambda")
     assert run(*fit) == 0
-    assert "name an environment with --env" in refused("evaluate", here / "by-lambda", "--episodes", 1)
+    assert "name one with --env" in refused("evaluate", here / "by-lambda", "--episodes", 1)
     assert run(*fit[:-1], here / "by-lambda-2", "--env", env) == 0
     assert run("evaluate", here / "by-lambda-2", "--episodes", 1) == 0
 
@@ -596,7 +596,7 @@ def test_videos_of_environments_without_metadata(here, refused, capsys):
         assert imageio.imread(here / "films/seed-0.mp4", plugin="pyav").shape == (10, 8, 8, 3)
     assert "films/seed-0.gif: 10 frames" in capsys.readouterr().out
     line = refused("evaluate", here / "drawn", "--env", blank, "--episodes", 1, "--video", here / "none")
-    assert blank in line and "renders no pictures" in line
+    assert blank in line and "renders no images" in line
 
 
 @pytest.mark.parametrize(

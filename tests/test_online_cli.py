@@ -109,7 +109,7 @@ def test_a_schedule_over_the_whole_run_counts_updates(here):
 def test_an_agent_that_gives_no_priorities_is_named(here, capsys):
     argv = ("iql", "--env", "Pendulum-v1", "--steps", 20, "--train.warm_up", 5, *TINY, "--train.prioritized", "true")
     assert fit(*argv, "--out", here / "unweighted") == 1
-    assert "IQL gives no priorities: leave out --train.prioritized" in capsys.readouterr().err
+    assert "IQL returns no priorities: leave out --train.prioritized" in capsys.readouterr().err
 
 
 def test_a_lost_replay_is_named(run, here, capsys):

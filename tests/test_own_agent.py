@@ -110,13 +110,13 @@ def here(tmp_path_factory):
 
 
 ODD = {
-    "None": "returns NoneType: let it return a dictionary of metrics",
-    "dict(m, seed=m['loss'])": "returns a metric seed, as a column of metrics.csv is called",
-    "dict(m, update=m['loss'])": "returns a metric update, as a column of metrics.csv is called",
-    "dict(m, share=0.5)": "returns float as share: let it be a tensor, a number a seed",
-    "dict(m, share=m['loss'].expand(7))": "returns share of shape [7]: let it be [1], a number a seed",
-    "dict(m, share=m['loss'].sum())": "returns share of shape []: let it be [1], a number a seed",
-    "dict(m, priority=m['loss'])": "returns priority of shape [1]: let it be [1, B], a number a row",
+    "None": "returns NoneType; return a dictionary of metrics",
+    "dict(m, seed=m['loss'])": "returns a metric seed, which is a column of metrics.csv",
+    "dict(m, update=m['loss'])": "returns a metric update, which is a column of metrics.csv",
+    "dict(m, share=0.5)": "returns float as share; return a tensor with one number per seed",
+    "dict(m, share=m['loss'].expand(7))": "returns share of shape [7]; return [1], one number per seed",
+    "dict(m, share=m['loss'].sum())": "returns share of shape []; return [1], one number per seed",
+    "dict(m, priority=m['loss'])": "returns priority of shape [1]; return [1, B], one number per row",
 }
 
 
@@ -285,7 +285,7 @@ def test_a_class_that_cannot_be_found_again_is_refused(here):
     class Local(mine.Regression):
         pass
 
-    with pytest.raises(UserError, match="Local cannot be found again by its name; define it at the top of a module"):
+    with pytest.raises(UserError, match="Local cannot be imported by its name; define it at the top level of a module"):
         api.fit(Local, pendulum.ID)
 
 
@@ -302,9 +302,9 @@ def test_an_own_agent_works_in_a_separate_process(here, tmp_path):
     "name, words",
     [
         ("absent:Agent", "there is no module absent"),
-        ("mine:Absent", "mine:Absent is no agent"),
-        ("mine:NoAgent", "mine:NoAgent is no agent"),
-        ("broken:Agent", "lacks nothing_of_that_name; install it"),
+        ("mine:Absent", "mine:Absent is not an agent"),
+        ("mine:NoAgent", "mine:NoAgent is not an agent"),
+        ("broken:Agent", "needs nothing_of_that_name, which is not installed"),
         ("wrong:Agent", "wrong cannot be imported: ZeroDivisionError"),
         ("mine:", "there is no agent 'mine:'"),
         ("../mine:Agent", "there is no agent"),

@@ -183,14 +183,14 @@ def test_a_black_frame_is_an_error(monkeypatch):
 def test_another_frame_size_is_an_error(monkeypatch):
     env = make.make(seen(BALANCE))
     monkeypatch.setattr(type(env.unwrapped), "render", lambda self: np.ones((48, 64, 3), np.uint8))
-    with pytest.raises(UserError, match=r"draws frames of \(48, 64, 3\) uint8 instead of \(84, 84, 3\)"):
+    with pytest.raises(UserError, match=r"renders frames of \(48, 64, 3\) uint8 instead of \(84, 84, 3\)"):
         env.reset(seed=0)
     env.close()
 
 
 @pytest.mark.parametrize(
     "env_id, sentence",
-    [("CartPole-v1", "cannot be drawn in any size"), ("offlinerl/GridWorld-v0", "cannot be drawn in any size")],
+    [("CartPole-v1", "cannot be rendered in any size"), ("offlinerl/GridWorld-v0", "cannot be rendered in any size")],
 )
 def test_pixels_are_refused_for_tasks_without_mujoco(env_id, sentence):
     with pytest.raises(UserError, match=sentence):
@@ -208,7 +208,7 @@ def test_images_without_channels_are_not_stacked():
 @pytest.mark.parametrize(
     "said, sentence",
     [
-        (dict(size=0), "size of pixels must be a whole number from 1 on, not 0"),
+        (dict(size=0), "size of pixels must be a whole number of at least 1, not 0"),
         (dict(repeat="two"), "repeat of pixels must be"),
         (dict(fast=1), "fast of pixels must be true or false"),
         (dict(width=84), "pixels must be true, or some of size, repeat, fast, camera"),
@@ -233,7 +233,7 @@ def test_a_missing_library_is_named_with_its_installation():
     code = "from offlinerl.envs import rendering\nrendering.PACKAGES\nrendering.choose()"
     done = in_a_process(code, MUJOCO_GL="glfw", DISPLAY="")
     last = done.stderr.strip().splitlines()[-1]
-    assert "frames cannot be drawn here (glfw: " in last and "apt-get install libglfw3" in last
+    assert "frames cannot be rendered here (glfw: " in last and "apt-get install libglfw3" in last
 
 
 def test_the_renderer_is_chosen_and_reported_once():
@@ -245,7 +245,9 @@ def test_the_renderer_is_chosen_and_reported_once():
         "print(a is b, a.software, a.backend, os.environ['MUJOCO_GL'])"
     )
     said, last = in_a_process(code).stdout.strip().splitlines()
-    assert last == "True True osmesa osmesa" and "no GPU draws here" in said and "slow; be quick" in said
+    assert (
+        last == "True True osmesa osmesa" and "rendered on the CPU, not on a GPU" in said and "slow; be quick" in said
+    )
     gpu = code.replace("'llvmpipe (LLVM)'", "'NVIDIA H100/PCIe'")
     assert in_a_process(gpu).stdout.strip() == "True False egl egl"  # the first one that uses a GPU
     broken = code.replace("rendering.Renderer(backend, 'llvmpipe (LLVM)')", "'no such library'")
@@ -350,4 +352,4 @@ def test_frames_are_refused_for_environments_with_other_observations(workplace, 
     states, size, twice = capsys.readouterr().err.strip().splitlines()
     assert "observations have shape (36, 36, 3) and the environment's (5,)" in states
     assert "observations have shape (36, 36, 3) and the environment's (84, 84, 3)" in size
-    assert "shows pixels already: leave out --pixels" in twice
+    assert "returns images already: leave out --pixels" in twice

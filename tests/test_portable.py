@@ -139,7 +139,7 @@ def test_a_graph_with_different_actions_is_not_written(tmp_path, monkeypatch):
         return lambda *leaves: traced(*leaves) - 0.01
 
     monkeypatch.setattr(torch.jit, "trace", wrong)
-    with pytest.raises(UserError, match="would not act as the policy does"):
+    with pytest.raises(UserError, match="would not act like the policy"):
         write_torchscript(policy, tmp_path / "policy.pt")
     assert not list(tmp_path.iterdir())
 
@@ -156,7 +156,7 @@ def test_without_its_extra_onnx_says_what_to_install(tmp_path, monkeypatch):
 @pytest.mark.parametrize("instead", [np.nan, 9.0])
 def test_different_actions_are_detected(instead):
     module = Portable(policy_of("bc", SPECS["vector"]))
-    with pytest.raises(UserError, match=r"policy.onnx would not act as the policy does"):
+    with pytest.raises(UserError, match=r"policy.onnx would not act like the policy"):
         _require_alike(module, lambda obs: np.full((len(obs), 2), instead, np.float32), "policy.onnx")
 
 

@@ -226,7 +226,7 @@ def test_missing_runs_and_invalid_seeds_are_reported():
     for of in (offlinerl.select, offlinerl.report):
         with pytest.raises(offlinerl.UserError, match="there are no runs"):
             of([])
-    with pytest.raises(offlinerl.UserError, match="seed must be a whole number from 0 on, not -1"):
+    with pytest.raises(offlinerl.UserError, match="seed must be a whole number of at least 0, not -1"):
         offlinerl.collect("random", "Pendulum-v1", "some/random-v0", steps=10, seed=-1)
 
 
@@ -240,9 +240,10 @@ class Still(offlinerl.Policy):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (dict(seed=-1), "seed must be a whole number from 0 on, not -1"), (dict(seed=None), "seed must .* not None"),
+        (dict(seed=-1), "seed must be a whole number of at least 0, not -1"),
+        (dict(seed=None), "seed must .* not None"),
         (dict(seed=1.5), "seed must .* not 1.5"),
-        (dict(episodes=0), "episodes must be a whole number from 1 on, not 0"),
+        (dict(episodes=0), "episodes must be a whole number of at least 1, not 0"),
         (dict(episodes=-1), "episodes must .* not -1"), (dict(episodes="2"), "episodes must .* not '2'"),
         (dict(episodes=1.5), "episodes must .* not 1.5"), (dict(episodes=True), "episodes must .* not True"),
         (dict(episodes=float("inf")), "episodes must .* not inf"),
@@ -257,12 +258,13 @@ def test_invalid_arguments_of_an_evaluation_are_refused(given, says):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (dict(noise=-1), "noise must be a number from 0 on, not -1"), (dict(noise=float("nan")), "noise .* not nan"),
-        (dict(noise="a"), "noise must .* not 'a'"), (dict(envs=0), "envs must be a whole number from 1 on, not 0"),
+        (dict(noise=-1), "noise must be a number of at least 0, not -1"),
+        (dict(noise=float("nan")), "noise .* not nan"),
+        (dict(noise="a"), "noise must .* not 'a'"), (dict(envs=0), "envs must be a whole number of at least 1, not 0"),
         (dict(steps=1.5), "steps must .* not 1.5"), (dict(steps=-1), "steps must .* not -1"),
         (dict(episodes=0), "episodes must .* not 0"), (dict(steps=5, episodes=1), "--steps or --episodes, not both"),
         (dict(env=None, steps=5), "needs --env"), (dict(dataset_id=None, steps=5), "dataset_id must be .* not None"),
-        (dict(threads=0, steps=5), "threads must be a whole number from 1 on, not 0"),
+        (dict(threads=0, steps=5), "threads must be a whole number of at least 1, not 0"),
         (dict(limits=dict(max_episode_step=5), steps=5), "no entry 'max_episode_step'; did you mean"),
     ],
 )  # fmt: skip
@@ -274,7 +276,7 @@ def test_invalid_arguments_of_a_collection_are_refused(given, says, here):
 
 def test_invalid_numbers_are_named(here):
     for threads in (0, -1, 1.5, "a"):
-        with pytest.raises(UserError, match="threads must be a whole number from 1 on"):
+        with pytest.raises(UserError, match="threads must be a whole number of at least 1"):
             offlinerl.fit("bc", walk(), threads=threads)
     with pytest.raises(UserError, match="agent must be a name or a class, not int 3"):
         offlinerl.fit(3, walk())
@@ -404,7 +406,7 @@ def test_a_checksum_of_successors_does_not_depend_on_their_storage():
 )  # fmt: skip
 def test_settings_of_a_resumed_run_cannot_be_given_again(given):
     flag = dict(file="--config", limits="--stack", obs_keys="--obs-keys").get(*given, f"--{min(given)}")
-    with pytest.raises(UserError, match=f"goes on with a run's own settings: leave out {flag}$"):
+    with pytest.raises(UserError, match=f"--resume keeps a run's own settings: leave out {flag}$"):
         offlinerl.fit(resume="run", **given)
 
 
@@ -429,7 +431,9 @@ def test_a_missing_path_is_refused_as_a_source():
 
 def test_arguments_that_a_selection_would_not_use_are_refused():
     for given in (dict(episodes=4, by="wis"), dict(episodes=4, dataset="nope"), dict(by="wis", critics=2)):
-        with pytest.raises(UserError, match=f"--{min(given.keys() - {'episodes'})} is of an|--critics is of fitted"):
+        with pytest.raises(
+            UserError, match=f"--{min(given.keys() - {'episodes'})} applies to an|--critics applies to fitted"
+        ):
             offlinerl.select("nowhere", **given)
 
 
@@ -512,9 +516,9 @@ def test_limits_hold_for_objects_too():
     ("env", "says"),
     [
         (3, "env must be a name, a gymnasium.Env or a function that makes one, not int 3"),
-        (lambda: 3, "makes no gymnasium.Env but int 3"),
+        (lambda: 3, "returns no gymnasium.Env but int 3"),
         (lambda: 1 / 0, "cannot be made: division by zero"),
-        (lambda: Room(discrete=True), "Room: BC takes no discrete actions"),
+        (lambda: Room(discrete=True), "Room: BC does not support discrete actions"),
         (lambda: gym.make("Pendulum-v1"), "the dataset's observations have shape (2,) and the environment's (3,)"),
     ],
 )
@@ -585,7 +589,7 @@ def test_single_seeds_and_runs_are_accepted_and_invalid_policies_refused(tmp_pat
             lambda policy: offlinerl.evaluate(policy, "Pendulum-v1", episodes=1),
             lambda policy: offlinerl.collect(policy, "Pendulum-v1", "mine/some-v0", episodes=1),
         ):
-            with pytest.raises(UserError, match="derive from offlinerl.Policy and write its act"):
+            with pytest.raises(UserError, match="derive from offlinerl.Policy and implement act"):
                 call(lambda obs: obs[:, :1])
             with pytest.raises(UserError, match="derive from offlinerl.Policy"):  # it lacks spec and device
                 call(SimpleNamespace(act=lambda obs, explore: obs[..., :1], begin=lambda *_: None, seeds=(0,)))

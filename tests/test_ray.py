@@ -77,7 +77,7 @@ def test_a_killed_process_loses_nothing(cluster):
         assert life.live(5) == Life("td3-ou").live(5)
     finally:
         life.pool.close()
-    assert life.said == ["worker 1 died; another goes on from what it delivered last"]
+    assert life.said == ["worker 1 died; another one continues from its last delivery"]
 
 
 def refuse():
@@ -95,7 +95,7 @@ def test_a_wrong_address_is_reported_immediately(here, capsys, address, says):
 @pytest.mark.slow
 def test_a_worker_that_cannot_begin_says_why(cluster):
     pooled = ActorPool(COUNTING, SEEDS, LANES, None, refuse, 1, RayBackend(1))
-    with pytest.raises(UserError, match="a worker cannot begin: .*there is no such agent"):
+    with pytest.raises(UserError, match="a worker cannot start: .*there is no such agent"):
         list(pooled.rollout(Life("sac", workers=0).agent, 3))
     pooled.close()
 
@@ -137,7 +137,7 @@ def test_stopped_and_resumed_on_ray(here, monkeypatch, how):
     with Journal(folder / EPISODES, write=False) as journal:
         assert 0 < len(journal) < 16, "it was to be stopped on the way"
     if how == signal.SIGINT:
-        assert process.returncode == 1 and "saved; go on with" in err and err.count("\n") == 1, err
+        assert process.returncode == 1 and "saved; resume with" in err and err.count("\n") == 1, err
         assert "died" not in out
     late = time.monotonic() + 20
     while alive := [line for line in processes(process.pid) if line[0] != "Z" and "Agent" not in line]:
@@ -213,7 +213,7 @@ def test_a_small_sweep_from_the_command_line(cluster, capsys):
 def test_runs_that_fit_on_no_machine_are_refused_at_once(cluster, refused, asked, has):
     name, number = list(asked.items())[-1]
     said = refused("sweep", plan(agents=["bc"], each={"agent.lr": [0.5]}, **asked))
-    assert f"sweep.yaml: {name} of a run is {number}, and a machine has {has}: give no more" in said
+    assert f"sweep.yaml: {name} of a run is {number}, but a machine has {has}: give no more" in said
 
 
 def test_a_cluster_need_not_have_the_cores_of_this_machine(cluster, monkeypatch):

@@ -188,7 +188,7 @@ def test_few_seeds_give_no_certain_result(seeds, tmp_path, capsys):
     ]
     assert main(["report", *map(str, runs)]) == 0
     out = capsys.readouterr().out
-    assert "it is not settled" in out and f"as {min(seeds)}, luck" in out, "of few seeds nothing is sure"
+    assert "it is not certain" in out and f"as {min(seeds)}, luck" in out, "of few seeds nothing is sure"
     assert ("to 100% of the pairs" in out) == (seeds == (2, 2)), "an interval needs two of both"
 
 
@@ -243,10 +243,10 @@ def test_missing_and_unfinished_runs_have_different_messages(tmp_path, capsys):
     (collected := tmp_path / "collected").mkdir()
     (collected / "collection.json").touch()
     assert main(["report", str(collected)]) == 1
-    assert "go on with the `offlinerl collect` that began it, and --resume" in capsys.readouterr().err
+    assert "resume it with the same `offlinerl collect` command and --resume" in capsys.readouterr().err
     finished(tmp_path / "b")
     assert main(["report", str(tmp_path)]) == 0
-    assert f"Left out, for they are not finished: {begun}." in capsys.readouterr().out
+    assert f"Left out because they are not finished: {begun}." in capsys.readouterr().out
     assert main(["report", str(tmp_path / "b")]) == 0
     assert "Left out" not in capsys.readouterr().out
 
@@ -257,7 +257,7 @@ def test_an_interrupted_last_evaluation_is_refused(tmp_path, capsys):
     (run / "evaluations.csv").write_text("".join(lines[:-1]))
     assert main(["report", str(run)]) == 1
     said = capsys.readouterr().err
-    assert "lacks evaluations of the last policy" in said and f"mend it with: offlinerl fit --resume {run}" in said
+    assert "has no evaluations of the last policy" in said and f"repair it with: offlinerl fit --resume {run}" in said
 
 
 @pytest.mark.parametrize("case", [dict(seeds=1, evaluations=1, losses=1), dict(seeds=5), dict(agent="bc")])
@@ -346,7 +346,7 @@ def test_the_number_of_tried_settings_counts_a_whole_sweep(tmp_path, capsys):
     assert json.loads((folder / "summary.json").read_text())["settings_tried"] == 12
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    assert "So many settings were tried: " in out and "12 of xql" in out and "1 of bc" in out
+    assert "The numbers of settings tried differ: " in out and "12 of xql" in out and "1 of bc" in out
     for path in (tmp_path / "out" / "tables").glob("*.csv"):
         for row in csv.DictReader(path.open()):
             for side in ("", "x_", "y_"):
@@ -441,7 +441,7 @@ def test_unfinished_runs_are_reported_in_python(tmp_path, capsys):
     (tmp_path / "bc").mkdir()
     (tmp_path / "bc" / "last.ckpt").touch()
     offlinerl.report(tmp_path)
-    assert f"Left out, for they are not finished: {tmp_path / 'bc'}" in capsys.readouterr().out.replace("\n", "")
+    assert f"Left out because they are not finished: {tmp_path / 'bc'}" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_python_gets_the_numbers_of_the_files(written, runs):
@@ -610,7 +610,7 @@ def test_runs_without_a_score_are_reported_as_such(tmp_path, capsys):
         run.folder.joinpath("film").mkdir()
         run.folder.joinpath("film", "seed-0.mp4").write_bytes(b"a film")
         capsys.readouterr()
-        assert outcome(run.folder).startswith("no score, for want of an environment; actor loss ")
+        assert outcome(run.folder).startswith("no score, because there was no environment; actor loss ")
         assert sweep._outcome(sweep.Planned(run.folder, (), ()), 0) == outcome(run.folder)
         finished(tmp_path / "runs" / "xql")
         assert main(["report", "runs", "--out", "out"]) == 0

@@ -184,7 +184,7 @@ def test_an_invalid_share_is_refused(here, refused):
     for text, says in (
         ("{old_share: 1.5}", "old_share must be from 0 to 1 or null"),
         ("{final_old_share: 0.5}", "give old_share too"),
-        ("{old_share: 0.5, old_share_steps: 9}", "final_old_share: give that too"),
+        ("{old_share: 0.5, old_share_steps: 9}", "old_share_steps needs final_old_share"),
     ):
         (here / "wrong.yaml").write_text(f"train: {text}\n")
         assert says in refused("fit", "sac", "--dataset", pendulum.ID, "--config", here / "wrong.yaml")

@@ -239,7 +239,7 @@ def test_ends_of_the_data_may_count_as_terminal(runs, capsys):
     )
     assert found["policies"][0]["estimate"] == pytest.approx(alone.value)
     assert main(["select", str(runs[1]), "--terminal-ends", "--by", "wis"]) == 2
-    assert "--terminal-ends is of fitted Q evaluation: leave it out" in capsys.readouterr().err
+    assert "--terminal-ends applies to fitted Q evaluation: leave it out" in capsys.readouterr().err
 
 
 def test_an_estimate_beyond_all_returns_of_the_data_is_named(runs, monkeypatch, capsys):
@@ -320,7 +320,7 @@ def test_policies_that_cannot_be_ranked_are_reported(runs, here, capsys):
 
     assert "there is no checkpoint nowhere" in said("nowhere")
     assert "is given twice" in said(runs[0], runs[0])
-    assert "--updates is of an evaluation on a dataset" in said(runs[0], "--episodes", 9, "--updates", 5, status=2)
+    assert "--updates applies to an evaluation on a dataset" in said(runs[0], "--episodes", 9, "--updates", 5, status=2)
     (here / "alone").mkdir()
     (here / "alone" / "last.ckpt").write_bytes((runs[1] / "last.ckpt").read_bytes())
     assert "does not say of a dataset that it learned from: name one with --dataset" in said("alone")

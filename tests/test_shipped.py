@@ -142,7 +142,7 @@ def test_mistakes_are_reported(here, refused, tmp_path):
     assert "overwrite" in refused("export", "runs/sac", "--safetensors", "swing.safetensors", "--episodes", 1)
     assert "no checkpoint" in refused("export", "nowhere", "--safetensors", "x.safetensors")
     fit = ("fit", "sac", "--env", "Pendulum-v1", *FAST, "--steps", 400, "--out", tmp_path / "run")
-    assert "a policy alone" in refused(*fit, "--init", "swing.safetensors")
+    assert "only a policy" in refused(*fit, "--init", "swing.safetensors")
     whole = (here / "swing.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[:-8])
     assert "damaged" in refused("evaluate", tmp_path / "cut.safetensors")

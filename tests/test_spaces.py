@@ -163,12 +163,12 @@ def test_chosen_parts_keep_their_order_and_may_be_nested():
 @pytest.mark.parametrize(
     "space, value, words",
     [
-        (Discrete(3), 3, "holds 3 where a whole number from 0 to 2 is due"),
+        (Discrete(3), 3, "holds 3 instead of a whole number from 0 to 2"),
         (Discrete(3), -1, "holds -1"),
         (Discrete(3, start=2), 1, "whole number from 2 to 4"),
         (Discrete(3), 0.5, "holds 0.5"),
         (Discrete(3), np.nan, "holds nan"),
-        (MultiDiscrete([2, 3]), [1, 3], "holds 3 where a whole number from 0 to 2"),
+        (MultiDiscrete([2, 3]), [1, 3], "holds 3 instead of a whole number from 0 to 2"),
         (MultiDiscrete([2, 3], start=[1, 0]), [0, 0], "from 1 to 2"),
     ],
 )
@@ -180,7 +180,7 @@ def test_discrete_values_outside_their_space_are_refused(space, value, words):
 
 def test_spaces_that_cannot_become_vectors_are_refused_by_name(registered):
     space = Dict(x=Box(-1, 1, (1,), np.float32), words=Text(5))
-    with pytest.raises(UserError, match="cannot be made into a vector"):
+    with pytest.raises(UserError, match="cannot be converted into a vector"):
         spaces.observed(spaces.parts(space))
 
 
@@ -192,12 +192,16 @@ def test_other_parts_can_be_used_beside_one_that_cannot_become_a_vector(kind, re
     keys = ["d", "x"] if kind is Dict else ["_index_1", "_index_0"]
     assert load("test/spaced-v0", obs_keys=keys).obs.shape == (30, 5)
     for keys in (None, ["words" if kind is Dict else "_index_2"]):
-        with pytest.raises(UserError, match="a space of kind Text cannot be made into a vector; leave it out, with"):
+        with pytest.raises(
+            UserError, match="a space of kind Text cannot be converted into a vector; leave it out, with"
+        ):
             load("test/spaced-v0", obs_keys=keys)
 
 
 def test_observations_that_cannot_become_one_vector_are_refused(registered):
-    with pytest.raises(UserError, match="a space of kind Text cannot be made into a vector; leave it out of the data"):
+    with pytest.raises(
+        UserError, match="a space of kind Text cannot be converted into a vector; leave it out of the data"
+    ):
         spaces.from_json(json.loads(serialize_space(Text(5))))
 
 
@@ -207,5 +211,5 @@ def test_stored_discrete_values_outside_their_space_are_refused_with_their_place
 
     with h5py.File(path / "data" / "main_data.hdf5", "a") as file:
         file["episode_1/observations/d"][4] = 7
-    with pytest.raises(UserError, match="episode 1: observation 4 holds 7 where a whole number from 0 to 2"):
+    with pytest.raises(UserError, match="episode 1: observation 4 holds 7 instead of a whole number from 0 to 2"):
         load("test/spaced-v0")

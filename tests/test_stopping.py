@@ -246,7 +246,7 @@ def test_a_schedule_is_kept_unless_stretching_is_requested(here, capsys):
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | dict(settings_tried=12)))  # as a sweep does
     assert fit("--resume", folder, "--updates", 20) == 0
-    assert "the learning rate falls over 10 updates as before" in capsys.readouterr().out
+    assert "the learning rate decays over 10 updates as before" in capsys.readouterr().out
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["updates"], summary["settings_tried"]) == (20, 12)
     after = checkpoint.read(folder / "last.ckpt")
@@ -372,7 +372,7 @@ def test_a_run_whose_folder_is_deleted_continues_in_another(kind, lost, here, ca
 
     monkeypatch.setattr(Run, "save", losing)
     assert fit(*KINDS[kind], *length(kind, 200), "--out", folder) == 0
-    assert f"{folder} was renamed or deleted: the run goes on in a new folder" in capsys.readouterr().out
+    assert f"{folder} was renamed or deleted: the run continues in a new folder" in capsys.readouterr().out
     flag = "--updates" if kind == "offline" else "--steps"
     assert fit("--resume", folder, flag, 250) == 0
     assert json.loads((folder / "summary.json").read_text())["updates" if kind == "offline" else "steps"] == 250

@@ -61,7 +61,7 @@ def test_runs_that_would_share_a_folder_are_refused(written, here, monkeypatch):
         (here / name).write_text("obs,action,reward\n" + "0,0.5,1\n" * 9)
     for datasets in (["of/log.csv", "of-log.csv"], ["kitchen", "kitchen"]):
         plan = sweep.read(written(agents=["bc"], datasets=datasets, train=TRAIN))
-        with pytest.raises(UserError, match="two runs would be in the folder bc-"):
+        with pytest.raises(UserError, match="two runs would have the folder bc-"):
             sweep.planned(plan)
 
 
@@ -69,7 +69,7 @@ def test_a_run_with_other_settings_is_not_taken_for_the_planned_one(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dict(agent=dict(lr=0.1), train=dict(TRAIN, table="disk"))))
     sweep.require_same(tmp_path, dict(agent=dict(lr=0.1), train=dict(TRAIN, table="memory", log_every=3)))
     for section, key, value in (("agent", "lr", 0.2), ("train", "final_episodes", 9), ("train", "eval_every", 5)):
-        with pytest.raises(UserError, match=f"has begun with {key} .*, and {value} is planned"):
+        with pytest.raises(UserError, match=f"was started with {key} .*, but {value} is planned"):
             sweep.require_same(tmp_path, {section: {key: value}})
 
 
@@ -128,8 +128,8 @@ def test_values_trained_together_end_as_if_trained_separately(written, tmp_path)
         (dict(agents=["bc"], datasets="kitchen", each={"agent.lr": 1}), "as in agent.beta: [1, 2]"),
         (dict(agents=["bc"], datasets="kitchen", each={"agent.lr": [-1]}), "lr"),
         (dict(agents=["bc"], datasets="kitchen", seeds="0-2"), "as in seeds: [0, 1, 2], not '0-2'"),
-        (dict(agents=["bc"], datasets="kitchen", cpus=0), "cpus must be a number from 1 on"),
-        (dict(agents=["bc"], datasets="kitchen", cpus=math.inf), "cpus must be a number from 1 on"),
+        (dict(agents=["bc"], datasets="kitchen", cpus=0), "cpus must be a number of at least 1"),
+        (dict(agents=["bc"], datasets="kitchen", cpus=math.inf), "cpus must be a number of at least 1"),
         (dict(agents=["bc"], datasets="kitchen", agent=None), "agent must hold settings"),
         (dict(agents=["bc"], datasets="kitchen", train=5), "as in train: {updates: 20000}, not 5"),
         (dict(agents=["bc"], datasets="kitchen", out=__file__), f"out must name a folder, and {__file__} is a file"),
@@ -159,10 +159,10 @@ def test_a_changed_plan_does_not_reuse_other_results(written):
     assert main(run.command()[3:]) == 0
     assert [run] == planned() and len(planned(train=TRAIN | dict(save_every=1.0))) == 1
     for change, words in (
-        (dict(seeds=[0, 1]), r"seeds \[0\], and \[0, 1\] is planned"),
-        (dict(agent={"hidden": [8, 16]}), r"hidden \[8, 8\], and \[8, 16\]"),
-        (dict(agent={}), r"hidden \[8, 8\], and \[256, 256\]"),
-        (dict(train=TRAIN | dict(updates=40)), "updates 30, and 40 is planned: give another folder by `out`"),
+        (dict(seeds=[0, 1]), r"seeds \[0\], but \[0, 1\] is planned"),
+        (dict(agent={"hidden": [8, 16]}), r"hidden \[8, 8\], but \[8, 16\]"),
+        (dict(agent={}), r"hidden \[8, 8\], but \[256, 256\]"),
+        (dict(train=TRAIN | dict(updates=40)), "updates 30, but 40 is planned: set another `out`"),
     ):
         with pytest.raises(UserError, match=words):
             planned(**change)

@@ -289,15 +289,15 @@ def test_observations_that_do_not_fit_the_encoder_are_refused(here, refused):
     """Frames of another size, vectors, an encoder of another task, and shifted images."""
     size = [word if word != "12" else "16" for word in ONLINE]
     said = refused("fit", "ddpg", *size, "--agent.encoder", "vae")
-    assert "sees images of 12x12x3, and test/Blob-v0 has observations of images 16x16x9" in said
+    assert "was trained on images of 12x12x3, but test/Blob-v0 has observations of images 16x16x9" in said
     assert "--frame-size 12" in said
     vectors = ["--env", "Pendulum-v1", "--steps", 40, *FEW]
     said = refused("fit", "ddpg", *vectors, "--agent.encoder", "vae")
-    assert "sees images of 12x12x3, and Pendulum-v1 has 3 observations" in said
+    assert "was trained on images of 12x12x3, but Pendulum-v1 has 3 observations" in said
     assert "there is no checkpoint nowhere" in refused("fit", "ddpg", *ONLINE, "--agent.encoder", "nowhere")
     said = refused("fit", "ddpg", *ONLINE, "--agent.encoder", "vae", "--agent.shift", 2)
-    assert "shift moves images, and an encoder's latents are learnt from: give --agent.shift 0" in said
-    with pytest.raises(UserError, match="encoder is for a run"):
+    assert "shift moves images, but the agent learns from an encoder's latents: give --agent.shift 0" in said
+    with pytest.raises(UserError, match="encoder only works in a run"):
         BC(SPEC, encoder="vae")
 
 
@@ -317,9 +317,9 @@ def test_frames_that_no_encoder_accepts_are_refused(here, refused, monkeypatch):
     )
     monkeypatch.syspath_prepend(here)
     said = refused("fit", "sees:OfVectors", "--dataset", "blob/random-v0", "--updates", 1)
-    assert "observations must be one vector here, not an image [12, 12, 3]; take an agent that sees images" in said
+    assert "observations must be one vector here, not an image [12, 12, 3]; use an agent that sees images" in said
     said = refused("fit", "vae", "--dataset", "kitchen", "--updates", 1)
-    assert "a vae learns from images alone" in said
+    assert "a vae learns from images only" in said
     with pytest.raises(UserError, match="images of 2x12 are too small for convolutions, the smallest of which is 4x4"):
         VAE(Spec((Leaf("", (2, 12, 3), "uint8"),), 2, (-1.0,) * 2, (1.0,) * 2))
 

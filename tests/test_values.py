@@ -159,10 +159,10 @@ def test_learning_rates_per_seed_decay_as_they_do_alone():
     ("settings", "words"),
     [
         (dict(beta=[1, 0]), "beta must be greater than 0, not 0"),
-        (dict(beta=[1, 1.0]), "beta must be a number or a list of different ones, not [1, 1.0]"),
-        (dict(beta=[]), "beta must be a number or a list of different ones, not []"),
+        (dict(beta=[1, 1.0]), "beta must be a number or a list of different numbers, not [1, 1.0]"),
+        (dict(beta=[]), "beta must be a number or a list of different numbers, not []"),
         (dict(beta=[1, [2]]), "beta must be a number, not [2]"),
-        (dict(value_updates=[1, 2]), "value_updates must be a whole number, not [1, 2]; several values at once are"),
+        (dict(value_updates=[1, 2]), "value_updates must be a whole number, not [1, 2]; several values are only"),
         (dict(value_layer_norm=[True, False]), "value_layer_norm must be true or false, not [True, False]; several"),
         (dict(hidden=[[8], [9]]), "hidden must be a list of whole numbers, such as [256, 256], not [[8], [9]]"),
     ],

@@ -261,11 +261,11 @@ def test_data_and_policies_that_cannot_be_weighed_are_refused(here, capsys):
     )  # fmt: skip
     bare.write("bare")
     for by in ("wis", "dr"):
-        assert "does not say with which probability its actions were taken" in said(
+        assert "does not state the probabilities of its actions" in said(
             run, "--by", by, "--dataset", "bare", *["--updates", 5] * (by == "dr")
         )
-    assert "--updates is of fitted Q evaluation" in said(run, "--by", "wis", "--updates", 5, status=2)
-    assert "--by is of an evaluation on a dataset" in said(run, "--by", "wis", "--episodes", 9, status=2)
+    assert "--updates applies to fitted Q evaluation" in said(run, "--by", "wis", "--updates", 5, status=2)
+    assert "--by applies to an evaluation on a dataset" in said(run, "--by", "wis", "--episodes", 9, status=2)
     with pytest.raises(UserError, match="no evaluation 'is': choose fqe, wis or dr"):
         select([run], by="is", dataset=name)
 
@@ -298,7 +298,7 @@ def test_deterministic_policies_are_refused_and_sampling_ones_accepted(here, cap
         assert pendulum.fit(agent, "--dataset", "swing/random-v0", "--seeds", "0", "--out", here / agent, *few) == 0
     capsys.readouterr()
     assert main(["select", "td3bc", "--by", "wis"]) == 1
-    assert "the policy of TD3BC has no probabilities to weigh by" in capsys.readouterr().err
+    assert "the policy of TD3BC is deterministic and has no probabilities" in capsys.readouterr().err
     with pytest.raises(UserError, match="TD3BC has no probabilities"), monkeypatch.context() as patch:
         patch.delattr(choosing, "weighted_doubly_robust")  # this would take long, and does not start
         select(["bc", "td3bc"], by="dr")

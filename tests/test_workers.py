@@ -206,7 +206,7 @@ def test_a_replaced_worker_delivers_the_same(variant):
 
 def test_a_dead_worker_is_named():
     life = Life("sac", Mortal(4)).live(2)
-    assert life.said == ["worker 1 died; another goes on from what it delivered last"]
+    assert life.said == ["worker 1 died; another one continues from its last delivery"]
 
 
 def test_a_worker_that_dies_repeatedly_ends_the_run():

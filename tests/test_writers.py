@@ -247,7 +247,7 @@ def test_a_successor_that_is_not_the_next_row_is_kept(here, capsys, form):
     again = stored(data, form)
     cut = form in ("lerobot", "minari")  # these formats cannot store two observations between two steps
     assert_same(replace(data, last=np.array([0, 1, 1, 1, 1, 1], bool)) if cut else data, again)
-    said = "3 steps led elsewhere than to the next row, and this format ends episodes there: 2 became 5"
+    said = "in 3 steps, the next observation is not the next row's, and this format ends episodes there: 2 became 5"
     assert (said in capsys.readouterr().out.replace("\n", " ")) == cut
     assert again.provenance["provenance"].get("cut_apart") == (3 if cut else None)
 

@@ -58,7 +58,7 @@ def name_of(agent: str | type[Agent]) -> str:
         raise UserError(f"agent must be a name or a class, not {type(agent).__name__} {agent!r:.60}")
     name = f"{agent.__module__}:{agent.__qualname__}"
     if not is_name(name) or get(name) is not agent:
-        raise UserError(f"the class {name} cannot be found again by its name; define it at the top of a module")
+        raise UserError(f"the class {name} cannot be imported by its name; define it at the top level of a module")
     return name
 
 
@@ -78,13 +78,15 @@ def get(name: str) -> type[Agent]:
             agent = getattr(agent, part, None)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise UserError(f"the module {module} of the agent {name} lacks {error.name}; install it") from error
-        raise UserError(f"there is no module {module} to take the agent {name} from; check its name") from error
+            raise UserError(
+                f"the module {module} of the agent {name} needs {error.name}, which is not installed"
+            ) from error
+        raise UserError(f"there is no module {module} for the agent {name}; check its name") from error
     except Exception as error:  # whatever a user's own module raises
         raise UserError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
     base = importlib.import_module(f"{__name__}.base").Agent
     if not (isinstance(agent, type) and issubclass(agent, base)):
-        raise UserError(f"{name} is no agent; name a class of {module} that inherits offlinerl.agents.base.Agent")
+        raise UserError(f"{name} is not an agent; name a class of {module} that inherits offlinerl.agents.base.Agent")
     return agent
 
 

@@ -12,11 +12,9 @@ from offlinerl.types import Metrics
 
 @dataclass(frozen=True)
 class A2CConfig(PolicyGradientConfig):
-    lam: float = setting(
-        1.0, "lambda of the generalised advantage estimation; 1: the paper's n-step return", low=0, high=1
-    )
+    lam: float = setting(1.0, "lambda of generalised advantage estimation; 1: the paper's n-step return", low=0, high=1)
     lr: float = setting(7e-4, "Adam's learning rate of the policy", above=0, per_seed=True)
-    value_lr: float = setting(7e-4, "and of the value", above=0, per_seed=True)
+    value_lr: float = setting(7e-4, "Adam's learning rate of the value function", above=0, per_seed=True)
     normalize_advantage: bool = False
     value_epochs: int = fixed(1)
     minibatch: int | None = fixed(None)

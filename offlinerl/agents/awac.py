@@ -21,9 +21,9 @@ class AWACConfig(Config):
     temperature: float = setting(
         1.0, "inverse temperature of the advantage weights, 1 / lambda in the paper", low=0, per_seed=True
     )
-    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1, per_seed=True)
-    n_step: int = setting(1, "steps of the reward sum", low=1)
-    tau: float = setting(0.005, "rate of the target critics", above=0, high=1, per_seed=True)
+    gamma: float = setting(0.99, "discount factor per step", low=0, high=1, per_seed=True)
+    n_step: int = setting(1, "number of steps in the n-step return", low=1)
+    tau: float = setting(0.005, "update rate of the target critics", above=0, high=1, per_seed=True)
     lr: float = setting(3e-4, "Adam's learning rate", above=0, per_seed=True)
     hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers of every network")
 

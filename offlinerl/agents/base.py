@@ -67,15 +67,15 @@ class Config(BaseConfig):
     """The settings of every agent."""
 
     normalize: bool = setting(
-        False, "shift and scale the vectors of observations by the mean and deviation of every dimension in the dataset"
+        False, "normalise vector observations by the mean and standard deviation of every dimension in the dataset"
     )
-    convolutions: str = setting("nature", "layers over images", choices=("nature", "sac_ae", "minatar", "world_models"))
+    convolutions: str = setting(
+        "nature", "convolutional layers for images", choices=("nature", "sac_ae", "minatar", "world_models")
+    )
     encoder: str | None = setting(
-        None, "a vae's run or checkpoint, whose latents are learnt from instead of images; it stays as it is"
+        None, "run or checkpoint of a vae, whose latents replace images as input; it is not trained further"
     )
-    shift: int = setting(
-        0, "pixels by which images are shifted at most, at random, as they are learnt from (Yarats et al., 2022)", low=0
-    )
+    shift: int = setting(0, "maximum random shift of images in training, in pixels (Yarats et al., 2022)", low=0)
 
 
 class Agent(L.LightningModule, ABC):
@@ -136,12 +136,14 @@ class Agent(L.LightningModule, ABC):
         name = type(self).__name__
         if self.discrete not in (None, bool(spec.num_actions)):
             others = "discrete" if spec.num_actions else "continuous"
-            raise UserError(f"{name} takes no {others} actions; an agent that does is {OF_KIND[others]}")
+            raise UserError(f"{name} does not support {others} actions; an agent that does is {OF_KIND[others]}")
         self.automatic_optimization = False
         self.spec, seeds = spec, [*map(int, seeds)]
         self.config = make(self.config_class, settings, f"{name} has no setting")
         if getattr(self.config, "decay_steps", None) == "updates":
-            raise UserError(f"{name} needs decay_steps as a number; `updates` is for a run, which knows its length")
+            raise UserError(
+                f"{name} needs decay_steps as a number; `updates` only works in a run, which knows its length"
+            )
         self.save_hyperparameters(dict(spec=json.loads(json.dumps(asdict(spec))), seeds=seeds, **plain(self.config)))
         self.members = members(seeds, self.config)
         self.seeds = tuple(member["seed"] for member in self.members)
@@ -235,13 +237,11 @@ class Agent(L.LightningModule, ABC):
     def _frozen(self) -> Frozen | None:
         """The pretrained encoder that ``spec`` describes, or None."""
         if (self.spec.latent is None) != (getattr(self.config, "encoder", None) is None):
-            raise UserError(
-                "encoder is for a run, which reads it; Spec.latent says what it is to an agent made by hand"
-            )
+            raise UserError("encoder only works in a run, which reads it; for an agent made by hand, set Spec.latent")
         if self.spec.latent is None:
             return None
         if getattr(self.config, "shift", 0):
-            raise UserError("shift moves images, and an encoder's latents are learnt from: give --agent.shift 0")
+            raise UserError("shift moves images, but the agent learns from an encoder's latents: give --agent.shift 0")
         layers, latents, channels = self.spec.latent
         return Frozen((*self.spec.obs[0].shape[:2], channels), latents, layers)
 
@@ -275,7 +275,7 @@ class Agent(L.LightningModule, ABC):
         encoders = [module for module in self.modules() if isinstance(module, Normalized)]
         if moments and not encoders:
             raise UserError(
-                f"the encoders of {type(self).__name__} do not normalise: leave out normalize, or give them a"
+                f"the encoders of {type(self).__name__} do not normalise: leave out normalize, or use a"
                 " Normalized of offlinerl.nn.encoders for every vector"
             )
         for encoder in encoders:
@@ -329,7 +329,7 @@ class Agent(L.LightningModule, ABC):
             if name not in self.optim:
                 known = ", ".join(self.optim) or "none"
                 raise UserError(
-                    f"{type(self).__name__} descends {name!r}, and its configure_optimizers names other groups: {known}"
+                    f"{type(self).__name__} descends {name!r}, but its configure_optimizers names other groups: {known}"
                 )
             found[name] = loss.mean(-1).flatten(1).sum(-1) if loss.ndim > 2 else loss.mean(-1)  # [S]
             gradients += torch.autograd.grad(found[name].sum(), self.optim[name].parameters)
@@ -525,18 +525,18 @@ class Agent(L.LightningModule, ABC):
             return metrics
         where, S = f"{type(self).__name__}.update", len(self.seeds)
         if not isinstance(metrics, Mapping):
-            raise UserError(f"{where} returns {type(metrics).__name__}: let it return a dictionary of metrics")
+            raise UserError(f"{where} returns {type(metrics).__name__}; return a dictionary of metrics")
         for name, value in metrics.items():
             if name in COLUMNS:
-                raise UserError(f"{where} returns a metric {name}, as a column of metrics.csv is called: rename it")
+                raise UserError(f"{where} returns a metric {name}, which is a column of metrics.csv already: rename it")
             if not isinstance(value, Tensor):
                 raise UserError(
-                    f"{where} returns {type(value).__name__} as {name}: let it be a tensor, a number a seed"
+                    f"{where} returns {type(value).__name__} as {name}; return a tensor with one number per seed"
                 )
             rows = name == "priority"
-            want = f"[{S}, B], a number a row" if rows else f"[{S}], a number a seed"
+            want = f"[{S}, B], one number per row" if rows else f"[{S}], one number per seed"
             if value.ndim != 1 + rows or value.shape[0] != S:
-                raise UserError(f"{where} returns {name} of shape {[*value.shape]}: let it be {want}")
+                raise UserError(f"{where} returns {name} of shape {[*value.shape]}; return {want}")
         self._checked.add(k)
         return metrics
 

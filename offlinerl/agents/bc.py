@@ -16,9 +16,12 @@ from offlinerl.types import Batch, Metrics
 class BCConfig(Config):
     lr: float = setting(3e-4, "Adam's learning rate", above=0, per_seed=True)
     hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers")
-    dropout: float = setting(0.0, "rate of dropout", low=0, below=1)
+    dropout: float = setting(0.0, "dropout rate", low=0, below=1)
     decay_steps: int | None = setting(
-        None, "updates until a cosine takes the rate to zero; `updates`: the run's", low=1, choices=("updates",)
+        None,
+        "updates over which the learning rate decays to zero along a cosine; `updates`: the whole run",
+        low=1,
+        choices=("updates",),
     )
 
 

@@ -42,9 +42,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     path = find_checkpoint(path)
     if path.suffix == shipped.SUFFIX:
-        raise UserError(
-            f"{path} holds a policy alone, without what learning needs; name a checkpoint or a run's folder"
-        )
+        raise UserError(f"{path} holds only a policy, without what training needs; name a checkpoint or a run's folder")
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about pickles of other programs
@@ -59,7 +57,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not isinstance(ours, dict) or not isinstance(ours.get("agent"), str):
         raise UserError(f"{path} is not a checkpoint of offlinerl")
     if lacking := ({"state_dict", "optimizer_states"} - set(content)) | ({"updates", "rng"} - set(ours)):
-        raise UserError(f"the checkpoint {path} is damaged: it lacks {min(lacking)}; use another one of the run")
+        raise UserError(f"the checkpoint {path} is damaged: it has no {min(lacking)}; use another one of the run")
     if "version" not in ours and ours["agent"] in ("dqn", "offlinerl.agents.dqn:DQN"):  # 0.1 named layers differently
         content["state_dict"] = {re.sub(r"^\w+", r"\g<0>.net", name): w for name, w in content["state_dict"].items()}
     return content
@@ -115,7 +113,7 @@ def load_into(agent: Agent, saved: dict[str, Any], path: Path) -> None:
     except UNSOUND as error:
         version = saved["offlinerl"].get("version", "0.1 or earlier")
         raise UserError(
-            f"the checkpoint {path}, written by offlinerl {version}, does not fit this agent: other networks or seeds;"
+            f"the checkpoint {path}, written by offlinerl {version}, does not fit this agent: networks or seeds differ;"
             " use the settings, or the version, that it was trained with"
         ) from error
 
@@ -166,7 +164,7 @@ def require_like(saved: Any, fresh: Any, what: str) -> None:
     else:
         fits = fresh is None or not isinstance(fresh, float) or type(saved) in (int, float)
     if not fits:
-        raise ValueError(f"{what} is not as it should be")
+        raise ValueError(f"{what} is not as expected")
     for key in inner:
         require_like(saved[key], fresh[key], f"{what}/{key}")
 
@@ -208,7 +206,7 @@ def made(agent_class: type[Agent] | str | None, saved: dict[str, Any], path: Pat
     require_class(agent_class, saved, path)
     settings = saved.get("hyper_parameters")
     if not isinstance(settings, dict):
-        raise UserError(f"the checkpoint {path} lacks its agent's settings; call save_hyperparameters() in __init__")
+        raise UserError(f"the checkpoint {path} has no settings of its agent; call save_hyperparameters() in __init__")
     known = accepted(agent_class)  # a base class or an older version may have saved further settings
     settings = {key: value for key, value in settings.items() if key in known}
     try:
@@ -255,7 +253,7 @@ def class_of(stated: str, path: Path) -> type[Agent]:
     name = stated.rpartition(":")[2]
     raise UserError(
         f"the checkpoint {path} holds an agent of the class {stated}, which is not one of offlinerl's or installed;"
-        f" name it by --agent-class {stated}, or in Python by agent_class={name}"
+        f" name it with --agent-class {stated}, or in Python with agent_class={name}"
     )
 
 

@@ -18,11 +18,11 @@ from offlinerl.types import Batch, Metrics
 @dataclass(frozen=True)
 class CQLConfig(SACConfig):
     lr: float = setting(3e-4, "Adam's learning rate of the critics", above=0, per_seed=True)
-    actor_lr: float = setting(3e-5, "and of the actor and the temperature", above=0, per_seed=True)
+    actor_lr: float = setting(3e-5, "Adam's learning rate of the actor and the temperature", above=0, per_seed=True)
     cql_alpha: float = setting(
-        5.0, "weight of the conservative term, as in the authors' code: twice alpha in the paper", low=0, per_seed=True
+        5.0, "weight of the conservative term, as in the authors' code: twice the paper's alpha", low=0, per_seed=True
     )
-    samples: int = setting(10, "actions of each of three proposals that its integral is estimated with", low=1)
+    samples: int = setting(10, "actions sampled from each of three proposals to estimate the conservative term", low=1)
     n_step: int = fixed(1)
 
 

@@ -16,9 +16,9 @@ from offlinerl.util.errors import UserError
 
 @dataclass(frozen=True)
 class D4PGConfig(TD3Config):
-    num_atoms: int = setting(51, "atoms of the critic's distribution", low=2)
-    v_min: float = setting(-150.0, "the lowest return the critic can tell, in units of reward")
-    v_max: float = setting(150.0, "the highest")
+    num_atoms: int = setting(51, "number of atoms of the critic's distribution", low=2)
+    v_min: float = setting(-150.0, "lowest return that the critic can represent, in units of reward")
+    v_max: float = setting(150.0, "highest return that the critic can represent, in units of reward")
     n_step: int = 5
     actor_lr: float = 1e-4
     critic_lr: float = 1e-4

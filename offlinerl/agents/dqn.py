@@ -18,19 +18,26 @@ from offlinerl.types import Batch, Metrics
 
 @dataclass(frozen=True)
 class DQNConfig(Config):
-    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1, per_seed=True)
-    n_step: int = setting(1, "steps of the reward sum", low=1)
-    double_q: bool = setting(False, "choose the next action by the network and value it by the target")
+    gamma: float = setting(0.99, "discount factor per step", low=0, high=1, per_seed=True)
+    n_step: int = setting(1, "number of steps in the n-step return", low=1)
+    double_q: bool = setting(
+        False, "choose the next action with the online network and evaluate it with the target network"
+    )
     lr: float = setting(1e-3, "Adam's learning rate", above=0, per_seed=True)
     hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers")
     decay_steps: int | None = setting(
-        None, "updates until a cosine takes the rate to zero; `updates`: the run's", low=1, choices=("updates",)
+        None,
+        "updates over which the learning rate decays to zero along a cosine; `updates`: the whole run",
+        low=1,
+        choices=("updates",),
     )
-    max_grad_norm: float | None = setting(None, "of a step's gradient, a seed; null: no limit", above=0)
-    target_every: int = setting(250, "updates between two copies of the network to the target", low=1)
-    epsilon: float = setting(1.0, "share of random actions at the start", low=0, high=1)
-    final_epsilon: float = setting(0.05, "and from epsilon_steps on", low=0, high=1)
-    epsilon_steps: int = setting(10_000, "steps, or on a dataset updates, over which it falls linearly", low=0)
+    max_grad_norm: float | None = setting(None, "maximum gradient norm per seed; null: no limit", above=0)
+    target_every: int = setting(250, "updates between copies of the network to the target network", low=1)
+    epsilon: float = setting(1.0, "initial probability of a random action", low=0, high=1)
+    final_epsilon: float = setting(0.05, "probability of a random action after epsilon_steps", low=0, high=1)
+    epsilon_steps: int = setting(
+        10_000, "steps (updates, on a dataset) over which epsilon falls linearly to final_epsilon", low=0
+    )
 
 
 class DQN(Agent):

@@ -26,16 +26,18 @@ MARGIN = 1e-6
 class DrQv2Config(Config):
     convolutions: str = "sac_ae"
     shift: int = 4
-    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1, per_seed=True)
-    n_step: int = setting(3, "steps of the reward sum", low=1)
-    tau: float = setting(0.01, "rate of the target critics", above=0, high=1, per_seed=True)
+    gamma: float = setting(0.99, "discount factor per step", low=0, high=1, per_seed=True)
+    n_step: int = setting(3, "number of steps in the n-step return", low=1)
+    tau: float = setting(0.01, "update rate of the target critics", above=0, high=1, per_seed=True)
     lr: float = setting(1e-4, "Adam's learning rate of all networks", above=0, per_seed=True)
-    features: int = setting(50, "of an observation, that the actor and the critics see", low=1)
+    features: int = setting(50, "number of features of an observation that the actor and the critics see", low=1)
     hidden: tuple[int, ...] = setting((1024, 1024), "sizes of the hidden layers of actor and critics")
-    sigma: float = setting(1.0, "deviation of the noise at the start, in units of half the action's range", low=0)
-    final_sigma: float = setting(0.1, "and from sigma_steps on", low=0)
-    sigma_steps: int = setting(100_000, "steps, or on a dataset updates, over which it goes there linearly", low=1)
-    noise_clip: float = setting(0.3, "bound of the noise in updates", low=0)
+    sigma: float = setting(1.0, "initial standard deviation of the noise, in units of half the action range", low=0)
+    final_sigma: float = setting(0.1, "standard deviation of the noise after sigma_steps", low=0)
+    sigma_steps: int = setting(
+        100_000, "steps (updates, on a dataset) over which sigma changes linearly to final_sigma", low=1
+    )
+    noise_clip: float = setting(0.3, "clipping bound of the noise in updates", low=0)
 
 
 class Trunk(Encoder):

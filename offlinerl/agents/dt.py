@@ -24,18 +24,20 @@ from offlinerl.util.trees import Tree, first_leaf, tree_map
 
 @dataclass(frozen=True)
 class DTConfig(Config):
-    context: int = setting(20, "steps that the policy remembers", low=1)
+    context: int = setting(20, "number of past steps that the policy sees", low=1)
     target_return: float | None = setting(
-        None, "return to ask for when acting; null: that of the best episode it learnt from"
+        None, "return to condition on when acting; null: that of the best training episode"
     )
     embedding: int = setting(128, "size of an embedding", low=1)
-    blocks: int = setting(3, "blocks of the transformer", low=1)
-    heads: int = setting(1, "heads of its attention; the embedding is a multiple", low=1)
-    dropout: float = setting(0.1, "rate of dropout, of the embeddings and of what every block adds", low=0, below=1)
-    longest: int = setting(1_000, "steps of an episode that are told apart", low=1)
+    blocks: int = setting(3, "number of transformer blocks", low=1)
+    heads: int = setting(1, "number of attention heads; embedding must be a multiple of it", low=1)
+    dropout: float = setting(
+        0.1, "dropout rate of the embeddings and of the output of each block's layers", low=0, below=1
+    )
+    longest: int = setting(1_000, "number of time-step embeddings; later steps share the last one", low=1)
     lr: float = setting(1e-4, "Adam's learning rate", above=0, per_seed=True)
-    warm_up: int = setting(10_000, "updates over which the rate rises from zero", low=0)
-    max_grad_norm: float = setting(0.25, "bound of the gradient's norm", above=0)
+    warm_up: int = setting(10_000, "updates over which the learning rate rises from zero", low=0)
+    max_grad_norm: float = setting(0.25, "maximum gradient norm", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

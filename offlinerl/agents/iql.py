@@ -16,7 +16,7 @@ class IQLConfig(XQLConfig):
     beta: None = fixed(None)
     clip: None = fixed(None)
     huber: None = fixed(None)
-    expectile: float = setting(0.7, "the expectile V is regressed to", above=0, below=1, per_seed=True)
+    expectile: float = setting(0.7, "expectile to which V is regressed", above=0, below=1, per_seed=True)
     temperature: float = 3.0
     value_layer_norm: bool = False
 

@@ -17,17 +17,19 @@ from offlinerl.util.trees import tree_map
 
 @dataclass(frozen=True)
 class ISREINFORCEConfig(Config):
-    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
+    gamma: float = setting(0.99, "discount factor per step", low=0, high=1)
     lr: float = setting(3e-4, "Adam's learning rate of the policy", above=0, per_seed=True)
-    behavior_lr: float = setting(1e-3, "and of the clone", above=0, per_seed=True)
-    behavior_updates: int = setting(2_000, "updates that the clone is trained for, before the policy sets out", low=0)
+    behavior_lr: float = setting(1e-3, "Adam's learning rate of the behaviour clone", above=0, per_seed=True)
+    behavior_updates: int = setting(2_000, "updates for which the behaviour clone is trained before the policy", low=0)
     self_normalized: bool = setting(
-        True, "divide the weights of a step by their mean over the batch: less variance for some bias"
+        True, "divide the importance weights of a step by their mean over the batch: less variance, some bias"
     )
-    max_weight: float = setting(100.0, "upper bound of a weight; inf: none", above=0, choices=(float("inf"),))
+    max_weight: float = setting(
+        100.0, "upper bound of an importance weight; inf: no bound", above=0, choices=(float("inf"),)
+    )
     entropy: float = setting(0.0, "coefficient of the policy's entropy, in units of reward", low=0)
     hidden: tuple[int, ...] = setting((64, 64), "sizes of the hidden layers")
-    max_grad_norm: float | None = setting(10.0, "of a step's gradient, a seed; null: no limit", above=0)
+    max_grad_norm: float | None = setting(10.0, "maximum gradient norm per seed; null: no limit", above=0)
 
 
 class ISREINFORCE(Agent):

@@ -19,9 +19,11 @@ from offlinerl.types import Metrics
 @dataclass(frozen=True)
 class NPGConfig(PolicyGradientConfig):
     max_kl: float = setting(0.01, "delta, the mean KL divergence of the new policy from the old one, in nats", above=0)
-    cg_iterations: int = setting(15, "of the conjugate gradients, each one product with the Fisher matrix F", low=1)
-    cg_damping: float = setting(0.1, "added to F's diagonal", low=0)
-    value_lr: float = setting(1e-3, "Adam's learning rate of the value", above=0, per_seed=True)
+    cg_iterations: int = setting(
+        15, "conjugate gradient iterations, each with one product with the Fisher matrix F", low=1
+    )
+    cg_damping: float = setting(0.1, "damping added to the diagonal of F", low=0)
+    value_lr: float = setting(1e-3, "Adam's learning rate of the value function", above=0, per_seed=True)
     entropy: float = fixed(0.0)
     max_grad_norm: float | None = fixed(None)
 

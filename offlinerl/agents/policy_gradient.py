@@ -35,28 +35,35 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class PolicyGradientConfig(Config):
-    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1, per_seed=True)
-    lam: float = setting(0.95, "lambda of the generalised advantage estimation; 1: Monte-Carlo returns", low=0, high=1)
+    gamma: float = setting(0.99, "discount factor per step", low=0, high=1, per_seed=True)
+    lam: float = setting(0.95, "lambda of generalised advantage estimation; 1: Monte-Carlo returns", low=0, high=1)
     hidden: tuple[int, ...] = setting(
-        (64, 64), "sizes of the hidden layers of the policy and of the value, each of which has its own"
+        (64, 64), "sizes of the hidden layers of the policy and of the value function, which are separate networks"
     )
-    normalize_obs: bool = setting(False, "by their running mean and deviation")
-    normalize_reward: bool = setting(False, "by the running deviation of the discounted return")
-    normalize_advantage: bool = setting(True, "to mean 0 and deviation 1 of every seed's rollout, or minibatch")
-    value_epochs: int = setting(10, "passes over a rollout when the value is fitted to it", low=1)
-    minibatch: int = setting(128, "rows of a step of such a pass", low=1)
+    normalize_obs: bool = setting(False, "normalise observations by their running mean and standard deviation")
+    normalize_reward: bool = setting(False, "divide rewards by the running standard deviation of the discounted return")
+    normalize_advantage: bool = setting(
+        True, "normalise advantages to mean 0 and standard deviation 1 in every seed's rollout or minibatch"
+    )
+    value_epochs: int = setting(10, "passes over a rollout to fit the value function", low=1)
+    minibatch: int = setting(128, "rows per gradient step of the value function", low=1)
     entropy: float = setting(0.0, "coefficient of the policy's entropy, in units of the advantage", low=0)
     max_grad_norm: float | None = setting(
-        None, "of a step's gradient, a seed; where policy and value step together, of both; null: no limit", above=0
+        None,
+        "maximum gradient norm per seed, of policy and value function together if they share a step; null: no limit",
+        above=0,
     )
     decay_steps: int | None = setting(
-        None, "steps over which the rates fall to zero, linearly; `updates`: the run's", low=1, choices=("updates",)
+        None,
+        "steps over which the learning rates fall linearly to zero; `updates`: the whole run",
+        low=1,
+        choices=("updates",),
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.normalize and self.normalize_obs:
-            raise UserError("normalize and normalize_obs would normalise observations twice: take one of them")
+            raise UserError("normalize and normalize_obs would normalise observations twice: use only one of them")
 
 
 class PolicyGradient(Agent):

@@ -17,13 +17,13 @@ PENALTIES = (1e-3, 1e3)
 
 @dataclass(frozen=True)
 class PPOConfig(PolicyGradientConfig):
-    lr: float = setting(3e-4, "Adam's learning rate of policy and value", above=0, per_seed=True)
+    lr: float = setting(3e-4, "Adam's learning rate of the policy and the value function", above=0, per_seed=True)
     epochs: int = setting(10, "passes over a rollout", low=1)
     value_epochs: None = fixed(None)
-    minibatch: int = setting(64, "rows of a step; one alone has no deviation to be normalised by", low=2)
-    clip: float = setting(0.2, "how far the ratio of probabilities may leave 1 with gain (paper, equation 7)", above=0)
+    minibatch: int = setting(64, "rows per gradient step; advantages are normalised over them, which needs two", low=2)
+    clip: float = setting(0.2, "clipping range of the probability ratio around 1 (paper, equation 7)", above=0)
     target_kl: float | None = setting(
-        None, "penalise the KL divergence so as to keep it near this, in nats a rollout (paper, section 4)", above=0
+        None, "target of the adaptive penalty on the KL divergence, in nats per rollout (paper, section 4)", above=0
     )
     max_grad_norm: float | None = 0.5
 

@@ -15,9 +15,11 @@ from offlinerl.types import Batch
 @dataclass(frozen=True)
 class ReBRACConfig(TD3Config):
     actor_bc: float = setting(
-        0.01, "weight of staying near the dataset's actions in the actor's loss, beta 1", low=0, per_seed=True
+        0.01, "weight of the behaviour cloning penalty in the actor's loss (paper, beta 1)", low=0, per_seed=True
     )
-    critic_bc: float = setting(0.01, "and near its next ones in the critics' targets, beta 2", low=0, per_seed=True)
+    critic_bc: float = setting(
+        0.01, "weight of the penalty on the next actions in the critics' targets (paper, beta 2)", low=0, per_seed=True
+    )
     actor_lr: float = 1e-3
     critic_lr: float = 1e-3
     hidden: tuple[int, ...] = (256, 256, 256)

@@ -18,19 +18,21 @@ from offlinerl.util.errors import UserError
 class REINFORCEConfig(PolicyGradientConfig):
     lam: float = fixed(1.0)
     baseline: str = setting(
-        "value", "what returns are measured against: the moving average of the returns, or a learnt value",
+        "value", "what is subtracted from the returns: nothing, their moving average or a learned value function",
         choices=("none", "average", "value"),
     )  # fmt: skip
-    baseline_rate: float = setting(0.1, "of that average, a rollout", above=0, high=1)
+    baseline_rate: float = setting(0.1, "update rate of the moving average, per rollout", above=0, high=1)
     lr: float = setting(1e-2, "Adam's learning rate of the policy", above=0, per_seed=True)
-    value_lr: float = setting(1e-3, "and of the value", above=0, per_seed=True)
+    value_lr: float = setting(1e-3, "Adam's learning rate of the value function", above=0, per_seed=True)
     normalize_advantage: bool = False
     max_grad_norm: float | None = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.normalize_advantage and self.baseline != "value":
-            raise UserError("normalize_advantage takes a mean away, as a baseline does: it needs baseline: value")
+            raise UserError(
+                "normalize_advantage subtracts a mean, which is a baseline itself: it needs baseline: value"
+            )
 
 
 class REINFORCE(PolicyGradient):

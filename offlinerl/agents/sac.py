@@ -29,15 +29,19 @@ class Temperature(nn.Module):
 
 @dataclass(frozen=True)
 class SACConfig(Config):
-    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1, per_seed=True)
-    n_step: int = setting(1, "steps of the reward sum", low=1)
-    tau: float = setting(0.005, "rate of the target critics", above=0, high=1, per_seed=True)
+    gamma: float = setting(0.99, "discount factor per step", low=0, high=1, per_seed=True)
+    n_step: int = setting(1, "number of steps in the n-step return", low=1)
+    tau: float = setting(0.005, "update rate of the target critics", above=0, high=1, per_seed=True)
     lr: float = setting(3e-4, "Adam's learning rate", above=0, per_seed=True)
     hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers of every network")
-    critics: int = setting(2, "critics, of which the targets take the minimum", low=1)
-    alpha: float = setting(1.0, "the temperature at the start", above=0)
-    learn_alpha: bool = setting(True, "adapt it until the policy's entropy is target_entropy (paper, section 5)")
-    target_entropy: float | None = setting(None, "in nats; null: minus the number of action dimensions")
+    critics: int = setting(2, "number of critics; the targets take their minimum", low=1)
+    alpha: float = setting(1.0, "initial temperature", above=0)
+    learn_alpha: bool = setting(
+        True, "adapt the temperature until the policy's entropy is target_entropy (paper, section 5)"
+    )
+    target_entropy: float | None = setting(
+        None, "target of the policy's entropy, in nats; null: minus the number of action dimensions"
+    )
 
 
 class SAC(Agent):

@@ -111,7 +111,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
             stated = json.loads((file.metadata() or {}).get("offlinerl", "{}"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
     except (SafetensorError, *UNSOUND) as error:
-        raise UserError(f"the policy {path} is damaged; get it or write it again") from error
+        raise UserError(f"the policy {path} is damaged; download or export it again") from error
     kinds = dict(agent=str, settings=dict, task=dict)
     if not isinstance(stated, dict) or not all(isinstance(stated.get(key), kind) for key, kind in kinds.items()):
         raise UserError(f"{path} holds no policy of offlinerl")
@@ -126,5 +126,5 @@ def fill(agent: Agent, weights: Mapping[str, Tensor], path: Path) -> None:
     """
     due = acting_weights(agent)
     if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in due.items()}:
-        raise UserError(f"the weights in {path} are not those of the agent that it names; get it or write it again")
+        raise UserError(f"the weights in {path} are not those of the agent that it names; download or export it again")
     agent.load_state_dict(dict(weights), strict=False)

@@ -23,28 +23,31 @@ from offlinerl.util.errors import UserError
 
 @dataclass(frozen=True)
 class TD3Config(Config):
-    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1, per_seed=True)
-    n_step: int = setting(1, "steps of the reward sum", low=1)
-    tau: float = setting(0.005, "rate of the targets", above=0, high=1, per_seed=True)
+    gamma: float = setting(0.99, "discount factor per step", low=0, high=1, per_seed=True)
+    n_step: int = setting(1, "number of steps in the n-step return", low=1)
+    tau: float = setting(0.005, "update rate of the target networks", above=0, high=1, per_seed=True)
     actor_lr: float = setting(3e-4, "Adam's learning rate of the actor", above=0, per_seed=True)
-    critic_lr: float = setting(3e-4, "and of the critics", above=0, per_seed=True)
+    critic_lr: float = setting(3e-4, "Adam's learning rate of the critics", above=0, per_seed=True)
     hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers of every network")
-    critics: int = setting(2, "critics, of which the targets take the minimum", low=1)
-    policy_delay: int = setting(2, "critic updates for every one of the actor and the targets", low=1)
+    critics: int = setting(2, "number of critics; the targets take their minimum", low=1)
+    policy_delay: int = setting(2, "critic updates per update of the actor and the target networks", low=1)
     target_noise: float = setting(
-        0.2, "deviation of the noise on the target's action, in units of half the action's range", low=0
+        0.2, "standard deviation of the noise on the target action, in units of half the action range", low=0
     )
-    target_noise_clip: float = setting(0.5, "bound of that noise", low=0)
+    target_noise_clip: float = setting(0.5, "clipping bound of that noise", low=0)
     exploration: str = setting(
-        "gaussian", "noise to explore with; ou is Ornstein-Uhlenbeck", choices=("gaussian", "ou", "parameter")
+        "gaussian", "exploration noise; ou is Ornstein-Uhlenbeck", choices=("gaussian", "ou", "parameter")
     )
-    sigma: float = setting(0.1, "deviation of the exploration, in units of half the action's range", low=0)
-    layer_norm: bool = setting(False, "LayerNorm in the actor, which parameter noise wants")
+    sigma: float = setting(0.1, "standard deviation of the exploration noise, in units of half the action range", low=0)
+    layer_norm: bool = setting(False, "LayerNorm in the actor, recommended for parameter noise")
     decay_steps: int | None = setting(
-        None, "updates until both rates are zero; `updates`: the run's", low=1, choices=("updates",)
+        None,
+        "updates over which both learning rates decay to zero; `updates`: the whole run",
+        low=1,
+        choices=("updates",),
     )
     hold: float = setting(
-        0.0, "share of these for which the rates stay, before a cosine takes them down", low=0, below=1
+        0.0, "fraction of decay_steps for which the rates are constant before they decay along a cosine", low=0, below=1
     )
 
 
@@ -62,7 +65,7 @@ class TD3(Agent):
         self.period = config.policy_delay
         if config.exploration == "parameter" and not self.kept_spec.is_vector:
             raise UserError(
-                "exploration parameter is for networks that see one vector, not images or several parts: take gaussian"
+                "exploration parameter needs networks that see one vector, not images or several parts: use gaussian"
                 " or ou"
             )
         self.exploration = exploration_of(config.exploration, config.sigma)

@@ -14,9 +14,7 @@ from offlinerl.types import Batch
 
 @dataclass(frozen=True)
 class TD3BCConfig(TD3Config):
-    alpha: float = setting(
-        2.5, "weight of the action value against staying near the dataset's actions", above=0, per_seed=True
-    )
+    alpha: float = setting(2.5, "weight of the Q-value relative to the behaviour cloning term", above=0, per_seed=True)
 
 
 class TD3BC(TD3):

@@ -15,8 +15,8 @@ from offlinerl.types import Metrics
 
 @dataclass(frozen=True)
 class TRPOConfig(NPGConfig):
-    backtracks: int = setting(10, "lengths to try", low=1)
-    shrink: float = setting(0.8, "each is so much of the one before", above=0, below=1)
+    backtracks: int = setting(10, "number of step lengths to try", low=1)
+    shrink: float = setting(0.8, "ratio of each step length to the one before", above=0, below=1)
 
 
 class TRPO(NPG):

@@ -24,11 +24,15 @@ class VAEConfig(Config):
     convolutions: str = "world_models"
     normalize: bool = fixed(False)
     encoder: str | None = fixed(None)
-    latents: int = setting(32, "numbers that a frame becomes", low=1)
+    latents: int = setting(32, "dimension of a frame's latent vector", low=1)
     lr: float = setting(1e-3, "Adam's learning rate", above=0)
-    likelihood: str = setting("gaussian", "of a pixel, given what is decoded for it", choices=("gaussian", "bernoulli"))
-    sigma: float = setting(0.1, "deviation of the gaussian likelihood, where black is 0 and white 1", above=0)
-    beta: float = setting(1.0, "weight of the divergence (Higgins et al., ICLR 2017)", low=0)
+    likelihood: str = setting(
+        "gaussian", "distribution of a pixel, given the decoder's output", choices=("gaussian", "bernoulli")
+    )
+    sigma: float = setting(
+        0.1, "standard deviation of the gaussian likelihood, where black is 0 and white is 1", above=0
+    )
+    beta: float = setting(1.0, "weight of the KL divergence (Higgins et al., ICLR 2017)", low=0)
 
 
 class VAE(Agent):
@@ -44,7 +48,7 @@ class VAE(Agent):
         config, (leaf, *others) = self.config, self.spec.obs
         if others or leaf.path or len(leaf.shape) != 3 or leaf.dtype != "uint8":
             raise UserError(
-                "a vae learns from images alone, [H, W, C] of uint8, and these observations are something else"
+                "a vae learns from images only, [H, W, C] of uint8, but these observations are something else"
             )
         self.posterior = Posterior(leaf.shape, config.latents, self.init_rng("encoder"), LAYERS[config.convolutions])
         self.decoder = ImageDecoder(self.posterior.images, config.latents, self.init_rng("decoder"))

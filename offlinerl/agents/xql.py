@@ -22,24 +22,33 @@ class XQLConfig(Config):
     beta: float = setting(
         2.0, "temperature of the Gumbel regression, in units of reward (paper, table 4)", above=0, per_seed=True
     )
-    clip: float = setting(7.0, "upper bound of (Q - V) / beta in it", above=0, per_seed=True)
-    temperature: float = setting(0.5, "inverse temperature of the advantage weights; not beta", low=0, per_seed=True)
-    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1, per_seed=True)
-    n_step: int = setting(1, "steps of the reward sum", low=1)
-    tau: float = setting(0.005, "rate of the target critics", above=0, high=1, per_seed=True)
+    clip: float = setting(7.0, "upper bound of (Q - V) / beta in the Gumbel loss", above=0, per_seed=True)
+    temperature: float = setting(
+        0.5, "inverse temperature of the advantage weights; unrelated to beta", low=0, per_seed=True
+    )
+    gamma: float = setting(0.99, "discount factor per step", low=0, high=1, per_seed=True)
+    n_step: int = setting(1, "number of steps in the n-step return", low=1)
+    tau: float = setting(0.005, "update rate of the target critics", above=0, high=1, per_seed=True)
     lr: float = setting(3e-4, "Adam's learning rate", above=0, per_seed=True)
     hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers of every network")
-    dropout: float = setting(0.0, "rate of dropout in the actor", low=0, below=1)
+    dropout: float = setting(0.0, "dropout rate of the actor", low=0, below=1)
     decay_steps: int | None = setting(
-        None, "updates until a cosine takes the actor's rate to zero; `updates`: the run's", low=1, choices=("updates",)
+        None,
+        "updates over which the actor's learning rate decays to zero along a cosine; `updates`: the whole run",
+        low=1,
+        choices=("updates",),
     )
     value_layer_norm: bool = setting(True, "LayerNorm in the value network")
-    huber: float = setting(20.0, "where the critics' loss turns linear, in units of reward", above=0, per_seed=True)
-    value_updates: int = setting(1, "steps of V for every step of the rest", low=1)
-    random_actions: int = setting(
-        0, "uniform actions added to every row when V is regressed, as in the authors' scripts", low=0
+    huber: float = setting(
+        20.0, "error above which the critics' Huber loss is linear, in units of reward", above=0, per_seed=True
     )
-    action_noise: float = setting(0.0, "deviation of the noise added to those actions, clipped to 0.5", low=0)
+    value_updates: int = setting(1, "updates of V per update of the other networks", low=1)
+    random_actions: int = setting(
+        0, "uniformly random actions added to every row when V is fitted, as in the authors' scripts", low=0
+    )
+    action_noise: float = setting(
+        0.0, "standard deviation of the noise on the actions for which V is fitted, clipped to 0.5", low=0
+    )
 
 
 class XQL(Agent):

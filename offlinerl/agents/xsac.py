@@ -20,7 +20,7 @@ class XSACConfig(SACConfig):
     beta: float = setting(
         2.0, "temperature of the Gumbel regression, in units of reward (paper, table 7)", above=0, per_seed=True
     )
-    clip: float = setting(8.0, "upper bound of (Q - V) / beta in it", above=0, per_seed=True)
+    clip: float = setting(8.0, "upper bound of (Q - V) / beta in the Gumbel loss", above=0, per_seed=True)
 
 
 class XSAC(SAC):

@@ -16,7 +16,7 @@ class XTD3Config(TD3Config):
     beta: float = setting(
         5.0, "temperature of the Gumbel regression, in units of reward (paper, table 7)", above=0, per_seed=True
     )
-    clip: float = setting(8.0, "upper bound of (target - Q) / beta in it", above=0, per_seed=True)
+    clip: float = setting(8.0, "upper bound of (target - Q) / beta in the Gumbel loss", above=0, per_seed=True)
 
 
 class XTD3(TD3):

@@ -66,7 +66,7 @@ def require_sound(env: gym.Env, action: Any) -> None:
         flag("terminated", answer[2])
         flag("truncated", answer[3])
     except Unsound as error:
-        raise UserError(f"{name} {error}; mend the environment") from error
+        raise UserError(f"{name} {error}; fix the environment") from error
 
 
 def _call(name: str, method: str, duty: str, call: Callable[[], Any]) -> Any:
@@ -75,7 +75,7 @@ def _call(name: str, method: str, duty: str, call: Callable[[], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # user code may raise anything
-        raise UserError(f"{name}: its {method} fails when it is tried ({described(error)}); {duty}") from error
+        raise UserError(f"{name}: its {method} fails ({described(error)}); {duty}") from error
 
 
 def close(env: gym.Env) -> None:
@@ -87,7 +87,7 @@ def close(env: gym.Env) -> None:
     try:
         env.close()
     except Exception as error:  # user code may raise anything
-        raise UserError(f"{name_of(env)}: its close fails ({described(error)}); mend the environment") from error
+        raise UserError(f"{name_of(env)}: its close fails ({described(error)}); fix the environment") from error
 
 
 @contextmanager
@@ -125,13 +125,13 @@ def _require_observation(name: str, method: str, space: gym.Space, observation: 
         try:
             value = np.asarray(spaces.child(observation, path))
         except (LookupError, TypeError, ValueError) as error:
-            raise UserError(f"{where} is missing; its observation_space promises it") from error
+            raise UserError(f"{where} is missing, although its observation_space has it") from error
         if value.dtype.kind not in "biuf":
-            raise UserError(f"{where} is no array of numbers but has the dtype {value.dtype}; mend the environment")
+            raise UserError(f"{where} is not an array of numbers but has the dtype {value.dtype}; fix the environment")
         if leaf.shape is not None and value.shape != leaf.shape:
-            raise UserError(f"{where} has the shape {value.shape}, and its observation_space {leaf.shape}; mend either")
+            raise UserError(f"{where} has the shape {value.shape}, but its observation_space {leaf.shape}; fix either")
         if not np.isfinite(value).all():
-            raise UserError(f"{where} is not finite; mend the environment")
+            raise UserError(f"{where} is not finite; fix the environment")
 
 
 def one(what: str, value: Any) -> float:
@@ -146,7 +146,7 @@ def one(what: str, value: Any) -> float:
             raise TypeError
         return float(array.item())
     except (TypeError, ValueError, OverflowError) as error:
-        raise Unsound(f"gives no single number: its {what} is {value!r}") from error
+        raise Unsound(f"does not give a single number: its {what} is {value!r}") from error
 
 
 def flag(what: str, value: Any) -> bool:

@@ -70,19 +70,19 @@ def make(
     except Exception as error:  # user code may raise anything
         name = env.get("id", "of the dataset")
         if drawn and isinstance(error, TypeError):
-            raise UserError(f"{name} cannot be drawn in any size: leave out --pixels") from error
+            raise UserError(f"{name} cannot be rendered in any size: leave out --pixels") from error
         raise UserError(f"environment {name} cannot be made: {checks.reason(error)}") from error
     if name.startswith(atari.MINATAR) and made.observation_space.dtype == bool:
         made = atari.Planes(made)
     shows = drawn and (name.startswith(atari.ALE) or pixels.is_image(made.observation_space))
     if shows and (drawn["fast"] or drawn["camera"] is not None):
         made.close()
-        raise UserError(f"{id_of(env)} shows images itself: leave out --fast-scene, and any camera")
+        raise UserError(f"{id_of(env)} returns images already: leave out --fast-scene, and any camera")
     if drawn and name.startswith(atari.ALE):
         made = atari.preprocessed(made, drawn["size"], drawn["repeat"])
     elif drawn:
         if made.has_wrapper_attr("renderer"):
-            raise UserError(f"{id_of(env)} shows pixels already: leave out --pixels")
+            raise UserError(f"{id_of(env)} returns images already: leave out --pixels")
         if pixels.is_image(made.observation_space):
             made = pixels.Resized(made, drawn["size"], drawn["repeat"])
         else:
@@ -187,7 +187,7 @@ def _made_by(env: Mapping[str, Any]) -> gym.Env:
         )
     made = env["factory"]()
     if not isinstance(made, gym.Env):
-        raise UserError(f"the function {env['id']} makes no gymnasium.Env but {type(made).__name__} {made!r:.60}")
+        raise UserError(f"the function {env['id']} returns no gymnasium.Env but {type(made).__name__} {made!r:.60}")
     return gym.wrappers.TimeLimit(made, env["max_episode_steps"]) if "max_episode_steps" in env else made
 
 
@@ -200,8 +200,8 @@ class Lender:
     def __call__(self) -> gym.Env:
         if self.lent:
             raise UserError(
-                f"{checks.name_of(self.env)} is one environment, and several are needed here at a time, for seeds or"
-                " episodes side by side or to act in one and evaluate in another: pass a function that makes one, as in"
+                f"{checks.name_of(self.env)} is one environment, but several are needed at a time, for parallel seeds"
+                " or episodes, or to act in one and evaluate in another: pass a function that makes one, as in"
                 " env=lambda: MyEnv()"
             )
         self.lent = True
@@ -238,7 +238,7 @@ class Bounded(gym.Wrapper, gym.utils.RecordConstructorArgs):
         name, space = checks.name_of(env), env.action_space
         open_ = checks.unbounded(space)
         if not open_.any():
-            raise UserError(f"{name} takes {space}, which needs no other bounds: leave out --action-range")
+            raise UserError(f"{name} has actions {space}, which need no other bounds: leave out --action-range")
         try:
             low, high = (np.broadcast_to(np.asarray(side, np.float64), space.shape) for side in (low, high))
         except (TypeError, ValueError) as error:
@@ -249,7 +249,7 @@ class Bounded(gym.Wrapper, gym.utils.RecordConstructorArgs):
         low = np.where(open_, np.fmax(low, space.low), space.low)
         high = np.where(open_, np.fmin(high, space.high), space.high)
         if not (low <= high).all():
-            raise UserError(f"{name}: the action range leaves nothing of its actions, {space}; give another one")
+            raise UserError(f"{name}: the action range does not overlap with its actions, {space}; give another one")
         self.action_space = gym.spaces.Box(low.astype(space.dtype), high.astype(space.dtype), space.shape, space.dtype)
 
 
@@ -364,11 +364,11 @@ def spec_of(env: gym.Env) -> Spec:
     if isinstance(action, gym.spaces.Discrete):
         return Spec.of(obs, action)
     if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.shape[0]:
-        raise UserError(f"{name} takes {action}; agents here need a vector or one discrete action")
+        raise UserError(f"{name} has actions {action}; agents here need a vector or one discrete action")
     if checks.unbounded(action).any():
         raise UserError(f"{name} has actions without bounds; give them with --action-range LOW,HIGH")
     if not (action.low <= action.high).all():
-        raise UserError(f"{name} has actions whose lower bounds lie above the upper ones; mend its action_space")
+        raise UserError(f"{name} has actions whose lower bounds lie above the upper ones; fix its action_space")
     return Spec.of(obs, action)
 
 
@@ -483,7 +483,7 @@ class Pool:
         when = f"in step {step} of the episode that was" if step else "when it is"
         when = f"{when} reset with seed {self._seeds[i]}"
         if isinstance(error, checks.Unsound):
-            return ActingFailed(f"{self.name} {error} {when}; mend the environment")
+            return ActingFailed(f"{self.name} {error} {when}; fix the environment")
         return ActingFailed(f"{self.name} fails {when} ({checks.described(error)}); --debug shows where")
 
     @property

@@ -72,7 +72,7 @@ def asked_for(pixels: Any) -> dict[str, Any]:
     how = {**DEFAULTS, **given}
     for name in ("size", "repeat"):
         if (type(how[name]) is not int or how[name] < 1) and how[name] is not DEFAULTS[name]:
-            raise UserError(f"{name} of pixels must be a whole number from 1 on, not {how[name]!r}")
+            raise UserError(f"{name} of pixels must be a whole number of at least 1, not {how[name]!r}")
     if type(how["fast"]) is not bool or not isinstance(how["camera"], int | str | None):
         raise UserError(f"fast of pixels must be true or false, and camera a number or a name, not {pixels!r}")
     return how
@@ -126,14 +126,14 @@ class Pixels(gym.Wrapper, gym.utils.RecordConstructorArgs):
         frame = np.asarray(self.render())
         if frame.shape != self.observation_space.shape or frame.dtype != np.uint8:
             raise UserError(
-                f"{self.name} draws frames of {frame.shape} {frame.dtype} instead of {self.observation_space.shape}"
-                " uint8: it takes no width and height"
+                f"{self.name} renders frames of {frame.shape} {frame.dtype} instead of {self.observation_space.shape}"
+                " uint8: it ignores width and height"
             )
         if not frame.any():
-            why = "its camera sees nothing: take another one"
+            why = "its camera sees nothing: use another one"
             if self.renderer.backend != "osmesa":
-                why = f"with {self.renderer.backend} that happens when another environment is closed: MUJOCO_GL=osmesa"
-            raise UserError(f"{self.name} draws a black frame; {why}")
+                why = f"with {self.renderer.backend} this happens when another environment is closed: MUJOCO_GL=osmesa"
+            raise UserError(f"{self.name} renders a black frame; {why}")
         return frame
 
     def render(self) -> Any:
@@ -148,8 +148,8 @@ class Pixels(gym.Wrapper, gym.utils.RecordConstructorArgs):
     def _model(self) -> Any:
         if (model := model_of(self.env)) is None:
             raise UserError(
-                f"{self.name} has no model of MuJoCo: pixels are drawn of dm_control and of Gymnasium's MuJoCo tasks;"
-                " leave out --pixels"
+                f"{self.name} has no MuJoCo model: --pixels works for dm_control and Gymnasium's MuJoCo tasks;"
+                " leave it out"
             )
         return model
 
@@ -260,7 +260,7 @@ def _widened(space: gym.Space, count: int) -> gym.Space:
         return spaces.Dict({path: _widened(part, count) for path, part in space.items()})
     if len(space.shape) == 2:
         raise UserError(
-            f"images of shape {space.shape} have no channels, behind which others could be stacked: show them as"
+            f"images of shape {space.shape} have no channel axis on which to stack them: give them the shape"
             f" {(*space.shape, 1)}, or leave out --stack"
         )
     low, high = (np.concatenate([side] * count, -1) for side in (space.low, space.high))

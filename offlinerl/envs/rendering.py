@@ -72,9 +72,9 @@ def choose() -> Renderer:
     if not found:
         package = PACKAGES.get(asked, PACKAGES["osmesa"])
         raise UserError(
-            f"frames cannot be drawn here ({'; '.join(faults)}): install the library, as in `apt-get install"
+            f"frames cannot be rendered here ({'; '.join(faults)}): install the library, as in `apt-get install"
             f" {package}`,{' or unset MUJOCO_GL' if asked else ' or the driver of a GPU'}"
-            f"{'; glfw needs a screen besides' if asked == 'glfw' else ''}"
+            f"{'; glfw also needs a screen' if asked == 'glfw' else ''}"
         )
     chosen = found[-1]
     drawn_by_another(chosen)
@@ -86,12 +86,12 @@ def choose() -> Renderer:
 def say_of_software(chosen: Renderer, faster: str = "") -> None:
     """Reports, once, that the CPU renders, if it does, and what would be ``faster``."""
     if chosen.software:
-        slow = f"no GPU draws here: the CPU does ({chosen.backend}, {chosen.device}), which is slow"
+        slow = f"frames are rendered on the CPU, not on a GPU ({chosen.backend}, {chosen.device}), which is slow"
         Display().say("; ".join(filter(None, (slow, faster))))
 
 
 FAST_SCENE = (
-    "--fast-scene, without shadows, reflections and multisampling, is about ten times faster, and its images are others"
+    "--fast-scene, without shadows, reflections and multisampling, is about ten times faster, but its images differ"
 )
 
 
@@ -117,6 +117,6 @@ def drawn_by_another(chosen: Renderer) -> None:
     loaded: Any = sys.modules.get("dm_control._render")
     if loaded is not None and chosen.backend != loaded.BACKEND:
         raise UserError(
-            f"dm_control was imported before and draws with {loaded.BACKEND}, and not with {chosen.backend}: set"
+            f"dm_control was imported earlier and renders with {loaded.BACKEND}, not with {chosen.backend}: set"
             f" MUJOCO_GL={chosen.backend} before Python starts"
         )

@@ -49,7 +49,7 @@ def from_json(node: Mapping[str, Any]) -> gym.Space | None:
     """
     space = _described(node)
     if isinstance(space, Other):
-        raise UserError(f"a space {space} cannot be made into a vector; leave it out of the dataset")
+        raise UserError(f"a space {space} cannot be converted into a vector; leave it out of the dataset")
     return space
 
 
@@ -75,7 +75,7 @@ def _described(node: Mapping[str, Any]) -> gym.Space | None:
 def _known(node: Mapping[str, Any]) -> gym.Space:
     space = _described(node)
     if space is None:
-        raise UserError("a space lacks its type; write the dataset again")
+        raise UserError("a space has no type; write the dataset again")
     return space
 
 
@@ -142,7 +142,9 @@ def size(space: gym.Space) -> int:
     """
     if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         return spaces.flatdim(space)
-    raise UserError(f"a space {space} cannot be made into a vector; leave it out, with --obs-keys of the other parts")
+    raise UserError(
+        f"a space {space} cannot be converted into a vector; leave it out, with --obs-keys of the other parts"
+    )
 
 
 def encode(space: gym.Space | None, column: np.ndarray) -> np.ndarray:
@@ -169,13 +171,13 @@ def require_choices(flat: np.ndarray, counts: np.ndarray, start: np.ndarray) -> 
     """Raises a Misfit unless ``flat`` ``[T, C]`` holds integers, in column c one of the ``counts[c]`` from ``start[c]``
     on; and a UserError if it does not have as many columns."""
     if flat.shape[1] != len(counts):
-        raise UserError(f"there are {flat.shape[1]} numbers a row where the space has {len(counts)} choices")
+        raise UserError(f"there are {flat.shape[1]} numbers per row, but the space has {len(counts)} choices")
     with np.errstate(invalid="ignore"):
         wrong = ~((flat == np.floor(flat)) & (flat >= start) & (flat < start + counts))
     if wrong.any():
         row, c = np.argwhere(wrong)[0]
         low, high = start[c], start[c] + counts[c] - 1
-        raise Misfit(int(row), f"holds {flat[row, c]:g} where a whole number from {low} to {high} is due")
+        raise Misfit(int(row), f"holds {flat[row, c]:g} instead of a whole number from {low} to {high}")
 
 
 def observe(leaves: Mapping[str, gym.Space | None], columns: Sequence[np.ndarray]) -> Tree:
@@ -244,4 +246,4 @@ class Observed(gym.ObservationWrapper):
         try:
             return tree_map(lambda column: column[0], observe(self.leaves, columns))
         except Misfit as misfit:
-            raise UserError(f"{self.name}: an observation {misfit.what}; mend the environment") from misfit
+            raise UserError(f"{self.name}: an observation {misfit.what}; fix the environment") from misfit

@@ -85,8 +85,8 @@ def read(folder: Path) -> Finished:
         if (folder / "config.yaml").is_file():
             go_on = f"finish it with: {command('fit', '--resume', folder)}"
         if (folder / COLLECTION).is_file():
-            go_on = "go on with the `offlinerl collect` that began it, and --resume"
-        raise UserError(f"{folder} holds no finished run, for want of a sound summary.json; {go_on}") from error
+            go_on = "resume it with the same `offlinerl collect` command and --resume"
+        raise UserError(f"{folder} holds no finished run: its summary.json is missing or damaged; {go_on}") from error
     table = plots.read_columns(folder / "evaluations.csv") if scored else {}
     with reading(f"the run in {folder}", "run the training again"):
         summary = _with_nan(summary)
@@ -97,7 +97,7 @@ def read(folder: Path) -> Finished:
         scores = [table["score"][last & plots.rows_of(table, member)] for member in members]
         if not scores or len({len(of_seed) for of_seed in scores}) > 1 or not len(scores[0]):
             raise UserError(
-                f"{folder / 'evaluations.csv'} lacks evaluations of the last policy; mend it with:"
+                f"{folder / 'evaluations.csv'} has no evaluations of the last policy; repair it with:"
                 f" {command('fit', '--resume', folder)}"
             )
         return _checked(Finished(folder, summary, np.stack(scores), table, _settings(folder)))

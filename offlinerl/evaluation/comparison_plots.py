@@ -84,7 +84,7 @@ def improvement(found: Findings, stem: Path) -> None:
     names = [literal(name) for name in found.names]
     axis.set_xticks(range(n), names, rotation=25, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(n), names)
-    axis.set(title=literal(f"{found.title}: how probably the row\nscores higher than the column"))
+    axis.set(title=literal(f"{found.title}: probability that the row\nscores higher than the column"))
     _save(figure, stem)
 
 

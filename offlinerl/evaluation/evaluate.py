@@ -98,7 +98,7 @@ def evaluate(
 def say_of_diverged(policy: Policy, result: Evaluation, display: Display) -> None:
     """Print once which of S policies have no scores, and why."""
     for s in np.flatnonzero(np.isnan(result.scores).any(1)).tolist():
-        display.say_once(f"{diverged_in_words(policy, s)}; it has no score, and the others go on")
+        display.say_once(f"{diverged_in_words(policy, s)}; it has no score, and the others continue")
 
 
 def make_pool(task: Task, seeds: int, episodes: int) -> Pool:
@@ -163,7 +163,7 @@ def evaluate_checkpoint(
     display, path = Display(), find_checkpoint(path)
     agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
     if env is None and not (agent.task or {}).get("env"):
-        raise UserError(f"the checkpoint {path} does not say what it was trained for; name an environment with --env")
+        raise UserError(f"the checkpoint {path} does not name its environment; name one with --env")
     task = Task(**agent.task) if env is None else Task.of(registry.task(env))
     own = (agent.task or {}).get("env") or {}
     if env is not None:  # the policy observes the new environment as it observed its own

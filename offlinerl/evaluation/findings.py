@@ -133,7 +133,7 @@ class Findings:
             kind = dict(mean="a mean", IQM="an interquartile mean")[self.criterion]
             value = f" with {kind} of {self.estimates[best][self.criterion].text()}"
         if not others:
-            return False, f"{best} is alone here{value}."
+            return False, f"{best} is the only agent here{value}."
         rivals = self.rivals
         if not rivals:
             least = min(others, key=lambda other: self.beats(best, other).value)
@@ -143,13 +143,13 @@ class Findings:
         else:
             chances = [f"{other} ({percent(self.beats(best, other))} of the pairs)" for other in rivals[:3]]
             chances += [f"{len(rivals) - 3} more"] * (len(rivals) > 3)
-            text = f"{best} comes first{value}, but it is not settled that it is better than {either(*chances)}."
+            text = f"{best} comes first{value}, but it is not certain that it is better than {either(*chances)}."
         if self.fewest < 5:
-            text += f" With as few trainings of an agent on a task as {self.fewest}, luck weighs much."
+            text += f" With as few trainings per agent and task as {self.fewest}, luck matters much."
         tried = {name.partition(" ")[0]: count for name, count in self.tried.items()}
         if len(set(tried.values())) > 1:
             each = ", ".join(f"{count} of {agent}" for agent, count in tried.items())
-            text += f" So many settings were tried: {each}. The best of many is partly luck."
+            text += f" The numbers of settings tried differ: {each}. The best of many is partly luck."
         return not rivals, text
 
 

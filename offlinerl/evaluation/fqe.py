@@ -35,15 +35,18 @@ of discrete actions, ``[B, actions]``."""
 
 @dataclass(frozen=True)
 class FQEConfig(Config):
-    gamma: float = setting(0.99, "discount factor of a step", low=0, high=1)
+    gamma: float = setting(0.99, "discount factor per step", low=0, high=1)
     tau: float = setting(
-        0.05, "rate of the target; 1 / tau updates carry a value about a step further back", above=0, high=1
+        0.05,
+        "update rate of the target network; a value propagates one step back in about 1 / tau updates",
+        above=0,
+        high=1,
     )
     lr: float = setting(3e-4, "Adam's learning rate", above=0)
     hidden: tuple[int, ...] = setting((256, 256), "sizes of the hidden layers")
-    layer_norm: bool = setting(True, "LayerNorm in the critic of continuous actions, against divergence")
-    decay_steps: int | None = setting(None, "updates until a cosine takes the rate to zero", low=1)
-    scale: float = setting(1.0, "what a value of 1 is in units of reward", above=0)
+    layer_norm: bool = setting(True, "LayerNorm in the critic for continuous actions, to prevent divergence")
+    decay_steps: int | None = setting(None, "updates over which the learning rate decays to zero along a cosine", low=1)
+    scale: float = setting(1.0, "units of reward per unit of the network's output", above=0)
 
 
 class FQE(Agent):
@@ -296,7 +299,7 @@ def choice_of(agent: Agent) -> Choice:
     some = _observations(agent)
     if not torch.equal(choose(some), choose(some)):
         raise UserError(
-            f"{type(agent).__name__} acts by what it remembers of the episode, which fitted Q evaluation cannot follow;"
+            f"{type(agent).__name__} acts by what it remembers of the episode, which fitted Q evaluation cannot model;"
             " rank it by acting, with --episodes"
         )
     return choose

@@ -149,7 +149,7 @@ def _log_weights(data: Dataset, target: np.ndarray, behavior: np.ndarray, log: b
     if not (target < np.inf).all():
         raise UserError("the target's probabilities must be finite and at least 0")
     if not np.isfinite(behavior).all():
-        raise UserError("the behaviour's probabilities must be finite and above 0, for it took these actions")
+        raise UserError("the behaviour's probabilities must be finite and above 0, because it took these actions")
     return _padded(data, target - behavior, 0.0).cumsum(-1)
 
 

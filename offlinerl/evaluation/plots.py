@@ -33,7 +33,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
         return {key: np.array([float(row[key]) for row in rows]) for key in (rows[0] if rows else [])}
     except (OSError, ValueError, TypeError) as error:
         mend = command("fit", "--resume", path.parent)
-        raise UserError(f"{path} cannot be read as a table; if its folder is a run, mend it with: {mend}") from error
+        raise UserError(f"{path} cannot be read as a table; if its folder is a run, repair it with: {mend}") from error
 
 
 def by_time(columns: dict[str, np.ndarray], clock: str, value: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -154,7 +154,7 @@ def online_performance(values: np.ndarray, unit: str, how: str, path: Path) -> P
     axis = figure.subplots()
     tried = np.arange(1, len(values) + 1)
     axis.plot(tried, expected_maximum(values), color=COLOURS[0], marker="o", markersize=5, linewidth=2,
-              label="expected best of so many, drawn with replacement")  # fmt: skip
+              label="expected best of this many, drawn with replacement")  # fmt: skip
     axis.axhline(values.max(), color="0.4", linestyle="--", linewidth=1, label=f"best of all {len(values)}")
     axis.set(title=f"Expected performance, by {how}", xlabel="policies tried", ylabel=unit)
     axis.set_xlim(0.5, len(values) + 0.5)

@@ -33,11 +33,11 @@ EXPLANATION = (
     " learning at the edge of the statistical precipice, NeurIPS 2021). From one training there is no interval, and"
     " from two or three it is too narrow.",
     "The probability that one agent scores higher than another is the share of the pairs of their trainings in which it"
-    " does, the mean over the tasks. Who is the best is called sure if the intervals of all its probabilities lie above"
-    " 50 % and one that is as good would be so far ahead by chance in at most 2.5 % of all cases (permutation test).",
+    " does, the mean over the tasks. An agent is called the best if the intervals of all its probabilities lie above"
+    " 50 % and an equally good one would lead by as much by chance in at most 2.5 % of all cases (permutation test).",
     "Scores are normalised by the references of their task. A task without references is scored by its return, which is"
     " on a scale of its own: such tasks are only compared by who scores higher, and never averaged.",
-    "Settings tried: how many settings of the agent are known to have been tried on the task, at the least. The more,"
+    "Settings tried: how many settings of the agent are known to have been tried on the task, at least. The more,"
     " the more of a lead may be luck.",
 )
 
@@ -75,7 +75,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> dict[str, list[dict
         for note in section.notes:
             to.print(note)
     if left := comparison.unfinished(runs):
-        to.print(f"Left out, for they are not finished: {', '.join(map(str, left))}.")
+        to.print(f"Left out because they are not finished: {', '.join(map(str, left))}.")
     if out is not None:
         names = [name for section in overall if section.found for name in section.found.names]
         names += [row.name for group in groups for row in group.rows]
@@ -86,7 +86,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> dict[str, list[dict
         _write_markdown(sections, pictures, out)
         _write_tables(sections, numbers, out / "tables")
         page.write(out / PAGE, sections, colours, EXPLANATION)
-        to.print(f"written to {out}; begin with {out / PAGE}")
+        to.print(f"written to {out}; start with {out / PAGE}")
     return numbers
 
 
@@ -112,7 +112,7 @@ def outcome(run: Path) -> str:
 
 def _outcome(found: Finished) -> str:
     if found.scores is None:
-        return "no score, for want of an environment; " + losses_in_words(
+        return "no score, because there was no environment; " + losses_in_words(
             found.summary["losses"], found.summary["held_out"] or {}
         )
     interval = bootstrap(found.scores)
@@ -123,7 +123,7 @@ def _outcome(found: Finished) -> str:
 def _of_task(group: Group, stem: str) -> Section:
     title = f"{group.title}: {group.unit}"
     if group.kind is None:
-        note = "These runs had no environment to act in, so that there is nothing to rank them by."
+        note = "These runs had no environment to act in, so there is nothing to rank them by."
         return Section(
             title, stem, None, group, {"": (f"{group.title}: the last losses", tables.losses(group))}, [note]
         )
@@ -146,11 +146,11 @@ def _of_all(part: Overall, stem: str) -> Section:
     written["-improvement"] = f"{found.title}: {IMPROVEMENT}", tables.improvement(found)
     notes = [f"The tasks: {'; '.join(found.tasks)}.", found.verdict()[1]]
     if part.left_out:
-        notes.append(f"Left out here, for not all agents have all tasks: {'; '.join(part.left_out)}.")
+        notes.append(f"Left out because not all agents have all tasks: {'; '.join(part.left_out)}.")
     return Section(title, stem, found, None, written, notes)
 
 
-IMPROVEMENT = "how probably a training of the row scores higher than one of the column"
+IMPROVEMENT = "probability that a training of the row scores higher than one of the column"
 
 
 def _stems(groups: Sequence[Group]) -> list[str]:

@@ -66,7 +66,7 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
                     continue
                 if not all(isinstance(f, np.ndarray) and f.dtype == np.uint8 and f.ndim == 3 for f in frames):
                     raise UserError(
-                        f"{task.env_id} renders no pictures: in the mode rgb_array its render() must return arrays"
+                        f"{task.env_id} renders no images: in the mode rgb_array its render() must return arrays"
                         f" [height, width, 3] of uint8, not {type(frames[0]).__name__}"
                     )
                 if not any(map(np.any, frames)):

@@ -107,8 +107,8 @@ def log_probs(agent: Agent, data: Dataset, table: Table) -> tuple[np.ndarray, np
     """
     if data.log_prob is None:
         raise UserError(
-            f"{data.name or 'the data'} does not say with which probability its actions were taken, which importance"
-            " sampling weighs by: `collect` it with a policy that samples, give its column log_prob, or take fqe"
+            f"{data.name or 'the data'} does not state the probabilities of its actions, which importance sampling"
+            " needs: `collect` it with a policy that samples, give its column log_prob, or use fqe"
         )
     agent = first_seed(agent)
     action = torch.from_numpy(np.asarray(data.action) - np.float32(agent.spec.first_action)).to(agent.device)
@@ -124,8 +124,8 @@ def log_probs(agent: Agent, data: Dataset, table: Table) -> tuple[np.ndarray, np
                 )
             if known is None:
                 raise UserError(
-                    f"the policy of {type(agent).__name__} has no probabilities to weigh by, for it is a function of"
-                    " what it sees: rank it by fqe, or by acting with --episodes"
+                    f"the policy of {type(agent).__name__} is deterministic and has no probabilities for importance"
+                    " sampling: rank it by fqe, or by acting with --episodes"
                 )
             found.append(known[0])
     return torch.cat(found).cpu().numpy(), np.asarray(data.log_prob, np.float64)

@@ -128,7 +128,7 @@ def _reserve(path: Path, size: int) -> None:
             if error.errno not in DISK_FULL:
                 return
             raise UserError(
-                f"{path} needs {size / 1e9:,.1f} GB, for which the disk has no room: free some, or give a smaller"
+                f"{path} needs {size / 1e9:,.1f} GB, more than is free on the disk: free some, or give a smaller"
                 " --train.capacity"
             ) from error
 

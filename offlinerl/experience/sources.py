@@ -296,7 +296,7 @@ class ReplayData(ActingData):
         if priority is not None:
             self.replay.prioritize(priority)
         elif self.replay.priorities is not None and len(self.replay.drawn):
-            raise UserError(f"{type(self.agent).__name__} gives no priorities: leave out --train.prioritized")
+            raise UserError(f"{type(self.agent).__name__} returns no priorities: leave out --train.prioritized")
 
 
 class RolloutData(ActingData):
@@ -318,7 +318,7 @@ class RolloutData(ActingData):
         super().__init__(agent, collector, batch_size, least=self.PIECE)
         self.stride = batch_size
         if batch_size % self.envs:
-            raise UserError(f"batch must be a multiple of envs, which is {self.envs}, and not {batch_size}")
+            raise UserError(f"batch must be a multiple of envs, which is {self.envs}, not {batch_size}")
 
     def draw(self, steps: int | None = None) -> Batch:
         """The next rollout, ``[1, S, E, T, ...]``."""

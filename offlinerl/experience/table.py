@@ -275,8 +275,8 @@ def in_line(dataset: Dataset) -> Dataset:
         return dataset
     if dataset.on_disk:
         raise UserError(
-            f"the successors in {dataset.name} are rounded otherwise than the observations that follow, which keeps"
-            " frames on the disk from being stacked: give --train.table memory"
+            f"the successors in {dataset.name} are rounded differently than the observations that follow, so frames"
+            " on disk cannot be stacked: give --train.table memory"
         )
     next_at[beside] = at[beside + 1]
     kept = np.zeros(len(first_leaf(dataset.observations)), bool)
@@ -324,6 +324,6 @@ def require_shapes(dataset: Dataset, spec: Spec, stack: int = 1) -> None:
         if len(wrong):
             first, final = spec.first_action, spec.first_action + spec.num_actions - 1
             raise UserError(
-                f"the action in row {wrong[0]} of the dataset is {dataset.action[wrong[0], 0]:g}, and the environment"
+                f"the action in row {wrong[0]} of the dataset is {dataset.action[wrong[0], 0]:g}, but the environment"
                 f" has those from {first} to {final}; repair or remove it"
             )

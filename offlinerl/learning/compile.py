@@ -100,7 +100,9 @@ def capture(steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[S
         launches = [Recorded(launch, example, state) for launch, state in zip(launches, states, strict=True)]
         for step, launch, state in zip(steps, launches, states, strict=True):
             if not _same_effect(lambda *args, step=step: tree_flatten(step(*args))[0], launch, example, state):
-                warnings.warn("training runs uncompiled: its recording on this GPU gives other results", stacklevel=2)
+                warnings.warn(
+                    "training runs uncompiled, since its recording on this GPU gives different results", stacklevel=2
+                )
                 return list(steps)
     return [in_its_shape(launch) for launch in launches]
 

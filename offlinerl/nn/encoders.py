@@ -150,7 +150,7 @@ class Images(Encoder):
         if min(height, width) < (least := min(kernel for _, kernel, _ in layers)):
             raise UserError(
                 f"images of {height}x{width} are too small for convolutions, the smallest of which is {least}x{least}:"
-                " take larger ones, or an encoder of your own"
+                " use larger ones, or an encoder of your own"
             )
         self.layers, self.shapes = nn.ModuleList(), [(height, width, channels)]
         for out, kernel, stride in layers:

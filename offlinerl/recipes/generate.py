@@ -153,8 +153,8 @@ class Generation:
                 differ = [key for key in plan if before.get(key) != plan[key]]
             if differ:
                 raise UserError(
-                    f"{self.folder} was begun with other {' and '.join(differ)}; delete it to start again, or give the"
-                    " command, and the versions, that it was begun with"
+                    f"{self.folder} was started with other {' and '.join(differ)}; delete it to start again, or use the"
+                    " command and the versions that it was started with"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(stated, json.dumps(plan, indent=1))
@@ -312,7 +312,7 @@ class _Processes:
         self.pool.shutdown(cancel_futures=True)
         if isinstance(error, BrokenProcessPool):
             raise UserError(
-                "a worker was killed, perhaps because the memory was full: go on with --resume and fewer --workers"
+                "a worker was killed, perhaps because the memory was full: resume with --resume and fewer --workers"
             ) from error
 
 

@@ -73,7 +73,7 @@ def policy_file(recipe: Recipe) -> Path | None:
             return path
     run = f"runs/{recipe['policy']}"
     raise UserError(
-        f"the policy {recipe['policy']} is not here: train it with `offlinerl fit {_flags(recipe['training'])} --out"
+        f"the policy {recipe['policy']} is missing: train it with `offlinerl fit {_flags(recipe['training'])} --out"
         f" {run}` and write it with `offlinerl export {run} --safetensors {own}`"
     )
 

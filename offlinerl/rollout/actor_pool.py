@@ -220,13 +220,13 @@ class ActorPool:
             except Lost as error:
                 if deaths + 1 == DEATHS:
                     raise ActingFailed(f"worker {w} died {DEATHS} times in a row: {error}") from error
-                self.say(f"worker {w} died; another goes on from what it delivered last")
+                self.say(f"worker {w} died; another one continues from its last delivery")
                 self.backend.stop(self.workers[w])
                 self.workers[w] = self._start(w)
                 answer = self.backend.submit(self.workers[w], method, *arguments)
             else:
                 if deaths and not delivery.same:
-                    self.say("the simulator does not repeat itself here: the episodes under way begin again")
+                    self.say("the simulator is not reproducible here: the current episodes start again")
                 return delivery
 
     def _ended(self, deliveries: Sequence[Delivery]) -> deque[Ended]:

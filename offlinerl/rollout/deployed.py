@@ -73,7 +73,9 @@ class DeployedPolicy:
         if have != want:
             raise UserError(f"the policy takes observations of shape {want.get('', want)}, not {have.get('', have)}")
         if batched and len(sizes := {len(part) for part in tree.values()}) > 1:
-            raise UserError(f"the parts of the observations are batches of {either(*sizes)}: give as many of each")
+            raise UserError(
+                f"the parts of the observations are batches of {either(*sizes)}: give the same number of each"
+            )
         arrays = {name: np.asarray(part, self.leaves[name].dtype, order="C") for name, part in tree.items()}
         for name, array in arrays.items():
             if not np.isfinite(array).all():

@@ -182,7 +182,7 @@ def actions_of(found: Any, want: tuple[int, ...]) -> np.ndarray:
         UserError: it is not a tensor of the shape ``want``.
     """
     if not isinstance(found, torch.Tensor):
-        raise UserError(f"the policy returns {type(found).__name__} as actions: let act return a tensor [S, E, A]")
+        raise UserError(f"the policy returns {type(found).__name__} as actions; return a tensor [S, E, A] from act")
     if found.shape != want:
         raise UserError(f"the policy returns actions of shape {(*found.shape,)} instead of [S, E, A], {want}")
     return found.cpu().numpy()

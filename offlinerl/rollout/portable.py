@@ -50,7 +50,7 @@ class Portable(nn.Module):
             first, second = self(*self.example(4)), self(*self.example(4))
         if not torch.equal(first, second):
             raise UserError(
-                f"{type(policy.agent).__name__} acts by what it remembers of the episode, and a graph remembers"
+                f"{type(policy.agent).__name__} acts by what it remembers of the episode, but a graph remembers"
                 " nothing; deploy it with offlinerl.load_policy instead"
             )
 
@@ -116,7 +116,7 @@ def write_onnx(policy: DeployedPolicy, file: Path, overwrite: bool = False) -> d
     """
     if missing := [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
         raise UserError(
-            f"ONNX is an extra that is not installed, for want of {missing[0]}: pip install 'offlinerl[onnx]'"
+            f"ONNX needs the extra onnx, because {missing[0]} is not installed: pip install 'offlinerl[onnx]'"
         )
     import onnx
     import onnxruntime
@@ -153,6 +153,6 @@ def _require_alike(module: Portable, exported: Any, file: Path) -> None:
         apart = np.abs(due - have) / (1 if due.dtype == np.int64 else half)
         if have.shape != due.shape or have.dtype != due.dtype or not apart.max() <= ALIKE:
             raise UserError(
-                f"{file} would not act as the policy does: actions differ by {apart.max():.2g} of half their"
+                f"{file} would not act like the policy: actions differ by {apart.max():.2g} of half their"
                 " range; export it in the other format"
             )

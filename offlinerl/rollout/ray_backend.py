@@ -47,7 +47,7 @@ class RayBackend:
         except self.ray.exceptions.RayError as error:
             lines = str(error).strip().splitlines()
             if getattr(error, "actor_init_failed", False):
-                raise UserError(f"a worker cannot begin: {lines[-1]}") from error
+                raise UserError(f"a worker cannot start: {lines[-1]}") from error
             raise Lost(lines[0]) from error
 
     def stop(self, worker: Any) -> None:

@@ -85,7 +85,7 @@ def build(
     team = Team(settings["train"]["devices"], rank, entry)
     if device.type == "cuda" and team.size > 1:
         if team.size > (have := torch.cuda.device_count()):
-            raise UserError(f"--devices {team.size} needs as many GPUs, and there are {have}: give --devices {have}")
+            raise UserError(f"--devices {team.size} needs as many GPUs, but there are {have}: give --devices {have}")
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
     elif team.size > 4 * (have := cores()):  # a run from a larger machine may resume here, but must not fill the memory
@@ -134,8 +134,8 @@ def on_dataset(
     found = checksums_of(raw, contents)
     if not is_of(about, found):
         raise UserError(
-            f"the dataset {entry.name} is not what the run in {folder} was trained on: its contents differ; give"
-            " --dataset a copy of that one, or start a new run"
+            f"the dataset {entry.name} is not the one that the run in {folder} was trained on: its contents differ;"
+            " give --dataset a copy of that one, or start a new run"
         )
     about |= found
     if entry.kind == "file" and formats.is_table(entry.path, entry.columns):
@@ -143,12 +143,14 @@ def on_dataset(
     had = raw.provenance.get("reward", "none")
     if train.get("reward") == "none" != had:
         raise UserError(
-            f"the rewards of {raw.name} follow the rule {had} already, and {about['agent']} is to learn from those that"
-            f' are stored: load it with reward="none", or give --train.reward {had}'
+            f"the rewards of {raw.name} already follow the rule {had}, but {about['agent']} should learn from the"
+            f' stored ones: load it with reward="none", or give --train.reward {had}'
         )
     data = rewards.with_reward(raw, entry.reward)
     if entry.reward in rewards.IN_WORDS:
-        display.say(f"{entry.name}: rewards are learnt from {rewards.IN_WORDS[entry.reward]} (--train.reward)")
+        display.say(
+            f"{entry.name}: rewards are transformed (--train.reward {entry.reward}): {rewards.IN_WORDS[entry.reward]}"
+        )
     if train.get("top", 1) < 1:
         data = data.best(train["top"], raw.episode_returns)  # stored rewards, since a rule may favour short episodes
     if train.get("terminal_ends"):
@@ -163,7 +165,7 @@ def on_dataset(
     for note in filter(None, (describe.lost_rewards(raw), describe.split_episodes(raw), describe.rounded(raw))):
         display.say(f"{entry.name}: {note}")
     if cameras := data.provenance.get("left_out"):
-        display.say(f"cameras that --obs-keys would add: {', '.join(cameras)}")
+        display.say(f"cameras that are not used unless --obs-keys selects them: {', '.join(cameras)}")
     task = task_of(entry, data, about)
     kind = source_of(about["agent"], agents.get(about["agent"]).kinds, about["dataset"], about["env"])
     if kind == "windows":  # such an agent acts on the return to go
@@ -174,35 +176,32 @@ def on_dataset(
         pool, (spec, _) = None, spec_of_data(data)
     elif task.env is None:
         if steps:
-            raise UserError(
-                f"fine-tuning acts in an environment, and nothing names that of {entry.name}: give --env ID"
-            )
+            raise UserError(f"fine-tuning needs an environment, but {entry.name} does not name one: give --env ID")
         if about.get("pixels") or about.get("stack"):
             raise UserError(
-                f"--pixels and --stack say how an environment is seen, and nothing names that of {entry.name}: give"
-                " --env ID"
+                f"--pixels and --stack need an environment, but {entry.name} does not name one: give --env ID"
             )
         pool, (spec, actions) = None, spec_of_data(data, about.get("actions"), about.get("action_range"))
-        display.say(f"no environment is named, so that there will be losses and no scores; {actions}")
+        display.say(f"no environment is named, so there will be losses but no scores; {actions}")
         if not data.reward.any():
-            display.say(f"{entry.name}: all rewards are 0, of which only what imitates, as bc does, learns anything")
+            display.say(f"{entry.name}: all rewards are 0; only agents that imitate, such as bc, can learn from them")
     else:
         if about.get("actions"):
-            raise UserError(f"{id_of(task.env)} says itself what its actions are: leave out --actions")
+            raise UserError(f"{id_of(task.env)} defines its actions itself: leave out --actions")
         try:
             task = within_data(with_own_parts(task, entry, data), data, display)
             pool = make_pool(task, members_of(settings), train["final_episodes"])
         except UserError as error:
             if about["env"] is not None or steps:
                 raise
-            raise UserError(f"{error}; or do without: --env none trains on the dataset alone") from error
+            raise UserError(f"{error}; or train on the dataset alone, with --env none") from error
         spec = pool.spec
         require_parts(task, pool.envs[0], about.get("obs_keys"))
     require_own_units(entry, data, spec, task, display)
     if leaps := len(data.leaps):
         display.say(
-            f"{entry.name}: {counted(leaps, 'step')} of its episodes lead elsewhere than to the next row; n-step sums,"
-            " next actions and windows end there"
+            f"{entry.name}: in {counted(leaps, 'step')} of its episodes, the next observation is not the next row's;"
+            " n-step returns, next actions and windows stop there"
         )
     share = train.get("held_out")
     data, kept = apart(data, 0.1 * (pool is None) if share is None else share)
@@ -223,7 +222,7 @@ def on_dataset(
         held_out = HeldOut(agent, draw, len(kept.episode_starts) if kind == "episodes" else len(kept))
         episodes = len(kept.episode_starts)
         display.say(
-            f"{episodes:,} of the episodes {'is' if episodes == 1 else 'are'} held out, to measure the losses on"
+            f"{counted(episodes, 'episode')} {'is' if episodes == 1 else 'are'} held out to measure the losses on"
         )
     stages = [Stage("offline", offline, train["updates"], train["eval_every"], "--updates")]
     if steps:
@@ -284,7 +283,7 @@ def agent_for(
         if agent_class.discrete in (None, bool(spec.num_actions)):
             raise
         have, others = KINDS if spec.num_actions else KINDS[::-1]
-        raise UserError(f"{error}; the data's seem to be {have}, and --actions {others} says otherwise") from error
+        raise UserError(f"{error}; the dataset's seem to be {have}, but --actions {others} was given") from error
     agent.task = task.plain()
     agent.to(device)
     if not last.is_file():
@@ -323,8 +322,8 @@ def latent_of(vae: Agent, path: Path, spec: Spec, where: str) -> tuple[str, int,
     if leaf.path or leaf.dtype != "uint8" or leaf.shape[:2] != (height, width) or leaf.shape[2] % channels:
         shown = observed_in_words({leaf.path: leaf.shape for leaf in spec.obs})
         raise UserError(
-            f"the encoder {path} sees images of {height}x{width}x{channels}, and {where} has {shown}; see both in the"
-            f" same size, as with --frame-size {height}"
+            f"the encoder {path} was trained on images of {height}x{width}x{channels}, but {where} has {shown}; use the"
+            f" same size for both, as with --frame-size {height}"
         )
     return vae.config.convolutions, vae.config.latents, channels
 
@@ -395,8 +394,8 @@ def within_data(task: Task, data: Dataset, display: Display) -> Task:
         return task
     low, high = data.action_limits
     display.say(
-        f"{task.env_id} has actions without bounds, which take those of the data, {low.min():g} to {high.max():g};"
-        " --action-range LOW,HIGH gives others"
+        f"{task.env_id} has actions without bounds, so those of the data are used, {low.min():g} to {high.max():g};"
+        " set others with --action-range LOW,HIGH"
     )
     return replace(task, env={**task.env, "action_range": [low.tolist(), high.tolist()]})
 

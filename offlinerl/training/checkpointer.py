@@ -83,7 +83,7 @@ class Checkpointer:
         saved = checkpoint.read(self.last, self.agent.device)
         checkpoint.load_into(self.agent, saved, self.last)
         if STATE not in saved.get("callbacks", {}):
-            raise UserError(f"{self.last} was not saved by `offlinerl fit`, which goes on with its own")
+            raise UserError(f"{self.last} was not saved by `offlinerl fit`, which can only resume its own checkpoints")
         return saved["callbacks"][STATE]
 
     def restore_replay(self) -> int:
@@ -102,9 +102,7 @@ class Checkpointer:
             saved = torch.load(self._replay_file, map_location=self.replay.numbers.device, weights_only=True)
             self.replay.load_state_dict(saved)
         except (*UNSOUND, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(
-                f"{self._replay_file} is missing or damaged, without which this run cannot go on"
-            ) from error
+            raise UserError(f"{self._replay_file} is missing or damaged, so this run cannot be resumed") from error
         return self.replay.lost
 
     @property
@@ -113,7 +111,7 @@ class Checkpointer:
 
     def to_go_on_after(self, error: UserError) -> UserError:
         """The error with the command to resume added, if anything was saved."""
-        return UserError(f"{error}; go on with: {self.go_on}") if self.last.is_file() else error
+        return UserError(f"{error}; resume with: {self.go_on}") if self.last.is_file() else error
 
     def interrupted(self, now: int, end: int, clock: str, status: int) -> Interrupted:
         """The exception to raise after everything is saved."""
@@ -121,11 +119,9 @@ class Checkpointer:
             done = f"interrupted after {now:,} of {end:,} {clock}s, which are saved"
         else:
             done = f"interrupted before the first {clock}"
-        return Interrupted(f"{done}; go on with: {self.go_on}", status)
+        return Interrupted(f"{done}; resume with: {self.go_on}", status)
 
     def interrupted_at_once(self, status: int = 1) -> Interrupted:
         """The exception to raise when the run stops without saving."""
         since = "since the last save" if self.last.is_file() else "so far"
-        return Interrupted(
-            f"interrupted at once, and what was trained {since} is lost; go on with: {self.go_on}", status
-        )
+        return Interrupted(f"interrupted at once, so the training {since} is lost; resume with: {self.go_on}", status)

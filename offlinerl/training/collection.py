@@ -120,7 +120,9 @@ def collect(
     if not (folder / EPISODES).is_file():
         require_free(folder, "give --append to add to its dataset, or name another --out")
     elif not resume:
-        raise UserError(f"{folder} holds an unfinished collection: go on with --resume, or delete it to start again")
+        raise UserError(
+            f"{folder} holds an unfinished collection: resume it with --resume, or delete it to start again"
+        )
     if isinstance(source, str) and agents.is_name(source):
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over = merge(over or {}, dict(train=given))
@@ -128,7 +130,7 @@ def collect(
         collection = Collection(folder, Task.of(entry), dataset_id, append, source, seed, settings)
         settings["collect"] = dict(dataset=dataset_id, first=collection.first)
         if ray_address and not settings["train"]["workers"]:
-            raise UserError("--ray-address is where workers run: say how many with --workers")
+            raise UserError("--ray-address needs workers: give their number with --workers")
         collection.learn(build(settings, entry, pick_device(device), folder, ray_address))
         return collection.seal()
     task = Task.of(registry.limited(registry.task(env, obs_keys), limits or {}))
@@ -246,13 +248,15 @@ class Collection(Companion):
                 for key in ("agent", "seed", "noise", "dataset_id", "env_spec", "obs_keys", "frame_stack"):
                     if old.get(key) != now.get(key):
                         raise UserError(
-                            f"{folder} collects with {key} {old.get(key)}, not {now.get(key)}; give the same command as"
-                            " before, or another --out"
+                            f"{folder} was started with {key} {old.get(key)}, not {now.get(key)}; give the same"
+                            " command as before, or another --out"
                         )
             else:
                 episode_log.write_collection(folder, **self.about, metadata=self.metadata)
             if len(self.journal):
-                self.display.say(f"{len(self.journal)} episodes, {self.journal.steps:,} steps are there already")
+                self.display.say(
+                    f"{len(self.journal)} episodes, {self.journal.steps:,} steps have been collected already"
+                )
             try:
                 yield
             except BaseException as error:
@@ -328,7 +332,7 @@ class Collection(Companion):
         """
         self.collector, self.display = run.acting.collector, run.display
         self.collector.on_episode = self.keep
-        run.companion, run.checkpointer.go_on = self, "the same command with --resume"
+        run.companion, run.checkpointer.go_on = self, "the same command and --resume"
         with closing(self.collector), self.opened():
             if (self.folder / "config.yaml").is_file():
                 self.require_same(run.settings, read(self.folder / "config.yaml"))
@@ -346,14 +350,14 @@ class Collection(Companion):
                 known = before[section].get(key, older.get(key))
                 if key not in ("steps", "save_every") and known != value:
                     raise UserError(
-                        f"{self.folder} was begun with {key} {known}, not {value}; give the same command as before, or"
-                        " another --out"
+                        f"{self.folder} was started with {key} {known}, not {value}; give the same command as before,"
+                        " or another --out"
                     )
 
     def keep(self, s: int, e: int, episode: Episode) -> None:
         """Append the next episode of a run to the journal, unless the journal has it from before a restart."""
         if not self.journal.append(episode, self.collected):
-            self.display.say(f"episode {self.collected} came out differently this time; the first one is kept")
+            self.display.say(f"episode {self.collected} was different this time; the first one is kept")
         self.collected += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -363,8 +367,8 @@ class Collection(Companion):
         self.collected = state["collected"]
         if self.collected > len(self.journal):
             raise UserError(
-                f"{self.folder / EPISODES} has lost episodes: of the {self.collected:,} that the checkpoint knows of,"
-                f" {len(self.journal):,} are left, which can be read as a dataset; collect again into another --out"
+                f"{self.folder / EPISODES} has lost episodes: of the {self.collected:,} that the checkpoint counts,"
+                f" {len(self.journal):,} are left, which can be read as a dataset; collect again with another --out"
             )
 
     def note(self) -> str:
@@ -384,7 +388,7 @@ class Collection(Companion):
         except Interrupted:
             raise
         except UserError as error:
-            self.display.say(f"the dataset gets no reference scores, for {error}")
+            self.display.say(f"the dataset gets no reference scores: {error}")
             return
         if high > low:
             scores = dict(ref_min_score=low, ref_max_score=high)
@@ -399,7 +403,7 @@ class Collection(Companion):
     def kept(self) -> str:
         """A message about what is kept and how to resume."""
         return (
-            f"{len(self.journal):,} episodes, which are kept in {self.folder}; go on with: the same command with"
+            f"{len(self.journal):,} episodes, which are kept in {self.folder}; resume with: the same command and"
             " --resume"
         )
 

@@ -34,30 +34,30 @@ milliseconds."""
 class TrainConfig(Config):
     """Training settings of all runs."""
 
-    batch: int = setting(256, "rows of a gradient step", low=1)
-    eval_every: int = setting(10_000, "updates or steps between two evaluations", low=1)
-    eval_episodes: int = setting(10, "episodes of an evaluation on the way", low=1)
+    batch: int = setting(256, "rows per gradient step", low=1)
+    eval_every: int = setting(10_000, "updates or steps between evaluations", low=1)
+    eval_episodes: int = setting(10, "episodes per evaluation during training", low=1)
     final_episodes: int = setting(20, "episodes of the evaluation of the last policy", low=1)
-    compile: bool = setting("auto", "compile the update; auto: if the run is long enough to earn it", choices=("auto",))
-    tf32: bool = setting(False, "multiply matrices in TensorFloat-32 on a GPU: faster, with three digits")
+    compile: bool = setting("auto", "compile the update; auto: if the run is long enough to benefit", choices=("auto",))
+    tf32: bool = setting(False, "multiply matrices in TensorFloat-32 on a GPU: faster, with three significant digits")
     precision: str = setting(
-        "float32", "of the products in an update; bf16: faster where hardware has it, with two to three digits",
+        "float32", "of matrix products in updates; bf16: faster where hardware supports it, with two to three digits",
         choices=("float32", "bf16"),
     )  # fmt: skip
     channels_last: bool = setting(
-        "auto", "the channels of a pixel side by side in convolutions; auto: where one seed trains", choices=("auto",)
+        "auto", "channels-last memory layout in convolutions; auto: if only one seed is trained", choices=("auto",)
     )
-    devices: int = setting(1, "processes that train one policy, each on a GPU and its share of a batch", low=1)
-    save_every: float = setting(5.0, "minutes after which it is saved, also between evaluations", above=0)
-    log_every: int = setting(500, "updates or steps between two rows of metrics", low=1)
+    devices: int = setting(1, "processes that train one policy, each on its own GPU with its share of a batch", low=1)
+    save_every: float = setting(5.0, "minutes after which the run is saved, also between evaluations", above=0)
+    log_every: int = setting(500, "updates or steps between rows of metrics", low=1)
     logger: str = setting(
-        "csv,tensorboard", "where metrics go: some of csv, tensorboard, wandb and mlflow, with commas"
+        "csv,tensorboard", "where metrics are logged: some of csv, tensorboard, wandb and mlflow, separated by commas"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not {*self.logger.split(",")} <= {*LOGGERS}:
-            raise UserError(f"logger must be some of {', '.join(LOGGERS)}, with commas between, not {self.logger!r}")
+            raise UserError(f"logger must be some of {', '.join(LOGGERS)}, separated by commas, not {self.logger!r}")
 
 
 @dataclass(frozen=True)
@@ -65,23 +65,21 @@ class EpisodesConfig(TrainConfig):
     """Training settings of runs on a dataset's whole episodes, which cannot be fine-tuned."""
 
     updates: int = setting(100_000, "gradient steps", low=1)
-    batch: int = setting(32, "episodes of a gradient step", low=1)
+    batch: int = setting(32, "episodes per gradient step", low=1)
     final_episodes: int = 50
-    block: int = setting(5, "updates between two returns to the training loop", low=1)
-    top: float = setting(1.0, "share of the episodes to learn from, those of the highest return", above=0, high=1)
-    terminal_ends: bool = setting(
-        False, "whether an episode that was cut off is over as one that terminated: nothing is expected of what follows"
-    )
+    block: int = setting(5, "updates between returns to the training loop", low=1)
+    top: float = setting(1.0, "fraction of the episodes to learn from, those with the highest returns", above=0, high=1)
+    terminal_ends: bool = setting(False, "treat every end of an episode as terminal: no value is bootstrapped after it")
     reward: str | None = setting(
-        None, "what rewards to learn from, whose scale some agents' weights are for; null: the dataset's own rule",
+        None, "rule that transforms the rewards; some agents are tuned to its scale; null: the dataset's own rule",
         choices=(*REWARDS,),
     )  # fmt: skip
     table: str = setting(
-        "auto", "where the dataset is; disk: in files that are made once; auto: there if memory is short",
+        "auto", "where the dataset is kept; disk: in files that are written once; auto: on disk if memory is short",
         choices=("auto", "memory", "disk"),
     )  # fmt: skip
     held_out: float | None = setting(
-        None, "share of the episodes to measure the losses on instead; null: 0.1 without an environment, else none",
+        None, "fraction of the episodes held out to measure losses on; null: 0.1 without an environment, else none",
         low=0, below=1,
     )  # fmt: skip
 
@@ -90,7 +88,7 @@ class EpisodesConfig(TrainConfig):
 class WindowsConfig(EpisodesConfig):
     """Training settings of runs on windows of a dataset's episodes."""
 
-    batch: int = setting(64, "windows of a gradient step", low=1)
+    batch: int = setting(64, "windows per gradient step", low=1)
     block: int = 50
 
 
@@ -99,7 +97,7 @@ class ObservationsConfig(EpisodesConfig):
     """Training settings of runs on a dataset's observations only."""
 
     updates: int = setting(10_000, "gradient steps", low=1)
-    batch: int = setting(64, "observations of a gradient step", low=1)
+    batch: int = setting(64, "observations per gradient step", low=1)
     eval_every: int = 1_000
 
 
@@ -107,19 +105,19 @@ class ObservationsConfig(EpisodesConfig):
 class OfflineConfig(EpisodesConfig):
     """Training settings of runs on a dataset's transitions, and of fine-tuning after them."""
 
-    batch: int = setting(256, "transitions of a gradient step", low=1)
+    batch: int = setting(256, "transitions per gradient step", low=1)
     block: int = 50
-    online_steps: int = setting(0, "environment steps to fine-tune for afterwards", low=0)
-    online_eval_every: int = setting(1_000, "updates between two evaluations then", low=1)
-    envs: int = setting(1, "environments side by side", low=1)
-    steps_per_update: int = setting(1, "environment steps for every gradient step", low=1)
-    capacity: int = setting(1_000_000, "transitions that the replay holds", low=1)
-    replay: str = setting("memory", "where the replay's observations are", choices=("memory", "disk"))
+    online_steps: int = setting(0, "environment steps of fine-tuning afterwards", low=0)
+    online_eval_every: int = setting(1_000, "updates between evaluations in fine-tuning", low=1)
+    envs: int = setting(1, "number of parallel environments", low=1)
+    steps_per_update: int = setting(1, "environment steps per gradient step", low=1)
+    capacity: int = setting(1_000_000, "transitions that the replay buffer holds", low=1)
+    replay: str = setting("memory", "where the replay buffer's observations are kept", choices=("memory", "disk"))
     old_share: float | None = setting(
-        None, "the dataset's share of a batch in fine-tuning; null: as large as of all rows", low=0, high=1
+        None, "the dataset's fraction of a batch in fine-tuning; null: its fraction of all rows", low=0, high=1
     )
-    final_old_share: float | None = setting(None, "and at the end; null: the same", low=0, high=1)
-    old_share_steps: int | None = setting(None, "steps until then; null: all of them", low=1)
+    final_old_share: float | None = setting(None, "that fraction after old_share_steps; null: old_share", low=0, high=1)
+    old_share_steps: int | None = setting(None, "steps over which the fraction changes; null: all steps", low=1)
 
 
 @dataclass(frozen=True)
@@ -127,9 +125,9 @@ class OnPolicyConfig(TrainConfig):
     """Training settings of runs on rollouts of the current policy."""
 
     steps: int = setting(1_000_000, "environment steps", low=1)
-    batch: int = setting(2_048, "steps of a rollout, in all environments together", low=1)
+    batch: int = setting(2_048, "steps per rollout, in all environments together", low=1)
     eval_every: int = 20_000
-    envs: int = setting(1, "environments side by side", low=1)
+    envs: int = setting(1, "number of parallel environments", low=1)
 
 
 @dataclass(frozen=True)
@@ -138,20 +136,22 @@ class OnlineConfig(OnPolicyConfig):
     ``offlinerl.experience.sources.ReplayData`` and ``offlinerl.experience.ring.Replay``."""
 
     steps: int = 100_000
-    batch: int = setting(256, "transitions of a gradient step", low=1)
+    batch: int = setting(256, "transitions per gradient step", low=1)
     eval_every: int = 5_000
-    block: int = setting(1, "updates between two returns to the training loop", low=1)
-    steps_per_update: int = setting(1, "environment steps for every gradient step", low=1)
+    block: int = setting(1, "updates between returns to the training loop", low=1)
+    steps_per_update: int = setting(1, "environment steps per gradient step", low=1)
     warm_up: int = setting(1_000, "random steps before the first update", low=0)
-    capacity: int = setting(1_000_000, "transitions that the replay holds", low=1)
-    replay: str = setting("memory", "where its observations are", choices=("memory", "disk"))
+    capacity: int = setting(1_000_000, "transitions that the replay buffer holds", low=1)
+    replay: str = setting("memory", "where the replay buffer's observations are kept", choices=("memory", "disk"))
     reward_clip: float | None = setting(
-        None, "learn from rewards within this of 0; evaluations have them as they are; null: no limit", above=0
+        None, "clip rewards to [-X, X] for learning, but not in evaluations; null: no clipping", above=0
     )
-    prioritized: bool = setting(False, "draw transitions by their last error (Schaul et al., ICLR 2016)")
-    priority_alpha: float = setting(0.6, "how much the error counts", low=0, high=1)
-    priority_beta: float = setting(0.4, "how much of that the weights make up for", low=0, high=1)
-    workers: int = setting(0, "processes that act; 0: this one alone", low=0)
+    prioritized: bool = setting(
+        False, "sample transitions by their last error: prioritised replay (Schaul et al., ICLR 2016)"
+    )
+    priority_alpha: float = setting(0.6, "exponent of the error in the sampling probability", low=0, high=1)
+    priority_beta: float = setting(0.4, "exponent of the importance weights that correct for it", low=0, high=1)
+    workers: int = setting(0, "processes that act; 0: only this one", low=0)
 
 
 BY_SOURCE = dict(

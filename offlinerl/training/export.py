@@ -67,10 +67,11 @@ def export_policy(
     facts: dict[str, Any] = dict(seed=policy.seeds[0], updates=agent.updates, steps=agent.steps)
     facts |= trained(path.parent, columns_of(agent.members[s]), agent.updates, agent.steps)
     env = agent.task.get("env")
-    result = "its return is not known, for it was trained without an environment"
+    result = "its return is unknown, because it was trained without an environment"
     if env is not None and "factory" in env:
         result = (
-            f"its return is not measured, for its environment {env['id']} was given as an object, which no file holds"
+            f"its return is not measured, because its environment {env['id']} was given as an object, which no file"
+            " holds"
         )
     elif env is not None:
         found = evaluate(policy, Task(**agent.task), episodes)
@@ -133,7 +134,10 @@ def trained(folder: Path, member: Mapping[str, float], updates: int, steps: int)
     table = folder / "evaluations.csv"
     if table.is_file():
         returns: dict[int, list[float]] = defaultdict(list)
-        with table.open(newline="") as file, reading(f"the table {table}", "delete it to export without a curve"):
+        with (
+            table.open(newline="") as file,
+            reading(f"the table {table}", "delete it to export without a learning curve"),
+        ):
             rows = csv.DictReader(file)
             fine_tuned = "online_steps" in (known.get("train") or {})  # has both columns, and is counted in updates
             clock = "step" if "step" in (rows.fieldnames or ()) and not fine_tuned else "update"

@@ -91,8 +91,8 @@ def generate_dataset(
 
             if not generation.run(workers or cores(), lambda: not stop.is_set(), progress):
                 raise Interrupted(
-                    f"interrupted after {generation.made:,} {unit}, which are kept in {partial}; go on with: the same"
-                    " command with --resume",
+                    f"interrupted after {generation.made:,} {unit}, which are kept in {partial}; resume with: the same"
+                    " command and --resume",
                     stop.status,
                 )
         provenance = dict(recipe=recipe, size=generation.total, unit=unit, split=split, versions=versions())
@@ -112,8 +112,8 @@ def _heldout(path: Path) -> Path:
 def _working_in(partial: Path, resume: bool, *targets: Path) -> Iterator[None]:
     """Lock the folder of unfinished datasets, and delete partial files of killed processes beside the targets."""
     if partial.exists() and not resume:
-        raise UserError(f"{partial} holds an unfinished dataset: go on with --resume, or delete it to start again")
-    with alone(partial, f"{partial} is being written by another process; let it end or choose another --out"):
+        raise UserError(f"{partial} holds an unfinished dataset: resume it with --resume, or delete it to start again")
+    with alone(partial, f"{partial} is being written by another process; wait until it ends or choose another --out"):
         for target in targets:
             sweep(target.parent, target.name)
         yield
@@ -184,7 +184,9 @@ def _replay(name: str, recipe: Recipe, steps: int, path: Path, partial: Path, re
             apart = episodes[SHARE - 1 :: SHARE] or episodes[1:][-1:]
             for target, title, heldout in ((other, name + registry.HELDOUT, True), (path, name, False)):
                 if heldout and not apart:
-                    collection.display.say(f"{title} is not written: there is one episode; give a larger --size")
+                    collection.display.say(
+                        f"{title} is not written, because there is only one episode: give a larger --size"
+                    )
                     continue
                 chosen = (journal[i] for i in episodes if (i in apart) == heldout)
                 split = dict(provenance, split="heldout" if heldout else "train")

@@ -194,7 +194,7 @@ class Run(L.Callback):
             self.agent._log_hyperparams = False  # the recorder logs the run's settings instead
             self.piece_began = time.perf_counter()
             batch = self.train_settings["batch"]
-            with memory_for(f"batches of {batch:,} need more memory than there is: give a smaller --batch"):
+            with memory_for(f"batches of {batch:,} need more memory than is available: give a smaller --batch"):
                 trainer.fit(self.agent, Epochs(lambda: self.schedule.epoch(self.now)))
             if self.stopping:
                 self.save(trainer)
@@ -226,7 +226,7 @@ class Run(L.Callback):
         """Save what was learned before an environment failed, since experience takes time to collect."""
         if isinstance(error, ActingFailed) and self.acting is not None and self.now > self.first:
             self.save(trainer)
-            self.display.say(f"what was learnt up to {self.clock} {self.now:,} is saved")
+            self.display.say(f"the training up to {self.clock} {self.now:,} is saved")
 
     def agree(self, trainer: L.Trainer, stopped: bool, answer: bool) -> bool:
         """Whether any of the processes answers yes. If any of them was asked to stop, all stop."""
@@ -250,11 +250,11 @@ class Run(L.Callback):
             weights, self.states = zip(*self.team.gather((checksum(self.agent), streams)), strict=True)
             if len(set(weights)) > 1:
                 raise UserError(
-                    f"the processes do not train the same policy any more: {type(self.agent).__name__} changes what it"
-                    " learns by other means than descend; train it with --devices 1"
+                    f"the processes no longer train the same policy: {type(self.agent).__name__} changes parameters by"
+                    " other means than descend; train it with --devices 1"
                 )
         replay = ": give --train.replay disk, or a smaller --train.capacity" if self.checkpointer.replay else ""
-        with memory_for(f"saving needs more memory than there is{replay}"):
+        with memory_for(f"saving needs more memory than is available{replay}"):
             (self.checkpointer.save_best if best else self.checkpointer.save)(trainer)
 
     def recreate_folder(self) -> None:
@@ -266,13 +266,13 @@ class Run(L.Callback):
         replay = self.acting and self.acting.replay
         if self.companion is not None or (replay and replay.files):
             raise UserError(
-                f"{self.folder} was renamed or deleted while this run trained, with files that it needs: give it its"
-                f" name again, and go on with: {self.checkpointer.go_on}"
+                f"{self.folder} was renamed or deleted during this run, with files that the run needs: restore its"
+                f" name, and resume with: {self.checkpointer.go_on}"
             )
         write_config(self.folder, self.settings)
         self.recorder.reopen()
         self.display.say(
-            f"{self.folder} was renamed or deleted: the run goes on in a new folder of this name, which lacks what was"
+            f"{self.folder} was renamed or deleted: the run continues in a new folder of this name, without the files"
             " written before"
         )
 
@@ -456,8 +456,8 @@ class Run(L.Callback):
         self.recorder.trim()
         if self.now < self.end and (lost := self.checkpointer.restore_replay()):
             self.display.say(
-                f"{lost:,} of the oldest steps in the replay on the disk are gone, whose place newer ones took"
-                " that were not saved: the run goes on without them, and not as if it had never stopped"
+                f"{lost:,} of the oldest steps in the replay buffer on disk were overwritten by newer ones that"
+                " were not saved: the run continues without them, and not as if it had never stopped"
             )
 
     def load_run_state(self, state: dict[str, Any]) -> None:
@@ -465,8 +465,8 @@ class Run(L.Callback):
         processes = state.get("processes", [{}])
         if len(processes) != self.team.size:
             raise UserError(
-                f"the run in {self.folder} was trained by {len(processes)} processes, whose random numbers do not go on"
-                f" in {self.team.size}: put devices: {len(processes)} into its config.yaml again"
+                f"the run in {self.folder} was trained by {len(processes)} processes, whose random numbers cannot"
+                f" continue in {self.team.size}: set devices: {len(processes)} in its config.yaml again"
             )
         if self.team.size > 1:
             sources = processes[self.team.rank]["source"]
@@ -476,7 +476,7 @@ class Run(L.Callback):
             sources = {self.schedule.stages[0].name: sources}
         same = [stage.source.load_state_dict(sources[stage.name]) for stage in self.schedule.stages]
         if not all(same):
-            self.display.say("the simulator does not repeat itself here: the episodes under way begin again")
+            self.display.say("the simulator is not reproducible here: the current episodes start again")
         self.recorder.load_state_dict(state)
         self.seconds = state["seconds"]
         metrics = state.get("metrics", {})  # checkpoints of older versions lack it

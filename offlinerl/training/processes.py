@@ -90,7 +90,7 @@ class Team:
         for other in self.others:
             assert other.stdout is not None
             if not other.stdout.readline():
-                raise self.lost() or UserError("a process of the training does not begin")
+                raise self.lost() or UserError("a training process did not start")
         with self.reporting_lost():
             self.connect(store)
 
@@ -127,7 +127,7 @@ class Team:
             except subprocess.TimeoutExpired:
                 continue
             how = signal.Signals(-status).name if status < 0 else f"status {status}"
-            return Mishap(f"process {rank} of the {self.size} that train together has ended, with {how}")
+            return Mishap(f"process {rank} of the {self.size} that train together ended with {how}")
         return None
 
     # Collective operations

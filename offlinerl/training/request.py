@@ -70,17 +70,17 @@ def settings_for(
     if encoder := settings["agent"].get("encoder"):
         settings["agent"]["encoder"] = str(find_checkpoint(Path(encoder)).resolve())
     if settings["agent"].get("normalize") and about["dataset"] is None and not about.get("init"):
-        own = ", or take normalize_obs, which keeps running ones" if "normalize_obs" in settings["agent"] else ""
+        own = ", or use normalize_obs, which keeps running statistics" if "normalize_obs" in settings["agent"] else ""
         raise UserError(
-            "normalize takes the mean and deviation of a dataset, and this run has none: leave it out, or begin with"
-            f" --init at a checkpoint that has them{own}"
+            "normalize needs the mean and standard deviation of a dataset, and this run has no dataset: leave it out,"
+            f" or start with --init from a checkpoint that has them{own}"
         )
     require_loggers(train["logger"])
     require_divisible(about["agent"], agent, source, train)
     if train.get("final_old_share") is not None and train["old_share"] is None:
-        raise UserError("final_old_share is what old_share falls or rises to: give old_share too")
+        raise UserError("final_old_share is the value to which old_share changes: give old_share too")
     if train.get("old_share_steps") is not None and train["final_old_share"] is None:
-        raise UserError("old_share_steps is how long old_share takes to final_old_share: give that too")
+        raise UserError("old_share_steps needs final_old_share, which is reached after them: give that too")
     return dict(fit=about, **settings), entry
 
 
@@ -146,7 +146,7 @@ def entry_of(about: dict[str, Any], dataset: Any = None, env: Any = None) -> reg
     keys = about.get("obs_keys")
     if dataset is None:
         if given := [name for name in ("columns", "subset") if about.get(name)]:
-            raise UserError(f"{given[0]} is of a dataset, and there is none: give --dataset")
+            raise UserError(f"{given[0]} applies to a dataset, and there is none: give --dataset")
         return registry.limited(registry.task(env, keys), about)
     entry = registry.resolve(str(dataset) if isinstance(dataset, Path) else dataset, env, keys)
     if entry.kind == "file":
@@ -161,13 +161,15 @@ def require_divisible(name: str, agent: type[Agent], source: str, train: Mapping
     if devices == 1:
         return
     if source in ("replay", "rollouts") or train.get("online_steps"):
-        raise UserError(f"--devices {devices} is for learning from a dataset alone, and this agent acts: leave it out")
+        raise UserError(
+            f"--devices {devices} only works when learning from a dataset alone, but this agent acts: leave it out"
+        )
     if not agent.divisible:
         raise UserError(
-            f"{name} weighs every row of a batch by all the others, which processes cannot share: leave out --devices"
+            f"{name} weights every row of a batch by all others, so processes cannot share a batch: leave out --devices"
         )
     if train["batch"] % devices:
-        raise UserError(f"--batch must be a multiple of --devices, which is {devices}, and not {train['batch']}")
+        raise UserError(f"--batch must be a multiple of --devices, which is {devices}, not {train['batch']}")
 
 
 def require_loggers(names: str) -> None:
@@ -200,7 +202,7 @@ def _checked_about(given: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"actions must be {either(*KINDS)}, not {about['actions']!r}")
     steps, span = about.get("max_episode_steps"), about.get("action_range")
     if steps is not None and not (type(steps) is int and steps > 0):
-        raise UserError(f"max_episode_steps must be a whole number from 1 on, not {steps!r}")
+        raise UserError(f"max_episode_steps must be a whole number of at least 1, not {steps!r}")
     pair = isinstance(span, list) and len(span) == 2 and all(type(side) in (int, float) for side in span)
     if span is not None and not (pair and -math.inf < span[0] < span[1] < math.inf):
         raise UserError(f"action_range must be a list of two numbers, the lower one first, not {span!r}")
@@ -208,10 +210,10 @@ def _checked_about(given: Mapping[str, Any]) -> dict[str, Any]:
         about["pixels"] = asked_for(about["pixels"])
     stack = about.get("stack")
     if stack is not None and not (type(stack) is int and stack > 0):
-        raise UserError(f"stack must be a whole number from 1 on, not {stack!r}")
+        raise UserError(f"stack must be a whole number of at least 1, not {stack!r}")
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds must be a list of different whole numbers from 0 on, not {seeds}")
+        raise UserError(f"seeds must be a list of different whole numbers of at least 0, not {seeds}")
     return about
 
 
@@ -246,11 +248,11 @@ def require_source(
     """
     if isinstance(source, str) and agents.is_name(source):
         if episodes is not None:
-            raise UserError(f"{source} learns while it collects, which is counted in --steps, not in --episodes")
+            raise UserError(f"{source} learns while it collects, so give --steps instead of --episodes")
         if noise:
             raise UserError(f"{source} learns, and explores by its own settings: leave out --noise")
         if agent_class:
-            raise UserError(f"--agent-class is of a checkpoint, and {source} is an agent: leave it out")
+            raise UserError(f"--agent-class applies to a checkpoint, but {source} is an agent: leave it out")
         own = settings_for(source, None, env, None, file, over, collecting=True)[0]["agent"]
         for name in per_seed_settings(agents.outline(source).config_class):
             if isinstance(own[name], list):
@@ -265,7 +267,7 @@ def require_source(
             raise UserError(f"there is no agent or checkpoint {str(source)!r}; {hint}")
         find_checkpoint(source)
     elif agent_class:
-        raise UserError("--agent-class is of a checkpoint, and this is none: leave it out")
+        raise UserError("--agent-class applies to a checkpoint, and this is none: leave it out")
     if source == "scripted" and envs not in (None, 1):
         raise UserError("a script acts in one environment: leave out --envs")
     config.require_sections(over or {}, "over")
@@ -273,18 +275,18 @@ def require_source(
     if file or useless:
         raise UserError(f"nothing learns here, so leave out {useless[0] if useless else '--config'}")
     if noise and source == "random":
-        raise UserError("random actions are as noisy as can be: leave out --noise")
+        raise UserError("random actions cannot get more random: leave out --noise")
     if workers or ray_address:
-        raise UserError("workers act for an agent that learns, and this one does not: give --envs instead of --workers")
+        raise UserError("workers act for a learning agent, and nothing learns here: give --envs instead of --workers")
     if steps is None and episodes is None:
         raise UserError("collect needs --steps or --episodes")
     if steps is not None and episodes is not None:
         raise UserError("collect takes --steps or --episodes, not both: leave out one")
     if env is None:
-        raise UserError("collect needs --env, where to act, as in: --env Pendulum-v1")
+        raise UserError("collect needs --env, the environment to act in, as in: --env Pendulum-v1")
     task = registry.task(env)
     if source == "scripted" and "factory" in task.env:
-        raise UserError("a script acts in what it knows by its name: give env as a name, or a policy")
+        raise UserError("a script needs its environment by name: give env as a name, or collect with a policy")
 
 
 def settings_of_run(
@@ -301,15 +303,15 @@ def settings_of_run(
             change.
     """
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} holds no run to resume: it lacks config.yaml")
+        raise UserError(f"{folder} holds no run to resume: it has no config.yaml")
     if not (folder / "last.ckpt").is_file() and any((folder / name).exists() for name in ("best.ckpt", "summary.json")):
-        raise UserError(f"{folder} holds no run to resume: its last.ckpt is gone")
+        raise UserError(f"{folder} holds no run to resume: it has no last.ckpt")
     settings = config.read(folder / "config.yaml")
     began_by = settings.pop("versions", None) or {}
     if "collect" in settings:
-        raise UserError(f"{folder} is a collection: go on with `offlinerl collect` as before, with --resume")
+        raise UserError(f"{folder} is a collection: resume it with the same `offlinerl collect` command and --resume")
     if missing := {"fit", "agent", "train"} - set(settings):
-        raise UserError(f"{folder / 'config.yaml'} lacks its section {missing.pop()!r}; start the run again")
+        raise UserError(f"{folder / 'config.yaml'} has no section {missing.pop()!r}; start the run again")
     try:
         about = settings["fit"] = _checked_about(settings["fit"])
         outline = agents.outline(about["agent"])
@@ -358,7 +360,7 @@ def settings_of_run(
     if given or asked:
         name = next(iter([*given, *asked]))
         flags = " or ".join(f"--{name.replace('_', '-')}" for name in lengths)
-        raise UserError(f"a resumed run keeps its settings, so {name} cannot be given; only {flags} may grow")
+        raise UserError(f"a resumed run keeps its settings, so {name} cannot be given; only {flags} may be increased")
     train |= longer
     return settings, entry, changes
 
@@ -370,7 +372,7 @@ def _place_of_dataset(folder: Path, about: dict[str, Any], dataset: str | Path |
     if given is None or given == known:
         is_path = isinstance(known, str) and Path(known).is_absolute()
         if is_path and not Path(known).exists() and not glob.glob(known, recursive=True):
-            raise UserError(f"the dataset {known} of the run in {folder} is gone; say with --dataset where it is now")
+            raise UserError(f"the dataset {known} of the run in {folder} is missing; give its new place with --dataset")
         return
     if known is None or "fingerprint" not in about:
         had, has = (at["name"] if isinstance(at, dict) else at for at in (known, given))

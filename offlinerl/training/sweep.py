@@ -21,7 +21,7 @@ from offlinerl.training import config, request
 from offlinerl.util.atomic import write_json
 from offlinerl.util.cores import cores
 from offlinerl.util.display import Display
-from offlinerl.util.errors import UserError, command, reading
+from offlinerl.util.errors import UserError, command, counted, reading
 from offlinerl.util.interrupt import Interrupted, Stop, end_with_parent, on_interrupt
 from offlinerl.util.ray_cluster import RayCluster
 from offlinerl.util.settings import per_seed_settings, require_known
@@ -91,7 +91,7 @@ def sweep(file: Path, ray_address: str | None = None) -> int:
     plan = read(file)
     runs, display, stop = planned(plan), Display(), Stop()
     left = [run for run in runs if not run.finished]
-    display.say(f"runs into {plan['out']}: {len(runs)}, of which {len(runs) - len(left)} are finished")
+    display.say(f"{counted(len(runs), 'run')} in {plan['out']}, {len(runs) - len(left)} of them finished")
     failed: list[Planned] = []
     needed = 0 if ray_address else cores()  # a cluster has its own cores
     cluster = RayCluster(needed, ray_address, "runs") if left else None
@@ -107,7 +107,7 @@ def sweep(file: Path, ray_address: str | None = None) -> int:
     if stop.is_set():
         done = sum(run.finished for run in runs)
         again = command("sweep", file, *(("--ray-address", ray_address) if ray_address else ()))
-        raise Interrupted(f"interrupted with {done} of {len(runs)} runs finished; go on with: {again}", stop.status)
+        raise Interrupted(f"interrupted with {done} of {len(runs)} runs finished; resume with: {again}", stop.status)
     for run in failed:
         display.say(f"failed: {run.folder}: {_last_line(run)}")
     if done := [run for run in runs if run.finished]:
@@ -157,7 +157,7 @@ def read(file: Path) -> dict[str, Any]:
     for key, least in (("cpus", 1), ("gpus", 0)):
         number = isinstance(plan[key], int | float) and not isinstance(plan[key], bool)
         if not number or not least <= plan[key] < math.inf:
-            raise UserError(f"{file}: {key} must be a number from {least} on, not {plan[key]!r}")
+            raise UserError(f"{file}: {key} must be a number of at least {least}, not {plan[key]!r}")
     return plan
 
 
@@ -192,7 +192,7 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
             )
             folder = Path(plan["out"]).resolve() / name.replace("/", "-").replace(" ", "")
             if folder in runs:
-                raise UserError(f"two runs would be in the folder {folder.name}: plan one of them in another file")
+                raise UserError(f"two runs would have the folder {folder.name}: move one of them to another sweep file")
             require_same(folder, settings)
             words = [agent, flag, task, "--seeds", ",".join(map(str, plan["seeds"])), "--out", str(folder)]
             for section, settings in over.items():
@@ -217,8 +217,8 @@ def require_same(folder: Path, planned: Mapping[str, Any]) -> None:
             had = begun.get(section, {}).get(key, value)
             if had != value and f"{section}.{key}" not in comparison.WATCHED:
                 raise UserError(
-                    f"{folder} has begun with {key} {had}, and {value} is planned: give another folder by `out`, or"
-                    " delete this one"
+                    f"{folder} was started with {key} {had}, but {value} is planned: set another `out`, or delete"
+                    " this folder"
                 )
 
 
@@ -228,7 +228,7 @@ def require_room(ray: Any, plan: Mapping[str, Any], file: Path) -> None:
     for key, kind in (("gpus", "GPU"), ("cpus", "CPU")):
         most = max((machine.get(kind, 0) for machine in machines), default=0)
         if most < plan[key]:
-            raise UserError(f"{file}: {key} of a run is {plan[key]}, and a machine has {most:g}: give no more")
+            raise UserError(f"{file}: {key} of a run is {plan[key]}, but a machine has {most:g}: give no more")
         machines = [machine for machine in machines if machine.get(kind, 0) >= plan[key]]
 
 
@@ -246,7 +246,7 @@ def _train(ray: Any, runs: list[Planned], plan: Mapping[str, Any], display: Disp
     with display.bar("runs", len(runs), unit="runs"):
         while began:
             if stop.is_set() and not cancelled:
-                display.say("stopping: every run under way saves what it has")
+                display.say("stopping: every active run is saved")
                 for reference in began:
                     ray.cancel(reference)
                 cancelled = True
@@ -286,7 +286,7 @@ def _last_line(run: Planned) -> str:
     try:
         return run.log.read_text("utf-8", "replace").strip().splitlines()[-1]
     except (OSError, IndexError):
-        return "it said nothing"
+        return "it printed nothing"
 
 
 def finish(run: Planned) -> int:

@@ -62,8 +62,8 @@ def require_place(path: Path | None, overwrite: bool = True, mark: str | None = 
         raise UserError(f"{path} already exists; delete it, choose another name or add --overwrite")
     if path.is_dir() and mark is not None and any(path.iterdir()) and not (path / mark).exists():
         raise UserError(
-            f"{path} is no dataset of this kind, for it lacks {mark}, and is not replaced: delete it or choose another"
-            " name"
+            f"{path} is not a dataset of this kind, because it has no {mark}, and is not replaced: delete it or choose"
+            " another name"
         )
 
 

@@ -112,8 +112,8 @@ class Display:
 
     def warn_of_endless(self, env: str) -> None:
         self.say(
-            f"{env} states no time limit: an episode that does not end by itself goes on for ever, unless"
-            " --max-episode-steps N truncates it, or gymnasium.wrappers.TimeLimit in Python"
+            f"{env} has no time limit, so an episode may never end: truncate episodes with --max-episode-steps N, or"
+            " with gymnasium.wrappers.TimeLimit in Python"
         )
 
     def say(self, message: str) -> None:
@@ -187,7 +187,7 @@ class Display:
         table(self.console, title, ("policy", "mean", "95% interval", "per seed", "episodes"), rows)
         self._say_of_files(summary, folder)
         if not summary["updates"]:
-            self.say("nothing was learnt: all steps were the random ones of --train.warm_up, so give more --steps")
+            self.say("nothing was learned, because all steps were random ones of --train.warm_up: give more --steps")
 
     def _summary_of_losses(self, summary: dict[str, Any], folder: Path) -> None:
         """Print the final table of a run without an environment."""
@@ -204,7 +204,9 @@ class Display:
         table(self.console, f"{summary['agent']} on {summary['dataset']}: the last losses", columns, rows)
         if (picture := folder / RECONSTRUCTIONS).is_file():
             self._say_of_files(summary, folder, "the encoder")
-            self.say(f"frames and what it makes of them in {picture}; agents learn from it by --agent.encoder {folder}")
+            self.say(
+                f"frames and their reconstructions in {picture}; agents use this encoder with --agent.encoder {folder}"
+            )
             return
         self._say_of_files(summary, folder)
         self.say(f"a score needs an environment: {command('evaluate', folder, '--env', 'ID')}")

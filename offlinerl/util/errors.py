@@ -69,12 +69,14 @@ def reading(what: str, advice: str) -> Iterator[None]:
     except (*UNSOUND, OSError) as error:
         if isinstance(error, OSError) and error.strerror:  # from the system, about the path or the disk
             raise
-        raise UserError(f"{what} is damaged or does not hold what it should ({_reason(error)}); {advice}") from error
+        raise UserError(
+            f"{what} is damaged or does not have the expected contents ({_reason(error)}); {advice}"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"it lacks {lines[0]}" if isinstance(error, KeyError) else lines[0].rstrip(".")
+    return f"{lines[0]} is missing" if isinstance(error, KeyError) else lines[0].rstrip(".")
 
 
 def command(*words: object) -> str:

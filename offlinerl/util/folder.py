@@ -50,7 +50,7 @@ def held(folder: Path, made: bool = False) -> Iterator[None]:
     Raises:
         UserError: another run holds the lock.
     """
-    with alone(folder, f"{folder} is being written by another run: let it end, or stop it, and try again"):
+    with alone(folder, f"{folder} is being written by another run: wait until it ends, or stop it, and try again"):
         try:
             yield
         finally:
@@ -137,7 +137,7 @@ def trim(path: Path, clock: str, time: int, needed: Sequence[str] = ()) -> None:
     """
     if not path.exists() or not path.stat().st_size:  # empty if the process was killed before writing to it
         return
-    with path.open(newline="") as file, reading(f"the table {path}", "delete it to go on without its rows"):
+    with path.open(newline="") as file, reading(f"the table {path}", "delete it to continue without its rows"):
         header, *rows = csv.reader(file)
         rows = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
         kept = [row for row in rows if int(row[clock]) <= time]

@@ -13,7 +13,7 @@ from offlinerl.util.errors import UserError
 
 P, R = ParamSpec("P"), TypeVar("R")
 
-EMPTY = "is empty, as a variable that is not set: name one, or leave it out"
+EMPTY = "is empty, perhaps because a variable is not set: give a value, or leave it out"
 
 
 def filled(function: Callable[P, R]) -> Callable[P, R]:
@@ -40,7 +40,7 @@ def whole_number(name: str, value: Any, least: int = 0) -> int:
     """
     if _is_number(value) and least <= value == int(value):
         return int(value)
-    raise UserError(f"{name} must be a whole number from {least} on, not {value!r}")
+    raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
 def counts(**given: Any) -> list[int | None]:
@@ -56,7 +56,8 @@ def real_number(name: str, value: Any, high: float = math.inf) -> float:
     """
     if _is_number(value) and 0 <= value <= high:
         return float(value)
-    raise UserError(f"{name} must be a number from 0 {'on' if high == math.inf else f'to {high:g}'}, not {value!r}")
+    limits = "of at least 0" if high == math.inf else f"from 0 to {high:g}"
+    raise UserError(f"{name} must be a number {limits}, not {value!r}")
 
 
 def _is_number(value: Any) -> bool:

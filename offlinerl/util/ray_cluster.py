@@ -68,7 +68,7 @@ class RayCluster:
         self.started = True
         cores = int(self.ray.cluster_resources().get("CPU", 0))
         if cores < self.cores:
-            raise UserError(f"{self.cores} {self.what} want as many cores, and Ray has {cores} at {self.address}")
+            raise UserError(f"{self.cores} {self.what} need as many cores, but Ray has {cores} at {self.address}")
 
     def close(self) -> None:
         """Disconnect, and stop Ray if it was started here."""

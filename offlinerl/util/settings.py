@@ -170,7 +170,7 @@ def typed(config: type[Config], name: str, value: Any) -> Any:
     if about.get("per_seed") and isinstance(value, list | tuple):
         values = tuple(_one(config, name, one) for one in value)
         if not values or len(set(values)) < len(values):
-            raise UserError(f"{name} must be a number or a list of different ones, not {list(value)}")
+            raise UserError(f"{name} must be a number or a list of different numbers, not {list(value)}")
         return values if len(values) > 1 else values[0]
     return _one(config, name, value)
 
@@ -198,7 +198,7 @@ def _one(config: type[Config], name: str, value: Any) -> Any:
     elif kind is not str or not choices:
         words = [limits(about) if fits else WANTED[kind], *choices]
     several = per_seed_settings(config) if isinstance(value, list) and kind is not tuple else []
-    hint = f"; several values at once are for {', '.join(several)}" if several else ""
+    hint = f"; several values are only allowed for {', '.join(several)}" if several else ""
     raise UserError(f"{name} must be {either(*words, *(['null'] if nullable else []))}, not {value!r}{hint}")
 
 
