@@ -49,7 +49,7 @@ def offlinerl_(argv):
     "words, says",
     [
         ("fit bc kitchen", "offlinerl fit: unexpected argument 'kitchen'; name a dataset with --dataset"),
-        ("fit bc --update-s 3", "offlinerl fit: there is no --update-s, but --updates;"),
+        ("fit bc --update-s 3", "offlinerl fit: there is no --update-s, but there is --updates;"),
         ("datasets show a b", "offlinerl datasets show: unexpected argument 'b'"),
         ("evaluate runs --dataset a", "offlinerl evaluate: there is no --dataset; see `offlinerl evaluate --help`"),
     ],

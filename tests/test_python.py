@@ -283,7 +283,7 @@ def test_invalid_numbers_are_named(here):
     Path("run").mkdir()
     Path("run", "last.ckpt").touch()
     for name, wrong in dict(seed=-1, gamma="a", episodes=3.5, updates=0, critics="5").items():
-        with pytest.raises(UserError, match=f"{name} must be a .*number from"):
+        with pytest.raises(UserError, match=f"{name} must be a .*number (of at least [01]|from 0 to 1), not"):
             offlinerl.select("run", **{name: wrong})
 
 
