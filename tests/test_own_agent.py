@@ -139,7 +139,7 @@ class Odd(Regression):
 
 
 def test_metrics_may_be_counts_and_flags(here):
-    (here / "counting.py").write_text("""
+    (here / "countmetrics.py").write_text("""
 from mine import Regression
 
 class Counting(Regression):
@@ -148,7 +148,7 @@ class Counting(Regression):
         return dict(m, rows=(batch.reward > -1e9).sum(-1), large=m["loss"] > 1e9)
 """)
     assert (
-        main(["fit", "counting:Counting", *map(str, FIT[2:]), "--updates", "20", "--out", str(here / "counted")]) == 0
+        main(["fit", "countmetrics:Counting", *map(str, FIT[2:]), "--updates", "20", "--out", str(here / "counted")]) == 0
     )
     last = pendulum.rows(here / "counted" / "metrics.csv")[-1]
     assert (float(last["rows"]), float(last["large"])) == (8, 0)

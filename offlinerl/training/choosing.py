@@ -427,7 +427,7 @@ def show(results: Mapping[str, Any], display: Display, best: Agent) -> None:
     if np.isfinite(first["estimate"]):
         member = columns_of(dict(seed=first["seed"], **first.get("values", {})))
         flags = [word for key, value in member.items() for word in (f"--{key}", value)]
-        named = f"{type(best).__module__}:{type(best).__name__}"
-        if checkpoint.known_class(named) is None:
-            flags += ["--agent-class", named]
+        agent_class = f"{type(best).__module__}:{type(best).__name__}"
+        if checkpoint.known_class(agent_class) is None:
+            flags += ["--agent-class", agent_class]
         display.say(f"to deploy the first: {command('export', first['run'], *flags, '--onnx', 'policy.onnx')}")
