@@ -147,9 +147,8 @@ class Counting(Regression):
         m = super().update(batch, noise, k)
         return dict(m, rows=(batch.reward > -1e9).sum(-1), large=m["loss"] > 1e9)
 """)
-    assert (
-        main(["fit", "countmetrics:Counting", *map(str, FIT[2:]), "--updates", "20", "--out", str(here / "counted")]) == 0
-    )
+    argv = ["fit", "countmetrics:Counting", *FIT[2:], "--updates", 20, "--out", here / "counted"]
+    assert main([*map(str, argv)]) == 0
     last = pendulum.rows(here / "counted" / "metrics.csv")[-1]
     assert (float(last["rows"]), float(last["large"])) == (8, 0)
 
