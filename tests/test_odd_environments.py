@@ -220,7 +220,7 @@ def test_wrong_results_of_reset_and_step_are_refused(maker, words, command, refu
 def test_unsupported_action_spaces_are_refused(space):
     env = Reach()
     env.action_space = space
-    with pytest.raises(UserError, match="Reach takes .*agents here need a vector or one discrete action"):
+    with pytest.raises(UserError, match="Reach has actions .*agents here need a vector or one discrete action"):
         spec_of(env)
 
 

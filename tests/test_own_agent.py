@@ -374,5 +374,5 @@ def test_an_agent_may_add_optimisers_to_inherited_ones():
     assert first[-1] < first[0] and [*agent.optim] == ["actor", "more"]
     assert len(agent.configure_optimizers()) == 2, "no more than there are"
     More.group = "moer"
-    with pytest.raises(UserError, match="More descends 'moer', and its configure_optimizers names other groups: actor"):
+    with pytest.raises(UserError, match="More descends 'moer', but its configure_optimizers names other groups: actor"):
         More(SPEC, (0, 1), hidden=(4,)).learn(batch.draw())

@@ -201,7 +201,7 @@ def test_images_without_channels_are_not_stacked():
     """Concatenated, they would be one wide image."""
     env = gym.Env()
     env.observation_space = gym.spaces.Box(0, 255, (84, 84), np.uint8)
-    with pytest.raises(UserError, match=r"images of shape \(84, 84\) have no channels.*as \(84, 84, 1\)"):
+    with pytest.raises(UserError, match=r"images of shape \(84, 84\) have no channel axis.*shape \(84, 84, 1\)"):
         pixels.Stacked(env, 4)
 
 

@@ -268,7 +268,7 @@ def test_no_process_remains_of_a_killed_run(here):
 @pytest.mark.parametrize(
     "argv, sentence",
     [
-        (("--dataset", pendulum.ID, "--batch", 9), "--batch must be a multiple of --devices, which is 2, and not 9"),
+        (("--dataset", pendulum.ID, "--batch", 9), "--batch must be a multiple of --devices, which is 2, not 9"),
         (("--env", "Pendulum-v1"), "--devices 2 only works when learning from a dataset alone, but this agent acts"),
         (("--dataset", pendulum.ID, "--online-steps", 9), "when learning from a dataset alone, but this agent acts"),
     ],

@@ -469,7 +469,7 @@ def test_an_environment_object_is_used_by_one_at_a_time(here):
             lambda: offlinerl.fit("bc", walk(), env=Room(), seeds=[0, 1], over=dict(train=FEW)),
             lambda: offlinerl.collect("random", Room(), "own/random-v0", episodes=2, envs=2),
         ):
-            with pytest.raises(UserError, match=r"Room is one environment, and several .* env=lambda: MyEnv\(\)"):
+            with pytest.raises(UserError, match=r"Room is one environment, but several .* env=lambda: MyEnv\(\)"):
                 wrong()
     assert not list(Path().glob("runs/*"))
 
