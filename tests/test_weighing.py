@@ -299,7 +299,7 @@ def test_deterministic_policies_are_refused_and_sampling_ones_accepted(here, cap
     capsys.readouterr()
     assert main(["select", "td3bc", "--by", "wis"]) == 1
     assert "the policy of TD3BC is deterministic and has no probabilities" in capsys.readouterr().err
-    with pytest.raises(UserError, match="TD3BC is deterministic and has no probabilities"), monkeypatch.context() as patch:
+    with pytest.raises(UserError, match="TD3BC is deterministic and has no"), monkeypatch.context() as patch:
         patch.delattr(choosing, "weighted_doubly_robust")  # this would take long, and does not start
         select(["bc", "td3bc"], by="dr")
     for by in (["wis"], ["dr", "--updates", "3", "--critics", "2"]):
