@@ -52,7 +52,7 @@ def test_parts_of_other_shapes_or_rewards_do_not_merge(here):
     install(here / "minari")
     robomimic(here / "a.hdf5")
     pendulum, other = offlinerl.load_dataset(ID), offlinerl.load_dataset("a.hdf5")
-    with pytest.raises(UserError, match=r"actions of shape \(2,\) do not go with those of shape \(1,\)"):
+    with pytest.raises(UserError, match=r"actions of shape \(2,\) do not match those of shape \(1,\)"):
         edit.merge([pendulum, other])
     with pytest.raises(UserError, match="rewards by other rules"):
         edit.merge([pendulum, offlinerl.load_dataset(ID, reward="minus_one")])

@@ -654,13 +654,13 @@ def test_successors_must_have_the_parts_of_observations(here, capsys):
         assert main(["datasets", "show", "log.csv", "--columns", *given]) == 1
         said = capsys.readouterr().err
         assert (
-            "next_obs of shape" in said and "do not go with obs of shape (3,)" in said and len(said.splitlines()) == 1
+            "next_obs of shape" in said and "do not match obs of shape (3,)" in said and len(said.splitlines()) == 1
         )
     robomimic(here / "lift.hdf5", images=True)
     with h5py.File("lift.hdf5", "a") as file:
         del file["data/demo_1/next_obs/agentview_image"]
     assert main(["datasets", "show", "lift.hdf5"]) == 1
-    assert "demo_1: next_obs of shape (3,) do not go with obs of shape {'agentview_image'" in capsys.readouterr().err
+    assert "demo_1: next_obs of shape (3,) do not match obs of shape {'agentview_image'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["csv", "npz", "hdf5"])
@@ -899,7 +899,7 @@ def test_files_without_a_step_are_skipped_and_counted(here, capsys):
 def test_files_with_rows_of_other_sizes_are_refused(here):
     (here / "logs").mkdir()
     robomimic(here / "logs/a.hdf5"), robomimic(here / "logs/b.hdf5", [episode(0, O=4)])
-    with pytest.raises(UserError, match=r"observations of shape \(4,\) do not go with those of shape \(3,\)"):
+    with pytest.raises(UserError, match=r"observations of shape \(4,\) do not match those of shape \(3,\)"):
         offlinerl.load_dataset("logs")
 
 

@@ -212,7 +212,7 @@ def test_a_dataset_from_arrays(successors):
         (dict(truncate=np.zeros(4)), "no use for 'truncate'; did you mean truncated"),
         (dict(reward=list("abcd")), "reward must be numbers"), (dict(action=dict(left=np.zeros(4))), "action must be"),
         (dict(terminated=0), "terminated must be numbers"), (dict(obs=[[1, 2], [1]] * 2), "the array obs is damaged"),
-        (dict(next_obs=np.zeros((4, 2))), "do not go with obs of shape"),
+        (dict(next_obs=np.zeros((4, 2))), "do not match obs of shape"),
         (dict(obs=[], action=[], reward=[], terminated=[]), "they have no rows"),
     ],
 )  # fmt: skip
@@ -579,7 +579,7 @@ def test_a_loaded_dataset_keeps_its_task():
     scaled = rewards.with_reward(stored, "scale_by_return_range")
     with pytest.raises(UserError, match='scaled already, .*: load it with reward="none"'):
         rewards.online_reward(registry.resolve(scaled), scaled)
-    with pytest.raises(UserError, match='scale_by_return_range already, .*: load it with reward="none"'):
+    with pytest.raises(UserError, match='follow the rule scale_by_return_range, .*: load it with reward="none"'):
         offlinerl.fit("td3bc", scaled, over=dict(train=dict(reward="none")))
 
 

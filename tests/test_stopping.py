@@ -282,7 +282,7 @@ def test_each_phase_is_extended_by_its_own_flag(here, capsys):
     assert fit("--resume", folder, "--online-steps", 20) == 1
     assert "--online-steps a larger number" in capsys.readouterr().err
     assert fit("--resume", folder, "--steps", 500) == 1
-    assert "--updates or --online-steps may grow" in capsys.readouterr().err
+    assert "--updates or --online-steps may be increased" in capsys.readouterr().err
     with pytest.raises(UserError, match="has 60 online steps: give --online-steps a larger number"):
         offlinerl.fit(resume=folder, over=dict(train=dict(online_steps=0)))
 

@@ -60,7 +60,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
         next_obs = columns["next_obs"]
         one, other = (tree_map(lambda leaf: leaf.shape, tree) for tree in (next_obs, obs))
         if one != other:
-            raise UserError(f"{name}: next_obs of shape {one} do not go with obs of shape {other}")
+            raise UserError(f"{name}: next_obs of shape {one} do not match obs of shape {other}")
     else:
         next_obs = tree_map(lambda leaf: np.concatenate([leaf[1:], leaf[-1:]]), obs)
         final = last & terminated

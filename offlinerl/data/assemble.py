@@ -95,18 +95,18 @@ def _rows_of(source: str, steps: Steps) -> Dataset | None:
     lengths = {len(leaf) for _, leaf in tree_leaves(obs)}
     has_last = lengths == {T + 1}
     if log_prob is not None and len(log_prob) != T:
-        raise UserError(f"{where}: {len(log_prob)} numbers of log_prob do not go with {T} actions; record it again")
+        raise UserError(f"{where}: {len(log_prob)} numbers of log_prob do not match {T} actions; record it again")
     if (lengths != {T} and not has_last) or not len(reward) == len(terminated) == T or (
         next_obs is not None and {len(leaf) for _, leaf in tree_leaves(next_obs)} != {T}
     ):  # fmt: skip
         raise UserError(
-            f"{where}: {len(first_leaf(obs))} observations do not go with {T} actions, {len(reward)} rewards and"
+            f"{where}: {len(first_leaf(obs))} observations do not match {T} actions, {len(reward)} rewards and"
             f" {len(terminated)} terminations; record it again"
         )
     shape, next_shape = (tree_map(lambda leaf: leaf.shape[1:], tree) for tree in (obs, next_obs))
     if next_obs is not None and shape != next_shape:
         raise UserError(
-            f"{where}: next_obs of shape {next_shape} do not go with obs of shape {shape}; name or record the same"
+            f"{where}: next_obs of shape {next_shape} do not match obs of shape {shape}; name or record the same"
             " parts of both"
         )
     if reward.dtype.kind not in "biuf":

@@ -179,7 +179,7 @@ class Builder:
                 one, other = (shape.get("", shape) for shape in (have, due))
                 parts = "choose parts that all of them have with --obs-keys"
                 raise UserError(
-                    f"{self.source or part.name}: {what} of shape {one} do not go with those of shape {other} before"
+                    f"{self.source or part.name}: {what} of shape {one} do not match those of shape {other} before"
                     f" them; {parts if what == 'observations' else 'keep the episodes of one kind'}"
                 )
 

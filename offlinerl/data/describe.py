@@ -132,7 +132,7 @@ def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str
         lines.append(("environment", entry.env_id or "not named"))
         lines.append(("score", unit_of(entry.score_kind) + _scale(entry.score)))
         if entry.reward != "none":
-            lines.append(("learnt from", f"rewards by the rule {entry.reward}: {IN_WORDS[entry.reward]}"))
+            lines.append(("training", f"rewards by the rule {entry.reward}: {IN_WORDS[entry.reward]}"))
         more = dict(licence=entry.licence, citation=entry.citation, note=entry.note)
         lines += [(label, " ".join(text.split())) for label, text in more.items() if text]
     return lines

@@ -136,7 +136,7 @@ def episodes_of(kind: str, path: Path, entry: Entry) -> Iterator[Steps]:
         raise UserError(f"{path} is a {NAMES[kind]} without subsets: leave out --subset")
     if entry.columns is not None and kind != "table":
         raise UserError(f"{path} is in the format {NAMES[kind]}, which says what its columns are: leave out --columns")
-    with reading(f"the dataset {path}", "get or write it again"):
+    with reading(f"the dataset {path}", "download or write it again"):
         if kind == "robomimic":
             yield from recordings.robomimic_episodes(path, entry.obs_keys, entry.subset)
         elif kind == "lerobot":

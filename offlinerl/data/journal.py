@@ -68,7 +68,7 @@ class Journal:
             if not isinstance(error, BlockingIOError):
                 raise
             raise UserError(
-                f"{self.path} is being written by another process; let it end or choose another folder"
+                f"{self.path} is being written by another process; wait for it or choose another folder"
             ) from error
 
     def _index(self) -> int:

@@ -111,7 +111,7 @@ def _read(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
         return formats.read(kind, path, entry, into)
     if given := [flag for flag in ("columns", "subset") if getattr(entry, flag) is not None]:
         raise UserError(f"{path} is no table and has no subsets: leave out --{given[0]}")
-    with reading(f"the dataset {path}", "get or write it again"):
+    with reading(f"the dataset {path}", "download or write it again"):
         if kind == "written":
             data = Dataset.mapped(path)
             if entry.obs_keys is None:

@@ -120,7 +120,7 @@ def _checked(episodes: Iterable[_Episode], action_space: gymnasium.Space | None,
         if lengths != {steps}:
             raise UserError(
                 f"{place}: {len(first_leaf(shown))} observations, {len(actions)} actions and"
-                f" {len(terminations)} terminations do not go with {steps} rewards; record it again"
+                f" {len(terminations)} terminations do not match {steps} rewards; record it again"
             )
         log_prob = None if log_prob is None else usable_log_prob(log_prob, steps)
         yield shown, checked_actions(actions, action_space, place), rewards, terminations, log_prob

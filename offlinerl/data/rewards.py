@@ -61,9 +61,9 @@ REWARDS = {
 
 IN_WORDS = dict(
     scale_by_return_range="1000 / (highest return - lowest) times as large",
-    minus_one="less 1",
+    minus_one="minus 1",
     hundredfold="100 times as large",
-    count="the tasks that are done so far",
+    count="the number of tasks done so far",
 )
 """How each rule changes a reward, in words."""
 

@@ -71,7 +71,7 @@ def validate(entry: Entry | str) -> list[Finding]:
         with open_hdf5(path) as file:
             said, split = d4rl.stated_split(file, entry.split)
         entry = replace(entry, split=split, overlong=said or entry.overlong)
-    with reading(f"the dataset {path}", "get or write it again"):
+    with reading(f"the dataset {path}", "download or write it again"):
         columns = dict(minari=_minari_columns, d4rl=_d4rl_columns).get(kind, partial(_steps_columns, kind))(path, entry)
         if isinstance(columns, Finding):
             return [columns]
