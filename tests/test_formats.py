@@ -653,9 +653,7 @@ def test_successors_must_have_the_parts_of_observations(here, capsys):
         given = ["obs=x,y,z", f"next_obs={successors}", "action=u"]
         assert main(["datasets", "show", "log.csv", "--columns", *given]) == 1
         said = capsys.readouterr().err
-        assert (
-            "next_obs of shape" in said and "do not match obs of shape (3,)" in said and len(said.splitlines()) == 1
-        )
+        assert "next_obs of shape" in said and "do not match obs of shape (3,)" in said and len(said.splitlines()) == 1
     robomimic(here / "lift.hdf5", images=True)
     with h5py.File("lift.hdf5", "a") as file:
         del file["data/demo_1/next_obs/agentview_image"]
