@@ -259,9 +259,8 @@ def fraction(text: str) -> float:
 
 def discount(text: str) -> float:
     """A number from 0 to 1."""
-    with suppress(ValueError):
-        if 0 <= (value := float(text)) <= 1:
-            return value
+    if (value := share(text)) <= 1:
+        return value
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
 
 

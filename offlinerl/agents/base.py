@@ -7,6 +7,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -507,13 +508,13 @@ class Agent(L.LightningModule, ABC):
         if "shift" in noise:
             noise = dict(noise)
             batch = augmentation.shifted(batch, noise.pop("shift"), self.spec)
-        if self.precision == "float32":
+        rounding: AbstractContextManager[Any] = nullcontext()
+        if self.precision != "float32":  # no cache: weights change within an update, so rounded copies become stale
+            rounding = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+        with rounding:
             metrics = self._checked_metrics(self.update(batch, noise, k), k)
-            return {name: value if value.is_floating_point() else value.float() for name, value in metrics.items()}
-        # No cache: weights change within an update, so their rounded copies become stale.
-        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
-            metrics = self._checked_metrics(self.update(batch, noise, k), k)
-            return {name: value.float() for name, value in metrics.items()}
+        exact = torch.float32, torch.float64
+        return {name: value if value.dtype in exact else value.float() for name, value in metrics.items()}
 
     def _checked_metrics(self, metrics: Metrics, k: int) -> Metrics:
         """Return what ``update`` returned, and check it the first time for each kind of update.

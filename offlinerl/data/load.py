@@ -166,8 +166,8 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
     for name in ("first_episode", "open_episode", "rounded"):
         about.pop(name, None)
     rounded: dict[str, list[int]] = {}
-    for path, dimensions in (pair for fact in facts for pair in fact.get("rounded", {}).items()):
-        rounded[path] = sorted({*rounded.get(path, ()), *dimensions})
+    for leaf, dimensions in (pair for fact in facts for pair in fact.get("rounded", {}).items()):
+        rounded[leaf] = sorted({*rounded.get(leaf, ()), *dimensions})
     if "columns" in about:
         about["columns"] = formats.columns_of(files[0], entry)
     about["action_dtype"] = str(np.result_type(*(fact["action_dtype"] for fact in facts)))
