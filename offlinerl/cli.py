@@ -664,7 +664,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = command("sweep", sweep, "train every combination of agents, datasets and settings in parallel")
     p.add_argument(
-        "file", type=Path, help="YAML file with agents, datasets, seeds, each, together, agent, train, cpus, gpus, out"
+        "file",
+        type=Path,
+        help="YAML file with agents, datasets, env, seeds, each, together, agent, train, cpus, gpus, out",
     )
     p.add_argument(
         "--ray-address", metavar="ADDRESS", help="run the trainings on a cluster: auto or HOST:PORT (default: here)"

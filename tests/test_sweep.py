@@ -1,5 +1,6 @@
 """Sweeps: their plans, and what happens to killed runs."""
 
+import json
 import math
 import sys
 
@@ -122,6 +123,11 @@ def test_values_trained_together_end_as_if_trained_separately(written, tmp_path)
     [
         (dict(agents=["bc"], datasets="kitchen", together="yes"), "together must be true or false, not 'yes'"),
         (dict(agents=["bc"]), "datasets, or environments"),
+        (
+            dict(agents=["sac"], environments=[ID], env=ID),
+            "env must name the environment in which policies of datasets",
+        ),
+        (dict(agents=["bc"], datasets="kitchen", env=[ID]), "evaluated, or none, not ['"),
         (dict(agents="bc", datasets="kitchen", agemt={}), "'agemt'; did you mean agent"),
         (dict(agents=["bcc"], datasets="kitchen"), "did you mean bc"),
         (dict(agents=["bc"], datasets="kitchen", each={"agent.beta": [1]}), "none of the agents has"),
@@ -166,6 +172,15 @@ def test_a_changed_plan_does_not_reuse_other_results(written):
     ):
         with pytest.raises(UserError, match=words):
             planned(**change)
+
+
+@pytest.mark.parametrize("env", ["none", "Pendulum-v1"])
+def test_policies_of_datasets_are_evaluated_where_the_plan_says(written, tmp_path, env):
+    [run] = sweep.planned(sweep.read(written(agents="bc", datasets=ID, env=env, train=TRAIN, agent={"hidden": [8]})))
+    assert sweep.finish(run) == 0, run.log.read_text()
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary["env"] == (None if env == "none" else env)
+    assert (summary["last"] is None) == (env == "none")
 
 
 def test_a_killed_run_is_resumed(tmp_path, monkeypatch):

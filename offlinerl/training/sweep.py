@@ -27,8 +27,8 @@ from offlinerl.util.ray_cluster import RayCluster
 from offlinerl.util.settings import per_seed_settings, require_known
 
 KEYS = dict(
-    agents=None, datasets=(), environments=(), seeds=(0,), each={}, together=False, agent={}, train={}, cpus=1, gpus=0,
-    out="runs/sweep",
+    agents=None, datasets=(), env=None, environments=(), seeds=(0,), each={}, together=False, agent={}, train={},
+    cpus=1, gpus=0, out="runs/sweep",
 )  # fmt: skip
 """The keys of a sweep file and their defaults."""
 
@@ -73,8 +73,9 @@ def sweep(file: Path, ray_address: str | None = None) -> int:
     resumed.
 
     Args:
-        file: YAML with ``agents``; ``datasets``, or ``environments`` to learn by acting; ``seeds``, which every run
-            trains side by side; ``each``, lists of values by setting, as in ``agent.beta: [1, 2]``: every combination
+        file: YAML with ``agents``; ``datasets``, and ``env``, the environment to evaluate in, if they name none or
+            another is wanted; or ``environments`` to learn by acting; ``seeds``, which every run trains side by side;
+            ``each``, lists of values by setting, as in ``agent.beta: [1, 2]``: every combination
             is a run, for the agents that have the setting; ``together``, whether one run trains all values of a setting
             that can have several, with the same results as separate runs; ``agent`` and ``train``, settings of all
             runs; ``cpus`` and ``gpus`` per run; ``out``, the folder of the runs, which all machines of a cluster must
@@ -141,6 +142,11 @@ def read(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: seeds must be a list of numbers, as in seeds: [0, 1, 2], not {plan['seeds']!r}")
     if not plan["datasets"] and not plan["environments"]:
         raise UserError(f"{file} needs datasets, or environments to learn by acting")
+    if plan["env"] is not None and not (isinstance(plan["env"], str) and plan["datasets"]):
+        raise UserError(
+            f"{file}: env must name the environment in which policies of datasets are evaluated, or none, not"
+            f" {plan['env']!r}; environments lists those to learn in"
+        )
     for key, value in plan["each"].items() if isinstance(plan["each"], dict) else [("each", None)]:
         if str(key).partition(".")[0] not in ("agent", "train") or not isinstance(value, list) or not value:
             raise UserError(f"{file}: each must list values by setting, as in agent.beta: [1, 2], not {plan['each']!r}")
@@ -169,11 +175,10 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
     """
     runs: dict[Path, Planned] = {}
     fixed = {section: dict(plan[section]) for section in ("agent", "train")}
-    tasks = [("--dataset", name) for name in plan["datasets"]] + [("--env", name) for name in plan["environments"]]
+    tasks = [(name, plan["env"]) for name in plan["datasets"]] + [(None, name) for name in plan["environments"]]
     unused = set(plan["each"])
     how = ("--device", "cuda" if plan["gpus"] else "cpu", "--threads", str(int(plan["cpus"])))
-    for agent, (flag, task) in itertools.product(plan["agents"], tasks):
-        where = (task, None) if flag == "--dataset" else (None, task)
+    for agent, where in itertools.product(plan["agents"], tasks):
         known = request.settings_for(agent, *where, plan["seeds"], None, fixed)[0]
         own = [key for key in plan["each"] if key.partition(".")[2] in known[key.partition(".")[0]]]
         unused -= set(own)
@@ -188,13 +193,20 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
                 over[section][name] = value
             settings = request.settings_for(agent, *where, plan["seeds"], None, over)[0]
             name = "-".join(
-                [agent, task, *(f"{key.partition('.')[2]}={v}" for key, v in zip(apart, values, strict=True))]
+                [
+                    agent,
+                    where[0] or where[1],
+                    *(f"{key.partition('.')[2]}={v}" for key, v in zip(apart, values, strict=True)),
+                ]
             )
             folder = Path(plan["out"]).resolve() / name.replace("/", "-").replace(" ", "")
             if folder in runs:
                 raise UserError(f"two runs would have the folder {folder.name}: move one of them to another sweep file")
             require_same(folder, settings)
-            words = [agent, flag, task, "--seeds", ",".join(map(str, plan["seeds"])), "--out", str(folder)]
+            task = [
+                word for flag, name in zip(("--dataset", "--env"), where, strict=True) if name for word in (flag, name)
+            ]
+            words = [agent, *task, "--seeds", ",".join(map(str, plan["seeds"])), "--out", str(folder)]
             for section, settings in over.items():
                 for key, value in settings.items():
                     line = yaml.safe_dump(value, default_flow_style=True, width=math.inf).split("\n")[0]
