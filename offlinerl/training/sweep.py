@@ -75,11 +75,10 @@ def sweep(file: Path, ray_address: str | None = None) -> int:
     Args:
         file: YAML with ``agents``; ``datasets``, and ``env``, the environment to evaluate in, if they name none or
             another is wanted; or ``environments`` to learn by acting; ``seeds``, which every run trains side by side;
-            ``each``, lists of values by setting, as in ``agent.beta: [1, 2]``: every combination
-            is a run, for the agents that have the setting; ``together``, whether one run trains all values of a setting
-            that can have several, with the same results as separate runs; ``agent`` and ``train``, settings of all
-            runs; ``cpus`` and ``gpus`` per run; ``out``, the folder of the runs, which all machines of a cluster must
-            share.
+            ``each``, lists of values by setting, as in ``agent.beta: [1, 2]``: every combination is a run, for the
+            agents that have the setting; ``together``, whether one run trains all values of a setting that can have
+            several, with the same results as separate runs; ``agent`` and ``train``, settings of all runs; ``cpus``
+            and ``gpus`` per run; ``out``, the folder of the runs, which all machines of a cluster must share.
         ray_address: of a Ray cluster; by default this machine only.
 
     Returns:
@@ -178,8 +177,8 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
     tasks = [(name, plan["env"]) for name in plan["datasets"]] + [(None, name) for name in plan["environments"]]
     unused = set(plan["each"])
     how = ("--device", "cuda" if plan["gpus"] else "cpu", "--threads", str(int(plan["cpus"])))
-    for agent, where in itertools.product(plan["agents"], tasks):
-        known = request.settings_for(agent, *where, plan["seeds"], None, fixed)[0]
+    for agent, (dataset, env) in itertools.product(plan["agents"], tasks):
+        known = request.settings_for(agent, dataset, env, plan["seeds"], None, fixed)[0]
         own = [key for key in plan["each"] if key.partition(".")[2] in known[key.partition(".")[0]]]
         unused -= set(own)
         shared = {f"agent.{name}" for name in per_seed_settings(agents.outline(agent).config_class)}
@@ -191,21 +190,14 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
             for key, value in [*zip(apart, values, strict=True), *shared.items()]:
                 section, _, name = key.partition(".")
                 over[section][name] = value
-            settings = request.settings_for(agent, *where, plan["seeds"], None, over)[0]
-            name = "-".join(
-                [
-                    agent,
-                    where[0] or where[1],
-                    *(f"{key.partition('.')[2]}={v}" for key, v in zip(apart, values, strict=True)),
-                ]
-            )
+            settings = request.settings_for(agent, dataset, env, plan["seeds"], None, over)[0]
+            assigned = [f"{key.partition('.')[2]}={value}" for key, value in zip(apart, values, strict=True)]
+            name = "-".join([agent, dataset or env, *assigned])
             folder = Path(plan["out"]).resolve() / name.replace("/", "-").replace(" ", "")
             if folder in runs:
                 raise UserError(f"two runs would have the folder {folder.name}: move one of them to another sweep file")
             require_same(folder, settings)
-            task = [
-                word for flag, name in zip(("--dataset", "--env"), where, strict=True) if name for word in (flag, name)
-            ]
+            task = [*(("--dataset", dataset) if dataset else ()), *(("--env", env) if env else ())]
             words = [agent, *task, "--seeds", ",".join(map(str, plan["seeds"])), "--out", str(folder)]
             for section, settings in over.items():
                 for key, value in settings.items():
