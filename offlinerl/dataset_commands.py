@@ -57,12 +57,12 @@ def show(
     entry = registry.limited(registry.resolve(name, obs_keys=obs_keys), reading)
     dataset = load.load(entry, reward="none")
     if json_file is not None:
-        facts = describe.describe(dataset, entry)
+        facts = describe.describe(dataset)
         if str(json_file) == "-":
             print(json.dumps(facts, indent=1, default=str))
             return
         write_json(json_file, json.loads(json.dumps(facts, default=str)))
-    print_facts(dataset.name, describe.summary(dataset, entry))
+    print_facts(dataset.name, describe.summary(dataset))
     if png is not None:
         console.print(f"picture: {describe.plot(dataset, Path(png))}")
 
@@ -86,10 +86,10 @@ def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] 
     for kind, message, rows, fault in findings:
         first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         where = f" ({len(rows)} rows: {first})" if len(rows) else ""
-        console.print(f"{'fault' if fault else 'note'}: {kind}: {message}{where}", markup=False)
+        console.print(f"{'fault' if fault else 'note'}: {kind}: {message}{where}")
     faults = any(finding.fault for finding in findings)
     if not faults:
-        console.print(f"{name_or_file}: nothing wrong was found", markup=False)
+        console.print(f"{name_or_file}: nothing wrong was found")
     return int(faults)
 
 

@@ -56,7 +56,7 @@ def test_it_holds_only_the_actor_and_its_history(here):
     with safe_open("swing.safetensors", "np") as file:
         assert {name.split(".")[0] for name in file.keys()} == {"actor"}  # noqa: SIM118
         assert sum(file.get_tensor(name).size for name in file.keys()) == 3 * 16 + 16 + 16 * 16 + 16 + 16 * 2 + 2  # noqa: SIM118
-    about = shipped.about("swing.safetensors")
+    about, _ = shipped.read("swing.safetensors")
     assert about["agent"] == "offlinerl.agents.sac:SAC" and about["settings"]["hidden"] == [16, 16]
     assert (about["seed"], about["steps"]) == (5, 400) and about["task"]["env"] == {"id": "Pendulum-v1"}
     assert about["training"]["train"]["warm_up"] == 100 and about["training"]["fit"]["seeds"] == [3, 5]

@@ -64,7 +64,6 @@ class DrQv2(Agent):
     """
 
     config_class = DrQv2Config
-    discrete = False
 
     def build(self) -> None:
         config, A, init = self.config, self.spec.action_dim, self.init_rng

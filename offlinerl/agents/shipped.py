@@ -91,15 +91,6 @@ def require_name(path: Path, overwrite: bool = False) -> None:
     require_place(path, overwrite)
 
 
-def about(path: Path) -> dict[str, Any]:
-    """The metadata of a policy file.
-
-    Raises:
-        UserError: the file holds no policy of offlinerl, or is damaged.
-    """
-    return read(path)[0]
-
-
 def read(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The metadata of a policy file, and its weights by name.
 

@@ -13,7 +13,6 @@ from matplotlib.patches import Rectangle
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.mapping import in_words
-from offlinerl.data.registry import Entry
 from offlinerl.data.rewards import IN_WORDS
 from offlinerl.envs import checks
 from offlinerl.envs.antmaze import walls_of
@@ -24,7 +23,7 @@ from offlinerl.util.figures import format_of, literal
 from offlinerl.util.trees import first_leaf, tree_leaves, tree_map
 
 
-def describe(dataset: Dataset, entry: Entry | None = None) -> dict[str, Any]:
+def describe(dataset: Dataset) -> dict[str, Any]:
     """The statistics of a dataset and what is known about its task, as plain data ready for JSON. Load it with
     ``reward="none"`` to see returns of the environment's own rewards."""
     facts = dict(
@@ -40,7 +39,7 @@ def describe(dataset: Dataset, entry: Entry | None = None) -> dict[str, Any]:
         terminations=int(dataset.terminated.sum()),
         truncations=int((dataset.last & ~dataset.terminated).sum()),
     )
-    if entry is not None:
+    if (entry := dataset.entry) is not None:
         facts |= dict(env=entry.env_id, licence=entry.licence, citation=entry.citation)
         facts |= dict(note=entry.note, training_reward=entry.reward, score_kind=entry.score_kind)
     return facts | dict(provenance=dataset.provenance)
@@ -95,7 +94,7 @@ def split_episodes(dataset: Dataset) -> str | None:
     )
 
 
-def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str]]:
+def summary(dataset: Dataset) -> list[tuple[str, str]]:
     """What one first wants to know about a dataset, as pairs of a label and a line of text."""
     lengths, returns, facts = dataset.episode_lengths, dataset.episode_returns, dataset.provenance
     terminations, dropped = int(dataset.terminated.sum()), facts.get("rows_dropped", 0)
@@ -128,7 +127,7 @@ def summary(dataset: Dataset, entry: Entry | None = None) -> list[tuple[str, str
         lines.append(("left out", f"{', '.join(facts['left_out'])}, which --obs-keys would add"))
     if "log_prob" in facts:
         lines.append(("log_prob", facts["log_prob"]))
-    if entry is not None:
+    if (entry := dataset.entry) is not None:
         lines.append(("environment", entry.env_id or "not named"))
         lines.append(("score", unit_of(entry.score_kind) + _scale(entry.score)))
         if entry.reward != "none":

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from offlinerl.envs import spaces
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, first_line
 from offlinerl.util.trees import Tree
 
 Step = tuple[Tree, float, bool, bool, Mapping[str, Any]]
@@ -26,11 +26,6 @@ LARGEST = np.finfo(np.float32).max
 
 class Unsound(Exception):
     """An environment returned something invalid; the message continues after its name."""
-
-
-def name_of(env: gym.Env) -> str:
-    """The name of an environment."""
-    return env.spec.id if env.spec else type(env.unwrapped).__name__
 
 
 def unbounded(space: gym.Space) -> np.ndarray:
@@ -49,7 +44,7 @@ def require_sound(env: gym.Env, action: Any) -> None:
     Raises:
         UserError: it does not follow Gymnasium's interface.
     """
-    name, space = name_of(env), env.observation_space
+    name, space = spaces.name_of(env), env.observation_space
     answer = _call(name, "reset", RESET, lambda: env.reset(seed=0))
     if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)):
         raise UserError(
@@ -87,7 +82,7 @@ def close(env: gym.Env) -> None:
     try:
         env.close()
     except Exception as error:  # user code may raise anything
-        raise UserError(f"{name_of(env)}: its close fails ({described(error)}); fix the environment") from error
+        raise UserError(f"{spaces.name_of(env)}: its close fails ({described(error)}); fix the environment") from error
 
 
 @contextmanager
@@ -101,12 +96,7 @@ def closing(env: gym.Env) -> Iterator[gym.Env]:
 
 def described(error: Exception) -> str:
     """An error in user code, in one line."""
-    return f"{type(error).__name__}: {reason(error)}"
-
-
-def reason(error: Exception) -> str:
-    """The first line of an error's message, or its type if it has no message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _is_step(answer: Any) -> bool:

@@ -25,7 +25,7 @@ import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl.envs import atari, checks, control, pixels, robotics, spaces
 from offlinerl.types import Spec
 from offlinerl.util.cores import cores
-from offlinerl.util.errors import ActingFailed, UserError
+from offlinerl.util.errors import ActingFailed, UserError, first_line
 from offlinerl.util.trees import Tree
 
 EXTRAS = {"ogbench": "manipulation"}
@@ -71,7 +71,7 @@ def make(
         name = env.get("id", "of the dataset")
         if drawn and isinstance(error, TypeError):
             raise UserError(f"{name} cannot be rendered in any size: leave out --pixels") from error
-        raise UserError(f"environment {name} cannot be made: {checks.reason(error)}") from error
+        raise UserError(f"environment {name} cannot be made: {first_line(error)}") from error
     if name.startswith(atari.MINATAR) and made.observation_space.dtype == bool:
         made = atari.Planes(made)
     shows = drawn and (name.startswith(atari.ALE) or pixels.is_image(made.observation_space))
@@ -200,7 +200,7 @@ class Lender:
     def __call__(self) -> gym.Env:
         if self.lent:
             raise UserError(
-                f"{checks.name_of(self.env)} is one environment, but several are needed at a time, for parallel seeds"
+                f"{spaces.name_of(self.env)} is one environment, but several are needed at a time, for parallel seeds"
                 " or episodes, or to act in one and evaluate in another: pass a function that makes one, as in"
                 " env=lambda: MyEnv()"
             )
@@ -235,7 +235,7 @@ class Bounded(gym.Wrapper, gym.utils.RecordConstructorArgs):
     def __init__(self, env: gym.Env, low: float | Sequence[float], high: float | Sequence[float]):
         gym.utils.RecordConstructorArgs.__init__(self, low=low, high=high)
         gym.Wrapper.__init__(self, env)
-        name, space = checks.name_of(env), env.action_space
+        name, space = spaces.name_of(env), env.action_space
         open_ = checks.unbounded(space)
         if not open_.any():
             raise UserError(f"{name} has actions {space}, which need no other bounds: leave out --action-range")
@@ -359,7 +359,7 @@ def spec_of(env: gym.Env) -> Spec:
     Raises:
         UserError: the actions are neither bounded vectors nor discrete.
     """
-    name = checks.name_of(env)
+    name = spaces.name_of(env)
     obs, action = env.observation_space, env.action_space
     if isinstance(action, gym.spaces.Discrete):
         return Spec.of(obs, action)
@@ -431,7 +431,7 @@ class Pool:
         self.envs = [make(env, obs_keys, render_mode) for _ in range(size)]
         self.spec, self.action_space = spec_of(self.envs[0]), self.envs[0].action_space
         self.stack = env.get("stack", 1)
-        self.name, self._shape = checks.name_of(self.envs[0]), spaces.shapes(self.envs[0].observation_space)
+        self.name, self._shape = spaces.name_of(self.envs[0]), spaces.shapes(self.envs[0].observation_space)
         self._low, self._high = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
         self._seeds: dict[int, int] = {}
         self._taken = [0] * size

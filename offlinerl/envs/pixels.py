@@ -16,6 +16,7 @@ from PIL import Image
 
 from offlinerl.envs import rendering
 from offlinerl.envs.atari import ALE
+from offlinerl.envs.spaces import name_of
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_map
 
@@ -98,7 +99,7 @@ class Pixels(gym.Wrapper, gym.utils.RecordConstructorArgs):
         gym.Wrapper.__init__(self, env)
         self.renderer = rendering.choose()
         rendering.say_of_software(self.renderer, "" if fast else rendering.FAST_SCENE)
-        self.name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        self.name = name_of(env)
         self.size, self.repeat, self.fast = size, repeat, fast
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         if "render_fps" in self.metadata:

@@ -122,6 +122,11 @@ def no_part(source: str, key: str, known: Iterable[str]) -> UserError:
     return UserError(f"{source}: observations have no part {key!r}; they have {names}")
 
 
+def name_of(env: gym.Env) -> str:
+    """The name of an environment."""
+    return env.spec.id if env.spec else type(env.unwrapped).__name__
+
+
 def is_seen(space: gym.Space) -> bool:
     """Whether a space already is what agents see: vectors or images."""
     return isinstance(space, spaces.Box) and (len(space.shape) == 1 or is_image(space))
@@ -233,7 +238,7 @@ class Observed(gym.ObservationWrapper):
 
     def __init__(self, env: gym.Env, keys: Sequence[str] | None = None):
         super().__init__(env)
-        self.name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        self.name = name_of(env)
         self.leaves = parts(env.observation_space, keys, self.name)
         self.observation_space = observed(self.leaves)
         self.numbers = all(isinstance(leaf, spaces.Box) and not is_image(leaf) for leaf in self.leaves.values())

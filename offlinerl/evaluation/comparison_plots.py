@@ -25,7 +25,7 @@ def task(found: Findings, colours: Colours, reference: float | None, stem: Path)
     Args:
         reference: score of the dataset's average episode.
     """
-    figure, (over_time, at_end) = _figure(1, 2, (11, 4.6), width_ratios=[1.3, 1])
+    figure, (over_time, at_end) = _figure(2, (11, 4.6), width_ratios=[1.3, 1])
     _lines(over_time, found.curves, found.names, colours)
     over_time.set(xlabel=found.clock, ylabel=found.unit, title="training: mean and 95% interval over seeds")
     seeds = {name: found.strata[name][0] for name in found.names}
@@ -42,9 +42,7 @@ def task(found: Findings, colours: Colours, reference: float | None, stem: Path)
 def aggregates(found: Findings, colours: Colours, stem: Path) -> None:
     """Plot the estimates of every agent with their intervals, one panel for each kind."""
     kinds = list(found.estimates[found.names[0]])
-    figure, axes = _figure(
-        1, len(kinds), (3.6 * len(kinds) + 1, 1.4 + 0.5 * len(found.names)), sharex=True, sharey=True
-    )
+    figure, axes = _figure(len(kinds), (3.6 * len(kinds) + 1, 1.4 + 0.5 * len(found.names)), sharex=True, sharey=True)
     for axis, kind in zip(axes, kinds, strict=True):
         _intervals(axis, {name: of[kind] for name, of in found.estimates.items()}, found.names, colours)
         axis.set(title=kind, xlabel=found.unit)
@@ -53,7 +51,7 @@ def aggregates(found: Findings, colours: Colours, stem: Path) -> None:
 
 
 def curves(found: Findings, colours: Colours, stem: Path) -> None:
-    figure, ((axis,),) = _figure(1, 1, (7.5, 4.8), squeeze=False)
+    figure, ((axis,),) = _figure(1, (7.5, 4.8), squeeze=False)
     _lines(axis, found.curves, found.names, colours)
     axis.set(xlabel=found.clock, ylabel=f"IQM of the {found.unit}", title=f"{found.title}: sample efficiency")
     _legend(figure, axis)
@@ -61,7 +59,7 @@ def curves(found: Findings, colours: Colours, stem: Path) -> None:
 
 
 def profiles(found: Findings, colours: Colours, stem: Path) -> None:
-    figure, ((axis,),) = _figure(1, 1, (7.5, 4.8), squeeze=False)
+    figure, ((axis,),) = _figure(1, (7.5, 4.8), squeeze=False)
     _lines(axis, found.profiles, found.names, colours)
     axis.set(xlabel=found.unit, ylabel="share of trainings above", title=f"{found.title}: performance profiles")
     axis.set_ylim(-0.02, 1.02)
@@ -72,7 +70,7 @@ def profiles(found: Findings, colours: Colours, stem: Path) -> None:
 def improvement(found: Findings, stem: Path) -> None:
     """Plot the probability that the agent of a row scores higher than the one of a column."""
     n = len(found.names)
-    figure, ((axis,),) = _figure(1, 1, (2.6 + 1.25 * n, 1.8 + 0.8 * n), squeeze=False)
+    figure, ((axis,),) = _figure(1, (2.6 + 1.25 * n, 1.8 + 0.8 * n), squeeze=False)
     chances = {(x, y): found.beats(x, y) for x in found.names for y in found.names if x != y}
     grid = np.array([[chances[x, y].value if x != y else np.nan for y in found.names] for x in found.names])
     axis.imshow(grid, cmap="RdBu", vmin=-0.4, vmax=1.4, aspect="auto")
@@ -88,9 +86,9 @@ def improvement(found: Findings, stem: Path) -> None:
     _save(figure, stem)
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float], **more: Any) -> tuple[Any, Any]:
+def _figure(columns: int, size: tuple[float, float], **more: Any) -> tuple[Any, Any]:
     figure = new_figure(size)
-    return figure, figure.subplots(rows, columns, **more)
+    return figure, figure.subplots(1, columns, **more)
 
 
 def _lines(axis: Any, curves: Mapping[str, Curve], names: Sequence[str], colours: Colours) -> None:

@@ -171,20 +171,13 @@ def evaluate_checkpoint(
     task = replace(
         task, env=with_limits(task.env, limits or {}), obs_keys=task.obs_keys or (agent.task or {}).get("obs_keys")
     )
-    done = 0
-
-    def progress(count: int) -> None:
-        nonlocal done
-        done += count
-        display.advance(done)
-
     with closing(make_pool(task, len(agent.seeds), episodes)) as pool:
         if pool.endless:
             display.warn_of_endless(pool.name)
         if video is not None:
             choose_renderer(pool)
         with display.bar("evaluating", episodes * len(agent.seeds), unit="episodes"):
-            result = evaluate(agent, task, episodes, seed, pool, progress)
+            result = evaluate(agent, task, episodes, seed, pool, display.add)
     say_of_diverged(agent, result, display)
     results = dict(
         checkpoint=str(path), env=task.env_id, updates=agent.updates, seeds=list(agent.seeds), episodes=episodes,

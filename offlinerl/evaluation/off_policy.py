@@ -69,7 +69,7 @@ def importance_sampling(
         UserError: the arrays do not have one number per row, or are not probabilities.
     """
     log_rho = _log_weights(data, target, behavior, log)
-    reward = _discounted(_padded(data, data.reward, 0.0), gamma)
+    reward = _discounted(_padded(data, data.reward), gamma)
     return _estimated([(log_rho, reward)], log_rho[:, -1], weighted, draws, seed)
 
 
@@ -116,8 +116,8 @@ def doubly_robust(
     log_rho = _log_weights(data, target, behavior, log)
     n, lengths = len(log_rho), data.episode_lengths
     log_before = np.c_[np.zeros(n), log_rho]  # [n, T + 1]
-    unexplained = _padded(data, data.reward - np.asarray(Q, np.float64), 0.0)
-    value = np.c_[_padded(data, V, 0.0), np.zeros(n)]
+    unexplained = _padded(data, data.reward - np.asarray(Q, np.float64))
+    value = np.c_[_padded(data, V), np.zeros(n)]
     if final_V is not None:
         terminated = np.logical_or.reduceat(data.terminated, data.episode_starts)
         value[np.arange(n), lengths] = np.where(terminated, 0.0, final_V)
@@ -150,7 +150,7 @@ def _log_weights(data: Dataset, target: np.ndarray, behavior: np.ndarray, log: b
         raise UserError("the target's probabilities must be finite and at least 0")
     if not np.isfinite(behavior).all():
         raise UserError("the behaviour's probabilities must be finite and above 0, because it took these actions")
-    return _padded(data, target - behavior, 0.0).cumsum(-1)
+    return _padded(data, target - behavior).cumsum(-1)
 
 
 def _require_rows(data: Dataset, **columns: np.ndarray) -> None:
@@ -159,12 +159,12 @@ def _require_rows(data: Dataset, **columns: np.ndarray) -> None:
             raise UserError(f"{name} must have one number for each of the {len(data)} rows, not {np.shape(column)}")
 
 
-def _padded(data: Dataset, column: np.ndarray, fill: float) -> np.ndarray:
-    """A column ``[rows]`` by episode and step, ``[n, T]`` float64, where T is the length of the longest episode, with
-    ``fill`` after the first terminal step and after the end of an episode."""
+def _padded(data: Dataset, column: np.ndarray) -> np.ndarray:
+    """A column ``[rows]`` by episode and step, ``[n, T]`` float64, where T is the length of the longest episode, with 0
+    after the first terminal step and after the end of an episode."""
     lengths = data.episode_lengths
-    rows = np.full((len(lengths), lengths.max()), fill)
-    rows[np.arange(rows.shape[1]) < lengths[:, None]] = np.where(until_terminal(data), column, fill)
+    rows = np.zeros((len(lengths), lengths.max()))
+    rows[np.arange(rows.shape[1]) < lengths[:, None]] = np.where(until_terminal(data), column, 0.0)
     return rows
 
 

@@ -47,7 +47,7 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
     pool = Pool(task.env, S, task.obs_keys, render_mode="rgb_array")
     plain = choose_renderer(pool) and _is_blind(pool)  # on a CPU, shadows take most of the time
     loop, policy = EnvironmentLoop(pool, S, lambda s, e, episode: seed, "stop"), apart(policy, range(1))
-    drawn, display = 0, display or Display()
+    display = display or Display()
     try:
         members = getattr(policy, "members", [dict(seed=number) for number in policy.seeds])
         with display.bar("drawing", S * (steps_allowed(task.env) or 0) or None, unit="frames"):
@@ -59,8 +59,7 @@ def record_videos(policy: Policy, task: Task, seed: int, folder: Path, display: 
                 while loop.playing.any():
                     loop.step(policy)
                     frames.append(env.render())
-                    drawn += 1
-                    display.advance(drawn)
+                    display.add()
                 if loop.diverged[s]:
                     display.say_once(f"{diverged_in_words(policy, s)}; it is not filmed")
                     continue

@@ -111,17 +111,17 @@ def log_probs(agent: Agent, data: Dataset, table: Table) -> tuple[np.ndarray, np
             " needs: `collect` it with a policy that samples, give its column log_prob, or use fqe"
         )
     agent = first_seed(agent)
+    if agent.spec.whole:
+        raise UserError(
+            f"the actions of {type(agent).__name__} are rounded to whole numbers, whose probabilities are not known:"
+            " rank it by fqe, or by acting with --episodes"
+        )
     action = torch.from_numpy(np.asarray(data.action) - np.float32(agent.spec.first_action)).to(agent.device)
     found = []
     with torch.no_grad():
         for rows in rows_of(table):
             obs = tree_map(lambda x: x.unsqueeze(0), table.observed(0, rows))
-            known = None if agent.spec.whole else agent.log_prob(obs, action[rows].unsqueeze(0))
-            if known is None and agent.spec.whole:
-                raise UserError(
-                    f"the actions of {type(agent).__name__} are rounded to whole numbers, whose probabilities are not"
-                    " known: rank it by fqe, or by acting with --episodes"
-                )
+            known = agent.log_prob(obs, action[rows].unsqueeze(0))
             if known is None:
                 raise UserError(
                     f"the policy of {type(agent).__name__} is deterministic and has no probabilities for importance"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from offlinerl.agents.base import Agent
+from offlinerl.envs.pixels import newest
 from offlinerl.experience.mapped import MappedFiles
 from offlinerl.experience.priorities import Priorities
 from offlinerl.experience.table import Rows, frame_of
@@ -128,9 +129,7 @@ class Replay(Rows):
     def add(self, step: Transition) -> None:
         """Adds one step of every environment; if the ring is full, it overwrites the oldest one."""
         place, E = self.added % self.steps, self.envs
-        obs, next_obs = step.obs, step.next_obs
-        if self.stack > 1:
-            obs, next_obs = (tree_map(self._newest_frame, shown) for shown in (obs, next_obs))
+        obs, next_obs = (newest(shown, self.stack) for shown in (step.obs, step.next_obs))
         new = self.ended
         if self.shown is not None and obs is not self.shown:
             new = new | ~_same(obs, self.shown)
@@ -176,9 +175,6 @@ class Replay(Rows):
         """The indices of the observations with these numbers, ``[S, E]`` or ``[S, steps, E]``."""
         lanes = self.lanes if slots.ndim == 2 else self.lanes[:, None]
         return lanes + slots % self.size
-
-    def _newest_frame(self, leaf: np.ndarray) -> np.ndarray:
-        return leaf[..., -(leaf.shape[-1] // self.stack) :]
 
     def _forget(self) -> None:
         """Drops the steps that newer ones have overwritten, wholly or in one of their observations."""
@@ -239,7 +235,7 @@ class Replay(Rows):
         if not state["added"]:  # nothing added yet, only trained on a dataset
             return
         used, self.added, self.newest = state["slots"].shape[1], state["added"], state["newest"].cpu().numpy().copy()
-        self.oldest = state.get("oldest", 0)  # a larger ring would seem to hold observations that are gone
+        self.oldest = state["oldest"]  # a larger ring would seem to hold observations that are gone
         self._steps()[:, :used].copy_(state["numbers"])
         self.slots[:, :used] = state["slots"].cpu()
         for which, places in enumerate(self.places.view(2, *self.slots.shape)):
@@ -264,7 +260,7 @@ class Replay(Rows):
         old = {path: name for path in self.leaves if self.files.has(name := self._file(path, size))}
         if size == self.size or not old:
             return
-        lanes, rings = self.lanes.size, dict(self._observed())
+        lanes, rings = self.lanes.size, dict(tree_leaves(self.observations))
         for path, name in old.items():
             shape, dtype = self.leaves[path]
             saved = self.files.tensor(name, (lanes * size, *shape[1:]), dtype)
@@ -276,17 +272,14 @@ class Replay(Rows):
 
     def _copy(self, rings: Sequence[Tensor], saved: Sequence[Tensor], size: int) -> None:
         """Fills rings ``[S E, size, ...]`` with the newest observations of saved rings, whose size is ``size``."""
-        for lane, newest in enumerate(self.newest.flat):
-            slots = torch.arange(max(0, newest + 1 - min(self.size, size)), newest + 1)
+        for lane, final in enumerate(self.newest.flat):
+            slots = torch.arange(max(0, final + 1 - min(self.size, size)), final + 1)
             for some in slots.split(COPIED):
                 for ring, old in zip(rings, saved, strict=True):
                     ring[lane, some % self.size] = old[lane, some % size].to(ring)
 
     def _file(self, path: str, size: int | None = None) -> str:
         return f"{path or 'observations'}-{size or self.size}"
-
-    def _observed(self) -> Iterator[tuple[str, Tensor]]:
-        return tree_leaves(self.observations)
 
     def _add_packed(self, packed: Tensor, added: int) -> None:
         """Adds rows ``[S, steps, E, W]`` of vectors, each with its next observation."""

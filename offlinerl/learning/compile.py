@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, first_line
 
 Step = Callable[..., Any]
 Launch = Callable[..., Sequence[Tensor]]
@@ -73,8 +73,7 @@ def capture(steps: Sequence[Step], example: Sequence[Tensor], states: Sequence[S
         raise
     except Exception as error:
         warnings.warn(
-            f"training runs uncompiled, since torch.compile failed here: {type(error).__name__}: "
-            + (str(error).strip().splitlines() or ["no message"])[0],
+            f"training runs uncompiled, since torch.compile failed here: {type(error).__name__}: {first_line(error)}",
             stacklevel=2,
         )
         return list(steps)

@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -209,18 +209,15 @@ class Generation:
 
     def __iter__(self) -> Iterator[Episode]:
         """The episodes in order, once all exist."""
-        for p, part in enumerate(self.parts):
-            count = 0
-            for number in itertools.count():
-                if count >= part.total or (block := part.block(number)) is None:
-                    break
-                with Journal(self._path(p, number), write=False) as journal:
-                    for place in block.order(journal):
-                        if count >= part.total:
-                            break
-                        episode = journal[place]
-                        count += 1 if part.unit == "episodes" else len(episode.rewards)
-                        yield episode
+        done = dict.fromkeys(range(len(self.parts)), 0)
+        for p, number, block in self._blocks(done):
+            with Journal(self._path(p, number), write=False) as journal:
+                for place in block.order(journal):
+                    if done[p] >= self.parts[p].total:
+                        break
+                    episode = journal[place]
+                    done[p] += 1 if self.unit == "episodes" else len(episode.rewards)
+                    yield episode
 
     def _path(self, p: int, number: int) -> Path:
         return self.folder / f"{p}-{number:05d}.journal"
@@ -246,18 +243,6 @@ def _make(block: Block, path: Path, unit: str, going: Callable[[], bool], add: C
         block.play(journal, goes_on)
         goes_on()
         return known
-
-
-class Team(Protocol):
-    """What makes the blocks.
-
-    Attributes:
-        made: episodes or transitions so far.
-    """
-
-    made: int
-
-    def submit(self, block: Block, path: Path) -> Future[int]: ...
 
 
 class _Here:

@@ -218,13 +218,6 @@ def offline(
     )
     if not data.reward.any():
         display.say(f"{entry.name}: all rewards are 0, so that no policy is worth more than another")
-    done = 0
-
-    def progress(count: int) -> None:
-        nonlocal done
-        done += count
-        display.advance(done)
-
     stacks = [candidate.task.stack for candidate in candidates]
     diverged = [has_diverged(candidate.agent) for candidate in candidates]
     for candidate, stack, lost in zip(candidates, stacks, diverged, strict=True):
@@ -234,7 +227,7 @@ def offline(
             choice_of(candidate.agent)
         else:
             require_log_probs(candidate.agent, data, stack=stack)
-    fitting |= dict(updates=updates, progress=progress)
+    fitting |= dict(updates=updates, progress=display.add)
     with display.bar("evaluating", max(updates, 1) * len(candidates)):
         for candidate, stack, lost in zip(candidates, stacks, diverged, strict=True):
             if lost:
@@ -243,7 +236,7 @@ def offline(
             agent, normalize = candidate.agent, getattr(candidate.agent.config, "normalize", False)
             if by == "wis":
                 found = weighted_importance_sampling(agent, data, gamma, stack=stack)
-                progress(1)
+                display.add()
             elif by == "dr":
                 found = weighted_doubly_robust(agent, data, gamma, stack=stack, normalize=normalize, **fitting)
             else:

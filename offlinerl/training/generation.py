@@ -158,7 +158,7 @@ def _write(
 def _facts(recipe: Recipe) -> dict[str, Any]:
     """Facts about a recipe's policy for the dataset's provenance."""
     path = policy_file(recipe)
-    stated = shipped.about(path)
+    stated, _ = shipped.read(path)
     known = ("agent", "seed", "steps", "updates", "measured", "versions")
     return dict({key: stated[key] for key in known if key in stated}, sha256=registry.sha256(path))
 

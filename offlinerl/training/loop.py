@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import torch
@@ -44,13 +44,22 @@ EVALUATION_SEED = 1_000_000
 """Reset seed of the first evaluation episode, far from the reset seeds of training."""
 
 
-class Companion(Protocol):
-    """An additional task during a run, such as recording all its episodes."""
+class Companion:
+    """An additional task during a run, such as recording all its episodes; by itself it does nothing."""
 
-    def state_dict(self) -> dict[str, Any]: ...  # entries to add to the run's state in a checkpoint
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...  # the run's state from a checkpoint
-    def note(self) -> str: ...  # text of the progress bar, after the count
-    def finish(self) -> None: ...  # called when the run has ended and is saved
+    def state_dict(self) -> dict[str, Any]:
+        """Entries to add to the run's state in a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them from the run's state in a checkpoint."""
+
+    def note(self) -> str:
+        """Text of the progress bar, after the count."""
+        return ""
+
+    def finish(self) -> None:
+        """Called when the run has ended and is saved."""
 
 
 class Run(L.Callback):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +10,13 @@ import torch
 from offlinerl.agents.vae import VAE
 from offlinerl.data.dataset import Dataset
 from offlinerl.evaluation import plots
+from offlinerl.training.loop import Companion
 from offlinerl.util.display import RECONSTRUCTIONS
 
 FRAMES = 8
 
 
-class Reconstructions:
+class Reconstructions(Companion):
     """Draws some frames and their reconstructions by the first seed at the end of a run.
 
     Args:
@@ -33,12 +33,3 @@ class Reconstructions:
         frames = torch.from_numpy(self.frames).to(self.agent.device)
         found = self.agent.reconstructed(frames.expand(len(self.agent.seeds), *frames.shape))[0]
         plots.reconstructions(self.frames / 255, found.cpu().numpy(), self.path)
-
-    def note(self) -> str:
-        return ""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore: the frames are chosen from the dataset again."""

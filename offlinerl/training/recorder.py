@@ -83,11 +83,7 @@ class Recorder:
         if not values:
             return
         if "csv" in self.names:
-            rows = [
-                {**counters, **member, **{name: value[s] for name, value in values.items()}, "updates_per_second": rate}
-                for s, member in enumerate(self.members)
-            ]  # fmt: skip
-            append(self.folder / "metrics.csv", rows)
+            append(self.folder / "metrics.csv", self._rows(counters, values, updates_per_second=rate))
         self._log({f"train/{name}": value for name, value in values.items()}, self.logged)
 
     def held_out(self, counters: Mapping[str, int], values: Mapping[str, Sequence[float]]) -> None:
@@ -95,12 +91,17 @@ class Recorder:
         replaced."""
         now, path = counters[self.clock], self.folder / "held_out.csv"
         clear(path, self.clock, now)
-        append(
-            path,
-            [{**counters, **member, **{name: of[s] for name, of in values.items()}}
-             for s, member in enumerate(self.members)],
-        )  # fmt: skip
+        append(path, self._rows(counters, values))
         self._log({f"held_out/{name}": value for name, value in values.items()}, now)
+
+    def _rows(
+        self, counters: Mapping[str, int], values: Mapping[str, Sequence[float]], **more: float
+    ) -> list[dict[str, Any]]:
+        """One row per seed, with its own number of every name."""
+        return [
+            {**counters, **member, **{name: of[s] for name, of in values.items()}, **more}
+            for s, member in enumerate(self.members)
+        ]
 
     def evaluation(self, counters: Mapping[str, int], result: Evaluation) -> bool:
         """Append one row per episode to ``evaluations.csv``, replacing an earlier evaluation with the same count.

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -90,15 +91,11 @@ def table(to: Console, title: str, columns: Sequence[str], rows: Sequence[Sequen
         to.print("  ".join([name.ljust(first), *right]).rstrip())
 
 
-def mean_of(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def losses_in_words(training: Mapping[str, Sequence[float]], held_out: Mapping[str, Sequence[float]]) -> str:
     """The mean of every loss over the seeds, in words."""
     return ", ".join(
-        f"{name.replace('_', ' ')} {mean_of(training[name]):.4g}"
-        + (f" (held out {mean_of(held_out[name]):.4g})" if name in held_out else "")
+        f"{name.replace('_', ' ')} {fmean(training[name]):.4g}"
+        + (f" (held out {fmean(held_out[name]):.4g})" if name in held_out else "")
         for name in training
     )
 
@@ -145,6 +142,11 @@ class Display:
         task = self.progress.tasks[0]
         speed = f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else ""
         self.progress.update(task.id, completed=done, rate=speed, note=note, total=total)
+
+    def add(self, count: int = 1) -> None:
+        """Advance the progress bar by ``count``."""
+        if not self.progress.disable:
+            self.advance(int(self.progress.tasks[0].completed) + count)
 
     def evaluated(
         self, when: str, kind: str, mean: float, per_seed: Sequence[float], interval: tuple[float, float]
@@ -194,7 +196,7 @@ class Display:
         held_out = summary["held_out"] or {}
 
         def cells(values: Sequence[float] | None) -> tuple[str, str]:
-            return (f"{mean_of(values):.4g}", " ".join(f"{value:.4g}" for value in values)) if values else ("", "")
+            return (f"{fmean(values):.4g}", " ".join(f"{value:.4g}" for value in values)) if values else ("", "")
 
         rows = [
             (name.replace("_", " "), *cells(values), *cells(held_out.get(name)))

@@ -75,8 +75,13 @@ def reading(what: str, advice: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{lines[0]} is missing" if isinstance(error, KeyError) else lines[0].rstrip(".")
+    line = first_line(error)
+    return f"{line} is missing" if isinstance(error, KeyError) else line.rstrip(".")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def command(*words: object) -> str:

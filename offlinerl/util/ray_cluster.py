@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, first_line
 
 
 class RayCluster:
@@ -43,10 +43,9 @@ class RayCluster:
             raise self._no_cluster(error) from error
 
     def _no_cluster(self, error: Exception) -> UserError:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return UserError(
-            f"no Ray cluster answers at {self.address} ({reason}); start one with `ray start --head`, or give its token"
-            " to Ray if it asks for one"
+            f"no Ray cluster answers at {self.address} ({first_line(error)}); start one with `ray start --head`, or"
+            " give its token to Ray if it asks for one"
         )
 
     def start(self) -> None:
