@@ -23,7 +23,7 @@ from offlinerl.data.episode import Episode
 from offlinerl.data.episode_log import path_of
 from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.listing import console, print_facts
-from offlinerl.data.minari_writer import MINARI, Sink, write_minari
+from offlinerl.data.minari_writer import MINARI, Sink, metadata_of, write_minari
 from offlinerl.data.registry import Entry
 from offlinerl.data.validate import validate as find_faults
 from offlinerl.envs import checks, spaces
@@ -125,7 +125,7 @@ def _write_minari(
 ) -> None:
     dataset = _chained(dataset)
     spec, observation_space, action_space = _home(entry, dataset, asked)
-    metadata = _metadata(description, "unknown", entry.licence, **dataset.provenance)
+    metadata = metadata_of(description, "unknown", dataset.provenance, entry.licence)
     if entry.obs_keys:
         metadata["obs_keys"] = list(entry.obs_keys)
     if stack := (entry.env or {}).get("stack", dataset.provenance.get("frame_stack")):
@@ -368,10 +368,3 @@ def _box(column: Tree) -> gymnasium.Space:
     if column.dtype == np.uint8:
         return Box(0, 255, column.shape[1:], np.uint8)
     return Box(-np.inf, np.inf, column.shape[1:], np.float32)
-
-
-def _metadata(description: str, algorithm: str, licence: str = "MIT", **provenance: Any) -> dict[str, Any]:
-    return dict(
-        author="offlinerl", description=description, algorithm_name=algorithm, licence=licence,
-        requirements=["offlinerl"], provenance=provenance,
-    )  # fmt: skip

@@ -58,6 +58,16 @@ class Sink(io.FileIO):
             self.check()
 
 
+def metadata_of(
+    description: str, algorithm: str, provenance: Mapping[str, Any], licence: str = "MIT", **more: Any
+) -> dict[str, Any]:
+    """Minari's metadata of a dataset that this program made."""
+    return dict(
+        author="offlinerl", description=description, algorithm_name=algorithm, licence=licence,
+        requirements=["offlinerl"], **more, provenance=dict(provenance),
+    )  # fmt: skip
+
+
 def write_minari(
     path: Path,
     episodes: Iterable[Episode],

@@ -21,6 +21,7 @@ from offlinerl.agents import checkpoint
 from offlinerl.data import episode_log, registry
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import COLLECTION, EPISODES, Journal
+from offlinerl.data.minari_writer import metadata_of
 from offlinerl.envs import checks
 from offlinerl.envs.make import LIMITS, make, side_by_side, specification, without_stack
 from offlinerl.envs.pixels import is_fast
@@ -211,15 +212,10 @@ class Collection(Companion):
             self.first = registry.minari_metadata(folder).get("provenance", {}).get("first", 0)
         elif self.target.exists():
             self.first = int(registry.minari_metadata(self.target / "data")["total_episodes"])
-        self.metadata = dict(
-            author="offlinerl",
-            description=f"{agent} in {task.env_id}{FAST if is_fast(task.env) else ''}, seed {seed}",
-            algorithm_name=agent.split()[0],
-            licence="MIT",
-            requirements=["offlinerl"],
-            seed=seed,
-            provenance=dict(agent=agent, seed=seed, config=config, first=self.first, versions=versions()),
-        )
+        self.metadata = metadata_of(
+            f"{agent} in {task.env_id}{FAST if is_fast(task.env) else ''}, seed {seed}", agent.split()[0],
+            dict(agent=agent, seed=seed, config=config, first=self.first, versions=versions()), seed=seed,
+        )  # fmt: skip
         if task.obs_keys:
             self.metadata["obs_keys"] = list(task.obs_keys)
         if task.stack > 1:

@@ -15,7 +15,7 @@ from offlinerl.agents import shipped
 from offlinerl.data import registry
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import EPISODES, Journal
-from offlinerl.data.minari_writer import MINARI, write_minari
+from offlinerl.data.minari_writer import MINARI, metadata_of, write_minari
 from offlinerl.envs import checks
 from offlinerl.envs.make import make, specification
 from offlinerl.evaluation.task import Task
@@ -145,11 +145,10 @@ def _write(
     write_minari(
         path, told(), dataset_id=f"offlinerl/{name}-v0", env_spec=spec, observation_space=space,
         action_space=action_space, overwrite=overwrite,
-        metadata=dict(
-            author="offlinerl", description=f"{name}, made from its recipe", licence="MIT", seed=recipe["seed"],
-            algorithm_name=kinds.get(recipe["kind"], recipe.get("training", {}).get("agent", "policy")),
-            requirements=["offlinerl"], provenance=dict(provenance),
-            **(dict(obs_keys=recipe["obs_keys"]) if "obs_keys" in recipe else {}),
+        metadata=metadata_of(
+            f"{name}, made from its recipe",
+            kinds.get(recipe["kind"], recipe.get("training", {}).get("agent", "policy")), provenance,
+            seed=recipe["seed"], **(dict(obs_keys=recipe["obs_keys"]) if "obs_keys" in recipe else {}),
         ),
     )  # fmt: skip
     display.say(f"{name}: {counted(count, 'episode')}, {steps:,} transitions in {path}")
