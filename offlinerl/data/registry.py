@@ -55,7 +55,7 @@ class Entry:
             and digest if known.
         env: the environment as ``offlinerl.envs.make.make`` takes it; None if unknown, as before a Minari dataset is
             installed.
-        reward: rule for the training rewards, one of ``offlinerl.data.rewards.REWARDS``.
+        reward: rule for the training rewards, one of ``offlinerl.data.rewards.RULES``.
         score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, and a ``kind`` if these are not the
             benchmark's own, see ``score_kind``; None if the return is the score. The episodes of the data are scored
             likewise, by the sum of their rewards or by whether one is above 0, unless ``data`` is "counts" or
