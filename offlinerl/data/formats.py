@@ -119,7 +119,7 @@ def files_of(path: Path) -> list[Path]:
         what = f"no file is like {path}"
     if not found:
         raise UserError(f"{what}; check the path")
-    return sorted(found, key=lambda file: [recordings._by_number(part) for part in (*file.parts[:-1], file.stem)])
+    return sorted(found, key=lambda file: [recordings.by_number(part) for part in (*file.parts[:-1], file.stem)])
 
 
 DATA = (".hdf5", ".h5", ".npz", ".csv", ".tsv", ".parquet")
