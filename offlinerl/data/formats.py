@@ -15,9 +15,9 @@ import numpy as np
 from offlinerl.data import lerobot, recordings, tables
 from offlinerl.data.assemble import Steps, assemble
 from offlinerl.data.builder import Builder
-from offlinerl.data.dataset import ABOUT, Dataset
+from offlinerl.data.dataset import Dataset
 from offlinerl.data.mapping import Columns, known_columns
-from offlinerl.data.registry import Entry
+from offlinerl.data.registry import SUFFIXES, Entry, folder_kind
 from offlinerl.util.errors import UNSOUND, NoSteps, UserError, reading
 
 NAMES = dict(
@@ -43,12 +43,7 @@ def kind_of(path: Path, columns: Columns | None = None) -> str:
         columns: a column mapping; with one, an ``.npz`` is a table even if it looks like OGBench's.
     """
     if path.is_dir():
-        if (path / "meta" / "info.json").is_file():
-            return "lerobot"
-        if (path / ABOUT).is_file():
-            return "written"
-        known = ("metadata.json", "data/metadata.json", "collection.json")
-        return "minari" if any((path / name).is_file() for name in known) else "several"
+        return folder_kind(path) or "several"
     if not path.is_file():
         return "several" if glob.has_magic(str(path)) else "d4rl"
     with path.open("rb") as file:
@@ -111,7 +106,7 @@ def files_of(path: Path) -> list[Path]:
     """
     if path.is_dir():
         seen = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        found = [file for file in seen if file.suffix.lower() in DATA]
+        found = [file for file in seen if file.suffix.lower() in SUFFIXES]
         what = f"the folder {path} holds no dataset, nor files of a format that is known"
     else:
         found = [Path(file) for file in glob.glob(str(path), recursive=True)]
@@ -120,10 +115,6 @@ def files_of(path: Path) -> list[Path]:
     if not found:
         raise UserError(f"{what}; check the path")
     return sorted(found, key=lambda file: [recordings.by_number(part) for part in (*file.parts[:-1], file.stem)])
-
-
-DATA = (".hdf5", ".h5", ".npz", ".csv", ".tsv", ".parquet")
-"""Suffixes of the files in a folder that are taken for its data."""
 
 
 def episodes_of(kind: str, path: Path, entry: Entry) -> Iterator[Steps]:
