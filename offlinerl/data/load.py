@@ -106,7 +106,7 @@ def read(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
         return _several(path, entry, mode, into)
     if kind != "d4rl" and mode != "lossless":
         raise UserError(f"{entry.name} is not a file in D4RL's format; the mode {mode} is for those only")
-    if kind in formats.NAMES:
+    if kind in formats.FORMATS:
         return formats.read(kind, path, entry, into)
     if given := [flag for flag in ("columns", "subset") if getattr(entry, flag) is not None]:
         raise UserError(f"{path} is no table and has no subsets: leave out --{given[0]}")
