@@ -230,8 +230,9 @@ def _episodes(
     # an end marked at the last step moves to the row after it, if that row only holds the final observation
     moved = bounds & ~change & np.r_[_missing_actions(action)[order][1:], False]
     after = np.r_[False, moved[:-1]]
-    bounds, ended = (bounds & ~moved) | after, (ends | terminated)[order] | after
-    finals, whole = np.flatnonzero(bounds), len(chosen["action"]) == 1 and _is_whole(table[chosen["action"][0]])
+    ended = (ends | terminated)[order] | after
+    finals = np.flatnonzero((bounds & ~moved) | after)
+    whole = len(chosen["action"]) == 1 and _is_whole(table[chosen["action"][0]])
     for number, (begin, end) in enumerate(zip(np.r_[0, finals[:-1] + 1], finals, strict=True)):
         at = order[begin : end + 1]
         shown, following = (
