@@ -166,7 +166,7 @@ def export(
         UserError: the dataset cannot be read or cannot be stored in that format, or the file exists.
     """
     file = Path(file)
-    require_place(file, overwrite, writers.LEROBOT if format == "lerobot" else None)
+    require_place(file, overwrite, registry.LEROBOT if format == "lerobot" else None)
     entry = _entry(name, reading)
     (dataset,) = _read([entry], file)
     if format == "d4rl":

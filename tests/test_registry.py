@@ -11,6 +11,7 @@ import pytest
 
 from offlinerl.data import registry
 from offlinerl.data.d4rl import load_hdf5
+from offlinerl.data.formats import kind_of
 from offlinerl.data.load import load
 from offlinerl.data.minari_reader import load_minari
 from offlinerl.data.registry import Entry, normalized_score, resolve
@@ -165,6 +166,14 @@ def test_a_folder_with_data_is_never_taken_for_a_minari_id(tmp_path, monkeypatch
     installed.mkdir(parents=True)
     (installed / "metadata.json").write_text('{"dataset_id": "installed", "total_episodes": 1, "total_steps": 1}')
     assert resolve("notes/about-v0").name == "installed"
+
+
+def test_a_folder_of_another_format_may_have_a_file_named_as_minaris(tmp_path):
+    for file in ("meta/info.json", "metadata.json"):
+        (tmp_path / "robot" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "robot" / file).write_text("{}")
+    folder = tmp_path / "robot"
+    assert resolve(str(folder)).source == {"file": str(folder)} and kind_of(folder) == "lerobot"
 
 
 # ------------------------------------------------------------------------------------------- downloads

@@ -96,6 +96,13 @@ def as_flags(column: np.ndarray, what: str) -> np.ndarray:
     return column.astype(bool)
 
 
+def masks_mark_ends(terminal: np.ndarray, truncated: np.ndarray, others: bool) -> bool:
+    """Whether episodes also end where a mask is 0, ``terminal`` ``[N]`` bool: only if nothing but ``truncated`` ``[N]``
+    is beside it, and no ``others``. A truncation in a terminal row would mean that truncations mark ends of any
+    kind."""
+    return not others and not (terminal & truncated).any()
+
+
 def checked_actions(
     actions: np.ndarray, space: gymnasium.Space | None, what: str, rows: np.ndarray | None = None
 ) -> np.ndarray:

@@ -24,6 +24,7 @@ from offlinerl.data.columns import (
     as_observations,
     checked_actions,
     lost,
+    masks_mark_ends,
     open_hdf5,
     usable_log_prob,
 )
@@ -225,8 +226,8 @@ D4RL_KEYS = {
 
 
 MASKS = "masks"
-"""A column that is 0 where not to bootstrap. In files that have it, ``terminals`` mark ends of any kind. With
-nothing but timeouts beside it, it marks ends too, unless a timeout is in a row where it is 0."""
+"""A column that is 0 where not to bootstrap. In files that have it, ``terminals`` mark ends of any kind; see also
+``masks_mark_ends``."""
 
 
 def stated_split(file: h5py.File, split: str | None) -> tuple[bool, str | None]:
@@ -252,6 +253,22 @@ class Flags(NamedTuple):
     cut_known: bool  # whether the file itself marks truncations
 
 
+class _Marks(NamedTuple):
+    """The ends that a file marks, and the columns that do so."""
+
+    terminal: np.ndarray  # [N] bool
+    cut: np.ndarray  # [N] bool
+    end: np.ndarray  # [N] bool
+    changes: np.ndarray  # [N] bool, the last rows before another episode's
+    terminal_names: list[str]
+    cut_names: list[str]
+    end_names: list[str]  # also of the column that identifies episodes
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.terminal_names, *self.cut_names, *self.end_names]
+
+
 def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | None) -> Flags:
     """Where the episodes end: at the flags in the file, under any of the usual names, and where a column in ``EPISODE``
     changes; if neither marks truncations, also after every ``max_episode_steps`` steps.
@@ -268,39 +285,50 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
     rows = len(file["rewards"])
     (terminal_names, terminal), (cut_names, cut), (end_names, end) = map(flags, (TERMINAL, CUT, END))
     ids, changes = _changes_of_episode(file, terminal | cut | end)
+    marks = _Marks(terminal, cut, end, changes, terminal_names, cut_names, [*end_names, *ids])
     if split == MASKS:
         final = ~as_flags(file[MASKS][()], f"{file.filename}: {MASKS}")
-        marked = terminal | cut | end | changes
-        # a truncation in a terminal row would mean that truncations mark ends of any kind
-        told = bool(terminal_names or end_names or ids) or (cut & final).any()
-        if told and marked.any() and (marked != final).any():
-            return Flags(final, marked, " and ".join([*terminal_names, *cut_names, *end_names, *ids]), True)
-        terminal, terminal_names = final, terminal_names or [MASKS]  # the masks only repeat the terminals
-    if not (terminal_names or cut_names or end_names or ids) and (
-        max_episode_steps is None or rows % max_episode_steps
-    ):
+        return _by_masks(marks, final, max_episode_steps)
+    if not marks.names and (max_episode_steps is None or rows % max_episode_steps):
         has = ", ".join(sorted(file))
         raise UserError(
             f"{file.filename} lacks terminals; it has {has}; D4RL's keys are needed, of which terminals and timeouts"
             " say where episodes end"
         )
     if split == "jump":
-        place = file["observations"][:, :2].astype(np.float64)
-        jump = np.r_[np.linalg.norm(np.diff(place, axis=0), axis=1) > JUMP, False]
+        steps = np.diff(file["observations"][:, :2].astype(np.float64), axis=0)
+        jump = np.r_[np.linalg.norm(steps, axis=1) > JUMP, False]
         return Flags(terminal, cut | jump, "timeouts and jumps of the position", bool(cut_names))
     if split == "timeouts":
         return Flags(terminal, cut, "timeouts", True)
-    if not terminal_names:
+    return _by_flags(marks, max_episode_steps)
+
+
+def _by_masks(marks: _Marks, final: np.ndarray, max_episode_steps: int | None) -> Flags:
+    """Steps are terminal where the mask is 0, ``final`` ``[N]`` bool, and the other columns mark ends of any kind."""
+    marked = marks.terminal | marks.cut | marks.end | marks.changes
+    others = bool(marks.terminal_names or marks.end_names)
+    if not masks_mark_ends(final, marks.cut, others) and marked.any() and (marked != final).any():
+        return Flags(final, marked, " and ".join(marks.names), True)
+    marks = marks._replace(terminal=final, terminal_names=marks.terminal_names or [MASKS])  # they say the same
+    flags = _by_flags(marks, max_episode_steps)
+    return flags._replace(cut=flags.cut | final)
+
+
+def _by_flags(marks: _Marks, max_episode_steps: int | None) -> Flags:
+    """Episodes end where any column says so; if none can mark truncations, also after ``max_episode_steps``."""
+    terminal, cut, end, changes = marks[:4]
+    names, cut_known = marks.names, bool(marks.cut_names or marks.end_names)
+    if not marks.terminal_names:
         terminal = end & ~cut
-        if max_episode_steps and not cut_names:  # an end after that many steps is a timeout
+        if max_episode_steps and not marks.cut_names:  # an end after that many steps is a timeout
             terminal &= _steps_in_episode(end) != max_episode_steps
-    names, cut_known = [*terminal_names, *cut_names, *end_names, *ids], bool(cut_names or end_names or ids)
     if cut_known:
-        cut |= (end | changes) & ~terminal
+        cut = cut | ((end | changes) & ~terminal)
     elif max_episode_steps is not None:
         cut = _steps_in_episode(terminal) % max_episode_steps == 0
         names.append(f"every {max_episode_steps} steps")
-    return Flags(terminal, cut | terminal if split == MASKS else cut, " and ".join(names), cut_known)
+    return Flags(terminal, cut, " and ".join(names), cut_known)
 
 
 def _changes_of_episode(file: h5py.File, ends: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -359,11 +387,8 @@ def _spaces_of(file: h5py.File, env: Mapping[str, Any] | None) -> tuple[gymnasiu
 
     if env is None or not (may_be_discrete("observations") or may_be_discrete("actions")):
         return None, None
-    made = make(env, seen=False)
-    try:
+    with checks.closing(make(env, seen=False)) as made:
         observation_space, action_space = made.observation_space, made.action_space
-    finally:
-        checks.close(made)
     shape, kinds = file["observations"].shape[1:], (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete)
     if not isinstance(observation_space, kinds) or len(shape) > 1 or np.prod(shape) != np.prod(observation_space.shape):
         return None, action_space

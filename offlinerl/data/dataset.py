@@ -116,8 +116,7 @@ class Dataset:
         columns: dict[str, Any] = {}
         with reading(f"the dataset {folder}", "write it again"):
             about = json.loads((folder / ABOUT).read_text("utf-8"))
-            found = (file.relative_to(folder).with_suffix("").as_posix() for file in sorted(folder.rglob("*.npy")))
-            for whole in about.get("columns") or found:
+            for whole in about["columns"]:
                 name, _, path = whole.partition("/")
                 # not copy-on-write, which the system refuses for a file larger than memory
                 column = np.load(folder / f"{whole}.npy", mmap_mode="r")

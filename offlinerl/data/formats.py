@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -15,40 +15,41 @@ import numpy as np
 from offlinerl.data import lerobot, recordings, tables
 from offlinerl.data.assemble import Steps, assemble
 from offlinerl.data.builder import Builder
-from offlinerl.data.dataset import ABOUT, Dataset
+from offlinerl.data.dataset import Dataset
 from offlinerl.data.mapping import Columns, known_columns
-from offlinerl.data.registry import Entry
+from offlinerl.data.registry import SUFFIXES, Entry, folder_kind
 from offlinerl.util.errors import UNSOUND, NoSteps, UserError, reading
 
-NAMES = dict(
-    robomimic="robomimic HDF5", ogbench="OGBench npz", d3rlpy="d3rlpy HDF5", lerobot="LeRobot", table="table",
-)  # fmt: skip
-"""The names of the formats that are read episode by episode."""
 
-MEANING = dict(
-    robomimic="the ends of the demonstrations", ogbench="the ends of the trajectories",
-    d3rlpy="the ends of the episodes", lerobot="episode_index",
-)  # fmt: skip
-"""What marks the ends of episodes in each format."""
+class Format(NamedTuple):
+    """A format that is read episode by episode."""
 
-SUCCESSORS = dict(d3rlpy="next row", lerobot="next row")
+    name: str
+    episodes: Callable[..., Iterator[Steps]]  # takes a path and obs_keys, and a subset if there are any
+    ends: str = ""  # what marks the ends of episodes; in a table, its columns say
+    successors: str = "next_obs, or else the next row"
+    subsets: bool = False  # whether episodes may be chosen by the name of a subset
+
+
+FORMATS = dict(
+    robomimic=Format("robomimic HDF5", recordings.robomimic_episodes, "the ends of the demonstrations", subsets=True),
+    ogbench=Format("OGBench npz", recordings.ogbench_episodes, "the ends of the trajectories"),
+    d3rlpy=Format("d3rlpy HDF5", recordings.d3rlpy_episodes, "the ends of the episodes", "next row"),
+    lerobot=Format("LeRobot", lerobot.lerobot_episodes, "episode_index", "next row", subsets=True),
+    table=Format("table", tables.table_episodes),
+)
 
 
 def kind_of(path: Path, columns: Columns | None = None) -> str:
-    """The format of a file or folder: "minari", "d4rl", "written" by ``Dataset.write``, one of ``NAMES``, or "several"
-    for a folder or glob pattern of files. An unknown format is "d4rl", whose reader explains what it expects.
+    """The format of a file or folder: "minari", "d4rl", "written" by ``Dataset.write``, one of ``FORMATS``, or
+    "several" for a folder or glob pattern of files. An unknown format is "d4rl", whose reader explains what it expects.
 
     Args:
         path: of a file or folder, or a glob pattern such as ``logs/*.csv``.
         columns: a column mapping; with one, an ``.npz`` is a table even if it looks like OGBench's.
     """
     if path.is_dir():
-        if (path / "meta" / "info.json").is_file():
-            return "lerobot"
-        if (path / ABOUT).is_file():
-            return "written"
-        known = ("metadata.json", "data/metadata.json", "collection.json")
-        return "minari" if any((path / name).is_file() for name in known) else "several"
+        return folder_kind(path) or "several"
     if not path.is_file():
         return "several" if glob.has_magic(str(path)) else "d4rl"
     with path.open("rb") as file:
@@ -111,7 +112,7 @@ def files_of(path: Path) -> list[Path]:
     """
     if path.is_dir():
         seen = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        found = [file for file in seen if file.suffix.lower() in DATA]
+        found = [file for file in seen if file.suffix.lower() in SUFFIXES]
         what = f"the folder {path} holds no dataset, nor files of a format that is known"
     else:
         found = [Path(file) for file in glob.glob(str(path), recursive=True)]
@@ -119,34 +120,27 @@ def files_of(path: Path) -> list[Path]:
         what = f"no file is like {path}"
     if not found:
         raise UserError(f"{what}; check the path")
-    return sorted(found, key=lambda file: [recordings._by_number(part) for part in (*file.parts[:-1], file.stem)])
-
-
-DATA = (".hdf5", ".h5", ".npz", ".csv", ".tsv", ".parquet")
-"""Suffixes of the files in a folder that are taken for its data."""
+    return sorted(found, key=lambda file: [recordings.by_number(part) for part in (*file.parts[:-1], file.stem)])
 
 
 def episodes_of(kind: str, path: Path, entry: Entry) -> Iterator[Steps]:
-    """The episodes of a file or folder in one of the formats ``NAMES``.
+    """The episodes of a file or folder in one of the ``FORMATS``.
 
     Raises:
         UserError: it cannot be read, or lacks what the entry asks for.
     """
-    if entry.subset is not None and kind not in ("robomimic", "lerobot"):
-        raise UserError(f"{path} is a {NAMES[kind]} without subsets: leave out --subset")
+    its = FORMATS[kind]
+    if entry.subset is not None and not its.subsets:
+        raise UserError(f"{path} is a {its.name} without subsets: leave out --subset")
     if entry.columns is not None and kind != "table":
-        raise UserError(f"{path} is in the format {NAMES[kind]}, which says what its columns are: leave out --columns")
+        raise UserError(f"{path} is in the format {its.name}, which says what its columns are: leave out --columns")
     with reading(f"the dataset {path}", "download or write it again"):
-        if kind == "robomimic":
-            yield from recordings.robomimic_episodes(path, entry.obs_keys, entry.subset)
-        elif kind == "lerobot":
-            yield from lerobot.lerobot_episodes(path, entry.obs_keys, entry.subset)
-        elif kind == "ogbench":
-            yield from recordings.ogbench_episodes(path, entry.obs_keys)
-        elif kind == "d3rlpy":
-            yield from recordings.d3rlpy_episodes(path, entry.obs_keys)
-        else:
-            yield from tables.table_episodes(path, columns_of(path, entry), entry.obs_keys)
+        asked: dict[str, Any] = dict(obs_keys=entry.obs_keys)
+        if its.subsets:
+            asked["subset"] = entry.subset
+        if kind == "table":
+            asked["columns"] = columns_of(path, entry)
+        yield from its.episodes(path, **asked)
 
 
 def columns_of(path: Path, entry: Entry) -> Columns:
@@ -186,10 +180,10 @@ def several(files: Sequence[Path], entry: Entry) -> Iterator[tuple[Path, Entry]]
 
 
 def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
-    """Reads a file or folder in one of the formats ``NAMES`` into the dataset that ``into`` builds; see
+    """Reads a file or folder in one of the ``FORMATS`` into the dataset that ``into`` builds; see
     ``episodes_of``."""
     obs_keys = entry.obs_keys and list(entry.obs_keys)
-    facts: dict[str, Any] = dict(format=NAMES[kind], file=str(path))
+    facts: dict[str, Any] = dict(format=FORMATS[kind].name, file=str(path))
     if kind == "table":
         facts["columns"] = columns_of(path, entry)
         obs_keys = obs_keys or tables.parts_named(facts["columns"])
@@ -197,7 +191,7 @@ def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
         facts["episode_ends"] = " and ".join(ends) or "the end of the file"
         facts["successors"] = "next_obs" if "next_obs" in facts["columns"] else "next row"
     else:
-        facts |= dict(episode_ends=MEANING[kind], successors=SUCCESSORS.get(kind, "next_obs, or else the next row"))
+        facts |= dict(episode_ends=FORMATS[kind].ends, successors=FORMATS[kind].successors)
     if kind == "lerobot":
         info = lerobot.lerobot_info(path)
         facts |= dict(version=info["codebase_version"], robot=info.get("robot_type"), fps=info.get("fps"))

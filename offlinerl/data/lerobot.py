@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from offlinerl.data.assemble import Steps, observed
+from offlinerl.data.registry import LEROBOT
 from offlinerl.data.tables import from_arrow, parquet_reader
 from offlinerl.envs import spaces
 from offlinerl.util.errors import UserError, reading
@@ -28,7 +29,7 @@ def lerobot_info(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, or of an unsupported version.
     """
-    path = folder / "meta" / "info.json"
+    path = folder / LEROBOT
     with reading(f"{path}", "get the dataset again"):
         info = json.loads(path.read_text("utf-8"))
         version = str(info["codebase_version"])

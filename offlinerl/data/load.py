@@ -19,7 +19,7 @@ from offlinerl.data.d4rl import Mode, load_hdf5
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.edit import Made, covers, made_of, require_same_parts
 from offlinerl.data.mapping import known_columns, remember
-from offlinerl.data.minari_reader import _installed, load_minari
+from offlinerl.data.minari_reader import installed, load_minari
 from offlinerl.data.on_disk import through_cache
 from offlinerl.data.registry import Entry
 from offlinerl.data.rewards import with_reward
@@ -48,7 +48,7 @@ def load(
             or an ``Entry``; see ``offlinerl.data.registry.resolve``.
         env: the environment of a file: a name in the registry or a Gymnasium id.
         mode: for files in D4RL's format; see ``load_hdf5``.
-        reward: a rule among ``offlinerl.data.rewards.REWARDS`` instead of the dataset's own; "none" keeps the rewards
+        reward: a rule among ``offlinerl.data.rewards.RULES`` instead of the dataset's own; "none" keeps the rewards
             as stored.
         obs_keys: the parts of the observations to use, if ``source`` is not an ``Entry``; by default the dataset's own.
         columns: the column mapping of a table, as in ``{"obs": ["x", "y"], "action": ["u"], "episode": ["run"]}`` or
@@ -69,11 +69,10 @@ def load(
     if entry.kind == "object":
         return _chosen(entry)
     path = locate(entry)
-    read = partial(_read, path, entry, mode)
     if table == "memory":
-        dataset = read(Builder(str(path)))
+        dataset = read(path, entry, mode, Builder(str(path)))
     else:
-        dataset = through_cache(read, path, entry, mode, table, display or Display())
+        dataset = through_cache(partial(read, path, entry, mode), path, entry, mode, table, display or Display())
     if store_columns and entry.columns is not None:
         remember(path, entry.columns)
     dataset.provenance.update(dataset=entry.name, checksum=entry.checksum(path))
@@ -100,14 +99,14 @@ def _chosen(entry: Entry) -> Dataset:
     return data
 
 
-def _read(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
+def read(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
     """Reads a file or folder of any format, or several files of one format."""
     kind = formats.kind_of(path, entry.columns)
     if kind == "several":
         return _several(path, entry, mode, into)
     if kind != "d4rl" and mode != "lossless":
         raise UserError(f"{entry.name} is not a file in D4RL's format; the mode {mode} is for those only")
-    if kind in formats.NAMES:
+    if kind in formats.FORMATS:
         return formats.read(kind, path, entry, into)
     if given := [flag for flag in ("columns", "subset") if getattr(entry, flag) is not None]:
         raise UserError(f"{path} is no table and has no subsets: leave out --{given[0]}")
@@ -140,7 +139,7 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
     made: list[Made] = []
     for file, one in formats.several(formats.files_of(path), entry):
         try:
-            part = _read(file, one, mode, into.part())
+            part = read(file, one, mode, into.part())
         except NoSteps as error:
             empty.append(file.name)
             rows += error.rows
@@ -183,7 +182,7 @@ def locate(entry: Entry) -> Path:
     """
     kind, where = entry.kind, entry.where
     if kind == "minari":
-        return _installed(where)
+        return installed(where)
     path = entry.path
     if kind == "d4rl" and not path.exists():
         registry.download(entry)

@@ -64,7 +64,7 @@ def load_minari(
 
     Source: the layout of Minari 0.5.4; formats other than HDF5 are read through Minari itself.
     """
-    folder = Path(path) if Path(path).is_dir() else _installed(str(path))
+    folder = Path(path) if Path(path).is_dir() else installed(str(path))
     folder = folder / "data" if (folder / "data").is_dir() else folder
     metadata = minari_metadata(folder)
     name = name or metadata["dataset_id"]
@@ -167,7 +167,7 @@ def _joined(episodes: Sequence[_Episode]) -> Dataset:
     )  # fmt: skip
 
 
-def _installed(dataset_id: str) -> Path:
+def installed(dataset_id: str) -> Path:
     """The folder of a Minari dataset, downloaded if necessary and possible."""
     folder = minari_root() / dataset_id
     if (folder / "data").is_dir():

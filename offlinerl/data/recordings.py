@@ -97,14 +97,14 @@ def _arrays(demo: h5py.Group, name: str, where: str) -> dict[str, np.ndarray]:
 
 def _demos(file: h5py.File, path: Path, subset: str | None) -> list[str]:
     """The names of the demonstrations in a file, or in a subset of it, in the order of their numbers."""
-    demos = sorted(file["data"], key=_by_number)
+    demos = sorted(file["data"], key=by_number)
     if subset is None:
         return demos
     masks = file.get("mask", {})
     if subset not in masks:
         raise UserError(f"{path} has no subset {subset!r}; it has {', '.join(masks) or 'none'}")
     wanted = {name.decode() if isinstance(name, bytes) else str(name) for name in masks[subset][()]}
-    if missing := sorted(wanted - set(demos), key=_by_number):
+    if missing := sorted(wanted - set(demos), key=by_number):
         raise UserError(
             f"{path}: the subset {subset!r} lists {missing[0]}, which the file does not have; mend mask/{subset}, or"
             " get the file again"
@@ -112,7 +112,7 @@ def _demos(file: h5py.File, path: Path, subset: str | None) -> list[str]:
     return [demo for demo in demos if demo in wanted]
 
 
-def _by_number(name: str) -> tuple[int, str]:
+def by_number(name: str) -> tuple[int, str]:
     """A key that sorts names by the number they end in, then by name."""
     number = re.search(r"\d+$", name)
     return int(number[0]) if number else -1, name

@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from offlinerl.data.dataset import ABOUT
-from offlinerl.data.journal import EPISODES, Journal
+from offlinerl.data.journal import COLLECTION, EPISODES, Journal
 from offlinerl.data.mapping import parse_columns
 from offlinerl.envs.make import id_of, steps_allowed, with_limits
 from offlinerl.util import paths
@@ -55,7 +55,7 @@ class Entry:
             and digest if known.
         env: the environment as ``offlinerl.envs.make.make`` takes it; None if unknown, as before a Minari dataset is
             installed.
-        reward: rule for the training rewards, one of ``offlinerl.data.rewards.REWARDS``.
+        reward: rule for the training rewards, one of ``offlinerl.data.rewards.RULES``.
         score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, and a ``kind`` if these are not the
             benchmark's own, see ``score_kind``; None if the return is the score. The episodes of the data are scored
             likewise, by the sum of their rewards or by whether one is above 0, unless ``data`` is "counts" or
@@ -288,37 +288,46 @@ def _find(name_or_file: str) -> Entry:
             raise UserError(f"{path} does not exist; check the path")
         task = _load().get(path.stem) or Entry(path.stem, {}, **_exported_from(path))
         return replace(task, source={"file": str(path)})
-    if any((path / inner).is_file() for inner in ("metadata.json", "data/metadata.json", "collection.json")):
+    kind = folder_kind(path)
+    if kind == "minari":
         return _of_minari(path, {"file": str(path)})
-    if not _holds_data(path):  # a folder that does may have the name of a Minari dataset by chance
+    if kind is None and not _holds_files(path):  # a folder with data may have the name of a Minari dataset by chance
         if (minari_root() / minari_id / "data").is_dir():
             return _of_minari(minari_root() / minari_id, {"minari": minari_id})
         if re.fullmatch(r"[-\w][-\w/]*[-\w]/[-\w]+-v\d+", minari_id):  # with a namespace, it can be nothing else
             return Entry(minari_id, {"minari": minari_id})
     if path.is_dir():
-        return Entry(path.absolute().name, {"file": str(path)}, reward=_rule_of(path))
+        return Entry(path.absolute().name, {"file": str(path)}, reward=_rule_of(path) if kind == "written" else "none")
     return entry(name_or_file)
 
 
 SUFFIXES = (".hdf5", ".h5", ".npz", ".csv", ".tsv", ".parquet")
-"""Suffixes of names that mean files."""
+"""Suffixes of data files, and of names that mean files."""
 
 
-def _holds_data(folder: Path) -> bool:
-    """Whether a folder is a LeRobot dataset, was made by ``Dataset.write``, or contains data files."""
-    if not folder.is_dir():
-        return False
-    known = any((folder / name).is_file() for name in ("meta/info.json", ABOUT))
-    return known or any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
+LEROBOT = "meta/info.json"
+"""The file by which a folder is recognised as a LeRobot dataset."""
+
+FOLDERS = dict(lerobot=(LEROBOT,), written=(ABOUT,), minari=("metadata.json", "data/metadata.json", COLLECTION))
+"""The files by which each kind of folder is recognised; it has one of them."""
+
+
+def folder_kind(folder: Path) -> str | None:
+    """The format of the dataset that a folder holds: "lerobot", "written" by ``Dataset.write``, or "minari", which an
+    unfinished collection also is; None for another folder, or if there is none."""
+    kinds = (kind for kind, files in FOLDERS.items() if any((folder / file).is_file() for file in files))
+    return next(kinds, None)
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether there is such a folder and it contains data files."""
+    return folder.is_dir() and any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
 
 
 def _rule_of(folder: Path) -> str:
-    """The reward rule of a folder made by ``Dataset.write``; "none" for other folders."""
-    about = folder / ABOUT
-    if not about.is_file():
-        return "none"
+    """The reward rule of a folder made by ``Dataset.write``."""
     with reading(f"the dataset {folder}", "write it again"):
-        return json.loads(about.read_text("utf-8"))["provenance"].get("reward", "none")
+        return json.loads((folder / ABOUT).read_text("utf-8"))["provenance"].get("reward", "none")
 
 
 def _exported_from(path: Path) -> dict[str, Any]:
@@ -382,8 +391,8 @@ def minari_metadata(folder: Path) -> dict[str, Any]:
         UserError: it is missing, not JSON, invalid, or lacks the dataset's id or size.
     """
     folder = folder / "data" if (folder / "data").is_dir() else folder
-    collection = (folder / "collection.json").is_file()
-    path = folder / ("collection.json" if collection else "metadata.json")
+    collection = (folder / COLLECTION).is_file()
+    path = folder / (COLLECTION if collection else "metadata.json")
     try:
         metadata = json.loads(path.read_text("utf-8"))
         if collection:

@@ -13,10 +13,6 @@ from offlinerl.data.registry import Entry
 from offlinerl.util.errors import UserError
 
 
-def _as_is(dataset: Dataset) -> np.ndarray:
-    return dataset.reward
-
-
 def _scale_by_return_range(dataset: Dataset) -> np.ndarray:
     return dataset.reward * _range_factor(dataset)
 
@@ -52,12 +48,14 @@ def _affine(dataset: Dataset, rule: str) -> np.ndarray:
 
 
 REWARDS = {
-    "none": _as_is,
     **{rule: partial(_affine, rule=rule) for rule in AFFINE},
     "scale_by_return_range": _scale_by_return_range,  # locomotion: x 1000 / (best return - worst return)
     "count": _count,  # Kitchen: tasks completed so far, as in D4RL's files; the environment rewards a task once
 }
 """Training rewards by rule. Scores always use the environment's own rewards."""
+
+RULES = ("none", *REWARDS)
+"""The rules; "none" keeps the rewards as stored."""
 
 IN_WORDS = dict(
     scale_by_return_range="1000 / (highest return - lowest) times as large",
@@ -106,14 +104,14 @@ def online_reward(entry: Entry, raw: Dataset) -> OnlineReward:
 
 
 def with_reward(dataset: Dataset, rule: str) -> Dataset:
-    """The dataset with its rewards replaced by a rule of ``REWARDS``, unless that was done already; the other columns
-    are shared. The rule "none" keeps the rewards as stored.
+    """The dataset with its rewards replaced by one of the ``RULES``, unless that was done already; the other columns
+    are shared.
 
     Raises:
         UserError: the rule is unknown or does not apply to these rewards, or they already follow another rule.
     """
-    if rule not in REWARDS:
-        raise UserError(f"unknown reward rule {rule!r}; choose one of {', '.join(REWARDS)}")
+    if rule not in RULES:
+        raise UserError(f"unknown reward rule {rule!r}; choose one of {', '.join(RULES)}")
     had = dataset.provenance.get("reward", "none")
     if rule in (had, "none"):
         return dataset

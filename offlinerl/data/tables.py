@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from numbers import Integral
@@ -15,11 +15,11 @@ from typing import Any, TextIO
 import numpy as np
 
 from offlinerl.data.assemble import Steps, observed
-from offlinerl.data.columns import BLOCK, as_flags, require_filled, single
+from offlinerl.data.columns import BLOCK, as_flags, masks_mark_ends, require_filled, single
 from offlinerl.data.d4rl import CUT, END, EPISODE, MASKS, TERMINAL
 from offlinerl.data.mapping import EXAMPLE, Columns
 from offlinerl.util.errors import NoSteps, UserError, did_you_mean, reading
-from offlinerl.util.trees import Tree, tree_map
+from offlinerl.util.trees import tree_map
 
 USUAL: dict[str, tuple[str, ...]] = dict(
     obs=("observations", "observation", "obs", "state", "obs[._]*", "observation[._]*", "state[._]*"),
@@ -148,102 +148,149 @@ def parts_of(names: Sequence[str], columns: Columns, where: str) -> Columns:
     return {field.partition(".")[2]: of for field, of in found.items() if field.partition(".")[0] == "obs"}
 
 
+class _Reader:
+    """Reads the fields of a table, whose columns by field are ``chosen``, and checks them."""
+
+    def __init__(self, table: Mapping[str, np.ndarray], chosen: Columns, where: str):
+        self.table, self.chosen, self.where = table, chosen, where
+        lengths = {name: len(column) for name, column in table.items()}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"{where}: unequal lengths: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
+        self.rows = next(iter(lengths.values()))
+        if not self.rows:
+            raise NoSteps(f"{where} is empty: it has no rows")
+
+    def numbers(self, field: str) -> np.ndarray:
+        """``[rows]``, or ``[rows, ...]`` if the field has several numbers a row."""
+        names = self.chosen[field]
+        columns = [_as_numbers(self.table[name]) for name in names]
+        for name, column in zip(names, columns, strict=True):
+            if column.dtype.kind not in "biuf":
+                raise UserError(f"{self.where}: column {name} must be numbers, but row {_first_non_number(column)}")
+        if len(names) == 1:
+            return columns[0]
+        return np.concatenate([column.reshape(self.rows, -1) for column in columns], 1)
+
+    def single(self, field: str) -> np.ndarray:
+        """``[rows]``, of a field with one number a row."""
+        return single(self.numbers(field), f"{self.where}: {field}")
+
+    def parts(self, field: str) -> dict[str, np.ndarray]:
+        """The parts of an observation by name, ``[rows, ...]`` each; empty if the table has none."""
+        return {name.partition(".")[2]: self.numbers(name) for name in self.chosen if name.split(".")[0] == field}
+
+    def flags(self, field: str, blank: int = 0) -> np.ndarray:
+        """``[rows]`` bool, ``blank`` where a cell is; all False if the table has no such field."""
+        if field not in self.chosen:
+            return np.zeros(self.rows, bool)
+        column = self.single(field)
+        if column.dtype.kind == "f":
+            column = np.nan_to_num(column, nan=blank)
+        return as_flags(column, f"{self.where}: {field}")
+
+    def steps(self) -> np.ndarray | None:
+        """``[rows]`` the number of each row within its episode, if the table has one."""
+        if "step" not in self.chosen:
+            return None
+        step = self.single("step")
+        if not (known := np.isfinite(step)).all():
+            raise UserError(f"{self.where}: row {known.argmin()} does not say which step it is; repair or remove it")
+        return step
+
+    def episode_ids(self) -> np.ndarray | None:
+        """``[rows]`` the episode of each row, if the table has it."""
+        if "episode" not in self.chosen:
+            return None
+        names = self.chosen["episode"]
+        ids = single(self.table[names[0]], f"{self.where}: episode")
+        if len(names) > 1:
+            raise UserError(f"{self.where}: one column tells episodes apart, not {len(names)}")
+        blank = _blank(ids)
+        if blank.any():
+            raise UserError(
+                f"{self.where}: row {blank.argmax()} does not say which episode it is of; repair or remove it"
+            )
+        return ids.astype(str) if ids.dtype.kind == "O" else ids
+
+
 def _episodes(
     table: Mapping[str, np.ndarray], chosen: Columns, obs_keys: Sequence[str] | None, where: str
 ) -> Iterator[Steps]:
-    if len(lengths := {name: len(column) for name, column in table.items()}) and len(set(lengths.values())) > 1:
-        raise UserError(f"{where}: unequal lengths: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
-    rows = len(next(iter(table.values())))
-    if not rows:
-        raise NoSteps(f"{where} is empty: it has no rows")
-
-    def numbers(names: Sequence[str]) -> np.ndarray:
-        columns = [_as_numbers(table[name]) for name in names]
-        for name, column in zip(names, columns, strict=True):
-            if column.dtype.kind not in "biuf":
-                raise UserError(f"{where}: column {name} must be numbers, but row {_first_non_number(column)}")
-        if len(names) == 1:
-            return columns[0]
-        return np.concatenate([column.reshape(rows, -1) for column in columns], 1)
-
-    def parts(field: str) -> Tree:
-        named = {name.partition(".")[2]: numbers(of) for name, of in chosen.items() if name.partition(".")[0] == field}
-        return named or None
-
-    def flags(field: str, blank: int = 0) -> np.ndarray:
-        if field not in chosen:
-            return np.zeros(rows, bool)
-        column = single(numbers(chosen[field]), f"{where}: {field}")
-        if column.dtype.kind == "f":
-            column = np.nan_to_num(column, nan=blank)  # a blank cell marks nothing
-        return as_flags(column, f"{where}: {field}")
-
-    def counted_steps() -> np.ndarray:
-        step = single(numbers(chosen["step"]), f"{where}: step")
-        if not (known := np.isfinite(step)).all():
-            raise UserError(f"{where}: row {known.argmin()} does not say which step it is; repair or remove it")
-        return step
-
-    obs, next_obs, action = parts("obs"), parts("next_obs"), numbers(chosen["action"])
+    reader = _Reader(table, chosen, where)
+    obs, next_obs, action = reader.parts("obs"), reader.parts("next_obs"), reader.numbers("action")
     require_filled(where, dict(actions=action))  # an action of no numbers would look like a missing one
-    if next_obs and next_obs.keys() == obs.keys():
+    if next_obs.keys() == obs.keys():
         next_obs = {name: next_obs[name] for name in obs}
-    log_prob = single(numbers(chosen["log_prob"]), f"{where}: log_prob") if "log_prob" in chosen else None
-    reward = numbers(chosen["reward"]) if "reward" in chosen else np.zeros(rows, np.float32)
-    terminated, cut = flags("terminated"), flags("truncated")
-    if chosen.get("terminated", [""])[0] in END:  # marks any end, which is terminal unless truncated
-        terminated = terminated & ~cut
-    ends = terminated | cut | flags("last")
-    if "mask" in chosen:
-        terminated = ~flags("mask", blank=1)
-        # a truncation in a terminal row would mean that truncations mark ends of any kind
-        if not chosen.keys() & {"episode", "step", "terminated", "last"} and not (terminated & cut).any():
-            ends = ends | terminated
-    order, change = np.arange(rows), np.zeros(rows, bool)
-    if "episode" in chosen:
-        ids = single(table[chosen["episode"][0]], f"{where}: episode")
-        if len(chosen["episode"]) > 1:
-            raise UserError(f"{where}: one column tells episodes apart, not {len(chosen['episode'])}")
-        _, first, number = np.unique(_episode_ids(ids, where), return_index=True, return_inverse=True)
-        number = np.argsort(np.argsort(first))[number]  # in the order in which they begin
-        step = counted_steps() if "step" in chosen else None
-        order = np.lexsort([number] if step is None else [step, number])
-        number = number[order]
-        change[:-1] = number[1:] != number[:-1]
-        if step is not None:
-            twice = ~change[:-1] & (step[order][1:] == step[order][:-1])
-            if twice.any():
-                one, other = order[(at := int(twice.argmax())) : at + 2]
-                raise UserError(
-                    f"{where}: rows {one} and {other} are of one episode, {ids[one]}, and of one step, {step[one]}:"
-                    " give every episode an id of its own, or say with --columns what the steps are, or leave them out"
-                )
-    elif "step" in chosen:
-        step = counted_steps()
-        change[:-1] = step[1:] <= step[:-1]
-    change[-1] = True
+    log_prob = reader.single("log_prob") if "log_prob" in chosen else None
+    reward = reader.single("reward") if "reward" in chosen else np.zeros(reader.rows, np.float32)
+    terminated, ends = _terminals_and_ends(reader)
+    ids = reader.episode_ids()
+    order, change = _order(reader, ids)
     bounds = ends[order] | change
     # an end marked at the last step moves to the row after it, if that row only holds the final observation
     moved = bounds & ~change & np.r_[_missing_actions(action)[order][1:], False]
-    bounds[moved] = False
-    bounds[1:] |= moved[:-1]
-    ended = (ends | terminated)[order] | np.r_[False, moved[:-1]]
-    reward, finals = single(reward, f"{where}: reward"), np.flatnonzero(bounds)
+    after = np.r_[False, moved[:-1]]
+    ended = (ends | terminated)[order] | after
+    finals = np.flatnonzero((bounds & ~moved) | after)
     whole = len(chosen["action"]) == 1 and _is_whole(table[chosen["action"][0]])
-    for place, (begin, end) in enumerate(zip(np.r_[0, finals[:-1] + 1], finals, strict=True)):
+    for number, (begin, end) in enumerate(zip(np.r_[0, finals[:-1] + 1], finals, strict=True)):
         at = order[begin : end + 1]
-
-        def seen(tree: Tree, at: np.ndarray = at) -> Tree:
-            return tree and observed({key: part[at] for key, part in tree.items()}, obs_keys, where)
-
-        logs = None if log_prob is None else log_prob[at]
-        steps = Steps(seen(obs), action[at], reward[at], terminated[at], seen(next_obs), f"episode {place}", at, logs)
-        if "episode" in chosen:
+        shown, following = (
+            observed({name: part[at] for name, part in tree.items()}, obs_keys, where) if tree else None
+            for tree in (obs, next_obs)
+        )
+        steps = Steps(shown, action[at], reward[at], terminated[at], following, f"episode {number}", at)
+        if log_prob is not None:
+            steps = steps._replace(log_prob=log_prob[at])
+        if ids is not None:
             steps = steps._replace(episode=str(ids[at[-1]]), ended=bool(ended[end]))
         steps = _without_end(steps)
         if whole and not np.isnan(steps.action).any():
             steps = steps._replace(action=steps.action.astype(np.int64))
         yield steps
+
+
+def _terminals_and_ends(reader: _Reader) -> tuple[np.ndarray, np.ndarray]:
+    """``[rows]`` bool each, the terminal rows, and those that are marked as the last of their episode."""
+    chosen = reader.chosen
+    terminated, truncated = reader.flags("terminated"), reader.flags("truncated")
+    if chosen.get("terminated", [""])[0] in END:  # marks any end, which is terminal unless truncated
+        terminated = terminated & ~truncated
+    ends = terminated | truncated | reader.flags("last")
+    if "mask" not in chosen:
+        return terminated, ends
+    terminated = ~reader.flags("mask", blank=1)
+    others = bool(chosen.keys() & {"episode", "step", "terminated", "last"})
+    return terminated, ends | terminated if masks_mark_ends(terminated, truncated, others) else ends
+
+
+def _order(reader: _Reader, ids: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The rows ``[rows]`` in order, episode after episode; and ``[rows]`` bool, where the row at that place is the last
+    one of its episode by its id, or else by its step.
+
+    Raises:
+        UserError: two rows are the same step of an episode.
+    """
+    order, change, step = np.arange(reader.rows), np.zeros(reader.rows, bool), reader.steps()
+    change[-1] = True
+    if ids is None:
+        if step is not None:
+            change[:-1] = step[1:] <= step[:-1]
+        return order, change
+    _, first, number = np.unique(ids, return_index=True, return_inverse=True)
+    number = np.argsort(np.argsort(first))[number]  # in the order in which they begin
+    order = np.lexsort([number] if step is None else [step, number])
+    number = number[order]
+    change[:-1] = number[1:] != number[:-1]
+    if step is not None:
+        twice = ~change[:-1] & (step[order][1:] == step[order][:-1])
+        if twice.any():
+            one, other = order[(at := int(twice.argmax())) : at + 2]
+            raise UserError(
+                f"{reader.where}: rows {one} and {other} are of one episode, {ids[one]}, and of one step, {step[one]}:"
+                " give every episode an id of its own, or say with --columns what the steps are, or leave them out"
+            )
+    return order, change
 
 
 def _without_end(steps: Steps) -> Steps:
@@ -264,22 +311,6 @@ def _without_end(steps: Steps) -> Steps:
     return steps._replace(
         obs=obs, action=action[:-1], reward=reward[:-1], terminated=terminated, next_obs=next_obs, log_prob=log_prob
     )
-
-
-def _episode_ids(ids: np.ndarray, where: str) -> np.ndarray:
-    """The episode ids of the rows ``[N]``.
-
-    Raises:
-        UserError: a row has none.
-    """
-    blank = _blank(ids)
-    if ids.dtype.kind == "O":
-        ids = ids.astype(str)
-    if blank.any():
-        raise UserError(
-            f"{where}: row {np.flatnonzero(blank)[0]} does not say which episode it is of; repair or remove it"
-        )
-    return ids
 
 
 def _array_of(column: Any) -> np.ndarray:
@@ -330,7 +361,7 @@ def _blank(column: np.ndarray) -> np.ndarray:
 
 def _as_numbers(column: np.ndarray) -> np.ndarray:
     """A column of objects as floats, with NaN for missing values, if its values are numbers; else unchanged."""
-    if column.dtype.kind == "O" and not any(isinstance(value, str) and "_" in value for value in column.flat):
+    if column.dtype.kind == "O" and not _has_underscore(column.flat):
         with suppress(TypeError, ValueError):
             return np.where(_blank(column), None, column).astype(np.float64)
     return column
@@ -358,8 +389,13 @@ def _first_non_number(column: np.ndarray) -> str:
 def _is_number(value: Any) -> bool:
     with suppress(TypeError, ValueError):
         float(value)
-        return "_" not in str(value)
+        return not _has_underscore([str(value)])
     return False
+
+
+def _has_underscore(cells: Iterable[Any]) -> bool:
+    """Whether one of the cells is a word with an underscore. Python would read 1_5 as 15; here it is no number."""
+    return any(isinstance(cell, str) and "_" in cell for cell in cells)
 
 
 def _table(path: Path, wanted: Sequence[str], words: Collection[str] = ()) -> dict[str, Any]:
@@ -500,8 +536,8 @@ def _store(block: list[list[str]], blocks: list[list[np.ndarray]], as_written: S
 
 def _converted(cells: Sequence[str]) -> np.ndarray:
     """Cells as integers, as objects if some are blank, else as floats, with NaN for blank cells, else as booleans or
-    strings. Python would read 1_5 as 15; here it is a word."""
-    if any("_" in cell for cell in cells):
+    strings."""
+    if _has_underscore(cells):
         return np.array([cell.strip() for cell in cells])
     for kind in (int, float):
         with suppress(ValueError, OverflowError):

@@ -101,7 +101,7 @@ def _loaded(path: Path, entry: Entry) -> list[Finding]:
     """Why loading a dataset, or training on it without an environment, is refused, if no other check has found that;
     and what loading leaves out."""
     try:
-        data = load._read(path, entry, "lossless", Builder(str(path)))
+        data = load.read(path, entry, "lossless", Builder(str(path)))
         if entry.env is None:
             spec_of_data(data)
     except UserError as error:
@@ -188,7 +188,7 @@ def _with_next_rows(columns: _Columns) -> _Columns:
 
 def _kind_of_one(file: Path, entry: Entry) -> str:
     kind = formats.kind_of(file, entry.columns)
-    if kind not in formats.NAMES:
+    if kind not in formats.FORMATS:
         raise UserError(f"several files of this kind are validated one by one: name {file} alone")
     return kind
 

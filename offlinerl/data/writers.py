@@ -15,6 +15,7 @@ from offlinerl.data.columns import blocks
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.edit import chained
 from offlinerl.data.minari_writer import Sink
+from offlinerl.data.registry import LEROBOT
 from offlinerl.data.scales import mean_and_deviation
 from offlinerl.data.tables import parquet_reader
 from offlinerl.util.atomic import atomic_write
@@ -165,9 +166,6 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
         for name, content in dict(info=info, stats=stats, provenance=data.provenance).items():
             (temporary / "meta" / f"{name}.json").write_text(json.dumps(content, indent=1, default=str))
 
-
-LEROBOT = "meta/info.json"
-"""The file by which a folder is recognised as a LeRobot dataset."""
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 """Where LeRobot stores frames."""

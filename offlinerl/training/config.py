@@ -13,7 +13,7 @@ import yaml
 
 from offlinerl.data import registry
 from offlinerl.data.registry import Entry
-from offlinerl.data.rewards import REWARDS
+from offlinerl.data.rewards import RULES
 from offlinerl.util import paths
 from offlinerl.util.errors import UserError
 from offlinerl.util.settings import Config, make, plain, require_known, setting, settings_of
@@ -72,7 +72,7 @@ class EpisodesConfig(TrainConfig):
     terminal_ends: bool = setting(False, "treat every end of an episode as terminal: no value is bootstrapped after it")
     reward: str | None = setting(
         None, "rule that transforms the rewards; some agents are tuned to its scale; null: the dataset's own rule",
-        choices=(*REWARDS,),
+        choices=RULES,
     )  # fmt: skip
     table: str = setting(
         "auto", "where the dataset is kept; disk: in files that are written once; auto: on disk if memory is short",
