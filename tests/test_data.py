@@ -268,6 +268,18 @@ def test_sums_and_windows_stop_where_the_successor_is_not_the_next_row():
     assert rows.starts.tolist() == [0, 2, 4]
 
 
+def test_returns_and_whole_episodes_end_at_a_terminal_step_in_the_middle():
+    """An episode of AntMaze continues after the goal, and what it earns there no policy can."""
+    data = table([1, 1, 1, 1, 1, 1, 5, 5], [0, 0, 1, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0, 0, 1])
+    rows = Table(data, Spec(1, 1, (-10.0,), (10.0,)), 1.0)
+    assert len(rows.starts) == 1
+    assert rows.to_go.tolist() == [3, 2, 1, 3, 2, 1, 10, 5]
+    window = rows.windows(torch.tensor([0, 3, 6]), 4)
+    assert window.mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 0, 0]]
+    assert window.step[:, 0].tolist() == [0, 3, 6] and window.to_go[0].tolist() == [3, 2, 1, 1]
+    assert EpisodeData(rows, (0,), batch_size=1).draw(1).last.flatten().tolist() == [0, 0, 1, 0, 0, 1, 0, 1]
+
+
 @pytest.mark.parametrize("by", [0.0, 1e-5])
 def test_a_stack_holds_each_frame_once_even_if_successors_are_rounded(by):
     """A successor that differs only by rounding from the next row's observation is not an additional frame."""

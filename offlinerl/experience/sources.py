@@ -115,8 +115,8 @@ class OfflineData(Source):
 
 
 class EpisodeData(OfflineData):
-    """Minibatches of whole episodes, ``[K, S, B, T, ...]``, in which ``last`` is 1 from an episode's last step on. T is
-    the length of the longest episode; shorter ones are padded with their last row.
+    """Minibatches of whole episodes, ``[K, S, B, T, ...]``, in which ``last`` is 1 in terminal steps, and from an
+    episode's last step on. T is the length of the longest episode; shorter ones are padded with their last row.
 
     The arguments are those of ``OfflineData``, with B episodes.
     """
@@ -126,7 +126,8 @@ class EpisodeData(OfflineData):
         starts, lengths = table.whole
         steps, final = torch.arange(int(lengths.max()), device=lengths.device), lengths[:, None] - 1
         self.rows = starts[:, None] + torch.minimum(steps, final)  # [episodes, T]
-        self.last = (steps >= final).float()
+        terminated = torch.from_numpy(np.array(table.terminated)).to(self.rows.device)[self.rows]
+        self.last = ((steps >= final) | terminated).float()
 
     def draw(self, updates: int | None = None) -> Batch:
         episodes = self.streams.integers(len(self.rows), (updates or self.piece, self.batch_size)).transpose(0, 1)

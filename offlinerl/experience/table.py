@@ -161,7 +161,7 @@ class Table(Rows):
     ):  # fmt: skip
         require_shapes(dataset, spec, stack)
         self.gamma, self.n_step, self.stack = gamma, n_step, stack
-        self.reward = dataset.reward
+        self.reward, self.terminated = dataset.reward, dataset.terminated
         own = dataset.episode_starts, dataset.episode_lengths
         if len(dataset.leaps):
             last = np.array(dataset.last)
@@ -219,14 +219,14 @@ class Table(Rows):
         return self.starts[number], self.starts[number] + self.lengths[number] - 1
 
     def windows(self, rows: Tensor, length: int) -> Window:
-        """The steps of an episode from rows ``[...]`` on, fields ``[..., T, ...]``. Past the end of the episode, its
-        last row is repeated and the mask is 0.
+        """The steps of an episode from rows ``[...]`` on, fields ``[..., T, ...]``. Past the end of the episode, or a
+        terminal step in its middle, the last row is repeated and the mask is 0.
 
         Args:
             rows: where the windows begin.
             length: T.
         """
-        first, final = self.episode(rows)
+        first, final = self.episode(rows)[0], self.final[rows]
         steps = rows.unsqueeze(-1) + torch.arange(length, device=rows.device)  # [..., T]
         at = torch.minimum(steps, final.unsqueeze(-1))
         flat = at.flatten()
@@ -235,13 +235,23 @@ class Table(Rows):
         return Window(obs, action, reward, self.to_go[at], at - first.unsqueeze(-1), (steps == at).float())
 
     @property
+    def final(self) -> Tensor:
+        """``[R]``, the first row from each on that is terminal or the last of its episode: an episode may continue
+        after a terminal step, as in AntMaze, and nothing that follows it counts in its return."""
+        if not hasattr(self, "_final"):
+            ends = torch.from_numpy(np.array(self.terminated)).to(self.starts.device)
+            ends[self.starts + self.lengths - 1] = True
+            places = torch.where(ends, torch.arange(len(ends), device=ends.device), len(ends))
+            self._final = places.flip(0).cummin(0).values.flip(0)
+        return self._final
+
+    @property
     def to_go(self) -> Tensor:
-        """``[R]`` return to go: the sum of the rewards from each row to the end of its episode."""
+        """``[R]`` return to go: the sum of the rewards from each row to ``final``."""
         if not hasattr(self, "_to_go"):
             reward = torch.from_numpy(np.array(self.reward)).to(self.starts.device)
             total = reward.double().cumsum(0)
-            _, final = self.episode(torch.arange(len(self), device=total.device))
-            self._to_go = (total[final] - total).float() + reward
+            self._to_go = (total[self.final] - total).float() + reward
         return self._to_go
 
     def goals(self, rows: Tensor, uniform: Tensor) -> Tree:
