@@ -291,7 +291,7 @@ def agent_for(
             agent.frozen.posterior.load_state_dict({name: w[:1] for name, w in vae.posterior.state_dict().items()})
         if about.get("init"):
             had = checkpoint.load_weights(agent, Path(about["init"]))
-            if differs := task.difference(Task(**{"env": None, **had}), spec):
+            if differs := task.difference(Task(**had), spec):
                 what, own, its = differs
                 raise UserError(
                     f"the checkpoint {about['init']} has the {what} in the order {', '.join(its)}, and this run in the"
