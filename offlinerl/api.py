@@ -103,33 +103,11 @@ def fit(
             raise WrongUsage(f"--resume keeps a run's own settings: leave out {', '.join(given)}")
         settings, entry, changes = settings_of_run(Path(resume), agent_name, dataset, where, over or {})
         with held(Path(resume)):
-            from offlinerl.training.build import build
-            from offlinerl.training.result import FitResult
-            from offlinerl.util.device import pick_device
-            from offlinerl.util.threads import threads_for
-
-            with threads_for(threads, settings["train"]["devices"]):
-                run = build(settings, entry, pick_device(device), Path(resume))
-                run.restore()
-                if changes:
-                    settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
-                    _say_of_schedule(run, changes)
-                write_config(run.folder, settings)
-                return FitResult(run.folder, run.train(), run.agent)
+            return _trained(settings, entry, Path(resume), device, threads, changes=changes)
     settings, entry = settings_for(
-        agent_name,
-        dataset,
-        where,
-        seeds,
-        file,
-        over,
-        obs_keys,
-        limits,
-        init,
-        actions=actions,
-        columns=columns,
+        agent_name, dataset, where, seeds, file, over, obs_keys, limits, init, actions=actions, columns=columns,
         subset=subset,
-    )
+    )  # fmt: skip
     about = settings["fit"]
     short = about["agent"].rpartition(":")[2].rpartition(".")[2]
     stem = Path("runs") / f"{short}-{entry.name.replace('/', '-')}"
@@ -141,17 +119,40 @@ def fit(
         folder, made = next(filter(make, numbered(stem))), True
     with held(folder, made):
         _require_free(folder)  # another run may have used it before the lock
-        from offlinerl.training.build import build
-        from offlinerl.training.result import FitResult
-        from offlinerl.util.device import pick_device
-        from offlinerl.util.threads import threads_for
+        return _trained(settings, entry, folder, device, threads, columns_given=columns is not None)
 
-        with threads_for(threads, settings["train"]["devices"]):
-            run = build(settings, entry, pick_device(device), folder)
-            if columns is not None and entry.columns:
-                remember(entry.path, entry.columns)
-            write_config(folder, settings)
-            return FitResult(folder, run.train(), run.agent)
+
+def _trained(
+    settings: dict[str, Any],
+    entry: registry.Entry,
+    folder: Path,
+    device: str,
+    threads: int | None,
+    changes: Mapping[str, Any] | None = None,
+    columns_given: bool = False,
+) -> FitResult:
+    """Build a run and train it to the end.
+
+    Args:
+        changes: of a run to resume; see ``settings_of_run``. None: the run is new.
+        columns_given: whether to remember the columns of a table that the run could load.
+    """
+    from offlinerl.training.build import build
+    from offlinerl.training.result import FitResult
+    from offlinerl.util.device import pick_device
+    from offlinerl.util.threads import threads_for
+
+    with threads_for(threads, settings["train"]["devices"]):
+        run = build(settings, entry, pick_device(device), folder)
+        if changes is not None:
+            run.restore()
+        if changes:
+            settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
+            _say_of_schedule(run, changes)
+        if columns_given and entry.columns:
+            remember(entry.path, entry.columns)
+        write_config(folder, settings)
+        return FitResult(folder, run.train(), run.agent)
 
 
 def _require_free(folder: Path) -> None:

@@ -95,6 +95,10 @@ def limits_of(args: argparse.Namespace) -> dict[str, Any]:
     return limits
 
 
+def reading_of(args: argparse.Namespace) -> dict[str, Any]:
+    return given(args, "obs_keys", "columns", "subset")
+
+
 def datasets_list(args: argparse.Namespace) -> None:
     from offlinerl.data import listing
 
@@ -140,19 +144,19 @@ def datasets_export(args: argparse.Namespace) -> None:
     registry.resolve(args.name)
     from offlinerl import dataset_commands
 
-    dataset_commands.export(args.name, args.file, args.overwrite, args.format, args.fps, **given(args, *READING))
+    dataset_commands.export(args.name, args.file, args.overwrite, args.format, args.fps, **reading_of(args))
 
 
 def datasets_merge(args: argparse.Namespace) -> None:
     from offlinerl import dataset_commands
 
-    dataset_commands.merge(args.names, args.out, args.overwrite, **given(args, *READING))
+    dataset_commands.merge(args.names, args.out, args.overwrite, **reading_of(args))
 
 
 def datasets_split(args: argparse.Namespace) -> None:
     from offlinerl import dataset_commands
 
-    dataset_commands.split(args.name, args.out, args.share, args.seed, args.overwrite, **given(args, *READING))
+    dataset_commands.split(args.name, args.out, args.share, args.seed, args.overwrite, **reading_of(args))
 
 
 def datasets_filter(args: argparse.Namespace) -> None:
@@ -161,11 +165,7 @@ def datasets_filter(args: argparse.Namespace) -> None:
         raise WrongUsage("filter needs a criterion, such as --min-return or --episodes")
     from offlinerl import dataset_commands
 
-    dataset_commands.some(args.name, args.out, asked, args.overwrite, **given(args, *READING))
-
-
-READING = ("obs_keys", "columns", "subset")
-"""Flags that say how to read a dataset."""
+    dataset_commands.some(args.name, args.out, asked, args.overwrite, **reading_of(args))
 
 
 def select(args: argparse.Namespace) -> None:
@@ -337,6 +337,9 @@ class Parser(argparse.ArgumentParser):
 
 SHARED: dict[str, dict[str, Any]] = {
     "name": dict(help="a name, a Minari id, a file or a folder"),
+    "--env": dict(metavar="ID", help="the environment it was collected in: a Gymnasium id or a name"),
+    "--seed": dict(type=whole, default=0, metavar="N", help="seed of all random numbers (default: 0)"),
+    "--save-every": dict(type=share, metavar="MINUTES", help="save at least this often (default: 5)"),
     "--agent-class": dict(metavar="MODULE:CLASS", help="the class of a checkpoint's agent, if it is your own"),
     "--eval-episodes": dict(type=count, metavar="N", help="episodes per evaluation during training"),
     "--final-episodes": dict(type=count, metavar="N", help="episodes of the evaluation of the last policy"),
@@ -365,10 +368,17 @@ SHARED: dict[str, dict[str, Any]] = {
     "--json": dict(type=Path, metavar="FILE", help="write the results to a file"),
     "--overwrite": dict(action="store_true", help="replace an existing file or dataset"),
 }  # fmt: skip
+"""Arguments that several commands have, and mean the same by."""
 
+LIMITS = (
+    "--max-episode-steps", "--action-range", "--pixels", "--fast-scene", "--frame-size", "--action-repeat", "--stack",
+)  # fmt: skip
+"""Flags about the environment; see ``limits_of``."""
 
-SEEING = ("--pixels", "--fast-scene", "--frame-size", "--action-repeat", "--stack")
-"""Flags about how an environment is observed."""
+READING = ("--obs-keys", "--columns", "--subset")
+"""Flags about how a dataset is read; see ``reading_of``."""
+
+TARGET = "an HDF5 file to write, or a Minari id"
 
 
 class AgentHelp(argparse.Action):
@@ -399,47 +409,34 @@ class AgentHelp(argparse.Action):
         parser.exit()
 
 
-def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="offlinerl", description="Offline reinforcement learning.")
-    top.add_argument("--version", action="version", version=f"offlinerl {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, function: Any, help: str, within: Any = commands, learner: str | None = None) -> Parser:
-        """Add a command. For one that may train an agent, ``learner`` is how the help refers to the agent."""
-        epilog = learner and (
-            f"--agent.KEY VALUE sets any setting of {learner}, and --train.KEY VALUE any setting of the training;"
-            f" see `offlinerl {name} AGENT --help`."
-        )
-        description = help[0].upper() + help[1:] + "."
-        added = within.add_parser(name, help=help, description=description, epilog=epilog, add_help=learner is None)
-        added.register("type", None, word)  # an empty path would be the current folder
-        added.register("type", Path, lambda text: Path(word(text)))
-        if learner:
-            added.add_argument(
-                "-h",
-                "--help",
-                action=AgentHelp,
-                nargs=0,
-                help="show this help, and the settings of AGENT if one is named",
-            )
-        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        added.set_defaults(function=function)
-        return added
-
-    p = command("fit", fit, "train an agent on a dataset or in an environment", learner="the agent")
-    p.add_argument(
-        "agent",
-        nargs="?",
-        help=f"{', '.join(agents.names())}; or your own as module:Class",
+def command(commands: Any, name: str, function: Any, help: str, learner: str | None = None) -> Parser:
+    """Add a command. For one that may train an agent, ``learner`` is how the help refers to the agent."""
+    epilog = learner and (
+        f"--agent.KEY VALUE sets any setting of {learner}, and --train.KEY VALUE any setting of the training;"
+        f" see `offlinerl {name} AGENT --help`."
     )
+    description = help[0].upper() + help[1:] + "."
+    p = commands.add_parser(name, help=help, description=description, epilog=epilog, add_help=learner is None)
+    p.register("type", None, word)  # an empty path would be the current folder
+    p.register("type", Path, lambda text: Path(word(text)))
+    if learner:
+        about = "show this help, and the settings of AGENT if one is named"
+        p.add_argument("-h", "--help", action=AgentHelp, nargs=0, help=about)
+    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    p.set_defaults(function=function)
+    return p
+
+
+def add_fit(commands: Any) -> None:
+    p = command(commands, "fit", fit, "train an agent on a dataset or in an environment", learner="the agent")
+    p.add_argument("agent", nargs="?", help=f"{', '.join(agents.names())}; or your own as module:Class")
     p.add_argument("--dataset", metavar="NAME", help="a name of `datasets list`, a Minari id, a file or a folder")
     p.add_argument("--env", metavar="ID", help="where to act: a Gymnasium id, a dataset's name, or none")
-    p.add_shared("--max-episode-steps", "--action-range", *SEEING, "--obs-keys", "--columns", "--subset")
+    p.add_shared(*LIMITS, *READING)
     p.add_argument(
-        "--actions",
-        choices=("discrete", "continuous"),
+        "--actions", choices=("discrete", "continuous"),
         help="kind of the dataset's actions, if no environment defines it",
-    )
+    )  # fmt: skip
     p.add_argument(
         "--seeds", type=seed_list, metavar="N,N", help="seeds to train at once, as in 0,1,2 or 0-4 (default: 0)"
     )
@@ -447,15 +444,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=count, metavar="N", help="environment steps, when training without a dataset")
     p.add_argument("--online-steps", type=count, metavar="N", help="then fine-tune in the environment for N steps")
     p.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
+        "--config", type=Path, metavar="FILE",
         help="settings that override the built-in ones, as in a run's config.yaml",
-    )
+    )  # fmt: skip
     p.add_shared("--batch")
     p.add_argument("--eval-every", type=count, metavar="N", help="updates or steps between evaluations")
-    p.add_shared("--eval-episodes", "--final-episodes")
-    p.add_argument("--save-every", type=share, metavar="MINUTES", help="save at least this often (default: 5)")
+    p.add_shared("--eval-episodes", "--final-episodes", "--save-every")
     p.add_argument(
         "--log-every", type=count, metavar="N", help="updates or steps between rows of metrics (default: 500)"
     )
@@ -470,27 +464,26 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one below runs/)")
     p.add_argument("--resume", type=Path, metavar="DIR", help="resume the run in this folder")
 
+
+def add_collect(commands: Any) -> None:
     about = "collect a dataset with an agent, a checkpoint, random or scripted"
-    p = command("collect", collect, about, learner="a learning agent")
+    p = command(commands, "collect", collect, about, learner="a learning agent")
     p.add_argument(
         "source", help="an agent, which learns while it collects; a checkpoint or a run; random; or scripted"
     )
     p.add_shared("--agent-class")
     p.add_argument("--env", required=True, metavar="ID", help="where to act: a Gymnasium id or a dataset's name")
-    p.add_shared("--max-episode-steps", "--action-range", *SEEING)
+    p.add_shared(*LIMITS)
     p.add_argument("--dataset", required=True, metavar="ID", help="id of the new dataset, (namespace/)name-vN")
     p.add_shared("--obs-keys")
     length = p.add_mutually_exclusive_group()
     length.add_argument("--steps", type=count, metavar="N", help="environment steps to take")
     length.add_argument("--episodes", type=count, metavar="N", help="episodes to collect, if the source does not learn")
     p.add_argument(
-        "--noise",
-        type=share,
-        default=0.0,
-        metavar="SIGMA",
+        "--noise", type=share, default=0.0, metavar="SIGMA",
         help="standard deviation of noise added to a checkpoint's or script's actions",
-    )
-    p.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of all random numbers (default: 0)")
+    )  # fmt: skip
+    p.add_shared("--seed")
     p.add_argument("--envs", type=count, metavar="E", help="number of parallel environments")
     p.add_argument("--workers", type=count, metavar="N", help="Ray processes that act for a learning agent")
     p.add_argument(
@@ -501,16 +494,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config", type=Path, metavar="FILE", help="settings of the agent that override the built-in ones")
     p.add_shared("--batch")
     p.add_argument("--eval-every", type=count, metavar="N", help="steps between evaluations of the agent")
-    p.add_shared("--eval-episodes", "--final-episodes")
-    p.add_argument("--save-every", type=share, metavar="MINUTES", help="save at least this often (default: 5)")
-    p.add_shared("--threads", "--compile", "--device")
+    p.add_shared("--eval-episodes", "--final-episodes", "--save-every", "--threads", "--compile", "--device")
     p.add_argument("--out", type=Path, metavar="DIR", help="working folder (default: below runs/)")
 
-    p = command("evaluate", evaluate, "evaluate the policies in a checkpoint")
+
+def add_evaluate(commands: Any) -> None:
+    p = command(commands, "evaluate", evaluate, "evaluate the policies in a checkpoint")
     p.add_argument("checkpoint", type=Path, help="a checkpoint, such as runs/xql-kitchen/last.ckpt, or a run's folder")
     p.add_shared("--agent-class")
     p.add_argument("--env", metavar="ID", help="an environment other than the checkpoint's own")
-    p.add_shared("--max-episode-steps", "--action-range", *SEEING)
+    p.add_shared(*LIMITS)
     p.add_argument("--episodes", type=count, default=50, metavar="N", help="episodes per policy (default: 50)")
     p.add_argument("--seed", type=whole, default=0, metavar="N", help="reset seed of the first episode (default: 0)")
     p.add_argument(
@@ -518,83 +511,103 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_shared("--json", "--device")
 
+
+def add_datasets(commands: Any) -> None:
     nested = commands.add_parser("datasets", help="list, show, validate and make datasets")
     within = nested.add_subparsers(dest="action", required=True, metavar="ACTION")
-    command("list", datasets_list, "list the datasets by name", within)
-    p = command("show", datasets_show, "describe a dataset and draw a picture of it", within)
-    p.add_shared("name", "--obs-keys", "--columns", "--subset")
+    command(within, "list", datasets_list, "list the datasets by name")
+    for add in (
+        add_datasets_show, add_datasets_validate, add_datasets_generate, add_datasets_import,
+        add_datasets_export, add_datasets_merge, add_datasets_split, add_datasets_filter,
+    ):  # fmt: skip
+        add(within)
+
+
+def add_datasets_show(commands: Any) -> None:
+    p = command(commands, "show", datasets_show, "describe a dataset and draw a picture of it")
+    p.add_shared("name", *READING)
     drawn = "file of the picture, also .pdf or .svg (default: NAME.png, or NAME-2.png ... if that is another picture)"
     p.add_argument("--png", type=Path, metavar="FILE", help=drawn)
     p.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, or - to print them")
-    p = command("validate", datasets_validate, "check a dataset for faults; exit status 1 if it has any", within)
-    p.add_shared("name")
-    p.add_argument("--env", metavar="ID", help="the environment it was collected in: a Gymnasium id or a name")
-    p.add_shared("--obs-keys", "--columns", "--subset")
-    p = command("generate", datasets_generate, "make a dataset from its recipe", within)
+
+
+def add_datasets_validate(commands: Any) -> None:
+    p = command(commands, "validate", datasets_validate, "check a dataset for faults; exit status 1 if it has any")
+    p.add_shared("name", "--env", *READING)
+
+
+def add_datasets_generate(commands: Any) -> None:
+    p = command(commands, "generate", datasets_generate, "make a dataset from its recipe")
     p.add_argument("name", help="a recipe, such as kitchen or hopper-medium")
     length = p.add_mutually_exclusive_group()
     length.add_argument("--size", type=count, metavar="N", help="number of transitions (default: the recipe's)")
     length.add_argument("--episodes", type=count, metavar="N", help="only the first N demonstrations")
     p.add_argument(
-        "--split",
-        choices=("train", "heldout"),
-        default="train",
+        "--split", choices=("train", "heldout"), default="train",
         help="training or held-out episodes, a tenth as many (default: train)",
-    )
+    )  # fmt: skip
     p.add_argument("--workers", type=count, metavar="N", help="worker processes (default: one per core)")
     p.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: the cache)")
     p.add_argument("--resume", action="store_true", help="resume an interrupted generation")
     p.add_shared("--overwrite")
-    p = command("import", datasets_import, "install a file as a Minari dataset", within)
+
+
+def add_datasets_import(commands: Any) -> None:
+    p = command(commands, "import", datasets_import, "install a file as a Minari dataset")
     p.add_argument("file", type=Path, help="a file or a folder in any supported format")
     p.add_argument("id", help="id of the new dataset, (namespace/)name-vN")
-    p.add_argument("--env", metavar="ID", help="the environment it was collected in: a Gymnasium id or a name")
-    p.add_shared("--obs-keys", "--columns", "--subset", "--overwrite")
-    more = ("--obs-keys", "--columns", "--subset", "--overwrite")
-    p = command("export", datasets_export, "write a dataset in the format of D4RL, robomimic or LeRobot", within)
+    p.add_shared("--env", *READING, "--overwrite")
+
+
+def add_datasets_export(commands: Any) -> None:
+    p = command(commands, "export", datasets_export, "write a dataset in the format of D4RL, robomimic or LeRobot")
     p.add_shared("name")
     p.add_argument("file", type=Path, help="the HDF5 file to write, or a folder for LeRobot")
     p.add_argument("--format", choices=("d4rl", "robomimic", "lerobot"), default="d4rl", help="(default: d4rl)")
     p.add_argument("--fps", type=share, metavar="N", help="steps per second for LeRobot (default: the dataset's own)")
-    p.add_shared(*more)
+    p.add_shared(*READING, "--overwrite")
 
-    target = "an HDF5 file to write, or a Minari id"
-    p = command("merge", datasets_merge, "merge the episodes of several datasets", within)
+
+def add_datasets_merge(commands: Any) -> None:
+    p = command(commands, "merge", datasets_merge, "merge the episodes of several datasets")
     p.add_argument("names", nargs="+", metavar="NAME", help="names, Minari ids, files or folders")
-    p.add_argument("--out", required=True, metavar="TARGET", help=target)
-    p.add_shared(*more)
-    p = command("split", datasets_split, "split the episodes of a dataset at random", within)
+    p.add_argument("--out", required=True, metavar="TARGET", help=TARGET)
+    p.add_shared(*READING, "--overwrite")
+
+
+def add_datasets_split(commands: Any) -> None:
+    p = command(commands, "split", datasets_split, "split the episodes of a dataset at random")
     p.add_shared("name")
-    p.add_argument("--out", required=True, nargs=2, metavar="TARGET", help=f"for each part, {target}")
+    p.add_argument("--out", required=True, nargs=2, metavar="TARGET", help=f"for each part, {TARGET}")
     p.add_argument(
-        "--share",
-        type=fraction,
-        default=0.9,
-        metavar="X",
+        "--share", type=fraction, default=0.9, metavar="X",
         help="fraction of the episodes in the first part (default: 0.9)",
-    )
+    )  # fmt: skip
     p.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of the random split (default: 0)")
-    p.add_shared(*more)
-    p = command("filter", datasets_filter, "keep some of the episodes of a dataset", within)
+    p.add_shared(*READING, "--overwrite")
+
+
+def add_datasets_filter(commands: Any) -> None:
+    p = command(commands, "filter", datasets_filter, "keep some of the episodes of a dataset")
     p.add_shared("name")
-    p.add_argument("--out", required=True, metavar="TARGET", help=target)
+    p.add_argument("--out", required=True, metavar="TARGET", help=TARGET)
     p.add_argument("--min-return", type=float, metavar="R", help="minimum return")
     p.add_argument("--max-return", type=float, metavar="R", help="maximum return")
     p.add_argument(
-        "--top",
-        type=fraction,
-        metavar="X",
+        "--top", type=fraction, metavar="X",
         help="fraction with the highest returns, of the episodes that pass the other filters",
-    )
+    )  # fmt: skip
     p.add_argument("--min-length", type=count, metavar="N", help="minimum length, in steps")
     p.add_argument("--max-length", type=count, metavar="N", help="maximum length, in steps")
     p.add_argument(
         "--success", action=argparse.BooleanOptionalAction, help="episodes that received the higher of two rewards"
     )
     p.add_argument("--episodes", type=numbers, metavar="N-N,N", help="episode numbers, counted from 0, as in 0-9,12")
-    p.add_shared(*more)
+    p.add_shared(*READING, "--overwrite")
 
-    p = command("select", select, "rank the policies of runs, on their dataset or by a few episodes")
+
+def add_select(commands: Any) -> None:
+    p = command(commands, "select", select, "rank the policies of runs, on their dataset or by a few episodes")
     p.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="runs, folders of runs or checkpoints, all of one task"
     )
@@ -618,13 +631,15 @@ def parser() -> argparse.ArgumentParser:
         "--terminal-ends", action="store_true", default=None,
         help="treat every end of an episode as terminal: no value is bootstrapped after it",
     )  # fmt: skip
-    p.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of all random numbers (default: 0)")
+    p.add_shared("--seed")
     p.add_argument(
         "--png", type=Path, metavar="FILE", help="plot the expected performance by the number of policies tried"
     )
     p.add_shared("--json", "--device", "--agent-class")
 
-    p = command("report", report, "compare runs: which agent is best, and how certain that is")
+
+def add_report(commands: Any) -> None:
+    p = command(commands, "report", report, "compare runs: which agent is best, and how certain that is")
     p.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs, or folders that contain some"
     )
@@ -633,7 +648,10 @@ def parser() -> argparse.ArgumentParser:
         help="folder for report.html, report.md, pictures (PNG, PDF, SVG) and tables (CSV, LaTeX) (default: none)",
     )  # fmt: skip
 
-    p = command("export", export, "export a policy for other programs, or as a file with only what acting needs")
+
+def add_export(commands: Any) -> None:
+    about = "export a policy for other programs, or as a file with only what acting needs"
+    p = command(commands, "export", export, about)
     p.add_argument(
         "checkpoint", type=Path, help="a checkpoint, such as runs/sac-Hopper-v5/last.ckpt, or a run's folder"
     )
@@ -643,45 +661,51 @@ def parser() -> argparse.ArgumentParser:
         "--torchscript", type=Path, metavar="FILE", help="a graph that torch.jit.load reads, also in C++"
     )
     kinds.add_argument(
-        "--safetensors",
-        type=Path,
-        metavar="FILE",
+        "--safetensors", type=Path, metavar="FILE",
         help="a file for evaluate and collect that records how the policy was trained",
-    )
+    )  # fmt: skip
     p.add_argument(
-        "--seed",
-        type=whole,
-        metavar="N",
+        "--seed", type=whole, metavar="N",
         help="seed of the policy (default: the first); if a setting has several values, also --agent.KEY X",
-    )
+    )  # fmt: skip
     p.add_argument(
-        "--episodes",
-        type=count,
-        metavar="N",
+        "--episodes", type=count, metavar="N",
         help="episodes to measure the return of a --safetensors policy (default: 100)",
-    )
+    )  # fmt: skip
     p.add_shared("--agent-class", "--device", "--overwrite")
 
-    p = command("sweep", sweep, "train every combination of agents, datasets and settings in parallel")
+
+def add_sweep(commands: Any) -> None:
+    p = command(commands, "sweep", sweep, "train every combination of agents, datasets and settings in parallel")
     p.add_argument(
-        "file",
-        type=Path,
+        "file", type=Path,
         help="YAML file with agents, datasets, env, seeds, each, together, agent, train, cpus, gpus, out",
-    )
+    )  # fmt: skip
     p.add_argument(
         "--ray-address", metavar="ADDRESS", help="run the trainings on a cluster: auto or HOST:PORT (default: here)"
     )
 
-    p = command("benchmark", benchmark, "measure updates/s, their limit, Lightning's overhead and loading")
+
+def add_benchmark(commands: Any) -> None:
+    p = command(commands, "benchmark", benchmark, "measure updates/s, their limit, Lightning's overhead and loading")
     p.add_argument("agent", nargs="?", default="xql", help="xql, iql, bc ... (default: xql)")
     p.add_argument("--batch", type=count, default=256, metavar="N", help="transitions per gradient step (default: 256)")
     p.add_argument(
-        "--seeds",
-        type=seed_list,
-        metavar="N,N",
+        "--seeds", type=seed_list, metavar="N,N",
         help="seeds to train at once, as in 0,1,2 (default: 0; on a GPU also 5 and 20 seeds)",
-    )
+    )  # fmt: skip
     p.add_shared("--device", "--threads", "--json")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(prog="offlinerl", description="Offline reinforcement learning.")
+    top.add_argument("--version", action="version", version=f"offlinerl {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (
+        add_fit, add_collect, add_evaluate, add_datasets, add_select, add_report, add_export, add_sweep,
+        add_benchmark,
+    ):  # fmt: skip
+        add(commands)
     return top
 
 

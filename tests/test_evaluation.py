@@ -7,7 +7,8 @@ import torch
 
 from offlinerl import agents
 from offlinerl.agents.bc import BC
-from offlinerl.envs.make import Pool, make, spec_of
+from offlinerl.envs.make import make, spec_of
+from offlinerl.envs.pool import Pool
 from offlinerl.evaluation.evaluate import evaluate
 from offlinerl.evaluation.statistics import bootstrap
 from offlinerl.evaluation.task import Task

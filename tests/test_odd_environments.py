@@ -21,8 +21,9 @@ from offlinerl.agents import checkpoint
 from offlinerl.cli import main
 from offlinerl.data.load import load
 from offlinerl.envs import checks
-from offlinerl.envs.make import Pool, make, native_action, spec_of
+from offlinerl.envs.make import make, native_action, spec_of
 from offlinerl.envs.pixels import Stacked
+from offlinerl.envs.pool import Pool
 from offlinerl.evaluation.video import frames_per_second
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError, command
@@ -632,7 +633,7 @@ class Waiting(gym.Env):
 
 
 def test_threads_step_environments_only_as_long_as_they_are_faster(monkeypatch):
-    monkeypatch.setattr("offlinerl.envs.make.AGAIN", 20)
+    monkeypatch.setattr("offlinerl.envs.pool.AGAIN", 20)
     with closing(Pool({"id": made("Waiting-v0", Waiting)}, 4, threads=4)) as pool:
         pool.reset(dict.fromkeys(range(4), 0))
 

@@ -12,7 +12,8 @@ import pytest
 from offlinerl.cli import main
 from offlinerl.data import load
 from offlinerl.envs import make, pixels, rendering
-from offlinerl.envs.make import Pool, with_limits
+from offlinerl.envs.make import with_limits
+from offlinerl.envs.pool import Pool
 from offlinerl.evaluation import video
 from offlinerl.evaluation.task import Task
 from offlinerl.util.errors import UserError
@@ -257,7 +258,7 @@ def test_the_renderer_is_chosen_and_reported_once():
 def test_a_video_of_a_simulator_needs_no_screen():
     """The renderer is chosen before the episodes are played."""
     code = (
-        "import offlinerl\nfrom offlinerl.envs import rendering\nfrom offlinerl.envs.make import Pool\n"
+        "import offlinerl\nfrom offlinerl.envs import rendering\nfrom offlinerl.envs.pool import Pool\n"
         "from offlinerl.evaluation import video\n"
         "pool = Pool({'id': 'Hopper-v5'}, 1)\nassert video.choose_renderer(pool)\npool.close()\n"
         "pool = Pool({'id': 'Hopper-v5'}, 1, render_mode='rgb_array')\npool.reset({0: 0})\n"

@@ -16,7 +16,7 @@ import torch
 from offlinerl.agents.bc import BC
 from offlinerl.agents.td3 import TD3
 from offlinerl.data.load import load
-from offlinerl.envs.make import Pool
+from offlinerl.envs.pool import Pool
 from offlinerl.evaluation.evaluate import evaluate
 from offlinerl.evaluation.task import Task
 from offlinerl.evaluation.video import record_videos

@@ -21,7 +21,7 @@ import offlinerl
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.cli import main
-from offlinerl.envs.make import Pool
+from offlinerl.envs.pool import Pool
 from offlinerl.training.loop import Run
 from offlinerl.training.recorder import Recorder
 from offlinerl.util.atomic import write_json

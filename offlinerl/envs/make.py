@@ -1,4 +1,4 @@
-"""Makes environments from plain descriptions, and steps several side by side without false transitions."""
+"""Makes environments from plain descriptions."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import copy
 import importlib
 import json
 import math
-import statistics
 import sys
-import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,9 +20,7 @@ import numpy as np
 import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl.envs import atari, checks, control, pixels, robotics, spaces
 from offlinerl.types import Spec
-from offlinerl.util.cores import cores
-from offlinerl.util.errors import ActingFailed, UserError, first_line
-from offlinerl.util.trees import Tree
+from offlinerl.util.errors import UserError, first_line
 
 EXTRAS = {"ogbench": "manipulation"}
 """Packages that register environments, and the extras that install them."""
@@ -50,43 +44,9 @@ def make(
     Raises:
         UserError: the environment is unknown, lacks a dependency, or refuses its arguments.
     """
-    extra: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
-    drawn = env.get("pixels")
-    if drawn:
-        if "factory" in env:
-            raise UserError(f"the environment {env['id']} was given as an object: wrap it in Pixels yourself")
-        extra |= pixels.arguments(id_of(env), drawn)
-    if "render_mode" in extra and "factory" not in env:
-        extra |= _camera(env)
-    name = id_of(env) if "factory" not in env else ""
-    if name.startswith(atari.MINATAR) and "spec" not in env:
-        extra["max_episode_steps"] = atari.MINATAR_STEPS
-    if "max_episode_steps" in env:
-        extra["max_episode_steps"] = env["max_episode_steps"]
-    try:
-        made = _drawn(env, extra) if drawn else _made(env, extra)
-    except UserError:
-        raise
-    except Exception as error:  # user code may raise anything
-        name = env.get("id", "of the dataset")
-        if drawn and isinstance(error, TypeError):
-            raise UserError(f"{name} cannot be rendered in any size: leave out --pixels") from error
-        raise UserError(f"environment {name} cannot be made: {first_line(error)}") from error
-    if name.startswith(atari.MINATAR) and made.observation_space.dtype == bool:
-        made = atari.Planes(made)
-    shows = drawn and (name.startswith(atari.ALE) or pixels.is_image(made.observation_space))
-    if shows and (drawn["fast"] or drawn["camera"] is not None):
-        made.close()
-        raise UserError(f"{id_of(env)} returns images already: leave out --fast-scene, and any camera")
-    if drawn and name.startswith(atari.ALE):
-        made = atari.preprocessed(made, drawn["size"], drawn["repeat"])
-    elif drawn:
-        if made.has_wrapper_attr("renderer"):
-            raise UserError(f"{id_of(env)} returns images already: leave out --pixels")
-        if pixels.is_image(made.observation_space):
-            made = pixels.Resized(made, drawn["size"], drawn["repeat"])
-        else:
-            made = pixels.Pixels(made, drawn["size"], drawn["repeat"], drawn["fast"])
+    made = _created(env, arguments_of(env, render_mode))
+    if env.get("pixels"):
+        made = _as_pixels(made, env)
     if "action_range" in env:
         made = Bounded(made, *env["action_range"])
     if seen and not spaces.is_seen(made.observation_space):
@@ -94,12 +54,67 @@ def make(
     return pixels.Stacked(made, env["stack"]) if env.get("stack", 1) > 1 else made
 
 
-def _drawn(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:
+def arguments_of(env: Mapping[str, Any], render_mode: str | None) -> dict[str, Any]:
+    """The arguments that a description implies besides its own ``kwargs``: how to render, and the time limit."""
+    drawn = env.get("pixels")
+    if "factory" in env:  # its function takes no arguments
+        if drawn:
+            raise UserError(f"the environment {env['id']} was given as an object: wrap it in Pixels yourself")
+        return {}
+    arguments: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
+    if drawn:
+        arguments |= pixels.arguments(id_of(env), drawn)
+    if "render_mode" in arguments:
+        arguments |= _camera(env)
+    if "max_episode_steps" in env:
+        arguments["max_episode_steps"] = env["max_episode_steps"]
+    elif "spec" not in env and env["id"].startswith(atari.MINATAR):
+        arguments["max_episode_steps"] = atari.MINATAR_STEPS
+    return arguments
+
+
+def _created(env: Mapping[str, Any], arguments: Mapping[str, Any]) -> gym.Env:
+    """The environment with its own observations.
+
+    Raises:
+        UserError: for any error of the environment.
+    """
+    drawn = env.get("pixels")
+    try:
+        made = _drawn(env, arguments) if drawn else _made(env, arguments)
+    except UserError:
+        raise
+    except Exception as error:  # user code may raise anything
+        name = env.get("id", "of the dataset")
+        if drawn and isinstance(error, TypeError):
+            raise UserError(f"{name} cannot be rendered in any size: leave out --pixels") from error
+        raise UserError(f"environment {name} cannot be made: {first_line(error)}") from error
+    is_minatar = "factory" not in env and id_of(env).startswith(atari.MINATAR)
+    return atari.Planes(made) if is_minatar and made.observation_space.dtype == bool else made
+
+
+def _as_pixels(made: gym.Env, env: Mapping[str, Any]) -> gym.Env:
+    """The environment with images as observations: a game's screen, its own images resized, or rendered ones."""
+    name, how, shows = id_of(env), env["pixels"], pixels.is_image(made.observation_space)
+    is_game = name.startswith(atari.ALE)
+    if (is_game or shows) and (how["fast"] or how["camera"] is not None):
+        made.close()
+        raise UserError(f"{name} returns images already: leave out --fast-scene, and any camera")
+    if is_game:
+        return atari.preprocessed(made, how["size"], how["repeat"])
+    if made.has_wrapper_attr("renderer"):
+        raise UserError(f"{name} returns images already: leave out --pixels")
+    if shows:
+        return pixels.Resized(made, how["size"], how["repeat"])
+    return pixels.Pixels(made, how["size"], how["repeat"], how["fast"])
+
+
+def _drawn(env: Mapping[str, Any], arguments: Mapping[str, Any]) -> gym.Env:
     """An environment to be seen as images: one that renders in any size, or whose observations are images."""
     try:
-        return _made(env, extra)
+        return _made(env, arguments)
     except TypeError:
-        made = _made(env, {name: extra[name] for name in extra if name not in pixels.SIZE})
+        made = _made(env, {name: arguments[name] for name in arguments if name not in pixels.SIZE})
         if pixels.is_image(made.observation_space):
             return made
         raise
@@ -114,15 +129,15 @@ def _camera(env: Mapping[str, Any]) -> dict[str, Any]:
     return pixels.camera(id_of(env), asked)
 
 
-def _made(env: Mapping[str, Any], extra: Mapping[str, Any]) -> gym.Env:
+def _made(env: Mapping[str, Any], arguments: Mapping[str, Any]) -> gym.Env:
     """The environment itself, made with further arguments."""
     if "factory" in env:
         return _made_by(env)
     if "spec" in env:
-        made = gym.make(gym.envs.registration.EnvSpec.from_json(env["spec"]), **extra)
+        made = gym.make(gym.envs.registration.EnvSpec.from_json(env["spec"]), **arguments)
     else:
         register(env["id"])
-        made = gym.make(env["id"], **{**env.get("kwargs", {}), **extra}, disable_env_checker=True)
+        made = gym.make(env["id"], **{**env.get("kwargs", {}), **arguments}, disable_env_checker=True)
     if path := getattr(made.unwrapped, "tmp_xml_file_path", None):  # Gymnasium-Robotics' mazes leave it behind
         Path(path).unlink(missing_ok=True)
     return made
@@ -380,156 +395,3 @@ def native_action(space: gym.Space, action: np.ndarray) -> np.ndarray | int:
     if space.dtype.kind != "f":
         action = np.rint(action)
     return np.minimum(np.maximum(action, space.low), space.high).astype(space.dtype, copy=False)
-
-
-_TRIED: dict[str, gym.envs.registration.EnvSpec | None] = {}
-"""What was registered for an environment when it was found to be sound."""
-
-
-def _require_sound(env: Mapping[str, Any], obs_keys: Sequence[str] | None) -> None:
-    """Tries an environment, once per process, in an instance of its own, so that nothing is left of the trial."""
-    key, registered = json.dumps([plain(env), obs_keys]), gym.registry.get(env.get("id"))
-    if "factory" not in env and key in _TRIED and _TRIED[key] is registered:
-        return
-    with checks.closing(make(env, obs_keys)) as made:
-        spec = spec_of(made)
-        middle = native_action(made.action_space, np.zeros(1) if spec.num_actions else spec.action_mid)
-        checks.require_sound(native(made), middle)
-    _TRIED[key] = registered
-
-
-WORTHWHILE = 1e-3
-"""Seconds of work below which threads are not tried, because torch's own threads may still be spinning on their
-cores."""
-
-AGAIN = 1000
-"""Rounds after which the slower way, with or without threads, is tried for three more; it may have been slow only
-because the machine was busy."""
-
-
-class Pool:
-    """Several environments of ``make``, stepped side by side, by threads where that proves faster, as it does if a
-    simulator releases Python's lock.
-
-    Environments are reset only on request, so a next observation is always the true one.
-
-    Args:
-        env: what to make; for this, ``obs_keys`` and ``render_mode`` see ``make``.
-        size: number of environments.
-        threads: maximum number; by default the number of cores.
-    """
-
-    def __init__(
-        self,
-        env: Mapping[str, Any],
-        size: int,
-        obs_keys: Sequence[str] | None = None,
-        render_mode: str | None = None,
-        threads: int | None = None,
-    ):
-        _require_sound(env, obs_keys)
-        self.envs = [make(env, obs_keys, render_mode) for _ in range(size)]
-        self.spec, self.action_space = spec_of(self.envs[0]), self.envs[0].action_space
-        self.stack = env.get("stack", 1)
-        self.name, self._shape = spaces.name_of(self.envs[0]), spaces.shapes(self.envs[0].observation_space)
-        self._low, self._high = np.float32(self.spec.action_low), np.float32(self.spec.action_high)
-        self._seeds: dict[int, int] = {}
-        self._taken = [0] * size
-        self._workers = min(size, threads or cores())
-        self._threads = ThreadPoolExecutor(self._workers)
-        self._seconds = {threads: deque([0.0], maxlen=5) for threads in (False, True)}  # per job in the latest rounds
-        self._rounds = 0
-
-    def reset(self, seeds: Mapping[int, int]) -> dict[int, Tree]:
-        """Resets the environments numbered by the keys, with the values as seeds. Returns their observations.
-
-        Raises:
-            ActingFailed: an environment fails, or an observation is not finite.
-        """
-        return self._each(self._reset, seeds)
-
-    def step(self, actions: Mapping[int, np.ndarray]) -> dict[int, tuple]:
-        """Steps the environments numbered by the keys. Returns what each ``step`` returned, with plain Python numbers.
-
-        Raises:
-            ActingFailed: an environment fails, or an observation or a reward is not finite.
-        """
-        space, given = self.action_space, list(actions.values())
-        if isinstance(space, gym.spaces.Discrete):
-            taken = [native_action(space, action) for action in given]
-        else:  # all at once, which is much faster
-            taken = native_action(space, np.array(given)) if given else given
-        return self._each(self._step, dict(zip(actions, taken, strict=True)))
-
-    def _reset(self, i: int, seed: int) -> Tree:
-        self._seeds[i], self._taken[i] = seed, 0
-        return checks.observation(self.envs[i].reset(seed=seed)[0], self._shape)
-
-    def _step(self, i: int, action: np.ndarray | int) -> checks.Step:
-        self._taken[i] += 1
-        return checks.plain(self.envs[i].step(action), self._shape)
-
-    def _try(self, method: Callable[[int, Any], Any], i: int, given: Any) -> Any:
-        try:
-            return method(i, given)
-        except UserError:
-            raise
-        except Exception as error:  # user code may raise anything
-            raise self.blamed(i, error) from error
-
-    def blamed(self, i: int, error: Exception) -> ActingFailed:
-        """The error to raise for an error of environment i in its latest step or reset."""
-        step = self._taken[i]
-        when = f"in step {step} of the episode that was" if step else "when it is"
-        when = f"{when} reset with seed {self._seeds[i]}"
-        if isinstance(error, checks.Unsound):
-            return ActingFailed(f"{self.name} {error} {when}; fix the environment")
-        return ActingFailed(f"{self.name} fails {when} ({checks.described(error)}); --debug shows where")
-
-    @property
-    def endless(self) -> bool:
-        """Whether its episodes have no time limit."""
-        return limit_of(self.envs[0]) is None
-
-    def applied(self, action: np.ndarray) -> np.ndarray:
-        """An agent's actions ``[..., A]`` as they are applied: within their bounds, and rounded if the environment
-        takes integers."""
-        if self.spec.num_actions:
-            return action
-        inside = np.minimum(np.maximum(action, self._low), self._high)
-        return np.rint(inside) if self.spec.whole else inside
-
-    def _each(self, method: Callable[[int, Any], Any], given: Mapping[int, Any]) -> dict[int, Any]:
-        threads = self._with_threads(len(given))
-        began = time.perf_counter()
-        if threads:
-            items = list(given.items())
-            shares = [items[w :: self._workers] for w in range(self._workers)]
-            done = self._threads.map(lambda share: [(i, self._try(method, i, value)) for i, value in share], shares)
-            pairs = dict(pair for share in done for pair in share)
-            found = {i: pairs[i] for i in given}  # in the same order with and without threads
-        else:
-            found = {i: self._try(method, i, value) for i, value in given.items()}
-        self._seconds[threads].append((time.perf_counter() - began) / max(len(given), 1))
-        return found
-
-    def _with_threads(self, jobs: int) -> bool:
-        """Whether to use threads for this number of jobs."""
-        if self._workers == 1 or jobs < 2:
-            return False
-        alone = statistics.median(self._seconds[False])
-        if jobs * alone < WORTHWHILE:
-            return False
-        self._rounds += 1
-        return (statistics.median(self._seconds[True]) < alone) != (self._rounds % AGAIN < 3)
-
-    def close(self) -> None:
-        """Close every environment, also if one of them fails to.
-
-        Raises:
-            UserError: one fails.
-        """
-        self._threads.shutdown(cancel_futures=True)
-        with ExitStack() as each:
-            for env in self.envs:
-                each.callback(checks.close, env)

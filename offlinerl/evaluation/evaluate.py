@@ -14,7 +14,8 @@ from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.data import registry
 from offlinerl.envs.checks import Unsound, one
-from offlinerl.envs.make import LIMITS, Pool, side_by_side, with_limits
+from offlinerl.envs.make import LIMITS, side_by_side, with_limits
+from offlinerl.envs.pool import Pool
 from offlinerl.evaluation.statistics import Evaluation
 from offlinerl.evaluation.task import Task
 from offlinerl.evaluation.video import choose_renderer, record_videos
@@ -162,15 +163,14 @@ def evaluate_checkpoint(
     require_known(limits or {}, LIMITS, "limits have no entry")
     display, path = Display(), find_checkpoint(path)
     agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
-    if env is None and not (agent.task or {}).get("env"):
+    own = agent.task.get("env") or {}
+    if env is None and not own:
         raise UserError(f"the checkpoint {path} does not name its environment; name one with --env")
     task = Task(**agent.task) if env is None else Task.of(registry.task(env))
-    own = (agent.task or {}).get("env") or {}
     if env is not None:  # the policy observes the new environment as it observed its own
         limits = {key: own[key] for key in ("pixels", "stack") if key in own} | dict(limits or {})
-    task = replace(
-        task, env=with_limits(task.env, limits or {}), obs_keys=task.obs_keys or (agent.task or {}).get("obs_keys")
-    )
+    keys = task.obs_keys or agent.task.get("obs_keys")
+    task = replace(task, env=with_limits(task.env, limits or {}), obs_keys=keys)
     with closing(make_pool(task, len(agent.seeds), episodes)) as pool:
         if pool.endless:
             display.warn_of_endless(pool.name)

@@ -36,7 +36,7 @@ class Task:
         actions: the table columns of the actions in order, if the dataset is a table.
     """
 
-    env: Mapping[str, Any] | None
+    env: Mapping[str, Any] | None = None
     obs_keys: Sequence[str] | None = None
     score: Mapping[str, Any] | None = None
     score_kind: str = "return"

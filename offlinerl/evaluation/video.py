@@ -14,8 +14,9 @@ import numpy as np
 
 from offlinerl.envs import rendering
 from offlinerl.envs.checks import described
-from offlinerl.envs.make import Pool, steps_allowed
+from offlinerl.envs.make import steps_allowed
 from offlinerl.envs.pixels import model_of, without_shadows
+from offlinerl.envs.pool import Pool
 from offlinerl.evaluation.task import Task
 from offlinerl.rollout.loop import EnvironmentLoop, diverged_in_words
 from offlinerl.rollout.policy import Policy, apart

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from offlinerl.data.episode import Episode
 from offlinerl.envs import kitchen
-from offlinerl.envs.make import Pool
+from offlinerl.envs.pool import Pool
 from offlinerl.recipes.demonstrator import KITCHEN, KitchenDemonstrator
 from offlinerl.recipes.recipe import Recipe, environment
 from offlinerl.rollout.collector import Recording

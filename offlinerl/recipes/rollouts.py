@@ -16,7 +16,8 @@ from offlinerl.agents.base import Agent
 from offlinerl.agents.sac import SAC
 from offlinerl.data.episode import Episode, logged
 from offlinerl.data.journal import Journal
-from offlinerl.envs.make import Pool, native_action
+from offlinerl.envs.make import native_action
+from offlinerl.envs.pool import Pool
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.recipes import antmaze, manipulation
 from offlinerl.recipes.pointmaze import Controller

@@ -12,8 +12,9 @@ import torch
 
 from offlinerl.agents.base import Agent
 from offlinerl.data.episode import Episode, logged
-from offlinerl.envs.make import Pool, native_action
+from offlinerl.envs.make import native_action
 from offlinerl.envs.pixels import newest
+from offlinerl.envs.pool import Pool
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.rollout.loop import EnvironmentLoop, put, zeros
 from offlinerl.rollout.policy import Policy, Uniform

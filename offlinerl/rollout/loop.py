@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from offlinerl.envs.checks import Step as Answer
-from offlinerl.envs.make import Pool
+from offlinerl.envs.pool import Pool
 from offlinerl.rollout.policy import Policy
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError

@@ -29,6 +29,7 @@ from offlinerl.data.registry import Entry
 from offlinerl.envs import checks, spaces
 from offlinerl.envs.make import id_of, unbounded_actions, with_limits
 from offlinerl.envs.make import make as make_env
+from offlinerl.envs.pool import Pool
 from offlinerl.evaluation.evaluate import make_pool
 from offlinerl.evaluation.task import Task
 from offlinerl.experience.ring import Replay
@@ -57,6 +58,9 @@ REPLAY = "replay"
 
 ROWS_HASHED = 1 << 12
 """Number of rows that a checksum copies at a time."""
+
+SOURCES = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData, observations=OfflineData)
+"""The sources of batches from a dataset, by their names in ``offlinerl.training.selection``."""
 
 COMPILE_WORTHWHILE = 3_000
 """Number of updates from which compiling, which takes half a minute, saves time."""
@@ -129,6 +133,53 @@ def on_dataset(
     as in table 2 of the XQL paper, it makes one update per ``steps_per_update`` environment steps."""
     about, train, display = settings["fit"], settings["train"], Display()
     entry = replace(entry, reward=train.get("reward") or entry.reward)
+    raw, contents = loaded(entry, settings, folder, display)
+    data = learned_from(raw, entry, train)
+    announce(entry, raw, data, display)
+    kind = source_of(about["agent"], agents.get(about["agent"]).kinds, about["dataset"], about["env"])
+    task, pool, spec = where_to_evaluate(settings, entry, data, kind, display)
+    if kind == "windows":  # such an agent acts on the return to go
+        task = replace(task, reward=rewards.online_reward(entry, raw))
+    require_own_units(entry, data, spec, task, display)
+    share, steps = train.get("held_out"), train.get("online_steps")
+    data, kept = apart(data, 0.1 * (pool is None) if share is None else share)
+    agent = agent_for(task, spec, settings, device, folder, data)
+    if not getattr(agent.config, "normalize", True) and (fault := scales.far_apart(data.observations, data.moments)):
+        display.say(f"{entry.name}: {fault}")
+    compute_as_asked(agent, train, train["updates"] + (steps or 0) // train.get("steps_per_update", 1))
+    if team.size > 1:
+        agent.share_batches(team.size, team.rank)
+    more = dict(length=agent.config.context) if kind == "windows" else {}
+    batch = train["batch"] // team.size
+    batches = partial(SOURCES[kind], seeds=agent.seeds, batch_size=batch, rank=team.rank, **more)
+    held_out = None
+    if kept is not None:
+        episodes = len(kept.episode_starts)
+        draw = partial(batches, Table.of(agent, kept, task.stack), updates=1)
+        held_out = HeldOut(agent, draw, episodes if kind == "episodes" else len(kept))
+        are = "is" if episodes == 1 else "are"
+        display.say(f"{counted(episodes, 'episode')} {are} held out to measure the losses on")
+    table = Table.of(agent, data, task.stack)
+    offline = batches(table, updates=train["block"])
+    stages = [Stage("offline", offline, train["updates"], train["eval_every"], "--updates")]
+    if steps:
+        reward = rewards.online_reward(entry, raw)
+        stages.append(fine_tuning(task, agent, settings, table, reward, folder, display, ray_address))
+    facts = dict(dataset=entry.name, data=contents, dataset_score=dataset_score(entry, raw))
+    run = Run(settings, folder, display, agent, task, pool, Schedule("update", stages), facts, held_out, team)
+    if isinstance(agent, VAE):
+        run.companion = Reconstructions(agent, kept or data, folder)
+    return run
+
+
+def loaded(entry: Entry, settings: dict[str, Any], folder: Path, display: Display) -> tuple[Dataset, dict[str, Any]]:
+    """The dataset with its stored rewards, and its ``contents_of``. Its checksums, and the columns of a table, are
+    added to the section ``fit``.
+
+    Raises:
+        UserError: it is not the one that the run in this folder was trained on, or its rewards are transformed already.
+    """
+    about, train = settings["fit"], settings["train"]
     raw = load.load(entry, reward="none", table=train["table"], display=display, store_columns=False)
     contents = contents_of(raw)
     found = checksums_of(raw, contents)
@@ -146,106 +197,94 @@ def on_dataset(
             f"the rewards of {raw.name} already follow the rule {had}, but {about['agent']} should learn from the"
             f' stored ones: load it with reward="none", or give --train.reward {had}'
         )
+    return raw, contents
+
+
+def learned_from(raw: Dataset, entry: Entry, train: Mapping[str, Any]) -> Dataset:
+    """The part of a dataset to learn from, with transformed rewards and ends of episodes as asked."""
     data = rewards.with_reward(raw, entry.reward)
-    if entry.reward in rewards.IN_WORDS:
-        display.say(
-            f"{entry.name}: rewards are transformed (--train.reward {entry.reward}): {rewards.IN_WORDS[entry.reward]}"
-        )
     if train.get("top", 1) < 1:
         data = data.best(train["top"], raw.episode_returns)  # stored rewards, since a rule may favour short episodes
-    if train.get("terminal_ends"):
-        data = data.with_terminal_ends()
+    return data.with_terminal_ends() if train.get("terminal_ends") else data
+
+
+def announce(entry: Entry, raw: Dataset, data: Dataset, display: Display) -> None:
+    """Print what is learned from, and what is odd about it."""
+    name = entry.name
+    if entry.reward in rewards.IN_WORDS:
+        display.say(
+            f"{name}: rewards are transformed (--train.reward {entry.reward}): {rewards.IN_WORDS[entry.reward]}"
+        )
     observed = observed_in_words({path: leaf.shape[1:] for path, leaf in tree_leaves(data.observations)})
     display.say(
-        f"{entry.name}: {counted(len(data), 'transition')} in {counted(len(data.episode_starts), 'episode')},"
+        f"{name}: {counted(len(data), 'transition')} in {counted(len(data.episode_starts), 'episode')},"
         f" {observed}, {counted(data.action.shape[1], 'action')}"
     )
     if columns := data.provenance.get("columns"):
         display.say(f"columns: {in_words(columns)}")
     for note in filter(None, (describe.lost_rewards(raw), describe.split_episodes(raw), describe.rounded(raw))):
-        display.say(f"{entry.name}: {note}")
+        display.say(f"{name}: {note}")
+    if leaps := len(data.leaps):
+        display.say(
+            f"{name}: in {counted(leaps, 'step')} of its episodes, the next observation is not the next row's;"
+            " n-step returns, next actions and windows stop there"
+        )
     if cameras := data.provenance.get("left_out"):
         display.say(f"cameras that are not used unless --obs-keys selects them: {', '.join(cameras)}")
-    task = task_of(entry, data, about)
-    kind = source_of(about["agent"], agents.get(about["agent"]).kinds, about["dataset"], about["env"])
-    if kind == "windows":  # such an agent acts on the return to go
-        task = replace(task, reward=rewards.online_reward(entry, raw))
-    steps = train.get("online_steps")
+
+
+def where_to_evaluate(
+    settings: Mapping[str, Any], entry: Entry, data: Dataset, kind: str, display: Display
+) -> tuple[Task, Pool | None, Spec]:
+    """The task of a run on a dataset, its environments, if policies can be evaluated, and the shapes."""
+    about, train = settings["fit"], settings["train"]
+    task, steps = task_of(entry, data, about), train.get("online_steps")
     if kind == "observations":  # single frames, without a policy to evaluate
-        task = replace(task, env=None, score=None, score_kind="return")
-        pool, (spec, _) = None, spec_of_data(data)
-    elif task.env is None:
-        if steps:
-            raise UserError(f"fine-tuning needs an environment, but {entry.name} does not name one: give --env ID")
-        if about.get("pixels") or about.get("stack"):
-            raise UserError(
-                f"--pixels and --stack need an environment, but {entry.name} does not name one: give --env ID"
-            )
-        pool, (spec, actions) = None, spec_of_data(data, about.get("actions"), about.get("action_range"))
+        return replace(task, env=None, score=None, score_kind="return"), None, spec_of_data(data)[0]
+    if task.env is None:
+        if steps or about.get("pixels") or about.get("stack"):
+            what = "fine-tuning needs" if steps else "--pixels and --stack need"
+            raise UserError(f"{what} an environment, but {entry.name} does not name one: give --env ID")
+        spec, actions = spec_of_data(data, about.get("actions"), about.get("action_range"))
         display.say(f"no environment is named, so there will be losses but no scores; {actions}")
         if not data.reward.any():
             display.say(f"{entry.name}: all rewards are 0; only agents that imitate, such as bc, can learn from them")
-    else:
-        if about.get("actions"):
-            raise UserError(f"{id_of(task.env)} defines its actions itself: leave out --actions")
-        try:
-            task = within_data(with_own_parts(task, entry, data), data, display)
-            pool = make_pool(task, members_of(settings), train["final_episodes"])
-        except UserError as error:
-            if about["env"] is not None or steps:
-                raise
-            raise UserError(f"{error}; or train on the dataset alone, with --env none") from error
-        spec = pool.spec
-        require_parts(task, pool.envs[0], about.get("obs_keys"))
-    require_own_units(entry, data, spec, task, display)
-    if leaps := len(data.leaps):
-        display.say(
-            f"{entry.name}: in {counted(leaps, 'step')} of its episodes, the next observation is not the next row's;"
-            " n-step returns, next actions and windows stop there"
-        )
-    share = train.get("held_out")
-    data, kept = apart(data, 0.1 * (pool is None) if share is None else share)
-    agent = agent_for(task, spec, settings, device, folder, data)
-    if not getattr(agent.config, "normalize", True) and (fault := scales.far_apart(data.observations, data.moments)):
-        display.say(f"{entry.name}: {fault}")
-    compute_as_asked(agent, train, train["updates"] + (steps or 0) // train.get("steps_per_update", 1))
-    if team.size > 1:
-        agent.share_batches(team.size, team.rank)
-    batch = train["batch"] // team.size
-    more = dict(rank=team.rank, **(dict(length=agent.config.context) if kind == "windows" else {}))
-    make = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData, observations=OfflineData)[kind]
-    table = Table.of(agent, data, task.stack)
-    offline = make(table, agent.seeds, batch, train["block"], **more)
-    held_out = None
-    if kept is not None:
-        draw = partial(make, Table.of(agent, kept, task.stack), agent.seeds, batch, 1, **more)
-        held_out = HeldOut(agent, draw, len(kept.episode_starts) if kind == "episodes" else len(kept))
-        episodes = len(kept.episode_starts)
-        display.say(
-            f"{counted(episodes, 'episode')} {'is' if episodes == 1 else 'are'} held out to measure the losses on"
-        )
-    stages = [Stage("offline", offline, train["updates"], train["eval_every"], "--updates")]
-    if steps:
-        scale = train["steps_per_update"]
-        require_whole(train, "online_steps")
-        if train["online_eval_every"] < steps // scale:
-            require_whole(train, "online_eval_every", scale=scale)
-        share, last = train["old_share"], train["final_old_share"]
-        until = train["old_share_steps"] or steps
-        own = ReplayData(
-            agent, collector_for(task, agent, settings, display, ray_address),
-            replay_for(agent, task, train, steps, folder),
-            train["batch"], steps_per_update=scale, warm_up=0, table=table,
-            old_share=None if share is None else partial(linear, share, share if last is None else last, until),
-            reward=rewards.online_reward(entry, raw), terminal_ends=train["terminal_ends"],
-        )  # fmt: skip
-        end = train["updates"] + steps // scale
-        stages.append(Stage("online", own, end, train["online_eval_every"], "--online-steps", scale))
-    facts = dict(dataset=entry.name, data=contents, dataset_score=dataset_score(entry, raw))
-    run = Run(settings, folder, display, agent, task, pool, Schedule("update", stages), facts, held_out, team)
-    if isinstance(agent, VAE):
-        run.companion = Reconstructions(agent, kept or data, folder)
-    return run
+        return task, None, spec
+    if about.get("actions"):
+        raise UserError(f"{id_of(task.env)} defines its actions itself: leave out --actions")
+    try:
+        task = within_data(with_own_parts(task, entry, data), data, display)
+        pool = make_pool(task, members_of(settings), train["final_episodes"])
+    except UserError as error:
+        if about["env"] is not None or steps:
+            raise
+        raise UserError(f"{error}; or train on the dataset alone, with --env none") from error
+    require_parts(task, pool.envs[0], about.get("obs_keys"))
+    return task, pool, pool.spec
+
+
+def fine_tuning(
+    task: Task, agent: Agent, settings: Mapping[str, Any], table: Table, reward: rewards.OnlineReward, folder: Path,
+    display: Display, ray_address: str | None,
+) -> Stage:  # fmt: skip
+    """The stage after learning from a dataset, in which the agent acts and mixes its transitions with the ``table``;
+    ``reward`` transforms the environment's rewards to the dataset's."""
+    train = settings["train"]
+    steps, scale = train["online_steps"], train["steps_per_update"]
+    require_whole(train, "online_steps")
+    if train["online_eval_every"] < steps // scale:
+        require_whole(train, "online_eval_every", scale=scale)
+    share, last = train["old_share"], train["final_old_share"]
+    until = train["old_share_steps"] or steps
+    source = ReplayData(
+        agent, collector_for(task, agent, settings, display, ray_address),
+        replay_for(agent, task, train, steps, folder),
+        train["batch"], steps_per_update=scale, warm_up=0, table=table,
+        old_share=None if share is None else partial(linear, share, share if last is None else last, until),
+        reward=reward, terminal_ends=train["terminal_ends"],
+    )  # fmt: skip
+    end = train["updates"] + steps // scale
+    return Stage("online", source, end, train["online_eval_every"], "--online-steps", scale)
 
 
 def require_parts(task: Task, env: gym.Env, obs_keys: Sequence[str] | None) -> None:
@@ -291,7 +330,7 @@ def agent_for(
             agent.frozen.posterior.load_state_dict({name: w[:1] for name, w in vae.posterior.state_dict().items()})
         if about.get("init"):
             had = checkpoint.load_weights(agent, Path(about["init"]))
-            if differs := task.difference(Task(**{"env": None, **had}), spec):
+            if differs := task.difference(Task(**had), spec):
                 what, own, its = differs
                 raise UserError(
                     f"the checkpoint {about['init']} has the {what} in the order {', '.join(its)}, and this run in the"

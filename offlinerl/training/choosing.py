@@ -58,7 +58,7 @@ class Candidate:
 
     @property
     def task(self) -> Task:
-        return Task(**{"env": None, **self.agent.task})
+        return Task(**self.agent.task)
 
     @cached_property
     def about(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
-from offlinerl.envs.make import Pool
+from offlinerl.envs.pool import Pool
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.evaluate import evaluate, say_of_diverged
 from offlinerl.evaluation.statistics import Evaluation

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import importlib.util
 import json
@@ -20,7 +19,7 @@ from offlinerl.envs.make import LIMITS, plain
 from offlinerl.envs.pixels import asked_for
 from offlinerl.training import config
 from offlinerl.training.selection import source_of
-from offlinerl.util.errors import UserError, either
+from offlinerl.util.errors import UserError, did_you_mean, either
 from offlinerl.util.folder import find_checkpoint
 from offlinerl.util.settings import per_seed_settings, require_known, settings_of, typed
 
@@ -260,10 +259,8 @@ def require_source(
         return
     if source not in ("random", "scripted") and isinstance(source, str | Path):
         if not Path(source).exists():
-            near = difflib.get_close_matches(
-                str(source), [*agents.names(), *agents.installed(), "random", "scripted"], n=2, cutoff=0.5
-            )
-            hint = f"did you mean {' or '.join(near)}?" if near else "name an agent, a checkpoint, random or scripted"
+            known = [*agents.names(), *agents.installed(), "random", "scripted"]
+            hint = did_you_mean(str(source), known, "name an agent, a checkpoint, random or scripted", near=2)
             raise UserError(f"there is no agent or checkpoint {str(source)!r}; {hint}")
         find_checkpoint(source)
     elif agent_class:
@@ -302,30 +299,8 @@ def settings_of_run(
         UserError: the folder holds no run, its dataset is missing or a different one, or a setting that is fixed would
             change.
     """
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} holds no run to resume: it has no config.yaml")
-    if not (folder / "last.ckpt").is_file() and any((folder / name).exists() for name in ("best.ckpt", "summary.json")):
-        raise UserError(f"{folder} holds no run to resume: it has no last.ckpt")
-    settings = config.read(folder / "config.yaml")
-    began_by = settings.pop("versions", None) or {}
-    if "collect" in settings:
-        raise UserError(f"{folder} is a collection: resume it with the same `offlinerl collect` command and --resume")
-    if missing := {"fit", "agent", "train"} - set(settings):
-        raise UserError(f"{folder / 'config.yaml'} has no section {missing.pop()!r}; start the run again")
-    try:
-        about = settings["fit"] = _checked_about(settings["fit"])
-        outline = agents.outline(about["agent"])
-        source = source_of(about["agent"], outline.kinds, about["dataset"], about["env"])
-        settings = config.of_run(settings, outline, source)
-    except UserError as error:
-        raise UserError(f"{folder / 'config.yaml'}: {error}") from error
-    agent, train = settings["agent"], settings["train"]
-    if (
-        agent.get("decay_steps") == "updates"
-        and "steps" in train
-        and f"{began_by.get('offlinerl')}.".startswith("0.1.")
-    ):
-        agent["decay_steps"] = train["steps"] // train.get("steps_per_update", 1)  # that version counted the warm-up
+    settings, outline, training = _read_run(folder)
+    about = settings["fit"]
     if agent_name not in (None, about["agent"]):
         raise UserError(f"the run in {folder} has agent {about['agent']}, not {agent_name}; leave it out")
     if env is not None and plain(env) != about["env"]:
@@ -336,33 +311,89 @@ def settings_of_run(
     _place_of_dataset(folder, about, dataset)
     entry = entry_of(about, dataset, env)
     config.require_sections(over, "over")
-    training = config.BY_SOURCE[source]
-    given, asked = dict(over.get("train", {})), dict(over.get("agent", {}))
-    given = {key: typed(training, key, v) if key in settings_of(training) else v for key, v in given.items()}
-    for name in ("save_every", "logger", "table"):
-        if name in given and name in train:
-            train[name] = given.pop(name)
-    require_loggers(train["logger"])
+    return settings, entry, _change(folder, settings, outline, training, over)
+
+
+def _read_run(folder: Path) -> tuple[dict[str, Any], type[Agent], type[config.TrainConfig]]:
+    """The settings in a run's folder, with defaults for those that an older version did not know; the outline of its
+    agent; and the class of its training settings.
+
+    Raises:
+        UserError: the folder holds no run, or its settings are wrong.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{folder} holds no run to resume: it has no config.yaml")
+    if not (folder / "last.ckpt").is_file() and any((folder / name).exists() for name in ("best.ckpt", "summary.json")):
+        raise UserError(f"{folder} holds no run to resume: it has no last.ckpt")
+    settings = config.read(file)
+    version = (settings.pop("versions", None) or {}).get("offlinerl")
+    if "collect" in settings:
+        raise UserError(f"{folder} is a collection: resume it with the same `offlinerl collect` command and --resume")
+    if missing := {"fit", "agent", "train"} - set(settings):
+        raise UserError(f"{file} has no section {missing.pop()!r}; start the run again")
+    try:
+        about = settings["fit"] = _checked_about(settings["fit"])
+        outline = agents.outline(about["agent"])
+        source = source_of(about["agent"], outline.kinds, about["dataset"], about["env"])
+        settings = config.of_run(settings, outline, source)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    agent, train = settings["agent"], settings["train"]
+    if agent.get("decay_steps") == "updates" and "steps" in train and f"{version}.".startswith("0.1."):
+        agent["decay_steps"] = train["steps"] // train.get("steps_per_update", 1)  # that version counted the warm-up
+    return settings, outline, config.BY_SOURCE[source]
+
+
+FREE = ("save_every", "logger", "table")
+"""Training settings that do not affect what is learned, so that a resumed run may have others."""
+
+
+def _change(
+    folder: Path,
+    settings: dict[str, Any],
+    outline: type[Agent],
+    training: type[config.TrainConfig],
+    over: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Change the settings of a run to resume as asked, where that is allowed: ``FREE`` ones, lengths and
+    ``decay_steps``.
+
+    Returns:
+        The changes of its length or learning-rate schedule.
+
+    Raises:
+        UserError: another setting would change.
+    """
+    agent, train, of_agent = settings["agent"], settings["train"], over.get("agent", {})
+    asked: dict[str, Any] = {}
+    for name, value in over.get("train", {}).items():
+        value = typed(training, name, value) if name in settings_of(training) else value
+        if value != train.get(name):
+            asked[name] = value
     lengths = [name for name in ("steps", "updates", "online_steps") if train.get(name)]
-    longer = {name: given.pop(name) for name in lengths if given.get(name, train[name]) != train[name]}
-    given = {name: value for name, value in given.items() if value != train.get(name)}
-    if longer.get("online_steps") == 0:
+    free = [name for name in FREE if name in train]
+    fixed = [name for name in asked if name not in (*free, *lengths)]
+    fixed += [name for name in of_agent if name != "decay_steps" or name not in agent]
+    if fixed:
+        flags = " or ".join(f"--{name.replace('_', '-')}" for name in lengths)
+        raise UserError(
+            f"a resumed run keeps its settings, so {fixed[0]} cannot be given; only {flags} may be increased"
+        )
+    require_loggers(asked.get("logger", train["logger"]))
+    changes = {name: asked[name] for name in lengths if name in asked}
+    if changes.get("online_steps") == 0:
         had = train["online_steps"]
         raise UserError(f"the run in {folder} has {had:,} online steps: give --online-steps a larger number, or none")
-    changes = dict(longer)
-    if "online_steps" in longer and train["final_old_share"] is not None and train["old_share_steps"] is None:
+    if "online_steps" in changes and train["final_old_share"] is not None and train["old_share_steps"] is None:
         train["old_share_steps"] = train["online_steps"]  # the schedule of the share stays as it was
-    if "decay_steps" in agent and "decay_steps" in asked:
-        changes["decay_steps"] = asked.pop("decay_steps")
-        agent["decay_steps"] = typed(outline.config_class, "decay_steps", changes["decay_steps"])
-    elif longer and (decay := config.of_agent(settings).get("decay_steps")) is not None:
+    if of_agent:
+        changes |= of_agent
+        agent["decay_steps"] = typed(outline.config_class, "decay_steps", of_agent["decay_steps"])
+    elif changes and (decay := config.of_agent(settings).get("decay_steps")) is not None:
         agent["decay_steps"] = decay  # the learning-rate schedule stays as it was
-    if given or asked:
-        name = next(iter([*given, *asked]))
-        flags = " or ".join(f"--{name.replace('_', '-')}" for name in lengths)
-        raise UserError(f"a resumed run keeps its settings, so {name} cannot be given; only {flags} may be increased")
-    train |= longer
-    return settings, entry, changes
+    train |= asked
+    return changes
 
 
 def _place_of_dataset(folder: Path, about: dict[str, Any], dataset: str | Path | Dataset | None) -> None:

@@ -6,20 +6,23 @@ from collections.abc import Collection
 
 from offlinerl.util.errors import UserError
 
-KINDS = dict(
+IN_WORDS = dict(
     transitions="transitions", windows="windows of a dataset's episodes", episodes="whole episodes of a dataset",
     rollouts="rollouts of its own", observations="images of a dataset",
 )  # fmt: skip
+"""What an agent with a kind of batch learns from."""
+
+OFFLINE = ("transitions", "windows", "episodes", "observations")
+"""The kinds of batch that a dataset gives, which are the names of these sources too."""
+
+ONLINE = dict(rollouts="rollouts", transitions="replay")
+"""The kinds of batch that acting gives, each with its source."""
 
 
 def sources_of(kinds: Collection[str]) -> dict[str, str]:
     """The possible sources for an agent with these kinds of batch, each with its description in words."""
-    ways = dict(
-        transitions=dict(transitions="on a dataset", replay="by acting"), windows=dict(windows="on a dataset"),
-        episodes=dict(episodes="on a dataset"), rollouts=dict(rollouts="by acting"),
-        observations=dict(observations="on a dataset"),
-    )  # fmt: skip
-    return {source: how for kind in kinds for source, how in ways[kind].items()}
+    offline = {kind: "on a dataset" for kind in OFFLINE if kind in kinds}
+    return offline | {source: "by acting" for kind, source in ONLINE.items() if kind in kinds}
 
 
 def source_of(agent_name: str, kinds: Collection[str], dataset: str | None, env: str | None) -> str:
@@ -32,9 +35,9 @@ def source_of(agent_name: str, kinds: Collection[str], dataset: str | None, env:
     Raises:
         UserError: the agent cannot learn from the dataset or the environment that is given.
     """
-    can = f"{agent_name} learns from {' or '.join(what for kind, what in KINDS.items() if kind in kinds)}"
-    offline = [kind for kind in ("transitions", "windows", "episodes", "observations") if kind in kinds]
-    online = [dict(transitions="replay").get(kind, kind) for kind in ("rollouts", "transitions") if kind in kinds]
+    can = f"{agent_name} learns from {' or '.join(what for kind, what in IN_WORDS.items() if kind in kinds)}"
+    offline = [kind for kind in OFFLINE if kind in kinds]
+    online = [source for kind, source in ONLINE.items() if kind in kinds]
     if dataset is not None:
         if not offline:
             raise UserError(f"{can}: give --env instead of --dataset")
