@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # importing it takes seconds, and many messages do not need i
 Metrics = dict[str, "Tensor"]
 """Named tensors of shape ``[S]``: one value per seed, kept on the device until they are logged."""
 
+ACTION_MARGIN = 1e-5
+"""Actions in batches are clipped this far inside [-1, 1], as in the reference implementations of IQL and XQL."""
+
 
 class Batch(NamedTuple):
     """A batch of transitions. A truncation keeps ``discount`` and sets ``last``: whether to bootstrap and whether the

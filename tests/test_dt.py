@@ -15,6 +15,7 @@ from offlinerl.agents.dt import DT
 from offlinerl.data.rewards import OnlineReward
 from offlinerl.experience.sources import WindowData
 from offlinerl.experience.table import Table
+from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
 
@@ -49,6 +50,16 @@ def test_stacked_seeds_equal_seeds_alone_and_a_diverged_one_changes_no_other():
 def test_the_embedding_must_be_a_multiple_of_the_heads():
     with pytest.raises(UserError, match="embedding must be a multiple of heads, which is 3, not 16"):
         DT(SPEC, embedding=16, heads=3)
+
+
+def test_memory_holds_the_actions_that_the_environment_executed():
+    agent = DT(Spec(3, 2, (0.0, 0.0), (1.0, 1.0), whole=True), (0,), **SMALL)
+    for p in agent.model.parameters():
+        torch.nn.init.normal_(p, 0, 0.3)
+    for t in range(3):
+        taken = agent.act(torch.full((1, 4, 3), float(t)))
+        assert set(taken.flatten().tolist()) <= {0.0, 1.0}
+        assert torch.equal(agent.memory.action[:, :, t], 2 * taken - 1)
 
 
 def test_an_action_does_not_depend_on_later_inputs():

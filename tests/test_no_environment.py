@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -16,13 +17,15 @@ from pendulum import empty_workplace
 
 import offlinerl
 from offlinerl.agents.bc import BC
+from offlinerl.agents.dqn import DQN
+from offlinerl.agents.xql import XQL
 from offlinerl.cli import main
 from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.validate import validate
 from offlinerl.experience.sources import OfflineData
 from offlinerl.experience.table import Table
-from offlinerl.training.held_out import HeldOut, apart
+from offlinerl.training.held_out import HeldOut, hold_out
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
 
@@ -187,7 +190,7 @@ def test_a_resumed_run_measures_the_same(here):
 
 def test_measuring_does_not_change_an_agent_and_gives_the_loss_before_an_update():
     data = random_table(200)
-    rest, kept = apart(data, 0.2)
+    rest, kept = hold_out(data, 0.2)
     spec = Spec(5, 2, (-4.0, -4.0), (4.0, 4.0))
     agent = BC(spec, (0, 1), dropout=0.3, hidden=(16, 16))
     agent.configure_optimizers()
@@ -210,17 +213,48 @@ def test_measuring_does_not_change_an_agent_and_gives_the_loss_before_an_update(
     torch.testing.assert_close(torch.tensor(measure.metrics()["actor_loss"]), torch.stack(expected).mean(0).detach())
 
 
+def measured(agent, batch):
+    agent.configure_optimizers()
+    measure = HeldOut(agent, lambda: OfflineData(batch, agent.seeds, 64, 1), len(batch))
+    return measure.metrics()
+
+
+def test_held_out_losses_are_those_of_the_current_networks():
+    """Without dropout, before any of the updates that a loss needs, and with the target networks of the last update."""
+    data, spec = random_table(64), Spec(5, 2, (-4.0, -4.0), (4.0, 4.0))
+    found = {}
+    for dropout in (0.0, 0.5):
+        agent = BC(spec, (0,), dropout=dropout, hidden=(16, 16))
+        found[dropout] = measured(agent, Table.of(agent, data))
+    assert found[0.0] == found[0.5]
+    found = {}
+    for updates in (1, 4):
+        agent = XQL(spec, (0,), value_updates=updates, hidden=(16, 16), lr=0.1)
+        found[updates] = measured(agent, Table.of(agent, data))
+    assert found[1] == found[4]
+    found, spec = {}, Spec(5, 1, (0.0,), (1.0,), num_actions=2)
+    discrete = replace(data, action=(data.action[:, :1] > 0).astype(np.float32))
+    for updates in (9, 10):
+        agent = DQN(spec, (0,), target_every=10, hidden=(16, 16))
+        with torch.no_grad():
+            for p in agent.target.parameters():
+                p.mul_(3)
+        agent.updates = updates
+        found[updates] = measured(agent, Table.of(agent, discrete))
+    assert found[9] == found[10]
+
+
 def test_episodes_are_held_out_whole():
     data = random_table(400)
-    rest, kept = apart(data, 0.1)
+    rest, kept = hold_out(data, 0.1)
     assert len(kept.episode_starts) == 2 and len(rest) + len(kept) == len(data)
     rows = {tuple(row) for row in data.obs}
     assert {tuple(row) for row in rest.obs} | {tuple(row) for row in kept.obs} == rows
-    assert apart(data, 0.0) == (data, None)
+    assert hold_out(data, 0.0) == (data, None)
     one = data.take([0])
-    assert apart(one, 0.5) == (one, None)  # nothing would be left to learn from
+    assert hold_out(one, 0.5) == (one, None)  # nothing would be left to learn from
     two = data.take([0, 1])
-    assert [len(part.episode_starts) for part in apart(two, 0.1)] == [1, 1]
+    assert [len(part.episode_starts) for part in hold_out(two, 0.1)] == [1, 1]
 
 
 def test_the_kind_and_bounds_of_actions_are_taken_from_the_data():

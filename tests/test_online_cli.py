@@ -143,6 +143,7 @@ def test_runs_of_one_environment_are_compared(run, here, capsys):
 def test_wrong_commands_say_what_to_do(here, capsys):
     for argv, says in (
         (("is_reinforce", "--env", "Pendulum-v1"), "learns from whole episodes of a dataset: give --dataset"),
+        (("ppo", "--env", "CartPole-v1", "--train.precision", "bf16"), "in ppo would start from rounding errors"),
         (("td3", "--env", "Pendulum-v2"), "Pendulum-v1"),
         (("td3", "--env", "CartPole-v1"), "dqn"),
         (("td3", "--env", "Pendulum-v1", "--updates", 5), "steps"),

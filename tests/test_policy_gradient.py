@@ -641,6 +641,27 @@ def test_steps_after_the_first_terminal_step_do_not_count(spec, source_of, updat
     torch.testing.assert_close(*found)
 
 
+def test_actions_on_a_bound_have_the_probability_of_all_samples_beyond_it():
+    """Half of the samples of the data are clipped. With exact behaviour the estimate is the policy's return."""
+    policy, behavior = (torch.distributions.Normal(mean, 0.5) for mean in (1.2, 0.8))
+    action = behavior.sample((20_000, 1)).clamp(-1, 1).numpy()
+    one, obs = np.ones(len(action), bool), np.zeros_like(action)
+    reward = (action[:, 0] >= 1).astype(np.float32)
+    data = Dataset.of_rows(obs, obs, action=2 * action, reward=reward, terminated=one, last=one)
+    spec = Spec(1, 1, (-2.0,), (2.0,))
+    agent = ISREINFORCE(spec, (0,), hidden=(), behavior_updates=0, self_normalized=False, max_weight=math.inf)
+    agent.configure_optimizers()
+    with torch.no_grad():
+        for network, known in ((agent.policy, policy), (agent.behavior, behavior)):
+            network.net.layers[-1].weight.zero_()
+            network.net.layers[-1].bias.fill_(known.mean.item())
+            network.log_std.fill_(known.stddev.log().item())
+    batch = EpisodeData(Table(data, spec, 1.0), (0,), 20_000, 1).draw(1)
+    metrics = agent.measure(tree_map(lambda x: x[0], batch))
+    assert metrics["mean_weight"].item() == pytest.approx(1.0, abs=0.05)
+    assert -metrics["policy_loss"].item() == pytest.approx(1 - policy.cdf(torch.tensor(1.0)).item(), abs=0.05)
+
+
 @pytest.mark.parametrize("self_normalized", [True, False])
 def test_weights_that_vanish_or_explode_keep_the_gradient_finite(spec, source_of, self_normalized):
     source = EpisodeData(source_of((0,)).table, (0,), batch_size=6, updates=3)

@@ -20,7 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 import offlinerl
 from offlinerl.learning import augmentation, densities
-from offlinerl.learning.compile import Step, capture, signature
+from offlinerl.learning.compile import Step, capture, put_back, signature
 from offlinerl.learning.optim import Adam, clip_norm
 from offlinerl.learning.parallel import mean_over_processes, reduce_over_processes
 from offlinerl.learning.rng import EnvStreams, Streams, generator
@@ -465,8 +465,7 @@ class Agent(L.LightningModule, ABC):
             The mean of each metric over those updates of the block that returned it; and the new priorities
             ``[K, S, B]`` of the block's rows, or None if ``update`` returns no priorities.
         """
-        if not self.optim:
-            self.configure_optimizers()
+        self.prepare()
         updates, _, batch_size = block.action.shape[:3]
         if updates and not self._parts:
             self._parts = [self.part(seeds) for seeds in self.division(batch_size)]
@@ -484,6 +483,24 @@ class Agent(L.LightningModule, ABC):
         priority = torch.stack(found.pop("priority")) if "priority" in found else None
         means = {name: torch.stack(values).mean(0) if updates > 1 else values[0] for name, values in found.items()}
         return means, priority
+
+    def measure(self, batch: Batch) -> Metrics:
+        """The metrics of an update on a batch ``[S, B, ...]``, by the current networks and without dropout or random
+        shifts of images. Algorithms do not expose their losses as functions, so an update is made, with learning rates
+        of 0 because later losses may depend on earlier steps, and everything that it changed is restored."""
+        self.prepare()
+        batch_size = batch.action.shape[1]
+        self.rng.to(self.device).ahead(1)
+        noise = {name: drawn for name, drawn in self.draw(batch_size).items() if name != "dropout"}
+        with put_back(self.trained_tensors()):
+            for optimizer in self.optim.values():
+                optimizer.anneal(0.0)
+            return {name: value.clone() for name, value in self._update(batch, noise, self.phase()).items()}
+
+    def prepare(self) -> None:
+        """Make the optimisers, if there are none yet."""
+        if not self.optim:
+            self.configure_optimizers()
 
     def _step(self, batch: Batch, noise: Noise, k: int) -> Metrics:
         given = {name: column for name, column in batch._asdict().items() if column is not None}

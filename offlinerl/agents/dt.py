@@ -218,5 +218,9 @@ class DT(Agent):
         action = put(memory.action, torch.zeros_like(memory.action[:, :, 0]))  # unknown yet; causally masked
         at = place[..., None, None].expand(-1, -1, 1, self.spec.action_dim)
         new = self.model(seen, action, to_go / self.scale.unsqueeze(-1), step).gather(2, at)  # [S, E, 1, A]
+        taken = self.to_env(new)
+        if self.spec.whole:  # the environment rounds
+            taken = taken.round()
+            new = (taken - self.action_mid) / torch.where(self.action_half > 0, self.action_half, 1.0)
         self.memory = Memory(seen, action.scatter(2, at, new), to_go, step, memory.count + 1, memory.left)
-        return self.to_env(new.squeeze(2))
+        return taken.squeeze(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from offlinerl.agents.base import Agent, Config, Noise, setting
 from offlinerl.learning import losses
 from offlinerl.nn.actors import stochastic_policy
 from offlinerl.nn.layers import soft_update
-from offlinerl.types import Batch, Metrics
+from offlinerl.types import ACTION_MARGIN, Batch, Metrics
 from offlinerl.util.trees import tree_map
 
 
@@ -68,20 +69,28 @@ class ISREINFORCE(Agent):
         obs, action = (tree_map(lambda x: x.flatten(1, 2), x) for x in (batch.obs, batch.action))  # [S, B T, ...]
         mask = torch.ones_like(batch.last)  # [S, B, T]  1 up to the last step of an episode, 0 after it
         mask[..., 1:] = (1 - batch.last[..., :-1]).cumprod(-1)
-        behavior = self.behavior(obs).log_prob(action).unflatten(1, (B, T))
+        behavior = self.log_likelihood(self.behavior(obs), action).unflatten(1, (B, T))
         if k == 0:
             likelihood = (mask * behavior).sum(-1) / mask.sum((1, 2)).unsqueeze(-1) * B  # [S, B], of a step
             loss = self.descend("behavior", -likelihood)
             soft_update(self.policy, self.behavior, 1.0)
             return dict(behavior_loss=loss) | dict.fromkeys(self.LATER, torch.full_like(loss, torch.nan))
         policy = self.policy(obs)
-        log_ratio = mask * (policy.log_prob(action).unflatten(1, (B, T)) - behavior.detach())
+        log_ratio = mask * (self.log_likelihood(policy, action).unflatten(1, (B, T)) - behavior.detach())
         expected, weight = self.expected_return(log_ratio, mask * batch.reward)  # [S, B], [S, B, T]
         entropy = (mask * policy.entropy().unflatten(1, (B, T))).sum(-1)
         loss = self.descend("policy", -expected - self.config.entropy * entropy, self.config.max_grad_norm)
         whole = log_ratio.detach().sum(-1)  # [S, B], of an episode
         found = loss, losses.effective_sample_size(whole), whole.amax(-1).exp(), weight.detach().mean((1, 2))
         return dict(zip(self.LATER, found, strict=True))
+
+    def log_likelihood(self, policy: Any, action: Tensor) -> Tensor:
+        """``[S, B T]``, of the actions that a policy takes in the environment: samples beyond a bound are clipped to
+        it, so that an action on a bound has the probability of all of them."""
+        if self.spec.num_actions:
+            return policy.log_prob(action)
+        taken = self.to_env(action / (1 - ACTION_MARGIN))
+        return self.log_prob_under(policy, taken).to(action)
 
     def expected_return(self, log_ratio: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted return of each episode, ``[S, B]``, whose mean estimates the policy's return, and the weights,

@@ -137,8 +137,7 @@ class PolicyGradient(Agent):
 
     def learn(self, block: Batch) -> tuple[Metrics, None]:
         """Learn from one rollout, ``[1, S, E, T, ...]``."""
-        if not self.optim:
-            self.configure_optimizers()
+        self.prepare()
         rollout = tree_map(lambda x: x[0], block)
         self.linear(self.config.decay_steps)
         with torch.no_grad():

@@ -15,15 +15,12 @@ from offlinerl.data.columns import blocks
 from offlinerl.data.dataset import COLUMNS, Dataset
 from offlinerl.experience.mapped import MappedFiles, Maps, Stored, StoredNumbers
 from offlinerl.learning.seeds import Number
-from offlinerl.types import Batch, Leaf, Spec, Window
+from offlinerl.types import ACTION_MARGIN, Batch, Leaf, Spec, Window
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 RESIDENT = 1 << 30
 """Bytes of a table's files that may be in this process's memory; beyond that, they are released after a gather."""
-
-ACTION_MARGIN = 1e-5
-"""Actions are clipped this far inside their bounds, as in the reference implementations of IQL and XQL."""
 
 ENCODED = 256
 """Images encoded at a time."""

@@ -40,7 +40,7 @@ from offlinerl.rollout.actor_pool import ActorPool
 from offlinerl.rollout.collector import Collector
 from offlinerl.rollout.ray_backend import RayBackend
 from offlinerl.training import config
-from offlinerl.training.held_out import HeldOut, apart
+from offlinerl.training.held_out import HeldOut, hold_out
 from offlinerl.training.loop import Run
 from offlinerl.training.processes import Team
 from offlinerl.training.reconstructions import Reconstructions
@@ -142,7 +142,7 @@ def on_dataset(
         task = replace(task, reward=rewards.online_reward(entry, raw))
     require_own_units(entry, data, spec, task, display)
     share, steps = train.get("held_out"), train.get("online_steps")
-    data, kept = apart(data, 0.1 * (pool is None) if share is None else share)
+    data, kept = hold_out(data, 0.1 * (pool is None) if share is None else share)
     agent = agent_for(task, spec, settings, device, folder, data)
     if not getattr(agent.config, "normalize", True) and (fault := scales.far_apart(data.observations, data.moments)):
         display.say(f"{entry.name}: {fault}")

@@ -11,13 +11,13 @@ from offlinerl.agents.base import Agent
 from offlinerl.data import edit
 from offlinerl.data.dataset import Dataset
 from offlinerl.experience.sources import OfflineData
-from offlinerl.learning.compile import put_back
+from offlinerl.util.trees import tree_map
 
 BATCHES = 20
 """Maximum number of batches of a measurement."""
 
 
-def apart(data: Dataset, share: float) -> tuple[Dataset, Dataset | None]:
+def hold_out(data: Dataset, share: float) -> tuple[Dataset, Dataset | None]:
     """Split a dataset at random into training episodes and held-out episodes, in the same way for every run.
 
     Args:
@@ -32,8 +32,7 @@ def apart(data: Dataset, share: float) -> tuple[Dataset, Dataset | None]:
 class HeldOut:
     """Measures an agent's metrics on held-out rows.
 
-    Algorithms do not expose their losses as functions. So an update is made on every batch, which returns the loss
-    before the update, and everything it changed is restored. Every measurement uses the same batches.
+    Every measurement uses the same batches; see ``Agent.measure``.
 
     Args:
         agent: to measure.
@@ -48,18 +47,15 @@ class HeldOut:
         """The mean of each metric over the batches, one per seed. Afterwards the agent is bitwise as before."""
         agent, source = self.agent, self.source()
         batches = min(BATCHES, -(-self.rows // source.batch_size))
-        updates, compiled, rng = agent.updates, agent.compile, agent.rng.state_dict()
-        state, found = agent.trained_tensors(), defaultdict(list)
-        agent.compile = False
+        updates, rng, found = agent.updates, agent.rng.state_dict(), defaultdict(list)
         try:
             for _ in range(batches):
-                batch = source.draw()
+                batch = tree_map(lambda x: x[0], source.draw())
                 for phase in range(agent.period):  # some metrics come only in some phases, as TD3's actor loss
                     agent.updates = updates + phase
-                    with put_back(state):
-                        for name, value in agent.learn(batch)[0].items():
-                            found[name].append(value.clone())
+                    for name, value in agent.measure(batch).items():
+                        found[name].append(value)
         finally:
-            agent.updates, agent.compile = updates, compiled
+            agent.updates = updates
             agent.rng.load_state_dict(rng)
         return {name: torch.stack(values).mean(0).tolist() for name, values in found.items()}

@@ -76,6 +76,11 @@ def settings_for(
         )
     require_loggers(train["logger"])
     require_divisible(about["agent"], agent, source, train)
+    if source == "rollouts" and train["precision"] != "float32":
+        raise UserError(
+            f"precision {train['precision']} is for agents that learn from a dataset or a replay buffer: the ratios of"
+            f" old and new probabilities in {about['agent']} would start from rounding errors; leave it out"
+        )
     if train.get("final_old_share") is not None and train["old_share"] is None:
         raise UserError("final_old_share is the value to which old_share changes: give old_share too")
     if train.get("old_share_steps") is not None and train["final_old_share"] is None:
