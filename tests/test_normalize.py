@@ -287,6 +287,13 @@ def test_encoders_that_do_not_normalise_refuse_the_setting():
         Own(SPEC, normalize=True).normalize_by(random_table().moments)
 
 
+def test_images_alone_are_not_normalised(tmp_path):
+    images, last = np.zeros((8, 16, 16, 3), np.uint8), np.arange(8) == 7
+    data = dict(obs=images, action=np.full((8, 1), 0.5, np.float32), reward=np.zeros(8), terminated=last)
+    with pytest.raises(UserError, match="normalize is for vectors, and .* observes only images"):
+        offlinerl.fit("bc", data, over=dict(agent=dict(normalize=True), train=dict(updates=1)), out=tmp_path / "run")
+
+
 # Reports on scales
 
 

@@ -337,6 +337,8 @@ def agent_for(
                     f" order {', '.join(own)}: give them in the checkpoint's order"
                 )
         elif data is not None and getattr(agent.config, "normalize", False):
+            if not data.moments:
+                raise UserError(f"normalize is for vectors, and {data.name} observes only images: leave it out")
             agent.normalize_by(data.moments)
     agent.configure_optimizers()
     return agent
