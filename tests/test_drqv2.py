@@ -238,15 +238,16 @@ def test_the_channels_last_setting_decides_the_memory_layout(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 def test_bf16_learns_almost_the_same(compile):
-    usual, _ = trained(60)
-    found, agent = trained(60, precision="bf16", compile=compile)
+    """On average over seeds: rounding may lead a single one, with so small a network, to other losses."""
+    usual, _ = trained(60, range(12))
+    found, agent = trained(60, range(12), precision="bf16", compile=compile)
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in agent.parameters())
     for name in ("critic_loss", "q"):
         assert not torch.equal(found[name], usual[name]), "products are rounded"
-    assert usual["critic_loss"][-1] < 0.3 * usual["critic_loss"][0], "there is something to learn"
-    assert found["critic_loss"][-10:].mean() < 0.3 * usual["critic_loss"][0]
+    assert usual["critic_loss"][-1].mean() < 0.3 * usual["critic_loss"][0].mean(), "there is something to learn"
+    assert found["critic_loss"][-10:].mean() < 0.3 * usual["critic_loss"][0].mean()
     torch.testing.assert_close(found["critic_loss"][0], usual["critic_loss"][0], rtol=0.02, atol=0.01)
-    torch.testing.assert_close(found["q"][-10:].mean(), usual["q"][-10:].mean(), rtol=0.1, atol=0.05)
+    torch.testing.assert_close(found["q"][-10:].mean(), usual["q"][-10:].mean(), rtol=0.05, atol=0)
 
 
 def test_bf16_uses_the_current_weights_within_an_update():
