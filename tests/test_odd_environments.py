@@ -3,10 +3,10 @@
 import json
 import signal
 import threading
-import time
 from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import gymnasium as gym
 import h5py
@@ -618,22 +618,24 @@ def test_bounds_come_from_the_given_action_range():
 
 
 class Waiting(gym.Env):
-    """Waits in every step, and notes whether a thread of the pool called it."""
+    """Waits in every step, by a clock of its own, and notes whether a thread of the pool called it; four threads wait
+    at the same time."""
 
     observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Box(-1, 1, (1,))
-    seconds, threads = 0.005, []
+    seconds, threads, now = 0.005, [], 0.0
 
     def reset(self, *, seed=None, options=None):
         return np.zeros(1, np.float32), {}
 
     def step(self, action):
-        time.sleep(self.seconds)
         self.threads.append(threading.current_thread() is not threading.main_thread())
+        Waiting.now += self.seconds / (4 if self.threads[-1] else 1)
         return np.zeros(1, np.float32), 0.0, False, False, {}
 
 
 def test_threads_step_environments_only_as_long_as_they_are_faster(monkeypatch):
     monkeypatch.setattr("offlinerl.envs.pool.AGAIN", 20)
+    monkeypatch.setattr("offlinerl.envs.pool.time", SimpleNamespace(perf_counter=lambda: Waiting.now))
     with closing(Pool({"id": made("Waiting-v0", Waiting)}, 4, threads=4)) as pool:
         pool.reset(dict.fromkeys(range(4), 0))
 
