@@ -95,7 +95,7 @@ def _created(env: Mapping[str, Any], arguments: Mapping[str, Any]) -> gym.Env:
 
 def _as_pixels(made: gym.Env, env: Mapping[str, Any]) -> gym.Env:
     """The environment with images as observations: a game's screen, its own images resized, or rendered ones."""
-    name, how, shows = id_of(env), env["pixels"], pixels.is_image(made.observation_space)
+    name, how, shows = id_of(env), env["pixels"], pixels.is_rgb(made.observation_space)
     is_game = name.startswith(atari.ALE)
     if (is_game or shows) and (how["fast"] or how["camera"] is not None):
         made.close()
@@ -115,7 +115,7 @@ def _drawn(env: Mapping[str, Any], arguments: Mapping[str, Any]) -> gym.Env:
         return _made(env, arguments)
     except TypeError:
         made = _made(env, {name: arguments[name] for name in arguments if name not in pixels.SIZE})
-        if pixels.is_image(made.observation_space):
+        if pixels.is_rgb(made.observation_space):
             return made
         raise
 

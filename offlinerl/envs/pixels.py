@@ -162,7 +162,7 @@ def model_of(env: gym.Env) -> Any:
     return model if hasattr(model, "vis") else None
 
 
-def is_image(space: gym.Space) -> bool:
+def is_rgb(space: gym.Space) -> bool:
     """Whether observations are images ``[H, W, 3]`` of uint8."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[-1] == 3
 

@@ -109,7 +109,7 @@ class GaussianActor(nn.Module):
         return (mean + self.std() * explore.normal(mean.shape[2:]).to(mean.device)).clamp(-1, 1)
 
 
-class Policy(nn.Module):
+class StochasticPolicy(nn.Module):
     """A stochastic policy of the policy-gradient papers: ``[S, B, O]`` -> a distribution over actions ``[S, B, A]``.
 
     Its network has tanh activations, as in TRPO (Schulman et al., 2015, appendix D) and PPO (2017, section 6.1). The
@@ -130,7 +130,7 @@ class Policy(nn.Module):
         raise NotImplementedError
 
 
-class GaussianPolicy(Policy):
+class GaussianPolicy(StochasticPolicy):
     """A Normal, unbounded but in units of [-1, 1], with a state-independent log standard deviation."""
 
     LOG_STD_RANGE = (-5.0, 2.0)
@@ -154,7 +154,7 @@ class GaussianPolicy(Policy):
         return mean + self.std() * explore.normal(mean.shape[2:]).to(mean.device)
 
 
-class CategoricalPolicy(Policy):
+class CategoricalPolicy(StochasticPolicy):
     """A categorical distribution over action indices from 0 to ``outputs - 1``; A = 1."""
 
     def forward(self, obs: Tensor) -> Independent:
@@ -169,7 +169,7 @@ class CategoricalPolicy(Policy):
         return best_of(logits)
 
 
-def stochastic_policy(spec: Spec, encoder: Encoder, hidden: Sequence[int], rng: Sequence[Generator]) -> Policy:
+def stochastic_policy(spec: Spec, encoder: Encoder, hidden: Sequence[int], rng: Sequence[Generator]) -> StochasticPolicy:
     """The policy for a task's kind of actions."""
     if spec.num_actions:
         return CategoricalPolicy(encoder, spec.num_actions, hidden, rng)
