@@ -169,7 +169,9 @@ class CategoricalPolicy(StochasticPolicy):
         return best_of(logits)
 
 
-def stochastic_policy(spec: Spec, encoder: Encoder, hidden: Sequence[int], rng: Sequence[Generator]) -> StochasticPolicy:
+def stochastic_policy(
+    spec: Spec, encoder: Encoder, hidden: Sequence[int], rng: Sequence[Generator]
+) -> StochasticPolicy:
     """The policy for a task's kind of actions."""
     if spec.num_actions:
         return CategoricalPolicy(encoder, spec.num_actions, hidden, rng)
