@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -167,8 +168,8 @@ def _say_of_schedule(run: Run, changes: Mapping[str, Any]) -> None:
     decay = getattr(run.agent.config, "decay_steps", None)
     if decay is not None and "decay_steps" not in changes:
         run.display.say(
-            f"the learning rate decays over {decay:,} {run.clock}s as before and stays constant afterwards;"
-            " --agent.decay_steps updates extends the decay over the longer run"
+            f"the learning rates that decay reach 0 after {decay:,} {run.clock}s as before, and their networks learn no"
+            " more from there on; --agent.decay_steps updates extends the decay over the longer run"
         )
 
 
@@ -281,7 +282,7 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
 
 def _paths(runs: str | Path | Sequence[str | Path]) -> list[Path]:
     """One path, or several, as a list."""
-    paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    paths = [Path(run) for run in ([runs] if isinstance(runs, str | PathLike) else runs)]
     if not paths:
         raise UserError("there are no runs: name their folders")
     return paths
@@ -322,7 +323,7 @@ POLICY = ("act", "begin", "seeds", "spec", "device")
 
 
 def _acting(policy: Any) -> Any:
-    """The agent in a ``DeployedPolicy``; other policies and paths unchanged.
+    """The agent in a ``DeployedPolicy``, and the folder of what ``fit`` returned; other policies and paths unchanged.
 
     Raises:
         UserError: it is not a policy.
@@ -330,6 +331,7 @@ def _acting(policy: Any) -> Any:
     from offlinerl.rollout.deployed import DeployedPolicy
 
     policy = policy.agent if isinstance(policy, DeployedPolicy) else policy
+    policy = Path(policy) if isinstance(policy, PathLike) else policy
     if not isinstance(policy, str | Path) and not all(hasattr(policy, name) for name in POLICY):
         raise UserError(
             f"a policy must be a checkpoint's path, what load_policy returns or an offlinerl.Policy, not"

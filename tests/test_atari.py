@@ -44,6 +44,16 @@ def test_minatar_is_observed_as_planes_and_episodes_repeat():
     np.testing.assert_array_equal(played(twin, 60)[0], first)
 
 
+def test_a_film_of_minatar_has_its_colours():
+    pytest.importorskip("minatar", reason="MinAtar is not installed: pip install 'offlinerl[atari]'")
+    pytest.importorskip("seaborn", reason="seaborn is not installed: pip install 'offlinerl[atari]'")
+    env = make.make({"id": BREAKOUT}, render_mode="rgb_array")
+    env.reset(seed=0)
+    frame, colours = env.render(), env.unwrapped.render()
+    assert frame.dtype == np.uint8 and frame.shape == (160, 160, 3)
+    np.testing.assert_array_equal(frame[8::16, 8::16], np.rint(255 * colours))
+
+
 def test_dqn_learns_from_minatar(tmp_path, monkeypatch):
     pytest.importorskip("minatar", reason="MinAtar is not installed: pip install 'offlinerl[atari]'")
     monkeypatch.chdir(tmp_path)

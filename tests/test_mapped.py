@@ -96,6 +96,19 @@ def test_a_run_resumes_with_its_files(tmp_path):
         require_equal(memory.sample(2, 5), again.sample(2, 5))
 
 
+@pytest.mark.parametrize("name", ["image-24.bin", "newest.bin"])
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_lost_files_are_not_taken_for_new_ones(tmp_path, name, damage):
+    _, disk = rings(tmp_path)
+    for step in Play().steps(9):
+        disk.add(step)
+    state = disk.state_dict()
+    damage(tmp_path / name)
+    for capacity in (40, 60):  # a longer run takes over the files of the shorter one
+        with pytest.raises(UserError, match="is missing or damaged, so this run cannot be resumed"):
+            rings(tmp_path, capacity)[1].load_state_dict(state)
+
+
 def test_rows_overwritten_after_the_checkpoint_are_not_drawn(tmp_path):
     _, disk = rings(tmp_path)
     play = list(Play().steps(80))
@@ -190,7 +203,9 @@ def test_a_full_disk_is_reported_immediately(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(UserError, match="more than is free on the disk: free some, or give a smaller --train.capacity"):
+    with pytest.raises(
+        UserError, match="needs .* MB, more than is free on the disk: free some, or give a smaller --tr"
+    ):
         rings(tmp_path / "new")
     assert not [*(tmp_path / "new").rglob("*.bin")]
     kept = {path: path.read_bytes() for path in (tmp_path / "whole").rglob("*.bin")}

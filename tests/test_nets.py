@@ -16,6 +16,18 @@ def rng(*seeds):
     return [generator(seed, "test") for seed in seeds]
 
 
+def test_initial_weights_do_not_depend_on_the_number_of_threads():
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(Linear(256, 256, (1,), [generator(0, "test")]).weight)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
 def test_linear_is_orthogonal_with_gain_root_two():
     weight = Linear(6, 4, (2, 3), rng(0, 1)).weight.detach()
     gram = weight.transpose(-1, -2) @ weight  # columns are orthogonal, for there are fewer of them

@@ -179,5 +179,8 @@ def test_a_deployed_policy_accepts_observations_of_the_environment():
     np.testing.assert_array_equal(vector({"only": np.ones(5)}), vector(np.ones(5)))
     with pytest.raises(UserError, match="put its parts into one vector, in the order"):
         vector({"observation": np.ones(3), "goal": np.ones(2)})
+    vector.agent.task = dict(obs_keys=["goal", "observation"])
+    with pytest.raises(UserError, match="in the order goal, observation"):
+        vector({"observation": np.ones(3), "goal": np.ones(2)})
     with pytest.raises(UserError, match="the observation is not finite"):
         vector(np.array([0, np.inf, 0, 0, 0]))

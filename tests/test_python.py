@@ -354,7 +354,8 @@ def test_datasets_and_environments_may_be_objects(here):
 
 def test_a_policy_trained_in_an_environment_object_can_be_exported(here, capsys):
     run = offlinerl.fit("td3bc", walk(), env=Room, over=dict(train=FEW), out="run")
-    file = offlinerl.export(run.folder, "policy.safetensors")
+    file = offlinerl.export(run, "policy.safetensors")
+    assert offlinerl.load_policy(run).spec == run.agent.spec, "a run stands for its folder"
     said = capsys.readouterr().out
     assert f"its environment {Room.__module__}.Room was given as an object, which no file holds" in said
     obs = walk()["obs"]

@@ -19,6 +19,9 @@ REPEAT, STACK = 4, 4
 MINATAR_STEPS = 5000
 """Time limit of MinAtar's episodes, which would never end for a good player."""
 
+CELL = 16
+"""Pixels of one of MinAtar's cells in a film."""
+
 
 def register(env_id: str) -> bool:
     """Registers the environments of the package that an id belongs to; False if it belongs to neither.
@@ -71,3 +74,10 @@ class Planes(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
         return observation.astype(np.uint8) * 255
+
+    def render(self) -> Any:
+        """Colours from 0 to 1 of 10 by 10 cells as an image of uint8."""
+        shown = self.env.render()
+        if not isinstance(shown, np.ndarray) or shown.dtype == np.uint8:
+            return shown
+        return np.kron(np.rint(255 * shown).astype(np.uint8), np.ones((CELL, CELL, 1), np.uint8))

@@ -42,9 +42,10 @@ def evaluate(
 ) -> Evaluation:
     """Roll out every seed's policy, without exploration.
 
-    Episode i is reset with the seed ``seed + i`` for every policy, so that all policies get the same initial states,
-    and the result does not depend on the number of environments. A policy whose actions are not finite stops, and all
-    its returns and scores are NaN.
+    Episode i is reset with the seed ``seed + i`` for every policy, so that all policies get the same initial states.
+    The result does not depend on the number of environments, except that products of other shapes may round
+    differently, which a chaotic task can amplify. A policy whose actions are not finite stops, and all its returns and
+    scores are NaN.
 
     Args:
         policy: S policies; the state of an agent's exploration is not changed.

@@ -72,11 +72,14 @@ class MappedFiles(Maps):
     Args:
         folder: created if needed.
         limit: see ``Maps``.
+
+    Attributes:
+        made: the names of the files that did not exist before, or had another size.
     """
 
     def __init__(self, folder: Path, limit: int = 1 << 28):
         super().__init__(limit)
-        self.folder = folder
+        self.folder, self.made = folder, set[str]()
         folder.mkdir(parents=True, exist_ok=True)
 
     def array(self, name: str, shape: Sequence[int], dtype: str) -> np.ndarray:
@@ -97,6 +100,8 @@ class MappedFiles(Maps):
                 path.unlink()
             raise
         self.hold(array._mmap)
+        if not kept:
+            self.made.add(name)
         return array
 
     def tensor(self, name: str, shape: Sequence[int], dtype: str) -> Tensor:
@@ -128,7 +133,7 @@ def _reserve(path: Path, size: int) -> None:
             if error.errno not in DISK_FULL:
                 return
             raise UserError(
-                f"{path} needs {size / 1e9:,.1f} GB, more than is free on the disk: free some, or give a smaller"
+                f"{path} needs {size / 1e6:,.0f} MB, more than is free on the disk: free some, or give a smaller"
                 " --train.capacity"
             ) from error
 

@@ -17,6 +17,7 @@ from offlinerl.experience.priorities import Priorities
 from offlinerl.experience.table import Rows, frame_of
 from offlinerl.learning.rng import Streams
 from offlinerl.types import Batch, Spec, Transition
+from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
 ALL = slice(None)
@@ -242,6 +243,7 @@ class Replay(Rows):
             places.copy_(torch.from_numpy(self._places_of(self.slots + which)))
         self._copy(self._lanes(self.files is None), state["lanes"], state["size"])
         if self.files is not None:
+            self._require_files(state["size"])
             self._take_files(state["size"])
             self.written = np.minimum(self.written, self.newest + self.size)  # one round later all is gone
         places = torch.from_numpy(self._places_of(self.newest)).to(self.places.device)
@@ -252,6 +254,17 @@ class Replay(Rows):
         had = len(self)
         self._forget()
         self.lost = had - len(self) if self.files is not None else 0
+
+    def _require_files(self, size: int) -> None:
+        """Raise a UserError if the files of saved rings of that size are not there as they were saved."""
+        names = {self._file(path): self._file(path, size) for path in self.leaves} | {"newest": "newest"}
+        made = self.files.made
+        if any(own in made and (own == saved or not self.files.has(saved)) for own, saved in names.items()):
+            for name in made:  # else the next try would take them for the saved ones
+                self.files.delete(name)
+            raise UserError(
+                f"the replay buffer in {self.files.folder} is missing or damaged, so this run cannot be resumed"
+            )
 
     def _take_files(self, size: int) -> None:
         """Continues with the files of rings of that size, unless a run that was killed before it saved has done so

@@ -18,7 +18,10 @@ Init = Callable[[Tensor, Tensor, Generator], None]
 def orthogonal(weight: Tensor, bias: Tensor, rng: Generator, gain: float = math.sqrt(2)) -> None:
     """Orthogonal weights (Saxe et al., 2014), by default with gain sqrt(2), as in the reference IQL and XQL; zero
     biases."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with several, the decomposition rounds differently
     nn.init.orthogonal_(weight, gain, generator=rng)
+    torch.set_num_threads(threads)
     bias.zero_()
 
 

@@ -100,9 +100,11 @@ class DeployedPolicy:
         if "" in self.leaves:
             if len(found := dict(tree_leaves(obs))) == 1:
                 return {"": found.popitem()[1]}
+            keys = (self.agent.task or {}).get("obs_keys")
+            order = ", ".join(keys) if keys else "in which the environment's observation_space has them"
             raise UserError(
                 f"the policy takes observations of shape {self.leaves[''].shape} and no dictionary: put its parts into"
-                " one vector, in the order in which the environment's observation_space has them"
+                f" one vector, in the order {order}"
             )
         try:
             return {name: obs[name] if name in obs else child(obs, name) for name in self.leaves}

@@ -88,8 +88,12 @@ class EnvironmentLoop:
         Returns:
             The first observations, by the number of the environment.
         """
-        self.episodes = np.where(where, episodes, self.episodes)
-        shown = self.reset(where)
+        before, self.episodes = self.episodes, np.where(where, episodes, self.episodes)
+        try:
+            shown = self.reset(where)
+        except BaseException:  # they have not begun
+            self.episodes = before
+            raise
         self.play(self.playing | where)
         for policy in policies:
             policy.begin(where, self.episodes)

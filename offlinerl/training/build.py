@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -393,7 +394,13 @@ def collector_for(
 def replay_for(agent: Agent, task: Task, train: Mapping[str, Any], longest: int, folder: Path) -> Replay:
     """A replay buffer for a run of at most ``longest`` steps; one on disk lies in the run's folder."""
     place = folder / REPLAY if train["replay"] == "disk" else None
-    return Replay.of(agent, train, min(train["capacity"], longest + train["envs"]), task.stack, place)
+    new = place is not None and not place.exists()
+    try:
+        return Replay.of(agent, train, min(train["capacity"], longest + train["envs"]), task.stack, place)
+    except UserError:
+        if new and place.exists():
+            shutil.rmtree(place)  # else the folder would not be free for another try
+        raise
 
 
 def require_whole(train: Mapping[str, Any], *names: str, scale: int = 1) -> None:

@@ -40,7 +40,7 @@ class Checkpointer:
         self.folder, self.agent, self.replay, self.every = folder, agent, replay, every
         self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
         self.saved = time.perf_counter()
-        self.replay_saved_at: tuple[int, int] | None = None  # updates and steps of the agent
+        self.replay_saved_at: tuple[int, ...] | None = None  # updates and steps of the agent, and of the replay
         self.go_on = command("fit", "--resume", folder)
 
     def due(self) -> bool:
@@ -49,7 +49,7 @@ class Checkpointer:
 
     def save(self, trainer: L.Trainer) -> None:
         """Save everything needed to resume. At any moment there is a checkpoint with its matching replay buffer."""
-        counters = self.agent.updates, self.agent.steps
+        counters = self.agent.updates, self.agent.steps, self.replay.added if self.replay is not None else 0
         if self.replay is not None and not (counters == self.replay_saved_at and self._replay_file.is_file()):
             checkpoint.write(self.replay.state_dict(copy=False), self._replay_file)
             self.replay_saved_at = counters

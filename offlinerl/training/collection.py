@@ -181,6 +181,8 @@ class Collection(Companion):
         UserError: the dataset exists and may not be written.
     """
 
+    keeps_files = True
+
     def __init__(
         self,
         folder: Path,

@@ -47,6 +47,9 @@ EVALUATION_SEED = 1_000_000
 class Companion:
     """An additional task during a run, such as recording all its episodes; by itself it does nothing."""
 
+    keeps_files = False
+    """Whether it writes to the run's folder all the time, and has its own command to resume the run."""
+
     def state_dict(self) -> dict[str, Any]:
         """Entries to add to the run's state in a checkpoint."""
         return {}
@@ -161,7 +164,7 @@ class Run(L.Callback):
                 raise self.checkpointer.interrupted_at_once(self.stop.status) from None
             raise self.interrupted() from None
         except Mishap as error:
-            if self.companion is not None:  # it reports how to resume itself
+            if self.companion is not None and self.companion.keeps_files:  # it reports how to resume itself
                 raise
             raise self.checkpointer.to_go_on_after(error) from error
         finally:
@@ -273,7 +276,7 @@ class Run(L.Callback):
             UserError: the folder held files that the run needs: a replay buffer on disk, or a collection's episodes.
         """
         replay = self.acting and self.acting.replay
-        if self.companion is not None or (replay and replay.files):
+        if (self.companion is not None and self.companion.keeps_files) or (replay and replay.files):
             raise UserError(
                 f"{self.folder} was renamed or deleted during this run, with files that the run needs: restore its"
                 f" name, and resume with: {self.checkpointer.go_on}"

@@ -28,6 +28,10 @@ class FitResult:
     summary: dict[str, Any] = field(repr=False)
     agent: Agent = field(repr=False)
 
+    def __fspath__(self) -> str:
+        """Its folder, so that functions that take a run's folder take the run itself too."""
+        return str(self.folder)
+
     @property
     def scores(self) -> dict[str, Any] | None:
         """Scores of the last policies: the ``mean`` over seeds and episodes, its 95% interval ``ci95`` and the means
