@@ -1,6 +1,7 @@
 """A run that was stopped and resumed is, to the bit, the run that never stopped."""
 
 import logging
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -18,11 +19,25 @@ from offlinerl.agents.xql import XQL
 from offlinerl.experience.sources import OfflineData
 from offlinerl.experience.table import Table
 from offlinerl.learning.compile import capture
+from offlinerl.training.checkpointer import Checkpointer
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError
 from offlinerl.util.settings import plain
 
 SETTINGS = dict(hidden=(16,), dropout=0.1, decay_steps=40)
+
+
+def test_a_replay_is_saved_again_only_if_it_or_the_counters_have_changed(tmp_path, monkeypatch):
+    """An environment that fails in the middle of a block leaves steps behind that are not counted yet."""
+    written = []
+    monkeypatch.setattr(checkpoint, "write", lambda state, path: written.append(state) or path.touch())
+    monkeypatch.setattr(checkpoint, "save", lambda trainer, path: None)
+    replay = SimpleNamespace(added=3, state_dict=lambda copy: replay.added)
+    saver = Checkpointer(tmp_path, SimpleNamespace(updates=5, steps=3), replay, 5.0)
+    for added in (3, 3, 4):
+        replay.added = added
+        saver.save(None)
+    assert written == [3, 4]
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ from offlinerl.envs.make import make, native_action, spec_of
 from offlinerl.envs.pixels import Stacked
 from offlinerl.envs.pool import Pool
 from offlinerl.evaluation.video import frames_per_second
+from offlinerl.rollout.loop import EnvironmentLoop
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError, command
 
@@ -615,6 +616,18 @@ def test_bounds_come_from_the_given_action_range():
     made("Asked-v0", Reach, low=-np.inf, high=np.inf)
     spec = spec_of(make({"id": "Asked-v0", "action_range": [[-1, -2], [1, 2]]}))
     assert (spec.action_low, spec.action_high) == ((-1.0, -2.0), (1.0, 2.0))
+
+
+def test_an_episode_whose_reset_fails_has_not_begun(monkeypatch):
+    with closing(Pool({"id": made("Unready-v0", Reach)}, 1)) as pool:
+        loop = EnvironmentLoop(pool, 1, lambda s, e, episode: episode)
+        begin = np.ones((1, 1), bool), np.full((1, 1), 3)
+        with monkeypatch.context() as context, pytest.raises(OSError, match="not ready"):
+            context.setattr(pool, "reset", lambda seeds: (_ for _ in ()).throw(OSError("not ready")))
+            loop.begin(*begin)
+        assert loop.episodes.item() == -1 and not loop.playing.any()
+        loop.begin(*begin)
+        assert loop.episodes.item() == 3 and loop.playing.all()
 
 
 class Waiting(gym.Env):

@@ -1,7 +1,9 @@
 """Runs stopped by Ctrl-C, a scheduler or a crash: little is lost, and a resumed run equals one that never stopped."""
 
+import errno
 import json
 import math
+import os
 import random
 import shlex
 import shutil
@@ -246,7 +248,7 @@ def test_a_schedule_is_kept_unless_stretching_is_requested(here, capsys):
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | dict(settings_tried=12)))  # as a sweep does
     assert fit("--resume", folder, "--updates", 20) == 0
-    assert "the learning rate decays over 10 updates as before" in capsys.readouterr().out
+    assert "the learning rates that decay reach 0 after 10 updates as before" in capsys.readouterr().out
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["updates"], summary["settings_tried"]) == (20, 12)
     after = checkpoint.read(folder / "last.ckpt")
@@ -376,6 +378,17 @@ def test_a_run_whose_folder_is_deleted_continues_in_another(kind, lost, here, ca
     flag = "--updates" if kind == "offline" else "--steps"
     assert fit("--resume", folder, flag, 250) == 0
     assert json.loads((folder / "summary.json").read_text())["updates" if kind == "offline" else "steps"] == 250
+
+
+def test_a_start_without_room_for_the_replay_leaves_its_folder_free(here, refused, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    start = ("fit", *KINDS["online"], *length("online", 40), "--train.replay", "disk", "--out", here / "no room")
+    with monkeypatch.context() as context:
+        context.setattr(os, "posix_fallocate", full)
+        assert "give a smaller --train.capacity" in refused(*start)
+    assert fit(*start[1:]) == 0
 
 
 def test_a_deleted_folder_with_the_replay_on_the_disk_ends_the_run(here, refused, monkeypatch):
