@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from offlinerl import agents
 from offlinerl.data import registry
 from offlinerl.data.dataset import Dataset
-from offlinerl.data.mapping import remember
+from offlinerl.data.mapping import in_words, known_columns, remember
 from offlinerl.envs.make import described
 from offlinerl.training.request import settings_for, settings_of_run
 from offlinerl.util.errors import UserError, WrongUsage, either
@@ -151,7 +151,9 @@ def _trained(
             settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
             _say_of_schedule(run, changes)
         if columns_given and entry.columns:
-            remember(entry.path, entry.columns)
+            before = known_columns(entry.path)
+            if (place := remember(entry.path, entry.columns)) and before:
+                run.display.say(f"{place} had other columns, which it keeps as a comment: {in_words(before)}")
         write_config(folder, settings)
         return FitResult(folder, run.train(), run.agent)
 

@@ -417,6 +417,26 @@ def test_columns_need_to_be_given_only_once(here, capsys):
     acts(here / "log.csv", capsys)
     assert main(["datasets", "show", "log.csv", "--columns", "obs=x,y", *COLUMNS[1:]]) == 0
     assert offlinerl.load_dataset("log.csv").obs.shape[1] == 2, "what is given again replaces what was"
+    assert "# before: - angle\n" in Path("log.csv.columns.yaml").read_text(), "but does not lose it"
+    few = dict(train=dict(updates=2, batch=4, compile=False))
+    capsys.readouterr()
+    offlinerl.fit("bc", "log.csv", columns=COLUMNS, over=few)
+    assert "log.csv.columns.yaml had other columns, which it keeps as a comment: obs=x,y " in capsys.readouterr().out
+    offlinerl.fit("bc", "log.csv", columns=COLUMNS, over=few)
+    assert "had other columns" not in capsys.readouterr().out
+
+
+def test_a_column_that_tells_episodes_apart_but_is_not_used_is_named(here, capsys):
+    Path("log.csv").write_text("x,u,done,episode\n" + "".join(f"{i},0.5,{i == 5:d},{i // 2}\n" for i in range(6)))
+    columns = ["obs=x", "action=u", "terminated=done"]
+    said = "the column episode is not used to tell episodes apart: add episode=episode to --columns"
+    for command in ("show", "validate"):
+        assert main(["datasets", command, "log.csv", "--columns", *columns]) == 0
+        assert said in " ".join(capsys.readouterr().out.split())
+    offlinerl.fit("bc", "log.csv", over=dict(train=dict(updates=2, batch=4, compile=False)))
+    assert said in capsys.readouterr().out
+    assert main(["datasets", "validate", "log.csv", "--columns", *columns, "episode=episode"]) == 0
+    assert "not used" not in capsys.readouterr().out
 
 
 def recorded(run):

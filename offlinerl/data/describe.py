@@ -94,17 +94,28 @@ def split_episodes(dataset: Dataset) -> str | None:
     )
 
 
+def unused_ids(dataset: Dataset) -> str | None:
+    """A sentence on columns of a table that seem to tell episodes apart but are not used; else None."""
+    if not (found := dataset.provenance.get("unused_ids")):
+        return None
+    return (
+        f"the column {found[0]} is not used to tell episodes apart: add episode={found[0]} to --columns if it says of"
+        " which episode a row is"
+    )
+
+
 def summary(dataset: Dataset) -> list[tuple[str, str]]:
     """What one first wants to know about a dataset, as pairs of a label and a line of text."""
     lengths, returns, facts = dataset.episode_lengths, dataset.episode_returns, dataset.provenance
     terminations, dropped = int(dataset.terminated.sum()), facts.get("rows_dropped", 0)
     cut = int((dataset.last & ~dataset.terminated).sum())
+    ended = f"{terminations:,} terminated, {cut:,} cut off"
     lines = [
         ("episodes", f"{len(lengths):,}"),
         ("steps", f"{len(dataset):,}" + (f", and {dropped:,} more that have no successor" if dropped else "")),
         ("returns", _spread(returns)),
         ("lengths", _spread(lengths)),
-        ("ends", "; ".join(filter(None, (f"{terminations:,} terminated, {cut:,} cut off", split_episodes(dataset))))),
+        ("ends", "; ".join(filter(None, (ended, split_episodes(dataset), unused_ids(dataset))))),
         ("observations", "; ".join(_part(path, leaf) for path, leaf in tree_leaves(dataset.observations))),
         ("actions", _actions(dataset)),
         ("rewards", "; ".join(filter(None, (_rewards(dataset.reward), lost_rewards(dataset))))),

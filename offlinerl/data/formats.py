@@ -187,6 +187,7 @@ def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
     if kind == "table":
         facts["columns"] = columns_of(path, entry)
         obs_keys = obs_keys or tables.parts_named(facts["columns"])
+        facts["unused_ids"] = tables.unused_ids(tables.read_names(path), facts["columns"])
         ends = [field for field in ("episode", "terminated", "truncated", "last", "mask") if field in facts["columns"]]
         facts["episode_ends"] = " and ".join(ends) or "the end of the file"
         facts["successors"] = "next_obs" if "next_obs" in facts["columns"] else "next row"
@@ -235,6 +236,7 @@ def of_frame(
     columns = columns or tables.usual_columns([str(column) for column in source], "the table")
     episodes = tables.table_episodes(source, columns, obs_keys)
     facts = dict(format="table", columns=columns, obs_keys=tables.parts_named(columns, obs_keys))
-    parts = tables.parts_of([str(column) for column in source], columns, "the table")
+    names = [str(column) for column in source]
+    parts, facts["unused_ids"] = tables.parts_of(names, columns, "the table"), tables.unused_ids(names, columns)
     facts["parts"] = {part: parts.get(part, []) for part in obs_keys or parts}
     return assemble(name, name, episodes, _known(facts))

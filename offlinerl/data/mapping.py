@@ -82,14 +82,16 @@ def known_columns(path: Path) -> Columns | None:
 
 
 def remember(path: Path, columns: Mapping[str, Sequence[str]]) -> Path | None:
-    """Stores the mapping beside a table, so that it need be given only once. Returns the file; None if the mapping is
-    there already or cannot be written."""
+    """Stores the mapping beside a table, so that it need be given only once; one that it replaces is kept as a comment.
+    Returns the file; None if the mapping is there already or cannot be written."""
     place = sidecar(path)
-    text = "# Which columns are what, for offlinerl\n" + yaml.safe_dump(dict(columns), sort_keys=False)
+    text = yaml.safe_dump(dict(columns), sort_keys=False)
     try:
-        if place.is_file() and place.read_text("utf-8") == text:
+        before = place.read_text("utf-8") if place.is_file() else ""
+        if before.endswith(f"\n{text}"):
             return None
-        write_whole(place, text)
+        replaced = "".join(f"# before: {line}\n" for line in before.splitlines() if line and not line.startswith("#"))
+        write_whole(place, f"# Which columns are what, for offlinerl\n{replaced}{text}")
     except OSError:  # the data may be read-only
         return None
     return place

@@ -50,6 +50,12 @@ def read_names(path: Path) -> list[str]:
     return list(_table(path, []))
 
 
+def unused_ids(names: Iterable[str], columns: Columns) -> list[str]:
+    """The columns among ``names`` that seem to tell episodes apart, if a mapping uses none of them."""
+    used = {name for of_field in columns.values() for name in of_field}
+    return [] if "episode" in columns else [name for name in names if name in EPISODE and name not in used]
+
+
 def table_episodes(
     source: Path | Mapping[str, Any], columns: Columns | None = None, obs_keys: Sequence[str] | None = None
 ) -> Iterator[Steps]:

@@ -110,7 +110,7 @@ def _loaded(path: Path, entry: Entry) -> list[Finding]:
         remember(path, entry.columns)
     notes = {
         "lost rewards": describe.lost_rewards(data), "split episode": describe.split_episodes(data),
-        "rounding": describe.rounded(data),
+        "unused column": describe.unused_ids(data), "rounding": describe.rounded(data),
     }  # fmt: skip
     return [Finding(kind, note, np.empty(0, int), fault=False) for kind, note in notes.items() if note]
 

@@ -223,8 +223,9 @@ def announce(entry: Entry, raw: Dataset, data: Dataset, display: Display) -> Non
     )
     if columns := data.provenance.get("columns"):
         display.say(f"columns: {in_words(columns)}")
-    for note in filter(None, (describe.lost_rewards(raw), describe.split_episodes(raw), describe.rounded(raw))):
-        display.say(f"{name}: {note}")
+    for find in (describe.lost_rewards, describe.split_episodes, describe.unused_ids, describe.rounded):
+        if note := find(raw):
+            display.say(f"{name}: {note}")
     if leaps := len(data.leaps):
         display.say(
             f"{name}: in {counted(leaps, 'step')} of its episodes, the next observation is not the next row's;"
