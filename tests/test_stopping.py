@@ -336,6 +336,15 @@ def test_a_run_finds_its_data_file_from_any_folder_and_after_a_move(here, capsys
     assert (folder / "last.ckpt").read_bytes() == before
 
 
+def test_resuming_a_finished_run_says_that_nothing_is_left_to_train(here, capsys):
+    folder = here / "finished"
+    assert fit("bc", "--dataset", pendulum.ID, *FEW, "--eval-every", 10, "--updates", 10, "--out", folder) == 0
+    first = json.loads((folder / "summary.json").read_text())["last"]
+    assert fit("--resume", folder) == 0
+    assert "all 10 updates are done already, and the last policy is evaluated again" in capsys.readouterr().out
+    assert json.loads((folder / "summary.json").read_text())["last"] == first
+
+
 # Scores of NaN and infinity
 
 

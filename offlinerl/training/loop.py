@@ -140,9 +140,11 @@ class Run(L.Callback):
         together = f" in {self.team.size} processes" if self.team.size > 1 else ""
         if self.pool is not None and self.pool.endless:
             self.display.warn_of_endless(self.pool.name)
+        ahead = f"{self.clock}s {self.now:,} to {self.end:,}"
+        if self.now == self.end:
+            ahead = f"all {self.end:,} {self.clock}s are done already, and the last policy is evaluated again"
         self.display.say(
-            f"{about['agent']} on {self.agent.device.type}{together}, {self.in_words()}:"
-            f" {self.clock}s {self.now:,} to {self.end:,}, into {self.folder}"
+            f"{about['agent']} on {self.agent.device.type}{together}, {self.in_words()}: {ahead}, into {self.folder}"
         )
         self.began = self.checkpointer.saved = time.perf_counter()
         self.first = self.now
