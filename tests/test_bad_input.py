@@ -504,12 +504,15 @@ def test_a_long_table_is_not_read_again_for_a_row_that_comes_last(tmp_path, monk
 # Checkpoints
 
 
-@pytest.mark.parametrize("damage", ["truncated", "random", "pickle", "empty", "other", "of a user"])
+@pytest.mark.parametrize("damage", ["truncated", "cut large", "random", "pickle", "empty", "other", "of a user"])
 def test_damaged_checkpoints(damage, refused, run, tmp_path):
     path = tmp_path / "a.ckpt"
     whole = (run / "last.ckpt").read_bytes()
     if damage == "other":
         torch.save({"state_dict": {}}, path)
+    elif damage == "cut large":  # torch then seeks before its start
+        torch.save(dict(weights=torch.randn(100, 100)), path)
+        path.write_bytes(path.read_bytes()[:20_000])
     elif damage == "of a user":
         torch.save({"offlinerl": Path("not plain data")}, path)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import re
 import warnings
@@ -47,9 +48,10 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about pickles of other programs
             content = torch.load(file, map_location=device, weights_only=True)
-    except OSError as error:
-        raise UserError(f"the checkpoint {path} cannot be read: {(error.strerror or str(error)).lower()}") from error
     except Exception as error:  # unpickling a file of another kind may raise anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch gets that from some truncated files
+            why = (error.strerror or str(error)).lower()
+            raise UserError(f"the checkpoint {path} cannot be read: {why}") from error
         raise UserError(
             f"the checkpoint {path} is damaged or not a checkpoint; use another one of the run, such as best.ckpt"
         ) from error
