@@ -292,6 +292,17 @@ def test_runs_are_merged_by_settings_and_named_by_those_that_differ(tmp_path):
     assert [(row.name, row.tried) for row in walker.rows] == [("xql beta=5", 1)]
 
 
+def test_a_run_that_repeats_another_counts_once(tmp_path, capsys):
+    for agent, level in (("xql", 50), ("bc", 70)):
+        finished(tmp_path / "one" / agent, agent, level=level, settings=dict(lr=0.1))
+    finished(tmp_path / "two" / "bc", "bc", level=70, settings=dict(lr=0.1))
+    finished(tmp_path / "two" / "other", "bc", level=70, first_seed=3, settings=dict(lr=0.1))
+    rows = offlinerl.report([tmp_path / "one", tmp_path / "two"])["scores"]
+    assert f"{tmp_path / 'two' / 'bc'} repeats {tmp_path / 'one' / 'bc'}" in " ".join(capsys.readouterr().out.split())
+    assert [row["agent"] for row in rows] == ["bc", "xql"]
+    assert len(comparison.distinct([read(folder) for folder in find([tmp_path])])[0]) == 3
+
+
 def test_settings_of_evaluation_and_storage_make_no_other_agent(tmp_path):
     for number, (key, value) in enumerate(dict(eval_every=5, eval_episodes=3, table="disk").items()):
         finished(tmp_path / key, settings=dict(lr=0.1), first_seed=3 * number)

@@ -301,6 +301,23 @@ class Overall:
         return times, [scores[np.isin(at, times)] for at, scores in curves]
 
 
+def distinct(runs: Sequence[Finished]) -> tuple[list[Finished], list[tuple[Finished, Finished]]]:
+    """The runs without those that only repeat an earlier one, with its settings, seeds and scores; and the pairs of an
+    earlier run and one that repeats it."""
+    kept: list[Finished] = []
+    repeated = []
+    for run in runs:
+        for other in kept:
+            same = other.about == run.about and other.summary["agent"] == run.summary["agent"]
+            same = same and None is not other.choice == run.choice and other.summary["seeds"] == run.summary["seeds"]
+            if same and other.scores is not None and np.array_equal(other.scores, run.scores, equal_nan=True):
+                repeated.append((other, run))
+                break
+        else:
+            kept.append(run)
+    return kept, repeated
+
+
 def groups_of(runs: Sequence[Finished]) -> list[Group]:
     """Group comparable runs, by the identity of their data and task and not only by name."""
     parts: dict[str, list[Finished]] = {}

@@ -60,6 +60,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> dict[str, list[dict
     read = [part for folder in comparison.find(runs) for part in comparison.by_value(comparison.read(folder))]
     each = "one of the runs", "report them one by one to see which, and train that again"
     with reading(*each):
+        read, repeated = comparison.distinct(read)
         groups = comparison.groups_of(read)
         tasks = [_of_task(group, stem) for group, stem in zip(groups, _stems(groups), strict=True)]
         shared = comparison.overall_of(groups)
@@ -74,6 +75,8 @@ def report(runs: Sequence[Path], out: Path | None = None) -> dict[str, list[dict
         table(to, caption, *(tables.fitting(content, to.width) if to.is_terminal else content))
         for note in section.notes:
             to.print(note)
+    for one, other in repeated:
+        to.print(f"{other.folder} repeats {one.folder}, with the same settings, seeds and scores: it counts once.")
     if left := comparison.unfinished(runs):
         to.print(f"Left out because they are not finished: {', '.join(map(str, left))}.")
     if out is not None:
