@@ -361,6 +361,11 @@ class Agent(L.LightningModule, ABC):
         """Scale actions from [-1, 1] to the environment's bounds."""
         return self.action_mid + self.action_half * action
 
+    def in_unit(self, action: Tensor) -> Tensor:
+        """Scale the environment's actions to [-1, 1], as the environment takes them after rounding and clipping."""
+        taken = action.round() if self.spec.whole else action
+        return ((taken - self.action_mid) / torch.where(self.action_half > 0, self.action_half, 1.0)).clamp(-1, 1)
+
     def clipped_normal(self, action: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """``log_prob`` under a Normal, in units of [-1, 1], whose samples are clipped: ``[S, E, A] -> [S, E]``."""
         return densities.clipped_normal(action, self.to_env(mean), self.action_half * std, *self.bounds)

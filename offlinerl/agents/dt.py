@@ -221,6 +221,6 @@ class DT(Agent):
         taken = self.to_env(new)
         if self.spec.whole:  # the environment rounds
             taken = taken.round()
-            new = (taken - self.action_mid) / torch.where(self.action_half > 0, self.action_half, 1.0)
+            new = self.in_unit(taken)
         self.memory = Memory(seen, action.scatter(2, at, new), to_go, step, memory.count + 1, memory.left)
         return taken.squeeze(2)

@@ -245,19 +245,6 @@ def typical_return(data: Dataset, gamma: float) -> float:
     return float(np.sqrt(np.square(returns).mean())) or 1.0
 
 
-def in_unit_of(agent: Agent) -> Callable[[Tensor], Tensor]:
-    """A function from an agent's actions to those that the environment takes after rounding and clipping, in units of
-    [-1, 1]."""
-    spec = agent.spec
-    middle, half = (torch.from_numpy(x).to(agent.device) for x in (spec.action_mid, spec.action_half))
-    half = torch.where(half > 0, half, 1.0)
-
-    def in_unit(action: Tensor) -> Tensor:
-        return (((action.round() if spec.whole else action) - middle) / half).clamp(-1, 1)
-
-    return in_unit
-
-
 def first_seed(agent: Agent) -> Agent:
     """An agent with only the first of the agent's seeds."""
     return agent.part(slice(0, 1)) if len(agent.seeds) > 1 else agent
@@ -287,14 +274,14 @@ def choice_of(agent: Agent) -> Choice:
         UserError: the policy depends on earlier steps of the episode, which a Q function of observations cannot.
     """
     agent = first_seed(agent)
-    spec, in_unit = agent.spec, in_unit_of(agent)
+    spec = agent.spec
 
     @torch.no_grad()
     def choose(obs: Tree) -> Tensor:
         action = agent.act(tree_map(lambda x: x.unsqueeze(0), obs))[0]  # [B, A]
         if spec.num_actions:
             return torch.nn.functional.one_hot(action[:, 0].long(), spec.num_actions).float()
-        return in_unit(action)
+        return agent.in_unit(action)
 
     some = _observations(agent)
     if not torch.equal(choose(some), choose(some)):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from offlinerl.agents.base import Agent
 from offlinerl.data.dataset import Dataset
-from offlinerl.evaluation.fqe import ROWS_ACTED_ON, Choice, Followed, first_seed, fit_q, in_unit_of
+from offlinerl.evaluation.fqe import ROWS_ACTED_ON, Choice, Followed, first_seed, fit_q
 from offlinerl.evaluation.off_policy import Estimate, doubly_robust, importance_sampling
 from offlinerl.experience.table import Table
 from offlinerl.util.errors import UserError
@@ -135,13 +135,13 @@ def drawn_choice_of(agent: Agent) -> Choice:
     """The policy of an agent's first seed as a distribution, as a target policy of fitted Q evaluation: samples of a
     Gaussian, or probabilities of discrete actions."""
     agent = first_seed(agent)
-    spec, in_unit = agent.spec, in_unit_of(agent)
+    spec = agent.spec
 
     @torch.no_grad()
     def choose(obs: Tree) -> Tensor:
         obs = tree_map(lambda x: x.unsqueeze(0), obs)
         if not spec.num_actions:
-            return in_unit(agent.act(obs, explore=True)[0])
+            return agent.in_unit(agent.act(obs, explore=True)[0])
         like = agent.act(obs)
         every = [agent.log_prob(obs, torch.full_like(like, number))[0] for number in range(spec.num_actions)]
         return torch.stack(every, -1).exp().float()
