@@ -84,7 +84,7 @@ class Run(L.Callback):
 
     Attributes:
         acting: the source that acts in an environment, if there is one.
-        companion: an additional task during the run, if there is one.
+        companion: an additional task during the run; by default one that does nothing.
         offline: scores of the policies at the end of the first of two stages, once it is reached.
         measured: the latest metrics on held-out episodes, by name, one number per seed.
         logged: the latest training metrics, by name, one number per seed.
@@ -115,7 +115,7 @@ class Run(L.Callback):
         self.recorder = recorder(folder, settings, agent.members, self.clock, task.label, display)
         replay = self.acting and self.acting.replay
         self.checkpointer = Checkpointer(folder, agent, replay, self.train_settings["save_every"])
-        self.companion: Companion | None = None
+        self.companion = Companion()
         self.offline: dict[str, Any] | None = None
         self.seconds = dict(total=0.0, training=0.0)  # total: of earlier sessions; training: including this one
         self.configured = False  # whether config.yaml existed when training began
@@ -166,7 +166,7 @@ class Run(L.Callback):
                 raise self.checkpointer.interrupted_at_once(self.stop.status) from None
             raise self.interrupted() from None
         except Mishap as error:
-            if self.companion is not None and self.companion.keeps_files:  # it reports how to resume itself
+            if self.companion.keeps_files:  # it reports how to resume itself
                 raise
             raise self.checkpointer.to_go_on_after(error) from error
         finally:
@@ -278,7 +278,7 @@ class Run(L.Callback):
             UserError: the folder held files that the run needs: a replay buffer on disk, or a collection's episodes.
         """
         replay = self.acting and self.acting.replay
-        if (self.companion is not None and self.companion.keeps_files) or (replay and replay.files):
+        if self.companion.keeps_files or (replay and replay.files):
             raise UserError(
                 f"{self.folder} was renamed or deleted during this run, with files that the run needs: restore its"
                 f" name, and resume with: {self.checkpointer.go_on}"
@@ -386,8 +386,7 @@ class Run(L.Callback):
             summary["settings_tried"] = json.loads(path.read_text("utf-8"))["settings_tried"]
         write_json(path, summary)
         plots.curves(self.folder, self.folder / "curves.png")
-        if self.companion is not None:
-            self.companion.finish()
+        self.companion.finish()
         return summary
 
     # Reports and state
@@ -424,8 +423,8 @@ class Run(L.Callback):
 
     def note(self) -> str:
         """Text of the progress bar, after the count."""
-        if self.companion is not None:
-            return self.companion.note()
+        if note := self.companion.note():
+            return note
         mean = None if self.acting is None else mean_of(self.acting.collector.returns)
         if mean is not None:
             return f"return {shown(mean)}"
@@ -445,7 +444,7 @@ class Run(L.Callback):
             **self.recorder.state_dict(),
             **(dict(processes=list(self.states)) if self.team.size > 1 else {}),
             **(dict(offline=self.offline, switch=switches[0]) if switches else {}),
-            **(self.companion.state_dict() if self.companion is not None else {}),
+            **self.companion.state_dict(),
         )
 
     state_key = STATE
@@ -495,8 +494,7 @@ class Run(L.Callback):
         self.seconds = state["seconds"]
         metrics = state.get("metrics", {})  # checkpoints of older versions lack it
         self.agent.metrics = {name: torch.tensor(of_seeds, dtype=torch.float64) for name, of_seeds in metrics.items()}
-        if self.companion is not None:
-            self.companion.load_state_dict(state)
+        self.companion.load_state_dict(state)
         if not switches:
             return
         self.offline, switch = state["offline"], state.get("switch", switches[0])
