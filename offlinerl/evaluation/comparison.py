@@ -308,9 +308,13 @@ def distinct(runs: Sequence[Finished]) -> tuple[list[Finished], list[tuple[Finis
     repeated = []
     for run in runs:
         for other in kept:
-            same = other.about == run.about and other.summary["agent"] == run.summary["agent"]
-            same = same and None is not other.choice == run.choice and other.summary["seeds"] == run.summary["seeds"]
-            if same and other.scores is not None and np.array_equal(other.scores, run.scores, equal_nan=True):
+            if (
+                other.about == run.about
+                and _same_settings(other, run)
+                and other.summary["seeds"] == run.summary["seeds"]
+                and other.scores is not None
+                and np.array_equal(other.scores, run.scores, equal_nan=True)
+            ):
                 repeated.append((other, run))
                 break
         else:
@@ -379,8 +383,7 @@ def _merged(runs: Sequence[Finished]) -> list[list[Finished]]:
         for row in rows:
             first, seeds = row[0], {seed for other in row for seed in other.summary["seeds"]}
             if (
-                first.summary["agent"] == run.summary["agent"]
-                and None is not first.choice == run.choice
+                _same_settings(first, run)
                 and not seeds & set(run.summary["seeds"])
                 and np.shape(first.scores)[1:] == np.shape(run.scores)[1:]
                 and first.summary[plots.clock_of(first.summary)] == run.summary[plots.clock_of(run.summary)]
@@ -390,6 +393,11 @@ def _merged(runs: Sequence[Finished]) -> list[list[Finished]]:
         else:
             rows.append([run])
     return rows
+
+
+def _same_settings(one: Finished, other: Finished) -> bool:
+    """Whether two runs are known to be of one agent with the same settings."""
+    return one.summary["agent"] == other.summary["agent"] and None is not one.choice == other.choice
 
 
 def _varied(groups: Sequence[Sequence[Sequence[Finished]]]) -> dict[str, set[str]]:
