@@ -104,6 +104,39 @@ def test_a_seed_draws_the_same_alone_or_stacked():
 
 
 @pytest.mark.parametrize("priorities", [None, (0.6, 0.4)])
+def test_a_seed_with_short_episodes_takes_no_images_from_the_others(priorities):
+    """Episodes of two steps fill the observations first; beside them, a seed with long ones keeps all its steps."""
+    spec = Spec((Leaf("", (2, 2, 1), "uint8"),), 1, (-1.0,), (1.0,))
+    lasts = np.array([[True], [False]])  # of seeds 3 and 8, in every other step
+
+    def ring(seeds):
+        return Replay(spec, seeds, 60, priorities=priorities)
+
+    def both(t):
+        shown = np.full((2, 1, 2, 2, 1), t % 200, np.uint8)
+        reward, over = np.full((2, 1), float(t)), np.zeros((2, 1), bool)
+        return Transition(shown, np.zeros((2, 1, 1)), reward, over, shown + 1, lasts & (t % 2 == 1))
+
+    together, alone = ring((3, 8)), [ring((3,)), ring((8,))]
+    for t in range(100):
+        together.add(both(t))
+        for seed, own in enumerate(alone):
+            own.add(tree_map(lambda x, s=seed: x[s : s + 1], both(t)))
+        if t % 10 == 9:
+            drawn = [replay.sample(2, 16) for replay in (together, *alone)]
+            for seed in range(2):
+                for a, b in zip(drawn[0], drawn[1 + seed], strict=True):
+                    assert a is b is None or torch.equal(a[:, seed], b[:, 0])
+            for replay, batch in zip((together, *alone), drawn, strict=True):
+                if priorities:
+                    replay.prioritize(batch.reward + 1)
+    assert together.counts.tolist() == [len(own) for own in alone] and len(alone[0]) < len(alone[1]) == 60
+    again = ring((3, 8))
+    again.load_state_dict(together.state_dict())
+    assert torch.equal(again.sample(1, 16).reward, together.sample(1, 16).reward)
+
+
+@pytest.mark.parametrize("priorities", [None, (0.6, 0.4)])
 @pytest.mark.parametrize(("steps", "before", "after"), [(7, 5, 5), (7, 9, 40), (7, 40, 9)])
 def test_a_saved_ring_continues_as_if_never_stopped(steps, before, after, priorities):
     """Also in a ring of another size, if it is not full yet: the run may become longer or shorter."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,10 +41,12 @@ class Priorities:
         rows = rows.to(self.tree.device).expand(len(self.tree), -1)
         self._set(rows, self.largest.expand(rows.shape))
 
-    def remove(self, rows: Tensor) -> None:
-        """Excludes rows ``[n]`` of every seed from sampling."""
+    def remove(self, seed: int, rows: Tensor) -> None:
+        """Excludes rows ``[n]`` of one seed, counted from 0, from sampling."""
         rows = rows.to(self.tree.device).expand(len(self.tree), -1)
-        self._set(rows, torch.zeros_like(rows, dtype=torch.float64))
+        kept = self.tree.gather(1, self.leaves + rows)
+        kept[seed] = 0
+        self._set(rows, kept)
 
     def update(self, rows: Tensor, priority: Tensor) -> None:
         """Gives rows ``[K, S, B]`` the priorities ``[K, S, B]``; if a row occurs twice, one of them counts. A priority
@@ -62,9 +65,14 @@ class Priorities:
             node = node // 2
             self.tree.scatter_(1, node, self.tree.gather(1, 2 * node) + self.tree.gather(1, 2 * node + 1))
 
-    def sample(self, streams: Streams, size: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Draws rows ``[K, S, B]`` among the first ``size``; returns them and their importance weights
-        ``[K, S, B]``."""
+    def sample(self, streams: Streams, sizes: int | np.ndarray, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Draws rows ``[K, S, B]``; returns them and their importance weights ``[K, S, B]``.
+
+        Args:
+            streams: the random numbers.
+            sizes: number of rows that have a priority, of all seeds or of each, ``[S]``.
+            shape: K and B.
+        """
         K, B = shape
         total = self.tree[:, 1:2]
         drawn, fine = (streams.uniform(0, 1, (K * B,)).double() for _ in range(2))  # float32 has 24 bits, too few
@@ -78,7 +86,8 @@ class Priorities:
             left = torch.where(right, left - below, left)
             node = node + right
         probability = self.tree.gather(1, node) / total
-        weight = (size * probability).clamp(min=1e-12) ** -self.beta
+        sizes = torch.as_tensor(sizes, device=total.device).view(-1, 1)
+        weight = (sizes * probability).clamp(min=1e-12) ** -self.beta
         rows, weight = (x.unflatten(1, (K, B)).transpose(0, 1) for x in (node - self.leaves, weight))
         return rows, (weight / weight.amax(-1, keepdim=True)).float()
 

@@ -35,7 +35,7 @@ class Replay(Rows):
     Row ``(t, e)`` holds the step that environment e took at position t of the ring, so that an episode lies along t.
     The observations of every environment are in a ring of their own, which stores each once. For vectors it has room
     for two per transition. For images it has room for ``ROOM``; if episodes are too short for that, the oldest
-    transitions are dropped earlier.
+    transitions of that seed are dropped earlier.
 
     Args:
         spec: shapes of the task.
@@ -52,13 +52,13 @@ class Replay(Rows):
 
     Attributes:
         added: steps added so far, per environment; the newest is at position ``(added - 1) % steps``.
-        oldest: number of the first step that can still be drawn.
+        oldest: ``[S]`` number of the first step that can still be drawn.
         slots: ``[S, steps, E]`` number of each row's observation, counted from the first one of its environment, in
             numpy; the next observation has the next number.
         newest: ``[S, E]`` number of each environment's latest observation.
         written: ``[S, E]`` number of the latest observation in the files; it is ahead if a run resumes from an earlier
             state.
-        lost: saved steps that are gone, because the files were overwritten after the save.
+        lost: saved steps that are gone, because the files were overwritten after the save: the most of any seed.
         drawn: the rows of the latest minibatches drawn by priority, ``[K, S, B]``.
     """
 
@@ -101,7 +101,8 @@ class Replay(Rows):
         self.age = np.zeros((S, envs), np.int64)
         self.shown: Tree = None
         self.ended = np.ones((S, envs), bool)
-        self.added = self.oldest = self.lost = 0
+        self.added = self.lost = 0
+        self.oldest = np.zeros(S, np.int64)
         self.streams = Streams(seeds, "rows", device)
         self.drawn = torch.zeros(0, len(seeds), 0, dtype=torch.int64, device=device)
         self.offsets = torch.arange(S, device=device).view(1, S, 1) * (self.steps * envs)
@@ -119,7 +120,12 @@ class Replay(Rows):
         return ring
 
     def __len__(self) -> int:
-        """Number of transitions per seed that can be drawn."""
+        """Number of transitions that can be drawn from every seed."""
+        return int(self.counts.min())
+
+    @property
+    def counts(self) -> np.ndarray:
+        """``[S]`` number of each seed's transitions that can be drawn."""
         return (self.added - self.oldest) * self.envs
 
     def following(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,19 +185,24 @@ class Replay(Rows):
 
     def _forget(self) -> None:
         """Drops the steps that newer ones have overwritten, wholly or in one of their observations."""
-        self.oldest = max(self.oldest, self.added - self.steps)
-        gone = np.maximum(self.newest, self.written) - self.size
-        while self.oldest < self.added and (self.slots[:, place := self.oldest % self.steps] - self.stack < gone).any():
+        self.oldest = np.maximum(self.oldest, self.added - self.steps)
+        seeds, gone = np.arange(len(self.oldest)), np.maximum(self.newest, self.written) - self.size
+        while True:
+            place = self.oldest % self.steps
+            lost = (self.oldest < self.added) & (self.slots[seeds, place] - self.stack < gone).any(1)
+            if not lost.any():
+                return
             if self.priorities is not None:
-                self.priorities.remove(torch.arange(place * self.envs, (place + 1) * self.envs))
-            self.oldest += 1
+                for seed in lost.nonzero()[0]:
+                    self.priorities.remove(seed, torch.arange(place[seed] * self.envs, (place[seed] + 1) * self.envs))
+            self.oldest += lost
 
     def sample(self, updates: int, batch_size: int) -> Batch:
         """K minibatches, ``[K, S, B, ...]``: uniform, or by priority if the buffer has priorities."""
         shape = (updates, batch_size)
         if self.priorities is None:
-            return self.transitions(self.streams.integers(len(self), shape).transpose(0, 1))  # [K, S, B]
-        self.drawn, weight = self.priorities.sample(self.streams, len(self), shape)
+            return self.transitions(self.streams.integers(self.counts, shape).transpose(0, 1))  # [K, S, B]
+        self.drawn, weight = self.priorities.sample(self.streams, self.counts, shape)
         return super().transitions(self.drawn + self.offsets)._replace(weight=weight)
 
     def prioritize(self, priority: Tensor) -> None:
@@ -200,9 +211,10 @@ class Replay(Rows):
 
     def transitions(self, rows: Tensor) -> Batch:
         """The transitions that begin in rows ``[K, S, B]``, numbered along positions and environments: from the ring's
-        first position, or from the oldest step if not all of a full ring can be drawn."""
-        if self.oldest > max(0, self.added - self.steps):
-            rows = (rows + self.oldest * self.envs) % (self.steps * self.envs)
+        first position, or from a seed's oldest step if not all of its full ring can be drawn."""
+        if (fewer := self.oldest > max(0, self.added - self.steps)).any():
+            first = torch.from_numpy(self.oldest * fewer * self.envs).to(rows.device)
+            rows = (rows + first.unsqueeze(-1)) % (self.steps * self.envs)
         return super().transitions(rows + self.offsets)
 
     def state_dict(self, copy: bool = True) -> dict[str, Any]:
@@ -215,8 +227,8 @@ class Replay(Rows):
         if self.files is not None:
             self.files.flush()
         return dict(
-            added=self.added, oldest=self.oldest, size=self.size, newest=torch.from_numpy(self.newest.copy()),
-            slots=torch.from_numpy(self.slots[:, :used].copy()),
+            added=self.added, oldest=torch.from_numpy(self.oldest.copy()), size=self.size,
+            newest=torch.from_numpy(self.newest.copy()), slots=torch.from_numpy(self.slots[:, :used].copy()),
             numbers=_compact(self._steps()[:, :used], copy),
             lanes=[_compact(lane[:, :kept], copy) for lane in self._lanes(self.files is None)],
             streams=self.streams.state_dict(), priorities=self.priorities and self.priorities.state_dict(),
@@ -236,7 +248,7 @@ class Replay(Rows):
         if not state["added"]:  # nothing added yet, only trained on a dataset
             return
         used, self.added, self.newest = state["slots"].shape[1], state["added"], state["newest"].cpu().numpy().copy()
-        self.oldest = state["oldest"]  # a larger ring would seem to hold observations that are gone
+        self.oldest[:] = torch.as_tensor(state["oldest"]).cpu()  # a larger ring would seem to hold observations that are gone
         self._steps()[:, :used].copy_(state["numbers"])
         self.slots[:, :used] = state["slots"].cpu()
         for which, places in enumerate(self.places.view(2, *self.slots.shape)):
@@ -251,9 +263,9 @@ class Replay(Rows):
         if self.ages is not None:
             self.age = self.ages[places].cpu().numpy()
         self.ended = self._steps()[:, (self.added - 1) % self.steps, :, -1].bool().cpu().numpy()
-        had = len(self)
+        had = self.counts
         self._forget()
-        self.lost = had - len(self) if self.files is not None else 0
+        self.lost = int((had - self.counts).max()) if self.files is not None else 0
 
     def _require_files(self, size: int) -> None:
         """Raise a UserError if the files of saved rings of that size are not there as they were saved."""

@@ -279,7 +279,7 @@ class ReplayData(ActingData):
             return self.replay.sample(updates, self.batch_size)
         streams, old, B = self.replay.streams, len(self.table), self.batch_size
         if self.old_share is None:
-            rows = streams.integers(old + len(self.replay), (updates, B)).transpose(0, 1)
+            rows = streams.integers(old + self.replay.counts, (updates, B)).transpose(0, 1)
             is_old = rows < old  # [K, S, B]
             given = self.table.transitions(rows.clamp(max=old - 1))
             own = self.replay.transitions((rows - old).clamp(min=0))
@@ -290,7 +290,7 @@ class ReplayData(ActingData):
             return tree_map(either, given, own)
         count = round(B * self.old_share(self.steps))
         given = self.table.transitions(streams.integers(old, (updates, count)).transpose(0, 1))
-        own = self.replay.transitions(streams.integers(len(self.replay), (updates, B - count)).transpose(0, 1))
+        own = self.replay.transitions(streams.integers(self.replay.counts, (updates, B - count)).transpose(0, 1))
         return tree_map(lambda *pair: torch.cat(pair, 2), given, own)
 
     def learned(self, priority: Tensor | None) -> None:

@@ -48,6 +48,7 @@ class Streams:
         self._drawn: dict[tuple, list[Tensor]] = {}
 
     def _fill(self, method: str, args: tuple, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Numbers by a method of the generators' tensors, with the arguments of each seed."""
         if self._count == 1:
             return self._draw(method, args, shape, dtype)
         kept = self._drawn.setdefault((method, args, tuple(shape), dtype), [])
@@ -58,13 +59,18 @@ class Streams:
 
     def _draw(self, method: str, args: tuple, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         out = torch.empty(len(self.seeds), *shape, dtype=dtype, device=self.device)
-        for row, rng in zip(out, self.generators, strict=True):
-            getattr(row, method)(*args, generator=rng)
+        for row, of_seed, rng in zip(out, args, self.generators, strict=True):
+            getattr(row, method)(*of_seed, generator=rng)
         return out
 
-    def integers(self, high: int, shape: Sequence[int]) -> Tensor:
-        """Uniform int64 in [0, high), ``[S, *shape]``; ``high`` may be 0 if the shape is empty."""
-        return self._fill("random_", (0, high if math.prod(shape) else 1), shape, torch.int64)
+    def _same(self, *args: Any) -> tuple:
+        return (args,) * len(self.seeds)
+
+    def integers(self, high: int | np.ndarray, shape: Sequence[int]) -> Tensor:
+        """Uniform int64 in [0, high), ``[S, *shape]``; ``high`` is a number or ``[S]``, and may be 0 if the shape is
+        empty."""
+        highs = np.broadcast_to(high if math.prod(shape) else 1, len(self.seeds)).tolist()
+        return self._fill("random_", tuple((0, of_seed) for of_seed in highs), shape, torch.int64)
 
     def permutation(self, count: int) -> Tensor:
         """Random permutations of the numbers from 0 to ``count - 1``, ``[S, count]``."""
@@ -72,16 +78,16 @@ class Streams:
 
     def uniform(self, low: float, high: float, shape: Sequence[int]) -> Tensor:
         """Uniform float32 in [low, high), ``[S, *shape]``."""
-        return self._fill("uniform_", (low, high), shape, torch.float32)
+        return self._fill("uniform_", self._same(low, high), shape, torch.float32)
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal float32, ``[S, *shape]``."""
-        return self._fill("normal_", (), shape, torch.float32)
+        return self._fill("normal_", self._same(), shape, torch.float32)
 
     def bits(self, shape: Sequence[int]) -> Tensor:
         """Uniform int16 over its whole range, ``[S, *shape]``, four from each 64-bit draw."""
         *rows, columns = shape
-        words = self._fill("random_", (-(2**63), None), (*rows, -(-columns // 4)), torch.int64)
+        words = self._fill("random_", self._same(-(2**63), None), (*rows, -(-columns // 4)), torch.int64)
         return words.view(torch.int16)[..., :columns]
 
     def state_dict(self) -> dict:
