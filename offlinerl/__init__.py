@@ -20,6 +20,7 @@ _HOMES = {
     "agents.td3bc": ("TD3BC",),
     "agents.rebrac": ("ReBRAC",),
     "agents.cql": ("CQL",),
+    "agents.discrete_cql": ("DiscreteCQL",),
     "agents.awac": ("AWAC",),
     "agents.onestep": ("OneStep",),
     "agents.dt": ("DT",),

@@ -67,7 +67,7 @@ def says(line, *words):
         (("fit", "xlq", "--dataset", pendulum.ID), ("'xlq'", "did you mean", "xql")),
         ((*FIT, "--env", "Pendulun-v1"), ("'Pendulun-v1'", "Pendulum-v1")),
         ((*FIT, "--env", "Nowhere-v7"), ("Nowhere",)),
-        ((*FIT, "--env", "CartPole-v1"), ("CartPole-v1", "discrete", "dqn")),
+        (("fit", "td3bc", *FIT[2:], "--env", "CartPole-v1"), ("CartPole-v1", "discrete", "dqn")),
         (
             (*FIT, "--agent.bta", "2"),
             ("bc has no setting 'bta'", "there are normalize, convolutions, encoder, shift, lr"),

@@ -279,10 +279,11 @@ def test_the_kind_and_bounds_of_actions_are_taken_from_the_data():
 
 
 def test_discrete_actions_keep_the_numbers_of_the_data(here):
-    run = offlinerl.fit("dqn", logs(discrete=True), over=dict(train=FEW))
-    assert set(run.policy(logs(seed=2)["obs"]).tolist()) <= {3, 4}
-    with pytest.raises(UserError, match="BC does not support discrete actions.*--actions continuous was given"):
-        offlinerl.fit("bc", logs(discrete=True), over=dict(train=FEW))
+    for agent in ("dqn", "bc"):
+        run = offlinerl.fit(agent, logs(discrete=True), over=dict(train=FEW))
+        assert set(run.policy(logs(seed=2)["obs"]).tolist()) <= {3, 4}
+    with pytest.raises(UserError, match="TD3BC does not support discrete actions.*--actions continuous was given"):
+        offlinerl.fit("td3bc", logs(discrete=True), over=dict(train=FEW))
     run = offlinerl.fit("bc", logs(discrete=True), over=dict(train=FEW), actions="continuous")
     assert 3 <= run.policy(np.zeros(3))[0] <= 4
     with pytest.raises(UserError, match="actions must be discrete or continuous, not 'round'"):

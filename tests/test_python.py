@@ -519,7 +519,7 @@ def test_limits_hold_for_objects_too():
         (3, "env must be a name, a gymnasium.Env or a function that makes one, not int 3"),
         (lambda: 3, "returns no gymnasium.Env but int 3"),
         (lambda: 1 / 0, "cannot be made: division by zero"),
-        (lambda: Room(discrete=True), "Room: BC does not support discrete actions"),
+        (lambda: Room(discrete=True), "the dataset's actions have shape (2,) and the environment's (1,)"),
         (lambda: gym.make("Pendulum-v1"), "the dataset's observations have shape (2,) and the environment's (3,)"),
     ],
 )
@@ -527,6 +527,11 @@ def test_environments_that_do_not_fit_the_data_are_refused(env, says, here):
     with pytest.raises(UserError) as error:
         offlinerl.fit("bc", walk(), env=env, over=dict(train=FEW))
     assert says in str(error.value)
+
+
+def test_agents_that_do_not_fit_the_environment_are_refused(here):
+    with pytest.raises(UserError, match="Room: TD3BC does not support discrete actions"):
+        offlinerl.fit("td3bc", walk(), env=lambda: Room(discrete=True), over=dict(train=FEW))
 
 
 def test_invalid_data_is_refused(here):

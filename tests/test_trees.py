@@ -379,7 +379,7 @@ def recorded(tmp_path):
         del gym.registry["test/Camera-v0"]
 
 
-@pytest.mark.parametrize(("agent", "discrete"), [("bc", False), ("xql", False), ("dqn", True)])
+@pytest.mark.parametrize(("agent", "discrete"), [("bc", False), ("xql", False), ("xql", True), ("dqn", True)])
 def test_a_dataset_of_images_that_minari_made_trains_and_evaluates(agent, discrete, recorded):
     dataset = recorded(discrete)
     data = load(dataset)

@@ -358,8 +358,8 @@ class Agent(L.LightningModule, ABC):
         return loss * (batch.weight if loss.ndim == 2 else batch.weight.unsqueeze(1))
 
     def to_env(self, action: Tensor) -> Tensor:
-        """Scale actions from [-1, 1] to the environment's bounds."""
-        return self.action_mid + self.action_half * action
+        """Scale actions from [-1, 1] to the environment's bounds; a discrete action stays its index."""
+        return action if self.spec.num_actions else self.action_mid + self.action_half * action
 
     def in_unit(self, action: Tensor) -> Tensor:
         """Scale the environment's actions to [-1, 1], as the environment takes them after rounding and clipping."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from offlinerl.agents.base import Agent, Config, Noise, setting
-from offlinerl.nn.actors import GaussianActor
+from offlinerl.nn.actors import actor_of
 from offlinerl.nn.layers import dropout_masks
 from offlinerl.types import Batch, Metrics
 
@@ -29,12 +29,11 @@ class BC(Agent):
     """Maximises the likelihood of the dataset's actions, with XQL's policy network."""
 
     config_class = BCConfig
+    discrete = None
 
     def build(self) -> None:
         config = self.config
-        self.actor = GaussianActor(
-            self.encoder("actor"), self.spec.action_dim, config.hidden, self.init_rng("actor"), config.dropout
-        )
+        self.actor = actor_of(self.spec, self.encoder("actor"), config.hidden, self.init_rng("actor"), config.dropout)
 
     def configure_optimizers(self):
         return self.adam(self.config.lr, actor=self.actor)
@@ -55,4 +54,4 @@ class BC(Agent):
         return self.to_env(self.actor.act(obs, self.exploring(obs) if explore else None))
 
     def log_prob(self, obs: Tensor, action: Tensor, explore: bool = False) -> Tensor:
-        return self.clipped_normal(action, self.actor.mean(obs), self.actor.std())
+        return self.log_prob_under(self.actor(obs), action)

@@ -61,12 +61,20 @@ class DQN(Agent):
             next_q = self.target(batch.next_obs)  # [S, B, actions]
             best = (self.q(batch.next_obs) if self.config.double_q else next_q).argmax(-1, keepdim=True)  # [S, B, 1]
             target = batch.reward + batch.discount * next_q.gather(-1, best).squeeze(-1)  # [S, B]
-        q = self.q(batch.obs).gather(-1, batch.action.long()).squeeze(-1)  # [S, B]
-        loss = self.weighted(batch, losses.huber(target - q, 1.0))
+        values = self.q(batch.obs)  # [S, B, actions]
+        q = values.gather(-1, batch.action.long()).squeeze(-1)  # [S, B]
+        terms = self.further_terms(values, q)
+        loss = self.weighted(batch, losses.huber(target - q, 1.0) + sum(terms.values()))
         metrics = dict(q_loss=self.descend("q", loss, self.config.max_grad_norm), q=q.detach().mean(-1))
+        metrics |= {name: term.detach().mean(-1) for name, term in terms.items()}
         if batch.weight is not None:
             metrics["priority"] = (target - q.detach()).abs()
         return metrics
+
+    def further_terms(self, values: Tensor, q: Tensor) -> Metrics:
+        """Terms to add to the loss, by name, ``[S, B]`` each: functions of the values of all actions,
+        ``[S, B, actions]``, and of those taken, ``[S, B]``."""
+        return {}
 
     def before_update(self) -> None:
         self.cosine("q", self.config.decay_steps)

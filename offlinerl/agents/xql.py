@@ -10,10 +10,11 @@ from torch import Tensor
 
 from offlinerl.agents.base import Agent, Config, Noise, setting
 from offlinerl.learning import losses
-from offlinerl.nn.actors import GaussianActor
-from offlinerl.nn.critics import Critic, Value
+from offlinerl.nn.actors import actor_of
+from offlinerl.nn.critics import Value, critic_of
 from offlinerl.nn.layers import dropout_masks, soft_update
 from offlinerl.types import Batch, Metrics
+from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
 
 
@@ -59,14 +60,17 @@ class XQL(Agent):
     """
 
     config_class = XQLConfig
+    discrete = None
 
     def build(self) -> None:
-        config, A = self.config, self.spec.action_dim
+        config, spec = self.config, self.spec
+        if config.action_noise and spec.num_actions:
+            raise UserError("action_noise is added to vectors, but the actions are discrete: leave it out")
         hidden, init = config.hidden, self.init_rng
         self.value = Value(self.encoder("value"), hidden, init("value"), layer_norm=config.value_layer_norm)
-        self.critic = Critic(self.encoder("critic"), A, hidden, init("critic"))
+        self.critic = critic_of(spec, self.encoder("critic"), hidden, init("critic"))
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor = GaussianActor(self.encoder("actor"), A, hidden, init("actor"), config.dropout)
+        self.actor = actor_of(spec, self.encoder("actor"), hidden, init("actor"), config.dropout)
 
     def configure_optimizers(self):
         return self.adam(self.config.lr, value=self.value, actor=self.actor, critic=self.critic)
@@ -114,7 +118,8 @@ class XQL(Agent):
         if self.config.dropout:
             noise["dropout"] = dropout_masks(rng, self.config.dropout, batch_size, self.config.hidden)
         if self.config.random_actions:
-            noise["random"] = rng.uniform(-1, 1, (self.config.random_actions * batch_size, self.spec.action_dim))
+            shape, count = (self.config.random_actions * batch_size, self.spec.action_dim), self.spec.num_actions
+            noise["random"] = rng.integers(count, shape).float() if count else rng.uniform(-1, 1, shape)
         if self.config.action_noise:
             noise["jitter"] = rng.normal(((1 + self.config.random_actions) * batch_size, self.spec.action_dim))
         return noise
@@ -126,4 +131,4 @@ class XQL(Agent):
         return self.to_env(self.actor.act(obs, self.exploring(obs) if explore else None))
 
     def log_prob(self, obs: Tensor, action: Tensor, explore: bool = False) -> Tensor:
-        return self.clipped_normal(action, self.actor.mean(obs), self.actor.std())
+        return self.log_prob_under(self.actor(obs), action)

@@ -248,7 +248,9 @@ class Replay(Rows):
         if not state["added"]:  # nothing added yet, only trained on a dataset
             return
         used, self.added, self.newest = state["slots"].shape[1], state["added"], state["newest"].cpu().numpy().copy()
-        self.oldest[:] = torch.as_tensor(state["oldest"]).cpu()  # a larger ring would seem to hold observations that are gone
+        self.oldest[:] = torch.as_tensor(
+            state["oldest"]
+        ).cpu()  # a larger ring would seem to hold observations that are gone
         self._steps()[:, :used].copy_(state["numbers"])
         self.slots[:, :used] = state["slots"].cpu()
         for which, places in enumerate(self.places.view(2, *self.slots.shape)):

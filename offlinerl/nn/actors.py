@@ -109,6 +109,33 @@ class GaussianActor(nn.Module):
         return (mean + self.std() * explore.normal(mean.shape[2:]).to(mean.device)).clamp(-1, 1)
 
 
+class CategoricalActor(nn.Module):
+    """A categorical distribution over action indices, with the layers of ``GaussianActor``; A = 1."""
+
+    def __init__(
+        self, encoder: Encoder, actions: int, hidden: Sequence[int], rng: Sequence[Generator], dropout: float = 0.0
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.net = MLP([encoder.features, *hidden, actions], (len(rng),), rng, dropout=dropout)
+
+    def forward(self, obs: Tensor, kept: Sequence[Tensor] | None = None) -> Independent:
+        return categorical(self.net(self.encoder(obs), kept))
+
+    def act(self, obs: Tensor, explore: EnvStreams | None = None) -> Tensor:
+        """The most likely action, or a sample drawn with ``explore``: ``[S, E, O] -> [S, E, 1]``."""
+        return choice(self.net(self.encoder(obs)), explore)
+
+
+def actor_of(
+    spec: Spec, encoder: Encoder, hidden: Sequence[int], rng: Sequence[Generator], dropout: float = 0.0
+) -> GaussianActor | CategoricalActor:
+    """The actor for a task's kind of actions."""
+    if spec.num_actions:
+        return CategoricalActor(encoder, spec.num_actions, hidden, rng, dropout)
+    return GaussianActor(encoder, spec.action_dim, hidden, rng, dropout)
+
+
 class StochasticPolicy(nn.Module):
     """A stochastic policy of the policy-gradient papers: ``[S, B, O]`` -> a distribution over actions ``[S, B, A]``.
 
@@ -158,15 +185,23 @@ class CategoricalPolicy(StochasticPolicy):
     """A categorical distribution over action indices from 0 to ``outputs - 1``; A = 1."""
 
     def forward(self, obs: Tensor) -> Independent:
-        categorical = Categorical(logits=self.net(self.encoder(obs)).unsqueeze(-2), validate_args=False)
-        return Independent(categorical, 1, validate_args=False)
+        return categorical(self.net(self.encoder(obs)))
 
     def act(self, obs: Tensor, explore: EnvStreams | None = None) -> Tensor:
-        logits = self.net(self.encoder(obs))  # [S, E, actions]
-        if explore is not None:  # the argmax of logits with Gumbel noise is a sample (Gumbel, 1954)
-            uniform = explore.uniform(torch.finfo(torch.float32).tiny, 1, logits.shape[2:])
-            logits = logits - torch.log(-torch.log(uniform.to(logits.device)))
-        return best_of(logits)
+        return choice(self.net(self.encoder(obs)), explore)
+
+
+def categorical(logits: Tensor) -> Independent:
+    """The distribution over action indices ``[S, B, 1]`` with these logits, ``[S, B, actions]``."""
+    return Independent(Categorical(logits=logits.unsqueeze(-2), validate_args=False), 1, validate_args=False)
+
+
+def choice(logits: Tensor, explore: EnvStreams | None) -> Tensor:
+    """The index with the largest logit ``[S, E, actions]``, or a sample drawn with ``explore``: ``[S, E, 1]``."""
+    if explore is not None:  # the argmax of logits with Gumbel noise is a sample (Gumbel, 1954)
+        uniform = explore.uniform(torch.finfo(torch.float32).tiny, 1, logits.shape[2:])
+        logits = logits - torch.log(-torch.log(uniform.to(logits.device)))
+    return best_of(logits)
 
 
 def stochastic_policy(

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from offlinerl.nn.encoders import Encoder
 from offlinerl.nn.layers import MLP, Init, orthogonal, uniform
+from offlinerl.types import Spec
 
 
 class Value(nn.Module):
@@ -74,6 +75,30 @@ class Critic(nn.Module):
         first = {name: p[:, :1] for name, p in self.net.named_parameters()}
         x = functional_call(self.net, first, x).squeeze(1)  # [S, B, atoms]
         return x if self.atoms else x.squeeze(-1)
+
+
+class DiscreteCritic(nn.Module):
+    """N action-value functions per seed, with an output for every discrete action: the values of action indices,
+    ``[S, B, O], [S, B, 1] -> [S, N, B]``."""
+
+    def __init__(
+        self, encoder: Encoder, actions: int, hidden: Sequence[int], rng: Sequence[Generator], critics: int = 2
+    ):
+        super().__init__()
+        self.encoder, self.critics = encoder, critics
+        self.net = MLP([encoder.features, *hidden, actions], (len(rng), critics), rng)
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        x = self.encoder(obs).unsqueeze(1)  # [S, 1, B, F]
+        values = self.net(x.expand(-1, self.critics, -1, -1))  # [S, N, B, actions]
+        return values.gather(-1, action.long().unsqueeze(1).expand(-1, self.critics, -1, -1)).squeeze(-1)
+
+
+def critic_of(spec: Spec, encoder: Encoder, hidden: Sequence[int], rng: Sequence[Generator]) -> Critic | DiscreteCritic:
+    """Two action-value functions per seed, for a task's kind of actions."""
+    if spec.num_actions:
+        return DiscreteCritic(encoder, spec.num_actions, hidden, rng)
+    return Critic(encoder, spec.action_dim, hidden, rng)
 
 
 class ActionValues(nn.Module):

@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import gymnasium as gym
 import numpy as np
 import torch
 
@@ -407,12 +406,11 @@ class Collection(Companion):
 
     def seal(self) -> Path:
         """Write the dataset and delete the journal."""
-        agent = "dqn" if isinstance(self.about["action_space"], gym.spaces.Discrete) else "xql"
         with Journal(self.folder / EPISODES) as journal:
             episode_log.seal(journal, self.target, **self.about, metadata=self.metadata, append=self.append)
             self.display.say(
                 f"{self.dataset_id}: {counted(len(journal), 'episode')}, {counted(journal.steps, 'step')} in"
-                f" {self.target}; train on it with: {command('fit', agent, '--dataset', self.dataset_id)}"
+                f" {self.target}; train on it with: {command('fit', 'xql', '--dataset', self.dataset_id)}"
             )
             self.clear()
         return self.target
