@@ -285,6 +285,15 @@ def test_resuming_with_other_settings_is_refused(here, before, after, says, poli
     assert collect(*argv[1:], *before, "--episodes", 1, "--resume") == 0
 
 
+def test_a_policy_collects_with_the_parts_that_it_was_trained_on(here):
+    maze, few = ("--env", "PointMaze_UMaze-v3"), ("--updates", 2, "--compile", "false", "--env", "none")
+    assert collect("random", *maze, "--dataset", "point/part-v0", "--steps", 10, "--obs-keys", "achieved_goal") == 0
+    assert main([*map(str, ("fit", "bc", "--dataset", "point/part-v0", *few, "--out", "run"))]) == 0
+    assert collect("run", *maze, "--dataset", "point/again-v0", "--episodes", 1, "--max-episode-steps", 5) == 0
+    data = load("point/again-v0")
+    assert data.obs.shape == (5, 2) and data.entry.obs_keys == ("achieved_goal",)
+
+
 def test_appending_with_other_obs_keys_is_refused(here, refused):
     argv = ("collect", "random", "--env", "PointMaze_UMaze-v3", "--dataset", "point/part-v0", "--steps", 10)
     assert main([*map(str, argv), "--obs-keys", "achieved_goal"]) == 0

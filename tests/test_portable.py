@@ -31,6 +31,14 @@ SPECS = dict(
 
 
 @pytest.fixture
+def table(here):
+    rng = np.random.default_rng(0)
+    lines = [f"{run},{','.join(f'{x:.3f}' for x in rng.normal(size=5))}" for run in range(4) for _ in range(10)]
+    (here / "log.csv").write_text("\n".join(["run,x,y,angle,throttle,r", *lines]))
+    return here / "log.csv"
+
+
+@pytest.fixture
 def here(tmp_path):
     with empty_workplace(tmp_path) as folder:
         yield folder
@@ -89,6 +97,14 @@ def test_exported_actions_are_those_of_the_policy(tmp_path, name, kind, settings
                 assert (have >= policy.low).all() and (have <= policy.high).all()
                 assert (have == np.rint(have)).all() == spec.whole
     assert len({tuple(np.ravel(row)) for row in due}) > 1, "an action that is always the same would show nothing"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_columns_of_a_table_are_in_the_metadata(named, table):
+    obs = ["obs.arm=x,y", "obs.tip=angle"] if named else ["obs=x,y,angle"]
+    run = offlinerl.fit("bc", table, columns=[*obs, "action=throttle", "reward=r", "episode=run"], over=dict(train=FEW))
+    facts = write_onnx(run.policy, table.with_suffix(".onnx"))
+    assert facts["inputs"][0]["columns"] == ["x", "y", "angle"] and facts["action"]["columns"] == ["throttle"]
 
 
 def test_a_run_is_exported_for_one_seed_and_the_file_acts(here, capsys):

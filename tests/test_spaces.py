@@ -9,12 +9,15 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text, Tuple
 from minari.serialization import serialize_space
 
+import offlinerl
 from offlinerl.cli import main
 from offlinerl.data.episode import Episode
 from offlinerl.data.load import load
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.envs import spaces
-from offlinerl.envs.make import make
+from offlinerl.envs.make import make, spec_of
+from offlinerl.evaluation.task import Task
+from offlinerl.training.build import with_leaves
 from offlinerl.util.errors import UserError
 
 ACTION = Box(-1, 1, (2,), np.float32)
@@ -119,6 +122,62 @@ def test_a_space_is_restored_from_json_with_its_order(name):
     again = spaces.from_json(json.loads(serialize_space(SPACES[name])))
     assert again == SPACES[name]
     assert list(spaces.parts(again)) == list(spaces.parts(SPACES[name]))
+
+
+def deployed(name, keys=None):
+    """An untrained policy as a run in the environment has it."""
+    about = {"id": "Spaced-v0", "kwargs": {"space": name}}
+    env = make(about, keys)
+    agent = offlinerl.SAC(spec_of(env), (0,), hidden=(8,))
+    agent.task = with_leaves(Task(about, keys), env, None).plain()
+    return offlinerl.DeployedPolicy(agent)
+
+
+def batch_of(space, samples):
+    """Samples as a vector environment returns them."""
+    if isinstance(space, Tuple):
+        return tuple(batch_of(part, [sample[i] for sample in samples]) for i, part in enumerate(space.spaces))
+    if isinstance(space, Dict):
+        return {key: batch_of(part, [sample[key] for sample in samples]) for key, part in space.spaces.items()}
+    return np.stack(samples)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_policy_takes_what_its_environment_returns(name):
+    policy, space = deployed(name), SPACES[name]
+    space.seed(0)
+    samples = [space.sample() for _ in range(7)]
+    vectors = [gym.spaces.flatten(space, sample).astype(np.float32) for sample in samples]
+    for sample, vector in zip(samples, vectors, strict=True):
+        np.testing.assert_array_equal(policy(sample), policy(vector))
+    np.testing.assert_array_equal(policy(batch_of(space, samples)), policy(np.stack(vectors)))
+
+
+def test_a_policy_takes_the_parts_that_it_was_trained_on_in_their_order():
+    policy = deployed("issue", ["x", "d"])
+    obs = dict(d=2, b=np.ones(2, np.int8), m=np.array([1, 0]), x=np.array([0.5, -0.25], np.float32))
+    np.testing.assert_array_equal(policy(obs), policy(np.array([0.5, -0.25, 0, 0, 1], np.float32)))
+    np.testing.assert_array_equal(policy(dict(x=obs["x"], d=2)), policy(obs))
+    with pytest.raises(UserError, match=r"takes observations of shape \(5,\) and no dictionary: .* in the order x, d"):
+        policy(dict(x=obs["x"], b=obs["b"]))
+
+
+def test_discrete_observations_of_a_policy_are_checked():
+    with pytest.raises(UserError, match="the observation holds 5 instead of a whole number from 0 to 4"):
+        deployed("discrete")(5)
+    with pytest.raises(UserError, match="5 whole numbers may be as many observations or one as a vector"):
+        deployed("discrete")(np.array([0, 1, 2, 3, 4]))
+    assert deployed("discrete")([0, 1, 2, 3]).shape == (4, 2)
+
+
+def test_a_policy_acts_in_its_own_environment_after_a_run(registered):
+    few = dict(steps=16, eval_every=16, eval_episodes=1, final_episodes=1, batch=8, warm_up=4, compile=False)
+    env = gym.make("Spaced-v0", space="nested", disable_env_checker=True)
+    run = offlinerl.fit("sac", env=lambda: env, over=dict(train=few), out="run")
+    obs, _ = env.reset(seed=0)
+    action = run.policy(obs)
+    np.testing.assert_array_equal(action, offlinerl.load_policy("run")(obs))
+    np.testing.assert_array_equal(action, run.policy(gym.spaces.flatten(env.observation_space, obs)))
 
 
 @pytest.mark.parametrize("name", ["issue", "nested", "tuple", "odd order", "discrete", "started"])

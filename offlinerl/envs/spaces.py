@@ -67,9 +67,22 @@ def _described(node: Mapping[str, Any]) -> gym.Space | None:
     if kind == "MultiBinary":
         return spaces.MultiBinary(node["n"])
     if kind == "Box":
-        dtype = np.dtype(node["dtype"])
-        return spaces.Box(np.array(node["low"], dtype), np.array(node["high"], dtype), tuple(node["shape"]), dtype)
+        dtype, shape = np.dtype(node["dtype"]), tuple(node["shape"])
+        low, high = (np.broadcast_to(np.array(node[side], dtype), shape) for side in ("low", "high"))
+        return spaces.Box(low, high, shape, dtype)
     return None if kind is None else Other(kind)
+
+
+def to_json(leaf: gym.Space) -> dict[str, Any]:
+    """What ``from_json`` reads, for a leaf that agents can see; a ``Box`` with the widest of its bounds only."""
+    if isinstance(leaf, spaces.Discrete):
+        return dict(type="Discrete", n=int(leaf.n), start=int(leaf.start))
+    if isinstance(leaf, spaces.MultiDiscrete):
+        return dict(type="MultiDiscrete", nvec=leaf.nvec.tolist(), start=leaf.start.tolist())
+    if isinstance(leaf, spaces.MultiBinary):
+        return dict(type="MultiBinary", n=list(leaf.shape))
+    low, high = leaf.low.min(initial=0).item(), leaf.high.max(initial=0).item()
+    return dict(type="Box", dtype=leaf.dtype.name, shape=list(leaf.shape), low=low, high=high)
 
 
 def _known(node: Mapping[str, Any]) -> gym.Space:
@@ -223,6 +236,26 @@ def child(node: Any, path: str) -> Any:
     for key in path.split("/") if path else ():
         node = node[int(key.removeprefix("_index_"))] if isinstance(node, (tuple, list)) else node[key]
     return node
+
+
+def seen(leaves: Mapping[str, gym.Space], obs: Any) -> Tree | None:
+    """What agents see, see ``observe``, of an environment's own observation with these leaves, or of a batch of them;
+    None if it is something else.
+
+    Raises:
+        Misfit: a discrete value is not an integer, or is out of range.
+    """
+    try:
+        columns = [np.asarray(child(obs, path)) for path in leaves]
+    except (LookupError, TypeError, ValueError):
+        return None
+    shapes = [space.shape or () for space in leaves.values()]
+    batched = columns[0].ndim > len(shapes[0])
+    if any(column.shape[batched:] != shape for column, shape in zip(columns, shapes, strict=True)):
+        return None
+    if batched:
+        return observe(leaves, columns) if len({*map(len, columns)}) == 1 else None
+    return tree_map(lambda column: column[0], observe(leaves, [column[None] for column in columns]))
 
 
 class Observed(gym.ObservationWrapper):

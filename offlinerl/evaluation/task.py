@@ -34,6 +34,8 @@ class Task:
         parts: the parts of the observations in order, and the table columns of each, as far as the dataset tells; see
             ``offlinerl.data.edit.made_of``.
         actions: the table columns of the actions in order, if the dataset is a table.
+        leaves: the leaves of the environment's own observations, by path, as ``offlinerl.envs.spaces.to_json`` writes
+            them; None if it is unknown, or if agents see its observations as they are.
     """
 
     env: Mapping[str, Any] | None = None
@@ -43,6 +45,7 @@ class Task:
     reward: Sequence[Any] | None = None
     parts: Mapping[str, Sequence[str]] | None = None
     actions: Sequence[str] | None = None
+    leaves: Mapping[str, Mapping[str, Any]] | None = None
 
     @classmethod
     def of(cls, entry: registry.Entry) -> Task:

@@ -11,6 +11,7 @@ import torch
 
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
+from offlinerl.envs import spaces
 from offlinerl.envs.spaces import child
 from offlinerl.rollout.loop import Diverged, actions_of, diverged_in_words
 from offlinerl.util.device import pick_device
@@ -36,6 +37,8 @@ class DeployedPolicy:
         self.agent, self.spec, self.seed = agent.part(slice(s, s + 1)), agent.spec, agent.seeds[s]
         self.agent.explore_in([0])  # whichever environments its seeds explored in
         self.leaves = {leaf.path: leaf for leaf in agent.spec.obs}
+        own = (agent.task or {}).get("leaves") or {}
+        self.own = {path: spaces.from_json(node) for path, node in own.items()}
         self.low, self.high = (np.asarray(side, np.float32) for side in (agent.spec.action_low, agent.spec.action_high))
         self.reset()
 
@@ -59,10 +62,15 @@ class DeployedPolicy:
         takes integers; or an integer if actions are discrete. For a batch of observations ``[B, ...]`` it is ``[B, A]``
         or ``[B]``.
 
+        Args:
+            obs: an observation of the environment that the policy was trained for, as that returns it: a dictionary, a
+                tuple or a number, if that is what it observes. Or what agents see of one, as datasets hold it: an
+                array, or a dictionary by path.
+
         Raises:
             UserError: the observation is not finite or does not have the policy's shape, or the policy has diverged.
         """
-        tree, want = self._parts(obs), {name: leaf.shape for name, leaf in self.leaves.items()}
+        tree, want = self._parts(self._seen(obs)), {name: leaf.shape for name, leaf in self.leaves.items()}
         path, leaf = next(iter(self.leaves.items()))
         try:
             tree = {name: np.asarray(part) for name, part in tree.items()}
@@ -92,6 +100,23 @@ class DeployedPolicy:
             action = action.clip(self.low, self.high)
             action = np.rint(action) if self.spec.whole else action
         return action if batched else action[0]
+
+    def _seen(self, obs: Tree) -> Tree:
+        """What the policy sees of its environment's own observation; anything else as it is."""
+        if not self.own:
+            return obs
+        if "" in self.own and np.shape(obs) == self.leaves[""].shape:
+            if not self.own[""].shape and len(obs) > 1 and np.asarray(obs).dtype.kind in "iu":
+                raise UserError(
+                    f"{len(obs)} whole numbers may be as many observations or one as a vector: give them one by one, or"
+                    " the vector as floats"
+                )
+            return obs
+        try:
+            found = spaces.seen(self.own, obs)
+        except spaces.Misfit as misfit:
+            raise UserError(f"the observation {misfit.what}") from misfit
+        return obs if found is None else found
 
     def _parts(self, obs: Tree) -> dict[str, Any]:
         """The parts of an observation that the policy takes, by path."""

@@ -78,13 +78,23 @@ class Portable(nn.Module):
         return tuple(torch.from_numpy(of).to(device) for of in drawn)
 
     def facts(self) -> dict[str, Any]:
-        """What a program must know about its inputs and its output."""
-        policy, spec = self.policy[0], self.policy[0].spec
-        inputs = [dict(name=name, shape=["batch", *leaf.shape], dtype=leaf.dtype)
-                  for name, leaf in zip(self.names, spec.obs, strict=True)]  # fmt: skip
+        """What a program must know about its inputs and its output: with the names of the numbers in them, if the
+        dataset was a table."""
+        policy, spec, task = self.policy[0], self.policy[0].spec, self.policy[0].agent.task or {}
+        inputs: list[dict[str, Any]] = [
+            dict(name=name, shape=["batch", *leaf.shape], dtype=leaf.dtype)
+            for name, leaf in zip(self.names, spec.obs, strict=True)
+        ]
+        parts = task.get("parts") or {}
+        for given, leaf in zip(inputs, spec.obs, strict=True):
+            columns = parts.get(leaf.path, []) if leaf.path else [name for part in parts.values() for name in part]
+            if (len(columns),) == leaf.shape:
+                given["columns"] = columns
         action: dict[str, Any] = dict(dtype="float32", low=policy.low.tolist(), high=policy.high.tolist())
         if spec.num_actions:
             action = dict(dtype="int64", first=spec.first_action, count=spec.num_actions)
+        if task.get("actions"):
+            action["columns"] = task["actions"]
         return dict(agent=type(policy.agent).__name__, seed=policy.seed, inputs=inputs, action=action)
 
 

@@ -104,7 +104,7 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
     about, train, display = settings["fit"], settings["train"], Display()
     task = Task.of(entry)
     pool = make_pool(task, members_of(settings), train["final_episodes"])
-    require_parts(task, pool.envs[0], about.get("obs_keys"))
+    task = with_leaves(task, pool.envs[0], about.get("obs_keys"))
     agent = agent_for(task, pool.spec, settings, device, folder)
     collector = collector_for(task, agent, settings, display, ray_address)
     if source_of(about["agent"], agent.kinds, None, about["env"]) == "rollouts":
@@ -261,8 +261,7 @@ def where_to_evaluate(
         if about["env"] is not None or steps:
             raise
         raise UserError(f"{error}; or train on the dataset alone, with --env none") from error
-    require_parts(task, pool.envs[0], about.get("obs_keys"))
-    return task, pool, pool.spec
+    return with_leaves(task, pool.envs[0], about.get("obs_keys")), pool, pool.spec
 
 
 def fine_tuning(
@@ -293,6 +292,19 @@ def require_parts(task: Task, env: gym.Env, obs_keys: Sequence[str] | None) -> N
     """Raise a UserError if ``obs_keys`` are given and the environment's observations have no parts."""
     if obs_keys and not env.has_wrapper_attr("leaves"):
         raise UserError(f"{task.env_id} observes one vector without parts; leave out --obs-keys")
+
+
+def with_leaves(task: Task, env: gym.Env, obs_keys: Sequence[str] | None) -> Task:
+    """The task with the leaves of its environment's own observations, if agents see something else of them.
+
+    Raises:
+        UserError: see ``require_parts``.
+    """
+    require_parts(task, env, obs_keys)
+    if not env.has_wrapper_attr("leaves") or task.stack > 1:
+        return task
+    leaves = {path: spaces.to_json(leaf) for path, leaf in env.get_wrapper_attr("leaves").items()}
+    return replace(task, leaves=leaves)
 
 
 def members_of(settings: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,11 +18,12 @@ import torch
 
 from offlinerl import agents
 from offlinerl.agents import checkpoint
+from offlinerl.agents.base import Agent
 from offlinerl.data import episode_log, registry
 from offlinerl.data.episode import Episode
 from offlinerl.data.journal import COLLECTION, EPISODES, Journal
 from offlinerl.data.minari_writer import metadata_of
-from offlinerl.envs import checks
+from offlinerl.envs import checks, spaces
 from offlinerl.envs.make import LIMITS, make, side_by_side, specification, without_stack
 from offlinerl.envs.pixels import is_fast
 from offlinerl.evaluation.evaluate import check_spec, evaluate
@@ -95,7 +97,8 @@ def collect(
         workers: number of Ray worker processes that act for a learning agent; by default this process acts.
         ray_address: of a Ray cluster to run the workers on; by default this machine.
         threads: number of CPU threads; by default the number of cores.
-        obs_keys: the parts of the observations to use and store, in this order; by default all.
+        obs_keys: the parts of the observations to use and store, in this order; by default those that the policy of a
+            checkpoint was trained on, else all.
         limits: some of ``offlinerl.envs.make.LIMITS``, such as ``pixels=True``; see ``offlinerl.envs.make.make``.
         agent_class: ``module:Class`` of a checkpoint's agent that is neither built in nor installed.
 
@@ -135,6 +138,8 @@ def collect(
         return collection.seal()
     task = Task.of(registry.limited(registry.task(env, obs_keys), limits or {}))
     policy = policy_of(source, pick_device(device), agent_class)
+    if isinstance(policy, Agent):
+        task = observed_by(policy, task)
     collection = Collection(folder, task, dataset_id, append, source, seed, dict(noise=noise))
     unit, total = ("steps", steps) if steps is not None else ("episodes", episodes)
     with collection.opened():
@@ -433,6 +438,17 @@ def policy_of(source: str | Policy, device: torch.device, agent_class: str | Non
     if source in ("random", "scripted"):
         return None
     return checkpoint.load_agent(Path(source), device, agent_class=agent_class)
+
+
+def observed_by(agent: Agent, task: Task) -> Task:
+    """The task with the parts of observations that the agent was trained on, if it has them and no others are asked
+    for."""
+    keys = agent.task.get("obs_keys")
+    if task.obs_keys or not keys:
+        return task
+    with checks.closing(make(task.env, seen=False)) as env:
+        known = spaces.parts(env.observation_space)
+    return replace(task, obs_keys=keys) if known.keys() >= set(keys) else task
 
 
 def random_return(task: Task) -> float:
