@@ -303,6 +303,37 @@ def test_a_run_that_repeats_another_counts_once(tmp_path, capsys):
     assert len(comparison.distinct([read(folder) for folder in find([tmp_path])])[0]) == 3
 
 
+@pytest.mark.parametrize("longer_first", [False, True])
+def test_seeds_that_are_in_two_runs_count_once(longer_first, tmp_path, capsys):
+    """Another run of the same settings that has these seeds and others; and one whose scores differ is another row."""
+    names = ("few", "many") if not longer_first else ("many", "few")
+    for name in names:
+        finished(tmp_path / name, "bc", seeds=3, level=60, settings=dict(lr=0.1))
+    more = finished(tmp_path / "rest", "bc", seeds=2, first_seed=3, level=60, settings=dict(lr=0.1))
+    first, rest = read(tmp_path / "many"), read(more)
+    for file in ("evaluations.csv", "metrics.csv"):
+        lines = (more / file).read_text().splitlines(keepends=True)[1:]
+        (tmp_path / "many" / file).write_text((tmp_path / "many" / file).read_text() + "".join(lines))
+    summary = json.loads((tmp_path / "many/summary.json").read_text())
+    summary["seeds"] += [3, 4]
+    (tmp_path / "many/summary.json").write_text(json.dumps(summary))
+    runs = [read(tmp_path / name) for name in names]
+    (group,) = comparison.groups_of(comparison.distinct(runs)[0])
+    (row,) = group.rows
+    assert sorted(row.seeds) == [0, 1, 2, 3, 4]
+    assert sorted(row.per_seed) == pytest.approx(sorted([*first.scores.mean(-1), *rest.scores.mean(-1)]))
+    assert row.curve()[1].shape[1] == 5
+    offlinerl.report([tmp_path / name for name in names])
+    said = " ".join(capsys.readouterr().out.split())
+    if longer_first:
+        assert f"{tmp_path / 'few'} repeats {tmp_path / 'many'}, with the same settings, seeds and scores" in said
+    else:
+        assert f"{tmp_path / 'many'} repeats {tmp_path / 'few'} in the seeds 0, 1, 2, with the same settings" in said
+    finished(tmp_path / "other", "bc", seeds=3, level=61, settings=dict(lr=0.1))
+    (group,) = comparison.groups_of(comparison.distinct([*runs, read(tmp_path / "other")])[0])
+    assert [len(row.seeds) for row in group.rows] in ([5, 3], [3, 5])
+
+
 def test_settings_of_evaluation_and_storage_make_no_other_agent(tmp_path):
     for number, (key, value) in enumerate(dict(eval_every=5, eval_episodes=3, table="disk").items()):
         finished(tmp_path / key, settings=dict(lr=0.1), first_seed=3 * number)
@@ -568,6 +599,25 @@ def test_returns_of_several_tasks_are_never_averaged(kind, tmp_path, capsys):
     overall = capsys.readouterr().out.split("Over 2 tasks")[1]
     assert ("IQM" in overall) == (tmp_path / "out" / "tables" / "overall.csv").exists() == (kind == "ours")
     assert rows_of(tmp_path / "out" / "tables" / "improvement.csv", tasks="Over 2 tasks", x="xql", y="bc")
+
+
+def test_the_best_of_those_with_all_tasks_is_not_called_the_best_of_all(tmp_path, capsys):
+    levels = dict(xql=95, iql=40, bc=20)
+    for agent, task in itertools.product(levels, TASKS):
+        if (agent, task) != ("xql", TASKS[0]):
+            finished(tmp_path / f"{agent}-{task}", agent, task, env=task, level=levels[agent])
+    assert main(["report", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"iql is the best of those that have all {len(TASKS)} tasks with an interquartile mean" in said
+    assert f"xql, which is left out, comes first on {', '.join(sorted(TASKS[1:]))}." in said
+
+
+def test_a_lead_that_may_be_luck_says_how_likely_that_is(tmp_path, capsys):
+    runs = [finished(tmp_path / agent, agent, level=level, seeds=3) for agent, level in (("xql", 95), ("bc", 20))]
+    assert main(["report", *map(str, runs)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "it is not certain that it is better than bc (100%, 100 to 100% of the pairs)" in said
+    assert "Two equally good agents would differ as much with probability 0.05." in said, "one of 20 permutations"
 
 
 def test_kinds_of_scores_are_not_mixed_and_agents_that_lack_a_task_are_named(tmp_path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -261,11 +261,13 @@ class Overall:
     Attributes:
         tasks: the common tasks.
         names: of the rows that have all these tasks.
-        left_out: the names of the other rows and the titles of the other tasks.
+        others: the names of the other rows.
+        left_out: these names and the titles of the other tasks.
     """
 
     tasks: tuple[Group, ...]
     names: tuple[str, ...]
+    others: tuple[str, ...]
     left_out: tuple[str, ...]
 
     @property
@@ -301,25 +303,45 @@ class Overall:
         return times, [scores[np.isin(at, times)] for at, scores in curves]
 
 
-def distinct(runs: Sequence[Finished]) -> tuple[list[Finished], list[tuple[Finished, Finished]]]:
-    """The runs without those that only repeat an earlier one, with its settings, seeds and scores; and the pairs of an
-    earlier run and one that repeats it."""
+def distinct(runs: Sequence[Finished]) -> tuple[list[Finished], list[tuple[Finished, Finished, list[int]]]]:
+    """The runs without the trainings that only repeat those of an earlier run, with its settings, seeds and scores; and
+    for every repetition the earlier run, the one that repeats it, and their common seeds."""
     kept: list[Finished] = []
     repeated = []
     for run in runs:
+        rest: Finished | None = run
         for other in kept:
-            if (
-                other.about == run.about
-                and _same_settings(other, run)
-                and other.summary["seeds"] == run.summary["seeds"]
-                and other.scores is not None
-                and np.array_equal(other.scores, run.scores, equal_nan=True)
-            ):
-                repeated.append((other, run))
-                break
-        else:
-            kept.append(run)
+            if rest is not None and (seeds := _repeats(rest, other)):
+                repeated.append((other, run, seeds))
+                rest = _without(rest, seeds)
+        if rest is not None:
+            kept.append(rest)
     return kept, repeated
+
+
+def _repeats(run: Finished, other: Finished) -> list[int]:
+    """The common seeds of two runs if they have the same settings, and the same scores in all of these seeds."""
+    if other.about != run.about or not _same_settings(other, run) or run.scores is None or other.scores is None:
+        return []
+    mine, others = (dict(zip(of.summary["seeds"], of.scores, strict=True)) for of in (run, other))
+    seeds = [seed for seed in mine if seed in others]
+    same = all(np.array_equal(mine[seed], others[seed], equal_nan=True) for seed in seeds)
+    return seeds if same else []
+
+
+def _without(run: Finished, seeds: Sequence[int]) -> Finished | None:
+    """A run that has scores, without these seeds; None if it has no others."""
+    kept = [s for s, seed in enumerate(run.summary["seeds"]) if seed not in seeds]
+    if not kept or run.scores is None:
+        return None
+    rows = ~np.isin(run.evaluations["seed"], seeds)
+    evaluations = {name: column[rows] for name, column in run.evaluations.items()}
+    summary = dict(run.summary, seeds=[run.summary["seeds"][s] for s in kept])
+    for which in ("losses", "held_out"):
+        summary[which] = {name: [of[s] for s in kept] for name, of in (run.summary.get(which) or {}).items()}
+    if summary.get("best"):
+        summary["best"] = _best(evaluations, plots.clock_of(summary)[:-1])
+    return replace(run, summary=summary, scores=run.scores[kept], evaluations=evaluations)
 
 
 def groups_of(runs: Sequence[Finished]) -> list[Group]:
@@ -371,9 +393,9 @@ def _shared(tasks: Sequence[Group]) -> Overall | None:
     if not shared:
         return None
     chosen, common = max(shared, key=lambda both: len(both[0]) * len(both[1]))
-    left = [name for name in names if name not in common]
-    left += [task.title for t, task in enumerate(tasks) if t not in chosen]
-    return Overall(tuple(tasks[t] for t in chosen), tuple(common), tuple(left))
+    others = tuple(name for name in names if name not in common)
+    left = others + tuple(task.title for t, task in enumerate(tasks) if t not in chosen)
+    return Overall(tuple(tasks[t] for t in chosen), tuple(common), others, left)
 
 
 def _merged(runs: Sequence[Finished]) -> list[list[Finished]]:

@@ -79,6 +79,7 @@ class Findings:
             scores higher than one of the second.
         curves: the score over updates or steps; over several tasks, the interquartile mean.
         profiles: the fraction of trainings above a score; only over several tasks.
+        others: the names of agents that lack some of the tasks.
     """
 
     title: str
@@ -92,6 +93,7 @@ class Findings:
     improvement: Mapping[tuple[str, str], Estimate]
     curves: Mapping[str, Curve]
     profiles: Mapping[str, Curve]
+    others: tuple[str, ...] = ()
 
     @property
     def fewest(self) -> int:
@@ -113,6 +115,10 @@ class Findings:
     def trainings(self, name: str) -> int:
         return sum(map(len, self.strata[name]))
 
+    def luck(self, other: str) -> float:
+        """The probability that the best agent would lead another by as much if both were equally good."""
+        return chance_of_improvement(self.strata[self.names[0]], self.strata[other])
+
     @property
     def rivals(self) -> list[str]:
         """The agents that the best one is not significantly better than, nearest first: the interval of its probability
@@ -120,8 +126,7 @@ class Findings:
         best, *others = self.names
 
         def is_better(other: str) -> bool:
-            clear = self.beats(best, other).low > 0.5
-            return clear and chance_of_improvement(self.strata[best], self.strata[other]) <= CHANCE
+            return self.beats(best, other).low > 0.5 and self.luck(other) <= CHANCE
 
         return sorted(itertools.filterfalse(is_better, others), key=lambda other: self.beats(best, other).value)
 
@@ -138,12 +143,17 @@ class Findings:
         if not rivals:
             least = min(others, key=lambda other: self.beats(best, other).value)
             than = f"{least}, the nearest," if len(others) > 1 else least
-            text = f"{best} is the best{value}. A training of it scores higher than one of {than} with probability"
+            among = f" of those that have all {len(self.tasks)} tasks" if self.others else ""
+            text = (
+                f"{best} is the best{among}{value}. A training of it scores higher than one of {than} with probability"
+            )
             text += f" {percent(self.beats(best, least))}."
         else:
             chances = [f"{other} ({percent(self.beats(best, other))} of the pairs)" for other in rivals[:3]]
             chances += [f"{len(rivals) - 3} more"] * (len(rivals) > 3)
             text = f"{best} comes first{value}, but it is not certain that it is better than {either(*chances)}."
+            if self.beats(best, rivals[0]).low > 0.5:
+                text += f" Two equally good agents would differ as much with probability {self.luck(rivals[0]):.2f}."
         if self.fewest < 5:
             text += f" With as few trainings per agent and task as {self.fewest}, luck matters much."
         tried = {name.partition(" ")[0]: count for name, count in self.tried.items()}
@@ -202,6 +212,7 @@ def of_overall(overall: Overall) -> Findings:
     return Findings(
         title, unit_of(overall.kind), overall.clock, titles, names, tried, strata, estimates,
         _improvement(names, strata), {name: curve for name, curve in curves.items() if len(curve.x) > 1}, profiles,
+        overall.others,
     )  # fmt: skip
 
 

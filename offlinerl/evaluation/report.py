@@ -75,8 +75,14 @@ def report(runs: Sequence[Path], out: Path | None = None) -> dict[str, list[dict
         table(to, caption, *(tables.fitting(content, to.width) if to.is_terminal else content))
         for note in section.notes:
             to.print(note)
-    for one, other in repeated:
-        to.print(f"{other.folder} repeats {one.folder}, with the same settings, seeds and scores: it counts once.")
+    for one, other, seeds in repeated:
+        if len(seeds) == len(other.summary["seeds"]):
+            to.print(f"{other.folder} repeats {one.folder}, with the same settings, seeds and scores: it counts once.")
+        else:
+            to.print(
+                f"{other.folder} repeats {one.folder} in the seeds {', '.join(map(str, seeds))}, with the same settings"
+                " and scores: they count once."
+            )
     if left := comparison.unfinished(runs):
         to.print(f"Left out because they are not finished: {', '.join(map(str, left))}.")
     if out is not None:
@@ -150,6 +156,10 @@ def _of_all(part: Overall, stem: str) -> Section:
     notes = [f"The tasks: {'; '.join(found.tasks)}.", found.verdict()[1]]
     if part.left_out:
         notes.append(f"Left out because not all agents have all tasks: {'; '.join(part.left_out)}.")
+    for name in part.others:
+        ahead = [task.title for task in part.tasks if name == task.rows[0].name]
+        if ahead:
+            notes.append(f"{name}, which is left out, comes first on {', '.join(ahead)}.")
     return Section(title, stem, found, None, written, notes)
 
 
