@@ -118,7 +118,8 @@ def datasets_show(args: argparse.Namespace) -> None:
 def datasets_validate(args: argparse.Namespace) -> int:
     from offlinerl import dataset_commands
 
-    return dataset_commands.validate(args.name, args.env, args.obs_keys, **given(args, "columns", "subset"))
+    reading = given(args, "columns", "subset")
+    return dataset_commands.validate(args.name, args.env, args.obs_keys, args.action_range, **reading)
 
 
 def datasets_generate(args: argparse.Namespace) -> None:
@@ -533,7 +534,7 @@ def add_datasets_show(commands: Any) -> None:
 
 def add_datasets_validate(commands: Any) -> None:
     p = command(commands, "validate", datasets_validate, "check a dataset for faults; exit status 1 if it has any")
-    p.add_shared("name", "--env", *READING)
+    p.add_shared("name", "--env", "--action-range", *READING)
 
 
 def add_datasets_generate(commands: Any) -> None:

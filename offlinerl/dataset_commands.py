@@ -74,15 +74,22 @@ def picture_of(name: str) -> Path:
     return next(file for file in files if not file.exists() or describe.is_plot(file))
 
 
-def validate(name_or_file: str, env: str | None = None, obs_keys: Sequence[str] | None = None, **reading: Any) -> int:
+def validate(
+    name_or_file: str,
+    env: str | None = None,
+    obs_keys: Sequence[str] | None = None,
+    action_range: Sequence[float] | None = None,
+    **reading: Any,
+) -> int:
     """Prints what is wrong with a dataset, and notes on what may be intended. Returns the exit status: 1 if there is a
     fault.
 
     Args:
         name_or_file: see ``show``, also for ``obs_keys`` and ``reading``.
         env: the environment it was collected in, whose shapes and bounds it must have; by default its own.
+        action_range: lower and upper bound of the actions, if the environment is unknown or has none.
     """
-    findings = find_faults(registry.limited(registry.resolve(name_or_file, env, obs_keys), reading))
+    findings = find_faults(registry.limited(registry.resolve(name_or_file, env, obs_keys), reading), action_range)
     for kind, message, rows, fault in findings:
         first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         where = f" ({len(rows)} rows: {first})" if len(rows) else ""

@@ -481,13 +481,44 @@ def test_validate_knows_the_environments_bounds(capsys):
     assert "fault: action range" in capsys.readouterr().out
 
 
-def test_without_bounds_other_units_are_a_note_and_outliers_a_fault():
+def words_of(capsys):
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_without_bounds_other_units_are_a_note_and_outliers_a_fault(capsys):
     write(pendulum(timeouts=ends_every(200)))
     assert kinds("some.hdf5")["action range"] is False
     columns = pendulum(timeouts=ends_every(200), actions=np.zeros((ROWS, 1)))
     columns["actions"][5] = 3
     write(columns)
     assert kinds("some.hdf5")["action range"] is True
+    assert main(["datasets", "validate", "some.hdf5"]) == 1
+    assert "their bounds are not known: name the environment with --env, or give --action-range" in words_of(capsys)
+    assert main(["datasets", "validate", "some.hdf5", "--action-range=-3,3"]) == 0
+    assert "action range" not in words_of(capsys)
+    assert main(["datasets", "validate", "some.hdf5", "--action-range=-2,2"]) == 1
+    assert "fault: action range: 0.1% of the actions' entries lie outside [-2, 2] (1 rows: 5)" in words_of(capsys)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint8])
+def test_images_of_numbers_beyond_one_are_named(dtype, here, capsys):
+    """Only uint8 images are divided by 255."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 20, 20, 3)).astype(dtype)
+    columns = dict(obs=images, action=rng.uniform(-1, 1, (40, 2)), reward=np.ones(40), terminated=np.arange(40) == 39)
+    np.savez("images.npz", **columns)
+    assert main(["datasets", "validate", "images.npz"]) == 0
+    says = "images that are no uint8 are taken to be within 0 to 1, but these are within 0 to 255: store them as uint8"
+    assert (f"note: image units: {says}" in words_of(capsys)) == (dtype != np.uint8)
+    assert main(["fit", "bc", "--dataset", "images.npz", *FEW[:1], "--compile=false", "--batch=8"]) == 0
+    assert (f" images: {says}" in words_of(capsys)) == (dtype != np.uint8)
+
+
+def test_validate_refuses_images_with_channels_first(here, capsys):
+    columns = dict(obs=np.zeros((40, 3, 20, 20), np.uint8), action=np.zeros((40, 2)), reward=np.ones(40))
+    np.savez("images.npz", **columns, terminated=np.arange(40) == 39)
+    assert main(["datasets", "validate", "images.npz"]) == 1
+    assert "fault: refused: images of shape (3, 20, 20) have other axes than height, width" in words_of(capsys)
 
 
 def test_validate_finds_another_shape():

@@ -82,6 +82,24 @@ def rounded(dataset: Dataset) -> str | None:
     )
 
 
+FRAMES, UNITS = 100, 2.0
+"""How many frames are searched for numbers beyond the units of images, and the largest number within them."""
+
+
+def unscaled_images(dataset: Dataset) -> str | None:
+    """A sentence on images of floats that are not within 0 to 1, as networks take them to be; else None."""
+    for path, leaf in tree_leaves(dataset.observations):
+        if leaf.ndim < 3 or leaf.dtype == np.uint8:
+            continue
+        frames = leaf[:: -(-len(leaf) // FRAMES)]
+        if np.abs(frames).max() > UNITS:
+            return (
+                f"images{f' of {path}' if path else ''} that are no uint8 are taken to be within 0 to 1, but these are"
+                f" within {frames.min():g} to {frames.max():g}: store them as uint8, or divide them"
+            )
+    return None
+
+
 def split_episodes(dataset: Dataset) -> str | None:
     """A sentence on episodes that may be split between two files, because one file ends with an episode whose end it
     does not mark, and the next begins with one of that name; else None."""

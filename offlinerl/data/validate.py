@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -55,9 +56,13 @@ class _Columns(NamedTuple):
         return np.concatenate([leaf.reshape(len(leaf), -1) for _, leaf in tree_leaves(self.obs)], 1)
 
 
-def validate(entry: Entry | str) -> list[Finding]:
-    """Checks a dataset given by entry, name or file. Returns faults and notes, none for a sound dataset. Whatever
-    loading refuses is a fault.
+def validate(entry: Entry | str, action_range: Sequence[float] | None = None) -> list[Finding]:
+    """Checks a dataset. Returns faults and notes, none for a sound dataset. Whatever loading refuses is a fault.
+
+    Args:
+        entry: one of the registry, a name or a file.
+        action_range: lower and upper bound of every action vector; by default those of its environment, or those that
+            the dataset states.
 
     Raises:
         UserError: the source cannot be read at all.
@@ -76,15 +81,18 @@ def validate(entry: Entry | str) -> list[Finding]:
         if isinstance(columns, Finding):
             return [columns]
         require_filled(str(path), dict(observations=columns.obs, actions=columns.action))
-        findings = _found(columns, entry, path, kind)
+        findings = _found(columns, entry, path, kind, action_range)
     return findings if any(finding.fault for finding in findings) else findings + _loaded(path, asked)
 
 
-def _found(columns: _Columns, entry: Entry, path: Path, kind: str) -> list[Finding]:
+def _found(
+    columns: _Columns, entry: Entry, path: Path, kind: str, action_range: Sequence[float] | None
+) -> list[Finding]:
     """What the checks find in the rows of a source."""
     env = _spaces(entry)
     unfit = _unfit(columns, entry.env_id, *env) if env else []
-    findings = [_not_finite(columns), *unfit, _outside(columns, _with_bounds(env and env[1], path, kind))]
+    bounds = Box(*action_range) if action_range is not None else _with_bounds(env and env[1], path, kind)
+    findings = [_not_finite(columns), *unfit, _outside(columns, bounds)]
     findings += [_duplicates(columns), _late_terminals(columns, entry.split), _far_apart(columns)]
     sure = kind != "minari" and not (entry.overlong or entry.split)
     findings += [_too_long(columns, entry.steps_allowed if sure else entry.max_episode_steps, sure)]
@@ -102,6 +110,9 @@ def _loaded(path: Path, entry: Entry) -> list[Finding]:
     and what loading leaves out."""
     try:
         data = load.read(path, entry, "lossless", Builder(str(path)))
+        for _, leaf in tree_leaves(data.observations):
+            if leaf.ndim > 2:
+                spaces.require_image_axes(leaf.shape[1:])
         if entry.env is None:
             spec_of_data(data)
     except UserError as error:
@@ -111,6 +122,7 @@ def _loaded(path: Path, entry: Entry) -> list[Finding]:
     notes = {
         "lost rewards": describe.lost_rewards(data), "split episode": describe.split_episodes(data),
         "unused column": describe.unused_ids(data), "rounding": describe.rounded(data),
+        "image units": describe.unscaled_images(data),
     }  # fmt: skip
     return [Finding(kind, note, np.empty(0, int), fault=False) for kind, note in notes.items() if note]
 
@@ -273,8 +285,8 @@ def _outside(columns: _Columns, space: gymnasium.Space | None) -> Finding:
     outside = (action < low) | (action > high)
     message = f"{outside.mean():.1%} of the actions' entries lie outside [{np.min(low):g}, {np.max(high):g}]"
     fault = space is not None or bool(outside.mean() < USUAL)
-    if not fault:
-        message += ", and their bounds are not known: name the environment with --env"
+    if space is None:
+        message += ", and their bounds are not known: name the environment with --env, or give --action-range LOW,HIGH"
     return Finding("action range", message, np.flatnonzero(outside.any(axis=1)), fault)
 
 

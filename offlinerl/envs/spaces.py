@@ -152,6 +152,20 @@ def is_image(space: gym.Space | None) -> bool:
     return len(space.shape) >= 3 or (space.dtype == np.uint8 and len(space.shape) == 2)
 
 
+LEAST_SIDE = 16
+"""If the first axis of an image is smaller than this and both others are not, it is taken to be the channel axis."""
+
+
+def require_image_axes(shape: Sequence[int]) -> None:
+    """Raises a UserError unless an image's shape can be ``(H, W, C)`` or ``(H, W)``."""
+    height, width, channels = (*shape, 1)[:3]
+    if len(shape) > 3 or height < LEAST_SIDE <= min(width, channels):
+        raise UserError(
+            f"images of shape {tuple(shape)} have other axes than height, width and channels: put them in this order,"
+            " those of several frames as channels of one image"
+        )
+
+
 def size(space: gym.Space) -> int:
     """The number of entries in the vector of a leaf.
 

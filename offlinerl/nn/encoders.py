@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from offlinerl.envs.spaces import require_image_axes
 from offlinerl.nn.layers import Linear, orthogonal
 from offlinerl.types import Leaf, Spec
 from offlinerl.util.errors import UserError
@@ -117,10 +118,6 @@ class Convolution(nn.Module):
         return nn.functional.conv2d(x, weight, bias, self.stride, groups=len(self.weight))
 
 
-LEAST_SIDE = 16
-"""If the first axis of an image is smaller than this and both others are not, it is taken to be the channel axis."""
-
-
 class Images(Encoder):
     """Convolutions over images, uint8 or float in [0, 1], ``[S, B, H, W, C]``, or ``[S, B, H, W]`` without channels.
     Layers whose kernel is larger than their input are left out.
@@ -141,12 +138,8 @@ class Images(Encoder):
 
     def __init__(self, shape: Sequence[int], rng: Sequence[Generator], layers: Layers = NATURE):
         super().__init__()
+        require_image_axes(shape)
         height, width, channels = (*shape, 1)[:3]
-        if len(shape) > 3 or height < LEAST_SIDE <= min(width, channels):
-            raise UserError(
-                f"images of shape {tuple(shape)} have other axes than height, width and channels: put them in this"
-                " order, those of several frames as channels of one image"
-            )
         if min(height, width) < (least := min(kernel for _, kernel, _ in layers)):
             raise UserError(
                 f"images of {height}x{width} are too small for convolutions, the smallest of which is {least}x{least}:"

@@ -223,7 +223,8 @@ def announce(entry: Entry, raw: Dataset, data: Dataset, display: Display) -> Non
     )
     if columns := data.provenance.get("columns"):
         display.say(f"columns: {in_words(columns)}")
-    for find in (describe.lost_rewards, describe.split_episodes, describe.unused_ids, describe.rounded):
+    notes = (describe.lost_rewards, describe.split_episodes, describe.unused_ids, describe.rounded)
+    for find in (*notes, describe.unscaled_images):
         if note := find(raw):
             display.say(f"{name}: {note}")
     if leaps := len(data.leaps):
