@@ -1089,6 +1089,45 @@ def test_a_cell_that_is_not_a_boolean_like_the_others_is_named(here, refused):
     assert "column done must be numbers, but row 1 holds 'True'" in refused("datasets", "show", "log.csv")
 
 
+@pytest.mark.parametrize(
+    ("cells", "advice"),
+    [
+        (["1,5", "2", "0,25"], "row 0 holds '1,5'; write it with a decimal point"),
+        (["0.1", "-2,5e3", "1"], "row 1 holds '-2,5e3'; write it with a decimal point"),
+        (["open", "close", "open"], "row 0 holds 'open'; write a number for each word, as in 0 for close, 1 for open"),
+        (["2026-01-31T12:00:00", "", ""], "write it in seconds (only a step may be a date"),
+        (["12:00:01", "12:00:02", ""], "row 0 holds '12:00:01'; write it in seconds"),
+        (["0.5 m", "1 m", "1 m"], "row 0 holds '0.5 m'; write the number alone"),
+    ],
+)
+def test_what_to_do_with_a_cell_that_is_no_number(here, refused, cells, advice):
+    Path("log.csv").write_text("x;a\n" + "".join(f"{cell};1\n" for cell in cells))
+    assert advice in refused("datasets", "show", "log.csv", "--columns", "obs=x", "action=a")
+
+
+@pytest.mark.parametrize("kind", ["csv", "zulu", "frame", "parquet"])
+def test_rows_are_sorted_by_dates(here, kind):
+    """The rows of an episode, a tenth of a second apart, are shuffled here. One without a date is refused."""
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    times = np.datetime64("2026-01-31T23:59:59.500") + 100 * np.arange(10).astype("timedelta64[ms]")
+    frame = pandas.DataFrame(dict(run=np.repeat([0, 1], 10), t=np.tile(times, 2), x=np.arange(20.0), a=np.ones(20)))
+    frame = frame.sample(frac=1, random_state=0)
+    source: object = frame
+    if kind in ("csv", "zulu"):
+        text = frame.assign(t=[f"{time:%Y-%m-%d %H:%M:%S.%f}" + "Z" * (kind == "zulu") for time in frame.t])
+        text.to_csv(source := here / "log.csv", index=False)
+    elif kind == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+        frame.to_parquet(source := here / "log.parquet")
+    columns = ["obs=x", "action=a", "episode=run", "step=t"]
+    data = offlinerl.load_dataset(source, columns=columns)
+    assert sorted(data.obs[:, 0]) == [*range(9), *range(10, 19)]
+    assert (data.next_obs == data.obs + 1).all() and (np.diff(data.obs[:9, 0]) == 1).all()
+    frame.loc[3, "t"] = None
+    with pytest.raises(UserError, match="does not say which step it is"):
+        offlinerl.load_dataset(frame, columns=columns)
+
+
 def test_a_long_cell_in_an_unused_column_does_no_harm(here):
     Path("log.csv").write_text("x,a,image\n" + f"1,2,{'A' * 200_000}\n" * 3)
     assert len(offlinerl.load_dataset("log.csv", columns="obs=x action=a")) == 2

@@ -172,7 +172,8 @@ class _Reader:
         columns = [_as_numbers(self.table[name]) for name in names]
         for name, column in zip(names, columns, strict=True):
             if column.dtype.kind not in "biuf":
-                raise UserError(f"{self.where}: column {name} must be numbers, but row {_first_non_number(column)}")
+                row, hint = _first_non_number(column)
+                raise UserError(f"{self.where}: column {name} must be numbers, but row {row}{hint}")
         if len(names) == 1:
             return columns[0]
         return np.concatenate([column.reshape(self.rows, -1) for column in columns], 1)
@@ -195,10 +196,12 @@ class _Reader:
         return as_flags(column, f"{self.where}: {field}")
 
     def steps(self) -> np.ndarray | None:
-        """``[rows]`` the number of each row within its episode, if the table has one."""
+        """``[rows]`` the number of each row within its episode, if the table has one; a date is in seconds."""
         if "step" not in self.chosen:
             return None
-        step = self.single("step")
+        names = self.chosen["step"]
+        times = _as_times(self.table[names[0]]) if len(names) == 1 else None
+        step = self.single("step") if times is None else single(times, f"{self.where}: step")
         if not (known := np.isfinite(step)).all():
             raise UserError(f"{self.where}: row {known.argmin()} does not say which step it is; repair or remove it")
         return step
@@ -373,6 +376,18 @@ def _as_numbers(column: np.ndarray) -> np.ndarray:
     return column
 
 
+def _as_times(column: np.ndarray) -> np.ndarray | None:
+    """A column of dates in seconds since 1970, with NaN for missing values; None if it holds something else."""
+    if column.dtype.kind == "U":
+        with suppress(ValueError):
+            written = [cell.removesuffix("Z") for cell in column.tolist() if not cell.isdigit()]
+            column = np.array(written, "datetime64[us]") if len(written) == len(column) else column
+    if column.dtype.kind != "M":
+        return None
+    seconds = column.astype("datetime64[us]").astype(np.int64) / 1e6
+    return np.where(np.isnat(column), np.nan, seconds)
+
+
 def _is_whole(column: np.ndarray) -> bool:
     """Whether a column holds objects that are integers, apart from missing values."""
     return column.dtype.kind == "O" and all(isinstance(value, Integral) for value in column[~_blank(column)])
@@ -385,11 +400,31 @@ def _missing_actions(action: np.ndarray) -> np.ndarray:
     return np.isnan(action).reshape(len(action), -1).all(1)
 
 
-def _first_non_number(column: np.ndarray) -> str:
-    """The first row that is not a number, preferably one that is not True or False either."""
+def _first_non_number(column: np.ndarray) -> tuple[str, str]:
+    """The first row that is not a number, preferably one that is not True or False either; and what to do."""
     words = [row for row, value in enumerate(column) if not _is_number(value)]
-    odd = [row for row in words if str(column[row]).lower() not in TRUTH]
-    return next((f"{row} holds {str(column[row])!r:.40}" for row in odd or words), "0 holds something else")
+    odd = [row for row in words if str(column[row]).lower() not in TRUTH] or words
+    if not odd:
+        return "0 holds something else", ""
+    cell = str(column[odd[0]])
+    return f"{odd[0]} holds {cell!r:.40}", _advice(cell, {str(column[row]) for row in odd})
+
+
+KINDS_OF_WORDS = 10
+"""Up to this many distinct words are the names of choices."""
+
+
+def _advice(cell: str, words: Collection[str]) -> str:
+    """How to turn a cell into a number, given all words of its column."""
+    if re.fullmatch(r"[+-]?\d*,\d+(e[+-]?\d+)?", cell, re.I):
+        return "; write it with a decimal point"
+    if re.match(r"\d{4}-\d\d-\d\d", cell) or re.fullmatch(r"\d+:\d\d(:\d\d.*)?", cell):
+        return "; write it in seconds (only a step may be a date, as in 2026-01-31T12:00:00.5)"
+    if re.match(r"[+-]?\d", cell):
+        return "; write the number alone"
+    if cell and len(words) <= KINDS_OF_WORDS and max(map(len, words)) < 20:
+        return "; write a number for each word, as in " + ", ".join(f"{i} for {w}" for i, w in enumerate(sorted(words)))
+    return ""
 
 
 def _is_number(value: Any) -> bool:
