@@ -10,6 +10,7 @@ import minari
 import numpy as np
 import pendulum
 import pytest
+import torch
 
 from offlinerl.agents.base import Agent
 from offlinerl.cli import main
@@ -281,6 +282,15 @@ def test_resuming_with_other_settings_is_refused(here, before, after, says, poli
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", stopping)
         assert "stopped" in refused(*argv, *before, "--episodes", 2)
+    if before:  # another policy under the same name
+        kept = policy.read_bytes()
+        changed = torch.load(policy, weights_only=True)
+        for weights in changed["state_dict"].values():
+            weights += 1
+        torch.save(changed, policy)
+        says_so = refused(*argv, *before, "--episodes", 2, "--resume")
+        assert f"{policy} is not the policy with which runs/pendulum-same-v0 was started" in says_so
+        policy.write_bytes(kept)
     assert says in refused(*argv, *after, "--episodes", 2, "--resume")
     assert collect(*argv[1:], *before, "--episodes", 1, "--resume") == 0
 

@@ -35,7 +35,7 @@ from offlinerl.rollout.collector import Collector, mean_of, shares
 from offlinerl.rollout.policy import Noisy, Policy, apart
 from offlinerl.training.build import REPLAY, build, require_parts
 from offlinerl.training.config import TrainConfig, merge, read
-from offlinerl.training.loop import Companion, Run
+from offlinerl.training.loop import Companion, Run, checksum
 from offlinerl.training.request import require_source, settings_for
 from offlinerl.util.atomic import sweep
 from offlinerl.util.device import pick_device
@@ -140,7 +140,8 @@ def collect(
     policy = policy_of(source, pick_device(device), agent_class)
     if isinstance(policy, Agent):
         task = observed_by(policy, task)
-    collection = Collection(folder, task, dataset_id, append, source, seed, dict(noise=noise))
+    config = dict(noise=noise) | (dict(weights=checksum(policy)) if isinstance(policy, Agent) else {})
+    collection = Collection(folder, task, dataset_id, append, source, seed, config)
     unit, total = ("steps", steps) if steps is not None else ("episodes", episodes)
     with collection.opened():
         if source == "scripted":
@@ -172,7 +173,7 @@ class Collection(Companion):
         append: whether to add to an existing dataset.
         source: what acts; see ``collect``.
         seed: of the collection.
-        config: the settings of an agent that learns, or the noise.
+        config: the settings of an agent that learns; or the noise, and a checksum of the policy's weights.
 
     Attributes:
         target: the dataset's folder.
@@ -253,6 +254,12 @@ class Collection(Companion):
                             f"{folder} was started with {key} {old.get(key)}, not {now.get(key)}; give the same"
                             " command as before, or another --out"
                         )
+                weights = [of["provenance"]["config"].get("weights") for of in (old, now)]
+                if None not in weights and weights[0] != weights[1]:  # older versions did not store them
+                    raise UserError(
+                        f"the {now['agent']} is not the policy with which {folder} was started: give that one, or"
+                        " another --out"
+                    )
             else:
                 episode_log.write_collection(folder, **self.about, metadata=self.metadata)
             if len(self.journal):
