@@ -175,6 +175,14 @@ def test_the_command_line_trains_on_a_file_without_an_environment(here, capsys):
     assert "Pendulum-v1 defines its actions itself" in capsys.readouterr().err
 
 
+def test_a_run_that_is_shorter_than_the_interval_measures_ten_times(here):
+    run = offlinerl.fit("bc", logs(), over=dict(train=dict(updates=200, batch=8, compile=False)))
+    assert run.held_out["update"].tolist() == [*range(20, 201, 20)]
+    assert sorted(set(run.metrics["update"].tolist())) == [*range(20, 201, 20)]
+    asked = offlinerl.fit("bc", logs(), over=dict(train=dict(updates=200, eval_every=200, batch=8, compile=False)))
+    assert asked.held_out["update"].tolist() == [200]
+
+
 def test_a_resumed_run_measures_the_same(here):
     settings = dict(train=FEW, agent=dict(dropout=0.1))
     whole = offlinerl.fit("xql", logs(), over=settings, out="whole")

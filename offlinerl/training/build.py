@@ -66,6 +66,9 @@ SOURCES = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData
 COMPILE_WORTHWHILE = 3_000
 """Number of updates from which compiling, which takes half a minute, saves time."""
 
+MEASURED = 10
+"""How often a run without an environment measures its losses if it is shorter than ``eval_every``."""
+
 
 def build(
     settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None = None,
@@ -162,7 +165,10 @@ def on_dataset(
         display.say(f"{counted(episodes, 'episode')} {are} held out to measure the losses on")
     table = Table.of(agent, data, task.stack)
     offline = batches(table, updates=train["block"])
-    stages = [Stage("offline", offline, train["updates"], train["eval_every"], "--updates")]
+    every = train["eval_every"]
+    if pool is None and every > train["updates"]:
+        every = -(-train["updates"] // MEASURED)
+    stages = [Stage("offline", offline, train["updates"], every, "--updates")]
     if steps:
         reward = rewards.online_reward(entry, raw)
         stages.append(fine_tuning(task, agent, settings, table, reward, folder, display, ray_address))

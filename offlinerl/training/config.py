@@ -35,7 +35,9 @@ class TrainConfig(Config):
     """Training settings of all runs."""
 
     batch: int = setting(256, "rows per gradient step", low=1)
-    eval_every: int = setting(10_000, "updates or steps between evaluations", low=1)
+    eval_every: int = setting(
+        10_000, "updates or steps between evaluations; fewer in a shorter run without an environment", low=1
+    )
     eval_episodes: int = setting(10, "episodes per evaluation during training", low=1)
     final_episodes: int = setting(20, "episodes of the evaluation of the last policy", low=1)
     compile: bool = setting("auto", "compile the update; auto: if the run is long enough to benefit", choices=("auto",))
@@ -49,7 +51,7 @@ class TrainConfig(Config):
     )
     devices: int = setting(1, "processes that train one policy, each on its own GPU with its share of a batch", low=1)
     save_every: float = setting(5.0, "minutes after which the run is saved, also between evaluations", above=0)
-    log_every: int = setting(500, "updates or steps between rows of metrics", low=1)
+    log_every: int = setting(500, "updates or steps between rows of metrics; fewer in a shorter run", low=1)
     logger: str = setting(
         "csv,tensorboard", "where metrics are logged: some of csv, tensorboard, wandb and mlflow, separated by commas"
     )

@@ -43,6 +43,9 @@ from offlinerl.util.settings import values_of
 EVALUATION_SEED = 1_000_000
 """Reset seed of the first evaluation episode, far from the reset seeds of training."""
 
+ROWS = 20
+"""Rows of metrics per seed in a run that is shorter than ``log_every``."""
+
 
 class Companion:
     """An additional task during a run, such as recording all its episodes; by itself it does nothing."""
@@ -227,7 +230,8 @@ class Run(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self.seconds["training"] += time.perf_counter() - self.piece_began
         now = self.now
-        if now - self.recorder.logged >= self.recorder.every or now == self.end:
+        every = self.recorder.every if self.recorder.every <= self.end else -(-self.end // ROWS)
+        if now - self.recorder.logged >= every or now == self.end:
             self.logged = self.team.mean(self.values())
             self.recorder.metrics(self.counters(), self.logged, self.rate(self.agent.updates))
         self.display.advance(now, self.note())
