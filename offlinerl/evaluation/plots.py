@@ -17,8 +17,8 @@ from offlinerl.util.errors import UserError, command
 from offlinerl.util.figures import COLOURS, format_of, literal
 from offlinerl.util.settings import columns_of, named
 
-DRAWN = ("value_loss", "critic_loss", "q_loss", "actor_loss", "effective_episodes")
-"""Metrics of a run that are plotted beside its score."""
+DRAWN = ("episode_return", "value_loss", "critic_loss", "q_loss", "actor_loss", "effective_episodes")
+"""Metrics of a run that are plotted beside its score; ``episode_return`` is that of the episodes it learned from."""
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
@@ -176,7 +176,8 @@ def _draw_metric(
         axis.plot(times, values.T, style, linewidth=0.7, alpha=0.5, color=colour)
     axis.plot(times, np.nanmean(values, 0), style, linewidth=1.8, color=colour, marker=marker, markersize=3.5,
               label=label)  # fmt: skip
-    axis.set(title=name.replace("_", " "), xlabel=clock)
+    title = "return in training" if name == "episode_return" else name.replace("_", " ")
+    axis.set(title=title, xlabel=clock)
 
 
 def _draw_scores(axis: Any, run: Path, summary: dict) -> None:
