@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from offlinerl.util import cores, threads
+from offlinerl.util.errors import UserError
 from offlinerl.util.threads import Watch
 
 CORES = os.cpu_count() or 1
@@ -112,3 +113,11 @@ def test_a_job_of_a_cluster_counts_only_its_own_cores():
     count = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\n"
     count += "from offlinerl.util.cores import cores; print(cores())"
     assert subprocess.run([sys.executable, "-c", count], capture_output=True, check=True).stdout == b"1\n"
+
+
+@pytest.mark.parametrize("number", [0, 513, 100_000, 1.5, "2"])
+def test_numbers_of_threads_that_make_no_sense_are_refused(number):
+    before = torch.get_num_threads()
+    with pytest.raises(UserError, match="threads must be"):
+        threads.set_threads(number)
+    assert torch.get_num_threads() == before

@@ -140,7 +140,7 @@ class OnlineConfig(OnPolicyConfig):
     steps: int = 100_000
     batch: int = setting(256, "transitions per gradient step", low=1)
     eval_every: int = 5_000
-    block: int = setting(1, "updates between returns to the training loop", low=1)
+    block: int = setting(1, "updates made in one go, after their steps; an evaluation ends a block early", low=1)
     steps_per_update: int = setting(1, "environment steps per gradient step", low=1)
     warm_up: int = setting(1_000, "random steps before the first update", low=0)
     capacity: int = setting(1_000_000, "transitions that the replay buffer holds", low=1)

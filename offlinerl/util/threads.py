@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from offlinerl.util.cores import cores
+from offlinerl.util.errors import UserError
 from offlinerl.util.given import whole_number
 
 BUSY = 0.1
@@ -31,6 +32,9 @@ EVERY = 0.2
 
 ALL = torch.get_num_threads()
 """The number of threads that torch uses by default."""
+
+MOST = 512
+"""More threads than any machine has cores for; the system refuses to start very many."""
 
 _watch: threading.Thread | None = None
 
@@ -51,10 +55,16 @@ def threads_for(number: int | None, processes: int) -> Iterator[None]:
 
 def set_threads(number: int | None) -> None:
     """Compute with ``number`` CPU threads from now on, and adapt how they wait for each other to the machine's load.
-    None: torch's default, which is one per core."""
+    None: torch's default, which is one per core.
+
+    Raises:
+        UserError: the number is no whole number from 1 to ``MOST``.
+    """
     global _watch
     if number is not None:
-        torch.set_num_threads(whole_number("threads", number, 1))
+        if whole_number("threads", number, 1) > MOST:
+            raise UserError(f"threads must be at most {MOST}, not {number}; more than one per core are slower")
+        torch.set_num_threads(int(number))
     if _watch is None and (openmp := _libgomp()) is not None and _delay() is not None:
         _watch = threading.Thread(target=_adapt, args=(openmp,), name="threads", daemon=True)
         _watch.start()
