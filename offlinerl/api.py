@@ -16,7 +16,8 @@ from offlinerl.data import registry
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.mapping import in_words, known_columns, remember
 from offlinerl.envs.make import described
-from offlinerl.training.request import settings_for, settings_of_run
+from offlinerl.training.config import merge
+from offlinerl.training.request import by_section, settings_for, settings_of_run
 from offlinerl.util.errors import UserError, WrongUsage, either
 from offlinerl.util.folder import find_checkpoint, held, make, numbered, require_free, write_config
 from offlinerl.util.given import filled, whole_number
@@ -54,6 +55,7 @@ def fit(
     actions: str | None = None,
     columns: Sequence[str] | Mapping[str, Any] | None = None,
     subset: str | None = None,
+    **settings: Any,
 ) -> FitResult:
     """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it during training.
 
@@ -69,6 +71,7 @@ def fit(
         file: a YAML file of settings; or another run's ``config.yaml``, which also sets the agent, the dataset and the
             seeds.
         over: settings that override all files, ``{"agent": {...}, "train": {...}}``.
+        settings: the same by name, of the agent or of the training, as in ``beta=1.0, updates=20_000``.
         device: "auto", "cpu" or "cuda".
         out: the run's folder, which must be empty or not exist; by default a new one below ``runs/``.
         resume: the folder of a run to resume with its own settings. Only these may change: its length, separately for
@@ -91,6 +94,7 @@ def fit(
         Interrupted: Ctrl-C; the run is saved and can be resumed.
     """
     agent_name = None if agent is None else agents.name_of(agent)
+    over = merge(over or {}, by_section(settings, agent_name)) if settings else over
     if _is_frame(dataset):
         dataset, columns = load_dataset(dataset, columns=columns, obs_keys=obs_keys), None
         obs_keys = None if resume else obs_keys
@@ -102,14 +106,14 @@ def fit(
         )  # fmt: skip
         if given := [f"--{name.replace('_', '-')}" for name, value in fixed.items() if value is not None]:
             raise WrongUsage(f"--resume keeps a run's own settings: leave out {', '.join(given)}")
-        settings, entry, changes = settings_of_run(Path(resume), agent_name, dataset, where, over or {})
+        chosen, entry, changes = settings_of_run(Path(resume), agent_name, dataset, where, over or {})
         with held(Path(resume)):
-            return _trained(settings, entry, Path(resume), device, threads, changes=changes)
-    settings, entry = settings_for(
+            return _trained(chosen, entry, Path(resume), device, threads, changes=changes)
+    chosen, entry = settings_for(
         agent_name, dataset, where, seeds, file, over, obs_keys, limits, init, actions=actions, columns=columns,
         subset=subset,
     )  # fmt: skip
-    about = settings["fit"]
+    about = chosen["fit"]
     short = about["agent"].rpartition(":")[2].rpartition(".")[2]
     stem = Path("runs") / f"{short}-{entry.name.replace('/', '-')}"
     if out:
@@ -120,7 +124,7 @@ def fit(
         folder, made = next(filter(make, numbered(stem))), True
     with held(folder, made):
         _require_free(folder)  # another run may have used it before the lock
-        return _trained(settings, entry, folder, device, threads, columns_given=columns is not None)
+        return _trained(chosen, entry, folder, device, threads, columns_given=columns is not None)
 
 
 def _trained(

@@ -529,6 +529,35 @@ def test_environments_that_do_not_fit_the_data_are_refused(env, says, here):
     assert says in str(error.value)
 
 
+def test_settings_are_given_by_name(here):
+    run = offlinerl.fit("xql", walk(), env=Room, over=dict(agent=dict(hidden=[8]), train=FEW), beta=3.0, updates=8)
+    settings = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert (settings["agent"]["beta"], settings["agent"]["hidden"], settings["train"]["updates"]) == (3.0, [8], 8)
+    again = offlinerl.fit(dataset=walk(), env=Room, resume=run.folder, updates=12)
+    assert again.summary["updates"] == 12
+    few = {name: value for name, value in FEW.items() if name != "updates"}
+    assert offlinerl.fit("dt", walk(), env=Room, context=3, warm_up=2, updates=4, **few).summary["updates"] == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (dict(updats=3), "fit has no argument or setting 'updats'; did you mean updates"),
+        (dict(expectile=0.9), "fit has no argument or setting 'expectile'"),
+        (dict(steps=100), "steps"),
+        (dict(beta=-1), "beta must be greater than 0, not -1"),
+    ],
+)
+def test_settings_that_do_not_exist_are_named(given, says, here):
+    with pytest.raises(UserError, match=says):
+        offlinerl.fit("xql", walk(), env=Room, **given)
+
+
+def test_an_agent_for_no_spec_is_refused():
+    with pytest.raises(UserError, match="PPO is made for a Spec, .* and not for 'CartPole-v1': offlinerl.fit trains"):
+        offlinerl.PPO("CartPole-v1")
+
+
 def test_agents_that_do_not_fit_the_environment_are_refused(here):
     with pytest.raises(UserError, match="Room: TD3BC does not support discrete actions"):
         offlinerl.fit("td3bc", walk(), env=lambda: Room(discrete=True), over=dict(train=FEW))

@@ -135,6 +135,11 @@ class Agent(L.LightningModule, ABC):
         if isinstance(spec, Mapping):
             spec = Spec(**{key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()})
         name = type(self).__name__
+        if not isinstance(spec, Spec):
+            raise UserError(
+                f"{name} is made for a Spec, the shapes of a task, and not for {spec!r:.40}: offlinerl.fit trains it on"
+                " a dataset or in an environment"
+            )
         if self.discrete not in (None, bool(spec.num_actions)):
             others = "discrete" if spec.num_actions else "continuous"
             raise UserError(f"{name} does not support {others} actions; an agent that does is {OF_KIND[others]}")

@@ -29,6 +29,25 @@ if TYPE_CHECKING:  # these load torch, which is imported only after the request 
     from offlinerl.rollout.policy import Policy
 
 
+def by_section(given: Mapping[str, Any], agent_name: str | None) -> dict[str, dict[str, Any]]:
+    """Settings that were given by name, by the section they belong to. Without an agent's name, all that are not of the
+    training are of the agent.
+
+    Raises:
+        UserError: neither the agent nor any training has such a setting.
+    """
+    own = None if agent_name is None else settings_of(agents.outline(agent_name).config_class)
+    train = {name for kind in config.BY_SOURCE.values() for name in settings_of(kind)}
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in given.items():
+        of_agent = name not in train if own is None else name in own
+        if not of_agent and name not in train:
+            hint = did_you_mean(name, [*train, *(own or ())], "its arguments are in help(offlinerl.fit)")
+            raise UserError(f"fit has no argument or setting {name!r}; {hint}")
+        found.setdefault("agent" if of_agent else "train", {})[name] = value
+    return found
+
+
 def settings_for(
     agent_name: str | None,
     dataset: str | Path | Dataset | None,
