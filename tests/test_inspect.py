@@ -215,6 +215,16 @@ def test_commands(file, tmp_path, capsys):
     assert "kitchen-complete-v0\td4rl" in capsys.readouterr().out
 
 
+def test_the_list_names_the_environments_of_installed_datasets(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    path = pendulum.install(tmp_path)
+    listing.list_datasets()
+    assert f"\n{pendulum.ID}\tminari\tyes\tPendulum-v1\t" in capsys.readouterr().out
+    (path / "data/metadata.json").write_text("{}")
+    listing.list_datasets()
+    assert f"\n{pendulum.ID}\tminari\tyes\t\t" in capsys.readouterr().out, "damaged"
+
+
 def test_the_list_on_a_terminal_of_80_columns(file, monkeypatch):
     """It fits, says what is present, and its names in braces expand to all names."""
     screen = io.StringIO()

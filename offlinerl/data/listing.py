@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +14,7 @@ from rich.table import Table
 from offlinerl.data import registry
 from offlinerl.data.registry import Entry
 from offlinerl.util.display import PLAIN
+from offlinerl.util.errors import UserError
 
 console = Console(soft_wrap=True, **PLAIN)
 
@@ -34,7 +37,7 @@ def list_datasets() -> None:
     root = registry.minari_root()
     installed = (folder.parent.relative_to(root).as_posix() for folder in sorted(root.glob("**/data")))
     installed = (name for name in installed if "/." not in f"/{name}")  # one being written is in a hidden folder
-    others = {name: Entry(name, {"minari": name}) for name in installed if name not in named}
+    others = {name: _installed(root, name) for name in installed if name not in named}
     entries = named | others
     here = {name for name, entry in entries.items() if _is_here(entry)}
     if not console.is_terminal:
@@ -85,6 +88,15 @@ def in_braces(names: Sequence[str]) -> str:
     begin = re.match(r"(.*[-_/])?", os.path.commonprefix(names))[0]
     end = re.search(r"([-_].*)?$", os.path.commonprefix([name[len(begin) :][::-1] for name in names])[::-1])[0]
     return f"{begin}{{{', '.join(name[len(begin) : len(name) - len(end)] for name in names)}}}{end}"
+
+
+def _installed(root: Path, name: str) -> Entry:
+    """The entry of an installed Minari dataset; only its name if its metadata are damaged."""
+    source = {"minari": name}
+    try:
+        return replace(registry.of_minari(root / name, source), name=name)
+    except UserError:
+        return Entry(name, source)
 
 
 def _is_here(entry: Entry) -> bool:

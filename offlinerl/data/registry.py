@@ -277,7 +277,7 @@ def _find(name_or_file: str) -> Entry:
     if name_or_file in _load():
         task = _load()[name_or_file]
         if task.kind == "minari" and (minari_root() / minari_id / "data").is_dir():
-            says = _of_minari(minari_root() / minari_id, task.source)
+            says = of_minari(minari_root() / minari_id, task.source)
             task = replace(task, env=task.env or says.env, score=task.score or says.score)
         return task
     if glob.has_magic(name_or_file) and not path.exists():
@@ -290,10 +290,10 @@ def _find(name_or_file: str) -> Entry:
         return replace(task, source={"file": str(path)})
     kind = folder_kind(path)
     if kind == "minari":
-        return _of_minari(path, {"file": str(path)})
+        return of_minari(path, {"file": str(path)})
     if kind is None and not _holds_files(path):  # a folder with data may have the name of a Minari dataset by chance
         if (minari_root() / minari_id / "data").is_dir():
-            return _of_minari(minari_root() / minari_id, {"minari": minari_id})
+            return of_minari(minari_root() / minari_id, {"minari": minari_id})
         if re.fullmatch(r"[-\w][-\w/]*[-\w]/[-\w]+-v\d+", minari_id):  # with a namespace, it can be nothing else
             return Entry(minari_id, {"minari": minari_id})
     if path.is_dir():
@@ -364,7 +364,7 @@ def _checked_keys(keys: Any) -> list[str] | None:
     return keys
 
 
-def _of_minari(folder: Path, source: Mapping[str, Any]) -> Entry:
+def of_minari(folder: Path, source: Mapping[str, Any]) -> Entry:
     """The entry of a Minari dataset, from its metadata. Its reference scores are the returns of an expert and of a
     random policy, not D4RL's, and scores based on them are marked as such."""
     metadata = minari_metadata(folder)
