@@ -11,11 +11,17 @@ import pytest
 
 from offlinerl.data import registry
 from offlinerl.data.d4rl import load_hdf5
+from offlinerl.data.episode import Episode
 from offlinerl.data.formats import kind_of
 from offlinerl.data.load import load
 from offlinerl.data.minari_reader import load_minari
+from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.registry import Entry, normalized_score, resolve
+from offlinerl.data.rewards import online_reward
+from offlinerl.envs.make import make
+from offlinerl.training.build import dataset_score
 from offlinerl.util.errors import UserError
+from offlinerl.util.trees import tree_map
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +123,36 @@ def test_a_d4rl_name_is_not_the_built_in_data():
     assert resolve("kitchen").kind == "builtin"
     assert resolve("kitchen-complete-v0").kind == "d4rl"
     assert resolve("D4RL/kitchen/complete-v2").kind == "minari"
+
+
+@pytest.mark.parametrize("name", ["complete", "partial", "mixed"])
+def test_the_score_of_minaris_kitchen_is_the_number_of_tasks(name, tmp_path):
+    """Its data was recorded where every step pays the number of tasks done, until the time is up: a reward of 2 in the
+    last step is a score of 50. Its policies are evaluated where a task pays once."""
+    kwargs = dict(remove_task_when_completed=False, terminate_on_tasks_completed=False)
+    recorded = make({"id": "FrankaKitchen-v1", "kwargs": kwargs}, seen=False)
+    shown, _ = recorded.reset(seed=0)
+    stacked = tree_map(lambda leaf: np.stack([leaf] * 11), shown)
+    done = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2.0])
+    episode = Episode(stacked, np.zeros((10, 9)), done, np.zeros(10, bool), np.arange(10) == 9)
+    write_minari(
+        tmp_path / f"minari/D4RL/kitchen/{name}-v2", [episode], dataset_id=f"D4RL/kitchen/{name}-v2",
+        env_spec=recorded.spec, observation_space=recorded.observation_space, action_space=recorded.action_space,
+    )  # fmt: skip
+    entry = resolve(f"D4RL/kitchen/{name}-v2")
+    data = load(entry)
+    assert data.obs.shape == (10, 59) and data.reward.tolist() == done.tolist()
+    assert dataset_score(entry, data) == 50 and entry.score_of(2) == 50
+    own = make(entry.env, entry.obs_keys).unwrapped
+    assert own.remove_task_when_completed and own.terminate_on_tasks_completed
+    assert {*own.goal} == {
+        "microwave",
+        "kettle",
+        "light switch",
+        "bottom burner" if name == "mixed" else "slide cabinet",
+    }
+    reward = online_reward(entry, data)
+    assert [float(reward(np.float32(r), np.float32(t))) for r, t in ((0, 0), (1, 1), (0, 1), (1, 2))] == [0, 1, 1, 2]
 
 
 def test_a_file_named_after_an_entry_gets_its_task_and_is_checked(tmp_path):

@@ -112,6 +112,13 @@ def split_episodes(dataset: Dataset) -> str | None:
     )
 
 
+def no_rewards(dataset: Dataset) -> str | None:
+    """A sentence on a dataset whose rewards are all 0; else None."""
+    if dataset.reward.any():
+        return None
+    return "all rewards are 0; only agents that imitate, such as bc, can learn from them"
+
+
 def unused_ids(dataset: Dataset) -> str | None:
     """A sentence on columns of a table that seem to tell episodes apart but are not used; else None."""
     if not (found := dataset.provenance.get("unused_ids")):

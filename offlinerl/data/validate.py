@@ -122,7 +122,7 @@ def _loaded(path: Path, entry: Entry) -> list[Finding]:
     notes = {
         "lost rewards": describe.lost_rewards(data), "split episode": describe.split_episodes(data),
         "unused column": describe.unused_ids(data), "rounding": describe.rounded(data),
-        "image units": describe.unscaled_images(data),
+        "image units": describe.unscaled_images(data), "no rewards": describe.no_rewards(data),
     }  # fmt: skip
     return [Finding(kind, note, np.empty(0, int), fault=False) for kind, note in notes.items() if note]
 

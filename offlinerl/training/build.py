@@ -230,7 +230,7 @@ def announce(entry: Entry, raw: Dataset, data: Dataset, display: Display) -> Non
     if columns := data.provenance.get("columns"):
         display.say(f"columns: {in_words(columns)}")
     notes = (describe.lost_rewards, describe.split_episodes, describe.unused_ids, describe.rounded)
-    for find in (*notes, describe.unscaled_images):
+    for find in (*notes, describe.unscaled_images, describe.no_rewards):
         if note := find(raw):
             display.say(f"{name}: {note}")
     if leaps := len(data.leaps):
@@ -256,8 +256,6 @@ def where_to_evaluate(
             raise UserError(f"{what} an environment, but {entry.name} does not name one: give --env ID")
         spec, actions = spec_of_data(data, about.get("actions"), about.get("action_range"))
         display.say(f"no environment is named, so there will be losses but no scores; {actions}")
-        if not data.reward.any():
-            display.say(f"{entry.name}: all rewards are 0; only agents that imitate, such as bc, can learn from them")
         return task, None, spec
     if about.get("actions"):
         raise UserError(f"{id_of(task.env)} defines its actions itself: leave out --actions")
