@@ -78,8 +78,6 @@ def says(line, *words):
         ((*FIT, "--agent.lr", "nan"), ("lr must be a number", "nan")),
         ((*FIT, "--agent.dropout", "1.5"), ("dropout must be", "1.5")),
         ((*FIT, "--agent.hidden", "wide"), ("hidden must be a list", "'wide'")),
-        (("fit", "td3", "--env", "Pendulum-v1", "--train.updates", "5"), ("by acting is counted in --steps, not in",)),
-        ((*FIT, "--train.steps", "5"), ("learning from a dataset is counted in --updates, not in --steps",)),
         ((*FIT, "--agent.decay_steps", "soon"), ("decay_steps must be", "'soon'")),
         (("fit", "td3", "--env", "Pendulum-v1", "--agent.hold", "1"), ("hold must be at least 0 and less than 1",)),
         (("fit", "xql", "--dataset", pendulum.ID, "--agent.n_step", "1.5"), ("n_step must be a whole number", "1.5")),
@@ -100,6 +98,22 @@ def says(line, *words):
 )  # fmt: skip
 def test_names_that_do_not_exist_are_named(argv, words, refused):
     says(refused(*argv), *words)
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (("fit", "td3", "--env", "Pendulum-v1", "--train.updates", "5"), ("by acting is counted in --steps, not in",)),
+        ((*FIT, "--train.steps", "5"), ("learning from a dataset is counted in --updates, not in --steps",)),
+        (
+            ("collect", "random", "--env", "Pendulum-v1", "--dataset", "a/b-v0"),
+            ("collect needs --steps or --episodes",),
+        ),
+        (("collect", "td3", "--env", "Pendulum-v1", "--dataset", "a/b-v0", "--episodes", 5), ("give --steps instead",)),
+    ],
+)
+def test_flags_that_do_not_go_together_are_wrong_usage(argv, words, refused):
+    says(refused(*argv, status=2), *words)
 
 
 @pytest.mark.parametrize(

@@ -402,9 +402,9 @@ def test_wrong_commands_say_what_to_do(here, capsys):
     for argv, status, says in (
         (("randm", *env, "--dataset", "a/b-v0", "--steps", 5), 1, "random"),
         (("random", *env, "--dataset", "noversion", "--steps", 5), 1, "version"),
-        (("random", *env, "--dataset", "ab/c-v0"), 1, "--steps or --episodes"),
+        (("random", *env, "--dataset", "ab/c-v0"), 2, "--steps or --episodes"),
         (("is_reinforce", *env, "--dataset", "ab/c-v0", "--steps", 5), 1, "learns from whole episodes of a dataset"),
-        (("td3", *env, "--dataset", "ab/c-v0", "--episodes", 5), 1, "--steps"),
+        (("td3", *env, "--dataset", "ab/c-v0", "--episodes", 5), 2, "--steps"),
         (("scripted", *env, "--dataset", "ab/c-v0", "--episodes", 1), 1, "offlinerl/Kitchen-v0"),
         (("td3", "--env", "CartPole-v1", "--dataset", "ab/c-v0", "--steps", 5), 1, "dqn"),
         (("scripted", "--env", "offlinerl/Kitchen-v0", "--dataset", "ab/c-v0", "--steps", 5, "--envs", 2), 1, "--envs"),

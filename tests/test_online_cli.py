@@ -146,7 +146,6 @@ def test_wrong_commands_say_what_to_do(here, capsys):
         (("ppo", "--env", "CartPole-v1", "--train.precision", "bf16"), "in ppo would start from rounding errors"),
         (("td3", "--env", "Pendulum-v2"), "Pendulum-v1"),
         (("td3", "--env", "CartPole-v1"), "dqn"),
-        (("td3", "--env", "Pendulum-v1", "--updates", 5), "steps"),
         (("td3", "--env", "Pendulum-v1", "--agent.exploration", "white"), "gaussian"),
         (("td3", "--env", "Pendulum-v1", "--steps", 501, "--config", here / "warm.yaml"), "multiple of 2"),
         (("ppo", "--dataset", pendulum.ID), "ppo learns from rollouts of its own: give --env instead of --dataset"),

@@ -420,10 +420,12 @@ class Collection(Companion):
         """Write the dataset and delete the journal."""
         with Journal(self.folder / EPISODES) as journal:
             episode_log.seal(journal, self.target, **self.about, metadata=self.metadata, append=self.append)
-            self.display.say(
-                f"{self.dataset_id}: {counted(len(journal), 'episode')}, {counted(journal.steps, 'step')} in"
-                f" {self.target}; train on it with: {command('fit', 'xql', '--dataset', self.dataset_id)}"
-            )
+            added = f"{counted(len(journal), 'episode')}, {counted(journal.steps, 'step')}"
+            if self.append:
+                found = registry.minari_metadata(self.target / "data")
+                added += f" added to make {found['total_episodes']:,} and {found['total_steps']:,}"
+            train = command("fit", "xql", "--dataset", self.dataset_id)
+            self.display.say(f"{self.dataset_id}: {added} in {self.target}; train on it with: {train}")
             self.clear()
         return self.target
 

@@ -15,7 +15,7 @@ from offlinerl.data import registry
 from offlinerl.data.registry import Entry
 from offlinerl.data.rewards import RULES
 from offlinerl.util import paths
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, WrongUsage
 from offlinerl.util.settings import Config, make, plain, require_known, setting, settings_of
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def resolve(
     settings["agent"] = plain(make(agent.config_class, settings["agent"], f"{agent_name} has no setting"))
     learning, clock, other = ("by acting", "steps", "updates") if online else ("from a dataset", "updates", "steps")
     if other in settings["train"]:
-        raise UserError(f"learning {learning} is counted in --{clock}, not in --{other}")
+        raise WrongUsage(f"learning {learning} is counted in --{clock}, not in --{other}")
     settings["train"] = plain(make(training, settings["train"], f"training {agent_name} has no setting"))
     if settings["train"].get("workers"):
         settings["train"] |= _for_workers(settings["train"], asked.get("train", {}))

@@ -19,7 +19,7 @@ from offlinerl.envs.make import LIMITS, plain
 from offlinerl.envs.pixels import asked_for
 from offlinerl.training import config
 from offlinerl.training.selection import source_of
-from offlinerl.util.errors import UserError, did_you_mean, either
+from offlinerl.util.errors import UserError, WrongUsage, did_you_mean, either
 from offlinerl.util.folder import find_checkpoint
 from offlinerl.util.settings import per_seed_settings, require_known, settings_of, typed
 
@@ -271,7 +271,7 @@ def require_source(
     """
     if isinstance(source, str) and agents.is_name(source):
         if episodes is not None:
-            raise UserError(f"{source} learns while it collects, so give --steps instead of --episodes")
+            raise WrongUsage(f"{source} learns while it collects, so give --steps instead of --episodes")
         if noise:
             raise UserError(f"{source} learns, and explores by its own settings: leave out --noise")
         if agent_class:
@@ -300,11 +300,11 @@ def require_source(
     if workers or ray_address:
         raise UserError("workers act for a learning agent, and nothing learns here: give --envs instead of --workers")
     if steps is None and episodes is None:
-        raise UserError("collect needs --steps or --episodes")
+        raise WrongUsage("collect needs --steps or --episodes")
     if steps is not None and episodes is not None:
-        raise UserError("collect takes --steps or --episodes, not both: leave out one")
+        raise WrongUsage("collect takes --steps or --episodes, not both: leave out one")
     if env is None:
-        raise UserError("collect needs --env, the environment to act in, as in: --env Pendulum-v1")
+        raise WrongUsage("collect needs --env, the environment to act in, as in: --env Pendulum-v1")
     task = registry.task(env)
     if source == "scripted" and "factory" in task.env:
         raise UserError("a script needs its environment by name: give env as a name, or collect with a policy")
