@@ -20,8 +20,8 @@ from offlinerl.data.load import load
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.registry import Entry
 from offlinerl.data.validate import validate
-from offlinerl.envs.antmaze import walls_of
 from offlinerl.envs.make import make
+from offlinerl.envs.mazes import walls_of
 from offlinerl.util.display import PLAIN
 from offlinerl.util.errors import UserError
 

@@ -11,8 +11,8 @@ from offlinerl.agents import checkpoint
 from offlinerl.agents.sac import SAC
 from offlinerl.data.episode import Episode
 from offlinerl.data.registry import resolve
-from offlinerl.envs.antmaze import MAZES
 from offlinerl.envs.make import make, specification
+from offlinerl.envs.mazes import MAZES
 from offlinerl.envs.pool import Pool
 from offlinerl.recipes.antmaze import Navigator, cell_of, collecting, direction, next_cells, relabelled
 from offlinerl.rollout.loop import EnvironmentLoop

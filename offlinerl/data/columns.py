@@ -279,3 +279,12 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         raise UserError(f"{path} is in no format that is read: HDF5, npz, CSV, Parquet or a folder of them") from error
     with file, reading(str(path), "download or write it again"):
         yield file
+
+
+def shrink_cache(file: h5py.File, size: int = 1 << 20) -> None:
+    """Limits HDF5's metadata cache, which otherwise keeps the headers of thousands of arrays and outgrows the arrays
+    themselves."""
+    config = file.id.get_mdc_config()
+    config.set_initial_size, config.initial_size = True, size
+    config.min_size = config.max_size = size
+    file.id.set_mdc_config(config)

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
 import numpy as np
-from matplotlib.patches import Rectangle
 
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.mapping import in_words
 from offlinerl.data.rewards import IN_WORDS
 from offlinerl.envs import checks
-from offlinerl.envs.antmaze import walls_of
 from offlinerl.envs.make import make
+from offlinerl.envs.mazes import walls_of
 from offlinerl.util.display import unit_of
 from offlinerl.util.errors import UserError, counted, either
 from offlinerl.util.figures import format_of, literal
@@ -224,6 +222,8 @@ def plot(dataset: Dataset, path: Path) -> Path:
     """Plots a dataset, as PDF or SVG if the file's name says so, else as PNG: the distributions of episode returns,
     computed from the table's rewards, and of episode lengths, the ranges of actions and observations, the cumulative
     reward in a few episodes, and the trajectories in a maze or else the actions of one episode. Returns ``path``."""
+    import matplotlib.figure  # here, because it takes half a second, and only plots need it
+
     figure = matplotlib.figure.Figure(figsize=(13, 7.5), layout="constrained")
     figure.suptitle(f"{literal(dataset.name)}: {len(dataset.episode_starts):,} episodes, {len(dataset):,} transitions")
     axes = figure.subplots(2, 3).ravel()
@@ -287,6 +287,8 @@ def _trajectories(axes: Any, dataset: Dataset, place: np.ndarray, env: Mapping[s
         env: the maze, see ``offlinerl.envs.make.make``.
         episodes: the numbers of those drawn as lines.
     """
+    from matplotlib.patches import Rectangle
+
     try:
         made = make(env, seen=False)
     except UserError:

@@ -27,6 +27,7 @@ from offlinerl.data.columns import (
     open_hdf5,
     require_finite,
     require_one_length,
+    shrink_cache,
     single,
     usable_log_prob,
 )
@@ -230,7 +231,7 @@ def _hdf5_episodes(path: Path, count: int, parts: _Parts) -> Iterator[_Raw]:
     """Observations by part, actions, rewards, terminations and log-probabilities of each episode. h5py's low-level
     interface loads many short episodes in one second instead of seven."""
     with open_hdf5(path) as file:
-        _shrink_cache(file)
+        shrink_cache(file)
         types: dict[bytes, tuple[np.dtype, h5py.h5t.TypeID]] = {}  # of columns, slow to look up
 
         def read(group: h5py.h5g.GroupID, column: str) -> np.ndarray:
@@ -255,15 +256,6 @@ def _hdf5_episodes(path: Path, count: int, parts: _Parts) -> Iterator[_Raw]:
                 yield observations, *(read(group, name) for name in ("actions", "rewards", "terminations")), log_prob
         except (KeyError, OSError) as error:
             raise UserError(f"{path}: an episode cannot be read ({error}); get the dataset again") from error
-
-
-def _shrink_cache(file: h5py.File, size: int = 1 << 20) -> None:
-    """Limits HDF5's metadata cache, which otherwise keeps the headers of thousands of arrays and outgrows the arrays
-    themselves."""
-    config = file.id.get_mdc_config()
-    config.set_initial_size, config.initial_size = True, size
-    config.min_size = config.max_size = size
-    file.id.set_mdc_config(config)
 
 
 def _other_episodes(folder: Path, metadata: Mapping[str, Any], parts: _Parts) -> Iterator[_Raw]:

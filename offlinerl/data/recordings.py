@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from offlinerl.data.assemble import Steps, observed
-from offlinerl.data.columns import as_flags, open_hdf5
+from offlinerl.data.columns import as_flags, open_hdf5, shrink_cache
 from offlinerl.util.errors import UserError, reading
 
 
@@ -32,6 +32,7 @@ def robomimic_episodes(path: Path, obs_keys: Sequence[str] | None = None, subset
     Source: https://robomimic.github.io/docs/datasets/overview.html
     """
     with open_hdf5(path) as file:
+        shrink_cache(file)
         demos = _demos(file, path, subset)
         keys = obs_keys or _parts_of_first(file, demos)
         for demo in demos:
@@ -48,30 +49,31 @@ def robomimic_parts(path: Path, subset: str | None = None) -> list[str]:
 
 def _demonstration(demo: h5py.Group, where: str, keys: Sequence[str], exactly: bool) -> Steps:
     """One demonstration, whose observations must have the parts ``keys``: ``exactly`` these, or others as well."""
-    has = [name for name in ("obs", "actions") if isinstance(demo, h5py.Group) and name in demo]
-    if len(has) < 2 or not len(demo["obs"]):
+    of = dict(demo.items()) if isinstance(demo, h5py.Group) else {}  # once, because HDF5 takes long to find each
+    has = [name for name in ("obs", "actions") if name in of]
+    if len(has) < 2 or not len(of["obs"]):
         lacks = "actions" if has == ["obs"] else "observations"
         raise UserError(
             f"{where} has no {lacks}; make them with robomimic's dataset_states_to_obs.py, or record it again"
         )
-    obs, action = _arrays(demo, "obs", where), demo["actions"][()]
+    obs, action = _arrays(of["obs"], "obs", where), of["actions"][()]
     if exactly and (odd := sorted(set(keys) ^ set(obs))):
         raise UserError(
             f"{where} {'lacks' if odd[0] in keys else 'has'} the part {odd[0]!r} of observations, unlike the"
             " demonstrations before it; choose parts that all of them have with --obs-keys"
         )
     next_obs, zeros = None, np.zeros(len(action), np.float32)
-    if "next_obs" in demo:
-        following = _arrays(demo, "next_obs", where)
+    if "next_obs" in of:
+        following = _arrays(of["next_obs"], "next_obs", where)
         found = [key for key in keys if key in following or not exactly]  # if one is missing, the shapes will differ
         next_obs = observed(following, found or keys, where)
     return Steps(
         obs=observed(obs, keys, where),
         action=action,
-        reward=demo["rewards"][()] if "rewards" in demo else zeros,
-        terminated=demo["dones"][()] if "dones" in demo else zeros,
+        reward=of["rewards"][()] if "rewards" in of else zeros,
+        terminated=of["dones"][()] if "dones" in of else zeros,
         next_obs=next_obs,
-        log_prob=demo["log_prob"][()] if "log_prob" in demo else None,
+        log_prob=of["log_prob"][()] if "log_prob" in of else None,
     )
 
 
@@ -81,18 +83,18 @@ def _parts_of_first(file: h5py.File, demos: Sequence[str]) -> list[str]:
     return sorted(obs) if isinstance(obs, h5py.Group) else []
 
 
-def _arrays(demo: h5py.Group, name: str, where: str) -> dict[str, np.ndarray]:
+def _arrays(parts: Any, name: str, where: str) -> dict[str, np.ndarray]:
     """The arrays in one of a demonstration's groups.
 
     Raises:
         UserError: it is not a group of arrays.
     """
-    parts = demo[name]
     if not isinstance(parts, h5py.Group):
         raise UserError(f"{where}: {name} is one array, and must be a group of them, as in {name}/eef; record it again")
-    if groups := [key for key, part in parts.items() if not isinstance(part, h5py.Dataset)]:
+    found = dict(parts.items())
+    if groups := [key for key, part in found.items() if not isinstance(part, h5py.Dataset)]:
         raise UserError(f"{where}: {name}/{groups[0]} is a group, and must be an array; record it again")
-    return {key: part[()] for key, part in parts.items()}
+    return {key: part[()] for key, part in found.items()}
 
 
 def _demos(file: h5py.File, path: Path, subset: str | None) -> list[str]:

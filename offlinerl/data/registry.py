@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from offlinerl.data.dataset import ABOUT
 from offlinerl.data.journal import COLLECTION, EPISODES, Journal
 from offlinerl.data.mapping import parse_columns
 from offlinerl.envs.make import id_of, steps_allowed, with_limits
-from offlinerl.util import paths
+from offlinerl.util import fast_yaml, paths
 from offlinerl.util.atomic import DISK_FULL, atomic_write
 from offlinerl.util.errors import UserError, did_you_mean, either, reading
 
@@ -457,7 +456,7 @@ def sha256(path: Path) -> str:
 @cache
 def _load() -> dict[str, Entry]:
     path = paths.share("datasets", "registry.yaml")
-    sections = yaml.safe_load(path.read_text("utf-8"))["datasets"]
+    sections = fast_yaml.parse(path.read_text("utf-8"))["datasets"]
     entries = [_entry(filled) for section in sections for filled in expanded(section)]
     return {entry.name: entry for entry in entries}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import re
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -15,7 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from offlinerl.data.assemble import Steps, observed
-from offlinerl.data.columns import BLOCK, as_flags, masks_mark_ends, require_filled, single
+from offlinerl.data.columns import as_flags, masks_mark_ends, require_filled, single
 from offlinerl.data.d4rl import CUT, END, EPISODE, MASKS, TERMINAL
 from offlinerl.data.mapping import EXAMPLE, Columns
 from offlinerl.util.errors import NoSteps, UserError, did_you_mean, reading
@@ -96,6 +97,8 @@ def table_episodes(
         numbers = {name for field, found in chosen.items() if field != "episode" for name in found}
         table = _table(path, wanted, set(chosen.get("episode", ())) - numbers)
     yield from _episodes(table, chosen, obs_keys, where)
+    del table
+    release_arrow()
 
 
 def usual_columns(names: Sequence[str], where: str) -> Columns:
@@ -464,6 +467,12 @@ def _parquet(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
     return {name: _with_missing(table.column(name)) for name in wanted}
 
 
+def release_arrow() -> None:
+    """Return the memory of Arrow's tables that are no longer used, which Arrow keeps for later ones."""
+    if (arrow := sys.modules.get("pyarrow")) is not None:
+        arrow.default_memory_pool().release_unused()
+
+
 def _with_missing(column: Any) -> np.ndarray:
     """As ``from_arrow``, but integers of which some are missing become objects, not floats; and lists may be
     missing."""
@@ -522,6 +531,9 @@ def _head(file: TextIO) -> str:
     return head
 
 
+ROWS = 1 << 12
+"""Rows of a CSV file that are converted at a time; their cells stay in the processor's cache."""
+
 csv.field_size_limit(1 << 30)  # an unused column may hold images as text
 
 
@@ -539,7 +551,7 @@ def _csv(path: Path, wanted: Sequence[str], words: Collection[str]) -> dict[str,
         if not wanted:
             return dict.fromkeys(names)
         places = [names.index(name) for name in wanted]
-        as_written = [name in words for name in wanted]
+        as_written, every = [name in words for name in wanted], places == list(range(len(names)))
         blocks: list[list[np.ndarray]] = [[] for _ in wanted]
         block: list[list[str]] = []
         for number, row in enumerate(rows):
@@ -547,12 +559,13 @@ def _csv(path: Path, wanted: Sequence[str], words: Collection[str]) -> dict[str,
                 continue
             if len(row) != len(names):
                 raise ValueError(f"row {number} has {len(row)} columns, and the header {len(names)}")
-            block.append([row[place] for place in places])
-            if len(block) == BLOCK:
+            block.append(row if every else [row[place] for place in places])
+            if len(block) == ROWS:
                 _store(block, blocks, as_written)
                 block = []
         _store(block, blocks, as_written)
-    return {name: _joined(of) for name, of in zip(wanted, blocks, strict=True)}
+    blocks.reverse()
+    return {name: _joined(blocks.pop()) for name in wanted}  # freed one by one
 
 
 def _rows(file: TextIO, delimiter: str) -> Iterator[list[str]]:
@@ -578,11 +591,11 @@ def _store(block: list[list[str]], blocks: list[list[np.ndarray]], as_written: S
 def _converted(cells: Sequence[str]) -> np.ndarray:
     """Cells as integers, as objects if some are blank, else as floats, with NaN for blank cells, else as booleans or
     strings."""
-    if _has_underscore(cells):
+    if "_" in "".join(cells):  # see ``_has_underscore``; this is ten times as fast
         return np.array([cell.strip() for cell in cells])
     for kind in (int, float):
         with suppress(ValueError, OverflowError):
-            return np.array(list(map(kind, cells)), f"{kind.__name__}64")
+            return np.fromiter(map(kind, cells), f"{kind.__name__}64", len(cells))
     cells = [cell.strip() for cell in cells]
     with suppress(ValueError, OverflowError):
         if len(known := np.array([int(cell) for cell in cells if cell], np.int64)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from offlinerl.util.trees import tree_leaves
 
 GYM = 2
 """The value of ``robomimic.envs.env_base.EnvType`` for Gym environments."""
+
+WORTH_PACKING = 1 << 12
+"""Bytes from which on a column is compressed: the index of a compressed one takes kilobytes by itself."""
 
 ROWS_IN_A_FILE = 100_000
 """Frames after which LeRobot's next Parquet file begins, at the end of an episode; a million numbers take a few MB."""
@@ -53,7 +57,8 @@ def write_robomimic(data: Dataset, file: Path, overwrite: bool = False, env_id: 
     """
     action = data.stored_actions
     env_args = dict(env_name=env_id or "", type=GYM, env_kwargs={})
-    with atomic_write(file, overwrite) as temporary, Sink(temporary) as sink, h5py.File(sink, "w") as hdf5:
+    opened = partial(h5py.File, mode="w", libver="v110")  # whose index of many small arrays is smaller
+    with atomic_write(file, overwrite) as temporary, Sink(temporary) as sink, opened(sink) as hdf5:
         demos = hdf5.create_group("data")
         demos.attrs["total"], demos.attrs["env_args"] = len(data), json.dumps(env_args)
         demos.attrs["provenance"] = json.dumps(data.provenance, default=str)
@@ -69,7 +74,8 @@ def write_robomimic(data: Dataset, file: Path, overwrite: bool = False, env_id: 
             demo = demos.create_group(f"demo_{number}")
             demo.attrs["num_samples"] = rows.stop - rows.start
             for name, column in columns.items():
-                demo.create_dataset(name, data=column, compression="gzip", shuffle=True)
+                packing = dict(compression="gzip", shuffle=True) if column.nbytes >= WORTH_PACKING else {}
+                demo.create_dataset(name, data=column, **packing)
                 sink.check()
 
 
@@ -118,7 +124,7 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
     features |= {name: dict(dtype=np.dtype(kind).name, shape=[1], names=None) for name, kind in singles.items()}
     episodes: list[dict[str, Any]] = []
     waiting: list[Any] = []  # tables for the next file
-    index = number_of_file = 0
+    index = number_of_file = rows_waiting = 0
     with atomic_write(folder, overwrite, LEROBOT) as temporary:
 
         def write(table: Any, place: str, of_file: int = 0) -> None:
@@ -149,10 +155,10 @@ def write_lerobot(data: Dataset, folder: Path, fps: float, task: str, overwrite:
                 "dataset_to_index": index + T, "data/chunk_index": 0, "data/file_index": number_of_file,
                 "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0,
             })  # fmt: skip
-            index += T
-            if sum(map(len, waiting)) >= ROWS_IN_A_FILE or rows.stop == len(data):
+            index, rows_waiting = index + T, rows_waiting + T
+            if rows_waiting >= ROWS_IN_A_FILE or rows.stop == len(data):
                 write(pa.concat_tables(waiting), DATA_PATH, number_of_file)
-                waiting, number_of_file = [], number_of_file + 1
+                waiting, number_of_file, rows_waiting = [], number_of_file + 1, 0
         write(pa.Table.from_pylist(episodes), "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet")
         write(pa.table({"task_index": [0], "task": [task]}).replace_schema_metadata(TASKS), "meta/tasks.parquet")
         columns = dict(zip(keys, (leaf for _, leaf in parts), strict=True)) | dict(action=data.action)
@@ -195,7 +201,11 @@ def _feature(path: str, leaf: np.ndarray, folder: Path) -> str:
 def _cells(column: np.ndarray) -> Any:
     """A column as stored: single numbers as such, vectors as lists, images as PNG."""
     if column.ndim == 2:
-        return column[:, 0] if column.shape[1] == 1 else list(column)
+        import pyarrow as pa
+
+        rows, width = column.shape
+        ends = np.arange(rows + 1, dtype=np.int32) * width
+        return column[:, 0] if width == 1 else pa.ListArray.from_arrays(ends, np.ascontiguousarray(column).ravel())
     import imageio.v3 as images
 
     cells = []

@@ -19,6 +19,7 @@ import yaml
 from offlinerl.data.journal import COLLECTION
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.statistics import bootstrap, standing
+from offlinerl.util import fast_yaml
 from offlinerl.util.display import unit_of
 from offlinerl.util.errors import UserError, command, reading
 
@@ -157,7 +158,7 @@ def _settings(folder: Path) -> dict[str, Any] | None:
         return None
     with reading(f"the configuration {path}", "run the training again"):
         try:
-            given = yaml.safe_load(path.read_text("utf-8"))
+            given = fast_yaml.parse(path.read_text("utf-8"))
         except yaml.YAMLError as error:
             raise ValueError("it is not YAML") from error
         told = {f"{section}.{key}": value for section in ("agent", "train") for key, value in given[section].items()}

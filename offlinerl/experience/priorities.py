@@ -10,6 +10,9 @@ from torch import Tensor
 
 from offlinerl.learning.rng import Streams
 
+WAITING = 1 << 10
+"""How many calls of ``add`` may wait, so that they take little memory."""
+
 
 class Priorities:
     """Proportional prioritised sampling, with one sum tree per seed.
@@ -33,13 +36,29 @@ class Priorities:
         self.depth = (rows - 1).bit_length()
         self.leaves = 1 << self.depth
         # Node i has the children 2i and 2i + 1; the root is 1. Float64, because the sums are updated in place.
-        self.tree = torch.zeros(seeds, 2 * self.leaves, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(seeds, 2 * self.leaves, dtype=torch.float64, device=device)
         self.largest = torch.ones(seeds, 1, dtype=torch.float64, device=device)
+        self.waiting: list[Tensor] = []  # new rows that are not in the tree yet
 
     def add(self, rows: Tensor) -> None:
         """Gives new rows ``[n]`` of every seed the largest priority so far."""
-        rows = rows.to(self.tree.device).expand(len(self.tree), -1)
-        self._set(rows, self.largest.expand(rows.shape))
+        self.waiting.append(rows)
+        if len(self.waiting) == WAITING:
+            self._settle()
+
+    @property
+    def tree(self) -> Tensor:
+        """The sums of all rows, ``[S, nodes]``."""
+        self._settle()
+        return self.sums
+
+    def _settle(self) -> None:
+        """Puts the rows that wait into the tree: a walk from the leaves to the root costs the same for many as for
+        one."""
+        if self.waiting:
+            rows = torch.cat(self.waiting).to(self.sums.device).expand(len(self.sums), -1)
+            self.waiting = []
+            self._set(rows, self.largest.expand(rows.shape))
 
     def remove(self, seed: int, rows: Tensor) -> None:
         """Excludes rows ``[n]`` of one seed, counted from 0, from sampling."""
@@ -96,6 +115,7 @@ class Priorities:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a saved state; if the run was extended, the ring may have more rows than the saved one."""
+        self.waiting = []
         rows = torch.arange(min(self.leaves, state["values"].shape[1]), device=self.tree.device)
         self.tree.zero_()
         self._set(rows.expand(len(self.tree), -1), state["values"].to(self.tree)[:, : len(rows)])

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from offlinerl.data.episode import Episode
-from offlinerl.envs.antmaze import CELL, GOAL_RADIUS, MAZES, Maze
+from offlinerl.envs.antmaze import GOAL_RADIUS
+from offlinerl.envs.mazes import CELL, MAZES, Maze
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.rollout.policy import Policy, apart
 from offlinerl.util.trees import Tree

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offlinerl.envs.antmaze import Maze
+from offlinerl.envs.mazes import Maze
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.recipes.antmaze import next_cells
 from offlinerl.rollout.policy import Policy

@@ -1,0 +1,14 @@
+"""Reads YAML in C, where PyYAML has been built with libyaml, which takes an eighth of the time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def parse(text: str) -> Any:
+    """As ``yaml.safe_load``."""
+    return yaml.load(text, _LOADER)
