@@ -304,6 +304,16 @@ def test_a_policy_collects_with_the_parts_that_it_was_trained_on(here):
     assert data.obs.shape == (5, 2) and data.entry.obs_keys == ("achieved_goal",)
 
 
+def test_noise_on_discrete_actions_is_a_probability(here, refused):
+    few = ("--steps", 20, "--train.warm_up", 10, "--batch", 4, "--eval-every", 20, "--eval-episodes", 1)
+    fit = ("fit", "dqn", "--env", "CartPole-v1", *few, "--final-episodes", 1, "--out", "pole")
+    assert main([*map(str, fit)]) == 0
+    argv = ("collect", "./pole", "--env", "CartPole-v1", "--episodes", 1, "--dataset", "pole/noisy-v0", "--noise")
+    assert "noise on discrete actions is the probability of a random one, from 0 to 1, not 1.5" in refused(*argv, 1.5)
+    assert main([*map(str, argv), "1"]) == 0
+    np.testing.assert_allclose(load("pole/noisy-v0").log_prob, np.log(0.5), rtol=1e-6)
+
+
 def test_appending_with_other_obs_keys_is_refused(here, refused):
     argv = ("collect", "random", "--env", "PointMaze_UMaze-v3", "--dataset", "point/part-v0", "--steps", 10)
     assert main([*map(str, argv), "--obs-keys", "achieved_goal"]) == 0

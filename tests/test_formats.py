@@ -1098,6 +1098,7 @@ def test_a_cell_that_is_not_a_boolean_like_the_others_is_named(here, refused):
         (["open", "close", "open"], "row 0 holds 'open'; write a number for each word, as in 0 for close, 1 for open"),
         (["2026-01-31T12:00:00", "", ""], "write it in seconds (only a step may be a date"),
         (["12:00:01", "12:00:02", ""], "row 0 holds '12:00:01'; write it in seconds"),
+        (["31.01.2026 12:00", "", ""], "row 0 holds '31.01.2026 12:00'; write it in seconds"),
         (["0.5 m", "1 m", "1 m"], "row 0 holds '0.5 m'; write the number alone"),
     ],
 )
@@ -1124,9 +1125,29 @@ def test_rows_are_sorted_by_dates(here, kind):
     data = offlinerl.load_dataset(source, columns=columns)
     assert sorted(data.obs[:, 0]) == [*range(9), *range(10, 19)]
     assert (data.next_obs == data.obs + 1).all() and (np.diff(data.obs[:9, 0]) == 1).all()
+    if kind == "csv":
+        lines = (here / "log.csv").read_text().splitlines()
+        (here / "log.csv").write_text("\n".join([*lines[:5], lines[5].replace("2026", "noon"), *lines[6:]]))
+        with pytest.raises(UserError, match="the step in row 4 is 'noon-01-31.*', and others are dates"):
+            offlinerl.load_dataset(here / "log.csv", columns=columns)
     frame.loc[3, "t"] = None
     with pytest.raises(UserError, match="does not say which step it is"):
         offlinerl.load_dataset(frame, columns=columns)
+
+
+@pytest.mark.filterwarnings("error")
+def test_dates_of_other_time_zones_are_compared_in_utc(here):
+    times = [
+        "2026-10-25T02:30:00+02:00",
+        "2026-10-25 02:30:00.5+01:00",
+        "2026-10-25T01:31Z",
+        "2026-10-25T03:00:00-0130",
+    ]
+    rows = [f"{x},{time},1" for x, time in enumerate(times)]
+    Path("log.csv").write_text("\n".join(["x,t,a", *(rows[i] for i in (2, 0, 3, 1))]))
+    Path("log.csv").write_text("run," + Path("log.csv").read_text().replace("\n", "\n0,"))
+    data = offlinerl.load_dataset("log.csv", columns=["obs=x", "action=a", "episode=run", "step=t"])
+    assert data.obs[:, 0].tolist() == [0, 1, 2]
 
 
 def test_a_long_cell_in_an_unused_column_does_no_harm(here):

@@ -500,6 +500,15 @@ def test_without_bounds_other_units_are_a_note_and_outliers_a_fault(capsys):
     assert "fault: action range: 0.1% of the actions' entries lie outside [-2, 2] (1 rows: 5)" in words_of(capsys)
 
 
+def test_a_given_range_holds_for_whole_numbers_and_not_for_choices(here, refused, capsys):
+    Path("log.csv").write_text("x,a,b\n" + "".join(f"{x}.5,{x % 3 + 4},{x}\n" for x in range(9)))
+    argv = ("datasets", "validate", "log.csv", "--columns", "obs=x", "action=a,b", "--action-range=-1,1")
+    assert main([*argv]) == 1 and "fault: action range" in words_of(capsys)
+    write(lake())
+    says = refused("datasets", "validate", "some.hdf5", "--env", "FrozenLake-v1", "--action-range=-1,1")
+    assert "the actions of FrozenLake-v1 are discrete: leave out --action-range" in says
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint8])
 def test_images_of_numbers_beyond_one_are_named(dtype, here, capsys):
     """Only uint8 images are divided by 255."""

@@ -553,6 +553,16 @@ def test_settings_that_do_not_exist_are_named(given, says, here):
         offlinerl.fit("xql", walk(), env=Room, **given)
 
 
+def test_a_policy_of_images_takes_only_what_it_was_trained_on():
+    spec = offlinerl.Spec((("", (20, 20, 3), "uint8"),), 1, (-1.0,), (1.0,))
+    policy = offlinerl.DeployedPolicy(offlinerl.BC(spec, (0,), hidden=(8,)))
+    frame = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    assert policy(frame) == policy(frame.astype(np.int64)) == policy(frame.astype(float))
+    for wrong in (frame / 255, frame + 300.0, -1 - frame.astype(int)):
+        with pytest.raises(UserError, match="is an image of uint8: give whole numbers from 0 to 255"):
+            policy(wrong)
+
+
 def test_an_agent_for_no_spec_is_refused():
     with pytest.raises(UserError, match="PPO is made for a Spec, .* and not for 'CartPole-v1': offlinerl.fit trains"):
         offlinerl.PPO("CartPole-v1")

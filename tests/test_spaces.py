@@ -158,16 +158,59 @@ def test_a_policy_takes_the_parts_that_it_was_trained_on_in_their_order():
     obs = dict(d=2, b=np.ones(2, np.int8), m=np.array([1, 0]), x=np.array([0.5, -0.25], np.float32))
     np.testing.assert_array_equal(policy(obs), policy(np.array([0.5, -0.25, 0, 0, 1], np.float32)))
     np.testing.assert_array_equal(policy(dict(x=obs["x"], d=2)), policy(obs))
-    with pytest.raises(UserError, match=r"takes observations of shape \(5,\) and no dictionary: .* in the order x, d"):
-        policy(dict(x=obs["x"], b=obs["b"]))
+    for wrong, says in (
+        (dict(x=obs["x"], b=obs["b"]), "it lacks the part d; the parts are x, d"),
+        (dict(obs, x=np.zeros(3)), r"its part x has the shape \(3,\), not \(2,\)"),
+        (dict(obs, d="two"), "its part d holds no numbers"),
+        (dict(obs, d=7), r"the observation holds 7 instead of a whole number from 0 to 2"),
+    ):
+        with pytest.raises(UserError, match=says):
+            policy(wrong)
 
 
 def test_discrete_observations_of_a_policy_are_checked():
     with pytest.raises(UserError, match="the observation holds 5 instead of a whole number from 0 to 4"):
         deployed("discrete")(5)
     with pytest.raises(UserError, match="5 whole numbers may be as many observations or one as a vector"):
-        deployed("discrete")(np.array([0, 1, 2, 3, 4]))
-    assert deployed("discrete")([0, 1, 2, 3]).shape == (4, 2)
+        deployed("discrete")(np.array([0, 1, 0, 0, 0]))
+    assert deployed("discrete")([0, 1, 2, 3]).shape == (4, 2) and deployed("discrete")([0, 1, 2, 3, 4]).shape == (5, 2)
+    for wrong in ("a", None, {}):
+        with pytest.raises(UserError):
+            deployed("discrete")(wrong)
+
+
+def test_parts_that_are_stored_as_one_vector_keep_their_order(registered, refused):
+    """``collect`` stores the flattened parts, so another order in training would permute what a policy sees."""
+    few = ("--updates", 2, "--compile", "false", "--batch", 4, "--eval-episodes", 1, "--final-episodes", 1)
+    for keys, dataset in ((None, "test/all-v0"), ("x,d", "test/two-v0")):
+        chosen = ("--obs-keys", keys) if keys else ()
+        collected = ("collect", "random", "--env", "Spaced-v0", "--episodes", 2, "--dataset", dataset, *chosen)
+        assert main([*map(str, collected)]) == 0
+    fit = ("fit", "bc", "--dataset")
+    says = refused(*fit, "test/all-v0", *few, "--obs-keys", "x,d,b,m")
+    assert "test/all-v0 stores its observations as one vector of d, b, m, x: leave out --obs-keys" in says
+    assert "one vector of x, d: leave out" in refused(*fit, "test/two-v0", *few, "--obs-keys", "d,x")
+    assert main([*map(str, (*fit, "test/two-v0", *few, "--obs-keys", "x,d", "--out", "two"))]) == 0
+    again = ("collect", "two", "--env", "Spaced-v0", "--episodes", 1, "--dataset", "test/again-v0")
+    says = refused(*again, "--obs-keys", "d,x")
+    assert "Spaced-v0 is observed in the order d, x, and the policy takes x, d: give --obs-keys in that order" in says
+    assert main([*map(str, (*again, "--out", "again"))]) == 0
+
+
+class Talking(Spaced):
+    """Shows a text beside two numbers."""
+
+    def __init__(self):
+        self.observation_space = Dict(s=Text(4), x=Box(-1, 1, (2,)))
+
+
+def test_parts_that_are_not_asked_for_may_be_of_any_kind(registered):
+    gym.register("Talking-v0", Talking, max_episode_steps=10)
+    try:
+        argv = ("collect", "random", "--env", "Talking-v0", "--episodes", "1", "--dataset", "test/t-v0")
+        assert main([*argv, "--obs-keys", "x"]) == 0 and load("test/t-v0").obs.shape == (10, 2)
+    finally:
+        del gym.registry["Talking-v0"]
 
 
 def test_a_policy_acts_in_its_own_environment_after_a_run(registered):

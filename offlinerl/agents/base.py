@@ -50,7 +50,7 @@ class Blocks(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-OF_KIND = dict(discrete="dqn", continuous="td3")
+OF_KIND = dict(discrete="bc, iql, xql, discrete_cql and dqn", continuous="bc, iql, xql, td3 and sac")
 
 CPU_ROWS = 1280
 """The most rows, S times B, that a CPU trains at once. Measured on cores with 1 MiB of L2 cache: with more rows, each
@@ -142,7 +142,7 @@ class Agent(L.LightningModule, ABC):
             )
         if self.discrete not in (None, bool(spec.num_actions)):
             others = "discrete" if spec.num_actions else "continuous"
-            raise UserError(f"{name} does not support {others} actions; an agent that does is {OF_KIND[others]}")
+            raise UserError(f"{name} does not support {others} actions; agents that do are {OF_KIND[others]}")
         self.automatic_optimization = False
         self.spec, seeds = spec, [*map(int, seeds)]
         self.config = make(self.config_class, settings, f"{name} has no setting")

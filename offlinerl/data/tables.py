@@ -203,7 +203,7 @@ class _Reader:
         if "step" not in self.chosen:
             return None
         names = self.chosen["step"]
-        times = _as_times(self.table[names[0]]) if len(names) == 1 else None
+        times = _as_times(self.table[names[0]], self.where) if len(names) == 1 else None
         step = self.single("step") if times is None else single(times, f"{self.where}: step")
         if not (known := np.isfinite(step)).all():
             raise UserError(f"{self.where}: row {known.argmin()} does not say which step it is; repair or remove it")
@@ -379,16 +379,38 @@ def _as_numbers(column: np.ndarray) -> np.ndarray:
     return column
 
 
-def _as_times(column: np.ndarray) -> np.ndarray | None:
-    """A column of dates in seconds since 1970, with NaN for missing values; None if it holds something else."""
-    if column.dtype.kind == "U":
-        with suppress(ValueError):
-            written = [cell.removesuffix("Z") for cell in column.tolist() if not cell.isdigit()]
-            column = np.array(written, "datetime64[us]") if len(written) == len(column) else column
-    if column.dtype.kind != "M":
+def _as_times(column: np.ndarray, where: str) -> np.ndarray | None:
+    """A column of dates in seconds since 1970, with NaN for missing values; None if it holds something else.
+
+    Raises:
+        UserError: some cells are dates, and others are neither dates nor blank.
+    """
+    if column.dtype.kind == "M":
+        seconds = column.astype("datetime64[us]").astype(np.int64) / 1e6
+        return np.where(np.isnat(column), np.nan, seconds)
+    if column.dtype.kind != "U":
         return None
-    seconds = column.astype("datetime64[us]").astype(np.int64) / 1e6
-    return np.where(np.isnat(column), np.nan, seconds)
+    found = [DATE.fullmatch(cell) for cell in column.tolist()]
+    if not any(found):
+        return None
+    wrong = [row for row, match in enumerate(found) if match is None and column[row]]
+    if wrong:
+        raise UserError(f"{where}: the step in row {wrong[0]} is {str(column[wrong[0]])!r:.40}, and others are dates")
+    dates = np.array([match[1] if match else "NaT" for match in found], "datetime64[us]")
+    shifts = [_offset(match[2]) if match else 0 for match in found]
+    return _as_times(dates, where) - shifts
+
+
+DATE = re.compile(r"(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?)(Z|[+-]\d\d:?\d\d)?")
+"""A date as ISO 8601 writes it, and its offset from UTC."""
+
+
+def _offset(text: str | None) -> int:
+    """An offset from UTC, such as +01:30, in seconds."""
+    if text in (None, "", "Z"):
+        return 0
+    hours, minutes = int(text[1:3]), int(text[-2:])
+    return (-1 if text[0] == "-" else 1) * (3600 * hours + 60 * minutes)
 
 
 def _is_whole(column: np.ndarray) -> bool:
@@ -421,7 +443,7 @@ def _advice(cell: str, words: Collection[str]) -> str:
     """How to turn a cell into a number, given all words of its column."""
     if re.fullmatch(r"[+-]?\d*,\d+(e[+-]?\d+)?", cell, re.I):
         return "; write it with a decimal point"
-    if re.match(r"\d{4}-\d\d-\d\d", cell) or re.fullmatch(r"\d+:\d\d(:\d\d.*)?", cell):
+    if re.match(r"\d{4}-\d\d-\d\d|\d\d?[./]\d\d?[./]\d\d", cell) or re.fullmatch(r"\d+:\d\d(:\d\d.*)?", cell):
         return "; write it in seconds (only a step may be a date, as in 2026-01-31T12:00:00.5)"
     if re.match(r"[+-]?\d", cell):
         return "; write the number alone"

@@ -91,6 +91,8 @@ def _found(
     """What the checks find in the rows of a source."""
     env = _spaces(entry)
     unfit = _unfit(columns, entry.env_id, *env) if env else []
+    if action_range is not None and env and isinstance(env[1], Discrete):
+        raise UserError(f"the actions of {entry.env_id} are discrete: leave out --action-range")
     bounds = Box(*action_range) if action_range is not None else _with_bounds(env and env[1], path, kind)
     findings = [_not_finite(columns), *unfit, _outside(columns, bounds)]
     findings += [_duplicates(columns), _late_terminals(columns, entry.split), _far_apart(columns)]
@@ -277,7 +279,7 @@ def _outside(columns: _Columns, space: gymnasium.Space | None) -> Finding:
         wrong = (action != np.floor(action)) | (action < space.start) | (action >= space.start + space.n)
         message = f"actions are no whole numbers from {space.start} to {space.start + space.n - 1}"
         return Finding("action range", message, np.flatnonzero(wrong.any(axis=1)))
-    if action.dtype.kind != "f":
+    if action.dtype.kind != "f" and space is None:
         return Finding("action range", "", np.empty(0, int))
     low, high = (-1.0, 1.0) if space is None else (np.ravel(space.low), np.ravel(space.high))
     if np.size(low) not in (1, action.shape[1]):

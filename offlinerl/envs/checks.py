@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,7 +37,7 @@ def unbounded(space: gym.Space) -> np.ndarray:
     return ~((low < largest) & (high < largest))
 
 
-def require_sound(env: gym.Env, action: Any) -> None:
+def require_sound(env: gym.Env, action: Any, obs_keys: Sequence[str] | None = None) -> None:
     """Resets an environment, before its observations are made into vectors, and steps it once with one of its own
     actions.
 
@@ -51,11 +51,11 @@ def require_sound(env: gym.Env, action: Any) -> None:
             f"{name}: {RESET}, not {_described(answer)}; it has the interface of the old gym: update it, or wrap it in"
             " shimmy's GymV21CompatibilityV0"
         )
-    _require_observation(name, "reset", space, answer[0])
+    _require_observation(name, "reset", space, answer[0], obs_keys)
     answer = _call(name, "step", STEP, lambda: env.step(action))
     if not _is_step(answer):
         raise UserError(f"{name}: {STEP}, not {_described(answer)}; update it to Gymnasium's interface")
-    _require_observation(name, "step", space, answer[0])
+    _require_observation(name, "step", space, answer[0], obs_keys)
     try:
         one("reward", answer[1])
         flag("terminated", answer[2])
@@ -109,8 +109,10 @@ def _described(answer: Any) -> str:
     return f"{len(answer)} values" if isinstance(answer, tuple) else f"one {type(answer).__name__}"
 
 
-def _require_observation(name: str, method: str, space: gym.Space, observation: Any) -> None:
-    for path, leaf in spaces.parts(space).items():
+def _require_observation(
+    name: str, method: str, space: gym.Space, observation: Any, keys: Sequence[str] | None
+) -> None:
+    for path, leaf in spaces.parts(space, keys).items():
         where = f"{name}: the observation of {method}" + (f", in its part {path!r}," if path else "")
         try:
             value = np.asarray(spaces.child(observation, path))

@@ -169,5 +169,5 @@ def _require_sound(env: Mapping[str, Any], obs_keys: Sequence[str] | None) -> No
     with checks.closing(make(env, obs_keys)) as made:
         spec = spec_of(made)
         middle = native_action(made.action_space, np.zeros(1) if spec.num_actions else spec.action_mid)
-        checks.require_sound(native(made), middle)
+        checks.require_sound(native(made), middle, obs_keys)
     _TRIED[key] = registered

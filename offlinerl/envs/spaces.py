@@ -263,6 +263,8 @@ def seen(leaves: Mapping[str, gym.Space], obs: Any) -> Tree | None:
         columns = [np.asarray(child(obs, path)) for path in leaves]
     except (LookupError, TypeError, ValueError):
         return None
+    if any(column.dtype.kind not in "biuf" for column in columns):
+        return None
     shapes = [space.shape or () for space in leaves.values()]
     batched = columns[0].ndim > len(shapes[0])
     if any(column.shape[batched:] != shape for column, shape in zip(columns, shapes, strict=True)):
@@ -285,7 +287,7 @@ class Observed(gym.ObservationWrapper):
 
     def __init__(self, env: gym.Env, keys: Sequence[str] | None = None):
         super().__init__(env)
-        self.name = name_of(env)
+        self.name, self.own_space = name_of(env), env.observation_space
         self.leaves = parts(env.observation_space, keys, self.name)
         self.observation_space = observed(self.leaves)
         self.numbers = all(isinstance(leaf, spaces.Box) and not is_image(leaf) for leaf in self.leaves.values())

@@ -148,7 +148,12 @@ def by_value(run: Finished) -> list[Finished]:
 def _best(evaluations: dict[str, np.ndarray], clock: str) -> dict[str, Any]:
     """The best evaluation in a table, in the format of a run's summary."""
     times, _, scores = plots.by_time(evaluations, clock, "score")
-    at, per_seed = max(enumerate(scores.T.tolist()), key=lambda pair: standing(pair[1]))
+    return _best_of(times, scores.T, clock)
+
+
+def _best_of(times: np.ndarray, scores: np.ndarray, clock: str) -> dict[str, Any]:
+    """The best of evaluations ``[U, N]`` at times ``[U]``."""
+    at, per_seed = max(enumerate(scores.tolist()), key=lambda pair: standing(pair[1]))
     return {"mean": float(np.mean(per_seed)), "per_seed": per_seed, clock: int(times[at])}
 
 
@@ -204,9 +209,11 @@ class Row:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The best evaluation of the best run."""
-        bests = [run.summary["best"] for run in self.runs]
-        return max(bests, key=lambda best: np.nan_to_num(best["mean"], nan=-np.inf))
+        """The best evaluation of all trainings together."""
+        if len(self.runs) == 1:
+            return self.runs[0].summary["best"]
+        times, scores = self.curve()  # [U], [U, N]
+        return _best_of(times, scores, plots.clock_of(self.runs[0].summary)[:-1])
 
     @cached_property
     def interval(self) -> tuple[float, float]:

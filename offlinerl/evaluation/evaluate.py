@@ -110,12 +110,20 @@ def make_pool(task: Task, seeds: int, episodes: int) -> Pool:
 
 
 def check_spec(policy: Policy, pool: Pool) -> None:
-    """Raise a UserError if the shapes of the environments and the policy differ."""
+    """Raise a UserError if the shapes of the environments and the policy differ, or the order of the parts that they
+    observe."""
     have, want = pool.spec, policy.spec
     if want and (have.obs, have.action_dim, have.num_actions) != (want.obs, want.action_dim, want.num_actions):
         raise UserError(
             f"{pool.name} has {_in_words(have)}, the policy {_in_words(want)}; evaluate it in the environment it was"
             " trained for"
+        )
+    env, own = pool.envs[0], list((getattr(policy, "task", None) or {}).get("leaves") or ())
+    shown = list(env.get_wrapper_attr("leaves")) if env.has_wrapper_attr("leaves") else []
+    if own != shown and sorted(own) == sorted(shown):
+        raise UserError(
+            f"{pool.name} is observed in the order {', '.join(shown)}, and the policy takes {', '.join(own)}: give"
+            " --obs-keys in that order, or leave it out"
         )
 
 

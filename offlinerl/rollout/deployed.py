@@ -84,10 +84,7 @@ class DeployedPolicy:
             raise UserError(
                 f"the parts of the observations are batches of {either(*sizes)}: give the same number of each"
             )
-        arrays = {name: np.asarray(part, self.leaves[name].dtype, order="C") for name, part in tree.items()}
-        for name, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise UserError(f"the observation{f', in its part {name},' if name else ''} is not finite")
+        arrays = {name: _as_numbers(part, self.leaves[name].dtype, name) for name, part in tree.items()}
         seen = arrays.get("", arrays)
         seen = tree_map(lambda x: torch.from_numpy(x)[None] if batched else torch.from_numpy(x)[None, None], seen)
         found = self.agent.act(tree_map(lambda x: x.to(self.agent.device), seen))
@@ -106,17 +103,34 @@ class DeployedPolicy:
         if not self.own:
             return obs
         if "" in self.own and np.shape(obs) == self.leaves[""].shape:
-            if not self.own[""].shape and len(obs) > 1 and np.asarray(obs).dtype.kind in "iu":
+            whole = not self.own[""].shape and len(obs) > 1 and np.asarray(obs).dtype.kind in "iu"
+            if whole and sorted(obs) == [0] * (len(obs) - 1) + [1]:
                 raise UserError(
                     f"{len(obs)} whole numbers may be as many observations or one as a vector: give them one by one, or"
                     " the vector as floats"
                 )
-            return obs
+            if not whole:
+                return obs
         try:
             found = spaces.seen(self.own, obs)
         except spaces.Misfit as misfit:
             raise UserError(f"the observation {misfit.what}") from misfit
+        if found is None and "" not in self.own and "" in self.leaves and isinstance(obs, Mapping | tuple):
+            raise UserError(f"the policy takes observations as its environment returns them: {self._fault(obs)}")
         return obs if found is None else found
+
+    def _fault(self, obs: Tree) -> str:
+        """The first part of its environment's observations that an observation lacks, or has in another shape."""
+        for path, space in self.own.items():
+            try:
+                part = np.asarray(spaces.child(obs, path))
+            except (LookupError, TypeError, ValueError):
+                return f"it lacks the part {path}; the parts are {', '.join(self.own)}"
+            if part.dtype.kind not in "biuf":
+                return f"its part {path} holds no numbers"
+            if (due := space.shape or ()) not in (part.shape, part.shape[1:]):
+                return f"its part {path} has the shape {part.shape}, not {due}"
+        return "some of its parts are batches, and others are not"
 
     def _parts(self, obs: Tree) -> dict[str, Any]:
         """The parts of an observation that the policy takes, by path."""
@@ -137,6 +151,22 @@ class DeployedPolicy:
             raise UserError(
                 f"the policy takes observations with the parts {', '.join(self.leaves)}, not {', '.join(map(str, obs))}"
             ) from error
+
+
+def _as_numbers(part: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    """A part of an observation in the dtype that the policy takes.
+
+    Raises:
+        UserError: it does not hold finite numbers, or it is an image of other numbers than 0 to 255.
+    """
+    where = f"the observation{f', in its part {name},' if name else ''}"
+    if part.dtype.kind not in "biuf":
+        raise UserError(f"{where} holds no numbers")
+    if not np.isfinite(part).all():
+        raise UserError(f"{where} is not finite")
+    if dtype == "uint8" != part.dtype and not ((part >= 0) & (part <= 255) & (part == np.floor(part))).all():
+        raise UserError(f"{where} is an image of uint8: give whole numbers from 0 to 255, as the policy was trained on")
+    return np.asarray(part, dtype, order="C")
 
 
 @filled

@@ -15,6 +15,7 @@ from offlinerl.learning import densities
 from offlinerl.learning.exploration import epsilon_greedy
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.types import Spec
+from offlinerl.util.errors import UserError
 from offlinerl.util.trees import Tree
 
 
@@ -115,9 +116,14 @@ class Noisy(Policy):
             probability of a random one.
         spec: bounds of the task.
         streams: of S seeds, where the noise is drawn from.
+
+    Raises:
+        UserError: that probability is above 1.
     """
 
     def __init__(self, policy: Policy, sigma: float, spec: Spec, streams: EnvStreams):
+        if spec.num_actions and sigma > 1:
+            raise UserError(f"noise on discrete actions is the probability of a random one, from 0 to 1, not {sigma:g}")
         self.policy, self.sigma, self.spec, self.streams = policy, sigma, spec, streams
         self.seeds, self.device = streams.seeds, policy.device
         low, high, half = spec.action_low, spec.action_high, spec.action_half

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offlinerl.envs import spaces
 from offlinerl.rollout.deployed import DeployedPolicy
 from offlinerl.rollout.loop import Diverged, diverged_in_words
 from offlinerl.util.atomic import atomic_write
@@ -90,6 +91,8 @@ class Portable(nn.Module):
             columns = parts.get(leaf.path, []) if leaf.path else [name for part in parts.values() for name in part]
             if (len(columns),) == leaf.shape:
                 given["columns"] = columns
+            if not leaf.path and policy.own:
+                given["parts"] = {path: spaces.size(space) for path, space in policy.own.items() if path}
         action: dict[str, Any] = dict(dtype="float32", low=policy.low.tolist(), high=policy.high.tolist())
         if spec.num_actions:
             action = dict(dtype="int64", first=spec.first_action, count=spec.num_actions)

@@ -266,7 +266,9 @@ def where_to_evaluate(
         if about["env"] is not None or steps:
             raise
         raise UserError(f"{error}; or train on the dataset alone, with --env none") from error
-    return with_leaves(task, pool.envs[0], about.get("obs_keys")), pool, pool.spec
+    task = with_leaves(task, pool.envs[0], about.get("obs_keys"))
+    require_stored_order(entry, data, pool.envs[0], about.get("obs_keys"))
+    return task, pool, pool.spec
 
 
 def fine_tuning(
@@ -297,6 +299,20 @@ def require_parts(task: Task, env: gym.Env, obs_keys: Sequence[str] | None) -> N
     """Raise a UserError if ``obs_keys`` are given and the environment's observations have no parts."""
     if obs_keys and not env.has_wrapper_attr("leaves"):
         raise UserError(f"{task.env_id} observes one vector without parts; leave out --obs-keys")
+
+
+def require_stored_order(entry: Entry, data: Dataset, env: gym.Env, obs_keys: Sequence[str] | None) -> None:
+    """Raise a UserError if a dataset stores its environment's parts as one vector, in another order than ``obs_keys``
+    or with others. It states the parts, or has all of them in their own order."""
+    stored = data.provenance.get("vector_of")
+    if not obs_keys or stored is None:
+        return
+    own, asked = (list(spaces.parts(env.get_wrapper_attr("own_space"), keys)) for keys in (stored, obs_keys))
+    if own != asked:
+        raise UserError(
+            f"{entry.name} stores its observations as one vector of {', '.join(own)}: leave out --obs-keys, or collect"
+            " with other ones"
+        )
 
 
 def with_leaves(task: Task, env: gym.Env, obs_keys: Sequence[str] | None) -> Task:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -455,9 +455,10 @@ def observed_by(agent: Agent, task: Task) -> Task:
     keys = agent.task.get("obs_keys")
     if task.obs_keys or not keys:
         return task
-    with checks.closing(make(task.env, seen=False)) as env:
-        known = spaces.parts(env.observation_space)
-    return replace(task, obs_keys=keys) if known.keys() >= set(keys) else task
+    with checks.closing(make(task.env, seen=False)) as env, suppress(UserError):  # it may have other parts
+        if any(spaces.parts(env.observation_space, keys)):
+            return replace(task, obs_keys=keys)
+    return task
 
 
 def random_return(task: Task) -> float:
