@@ -155,6 +155,24 @@ def test_the_score_of_minaris_kitchen_is_the_number_of_tasks(name, tmp_path):
     assert [float(reward(np.float32(r), np.float32(t))) for r, t in ((0, 0), (1, 1), (0, 1), (1, 2))] == [0, 1, 1, 2]
 
 
+@pytest.mark.parametrize("name", ["pen-human-v1", "pen-cloned-v0"])
+def test_an_episode_of_pen_ends_when_the_pen_is_dropped(name):
+    entry = resolve(name)
+    env, other = make(entry.env), make({"id": "AdroitHandPen-v1"})
+    env.reset(seed=0), other.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(99):
+        action = env.action_space.sample()
+        shown, reward, terminated, truncated, _ = env.step(action)
+        same, paid, goes_on, *_ = other.step(action)
+        assert np.array_equal(shown, same) and reward == paid and not goes_on
+        hand = other.unwrapped
+        assert terminated == bool(hand.data.xpos[hand.obj_body_id][2] < 0.075)
+        if terminated:
+            break
+    assert terminated and not truncated and entry.steps_allowed == 100
+
+
 def test_a_file_named_after_an_entry_gets_its_task_and_is_checked(tmp_path):
     entry = resolve(str(write(tmp_path / "kitchen-complete-v0.hdf5")))
     assert (entry.env["id"], entry.score["max"], entry.kind) == ("offlinerl/Kitchen-v0", 4, "file")

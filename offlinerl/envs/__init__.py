@@ -2,7 +2,7 @@
 
 import gymnasium as gym
 
-from offlinerl.envs import control, finite, kitchen
+from offlinerl.envs import control, finite, kitchen, pen
 
 
 def register() -> None:
@@ -10,6 +10,7 @@ def register() -> None:
     kitchen.register()
     control.register()
     finite.register()
+    pen.register()
     if "offlinerl/AntDirection-v0" not in gym.registry:
         gym.register("offlinerl/AntDirection-v0", "offlinerl.envs.ant:AntDirection", max_episode_steps=1000)
         for maze, steps in dict(umaze=700, medium=1000, large=1000).items():
