@@ -616,6 +616,12 @@ def test_the_best_of_those_with_all_tasks_is_not_called_the_best_of_all(tmp_path
     assert f"xql, which is left out, comes first on {', '.join(sorted(TASKS[1:]))}." in said
 
 
+def test_agents_with_the_same_scores_have_no_first(tmp_path, capsys):
+    runs = [finished(tmp_path / agent, agent, level=-1000) for agent in ("xql", "bc")]
+    assert main(["report", *map(str, runs)]) == 0
+    assert "All agents have the same scores with a mean of 0.0" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_lead_that_may_be_luck_says_how_likely_that_is(tmp_path, capsys):
     runs = [finished(tmp_path / agent, agent, level=level, seeds=3) for agent, level in (("xql", 95), ("bc", 20))]
     assert main(["report", *map(str, runs)]) == 0

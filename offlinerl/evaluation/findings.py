@@ -115,6 +115,11 @@ class Findings:
     def trainings(self, name: str) -> int:
         return sum(map(len, self.strata[name]))
 
+    def equals(self, x: str, y: str) -> bool:
+        """Whether two agents have the same scores on every task, in any order of the trainings."""
+        pairs = zip(self.strata[x], self.strata[y], strict=True)
+        return all(np.array_equal(np.sort(of_x), np.sort(of_y)) for of_x, of_y in pairs)
+
     def luck(self, other: str) -> float:
         """The probability that the best agent would lead another by as much if both were equally good."""
         return chance_of_improvement(self.strata[self.names[0]], self.strata[other])
@@ -139,6 +144,8 @@ class Findings:
             value = f" with {kind} of {self.estimates[best][self.criterion].text()}"
         if not others:
             return False, f"{best} is the only agent here{value}."
+        if all(self.equals(best, other) for other in others):
+            return False, f"All agents have the same scores{value}."
         rivals = self.rivals
         if not rivals:
             least = min(others, key=lambda other: self.beats(best, other).value)
