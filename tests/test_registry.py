@@ -62,6 +62,7 @@ def test_scores_are_d4rls():
     scores = {
         "halfcheetah-medium-v2": (-280.178953, 12135.0),
         "hopper-medium-replay-v2": (-20.272305, 3234.3),
+        "walker2d-full-replay-v2": (1.629008, 4592.3),
         "walker2d-expert-v2": (1.629008, 4592.3),
         "antmaze-large-play-v0": (0, 1),
         "kitchen-mixed-v0": (0, 4),
