@@ -247,6 +247,17 @@ def test_the_command_ranks_by_weights(here, capsys):
         assert says in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_policy_that_no_episode_can_be_of_has_no_estimate(here, capsys):
+    pole = ["collect", "random", "--env", "CartPole-v1", "--episodes", "20", "--dataset", "pole/random-v0"]
+    fit = ["fit", "dqn", "--dataset", "pole/random-v0", "--env", "none", "--updates", "2", "--batch", "4", "--out", "q"]
+    assert main(pole) == main(fit) == 0
+    assert main(["select", "q", "--by", "wis", "--dataset", "pole/random-v0", "--json", "found.json"]) == 0
+    (row,) = json.loads((here / "found.json").read_text())["policies"]
+    assert row["effective"] == 0 and row["estimate"] is None
+    said = " ".join(capsys.readouterr().out.split())
+    assert "where it is 0, no episode could be of the policy, and nothing is estimated" in said
+
+
 def test_data_and_policies_that_cannot_be_weighed_are_refused(here, capsys):
     run, _, name, _ = problem(4, here, episodes=5)
 

@@ -258,7 +258,7 @@ def offline(
             so = f"weighed by fewer than {FEW} episodes, as few as {min(few):.1f}, for the data has {len(returns)}"
         display.say(
             f"{len(few)} of {len(rows)} {are} {so}: do not rely on their estimates or intervals, and take fqe or more"
-            " data"
+            " data" + ("; where it is 0, no episode could be of the policy, and nothing is estimated" * (0 in few))
         )
     low, high = returns.min(), returns.max()
     beyond = sum(row["estimate"] < low or row["estimate"] > high for row in rows)
