@@ -127,6 +127,13 @@ def unused_ids(dataset: Dataset) -> str | None:
     )
 
 
+NOTES = {
+    "lost rewards": lost_rewards, "split episode": split_episodes, "unused column": unused_ids, "rounding": rounded,
+    "image units": unscaled_images, "no rewards": no_rewards,
+}  # fmt: skip
+"""What is odd about a dataset, though it can be used: each returns a sentence, or None."""
+
+
 def summary(dataset: Dataset) -> list[tuple[str, str]]:
     """What one first wants to know about a dataset, as pairs of a label and a line of text."""
     lengths, returns, facts = dataset.episode_lengths, dataset.episode_returns, dataset.provenance

@@ -100,7 +100,7 @@ def load_minari(
         rows_dropped=0,
         episode_ends="episodes as stored",
         obs_keys=[part for part in _parts(metadata, obs_keys) if part] or None,
-        **({} if any(_parts(metadata, None)) else dict(vector_of=metadata.get("obs_keys") or [])),
+        vector_of=None if any(_parts(metadata, None)) else metadata.get("obs_keys") or [],
         reward="none",
         action_dtype=str(np.result_type(*dtypes)),
         **{key: metadata[key] for key in keep if key in metadata},

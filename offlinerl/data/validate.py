@@ -121,12 +121,8 @@ def _loaded(path: Path, entry: Entry) -> list[Finding]:
         return [Finding("refused", str(error), np.empty(0, int))]
     if entry.columns is not None:
         remember(path, entry.columns)
-    notes = {
-        "lost rewards": describe.lost_rewards(data), "split episode": describe.split_episodes(data),
-        "unused column": describe.unused_ids(data), "rounding": describe.rounded(data),
-        "image units": describe.unscaled_images(data), "no rewards": describe.no_rewards(data),
-    }  # fmt: skip
-    return [Finding(kind, note, np.empty(0, int), fault=False) for kind, note in notes.items() if note]
+    notes = ((kind, find(data)) for kind, find in describe.NOTES.items())
+    return [Finding(kind, note, np.empty(0, int), fault=False) for kind, note in notes if note]
 
 
 def _d4rl_columns(path: Path, entry: Entry) -> _Columns | Finding:

@@ -132,17 +132,23 @@ def by_value(run: Finished) -> list[Finished]:
     chosen = [of["settings"] for of in summary.get("values", ())]
     size = len(summary["seeds"]) // max(len(chosen), 1)
     for values in chosen:
-        own = slice(first, first := first + size)
-        part = dict(summary, seeds=summary["seeds"][own])
-        for which in ("losses", "held_out"):
-            part[which] = {name: of[own] for name, of in (summary.get(which) or {}).items()}
+        own = range(first, first := first + size)
         rows = plots.rows_of(run.evaluations, values) if run.evaluations else ...
-        evaluations = {name: column[rows] for name, column in run.evaluations.items()}
-        if summary.get("best"):
-            part["best"] = _best(evaluations, plots.clock_of(summary)[:-1])
         settings = run.settings and run.settings | {f"agent.{name}": value for name, value in values.items()}
-        parts.append(Finished(run.folder, part, None if run.scores is None else run.scores[own], evaluations, settings))
+        parts.append(replace(_part(run, own, rows), settings=settings))
     return parts or [run]
+
+
+def _part(run: Finished, kept: Sequence[int], rows: Any) -> Finished:
+    """Some trainings of a run, by their places among its seeds, with these rows of its evaluations."""
+    summary = dict(run.summary, seeds=[run.summary["seeds"][s] for s in kept])
+    for which in ("losses", "held_out"):
+        summary[which] = {name: [of[s] for s in kept] for name, of in (run.summary.get(which) or {}).items()}
+    evaluations = {name: column[rows] for name, column in run.evaluations.items()}
+    if summary.get("best"):
+        summary["best"] = _best(evaluations, plots.clock_of(summary)[:-1])
+    scores = None if run.scores is None else run.scores[list(kept)]
+    return replace(run, summary=summary, scores=scores, evaluations=evaluations)
 
 
 def _best(evaluations: dict[str, np.ndarray], clock: str) -> dict[str, Any]:
@@ -340,16 +346,7 @@ def _repeats(run: Finished, other: Finished) -> list[int]:
 def _without(run: Finished, seeds: Sequence[int]) -> Finished | None:
     """A run that has scores, without these seeds; None if it has no others."""
     kept = [s for s, seed in enumerate(run.summary["seeds"]) if seed not in seeds]
-    if not kept or run.scores is None:
-        return None
-    rows = ~np.isin(run.evaluations["seed"], seeds)
-    evaluations = {name: column[rows] for name, column in run.evaluations.items()}
-    summary = dict(run.summary, seeds=[run.summary["seeds"][s] for s in kept])
-    for which in ("losses", "held_out"):
-        summary[which] = {name: [of[s] for s in kept] for name, of in (run.summary.get(which) or {}).items()}
-    if summary.get("best"):
-        summary["best"] = _best(evaluations, plots.clock_of(summary)[:-1])
-    return replace(run, summary=summary, scores=run.scores[kept], evaluations=evaluations)
+    return _part(run, kept, ~np.isin(run.evaluations["seed"], seeds)) if kept else None
 
 
 def groups_of(runs: Sequence[Finished]) -> list[Group]:

@@ -248,9 +248,8 @@ class Replay(Rows):
         if not state["added"]:  # nothing added yet, only trained on a dataset
             return
         used, self.added, self.newest = state["slots"].shape[1], state["added"], state["newest"].cpu().numpy().copy()
-        self.oldest[:] = torch.as_tensor(
-            state["oldest"]
-        ).cpu()  # a larger ring would seem to hold observations that are gone
+        # also what is gone: a larger ring would seem to hold it; former versions saved one number for all seeds
+        self.oldest[:] = torch.as_tensor(state["oldest"]).cpu()
         self._steps()[:, :used].copy_(state["numbers"])
         self.slots[:, :used] = state["slots"].cpu()
         for which, places in enumerate(self.places.view(2, *self.slots.shape)):

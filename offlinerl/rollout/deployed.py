@@ -12,7 +12,6 @@ import torch
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.envs import spaces
-from offlinerl.envs.spaces import child
 from offlinerl.rollout.loop import Diverged, actions_of, diverged_in_words
 from offlinerl.util.device import pick_device
 from offlinerl.util.errors import UserError, counted, either
@@ -146,7 +145,7 @@ class DeployedPolicy:
                 f" one vector, in the order {order}"
             )
         try:
-            return {name: obs[name] if name in obs else child(obs, name) for name in self.leaves}
+            return {name: obs[name] if name in obs else spaces.child(obs, name) for name in self.leaves}
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(
                 f"the policy takes observations with the parts {', '.join(self.leaves)}, not {', '.join(map(str, obs))}"

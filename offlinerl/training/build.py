@@ -229,8 +229,7 @@ def announce(entry: Entry, raw: Dataset, data: Dataset, display: Display) -> Non
     )
     if columns := data.provenance.get("columns"):
         display.say(f"columns: {in_words(columns)}")
-    notes = (describe.lost_rewards, describe.split_episodes, describe.unused_ids, describe.rounded)
-    for find in (*notes, describe.unscaled_images, describe.no_rewards):
+    for find in describe.NOTES.values():
         if note := find(raw):
             display.say(f"{name}: {note}")
     if leaps := len(data.leaps):
