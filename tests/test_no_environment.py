@@ -105,9 +105,18 @@ def test_parts_of_a_data_object_follow_the_environments_order(here):
         def step(self, action):
             return self.reset()[0], 0.0, False, True, {}
 
-    few = dict(train={**FEW, "final_episodes": 1})
-    run = offlinerl.fit("bc", parted(), env=Parted, obs_keys=["state", "secret"], over=few)
+    few, data = dict(train={**FEW, "final_episodes": 1}), parted()
+    run = offlinerl.fit("bc", data, env=Parted, obs_keys=["state", "secret"], over=few)
     assert [leaf.shape for leaf in run.agent.spec.obs] == [(3,)] and run.scores is not None
+    for name in ("obs", "next_obs"):
+        data[name] = dict(secret=data[name]["secret"], state=data[name]["state"] + 5)
+    alone = offlinerl.fit("bc", data, env=Parted, over=few, normalize=True)
+    mean = next(tensor for name, tensor in alone.agent.state_dict().items() if name.endswith("encoder.mean")).flatten()
+    np.testing.assert_allclose(mean, [5, 0, 0], atol=0.3)
+    for name in ("obs", "next_obs"):
+        del data[name]["state"]
+    with pytest.raises(UserError, match="Parted observes state, secret, and arrays secret: choose those of both"):
+        offlinerl.fit("bc", data, env=Parted, over=few)
 
 
 def test_obs_keys_are_refused_for_a_vector_without_an_environment(here):

@@ -69,6 +69,8 @@ class Entry:
         split: "jump" where a jump of the position marks a new episode; see ``offlinerl.data.d4rl.load_hdf5``.
         overlong: whether the data is known to have episodes beyond its environment's time limit.
         note: what to know before comparing numbers.
+        goal: what it means to be at a goal: ``achieved``, the entries of an observation that say where the agent is,
+            and ``radius``, the distance at which the goal is reached; None if unknown.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Entry:
     note: str = ""
     columns: Mapping[str, Sequence[str]] | None = None
     subset: str | None = None
+    goal: Mapping[str, Any] | None = None
 
     @property
     def kind(self) -> str:
@@ -143,7 +146,8 @@ class Entry:
     @property
     def score_kind(self) -> str:
         """The kind of score that ``score_of`` gives: "normalized", "minari" with Minari's reference scores, "ours" for
-        a task whose reference scores were measured by this project, or "return"."""
+        a task whose reference scores were measured by this project, "success", the share of episodes that reach their
+        goal, or "return"."""
         return self.score.get("kind", "normalized") if self.score else "return"
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl.envs import atari, checks, control, pixels, robotics, spaces
+from offlinerl.envs.goals import GoalSeen
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError, first_line
 
@@ -35,8 +36,9 @@ def make(
         env: ``{"id": ..., "kwargs": {...}}``, or ``{"spec": ...}`` with Gymnasium's JSON of a specification, or
             ``{"id": ..., "factory": ...}`` with a function that makes it, see ``described``. It may also have
             ``max_episode_steps``, the time limit; ``action_range``, lower and upper bounds for its actions, a number or
-            A numbers each; ``pixels``, how it is rendered, see ``offlinerl.envs.pixels.asked_for``; and ``stack``, the
-            number of frames in an observation.
+            A numbers each; ``goal``, the size of the goal to add to its observations, see
+            ``offlinerl.envs.goals.GoalSeen``; ``pixels``, how it is rendered, see
+            ``offlinerl.envs.pixels.asked_for``; and ``stack``, the number of frames in an observation.
         obs_keys: the parts of a ``Dict`` observation, in order; by default all of them.
         render_mode: passed on if given.
         seen: False keeps the environment's own observations.
@@ -49,6 +51,8 @@ def make(
         made = _as_pixels(made, env)
     if "action_range" in env:
         made = Bounded(made, *env["action_range"])
+    if "goal" in env:
+        made = GoalSeen(made, env["goal"])
     if seen and not spaces.is_seen(made.observation_space):
         made = spaces.Observed(made, obs_keys)
     return pixels.Stacked(made, env["stack"]) if env.get("stack", 1) > 1 else made
@@ -134,7 +138,10 @@ def _made(env: Mapping[str, Any], arguments: Mapping[str, Any]) -> gym.Env:
     if "factory" in env:
         return _made_by(env)
     if "spec" in env:
-        made = gym.make(gym.envs.registration.EnvSpec.from_json(env["spec"]), **arguments)
+        spec = gym.envs.registration.EnvSpec.from_json(env["spec"])
+        if str(spec.entry_point).startswith("gymnasium_robotics"):
+            robotics.load()
+        made = gym.make(spec, **arguments)
     else:
         register(env["id"])
         made = gym.make(env["id"], **{**env.get("kwargs", {}), **arguments}, disable_env_checker=True)

@@ -49,7 +49,7 @@ class Pool:
         render_mode: str | None = None,
         threads: int | None = None,
     ):
-        _require_sound(env, obs_keys)
+        require_sound(env, obs_keys)
         self.envs = [make(env, obs_keys, render_mode) for _ in range(size)]
         self.spec, self.action_space = spec_of(self.envs[0]), self.envs[0].action_space
         self.stack = env.get("stack", 1)
@@ -161,7 +161,7 @@ _TRIED: dict[str, gym.envs.registration.EnvSpec | None] = {}
 """What was registered for an environment when it was found to be sound."""
 
 
-def _require_sound(env: Mapping[str, Any], obs_keys: Sequence[str] | None) -> None:
+def require_sound(env: Mapping[str, Any], obs_keys: Sequence[str] | None) -> None:
     """Tries an environment, once per process, in an instance of its own, so that nothing is left of the trial."""
     key, registered = json.dumps([plain(env), obs_keys]), gym.registry.get(env.get("id"))
     if "factory" not in env and key in _TRIED and _TRIED[key] is registered:

@@ -178,6 +178,8 @@ def evaluate_checkpoint(
     task = Task(**agent.task) if env is None else Task.of(registry.task(env))
     if env is not None:  # the policy observes the new environment as it observed its own
         limits = {key: own[key] for key in ("pixels", "stack") if key in own} | dict(limits or {})
+        if "goal" in own:
+            task = replace(task, env={**task.env, "goal": own["goal"]})
     keys = task.obs_keys or agent.task.get("obs_keys")
     task = replace(task, env=with_limits(task.env, limits or {}), obs_keys=keys)
     with closing(make_pool(task, len(agent.seeds), episodes)) as pool:

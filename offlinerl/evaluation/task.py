@@ -28,7 +28,7 @@ class Task:
         env: the environment to make; see ``offlinerl.envs.make.make``. None: it is unknown, and nothing is evaluated.
         obs_keys: parts of a ``Dict`` observation.
         score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, or None: the return is the score.
-        score_kind: the name of the score: "normalized", "minari", "ours" or "return"; see also ``label``.
+        score_kind: the name of the score: "normalized", "minari", "ours", "success" or "return"; see also ``label``.
         reward: for an agent whose policy depends on its rewards, how to transform the environment's rewards to those
             that it was trained with; see ``offlinerl.data.rewards.OnlineReward``.
         parts: the parts of the observations in order, and the table columns of each, as far as the dataset tells; see

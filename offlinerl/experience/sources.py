@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -112,6 +112,63 @@ class OfflineData(Source):
     def load_state_dict(self, state: dict[str, Any]) -> bool:
         self.streams.load_state_dict(state)
         return True
+
+
+class Goal(NamedTuple):
+    """What a goal is, in vector observations ``[..., O]``.
+
+    Attributes:
+        achieved: G entries of an observation, which say what is reached.
+        desired: G entries of an observation, which say what should be.
+        radius: distance at which a goal counts as reached, in the observations' units.
+    """
+
+    achieved: Sequence[int]
+    desired: Sequence[int]
+    radius: float
+
+
+class GoalData(OfflineData):
+    """Minibatches of transitions with other goals than those of their episodes: what is reached later in the same
+    episode, drawn uniformly, and sometimes what is reached anywhere in the data.
+
+    The reward is 0 where the next observation is at the goal, and no value follows it; elsewhere it is -1. Whether the
+    stored transition is terminal does not count, since it depends on the episode's own goal.
+
+    Args:
+        table: transitions.
+        args: as in ``OfflineData``.
+        goal: what a goal is.
+        anywhere: share of the goals that are drawn from all of the data, which show what cannot be reached.
+        kwargs: as in ``OfflineData``.
+
+    Source: Andrychowicz et al., Hindsight Experience Replay, NeurIPS 2017, section 4.5, strategy "future"; goals from
+    anywhere as in Park et al., OGBench, ICLR 2025.
+    """
+
+    def __init__(self, table: Table, *args: Any, goal: Goal, anywhere: float = 0.0, **kwargs: Any):
+        super().__init__(table, *args, **kwargs)
+        device = self.streams.device
+        self.achieved, self.desired = (torch.tensor(of, device=device) for of in (goal.achieved, goal.desired))
+        self.radius, self.anywhere = goal.radius, anywhere
+
+    def draw(self, updates: int | None = None) -> Batch:
+        shape = updates or self.piece, self.batch_size
+        rows, later = self.streams.integers(len(self.table), shape), self.streams.uniform(0, 1, shape)
+        reached = self.table.goals(rows, later)
+        if self.anywhere:
+            other = self.table.observed(1, self.streams.integers(len(self.table), shape).flatten()).view_as(reached)
+            elsewhere = self.streams.uniform(0, 1, shape) < self.anywhere
+            reached = torch.where(elsewhere.unsqueeze(-1), other, reached)
+        return self.towards(reached[..., self.achieved].transpose(0, 1), self.table.transitions(rows.transpose(0, 1)))
+
+    def towards(self, goal: Tensor, batch: Batch) -> Batch:
+        """A block of transitions ``[K, S, B, ...]`` with these goals ``[K, S, B, G]``."""
+        for obs in (batch.obs, batch.next_obs):
+            obs[..., self.desired] = goal
+        distance = torch.linalg.vector_norm(batch.next_obs[..., self.achieved] - goal, dim=-1)
+        onwards = (distance > self.radius).float()  # [K, S, B]
+        return batch._replace(reward=-onwards, discount=per_seed(self.table.gamma, onwards[0]) * onwards)
 
 
 class EpisodeData(OfflineData):

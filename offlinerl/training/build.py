@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,13 +34,23 @@ from offlinerl.envs.pool import Pool
 from offlinerl.evaluation.evaluate import make_pool
 from offlinerl.evaluation.task import Task
 from offlinerl.experience.ring import Replay
-from offlinerl.experience.sources import ActingData, EpisodeData, OfflineData, ReplayData, RolloutData, WindowData
+from offlinerl.experience.sources import (
+    ActingData,
+    EpisodeData,
+    Goal,
+    GoalData,
+    OfflineData,
+    ReplayData,
+    RolloutData,
+    WindowData,
+)  # fmt: skip
 from offlinerl.experience.table import Table, entries_outside
 from offlinerl.learning.exploration import linear
 from offlinerl.rollout.actor_pool import ActorPool
 from offlinerl.rollout.collector import Collector
 from offlinerl.rollout.ray_backend import RayBackend
 from offlinerl.training import config
+from offlinerl.training.goals import with_goals
 from offlinerl.training.held_out import HeldOut, hold_out
 from offlinerl.training.loop import Run
 from offlinerl.training.processes import Team
@@ -136,12 +146,23 @@ def on_dataset(
     """A run that learns from a fixed dataset and is counted in updates. If it fine-tunes in the environment afterwards,
     as in table 2 of the XQL paper, it makes one update per ``steps_per_update`` environment steps."""
     about, train, display = settings["fit"], settings["train"], Display()
-    entry = replace(entry, reward=train.get("reward") or entry.reward)
+    entry, goal = replace(entry, reward=train.get("reward") or entry.reward), None
+    if hindsight := train.get("goals", "data") != "data":
+        entry = replace(entry, reward="none")
     raw, contents = loaded(entry, settings, folder, display)
     data = learned_from(raw, entry, train)
-    announce(entry, raw, data, display)
     kind = source_of(about["agent"], agents.get(about["agent"]).kinds, about["dataset"], about["env"])
+    announce(entry, raw, data, display, rewarded=kind != "observations" and not hindsight)
+    own_score = dataset_score(entry, raw)
+    if hindsight:
+        entry, data, goal = with_goals(entry, data, task_of(entry, data, about), train["goal_radius"])
+        display.say(
+            f"{entry.name}: goals are what is reached later in an episode (--train.goals future); until a policy is"
+            f" within {goal.radius:g} of its goal, each step is rewarded with -1"
+        )
     task, pool, spec = where_to_evaluate(settings, entry, data, kind, display)
+    if pool is not None:
+        data = in_one_vector(data, pool.envs[0])
     if kind == "windows":  # such an agent acts on the return to go
         task = replace(task, reward=rewards.online_reward(entry, raw))
     require_own_units(entry, data, spec, task, display)
@@ -153,9 +174,7 @@ def on_dataset(
     compute_as_asked(agent, train, train["updates"] + (steps or 0) // train.get("steps_per_update", 1))
     if team.size > 1:
         agent.share_batches(team.size, team.rank)
-    more = dict(length=agent.config.context) if kind == "windows" else {}
-    batch = train["batch"] // team.size
-    batches = partial(SOURCES[kind], seeds=agent.seeds, batch_size=batch, rank=team.rank, **more)
+    batches = batches_for(agent, kind, goal, train, team)
     held_out = None
     if kept is not None:
         episodes = len(kept.episode_starts)
@@ -172,11 +191,27 @@ def on_dataset(
     if steps:
         reward = rewards.online_reward(entry, raw)
         stages.append(fine_tuning(task, agent, settings, table, reward, folder, display, ray_address))
-    facts = dict(dataset=entry.name, data=contents, dataset_score=dataset_score(entry, raw))
+    facts = dict(dataset=entry.name, data=contents, dataset_score=own_score)
     run = Run(settings, folder, display, agent, task, pool, Schedule("update", stages), facts, held_out, team)
     if isinstance(agent, VAE):
         run.companion = Reconstructions(agent, kept or data, folder)
     return run
+
+
+def batches_for(
+    agent: Agent, kind: str, goal: Goal | None, train: Mapping[str, Any], team: Team
+) -> Callable[..., OfflineData]:
+    """What makes the source of an agent's batches of a kind, given a table and the number of updates in a block."""
+    more: dict[str, Any] = dict(length=agent.config.context) if kind == "windows" else {}
+    if goal is not None:
+        if agent.n_step > 1:
+            raise UserError(
+                f"the rewards of n steps are those of the data's goals, and n_step is {agent.n_step}: give"
+                " --agent.n_step 1"
+            )
+        more = dict(goal=goal, anywhere=train["goals_anywhere"])
+    source = SOURCES[kind] if goal is None else GoalData
+    return partial(source, seeds=agent.seeds, batch_size=train["batch"] // team.size, rank=team.rank, **more)
 
 
 def loaded(entry: Entry, settings: dict[str, Any], folder: Path, display: Display) -> tuple[Dataset, dict[str, Any]]:
@@ -215,8 +250,8 @@ def learned_from(raw: Dataset, entry: Entry, train: Mapping[str, Any]) -> Datase
     return data.with_terminal_ends() if train.get("terminal_ends") else data
 
 
-def announce(entry: Entry, raw: Dataset, data: Dataset, display: Display) -> None:
-    """Print what is learned from, and what is odd about it."""
+def announce(entry: Entry, raw: Dataset, data: Dataset, display: Display, rewarded: bool = True) -> None:
+    """Print what is learned from, and what is odd about it; ``rewarded`` is False if its rewards do not matter."""
     name = entry.name
     if entry.reward in rewards.IN_WORDS:
         display.say(
@@ -229,8 +264,8 @@ def announce(entry: Entry, raw: Dataset, data: Dataset, display: Display) -> Non
     )
     if columns := data.provenance.get("columns"):
         display.say(f"columns: {in_words(columns)}")
-    for find in describe.NOTES.values():
-        if note := find(raw):
+    for what, find in describe.NOTES.items():
+        if not (what == "no rewards" and not rewarded) and (note := find(raw)):
             display.say(f"{name}: {note}")
     if leaps := len(data.leaps):
         display.say(
@@ -312,6 +347,28 @@ def require_stored_order(entry: Entry, data: Dataset, env: gym.Env, obs_keys: Se
             f"{entry.name} stores its observations as one vector of {', '.join(own)}: leave out --obs-keys, or collect"
             " with other ones"
         )
+
+
+def in_one_vector(data: Dataset, env: gym.Env) -> Dataset:
+    """A dataset with its vectors in one, as the environment has them, if it keeps them apart, as one that is made of
+    arrays in Python does.
+
+    Raises:
+        UserError: the two have other parts.
+    """
+    parts = dict(tree_leaves(data.observations))
+    if "" in parts or data.on_disk or not env.has_wrapper_attr("leaves"):
+        return data
+    leaves = env.get_wrapper_attr("leaves")
+    if isinstance(env.observation_space, gym.spaces.Dict):  # with images, parts stay apart
+        return data
+    if parts.keys() != leaves.keys():
+        raise UserError(
+            f"{spaces.name_of(env)} observes {', '.join(leaves)}, and {data.name} {', '.join(parts)}: choose those of"
+            " both with --obs-keys"
+        )
+    observations = spaces.observe(leaves, [parts[path] for path in leaves])
+    return replace(data, observations=observations, provenance={**data.provenance, "obs_keys": list(leaves)})
 
 
 def with_leaves(task: Task, env: gym.Env, obs_keys: Sequence[str] | None) -> Task:

@@ -196,6 +196,11 @@ def offline(
         UserError: a policy cannot be evaluated on it, or a reward rule was already applied to its rewards.
     """
     require_one_meaning(candidates)
+    if seeing := [candidate for candidate in candidates if "goal" in (candidate.task.env or {})]:
+        raise UserError(
+            f"the policy of {seeing[0].run} observes a goal, which the rows of a dataset do not have: give --episodes N"
+            " to rank by acting"
+        )
     if dataset is None:
         entry = entry_of_run(candidates[0])
     else:

@@ -451,8 +451,10 @@ def policy_of(source: str | Policy, device: torch.device, agent_class: str | Non
 
 def observed_by(agent: Agent, task: Task) -> Task:
     """The task with the parts of observations that the agent was trained on, if it has them and no others are asked
-    for."""
-    keys = agent.task.get("obs_keys")
+    for, and with its goals, if the agent observes goals that the environment does not show by itself."""
+    keys, own = agent.task.get("obs_keys"), agent.task.get("env") or {}
+    if "goal" in own:
+        task = replace(task, env={**task.env, "goal": own["goal"]})
     if task.obs_keys or not keys:
         return task
     with checks.closing(make(task.env, seen=False)) as env, suppress(UserError):  # it may have other parts

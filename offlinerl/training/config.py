@@ -109,6 +109,16 @@ class OfflineConfig(EpisodesConfig):
 
     batch: int = setting(256, "transitions per gradient step", low=1)
     block: int = 50
+    goals: str = setting(
+        "data", "the goals to learn to reach; future: what is reached later in the same episode (hindsight)",
+        choices=("data", "future"),
+    )  # fmt: skip
+    goals_anywhere: float = setting(
+        0.0, "with goals future, the fraction of goals that are drawn from all of the data instead", low=0, high=1
+    )
+    goal_radius: float | None = setting(
+        None, "with goals future, the distance at which a goal is reached; null: the task's, or 0", low=0
+    )
     online_steps: int = setting(0, "environment steps of fine-tuning afterwards", low=0)
     online_eval_every: int = setting(1_000, "updates between evaluations in fine-tuning", low=1)
     envs: int = setting(1, "number of parallel environments", low=1)
@@ -120,6 +130,17 @@ class OfflineConfig(EpisodesConfig):
     )
     final_old_share: float | None = setting(None, "that fraction after old_share_steps; null: old_share", low=0, high=1)
     old_share_steps: int | None = setting(None, "steps over which the fraction changes; null: all steps", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.goals == "data":
+            if self.goals_anywhere or self.goal_radius is not None:
+                given = "goals_anywhere" if self.goals_anywhere else "goal_radius"
+                raise UserError(f"{given} is for other goals than the data's: give --train.goals future too")
+        elif self.reward not in (None, "none"):
+            raise UserError(f"other goals have other rewards, 0 and -1: leave out --train.reward {self.reward}")
+        elif self.online_steps:
+            raise UserError("in fine-tuning, goals are those of the environment: leave out --train.goals")
 
 
 @dataclass(frozen=True)
