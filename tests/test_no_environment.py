@@ -66,7 +66,7 @@ def test_a_training_without_an_environment_leaves_losses_and_a_policy_that_acts(
     assert held_out["actor_loss"][2:].tolist() == summary["held_out"]["actor_loss"]
     assert held_out["actor_loss"][2:].mean() < held_out["actor_loss"][:2].mean()  # it learns to imitate the data
     assert run.table == {} and (run.folder / "curves.png").stat().st_size > 1_000
-    assert not (run.folder / "best.ckpt").exists() and not (run.folder / "evaluations.csv").exists()
+    assert (run.folder / "best.ckpt").exists() and not (run.folder / "evaluations.csv").exists()
     policy = offlinerl.load_policy(run.folder, seed=1)
     assert repr(policy) == "<DeployedPolicy BC, seed 1: 3 observations to 1 action>"
     obs = logs(seed=1)["obs"]
@@ -190,6 +190,43 @@ def test_a_run_that_is_shorter_than_the_interval_measures_ten_times(here):
     assert sorted(set(run.metrics["update"].tolist())) == [*range(20, 201, 20)]
     asked = offlinerl.fit("bc", logs(), over=dict(train=dict(updates=200, eval_every=200, batch=8, compile=False)))
     assert asked.held_out["update"].tolist() == [200]
+
+
+def overfitting(updates, **given):
+    """Few rows of random actions, learned by heart by a large network with a high learning rate."""
+    few = dict(updates=updates, eval_every=20, batch=64, logger="csv", compile=False, held_out=0.3)
+    return offlinerl.fit("bc", noise(), hidden=(256, 256), lr=3e-3, seeds=(0, 1), **few | given)
+
+
+def noise():
+    return logs(60, 10) | dict(action=np.random.default_rng(1).uniform(-1, 1, (60, 1)).astype(np.float32))
+
+
+def test_the_best_checkpoint_has_the_lowest_held_out_loss(here, capsys):
+    run = overfitting(200)
+    means = run.held_out["actor_loss"].reshape(-1, 2).mean(1)  # two seeds, every 20 updates
+    best = run.summary["best_held_out"]
+    assert best["update"] == 20 * (means.argmin() + 1) < 200 and best["mean"] == pytest.approx(means.min())
+    assert best["loss"] == "actor_loss" and len(best["per_seed"]) == 2
+    words = f"{best['mean']:.4g}, was that after {best['update']} updates: {run.folder}/best.ckpt"
+    assert words in capsys.readouterr().out
+    kept = torch.load(run.folder / "best.ckpt", weights_only=True)
+    assert kept["global_step"] == best["update"]
+    shorter = overfitting(best["update"])
+    last = torch.load(shorter.folder / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(last[name], kept["state_dict"][name]) for name in last)
+    assert (shorter.folder / "best.ckpt").is_file()  # the last one is the best
+
+
+def test_the_best_checkpoint_outlasts_an_interruption(here):
+    whole, part = overfitting(200), overfitting(100)
+    again = offlinerl.fit(resume=part.folder, dataset=noise(), updates=200)
+    assert again.summary["best_held_out"] == whole.summary["best_held_out"]
+
+
+def test_losses_that_do_not_tell_a_good_policy_choose_no_checkpoint(here):
+    run = offlinerl.fit("iql", logs(), over=dict(train=FEW))
+    assert run.summary["best_held_out"] is None and not (run.folder / "best.ckpt").exists()
 
 
 def test_a_resumed_run_measures_the_same(here):

@@ -127,6 +127,9 @@ class Agent(L.LightningModule, ABC):
     """Whether its batches must hold the dataset's next actions."""
     divisible = True
     """Whether a batch may be split over processes; False where the weight of a row depends on all other rows."""
+    judged_by: str | None = None
+    """The metric whose value on held-out data says how good its policy is, or what else it trains: without an
+    environment, the checkpoint with the lowest is kept as the best. None: no metric does."""
     discrete: bool | None = False
     """Whether its actions are discrete rather than vectors; None: it supports both."""
 

@@ -29,6 +29,7 @@ class BC(Agent):
     """Maximises the likelihood of the dataset's actions, with XQL's policy network."""
 
     config_class = BCConfig
+    judged_by = "actor_loss"
     discrete = None
 
     def build(self) -> None:

@@ -126,6 +126,7 @@ class DT(Agent):
 
     config_class = DTConfig
     kinds = ("windows",)
+    judged_by = "actor_loss"
 
     def build(self) -> None:
         self.model = Sequences(self.encoder("model"), self.spec.action_dim, self.config, self.init_rng("model"))

@@ -42,6 +42,7 @@ class VAE(Agent):
 
     config_class = VAEConfig
     kinds = ("observations",)
+    judged_by = "vae_loss"
     discrete = None
 
     def build(self) -> None:

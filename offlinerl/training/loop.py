@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import signal
+import statistics
 import threading
 import time
 import warnings
@@ -24,7 +25,7 @@ from offlinerl.agents.base import Agent
 from offlinerl.envs.pool import Pool
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.evaluate import evaluate, say_of_diverged
-from offlinerl.evaluation.statistics import Evaluation
+from offlinerl.evaluation.statistics import Evaluation, standing
 from offlinerl.evaluation.task import Task
 from offlinerl.experience.sources import ActingData, Epoch, Piece
 from offlinerl.rollout.collector import mean_of
@@ -90,6 +91,8 @@ class Run(L.Callback):
         companion: an additional task during the run; by default one that does nothing.
         offline: scores of the policies at the end of the first of two stages, once it is reached.
         measured: the latest metrics on held-out episodes, by name, one number per seed.
+        least: without an environment, the lowest held-out loss that an agent is judged by: its ``mean`` over the seeds,
+            ``per_seed``, the name of the ``loss`` and the clock's count.
         logged: the latest training metrics, by name, one number per seed.
     """
 
@@ -107,6 +110,7 @@ class Run(L.Callback):
         team: Team | None = None,
     ):
         self.held_out, self.measured, self.logged = held_out, {}, {}
+        self.least: dict[str, Any] | None = None
         self.team = team or Team()
         self.settings, self.folder, self.display, self.dataset = settings, folder, display, dataset
         self.train_settings = settings["train"]
@@ -161,8 +165,8 @@ class Run(L.Callback):
                         self.run_trainer()
                     if self.stop.is_set():
                         raise self.interrupted()
-                    self.measure()
-                summary = self.finish()
+                    best = self.measure()
+                summary = self.finish(best)
         except AtOnce:
             self.stop.set(signal.SIGTERM)  # the command line's handler got it before this one was installed
             if self.now > self.first:
@@ -307,8 +311,10 @@ class Run(L.Callback):
     def evaluate(self, trainer: L.Trainer) -> None:
         """Evaluate the current policies, and save them if they are the best so far. At a switch between stages they get
         as many episodes as at the end, since both are compared."""
-        self.measure()
+        best = self.measure()
         if self.pool is None:
+            if best:
+                self.save(trainer, best=True)
             self.save(trainer)
             return
         result = self.interim_evaluation() if self.team.first else None
@@ -331,15 +337,25 @@ class Run(L.Callback):
             self.offline = scores(result)
         return result
 
-    def measure(self) -> None:
-        """Record the current metrics at an evaluation, and measure those on held-out episodes."""
+    def measure(self) -> bool:
+        """Record the current metrics at an evaluation, and measure those on held-out episodes. If there is no environment,
+        these may tell that the agent is the best so far; returns whether they do."""
         self.logged = self.team.mean(self.values())
         if self.held_out is not None:
             self.measured = self.team.mean(self.held_out.metrics())
             self.recorder.held_out(self.counters(), self.measured)
-        if self.pool is None:
-            self.recorder.evaluated = self.now
-            self.display.losses(f"{self.clock} {self.now:>9,}", losses(self.logged), losses(self.measured))
+        if self.pool is not None:
+            return False
+        self.recorder.evaluated = self.now
+        self.display.losses(f"{self.clock} {self.now:>9,}", losses(self.logged), losses(self.measured))
+        name = self.agent.judged_by
+        if name not in self.measured:
+            return False
+        found, before = self.measured[name], self.least
+        if before is not None and standing([-x for x in found]) <= standing([-x for x in before["per_seed"]]):
+            return before[self.clock] == self.now  # measured again
+        self.least = {"loss": name, "mean": statistics.fmean(found), "per_seed": found, self.clock: self.now}
+        return True
 
     def rollouts(self, episodes: int) -> Evaluation:
         """Evaluate the current policies.
@@ -356,12 +372,13 @@ class Run(L.Callback):
         say_of_diverged(self.agent, result, self.display)
         return result
 
-    def finish(self) -> dict[str, Any]:
-        """Evaluate the last policy, which is the run's result, and write the summary and the plot."""
+    def finish(self, best: bool) -> dict[str, Any]:
+        """Evaluate the last policy, which is the run's result, and write the summary and the plot; ``best`` is what
+        ``measure`` returned."""
         result = None if self.pool is None else self.rollouts(self.train_settings["final_episodes"])
         if result is not None:
             self.recorder.evaluation(self.counters(), result)
-        best = self.recorder.best is not None and self.recorder.best[self.clock] == self.now
+            best = self.recorder.best is not None and self.recorder.best[self.clock] == self.now
         self.checkpointer.finish(self.state_dict(), best)
         summary = dict(
             agent=self.settings["fit"]["agent"],
@@ -378,6 +395,7 @@ class Run(L.Callback):
             best=self.recorder.best,
             losses=losses(self.logged),
             held_out=losses(self.measured) or None,
+            best_held_out=self.least,
             updates_per_second=self.rate(self.agent.updates),
             steps_per_second=self.rate(self.agent.steps),
             seconds=self.seconds["total"] + time.perf_counter() - self.began,
@@ -446,6 +464,7 @@ class Run(L.Callback):
             seconds=dict(self.seconds, total=self.seconds["total"] + time.perf_counter() - self.began),
             metrics={name: of_seeds for name, of_seeds in self.logged.items() if name in self.agent.metrics},
             **self.recorder.state_dict(),
+            **(dict(least=self.least) if self.least else {}),
             **(dict(processes=list(self.states)) if self.team.size > 1 else {}),
             **(dict(offline=self.offline, switch=switches[0]) if switches else {}),
             **self.companion.state_dict(),
@@ -495,7 +514,7 @@ class Run(L.Callback):
         if not all(same):
             self.display.say("the simulator is not reproducible here: the current episodes start again")
         self.recorder.load_state_dict(state)
-        self.seconds = state["seconds"]
+        self.seconds, self.least = state["seconds"], state.get("least")
         metrics = state.get("metrics", {})  # checkpoints of older versions lack it
         self.agent.metrics = {name: torch.tensor(of_seeds, dtype=torch.float64) for name, of_seeds in metrics.items()}
         self.companion.load_state_dict(state)

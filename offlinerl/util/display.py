@@ -205,6 +205,12 @@ class Display:
         ]
         columns = ("loss", "training", "per seed", "held out", "per seed")
         table(self.console, f"{summary['agent']} on {summary['dataset']}: the last losses", columns, rows)
+        if best := summary["best_held_out"]:
+            clock = summary["clock"]
+            self.say(
+                f"the lowest held-out {best['loss'].replace('_', ' ')}, {best['mean']:.4g}, was that after"
+                f" {best[clock[:-1]]:,} {clock}: {folder / 'best.ckpt'}"
+            )
         if (picture := folder / RECONSTRUCTIONS).is_file():
             self._say_of_files(summary, folder, "the encoder")
             self.say(
