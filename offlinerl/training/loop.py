@@ -338,7 +338,7 @@ class Run(L.Callback):
         return result
 
     def measure(self) -> bool:
-        """Record the current metrics at an evaluation, and measure those on held-out episodes. If there is no environment,
+        """Record the current metrics at an evaluation, and measure those on held-out episodes. Without an environment,
         these may tell that the agent is the best so far; returns whether they do."""
         self.logged = self.team.mean(self.values())
         if self.held_out is not None:
