@@ -21,6 +21,7 @@ from offlinerl.training.request import by_section, settings_for, settings_of_run
 from offlinerl.util.errors import UserError, WrongUsage, either
 from offlinerl.util.folder import find_checkpoint, held, make, numbered, require_free, write_config
 from offlinerl.util.given import filled, whole_number
+from offlinerl.util.settings import require_known
 
 if TYPE_CHECKING:  # these load torch
     from gymnasium import Env
@@ -190,11 +191,11 @@ def evaluate(
 
     Args:
         policy: a checkpoint, a run's folder, what ``fit`` returned, or a policy.
-        env: a Gymnasium id or a dataset's name, an environment, or a function that makes one; by default the
-            checkpoint's own environment.
+        env: a Gymnasium id or a dataset's name, an environment, or a function that makes one; by default the one that
+            the policy was trained for.
         episodes: number of episodes of each seed's policy.
         settings: further arguments of ``offlinerl.evaluation.evaluate.evaluate_checkpoint``; for a policy, only
-            ``seed``.
+            ``seed`` and ``video``.
 
     Returns:
         ``mean``, ``ci95`` and ``per_seed`` of the score, and more; see ``evaluate_checkpoint``.
@@ -204,7 +205,7 @@ def evaluate(
     """
     where = _environment(env)
     from offlinerl.evaluation import evaluate as evaluation
-    from offlinerl.evaluation.task import Task
+    from offlinerl.evaluation.video import record_videos
     from offlinerl.training.result import FitResult
 
     episodes = whole_number("episodes", episodes, 1)
@@ -215,11 +216,14 @@ def evaluate(
         policy = policy.folder
     if isinstance(policy, str | Path):
         return evaluation.evaluate_checkpoint(Path(policy), env=where, episodes=episodes, **settings)
-    acting = _acting(policy)
-    if where is None:
-        raise UserError("a policy does not name its environment: give env")
-    task = Task.of(registry.task(where))
-    found = evaluation.evaluate(acting, task, episodes, **settings)
+    acting, seed = _acting(policy), settings.get("seed", 0)
+    require_known(settings, ("seed", "video"), "the evaluation of a policy that is no checkpoint has no argument")
+    if where is None and not (getattr(acting, "task", None) or {}).get("env"):
+        raise UserError("the policy does not name an environment of its own: give env")
+    task = evaluation.task_for(acting, where)
+    found = evaluation.evaluate(acting, task, episodes, seed)
+    if settings.get("video") is not None:
+        record_videos(acting, task, seed, Path(settings["video"]))
     return dict(
         env=task.env_id, seeds=list(acting.seeds), episodes=episodes, score_kind=task.label, **found.facts()
     )  # fmt: skip

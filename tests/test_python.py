@@ -180,6 +180,17 @@ def test_a_policy_object_is_evaluated():
         offlinerl.evaluate(Still())
 
 
+def test_a_deployed_policy_is_evaluated_where_it_was_trained(here):
+    few = dict(steps=40, warm_up=20, eval_every=40, batch=8, final_episodes=1, compile=False)
+    run = offlinerl.fit("td3", env="Pendulum-v1", seeds=[4], **few)
+    alone = offlinerl.evaluate(run.policy, episodes=2, seed=3, video="film")
+    whole = offlinerl.evaluate(run, episodes=2, seed=3)
+    assert alone["per_seed"] == whole["per_seed"] and alone["env"] == "Pendulum-v1"
+    assert [file.suffix for file in Path("film").glob("*.gif")] == [".gif"]
+    with pytest.raises(UserError, match="the evaluation of a policy that is no checkpoint has no argument 'film'"):
+        offlinerl.evaluate(run.policy, film="film")
+
+
 @pytest.mark.parametrize("successors", [True, False])
 def test_a_dataset_from_arrays(successors):
     rows = np.arange(6, dtype=np.float64)[:, None]

@@ -139,6 +139,25 @@ def _success(pool: Pool, i: int, reached: Any) -> float:
         raise pool.blamed(i, error) from error
 
 
+def task_for(
+    policy: Policy, env: str | Mapping[str, Any] | None = None, limits: Mapping[str, Any] | None = None
+) -> Task:
+    """The task to evaluate a policy in: its own, or another environment's, which it observes as it observed its own.
+
+    Args:
+        policy: of an agent, or any other, which has no task of its own.
+        env: see ``evaluate_checkpoint``.
+        limits: see ``evaluate_checkpoint``.
+    """
+    own = Task(**getattr(policy, "task", None) or {})
+    if env is None:
+        return replace(own, env=with_limits(own.env or {}, limits or {}))
+    task, seen = Task.of(registry.task(env)), own.env or {}
+    limits = {key: seen[key] for key in ("pixels", "stack") if key in seen} | dict(limits or {})
+    goal = {"goal": seen["goal"]} if "goal" in seen else {}
+    return replace(task, env=with_limits(task.env or {}, limits) | goal, obs_keys=task.obs_keys or own.obs_keys)
+
+
 def evaluate_checkpoint(
     path: Path,
     *,
@@ -172,16 +191,9 @@ def evaluate_checkpoint(
     require_known(limits or {}, LIMITS, "limits have no entry")
     display, path = Display(), find_checkpoint(path)
     agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
-    own = agent.task.get("env") or {}
-    if env is None and not own:
+    if env is None and not agent.task.get("env"):
         raise UserError(f"the checkpoint {path} does not name its environment; name one with --env")
-    task = Task(**agent.task) if env is None else Task.of(registry.task(env))
-    if env is not None:  # the policy observes the new environment as it observed its own
-        limits = {key: own[key] for key in ("pixels", "stack") if key in own} | dict(limits or {})
-        if "goal" in own:
-            task = replace(task, env={**task.env, "goal": own["goal"]})
-    keys = task.obs_keys or agent.task.get("obs_keys")
-    task = replace(task, env=with_limits(task.env, limits or {}), obs_keys=keys)
+    task = task_for(agent, env, limits)
     with closing(make_pool(task, len(agent.seeds), episodes)) as pool:
         if pool.endless:
             display.warn_of_endless(pool.name)
