@@ -18,6 +18,7 @@ _HOMES = {
     "agents.iql": ("IQL",),
     "agents.xql": ("XQL",),
     "agents.td3bc": ("TD3BC",),
+    "agents.edac": ("EDAC",),
     "agents.rebrac": ("ReBRAC",),
     "agents.cql": ("CQL",),
     "agents.discrete_cql": ("DiscreteCQL",),

@@ -1,4 +1,4 @@
-"""AWAC, CQL, one-step RL and ReBRAC against their equations."""
+"""AWAC, CQL, EDAC, one-step RL and ReBRAC against their equations."""
 
 import copy
 import math
@@ -11,6 +11,7 @@ from conftest import SPEC, random_table
 from offlinerl import agents
 from offlinerl.agents.awac import AWAC
 from offlinerl.agents.cql import CQL
+from offlinerl.agents.edac import EDAC
 from offlinerl.agents.onestep import OneStep
 from offlinerl.agents.rebrac import ReBRAC
 from offlinerl.data import registry
@@ -22,7 +23,7 @@ from offlinerl.types import Transition
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
 
-NAMES = ("awac", "cql", "onestep", "rebrac")
+NAMES = ("awac", "cql", "edac", "onestep", "rebrac")
 SMALL = dict(hidden=(16, 16))
 
 
@@ -135,6 +136,37 @@ def test_the_soft_maximum_of_cql_is_the_integral():
     grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).view(1, 1, -1, 2)
     exact = of_many(None, grid).logsumexp(-1) + 2 * math.log(2 / 800)
     torch.testing.assert_close(agent.soft_maximum(batch, noise)[0, 0], exact[0, 0].expand(2), rtol=0, atol=0.05)
+
+
+def test_edac_by_hand(monkeypatch):
+    agent = EDAC(SPEC, (0, 1), critics=4, eta=0.7, **SMALL)
+    batch, noise = one_batch(agent)
+    start, found = copy.deepcopy(agent), recorded(agent, monkeypatch)
+    metrics = agent.update(batch, noise, 0)
+    with torch.no_grad():
+        following, log_prob = start.actor(batch.next_obs, noise["next_action"])
+        value = start.target_critic(batch.next_obs, following).min(1).values - log_prob  # alpha is 1 at first
+        target = batch.reward + batch.discount * value
+    action = batch.action.clone().requires_grad_()
+    q = start.critic(batch.obs, action)  # [S, N, B]
+    slopes = [torch.autograd.grad(q[:, i].sum(), action, retain_graph=True)[0] for i in range(4)]
+    cosines = [
+        torch.cosine_similarity(slopes[i], slopes[j], dim=-1) for i in range(4) for j in range(4) if i != j
+    ]  # fmt: skip
+    meant = ((target.unsqueeze(1) - q) ** 2).sum(1) + 0.7 * sum(cosines) / 3
+    torch.testing.assert_close(found["critic"], meant.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(metrics["alignment"], torch.stack(cosines).mean((0, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_edacs_critics_diverge_in_their_slopes_and_sac_ns_do_not():
+    turned = []
+    for eta in (0.0, 30.0):
+        agent = EDAC(SPEC, (0,), critics=5, eta=eta, **SMALL)
+        source = source_for(agent, batch=64)
+        for _ in range(40):
+            metrics, _ = agent.learn(source.draw())
+        turned.append(metrics["alignment"].item())
+    assert turned[1] < turned[0] - 0.1 and turned[1] >= -1 / 4 - 1e-6
 
 
 def test_one_steps_value_regresses_to_the_mean_of_q_over_the_data(monkeypatch):

@@ -71,6 +71,14 @@ def test_squared_by_hand():
     assert losses.squared(torch.tensor([3.0, -2.0])).tolist() == [9.0, 4.0]
 
 
+def test_alignment_by_hand():
+    right, up, left = [2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]
+    slopes = torch.tensor([[[right, right], [right, up], [right, left]]])  # [1, 3, 2, 2]: three critics, two rows
+    found = losses.alignment(slopes)
+    torch.testing.assert_close(found, torch.tensor([[3.0, -1.0]]))  # (1 + 1 + 1) 2 / 2, and (0 - 1 + 0) 2 / 2
+    assert losses.alignment(torch.zeros(1, 3, 1, 2)).item() == 0
+
+
 def test_huber_by_hand():
     loss = losses.huber(torch.tensor([2.0, -20.0, 30.0, -25.0]), delta=20.0)
     assert loss.tolist() == [2.0, 200.0, 20 * (30 - 10.0), 20 * (25 - 10.0)]

@@ -35,7 +35,8 @@ FRAMES = Spec((("", (36, 36, 3), "uint8"),), 2, (-1.0, -1.0), (1.0, 1.0))
 B = 14
 """Rows of a batch; no other dimension in these networks has this size."""
 
-CASES = [(name, SPEC) for name in ("xql", "td3bc", "rebrac", "cql", "awac", "dt")] + [("xql", FRAMES), ("vae", FRAMES)]
+VECTORS = ("xql", "td3bc", "rebrac", "edac", "cql", "awac", "dt")
+CASES = [(name, SPEC) for name in VECTORS] + [("xql", FRAMES), ("vae", FRAMES)]
 
 
 def frames(rows=60):

@@ -69,6 +69,26 @@ def huber(error: Tensor, delta: Number) -> Tensor:
     return torch.where(size <= delta, 0.5 * error.square(), delta * (size - 0.5 * delta))
 
 
+def alignment(slopes: Tensor) -> Tensor:
+    """How aligned the slopes of N critics are: the sum of the cosines over all ordered pairs of two, divided by N - 1,
+    which is N if all are parallel.
+
+    The sum over the pairs is the squared length of the sum of all directions, minus N.
+
+    Args:
+        slopes: the critics' gradients with respect to the action, ``[S, N, B, A]``.
+
+    Returns:
+        ``[S, B]``.
+
+    Source: An et al., Uncertainty-based offline reinforcement learning with diversified Q-ensemble, NeurIPS 2021,
+    equation 4.
+    """
+    directions = slopes / (slopes.norm(dim=-1, keepdim=True) + 1e-10)
+    pairs = directions.sum(1).square().sum(-1) - directions.square().sum((1, -1))
+    return pairs / (slopes.shape[1] - 1)
+
+
 def awr(log_prob: Tensor, advantage: Tensor, temperature: Number, max_weight: float = 100.0) -> Tensor:
     """Advantage-weighted regression of the policy, ``-min(exp(temperature * A), max_weight) * log pi(a|s)``.
 

@@ -63,6 +63,14 @@ class Critic(nn.Module):
         x = self.net(x.expand(-1, self.critics, -1, -1))  # [S, N, B, atoms]
         return x if self.atoms else x.squeeze(-1)
 
+    def with_slopes(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The values ``[S, N, B]``, and the gradient of each with respect to the action, ``[S, N, B, A]``, which can be
+        differentiated again."""
+        own = action.unsqueeze(1).repeat(1, self.critics, 1, 1).requires_grad_()  # each critic's own
+        features = self.encoder(obs).unsqueeze(1).expand(-1, self.critics, -1, -1)
+        q = self.net(torch.cat([features, own], -1)).squeeze(-1)
+        return q, torch.autograd.grad(q.sum(), own, create_graph=True)[0]
+
     def of_many(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Values of n actions for every observation, ``[S, B, O], [S, B, n, A] -> [S, N, B, n]``."""
         features, n = self.encoder(obs), actions.shape[2]
