@@ -14,9 +14,12 @@ from offlinerl.agents.iql import IQL
 from offlinerl.data.registry import entry
 from offlinerl.envs.goals import GoalSeen
 from offlinerl.envs.make import make
-from offlinerl.experience.sources import Goal, GoalData
+from offlinerl.experience.hindsight import Goal, Hindsight
+from offlinerl.experience.ring import Replay
+from offlinerl.experience.sources import GoalData
 from offlinerl.experience.table import Table
 from offlinerl.training.goals import places
+from offlinerl.types import Transition
 from offlinerl.util.errors import UserError
 
 STEPS = 30
@@ -125,9 +128,9 @@ def line(rows=12, episode=4):
 LINE = Goal(achieved=[0], desired=[3], radius=0.5)
 
 
-def drawn(anywhere=0.0, gamma=0.9, seeds=(0, 1), goal=LINE, updates=40):
+def drawn(anywhere=0.0, own=0.0, gamma=0.9, seeds=(0, 1), goal=LINE, updates=40):
     spec = type(SPEC)(5, SPEC.action_dim, SPEC.action_low, SPEC.action_high)
-    return GoalData(Table(line(), spec, gamma), seeds, 64, goal=goal, anywhere=anywhere).draw(updates)
+    return GoalData(Table(line(), spec, gamma), seeds, 64, hindsight=Hindsight(goal, anywhere, own)).draw(updates)
 
 
 def test_goals_are_reached_later_in_the_episode_and_rewards_are_theirs():
@@ -159,6 +162,58 @@ def test_some_goals_come_from_anywhere():
     assert (goal % 5 != 0).all()  # nothing is reached before a step
 
 
+def test_some_rows_keep_their_goal():
+    batch = drawn(own=0.25, anywhere=0.25)
+    assert abs((batch.obs[..., 3] == -7).float().mean() - 0.25) < 0.03
+    np.testing.assert_array_equal(batch.obs[..., 3], batch.next_obs[..., 3])
+    assert (batch.reward[batch.obs[..., 3] == -7] == -1).all()
+
+
+def filled(steps, capacity=24, envs=2, seeds=(0, 1), lengths=(5, 7)):
+    """A replay buffer in which the place, [0], counts the steps of each environment; the episodes of environment e have
+    ``lengths[e]`` steps, and begin 100 further."""
+    ring = Replay(type(SPEC)(5, 2, (-1.0, -1.0), (1.0, 1.0)), seeds, capacity, envs, gamma=0.9, goals=True)
+    shape, length, over = (len(seeds), envs), np.array(lengths), np.zeros(envs, bool)
+    obs = np.zeros((*shape, 5), np.float32)
+    for step in range(steps):
+        obs = np.where(over[:, None], obs + 100, obs)
+        over = step % length == length - 1
+        next_obs = obs.copy()
+        next_obs[..., 0] += 1
+        ends = np.broadcast_to(over, shape)
+        ring.add(Transition(obs, np.zeros((*shape, 2)), np.zeros(shape), ends, next_obs, ends))
+        obs = next_obs
+    return ring
+
+
+@pytest.mark.parametrize("steps", [3, 11, 40])
+def test_goals_in_a_replay_buffer_are_reached_later_in_the_episode(steps):
+    ring = filled(steps)  # 12 steps of two environments; it wraps
+    assert min(steps, 12) * 2 == len(ring)
+    rows = torch.arange(len(ring)).view(1, 1, -1).expand(300, 2, -1)
+    batch = ring.transitions(rows)
+    here, goal = batch.obs[..., 0], ring.goals(rows, torch.rand(rows.shape))[..., 0]
+    apart = goal - here
+    assert apart.min() == 1 and apart.max() <= 7  # never in another episode, which is 100 away
+    for row in range(len(ring)):
+        env, number = row % 2, steps - 1 - (steps - 1 - row // 2) % 12
+        length = (5, 7)[env]
+        left = min(length - number % length, steps - number)
+        counts = np.bincount(apart[:, :, row].flatten().long(), minlength=left + 1)
+        assert counts.sum() == counts[1 : left + 1].sum() and (counts[1 : left + 1] > 0).all()
+
+
+def test_a_restored_replay_buffer_knows_its_episodes():
+    for steps in (9, 31):
+        ring, again = filled(steps), filled(0)
+        again.load_state_dict(ring.state_dict())
+        assert torch.equal(ring.until, again.until)
+        np.testing.assert_array_equal(ring.began, again.began)
+        rows = torch.arange(len(ring)).view(1, 1, -1).expand(3, 2, -1)
+        uniform = torch.rand(rows.shape)
+        assert torch.equal(ring.goals(rows, uniform), again.goals(rows, uniform))
+
+
 def test_seeds_draw_the_same_goals_alone_and_with_a_discount_of_their_own():
     both = drawn(anywhere=0.3, gamma=torch.tensor([0.9, 0.5]))
     alone = drawn(anywhere=0.3, gamma=0.5, seeds=(1,))
@@ -173,8 +228,9 @@ def test_values_are_the_discounted_number_of_steps_to_the_goal():
     agent = IQL(spec, (0,), hidden=(64, 64), expectile=0.5, gamma=0.8, lr=3e-3, tau=0.05)
     data = line()
     data.observations[:] /= 5
-    source = GoalData(Table(data, spec, 0.8), (0,), 256, goal=LINE._replace(radius=0.05), updates=50)
-    for _ in range(60):
+    hindsight = Hindsight(LINE._replace(radius=0.05))
+    source = GoalData(Table(data, spec, 0.8), (0,), 256, hindsight=hindsight, updates=50)
+    for _ in range(40):
         agent.learn(source.draw())
     obs = torch.zeros(1, 4, 5)
     obs[..., 0], obs[..., 3] = torch.arange(4) / 5, 4 / 5
@@ -242,8 +298,10 @@ def test_a_run_observes_the_goal_and_its_policy_acts_for_it():
     spec = run.policy.spec
     assert spec.obs_dim == 6
     assert run.policy(np.zeros(6, np.float32)).shape == (2,)
-    collected = offlinerl.collect(run.folder, Told, "point/told-v0", episodes=2)
-    assert offlinerl.load_dataset(collected).obs.shape[1] == 6
+    collected = offlinerl.load_dataset(offlinerl.collect(run.folder, Told, "point/told-v0", episodes=2))
+    assert collected.obs.shape[1] == 6
+    np.testing.assert_array_equal(collected.obs[:STEPS, 3:], collected.obs[:1, 3:].repeat(STEPS, 0))
+    assert brief("iql", data=collected).policy.spec.obs_dim == 6  # the goal is not added again
 
 
 def test_a_policy_that_observes_goals_is_not_judged_on_data_without_them():
@@ -284,9 +342,43 @@ def test_episodes_held_out_have_goals_too():
     assert run.summary["held_out"]["value_loss"][0] > 0
 
 
+ACTING = dict(hidden=(32, 32), steps=1200, warm_up=200, eval_every=1200, final_episodes=20, logger="csv", compile=False)
+
+
+def test_an_agent_that_acts_learns_from_goals_it_reached_by_chance():
+    """Its own goals are hardly ever reached at random: with their rewards it learns nothing, 2% of success."""
+    run = offlinerl.fit("sac", env=Parted, goals="future", goal_radius=0.15, gamma=0.9, lr=3e-3, **ACTING)
+    assert run.summary["score_kind"] == "success" and run.summary["last"]["mean"] >= 50
+
+
+@pytest.mark.parametrize("kind", [Told, Parted])
+def test_a_run_that_acts_continues_to_the_bit(kind):
+    few = ACTING | dict(steps=300, eval_every=100, final_episodes=1, eval_episodes=1, goals="future", envs=2)
+    whole = offlinerl.fit("td3", env=kind, **few)
+    part = offlinerl.fit("td3", env=kind, **few | dict(steps=200))
+    offlinerl.fit(resume=part.folder, env=kind, steps=300)
+    one, two = (torch.load(run.folder / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, part))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_what_an_agent_collected_on_its_way_to_goals_can_be_learned_from():
+    few = ACTING | dict(steps=300, eval_every=300, final_episodes=1)
+    over = dict(agent=dict(hidden=(8,)), train=dict(goals="future", **{k: few[k] for k in few if k != "hidden"}))
+    collected = offlinerl.load_dataset(offlinerl.collect("sac", Told, "point/sac-v0", over=over))
+    assert collected.obs.shape == (300, 6)
+    assert brief("iql", data=collected).policy.spec.obs_dim == 6
+
+
+@pytest.mark.parametrize("given", [dict(prioritized=True), dict(reward_clip=1.0)])
+def test_settings_about_rewards_of_experience_are_refused(given):
+    with pytest.raises(UserError, match=f"{next(iter(given))} is for the environment's own goals and rewards"):
+        offlinerl.fit("sac", env=Parted, goals="future", **ACTING, **given)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        (dict(goals_own=0.6, goals_anywhere=0.6), "goals_own and goals_anywhere are fractions of the same goals"),
         (dict(goals="data", goals_anywhere=0.5), "goals_anywhere is for other goals than the data's"),
         (dict(goals="data", goal_radius=0.5), "goal_radius is for other goals than the data's"),
         (dict(reward="minus_one"), "other goals have other rewards, 0 and -1: leave out --train.reward minus_one"),
@@ -299,7 +391,7 @@ def test_settings_that_contradict_goals_are_refused(given, words):
 
 
 def test_agents_that_look_n_steps_ahead_are_refused():
-    with pytest.raises(UserError, match="the rewards of n steps are those of the data's goals, and n_step is 3"):
+    with pytest.raises(UserError, match="the rewards of n steps are those of an episode's own goal, and n_step is 3"):
         brief("td3", n_step=3)
 
 

@@ -49,6 +49,7 @@ class Replay(Rows):
         device: where the ring is stored.
         stack: see ``Rows``.
         folder: store the observations in files there, on the CPU, instead of in memory.
+        goals: whether ``goals`` will be asked for.
 
     Attributes:
         added: steps added so far, per environment; the newest is at position ``(added - 1) % steps``.
@@ -60,6 +61,8 @@ class Replay(Rows):
             state.
         lost: saved steps that are gone, because the files were overwritten after the save: the most of any seed.
         drawn: the rows of the latest minibatches drawn by priority, ``[K, S, B]``.
+        until: ``[S, steps, E]`` number of the last step of each row's episode, -1 until that has ended; None without
+            goals.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Replay(Rows):
         device: torch.device | str = "cpu",
         stack: int = 1,
         folder: Path | None = None,
+        goals: bool = False,
     ):
         S, self.envs, self.steps = len(seeds), envs, max(1, capacity // envs)
         self.gamma, self.n_step, self.stack = gamma, n_step, stack
@@ -107,6 +111,8 @@ class Replay(Rows):
         self.drawn = torch.zeros(0, len(seeds), 0, dtype=torch.int64, device=device)
         self.offsets = torch.arange(S, device=device).view(1, S, 1) * (self.steps * envs)
         self.priorities = Priorities(S, self.steps * envs, *priorities, device) if priorities else None
+        self.until = torch.full((S, self.steps, envs), -1, dtype=torch.int64, device=device) if goals else None
+        self.began = np.zeros((S, envs), np.int64)  # the number of the first step of each environment's episode
 
     @classmethod
     def of(
@@ -115,7 +121,8 @@ class Replay(Rows):
         """The replay buffer that an agent's training settings ask for, with a given size and place."""
         priorities = (train["priority_alpha"], train["priority_beta"]) if train.get("prioritized") else None
         spec, seeds, gamma, n_step = agent.kept_spec, agent.seeds, agent.gamma, agent.n_step
-        ring = cls(spec, seeds, capacity, train["envs"], gamma, n_step, priorities, agent.device, stack, folder)
+        goals = train.get("goals", "data") != "data"
+        ring = cls(spec, seeds, capacity, train["envs"], gamma, n_step, priorities, agent.device, stack, folder, goals)
         ring.next_actions = agent.next_actions
         return ring
 
@@ -153,9 +160,29 @@ class Replay(Rows):
         self._steps()[:, place].copy_(torch.from_numpy(row))
         if self.priorities is not None:
             self.priorities.add(torch.arange(place * E, (place + 1) * E))
+        if self.until is not None:
+            self._mark_ends(new & ~self.ended, self.added - 1)
+            self.until[:, place] = -1
+            self._mark_ends(step.last, self.added)
         self.added += 1
         self.shown, self.ended = next_obs, step.last
         self._forget()
+
+    def _mark_ends(self, where: np.ndarray, number: int) -> None:
+        """Notes that the episodes of the environments ``where`` ``[S, E]`` ended with the step of this number."""
+        for s, e in zip(*where.nonzero(), strict=True):
+            steps = torch.arange(max(self.began[s, e], number - self.steps + 1), number + 1)
+            self.until[s, steps.to(self.until.device) % self.steps, e] = number
+            self.began[s, e] = number + 1
+
+    def _find_ends(self) -> None:
+        """Finds the ends of all episodes in the ring."""
+        numbers = torch.arange(max(0, self.added - self.steps), self.added, device=self.until.device)
+        places, unknown = numbers % self.steps, self.added
+        last = self._steps()[:, places, :, -1] > 0  # [S, n, E], in the order of the steps
+        ends = torch.where(last, numbers.view(-1, 1), unknown).flip(1).cummin(1).values.flip(1)
+        self.until[:, places] = torch.where(ends == unknown, -1, ends)
+        self.began = torch.where(last, numbers.view(-1, 1) + 1, 0).amax(1).cpu().numpy()
 
     def _show(self, obs: Tree, where: np.ndarray | Any) -> None:
         """Stores the observations of the environments ``where``: all, or a mask ``[S, E]`` of those in a new
@@ -212,10 +239,25 @@ class Replay(Rows):
     def transitions(self, rows: Tensor) -> Batch:
         """The transitions that begin in rows ``[K, S, B]``, numbered along positions and environments: from the ring's
         first position, or from a seed's oldest step if not all of its full ring can be drawn."""
+        return super().transitions(self._in_ring(rows))
+
+    def _in_ring(self, rows: Tensor) -> Tensor:
+        """The indices of rows ``[K, S, B]`` in the rings of all seeds."""
         if (fewer := self.oldest > max(0, self.added - self.steps)).any():
             first = torch.from_numpy(self.oldest * fewer * self.envs).to(rows.device)
             rows = (rows + first.unsqueeze(-1)) % (self.steps * self.envs)
-        return super().transitions(rows + self.offsets)
+        return rows + self.offsets
+
+    def goals(self, rows: Tensor, uniform: Tensor) -> Tree:
+        """What is reached later in the same episode, up to the newest step; see ``Table.goals``."""
+        rows, newest = self._in_ring(rows), self.added - 1
+        place = rows // self.envs % self.steps
+        number = newest - (newest - place) % self.steps
+        until = self.until.view(-1)[rows]
+        left = torch.where(until < 0, newest, until) - number + 1
+        later = number + (uniform * left).long().clamp(max=left - 1)
+        found = self.observed(1, (rows + (later % self.steps - place) * self.envs).flatten())
+        return tree_map(lambda x: x.view(*rows.shape, *x.shape[1:]), found)
 
     def state_dict(self, copy: bool = True) -> dict[str, Any]:
         """The rows in use, and everything else needed to resume.
@@ -264,6 +306,8 @@ class Replay(Rows):
         if self.ages is not None:
             self.age = self.ages[places].cpu().numpy()
         self.ended = self._steps()[:, (self.added - 1) % self.steps, :, -1].bool().cpu().numpy()
+        if self.until is not None:
+            self._find_ends()
         had = self.counts
         self._forget()
         self.lost = int((had - self.counts).max()) if self.files is not None else 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from offlinerl.agents.base import Agent
+from offlinerl.experience.hindsight import Hindsight
 from offlinerl.experience.ring import Replay
 from offlinerl.experience.table import Table
 from offlinerl.learning.rng import Streams
@@ -114,61 +115,20 @@ class OfflineData(Source):
         return True
 
 
-class Goal(NamedTuple):
-    """What a goal is, in vector observations ``[..., O]``.
-
-    Attributes:
-        achieved: G entries of an observation, which say what is reached.
-        desired: G entries of an observation, which say what should be.
-        radius: distance at which a goal counts as reached, in the observations' units.
-    """
-
-    achieved: Sequence[int]
-    desired: Sequence[int]
-    radius: float
-
-
 class GoalData(OfflineData):
-    """Minibatches of transitions with other goals than those of their episodes: what is reached later in the same
-    episode, drawn uniformly, and sometimes what is reached anywhere in the data.
+    """Minibatches of transitions with other goals than those of their episodes.
 
-    The reward is 0 where the next observation is at the goal, and no value follows it; elsewhere it is -1. Whether the
-    stored transition is terminal does not count, since it depends on the episode's own goal.
-
-    Args:
-        table: transitions.
-        args: as in ``OfflineData``.
-        goal: what a goal is.
-        anywhere: share of the goals that are drawn from all of the data, which show what cannot be reached.
-        kwargs: as in ``OfflineData``.
-
-    Source: Andrychowicz et al., Hindsight Experience Replay, NeurIPS 2017, section 4.5, strategy "future"; goals from
-    anywhere as in Park et al., OGBench, ICLR 2025.
+    The arguments are those of ``OfflineData``, and ``hindsight`` chooses the goals.
     """
 
-    def __init__(self, table: Table, *args: Any, goal: Goal, anywhere: float = 0.0, **kwargs: Any):
-        super().__init__(table, *args, **kwargs)
-        device = self.streams.device
-        self.achieved, self.desired = (torch.tensor(of, device=device) for of in (goal.achieved, goal.desired))
-        self.radius, self.anywhere = goal.radius, anywhere
+    def __init__(self, *args: Any, hindsight: Hindsight, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.hindsight = hindsight
 
     def draw(self, updates: int | None = None) -> Batch:
-        shape = updates or self.piece, self.batch_size
-        rows, later = self.streams.integers(len(self.table), shape), self.streams.uniform(0, 1, shape)
-        reached = self.table.goals(rows, later)
-        if self.anywhere:
-            other = self.table.observed(1, self.streams.integers(len(self.table), shape).flatten()).view_as(reached)
-            elsewhere = self.streams.uniform(0, 1, shape) < self.anywhere
-            reached = torch.where(elsewhere.unsqueeze(-1), other, reached)
-        return self.towards(reached[..., self.achieved].transpose(0, 1), self.table.transitions(rows.transpose(0, 1)))
-
-    def towards(self, goal: Tensor, batch: Batch) -> Batch:
-        """A block of transitions ``[K, S, B, ...]`` with these goals ``[K, S, B, G]``."""
-        for obs in (batch.obs, batch.next_obs):
-            obs[..., self.desired] = goal
-        distance = torch.linalg.vector_norm(batch.next_obs[..., self.achieved] - goal, dim=-1)
-        onwards = (distance > self.radius).float()  # [K, S, B]
-        return batch._replace(reward=-onwards, discount=per_seed(self.table.gamma, onwards[0]) * onwards)
+        rows = self.streams.integers(len(self.table), (updates or self.piece, self.batch_size)).transpose(0, 1)
+        batch = self.table.transitions(rows)
+        return self.hindsight.relabelled(batch, rows, self.table, self.streams, self.table.gamma)
 
 
 class EpisodeData(OfflineData):
@@ -287,6 +247,7 @@ class ReplayData(ActingData):
             default the environment's.
         reward_clip: clip rewards to this distance from 0 (Mnih et al., Nature 2015, methods).
         terminal_ends: whether truncated episodes count as terminated.
+        hindsight: gives the transitions of the replay buffer other goals.
 
     Attributes:
         stride: the smallest number of steps per seed that makes whole updates and whole steps of its environments.
@@ -308,12 +269,14 @@ class ReplayData(ActingData):
         reward: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
         reward_clip: float | None = None,
         terminal_ends: bool = False,
+        hindsight: Hindsight | None = None,
     ):
         self.stride = math.lcm(len(collector.lanes), steps_per_update)
         block_steps = -(-updates * steps_per_update // self.stride) * self.stride
         super().__init__(agent, collector, block_steps, least=PIECE * steps_per_update)
         self.replay, self.table, self.old_share = replay, table, old_share
         self.reward, self.reward_clip, self.terminal_ends = reward, reward_clip, terminal_ends
+        self.hindsight = hindsight
         self.batch_size, self.steps_per_update, self.warm_up = batch_size, steps_per_update, warm_up
 
     def draw(self, steps: int | None = None) -> Batch:
@@ -332,9 +295,13 @@ class ReplayData(ActingData):
 
     def sample(self, updates: int) -> Batch:
         """K minibatches of the replay buffer, and of the table if there is one."""
+        replay, streams, B = self.replay, self.replay.streams, self.batch_size
+        if self.hindsight is not None:
+            rows = streams.integers(replay.counts, (updates, B)).transpose(0, 1)
+            return self.hindsight.relabelled(replay.transitions(rows), rows, replay, streams, replay.gamma)
         if self.table is None:
-            return self.replay.sample(updates, self.batch_size)
-        streams, old, B = self.replay.streams, len(self.table), self.batch_size
+            return replay.sample(updates, B)
+        old = len(self.table)
         if self.old_share is None:
             rows = streams.integers(old + self.replay.counts, (updates, B)).transpose(0, 1)
             is_old = rows < old  # [K, S, B]

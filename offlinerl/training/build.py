@@ -33,11 +33,11 @@ from offlinerl.envs.make import make as make_env
 from offlinerl.envs.pool import Pool
 from offlinerl.evaluation.evaluate import make_pool
 from offlinerl.evaluation.task import Task
+from offlinerl.experience.hindsight import Goal, Hindsight
 from offlinerl.experience.ring import Replay
 from offlinerl.experience.sources import (
     ActingData,
     EpisodeData,
-    Goal,
     GoalData,
     OfflineData,
     ReplayData,
@@ -49,8 +49,7 @@ from offlinerl.learning.exploration import linear
 from offlinerl.rollout.actor_pool import ActorPool
 from offlinerl.rollout.collector import Collector
 from offlinerl.rollout.ray_backend import RayBackend
-from offlinerl.training import config
-from offlinerl.training.goals import with_goals
+from offlinerl.training import config, goals
 from offlinerl.training.held_out import HeldOut, hold_out
 from offlinerl.training.loop import Run
 from offlinerl.training.processes import Team
@@ -114,8 +113,12 @@ def build(
 def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None) -> Run:
     """A run that learns by acting in an environment and is counted in environment steps. If it learns from rollouts,
     its length and the steps between evaluations are rounded up to whole rollouts."""
-    about, train, display = settings["fit"], settings["train"], Display()
+    about, train, display, goal = settings["fit"], settings["train"], Display(), None
     task = Task.of(entry)
+    if train.get("goals", "data") != "data":
+        entry, goal = goals.with_goals(entry, task, train["goal_radius"])
+        task = Task.of(entry)
+        display.say(f"{entry.name}: {goals.in_words(goal)}")
     pool = make_pool(task, members_of(settings), train["final_episodes"])
     task = with_leaves(task, pool.envs[0], about.get("obs_keys"))
     agent = agent_for(task, pool.spec, settings, device, folder)
@@ -132,6 +135,7 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
             agent, collector, replay_for(agent, task, train, steps, folder), train["batch"], train["block"],
             train["steps_per_update"], train["warm_up"],
             reward_clip=train["reward_clip"],
+            hindsight=None if goal is None else hindsight_for(agent, goal, train),
         )  # fmt: skip
     compute_as_asked(agent, train, updates)
     schedule = Schedule("step", [Stage("online", source, steps, every, "--steps")])
@@ -155,11 +159,10 @@ def on_dataset(
     announce(entry, raw, data, display, rewarded=kind != "observations" and not hindsight)
     own_score = dataset_score(entry, raw)
     if hindsight:
-        entry, data, goal = with_goals(entry, data, task_of(entry, data, about), train["goal_radius"])
-        display.say(
-            f"{entry.name}: goals are what is reached later in an episode (--train.goals future); until a policy is"
-            f" within {goal.radius:g} of its goal, each step is rewarded with -1"
-        )
+        task = task_of(entry, data, about)
+        entry, goal = goals.with_goals(entry, task, train["goal_radius"])
+        data = goals.with_own_goals(data, goal)
+        display.say(f"{entry.name}: {goals.in_words(goal)}")
     task, pool, spec = where_to_evaluate(settings, entry, data, kind, display)
     if pool is not None:
         data = in_one_vector(data, pool.envs[0])
@@ -204,14 +207,19 @@ def batches_for(
     """What makes the source of an agent's batches of a kind, given a table and the number of updates in a block."""
     more: dict[str, Any] = dict(length=agent.config.context) if kind == "windows" else {}
     if goal is not None:
-        if agent.n_step > 1:
-            raise UserError(
-                f"the rewards of n steps are those of the data's goals, and n_step is {agent.n_step}: give"
-                " --agent.n_step 1"
-            )
-        more = dict(goal=goal, anywhere=train["goals_anywhere"])
+        more = dict(hindsight=hindsight_for(agent, goal, train))
     source = SOURCES[kind] if goal is None else GoalData
     return partial(source, seeds=agent.seeds, batch_size=train["batch"] // team.size, rank=team.rank, **more)
+
+
+def hindsight_for(agent: Agent, goal: Goal, train: Mapping[str, Any]) -> Hindsight:
+    """What gives an agent's transitions other goals."""
+    if agent.n_step > 1:
+        raise UserError(
+            f"the rewards of n steps are those of an episode's own goal, and n_step is {agent.n_step}: give"
+            " --agent.n_step 1"
+        )
+    return Hindsight(goal, train["goals_anywhere"], train["goals_own"], agent.device)
 
 
 def loaded(entry: Entry, settings: dict[str, Any], folder: Path, display: Display) -> tuple[Dataset, dict[str, Any]]:

@@ -103,22 +103,35 @@ class ObservationsConfig(EpisodesConfig):
     eval_every: int = 1_000
 
 
+GOALS = setting(
+    "data", "the goals to learn to reach; future: what is reached later in the same episode (hindsight)",
+    choices=("data", "future"),
+)  # fmt: skip
+ANYWHERE = setting(
+    0.0, "with goals future, the fraction of goals that are reached anywhere in the batch instead", low=0, high=1
+)
+RADIUS = setting(None, "with goals future, the distance at which a goal is reached; null: the task's, or 0", low=0)
+
+
+def require_goals(train: OfflineConfig | OnlineConfig, *names: str) -> None:
+    """Raise a UserError if one of these settings is given without other goals than the data's, or leaves no room."""
+    for name in names:
+        if train.goals == "data" and getattr(train, name):
+            raise UserError(f"{name} is for other goals than the data's: give --train.goals future too")
+    if train.goals_own + train.goals_anywhere > 1:
+        raise UserError("goals_own and goals_anywhere are fractions of the same goals: give two whose sum is at most 1")
+
+
 @dataclass(frozen=True)
 class OfflineConfig(EpisodesConfig):
     """Training settings of runs on a dataset's transitions, and of fine-tuning after them."""
 
     batch: int = setting(256, "transitions per gradient step", low=1)
     block: int = 50
-    goals: str = setting(
-        "data", "the goals to learn to reach; future: what is reached later in the same episode (hindsight)",
-        choices=("data", "future"),
-    )  # fmt: skip
-    goals_anywhere: float = setting(
-        0.0, "with goals future, the fraction of goals that are drawn from all of the data instead", low=0, high=1
-    )
-    goal_radius: float | None = setting(
-        None, "with goals future, the distance at which a goal is reached; null: the task's, or 0", low=0
-    )
+    goals: str = GOALS
+    goals_own: float = setting(0.0, "with goals future, the fraction of rows that keep their goal", low=0, high=1)
+    goals_anywhere: float = ANYWHERE
+    goal_radius: float | None = RADIUS
     online_steps: int = setting(0, "environment steps of fine-tuning afterwards", low=0)
     online_eval_every: int = setting(1_000, "updates between evaluations in fine-tuning", low=1)
     envs: int = setting(1, "number of parallel environments", low=1)
@@ -133,13 +146,12 @@ class OfflineConfig(EpisodesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_goals(self, "goals_own", "goals_anywhere", "goal_radius")
         if self.goals == "data":
-            if self.goals_anywhere or self.goal_radius is not None:
-                given = "goals_anywhere" if self.goals_anywhere else "goal_radius"
-                raise UserError(f"{given} is for other goals than the data's: give --train.goals future too")
-        elif self.reward not in (None, "none"):
+            return
+        if self.reward not in (None, "none"):
             raise UserError(f"other goals have other rewards, 0 and -1: leave out --train.reward {self.reward}")
-        elif self.online_steps:
+        if self.online_steps:
             raise UserError("in fine-tuning, goals are those of the environment: leave out --train.goals")
 
 
@@ -175,6 +187,17 @@ class OnlineConfig(OnPolicyConfig):
     priority_alpha: float = setting(0.6, "exponent of the error in the sampling probability", low=0, high=1)
     priority_beta: float = setting(0.4, "exponent of the importance weights that correct for it", low=0, high=1)
     workers: int = setting(0, "processes that act; 0: only this one", low=0)
+    goals: str = GOALS
+    goals_own: float = setting(0.2, "with goals future, the fraction of rows that keep their goal", low=0, high=1)
+    goals_anywhere: float = ANYWHERE
+    goal_radius: float | None = RADIUS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_goals(self, "goals_anywhere", "goal_radius")
+        if self.goals != "data" and (self.prioritized or self.reward_clip is not None):
+            given = "prioritized" if self.prioritized else "reward_clip"
+            raise UserError(f"{given} is for the environment's own goals and rewards: leave out --train.goals")
 
 
 BY_SOURCE = dict(
