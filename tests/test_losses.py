@@ -79,6 +79,12 @@ def test_alignment_by_hand():
     assert losses.alignment(torch.zeros(1, 3, 1, 2)).item() == 0
 
 
+def test_soft_maximum_by_hand():
+    q, density = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.5, 0.25], [0.5, 0.5]])
+    by_hand = [math.log((math.exp(1) / 0.5 + math.exp(2) / 0.25) / 2), math.log(2)]
+    torch.testing.assert_close(losses.soft_maximum(q, density.log()), torch.tensor(by_hand))
+
+
 def test_huber_by_hand():
     loss = losses.huber(torch.tensor([2.0, -20.0, 30.0, -25.0]), delta=20.0)
     assert loss.tolist() == [2.0, 200.0, 20 * (30 - 10.0), 20 * (25 - 10.0)]

@@ -50,8 +50,8 @@ class CQL(SAC):
         )  # fmt: skip
 
     def soft_maximum(self, batch: Batch, noise: Noise) -> Tensor:
-        """The log of the integral of exp Q(s, a) over a, ``[S, N, B]``, by importance sampling from uniform actions,
-        the policy's actions at ``s`` and its actions at the next state (paper, appendix F)."""
+        """The soft maximum of Q over all actions, ``[S, N, B]``, sampled from uniform actions, the policy's actions at
+        ``s`` and its actions at the next state (paper, appendix F)."""
         with torch.no_grad():
             here, log_here = self.actor(batch.obs, noise["here"])  # [S, B, samples, A] and [S, B, samples]
             there, log_there = self.actor(batch.next_obs, noise["there"])
@@ -59,7 +59,7 @@ class CQL(SAC):
             actions = torch.cat([noise["uniform"], here, there], 2)
             log_density = torch.cat([log_uniform, log_here, log_there], 2)  # [S, B, 3 samples]
         q = self.critic.of_many(batch.obs, actions)  # [S, N, B, 3 samples]
-        return (q - log_density.unsqueeze(1)).logsumexp(-1) - math.log(3 * self.config.samples)
+        return losses.soft_maximum(q, log_density.unsqueeze(1))
 
     def draw(self, batch_size: int) -> Noise:
         rng, shape = self.rng, (batch_size, self.config.samples, self.spec.action_dim)

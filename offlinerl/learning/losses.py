@@ -89,6 +89,22 @@ def alignment(slopes: Tensor) -> Tensor:
     return pairs / (slopes.shape[1] - 1)
 
 
+def soft_maximum(q: Tensor, log_density: Tensor) -> Tensor:
+    """The log of the integral of exp Q(s, a) over a, by importance sampling from n actions: ``log mean exp(Q - log
+    density)``.
+
+    Args:
+        q: values of the sampled actions, ``[..., n]``.
+        log_density: of the distribution that each was sampled from, ``[..., n]``.
+
+    Returns:
+        ``[...]``.
+
+    Source: Kumar et al., Conservative Q-Learning, NeurIPS 2020, appendix F.
+    """
+    return (q - log_density).logsumexp(-1) - math.log(q.shape[-1])
+
+
 def awr(log_prob: Tensor, advantage: Tensor, temperature: Number, max_weight: float = 100.0) -> Tensor:
     """Advantage-weighted regression of the policy, ``-min(exp(temperature * A), max_weight) * log pi(a|s)``.
 
