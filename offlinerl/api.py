@@ -230,9 +230,9 @@ def evaluate(
 
 
 @filled
-def collect(source: str | Policy | DeployedPolicy, env: Environment, dataset_id: str, **settings: Any) -> Path:
-    """Collect a dataset in an environment (see ``fit``) with an agent, a checkpoint, "random", "scripted" or any
-    policy; for the settings see ``offlinerl.training.collection.collect``."""
+def collect(source: str | Policy | DeployedPolicy, env: Environment | None, dataset_id: str, **settings: Any) -> Path:
+    """Collect a dataset in an environment (see ``fit``; None: that of the checkpoint) with an agent, a checkpoint,
+    "random", "scripted" or any policy; for the settings see ``offlinerl.training.collection.collect``."""
     where = _environment(env)
     from offlinerl.training import collection
 
@@ -393,8 +393,8 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
             ``offlinerl.data.arrays.from_arrays``; or a pandas DataFrame, with ``columns`` as for a file.
         env: the environment of a file, for its action bounds and episode ends. For other sources, give ``env`` to
             ``fit``.
-        settings: of ``offlinerl.data.load.load``; for arrays only ``name`` and ``obs_keys``, for a DataFrame also
-            ``columns``.
+        settings: of ``offlinerl.data.load.load``; for arrays and DataFrames only ``name``, ``obs_keys`` and
+            ``columns``, with which arrays are the columns of a table.
 
     Raises:
         UserError: the dataset is unknown, unavailable or invalid.
@@ -408,7 +408,7 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
         raise _no_dataset(source)
     if env is not None and not isinstance(found, str | Path):
         raise UserError("env applies to a dataset's file: leave it out here, and give it to offlinerl.fit")
-    if is_frame:
+    if is_frame or (isinstance(source, Mapping) and settings.get("columns") is not None):
         columns, name = settings.pop("columns", None), settings.pop("name", "frame")
         return formats.of_frame(cast(Mapping[str, Any], source), columns and parse_columns(columns), name, **settings)
     if isinstance(found, str | Path):

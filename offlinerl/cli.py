@@ -473,7 +473,9 @@ def add_collect(commands: Any) -> None:
         "source", help="an agent, which learns while it collects; a checkpoint or a run; random; or scripted"
     )
     p.add_shared("--agent-class")
-    p.add_argument("--env", required=True, metavar="ID", help="where to act: a Gymnasium id or a dataset's name")
+    p.add_argument(
+        "--env", metavar="ID", help="where to act: a Gymnasium id or a dataset's name (default: a checkpoint's own)"
+    )
     p.add_shared(*LIMITS)
     p.add_argument("--dataset", required=True, metavar="ID", help="id of the new dataset, (namespace/)name-vN")
     p.add_shared("--obs-keys")

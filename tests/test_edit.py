@@ -99,6 +99,27 @@ def test_tables_merge_in_the_given_order_of_columns(here):
     assert offlinerl.load_dataset("both.hdf5").obs.tolist() == [[100 + t, t] for t in range(3)] * 2
 
 
+@pytest.mark.parametrize("actions", [["u_*"], ["u_1", "u_2"]])
+def test_actions_merge_if_their_columns_are_in_one_order(here, capsys, actions):
+    for name, columns in dict(a="u_1,u_2", b="u_2,u_1").items():
+        Path(f"{name}.csv").write_text(f"x,{columns}\n" + "0,1,2\n" * 4)
+        given = actions if name == "a" or actions == ["u_*"] else actions[::-1]
+        Path(f"{name}.csv.columns.yaml").write_text(yaml.safe_dump(dict(obs=["x"], action=given)))
+    assert together("a.csv", "b.csv") == 1
+    said = "the actions of b are the columns u_2, u_1, and those of a u_1, u_2: name the same, in one order, with --col"
+    assert said in capsys.readouterr().err
+    Path("b.csv.columns.yaml").write_text(yaml.safe_dump(dict(obs=["x"], action=["u_1", "u_2"])))
+    assert together("a.csv", "b.csv") == 0
+    assert offlinerl.load_dataset("both.hdf5").action.tolist() == [[1, 2]] * 3 + [[2, 1]] * 3
+
+
+def test_actions_whose_columns_have_no_name_in_common_merge(here):
+    for name in "ab":
+        Path(f"{name}.csv").write_text(f"x,{name}_1,{name}_2\n" + "0,1,2\n" * 4)
+        Path(f"{name}.csv.columns.yaml").write_text(yaml.safe_dump(dict(obs=["x"], action=[f"{name}_1", f"{name}_2"])))
+    assert together("a.csv", "b.csv") == 0
+
+
 @pytest.mark.parametrize("folder", [True, False])
 def test_robomimic_files_with_other_part_names_do_not_merge(here, capsys, folder):
     Path("logs").mkdir()

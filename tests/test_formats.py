@@ -1135,6 +1135,27 @@ def test_rows_are_sorted_by_dates(here, kind):
         offlinerl.load_dataset(frame, columns=columns)
 
 
+@pytest.mark.parametrize("kind", ["text", "zulu", "nanoseconds", "objects", "zone"])
+def test_a_frame_may_hold_dates_in_any_form(kind):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    times = pandas.Series(pandas.date_range("2026-01-31T23:59:59.5", periods=6, freq="100ms", tz="UTC"))
+    ends = dict(text="", zulu="Z", nanoseconds="000")
+    if kind == "objects":
+        times = times.astype(object)
+    elif kind in ends:
+        times = times.dt.strftime("%Y-%m-%dT%H:%M:%S.%f") + ends[kind]
+    frame = pandas.DataFrame(dict(t=times, x=np.arange(6.0), a=np.ones(6), run=0)).sample(frac=1, random_state=1)
+    data = offlinerl.load_dataset(frame, columns=["obs=x", "action=a", "episode=run", "step=t"])
+    assert data.obs[:, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_column_whose_name_holds_a_comma_is_named_by_a_pattern(here, refused):
+    Path("log.csv").write_text('"Target=X, mm",u\n' + "".join(f"{t},0.5\n" for t in range(4)))
+    said = refused("datasets", "show", "log.csv", "--columns", "obs=Target=X, mm", "action=u")
+    assert said.rstrip().endswith("no column 'Target=X'; for a name with a comma give a pattern: Target=X? mm")
+    assert main(["datasets", "show", "log.csv", "--columns", "obs=Target=X? mm", "action=u"]) == 0
+
+
 @pytest.mark.filterwarnings("error")
 def test_dates_of_other_time_zones_are_compared_in_utc(here):
     times = [

@@ -289,7 +289,8 @@ def test_a_point_that_wandered_reaches_goals(kind):
     taught = run.summary["last"]["mean"]
     assert run.summary["score_kind"] == "success" and taught > 60
     again = offlinerl.evaluate(run.folder / "last.ckpt", env=kind, episodes=20, seed=7)
-    assert again["mean"] > -20  # the return: -28 if it moves at random, and -7 straight to its goal
+    assert again["score_kind"] == "success" and again["mean"] > 60
+    assert again["mean_return"] > -20  # -28 if it moves at random, and -7 straight to its goal
 
 
 def test_a_run_observes_the_goal_and_its_policy_acts_for_it():
@@ -309,6 +310,17 @@ def test_a_policy_that_observes_goals_is_not_judged_on_data_without_them():
     run = brief("iql", data=data)
     with pytest.raises(UserError, match="observes a goal, which the rows of a dataset do not have: give --episodes N"):
         offlinerl.select([run.folder], dataset=data)
+
+
+def test_policies_are_ranked_by_the_share_of_goals_they_reach():
+    gym.register("Parted-v0", Parted, max_episode_steps=STEPS)
+    data = wandering(Parted, 300)
+    brief_ones = dict(BRIEF, goals="future", goal_radius=0.15, hidden=(64, 64))
+    runs = [offlinerl.fit("bc", data, env="Parted-v0", **brief_ones | dict(updates=n)) for n in (1, 1500)]
+    found = offlinerl.select([run.folder for run in runs], episodes=60)
+    best, worst = found["policies"]
+    assert found["unit"] == "success in %" and best["run"] == str(runs[1].folder)
+    assert 0 <= worst["estimate"] < best["estimate"] <= 100
 
 
 def test_goals_are_whole_observations_in_ogbench():

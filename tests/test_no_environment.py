@@ -53,7 +53,7 @@ def logs(rows=200, episode=20, discrete=False, seed=0):
 def test_a_training_without_an_environment_leaves_losses_and_a_policy_that_acts(here, capsys):
     run = offlinerl.fit("bc", logs(), seeds=[0, 1], over=dict(train={**FEW, "updates": 400, "eval_every": 200}))
     said = capsys.readouterr().out
-    for words in ("no environment is named", "the bounds of the data", "1 episode is held out"):
+    for words in ("no environment is named", "the range of the data", "1 episode is held out"):
         assert words in said
     assert f"offlinerl evaluate {run.folder} --env ID" in said
     summary = json.loads((run.folder / "summary.json").read_text())
@@ -371,9 +371,8 @@ def test_the_environment_of_a_dataset_need_not_be_installed(here, monkeypatch, c
     flags = ["--batch", "8", "--updates", "6", "--eval-every", "3", "--compile", "false"]
     assert main(["fit", "bc", "--dataset", "test/lost-v0", *flags]) == 1
     said = capsys.readouterr().err
-    assert "cannot be made: No module named 'nowhere'" in said and said.endswith(
-        "; or train on the dataset alone, with --env none\n"
-    )
+    assert "the environment NotInstalled-v7 cannot be made: No module named 'nowhere'; install that module" in said
+    assert said.endswith("; or train on the dataset alone, with --env none\n")
     for name in ("lost", "swing"):
         assert main(["fit", "bc", "--dataset", f"test/{name}-v0", "--env", "none", "--out", name, *flags]) == 0
         said = capsys.readouterr().out

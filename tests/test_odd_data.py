@@ -485,6 +485,19 @@ def words_of(capsys):
     return " ".join(capsys.readouterr().out.split())
 
 
+def test_a_few_per_cent_beyond_the_usual_bounds_are_no_fault(capsys):
+    rng = np.random.default_rng(0)
+    write(pendulum(timeouts=ends_every(200), actions=rng.normal(scale=0.6, size=(ROWS, 1))))  # a tenth beyond 1
+    assert kinds("some.hdf5")["action range"] is False
+
+
+def test_columns_are_remembered_although_a_file_has_faults(capsys):
+    Path("log.csv").write_text("x,u,r\n" + "".join(f"{t},{4 if t == 7 else 0.5},0\n" for t in range(300)))
+    assert main(["datasets", "validate", "log.csv", "--columns", "obs=x", "action=u", "reward=r"]) == 1
+    assert "fault: action range" in words_of(capsys)
+    assert main(["datasets", "validate", "log.csv", "--action-range=-4,4"]) == 0
+
+
 def test_without_bounds_other_units_are_a_note_and_outliers_a_fault(capsys):
     write(pendulum(timeouts=ends_every(200)))
     assert kinds("some.hdf5")["action range"] is False

@@ -180,6 +180,34 @@ def test_a_policy_object_is_evaluated():
         offlinerl.evaluate(Still())
 
 
+def test_arrays_may_have_the_names_of_files_and_say_which_episode_a_row_is_of():
+    obs, names = np.arange(6.0)[:, None], ["observations", "actions", "rewards", "terminals"]
+    arrays = dict(zip(names, [obs, obs, obs[:, 0], np.zeros(6, bool)], strict=True))
+    data = offlinerl.load_dataset(arrays | dict(episode=["a", "a", "a", "b", "b", "b"]))
+    assert data.episode_lengths.tolist() == [2, 2] and data.obs[:, 0].tolist() == [0, 1, 3, 4]  # the last have no next
+    with pytest.raises(UserError, match="the rows of episode a are not together: sort them by episode"):
+        offlinerl.load_dataset(arrays | dict(episode=["a", "a", "a", "b", "b", "a"]))
+    with pytest.raises(UserError, match=r"episode has shape \(2,\), but there are 6 rows"):
+        offlinerl.load_dataset(arrays | dict(episode=[1, 2]))
+    with pytest.raises(UserError, match="the arrays have no use for 'actions'"):
+        offlinerl.load_dataset(arrays | dict(action=obs))
+
+
+def test_arrays_may_be_the_columns_of_a_table():
+    table = dict(x=np.arange(6.0), joint=np.ones((6, 2)), r=np.zeros(6), run=[0, 0, 0, 1, 1, 1])
+    data = offlinerl.load_dataset(table, columns="obs=x action=joint reward=r episode=run")
+    assert data.episode_lengths.tolist() == [2, 2] and data.action.shape == (4, 2)
+
+
+def test_a_policy_collects_where_it_was_trained(here):
+    few = dict(steps=40, warm_up=20, eval_every=40, batch=8, final_episodes=1, compile=False)
+    run = offlinerl.fit("td3", env="Pendulum-v1", out="there", **few)
+    offlinerl.collect(run.folder, None, "some/own-v0", episodes=1)
+    assert len(offlinerl.load_dataset("some/own-v0")) == 200
+    with pytest.raises(UserError, match="collect needs --env"):
+        offlinerl.collect(Still(), None, "some/own-v1", episodes=1)
+
+
 def test_a_deployed_policy_is_evaluated_where_it_was_trained(here):
     few = dict(steps=40, warm_up=20, eval_every=40, batch=8, final_episodes=1, compile=False)
     run = offlinerl.fit("td3", env="Pendulum-v1", seeds=[4], **few)
@@ -219,7 +247,7 @@ def test_a_dataset_from_arrays(successors):
         (dict(reward=None), "the arrays lack reward"), (dict(reward=np.zeros(3)), "unequal lengths"),
         (dict(obs=np.full((4, 1), np.nan)), "obs has NaN"),
         (dict(terminated=np.full(4, 0.5)), "terminated must be 0 or 1"),
-        (dict(timeouts=np.zeros(4)), "no use for 'timeouts'; known are"),
+        (dict(cameras=np.zeros(4)), "no use for 'cameras'; known are"),
         (dict(truncate=np.zeros(4)), "no use for 'truncate'; did you mean truncated"),
         (dict(reward=list("abcd")), "reward must be numbers"), (dict(action=dict(left=np.zeros(4))), "action must be"),
         (dict(terminated=0), "terminated must be numbers"), (dict(obs=[[1, 2], [1]] * 2), "the array obs is damaged"),

@@ -401,6 +401,21 @@ def test_a_dataset_in_another_order_than_a_run_ranks_nothing(logged, here):
     assert offlinerl.select(logged["yx"], data, **FITTED)["tried"] == 1
 
 
+def test_actions_by_a_pattern_in_another_order_rank_nothing(here):
+    runs, columns = {}, "obs=x,y action=a_* reward=r episode=run"
+    for name, order in dict(x="a_1,a_2", z="a_2,a_1").items():
+        log = Path(write_log(here / f"pattern-{name}.csv"))
+        log.write_text(log.read_text().replace("u,v", order, 1))
+        runs[name] = offlinerl.fit("td3bc", log, columns=columns, over=SHORT, out=here / f"by-pattern-{name}").folder
+        assert offlinerl.load_policy(runs[name]).agent.task["actions"] == order.split(",")
+    with pytest.raises(UserError, match=r"columns of the actions .* are a_2, a_1, and those of .* a_1, a_2"):
+        offlinerl.select([runs["x"], runs["z"]], **FITTED)
+    with pytest.raises(UserError, match="are a_1, a_2, and those of the dataset pattern-z a_2, a_1"):
+        offlinerl.select(runs["x"], here / "pattern-z.csv", **FITTED)
+    with pytest.raises(UserError, match="in the order a_1, a_2, and this run in the order a_2, a_1"):
+        offlinerl.fit("td3bc", here / "pattern-z.csv", columns=columns, init=runs["x"], over=SHORT)
+
+
 @pytest.fixture(scope="module")
 def parted(here):
     """Runs on one robomimic file with the parts of its observations in two orders, and in its own."""

@@ -15,7 +15,13 @@ from offlinerl.util.errors import UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
 NEEDED = ("obs", "action", "reward", "terminated")
-KNOWN = (*NEEDED, "truncated", "next_obs", "log_prob")
+KNOWN = (*NEEDED, "truncated", "episode", "next_obs", "log_prob")
+
+USUAL = dict(
+    observations="obs", actions="action", rewards="reward", terminals="terminated", terminations="terminated",
+    timeouts="truncated", truncations="truncated", next_observations="next_obs",
+)  # fmt: skip
+"""Names that files give these fields."""
 
 
 def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
@@ -23,21 +29,26 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
 
     Args:
         arrays: ``obs`` ``[rows, ...]``, an array or a dictionary of arrays; ``action`` ``[rows, A]``, or ``[rows]`` for
-            discrete actions; ``reward`` and ``terminated`` ``[rows]``; ``truncated`` ``[rows]``, by default true only
-            in the last row; ``next_obs``, by default the next row's observation, in which case truncated rows are
-            dropped; and ``log_prob`` ``[rows]``, if known, see ``Dataset``.
+            discrete actions; ``reward`` and ``terminated`` ``[rows]``; ``truncated`` ``[rows]``, or ``episode``
+            ``[rows]``, whose changes mark the ends of episodes, by default only the last row; ``next_obs``, by default
+            the next row's observation, in which case truncated rows are dropped; and ``log_prob`` ``[rows]``, if
+            known, see ``Dataset``. The names in D4RL's and Minari's files are understood too.
         name: the dataset's name.
 
     Raises:
         UserError: an array is missing, unknown, of another length, or holds invalid values.
     """
     given = {field: of for field, of in arrays.items() if of is not None}
+    for usual, field in USUAL.items():
+        if usual in given and field not in given:
+            given[field] = given.pop(usual)
     if missing := [field for field in NEEDED if not any(tree_leaves(given.get(field)))]:  # absent, or without parts
         raise UserError(f"the arrays lack {min(missing)}; needed are {', '.join(NEEDED)}")
     if unknown := [str(field) for field in given if field not in KNOWN]:
         hint = did_you_mean(unknown[0], KNOWN, f"known are {', '.join(KNOWN)}")
         raise UserError(f"the arrays have no use for {unknown[0]!r}; {hint}")
     columns: dict[str, Tree] = {}
+    episode = given.pop("episode", None)
     for field, of in given.items():
         make = partial(column_of, what=f"{name}: {field}")
         with reading(f"the array {field}", "give numbers, a row a step"):
@@ -53,6 +64,8 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     truncated = as_flags(columns["truncated"], "truncated") if "truncated" in columns else np.zeros(rows, bool)
     last = terminated | truncated
     last[-1] = True
+    if episode is not None:
+        last |= _final_rows(np.asarray(episode), rows, name)
     rounded = Rounded()
     rounded.see(tree_map(np.asarray, given["obs"]), last)
     keep = np.ones(rows, bool)
@@ -82,6 +95,22 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     return Dataset.of_rows(
         obs, next_obs, terminated=terminated[keep], last=last, name=name, provenance=facts, **numbers
     )
+
+
+def _final_rows(episode: np.ndarray, rows: int, name: str) -> np.ndarray:
+    """``[rows]`` bool, the last row of each episode, given the episode of every row.
+
+    Raises:
+        UserError: there is not one episode per row, or the rows of one are not together.
+    """
+    if episode.shape != (rows,):
+        raise UserError(f"{name}: episode has shape {episode.shape}, but there are {rows} rows: give one number a row")
+    final = np.r_[episode[1:] != episode[:-1], True]
+    ids, counts = np.unique(episode[final], return_counts=True)
+    if (counts > 1).any():
+        apart = ids[counts > 1][0]
+        raise UserError(f"{name}: the rows of episode {apart} are not together: sort them by episode")
+    return final
 
 
 def _like(flags: np.ndarray, column: Tree) -> np.ndarray:

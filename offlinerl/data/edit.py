@@ -16,7 +16,9 @@ from offlinerl.util.errors import UserError
 EVALUATED = ("eval_env_spec", "ref_min_score", "ref_max_score")
 """Keys of Minari's metadata that tell how policies are evaluated."""
 
-INHERITED = (*EVALUATED, "env_spec", "obs_keys", "parts", "action_space", "reward", "frame_stack", "fps", "robot")
+INHERITED = (
+    *EVALUATED, "env_spec", "obs_keys", "parts", "actions", "action_space", "reward", "frame_stack", "fps", "robot",
+)  # fmt: skip
 """Provenance keys that a part inherits from the whole, and a merged dataset from parts that agree on them."""
 
 
@@ -24,11 +26,13 @@ def merge(parts: Sequence[Dataset], name: str = "merged") -> Dataset:
     """The episodes of several datasets, one after another.
 
     Raises:
-        UserError: the parts differ in the parts or columns of their observations or in their order; observations or
-            actions differ in shape; some actions are discrete and some are not; or the rewards follow different rules.
+        UserError: the parts differ in the parts or columns of their observations or in their order, or in the order of
+            the columns of their actions; observations or actions differ in shape; some actions are discrete and some
+            are not; or the rewards follow different rules.
     """
     for part in parts[1:]:
         require_same_parts(parts[0].name, made_of(parts[0]), part.name, made_of(part))
+        require_same_actions(parts[0], part)
     rules = {part.provenance.get("reward", "none") for part in parts}
     if len(rules) > 1:
         raise UserError(f"{name}: its parts have rewards by other rules ({', '.join(sorted(rules))}): load them alike")
@@ -90,6 +94,17 @@ def require_same_parts(first: str, due: Made, second: str, found: Made) -> None:
                 f"{second} observes the columns {', '.join(found[part])}, and {first} {', '.join(due[part])}: {advice}"
                 " --columns, or name what they are alike, as in obs.place=x,y"
             )
+
+
+def require_same_actions(first: Dataset, second: Dataset) -> None:
+    """Raises a UserError if the actions of two datasets are columns of tables, in another order or partly others. Those
+    that have no name in common may well be the same."""
+    due, found = (data.provenance.get("actions") or [] for data in (first, second))
+    if due != found and {*due} & {*found}:
+        raise UserError(
+            f"the actions of {second.name} are the columns {', '.join(found)}, and those of {first.name}"
+            f" {', '.join(due)}: name the same, in one order, with --columns action=..."
+        )
 
 
 def covers(keys: Sequence[str], parts: Sequence[str]) -> bool:

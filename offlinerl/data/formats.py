@@ -185,9 +185,10 @@ def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
     obs_keys = entry.obs_keys and list(entry.obs_keys)
     facts: dict[str, Any] = dict(format=FORMATS[kind].name, file=str(path))
     if kind == "table":
-        facts["columns"] = columns_of(path, entry)
+        names, facts["columns"] = tables.read_names(path), columns_of(path, entry)
         obs_keys = obs_keys or tables.parts_named(facts["columns"])
-        facts["unused_ids"] = tables.unused_ids(tables.read_names(path), facts["columns"])
+        facts["actions"] = tables.resolved(names, facts["columns"], str(path))["action"]
+        facts["unused_ids"] = tables.unused_ids(names, facts["columns"])
         ends = [field for field in ("episode", "terminated", "truncated", "last", "mask") if field in facts["columns"]]
         facts["episode_ends"] = " and ".join(ends) or "the end of the file"
         facts["successors"] = "next_obs" if "next_obs" in facts["columns"] else "next row"
@@ -238,5 +239,6 @@ def of_frame(
     facts = dict(format="table", columns=columns, obs_keys=tables.parts_named(columns, obs_keys))
     names = [str(column) for column in source]
     parts, facts["unused_ids"] = tables.parts_of(names, columns, "the table"), tables.unused_ids(names, columns)
+    facts["actions"] = tables.resolved(names, columns, "the table")["action"]
     facts["parts"] = {part: parts.get(part, []) for part in obs_keys or parts}
     return assemble(name, name, episodes, _known(facts))

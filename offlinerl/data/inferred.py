@@ -66,14 +66,14 @@ def spec_of_data(
             basis += " occurs" if never == 1 else " occur"
         spec = Spec(obs, 1, (0.0,), (float(count - 1),), count, int(first))
         return spec, f"discrete actions from {first} to {final}, {basis}"
-    basis = "of the data, which --action-range LOW,HIGH changes"
+    basis = "the range of the data, in each dimension its own; --action-range LOW,HIGH sets others"
     if action_range is not None:
-        basis = "as given"
+        basis = "the bounds as given"
         low, high = (np.full(data.action.shape[1], side) for side in action_range)
     elif isinstance(space, Box) and space.is_bounded() and np.prod(space.shape) == data.action.shape[1]:
-        low, high, basis = space.low.ravel(), space.high.ravel(), "as the dataset states"
+        low, high, basis = space.low.ravel(), space.high.ravel(), "the bounds as the dataset states"
     spec = Spec(obs, data.action.shape[1], tuple(map(float, low)), tuple(map(float, high)))
-    return spec, f"continuous actions within {np.min(low):.6g} to {np.max(high):.6g}, the bounds {basis}"
+    return spec, f"continuous actions within {np.min(low):.6g} to {np.max(high):.6g}, {basis}"
 
 
 def _distinct(actions: np.ndarray) -> int:

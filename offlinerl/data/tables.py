@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from fnmatch import fnmatchcase
 from numbers import Integral
 from pathlib import Path
@@ -140,7 +141,10 @@ def _matching(names: Sequence[str], free: Sequence[str], patterns: Sequence[str]
         matching = [pattern] if pattern in names else [name for name in free if fnmatchcase(name, pattern)]
         if not matching:
             many = ", ".join(map(str, names[:20])) + (", ..." if len(names) > 20 else "")
-            raise UserError(f"{where} has no column {pattern!r}; {did_you_mean(pattern, names, f'it has {many}')}")
+            hint = did_you_mean(pattern, names, f"it has {many}")
+            if commas := [name for name in names if str(name).startswith(f"{pattern},")]:
+                hint = f"for a name with a comma give a pattern: {commas[0].replace(',', '?')}"
+            raise UserError(f"{where} has no column {pattern!r}; {hint}")
         found += matching
     return found
 
@@ -388,6 +392,12 @@ def _as_times(column: np.ndarray, where: str) -> np.ndarray | None:
     if column.dtype.kind == "M":
         seconds = column.astype("datetime64[us]").astype(np.int64) / 1e6
         return np.where(np.isnat(column), np.nan, seconds)
+    if column.dtype.kind == "O":  # of a data frame
+        blank = _blank(column)
+        cells = [None if no else value for no, value in zip(blank, column, strict=True)]
+        if not all(isinstance(value, str | datetime | None) for value in cells):
+            return None
+        column = np.array([value.isoformat() if isinstance(value, datetime) else value or "" for value in cells])
     if column.dtype.kind != "U":
         return None
     found = [DATE.fullmatch(cell) for cell in column.tolist()]
@@ -396,13 +406,16 @@ def _as_times(column: np.ndarray, where: str) -> np.ndarray | None:
     wrong = [row for row, match in enumerate(found) if match is None and column[row]]
     if wrong:
         raise UserError(f"{where}: the step in row {wrong[0]} is {str(column[wrong[0]])!r:.40}, and others are dates")
-    dates = np.array([match[1] if match else "NaT" for match in found], "datetime64[us]")
+    dates = np.array([match[1][:MICROSECONDS] if match else "NaT" for match in found], "datetime64[us]")
     shifts = [_offset(match[2]) if match else 0 for match in found]
     return _as_times(dates, where) - shifts
 
 
 DATE = re.compile(r"(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?)(Z|[+-]\d\d:?\d\d)?")
 """A date as ISO 8601 writes it, and its offset from UTC."""
+
+MICROSECONDS = len("2026-01-31T12:00:00.123456")
+"""Length of a date with microseconds, the smallest unit that is kept."""
 
 
 def _offset(text: str | None) -> int:

@@ -82,7 +82,11 @@ def validate(entry: Entry | str, action_range: Sequence[float] | None = None) ->
             return [columns]
         require_filled(str(path), dict(observations=columns.obs, actions=columns.action))
         findings = _found(columns, entry, path, kind, action_range)
-    return findings if any(finding.fault for finding in findings) else findings + _loaded(path, asked)
+    if not any(finding.fault for finding in findings):
+        return findings + _loaded(path, asked)
+    if asked.columns is not None:
+        remember(path, asked.columns)
+    return findings
 
 
 def _found(
@@ -263,7 +267,7 @@ def _as_kept(column: np.ndarray) -> np.ndarray:
     return as_float32(column) if column.dtype == np.float64 else column
 
 
-USUAL = 0.1
+USUAL = 0.01
 """Fraction of action entries beyond +-1 above which +-1 cannot be the intended bounds."""
 
 

@@ -89,10 +89,13 @@ def _created(env: Mapping[str, Any], arguments: Mapping[str, Any]) -> gym.Env:
     except UserError:
         raise
     except Exception as error:  # user code may raise anything
-        name = env.get("id", "of the dataset")
+        name = id_of(env)
         if drawn and isinstance(error, TypeError):
             raise UserError(f"{name} cannot be rendered in any size: leave out --pixels") from error
-        raise UserError(f"environment {name} cannot be made: {first_line(error)}") from error
+        hint = ""
+        if isinstance(error, ModuleNotFoundError):
+            hint = "; install that module or run in its folder, or give another --env, as in MODULE:ID"
+        raise UserError(f"the environment {name} cannot be made: {first_line(error)}{hint}") from error
     is_minatar = "factory" not in env and id_of(env).startswith(atari.MINATAR)
     return atari.Planes(made) if is_minatar and made.observation_space.dtype == bool else made
 

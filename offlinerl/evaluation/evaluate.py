@@ -155,6 +155,8 @@ def task_for(
     task, seen = Task.of(registry.task(env)), own.env or {}
     limits = {key: seen[key] for key in ("pixels", "stack") if key in seen} | dict(limits or {})
     goal = {"goal": seen["goal"]} if "goal" in seen else {}
+    if task.score is None and own.score_kind == "success":  # by which it was judged in training
+        task = replace(task, score=own.score, score_kind=own.score_kind)
     return replace(task, env=with_limits(task.env or {}, limits) | goal, obs_keys=task.obs_keys or own.obs_keys)
 
 

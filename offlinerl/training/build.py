@@ -566,7 +566,7 @@ def task_of(entry: Entry, data: Dataset, limits: Mapping[str, Any]) -> Task:
         env = {**env, "stack": stack}
     return replace(
         Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"),
-        parts=made_of(data) or None, actions=data.provenance.get("columns", {}).get("action"),
+        parts=made_of(data) or None, actions=data.provenance.get("actions"),
     )  # fmt: skip
 
 

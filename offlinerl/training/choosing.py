@@ -30,7 +30,7 @@ from offlinerl.training.build import checksums_of, contents_of, is_of
 from offlinerl.training.request import entry_of
 from offlinerl.util.atomic import require_place, write_json
 from offlinerl.util.device import pick_device
-from offlinerl.util.display import Display, between, places, shown, table
+from offlinerl.util.display import Display, between, places, shown, table, unit_of
 from offlinerl.util.errors import UserError, command, counted, either
 from offlinerl.util.folder import find_checkpoint
 from offlinerl.util.given import counts, real_number, whole_number
@@ -138,7 +138,8 @@ def select(
         rows = offline(candidates, dataset, by, gamma, display, terminal_ends, **fitting, seed=seed)
         unit = "discounted return"
     else:
-        rows, unit = by_acting(candidates, episodes, seed, display), "return"
+        rows = by_acting(candidates, episodes, seed, display)
+        unit = unit_of("success") if judged_by_success(candidates[0].task) else unit_of("return")
         method = dict(name="ttei", episodes=episodes)
     known = [np.isfinite(row["estimate"]) for row in rows]  # False if it diverged
     order = sorted(range(len(rows)), key=lambda i: (not known[i], -rows[i].get("lower_bound", rows[i]["estimate"])))
@@ -293,7 +294,7 @@ def require_one_meaning(candidates: Sequence[Candidate]) -> None:
 
 def require_data_in_order(candidates: Sequence[Candidate], data: Dataset) -> None:
     """Raise a UserError if a policy has the parts or columns of the dataset in another order."""
-    of_data = Task(None, parts=made_of(data), actions=data.provenance.get("columns", {}).get("action"))
+    of_data = Task(None, parts=made_of(data), actions=data.provenance.get("actions"))
     for candidate in candidates:
         if differs := candidate.task.difference(of_data, candidate.agent.spec):
             what, own, its = differs
@@ -359,7 +360,7 @@ def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display
                 display.say_once(f"{candidates[number].run}: {error}; it comes last")
                 return np.nan
             display.advance(sum(map(len, returns)) + 1)
-            return float(found.returns[0, 0])
+            return float((found.scores if judged_by_success(task) else found.returns)[0, 0])
 
         returns: list[list[float]] = [[] for _ in candidates]
         share_out(play, episodes, returns)
@@ -372,6 +373,11 @@ def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display
         interval = [mean - half, mean + half]
         rows.append(dict(estimate=mean, ci95=interval, lower_bound=float(bound), episodes=len(values)))
     return rows
+
+
+def judged_by_success(task: Task) -> bool:
+    """Whether policies are ranked by the share of episodes that reach the goal, instead of by the return."""
+    return task.score_kind == "success"
 
 
 def share_out(play: Callable[[int, int], float], episodes: int, returns: list[list[float]]) -> None:

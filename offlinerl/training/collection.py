@@ -26,7 +26,7 @@ from offlinerl.data.minari_writer import metadata_of
 from offlinerl.envs import checks, spaces
 from offlinerl.envs.make import LIMITS, make, side_by_side, specification, without_stack
 from offlinerl.envs.pixels import is_fast
-from offlinerl.evaluation.evaluate import check_spec, evaluate
+from offlinerl.evaluation.evaluate import check_spec, evaluate, task_for
 from offlinerl.evaluation.task import Task
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.recipes.kitchen import demonstration
@@ -53,7 +53,7 @@ REFERENCE_EPISODES, REFERENCE_LANES = 20, 4
 
 def collect(
     source: str | Policy,
-    env: str | Mapping[str, Any],
+    env: str | Mapping[str, Any] | None,
     dataset_id: str,
     *,
     steps: int | None = None,
@@ -79,7 +79,8 @@ def collect(
     Args:
         source: an agent, which learns while it collects; a checkpoint, or a run's folder, whose last checkpoint is
             read; "random"; "scripted"; or a policy object.
-        env: a Gymnasium id, a name in the registry, or what ``offlinerl.envs.make.make`` takes.
+        env: a Gymnasium id, a name in the registry, or what ``offlinerl.envs.make.make`` takes; None: a checkpoint's
+            own environment.
         dataset_id: ``(namespace/)name-vN``.
         steps: environment steps to take; the current episodes are truncated at the end, except the episode of a script,
             which is finished.
@@ -136,10 +137,16 @@ def collect(
             raise UserError("--ray-address needs workers: give their number with --workers")
         collection.learn(build(settings, entry, pick_device(device), folder, ray_address))
         return collection.seal()
-    task = Task.of(registry.limited(registry.task(env, obs_keys), limits or {}))
     policy = policy_of(source, pick_device(device), agent_class)
-    if isinstance(policy, Agent):
-        task = observed_by(policy, task)
+    if env is None:
+        task = task_for(policy, limits=limits)
+        if not task.env:
+            raise UserError(f"{source} does not name an environment of its own: give --env")
+        task = replace(task, obs_keys=obs_keys or task.obs_keys)
+    else:
+        task = Task.of(registry.limited(registry.task(env, obs_keys), limits or {}))
+        if isinstance(policy, Agent):
+            task = observed_by(policy, task)
     config = dict(noise=noise) | (dict(weights=checksum(policy)) if isinstance(policy, Agent) else {})
     collection = Collection(folder, task, dataset_id, append, source, seed, config)
     unit, total = ("steps", steps) if steps is not None else ("episodes", episodes)

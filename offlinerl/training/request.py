@@ -252,7 +252,7 @@ def _is_stated(name: str, value: Any) -> bool:
 
 def require_source(
     source: str | Policy,
-    env: str | Mapping[str, Any],
+    env: str | Mapping[str, Any] | None,
     file: Path | None,
     over: Mapping[str, Any] | None,
     *,
@@ -304,7 +304,9 @@ def require_source(
     if steps is not None and episodes is not None:
         raise WrongUsage("collect takes --steps or --episodes, not both: leave out one")
     if env is None:
-        raise WrongUsage("collect needs --env, the environment to act in, as in: --env Pendulum-v1")
+        if source in ("random", "scripted") or not isinstance(source, str | Path):
+            raise WrongUsage("collect needs --env, the environment to act in, as in: --env Pendulum-v1")
+        return
     task = registry.task(env)
     if source == "scripted" and "factory" in task.env:
         raise UserError("a script needs its environment by name: give env as a name, or collect with a policy")
