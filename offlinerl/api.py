@@ -408,8 +408,10 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
         raise _no_dataset(source)
     if env is not None and not isinstance(found, str | Path):
         raise UserError("env applies to a dataset's file: leave it out here, and give it to offlinerl.fit")
-    if is_frame or (isinstance(source, Mapping) and settings.get("columns") is not None):
-        columns, name = settings.pop("columns", None), settings.pop("name", "frame")
+    if is_frame or isinstance(source, Mapping):
+        columns = settings.pop("columns", None)
+    if is_frame or (isinstance(source, Mapping) and columns is not None):
+        name = settings.pop("name", "frame")
         return formats.of_frame(cast(Mapping[str, Any], source), columns and parse_columns(columns), name, **settings)
     if isinstance(found, str | Path):
         return load.load(str(found), env, **settings)

@@ -272,6 +272,10 @@ def test_a_goal_of_another_size_is_refused():
         GoalSeen(Hidden(), 3).reset()
     with pytest.raises(UserError, match="goals can be added only to vectors"):
         GoalSeen(Parted(), 2)
+    wordy = Hidden()
+    wordy.about = lambda: dict(goal="the door")
+    with pytest.raises(UserError, match="Hidden has no goal, but a policy here needs one of 2"):
+        GoalSeen(wordy, 2).reset()
 
 
 def test_parts_lie_one_after_another():

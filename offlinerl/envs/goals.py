@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
@@ -16,9 +17,11 @@ ACHIEVED, DESIRED = "achieved_goal", "desired_goal"
 
 def goal_of(env: gym.Env, info: dict[str, Any]) -> np.ndarray | None:
     """The goal of the episode that a ``reset`` with this ``info`` began, ``[G]`` float32: ``info["goal"]``, as in
-    OGBench, else the attribute ``goal``, as in our AntMaze. None if there is neither."""
+    OGBench, else the attribute ``goal``, as in our AntMaze. None if there is neither, or it is not made of numbers."""
     goal = info.get("goal", getattr(env.unwrapped, "goal", None))
-    return None if goal is None else np.asarray(goal, np.float32).ravel()
+    with suppress(TypeError, ValueError):
+        return None if goal is None else np.asarray(goal, np.float32).ravel()
+    return None
 
 
 class GoalSeen(gym.Wrapper, gym.utils.RecordConstructorArgs):
