@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from test_goals import ACTING, Parted, brief
 
 import offlinerl
 from offlinerl import agents, benchmark
@@ -35,13 +36,21 @@ def assert_near(found, expected, error=0.02):
         assert (found[key] - value).norm() <= error * value.norm() + 1e-9, key
 
 
-@pytest.mark.parametrize("name", ["xql", "iql", "bc", "td3", "sac", "cql", "dqn", "d4pg", "ppo", "dt"])
+@pytest.mark.parametrize("name", ["xql", "iql", "bc", "td3", "sac", "cql", "edac", "dqn", "d4pg", "ppo", "dt"])
 def test_recorded_equals_eager(name):
     (eager, expected, way), (recorded, found, moved) = (trained(name, compile) for compile in (False, True))
     assert eager.updates == recorded.updates
     assert_near(moved, way)
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=2e-2, atol=2e-3)
+
+
+def test_goals_are_chosen_on_the_gpu(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = dict(goals="future", device="cuda", seeds=(0, 1))
+    for run in (brief("iql", **few), offlinerl.fit("sac", env=Parted, **ACTING | dict(steps=300), **few)):
+        assert run.agent.device.type == "cuda"
+        assert all(np.isfinite(values).all() for values in run.metrics.values())
 
 
 def test_a_seed_learns_the_same_alone_on_the_gpu():
