@@ -96,7 +96,7 @@ def fit(
     """
     agent_name = None if agent is None else agents.name_of(agent)
     over = merge(over or {}, by_section(settings, agent_name)) if settings else over
-    if _is_frame(dataset):
+    if _is_frame(dataset) or (isinstance(dataset, Mapping) and columns is not None):
         dataset, columns = load_dataset(dataset, columns=columns, obs_keys=obs_keys), None
         obs_keys = None if resume else obs_keys
     dataset, where = _dataset(dataset), _environment(env)

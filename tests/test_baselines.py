@@ -153,6 +153,8 @@ def test_edac_by_hand(monkeypatch):
     cosines = [
         torch.cosine_similarity(slopes[i], slopes[j], dim=-1) for i in range(4) for j in range(4) if i != j
     ]  # fmt: skip
+    weighed = agent.regress(batch._replace(weight=torch.ones(2, batch.action.shape[1])), target)
+    torch.testing.assert_close(weighed["priority"], (target.unsqueeze(1) - q.detach()).abs().mean(1))
     meant = ((target.unsqueeze(1) - q) ** 2).sum(1) + 0.7 * sum(cosines) / 3
     torch.testing.assert_close(found["critic"], meant.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(metrics["alignment"], torch.stack(cosines).mean((0, 2)), rtol=1e-4, atol=1e-5)

@@ -113,6 +113,17 @@ def test_actions_merge_if_their_columns_are_in_one_order(here, capsys, actions):
     assert offlinerl.load_dataset("both.hdf5").action.tolist() == [[1, 2]] * 3 + [[2, 1]] * 3
 
 
+def test_all_actions_with_names_are_compared(here):
+    rows = {name: np.zeros((4, 1)) for name in ("obs", "reward", "terminated")}
+    parts = [offlinerl.load_dataset(rows | dict(action=np.ones((4, 2))))]
+    for order in ("u_1,u_2", "u_2,u_1"):
+        table = dict(x=np.zeros(4), u_1=np.zeros(4), u_2=np.ones(4))
+        parts.append(offlinerl.load_dataset(table, columns=f"obs=x action={order}"))
+    assert len(edit.merge(parts[:2])) == 6
+    with pytest.raises(UserError, match="are the columns u_2, u_1, and those of .* u_1, u_2"):
+        edit.merge(parts)
+
+
 def test_actions_whose_columns_have_no_name_in_common_merge(here):
     for name in "ab":
         Path(f"{name}.csv").write_text(f"x,{name}_1,{name}_2\n" + "0,1,2\n" * 4)

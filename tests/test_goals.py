@@ -11,14 +11,18 @@ from gymnasium import spaces
 
 import offlinerl
 from offlinerl.agents.iql import IQL
+from offlinerl.data import registry
 from offlinerl.data.registry import entry
+from offlinerl.data.validate import validate
 from offlinerl.envs.goals import GoalSeen
 from offlinerl.envs.make import make
+from offlinerl.evaluation.task import Task
 from offlinerl.experience.hindsight import Goal, Hindsight
 from offlinerl.experience.ring import Replay
 from offlinerl.experience.sources import GoalData
 from offlinerl.experience.table import Table
-from offlinerl.training.goals import places
+from offlinerl.nn.encoders import Normalized
+from offlinerl.training.goals import places, with_goals
 from offlinerl.types import Transition
 from offlinerl.util.errors import UserError
 
@@ -312,8 +316,10 @@ def test_a_run_observes_the_goal_and_its_policy_acts_for_it():
 def test_a_policy_that_observes_goals_is_not_judged_on_data_without_them():
     data = wandering(Told)
     run = brief("iql", data=data)
-    with pytest.raises(UserError, match="observes a goal, which the rows of a dataset do not have: give --episodes N"):
+    with pytest.raises(UserError, match="observes a goal, which the rows of .* do not have: give --episodes N"):
         offlinerl.select([run.folder], dataset=data)
+    shown = offlinerl.load_dataset(offlinerl.collect(run.folder, Told, "point/shown-v0", episodes=3))
+    assert offlinerl.select([run.folder], dataset=shown, updates=10)["tried"] == 1
 
 
 def test_policies_are_ranked_by_the_share_of_goals_they_reach():
@@ -361,6 +367,58 @@ def test_episodes_held_out_have_goals_too():
 ACTING = dict(hidden=(32, 32), steps=1200, warm_up=200, eval_every=1200, final_episodes=20, logger="csv", compile=False)
 
 
+def test_goals_are_normalised_as_what_is_reached():
+    """The data's own goals, which are not learned from, may all be the same."""
+    data = wandering(Parted)
+    own = data.observations["desired_goal"]
+    own[:] = 0.5 + 0.01 * np.random.default_rng(0).normal(size=own.shape)
+    run = brief(kind=Parted, data=data, normalize=True)
+    (encoder,) = [module for module in run.agent.modules() if isinstance(module, Normalized)]
+    mean, scale = (getattr(encoder, name).flatten() for name in ("mean", "scale"))
+    np.testing.assert_array_equal(mean[5:], mean[3:5])
+    np.testing.assert_array_equal(scale[5:], scale[3:5])
+
+
+def test_what_is_reached_is_found_in_any_order_of_parts():
+    task = registry.task("pointmaze-medium", ["desired_goal", "observation"])
+    _, found = with_goals(task, Task.of(task), None)
+    assert found == Goal([2, 3], [0, 1], 0.45)
+    with pytest.raises(UserError, match="FetchReach-v4 is observed without its desired_goal: add it to --obs-keys"):
+        task = registry.task("FetchReach-v4", ["observation", "achieved_goal"])
+        with_goals(task, Task.of(task), None)
+
+
+def test_the_ants_place_is_known_by_its_environment():
+    task = registry.task("offlinerl/AntMaze-umaze-v0")
+    assert with_goals(task, Task.of(task), None)[1] == Goal([0, 1], [29, 30], 0.5)
+
+
+def test_a_policy_is_judged_by_the_return_where_success_is_not_told():
+    class Mute(Parted):
+        def step(self, action):
+            *answer, _ = super().step(action)
+            return *answer, {}
+
+    run = brief(kind=Parted)
+    assert offlinerl.evaluate(run, env=Mute, episodes=2)["score_kind"] == "return"
+
+
+def test_goals_are_found_in_actions_without_bounds():
+    class Wide(Parted):
+        action_space = spaces.Box(-np.inf, np.inf, (2,))
+
+    assert brief(kind=Wide).policy.spec.action_dim == 2
+
+
+def test_runs_with_and_without_goals_are_ranked_by_the_return():
+    gym.register("Parted-v0", Parted, max_episode_steps=STEPS)
+    data, few = wandering(Parted), dict(BRIEF, goal_radius=0.15)
+    runs = [offlinerl.fit("bc", data, env="Parted-v0", **few, goals="future").folder]
+    runs.append(offlinerl.fit("bc", data, env="Parted-v0", **BRIEF).folder)
+    assert offlinerl.select(runs, episodes=4)["unit"] == "return"
+    assert offlinerl.select(runs[1:], dataset=data, updates=10)["tried"] == 1  # its parts become one vector here too
+
+
 def test_an_agent_that_acts_learns_from_goals_it_reached_by_chance():
     """Its own goals are hardly ever reached at random: with their rewards it learns nothing, 2% of success."""
     run = offlinerl.fit("sac", env=Parted, goals="future", goal_radius=0.15, gamma=0.9, lr=3e-3, **ACTING)
@@ -380,15 +438,25 @@ def test_a_run_that_acts_continues_to_the_bit(kind):
 def test_what_an_agent_collected_on_its_way_to_goals_can_be_learned_from():
     few = ACTING | dict(steps=300, eval_every=300, final_episodes=1)
     over = dict(agent=dict(hidden=(8,)), train=dict(goals="future", **{k: few[k] for k in few if k != "hidden"}))
-    collected = offlinerl.load_dataset(offlinerl.collect("sac", Told, "point/sac-v0", over=over))
-    assert collected.obs.shape == (300, 6)
-    assert brief("iql", data=collected).policy.spec.obs_dim == 6
+    gym.register("Told-v0", Told, max_episode_steps=STEPS)
+    collected = offlinerl.load_dataset(offlinerl.collect("sac", "Told-v0", "point/sac-v0", over=over))
+    assert collected.obs.shape == (300, 6) and validate("point/sac-v0") == []
+    assert offlinerl.fit("iql", "point/sac-v0", **BRIEF).policy.spec.obs_dim == 6
+    over["train"]["goals"] = "data"
+    with pytest.raises(UserError, match="point/sac-v0"):  # its episodes have goals
+        offlinerl.collect("sac", "Told-v0", "point/sac-v0", over=over, append=True, out="other")
+    again = offlinerl.fit("iql", "point/sac-v0", goals="future", **BRIEF)  # elsewhere the goal is added, and only once
+    assert offlinerl.evaluate(again.folder, env="Told-v0", episodes=1)["score_kind"] == "success"
+    shows = gym.make("Told-v0")
+    assert offlinerl.evaluate(again.folder, env=GoalSeen(shows, 3), episodes=1)["episodes"] == 1
 
 
 @pytest.mark.parametrize("given", [dict(prioritized=True), dict(reward_clip=1.0)])
 def test_settings_about_rewards_of_experience_are_refused(given):
     with pytest.raises(UserError, match=f"{next(iter(given))} is for the environment's own goals and rewards"):
         offlinerl.fit("sac", env=Parted, goals="future", **ACTING, **given)
+    with pytest.raises(UserError, match="goal_radius is for other goals than the data's"):
+        offlinerl.fit("sac", env=Parted, goal_radius=0.0, **ACTING)
 
 
 @pytest.mark.parametrize(
@@ -398,6 +466,8 @@ def test_settings_about_rewards_of_experience_are_refused(given):
         (dict(goals="data", goals_anywhere=0.5), "goals_anywhere is for other goals than the data's"),
         (dict(goals="data", goal_radius=0.5), "goal_radius is for other goals than the data's"),
         (dict(reward="minus_one"), "other goals have other rewards, 0 and -1: leave out --train.reward minus_one"),
+        (dict(terminal_ends=True), "with other goals no end of an episode is terminal"),
+        (dict(goals_own=0.5), "has no goals that its rows could keep: leave out --train.goals_own"),
         (dict(online_steps=100), "in fine-tuning, goals are those of the environment"),
     ],
 )  # fmt: skip
@@ -415,6 +485,11 @@ def test_what_has_no_goals_is_refused():
     data = wandering(Hidden)
     with pytest.raises(UserError, match="unknown which of an observation say what is reached"):
         brief(kind=Hidden, data=data)
+    narrow = wandering(Told)
+    fewer = {name: getattr(narrow, name)[:, :2] for name in ("obs", "next_obs")}
+    rest = {name: getattr(narrow, name) for name in ("action", "reward", "terminated")}
+    with pytest.raises(UserError, match="observations have shape"):
+        brief(data=offlinerl.load_dataset(dict(**fewer, **rest, truncated=narrow.last)))
     with pytest.raises(UserError, match="goals are given by an environment, and .* names none: give --env ID"):
         offlinerl.fit("bc", data, env="none", **BRIEF, goals="future")
     with pytest.raises(UserError, match=r"Pendulum-v1 has no goals, neither as a part desired_goal .* nor as info"):

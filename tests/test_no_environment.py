@@ -224,6 +224,14 @@ def test_the_best_checkpoint_outlasts_an_interruption(here):
     assert again.summary["best_held_out"] == whole.summary["best_held_out"]
 
 
+def test_a_diverged_policy_is_never_the_best(here, capsys):
+    few = dict(updates=40, eval_every=20, batch=64, compile=False, held_out=0.3, hidden=(8,))
+    alone = offlinerl.fit("bc", noise(), lr=1e30, **few)
+    assert alone.summary["best_held_out"] is None and not (alone.folder / "best.ckpt").exists()
+    best = offlinerl.fit("bc", noise(), lr=[1e-3, 1e30], **few).summary["best_held_out"]
+    assert best["mean"] == best["per_seed"][0]
+
+
 def test_losses_that_do_not_tell_a_good_policy_choose_no_checkpoint(here):
     run = offlinerl.fit("iql", logs(), over=dict(train=FEW))
     assert run.summary["best_held_out"] is None and not (run.folder / "best.ckpt").exists()

@@ -189,14 +189,26 @@ def test_arrays_may_have_the_names_of_files_and_say_which_episode_a_row_is_of():
         offlinerl.load_dataset(arrays | dict(episode=["a", "a", "a", "b", "b", "a"]))
     with pytest.raises(UserError, match=r"episode has shape \(2,\), but there are 6 rows"):
         offlinerl.load_dataset(arrays | dict(episode=[1, 2]))
-    with pytest.raises(UserError, match="the arrays have no use for 'actions'"):
+    with pytest.raises(UserError, match="the arrays have action twice, also as actions: leave one out"):
         offlinerl.load_dataset(arrays | dict(action=obs))
+    odd = offlinerl.load_dataset(arrays | dict(episode=[None, None, None, 1, 1, 1]))
+    assert odd.episode_lengths.tolist() == [2, 2]
+    column = offlinerl.load_dataset(arrays | dict(episode=np.repeat([[0], [1]], 3, 0)))
+    assert column.episode_lengths.tolist() == [2, 2]
 
 
 def test_arrays_may_be_the_columns_of_a_table():
     table = dict(x=np.arange(6.0), joint=np.ones((6, 2)), r=np.zeros(6), run=[0, 0, 0, 1, 1, 1])
     data = offlinerl.load_dataset(table, columns="obs=x action=joint reward=r episode=run")
     assert data.episode_lengths.tolist() == [2, 2] and data.action.shape == (4, 2)
+
+
+def test_fit_takes_the_columns_of_a_table(here):
+    table = dict(x=np.arange(20.0), u=np.linspace(-1, 1, 20), run=np.repeat([0, 1], 10))
+    run = offlinerl.fit("bc", table, columns="obs=x action=u episode=run", **dict(updates=2, batch=4, compile=False))
+    assert run.summary["data"]["rows"] == 18
+    with pytest.raises(UserError, match="does not name an environment of its own: give --env"):
+        offlinerl.collect(run.folder, None, "some/own-v1", episodes=1, limits=dict(max_episode_steps=5))
 
 
 def test_a_policy_collects_where_it_was_trained(here):
@@ -206,6 +218,8 @@ def test_a_policy_collects_where_it_was_trained(here):
     assert len(offlinerl.load_dataset("some/own-v0")) == 200
     with pytest.raises(UserError, match="collect needs --env"):
         offlinerl.collect(Still(), None, "some/own-v1", episodes=1)
+    with pytest.raises(UserError, match="collect needs --env, the environment to act in"):
+        offlinerl.collect("sac", None, "some/own-v1", steps=20)
 
 
 def test_a_deployed_policy_is_evaluated_where_it_was_trained(here):

@@ -30,11 +30,11 @@ class EDAC(SAC):
 
     def regress(self, batch: Batch, target: Tensor) -> Metrics:
         q, slopes = self.critic.with_slopes(batch.obs, batch.action)  # [S, N, B] and [S, N, B, A]
-        error = losses.squared(target.unsqueeze(1) - q).sum(1)  # [S, B]
+        error = target.unsqueeze(1) - q  # [S, N, B]
         alignment = losses.alignment(slopes)  # [S, B]
-        loss = self.weighted(batch, error) + self.config.eta * alignment
+        loss = self.weighted(batch, losses.squared(error).sum(1)) + self.config.eta * alignment
         metrics = dict(critic_loss=self.descend("critic", loss), q=q.detach().mean((1, 2)))
         if batch.weight is not None:
-            metrics["priority"] = error.detach()
+            metrics["priority"] = error.detach().abs().mean(1)  # [S, B]
         cosine = alignment.detach().mean(-1) / self.config.critics
         return metrics | dict(spread=q.detach().std(1).mean(-1), alignment=cosine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -40,7 +41,9 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     """
     given = {field: of for field, of in arrays.items() if of is not None}
     for usual, field in USUAL.items():
-        if usual in given and field not in given:
+        if usual in given and field in given:
+            raise UserError(f"the arrays have {field} twice, also as {usual}: leave one out")
+        if usual in given:
             given[field] = given.pop(usual)
     if missing := [field for field in NEEDED if not any(tree_leaves(given.get(field)))]:  # absent, or without parts
         raise UserError(f"the arrays lack {min(missing)}; needed are {', '.join(NEEDED)}")
@@ -103,13 +106,14 @@ def _final_rows(episode: np.ndarray, rows: int, name: str) -> np.ndarray:
     Raises:
         UserError: there is not one episode per row, or the rows of one are not together.
     """
+    if episode.shape == (rows, 1):
+        episode = episode[:, 0]
     if episode.shape != (rows,):
         raise UserError(f"{name}: episode has shape {episode.shape}, but there are {rows} rows: give one number a row")
     final = np.r_[episode[1:] != episode[:-1], True]
-    ids, counts = np.unique(episode[final], return_counts=True)
-    if (counts > 1).any():
-        apart = ids[counts > 1][0]
-        raise UserError(f"{name}: the rows of episode {apart} are not together: sort them by episode")
+    ids = episode[final].tolist()
+    if apart := [one for one, count in Counter(ids).items() if count > 1]:
+        raise UserError(f"{name}: the rows of episode {apart[0]} are not together: sort them by episode")
     return final
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,7 +33,8 @@ def merge(parts: Sequence[Dataset], name: str = "merged") -> Dataset:
     """
     for part in parts[1:]:
         require_same_parts(parts[0].name, made_of(parts[0]), part.name, made_of(part))
-        require_same_actions(parts[0], part)
+    for one, other in itertools.combinations(parts, 2):
+        require_same_actions(one, other)
     rules = {part.provenance.get("reward", "none") for part in parts}
     if len(rules) > 1:
         raise UserError(f"{name}: its parts have rewards by other rules ({', '.join(sorted(rules))}): load them alike")

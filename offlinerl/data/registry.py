@@ -174,6 +174,11 @@ def entry(name: str) -> Entry:
         raise UserError(f"there is no dataset {name!r}; {hint}") from None
 
 
+def goal_in(env_id: str) -> Mapping[str, Any] | None:
+    """The ``goal`` of the tasks in an environment, given by its Gymnasium id; None if none is known."""
+    return next((task.goal for task in _load().values() if task.goal and task.env_id == env_id), None)
+
+
 def resolve(
     source: str | Dataset | Mapping[str, Any],
     env: str | Mapping[str, Any] | None = None,

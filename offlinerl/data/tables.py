@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import date
 from fnmatch import fnmatchcase
 from numbers import Integral
 from pathlib import Path
@@ -395,9 +395,9 @@ def _as_times(column: np.ndarray, where: str) -> np.ndarray | None:
     if column.dtype.kind == "O":  # of a data frame
         blank = _blank(column)
         cells = [None if no else value for no, value in zip(blank, column, strict=True)]
-        if not all(isinstance(value, str | datetime | None) for value in cells):
+        if not all(isinstance(value, str | date | None) for value in cells):
             return None
-        column = np.array([value.isoformat() if isinstance(value, datetime) else value or "" for value in cells])
+        column = np.array([value.isoformat() if isinstance(value, date) else value or "" for value in cells])
     if column.dtype.kind != "U":
         return None
     found = [DATE.fullmatch(cell) for cell in column.tolist()]

@@ -24,6 +24,22 @@ def goal_of(env: gym.Env, info: dict[str, Any]) -> np.ndarray | None:
     return None
 
 
+def tells_success(env: gym.Env) -> bool:
+    """Whether the ``info`` of a step says if it succeeded. This resets the environment and steps it once."""
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    return bool({"success", "is_success"} & {*env.step(env.action_space.sample())[4]})
+
+
+def shows_goal(env: gym.Env) -> bool:
+    """Whether a ``GoalSeen`` already adds the goal to the observations."""
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, GoalSeen):
+            return True
+        env = env.env
+    return False
+
+
 class GoalSeen(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """An environment whose observations end with the goal of the episode, which they do not have by themselves; see
     ``goal_of``.

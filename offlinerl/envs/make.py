@@ -19,7 +19,7 @@ import numpy as np
 
 import offlinerl.envs  # noqa: F401  (registers our environments)
 from offlinerl.envs import atari, checks, control, pixels, robotics, spaces
-from offlinerl.envs.goals import GoalSeen
+from offlinerl.envs.goals import GoalSeen, shows_goal
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError, first_line
 
@@ -51,7 +51,7 @@ def make(
         made = _as_pixels(made, env)
     if "action_range" in env:
         made = Bounded(made, *env["action_range"])
-    if "goal" in env:
+    if "goal" in env and not shows_goal(made):
         made = GoalSeen(made, env["goal"])
     if seen and not spaces.is_seen(made.observation_space):
         made = spaces.Observed(made, obs_keys)

@@ -13,9 +13,11 @@ import numpy as np
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.data import registry
+from offlinerl.envs import checks
 from offlinerl.envs.checks import Unsound, one
-from offlinerl.envs.make import LIMITS, side_by_side, with_limits
-from offlinerl.envs.pool import Pool
+from offlinerl.envs.goals import tells_success
+from offlinerl.envs.make import LIMITS, make, side_by_side, with_limits
+from offlinerl.envs.pool import Pool, require_sound
 from offlinerl.evaluation.statistics import Evaluation
 from offlinerl.evaluation.task import Task
 from offlinerl.evaluation.video import choose_renderer, record_videos
@@ -155,9 +157,13 @@ def task_for(
     task, seen = Task.of(registry.task(env)), own.env or {}
     limits = {key: seen[key] for key in ("pixels", "stack") if key in seen} | dict(limits or {})
     goal = {"goal": seen["goal"]} if "goal" in seen else {}
+    task = replace(task, env=with_limits(task.env or {}, limits) | goal, obs_keys=task.obs_keys or own.obs_keys)
     if task.score is None and own.score_kind == "success":  # by which it was judged in training
-        task = replace(task, score=own.score, score_kind=own.score_kind)
-    return replace(task, env=with_limits(task.env or {}, limits) | goal, obs_keys=task.obs_keys or own.obs_keys)
+        require_sound(task.env, task.obs_keys)
+        with checks.closing(make(task.env, task.obs_keys)) as made:
+            if tells_success(made):
+                task = replace(task, score=own.score, score_kind=own.score_kind)
+    return task
 
 
 def evaluate_checkpoint(

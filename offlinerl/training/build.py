@@ -27,6 +27,7 @@ from offlinerl.data.edit import made_of
 from offlinerl.data.inferred import KINDS, spec_of_data
 from offlinerl.data.mapping import in_words
 from offlinerl.data.registry import Entry
+from offlinerl.data.scales import Moments
 from offlinerl.envs import checks, spaces
 from offlinerl.envs.make import id_of, unbounded_actions, with_limits
 from offlinerl.envs.make import make as make_env
@@ -115,7 +116,7 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
     its length and the steps between evaluations are rounded up to whole rollouts."""
     about, train, display, goal = settings["fit"], settings["train"], Display(), None
     task = Task.of(entry)
-    if train.get("goals", "data") != "data":
+    if goals.are_chosen(train):
         entry, goal = goals.with_goals(entry, task, train["goal_radius"])
         task = Task.of(entry)
         display.say(f"{entry.name}: {goals.in_words(goal)}")
@@ -151,7 +152,7 @@ def on_dataset(
     as in table 2 of the XQL paper, it makes one update per ``steps_per_update`` environment steps."""
     about, train, display = settings["fit"], settings["train"], Display()
     entry, goal = replace(entry, reward=train.get("reward") or entry.reward), None
-    if hindsight := train.get("goals", "data") != "data":
+    if hindsight := goals.are_chosen(train):
         entry = replace(entry, reward="none")
     raw, contents = loaded(entry, settings, folder, display)
     data = learned_from(raw, entry, train)
@@ -160,18 +161,20 @@ def on_dataset(
     own_score = dataset_score(entry, raw)
     if hindsight:
         task = task_of(entry, data, about)
+        task = task if task.env is None else within_data(with_own_parts(task, entry, data), data, display)
         entry, goal = goals.with_goals(entry, task, train["goal_radius"])
-        data = goals.with_own_goals(data, goal)
+        data = goals.with_own_goals(data, goal, train["goals_own"])
         display.say(f"{entry.name}: {goals.in_words(goal)}")
     task, pool, spec = where_to_evaluate(settings, entry, data, kind, display)
     if pool is not None:
-        data = in_one_vector(data, pool.envs[0])
+        data = in_one_vector(data, leaves_in(pool.envs[0]), task.env_id)
     if kind == "windows":  # such an agent acts on the return to go
         task = replace(task, reward=rewards.online_reward(entry, raw))
     require_own_units(entry, data, spec, task, display)
     share, steps = train.get("held_out"), train.get("online_steps")
     data, kept = hold_out(data, 0.1 * (pool is None) if share is None else share)
-    agent = agent_for(task, spec, settings, device, folder, data)
+    moments = data.moments if goal is None else goals.moments_of(data, goal)
+    agent = agent_for(task, spec, settings, device, folder, data.name, moments)
     if not getattr(agent.config, "normalize", True) and (fault := scales.far_apart(data.observations, data.moments)):
         display.say(f"{entry.name}: {fault}")
     compute_as_asked(agent, train, train["updates"] + (steps or 0) // train.get("steps_per_update", 1))
@@ -357,25 +360,36 @@ def require_stored_order(entry: Entry, data: Dataset, env: gym.Env, obs_keys: Se
         )
 
 
-def in_one_vector(data: Dataset, env: gym.Env) -> Dataset:
-    """A dataset with its vectors in one, as the environment has them, if it keeps them apart, as one that is made of
-    arrays in Python does.
+def leaves_in(env: gym.Env) -> Mapping[str, gym.Space] | None:
+    """The parts that an environment observes as one vector, in order; None if it does not."""
+    joined = env.has_wrapper_attr("leaves") and not isinstance(env.observation_space, gym.spaces.Dict)
+    return env.get_wrapper_attr("leaves") if joined else None
+
+
+def in_one_vector(data: Dataset, leaves: Mapping[str, gym.Space] | None, env: str | None) -> Dataset:
+    """A dataset with its parts in one vector, as the environment of this name has them, if it keeps them apart, as one
+    that is made of arrays in Python does.
 
     Raises:
-        UserError: the two have other parts.
+        UserError: the two have other parts, or the dataset is on disk.
     """
     parts = dict(tree_leaves(data.observations))
-    if "" in parts or data.on_disk or not env.has_wrapper_attr("leaves"):
-        return data
-    leaves = env.get_wrapper_attr("leaves")
-    if isinstance(env.observation_space, gym.spaces.Dict):  # with images, parts stay apart
+    if "" in parts or leaves is None:
         return data
     if parts.keys() != leaves.keys():
         raise UserError(
-            f"{spaces.name_of(env)} observes {', '.join(leaves)}, and {data.name} {', '.join(parts)}: choose those of"
-            " both with --obs-keys"
+            f"{env} observes {', '.join(leaves)}, and {data.name} {', '.join(parts)}: choose those of both with"
+            " --obs-keys"
         )
-    observations = spaces.observe(leaves, [parts[path] for path in leaves])
+    if data.on_disk:
+        raise UserError(
+            f"the parts of {data.name} are in files of their own: read them into one vector with --obs-keys"
+            f" {','.join(leaves)}"
+        )
+    try:
+        observations = spaces.observe(leaves, [parts[path] for path in leaves])
+    except UserError as error:
+        raise UserError(f"the observations of {data.name} are not those of {env}: {error}") from error
     return replace(data, observations=observations, provenance={**data.provenance, "obs_keys": list(leaves)})
 
 
@@ -400,8 +414,9 @@ def members_of(settings: Mapping[str, Any]) -> int:
 
 
 def agent_for(
-    task: Task, spec: Spec, settings: dict[str, Any], device: torch.device, folder: Path, data: Dataset | None = None
-) -> Agent:
+    task: Task, spec: Spec, settings: dict[str, Any], device: torch.device, folder: Path, name: str = "",
+    moments: Moments | None = None,
+) -> Agent:  # fmt: skip
     """The agent for a task with these shapes. A new run starts from the checkpoint ``init``, including its observation
     statistics, if one is given, and otherwise takes the observation statistics of its dataset."""
     about, last, vae = settings["fit"], folder / "last.ckpt", None
@@ -435,10 +450,10 @@ def agent_for(
                     f"the checkpoint {about['init']} has the {what} in the order {', '.join(its)}, and this run in the"
                     f" order {', '.join(own)}: give them in the checkpoint's order"
                 )
-        elif data is not None and getattr(agent.config, "normalize", False):
-            if not data.moments:
-                raise UserError(f"normalize is for vectors, and {data.name} observes only images: leave it out")
-            agent.normalize_by(data.moments)
+        elif moments is not None and getattr(agent.config, "normalize", False):
+            if not moments:
+                raise UserError(f"normalize is for vectors, and {name} observes only images: leave it out")
+            agent.normalize_by(moments)
     agent.configure_optimizers()
     return agent
 

@@ -16,6 +16,7 @@ from offlinerl.agents.base import Agent
 from offlinerl.data import load, registry
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.edit import made_of
+from offlinerl.envs import spaces
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.evaluate import evaluate, make_pool
 from offlinerl.evaluation.fqe import choice_of, fitted_q_evaluation, has_diverged
@@ -26,7 +27,7 @@ from offlinerl.evaluation.weighing import require_log_probs, weighted_doubly_rob
 from offlinerl.rollout.deployed import DeployedPolicy
 from offlinerl.rollout.loop import Diverged, diverged_in_words
 from offlinerl.training import config
-from offlinerl.training.build import checksums_of, contents_of, is_of
+from offlinerl.training.build import checksums_of, contents_of, in_one_vector, is_of
 from offlinerl.training.request import entry_of
 from offlinerl.util.atomic import require_place, write_json
 from offlinerl.util.device import pick_device
@@ -139,7 +140,7 @@ def select(
         unit = "discounted return"
     else:
         rows = by_acting(candidates, episodes, seed, display)
-        unit = unit_of("success") if judged_by_success(candidates[0].task) else unit_of("return")
+        unit = unit_of("success" if judged_by_success(candidates) else "return")
         method = dict(name="ttei", episodes=episodes)
     known = [np.isfinite(row["estimate"]) for row in rows]  # False if it diverged
     order = sorted(range(len(rows)), key=lambda i: (not known[i], -rows[i].get("lower_bound", rows[i]["estimate"])))
@@ -197,11 +198,6 @@ def offline(
         UserError: a policy cannot be evaluated on it, or a reward rule was already applied to its rewards.
     """
     require_one_meaning(candidates)
-    if seeing := [candidate for candidate in candidates if "goal" in (candidate.task.env or {})]:
-        raise UserError(
-            f"the policy of {seeing[0].run} observes a goal, which the rows of a dataset do not have: give --episodes N"
-            " to rank by acting"
-        )
     if dataset is None:
         entry = entry_of_run(candidates[0])
     else:
@@ -214,6 +210,7 @@ def offline(
             ' stored: load it with reward="none"'
         )
     require_data_in_order(candidates, data)
+    data = seen_by(candidates[0], data)
     if dataset is None:
         warn_of_change(candidates, data, display)
     if terminal_ends:
@@ -278,6 +275,24 @@ def offline(
     return rows
 
 
+def seen_by(candidate: Candidate, data: Dataset) -> Dataset:
+    """The dataset with its observations as a policy sees them.
+
+    Raises:
+        UserError: the policy observes a goal, and the rows have none; or see ``in_one_vector``.
+    """
+    task, spec = candidate.task, candidate.agent.spec
+    leaves = {path: spaces.from_json(leaf) for path, leaf in (task.leaves or {}).items()}
+    data = in_one_vector(data, leaves or None if spec.is_vector else None, task.env_id)
+    lack = spec.is_vector and not isinstance(data.observations, Mapping) and task.stack == 1
+    if lack and "goal" in (task.env or {}) and data.observations.shape[1] == spec.obs_dim - task.env["goal"]:
+        raise UserError(
+            f"the policy of {candidate.run} observes a goal, which the rows of {data.name} do not have: give --episodes"
+            " N to rank by acting"
+        )
+    return data
+
+
 def require_one_meaning(candidates: Sequence[Candidate]) -> None:
     """Raise a UserError if the numbers that policies see or return are known to have different meanings."""
     first = candidates[0]
@@ -335,7 +350,7 @@ def entry_of_run(candidate: Candidate) -> registry.Entry:
 def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display: Display) -> list[dict[str, Any]]:
     """Evaluate all candidates in the first one's environment, with ``episodes`` episodes in total."""
     tasks = [candidate.task for candidate in candidates]
-    task = tasks[0]
+    task, by_success = tasks[0], judged_by_success(candidates)
     for candidate, own in zip(candidates, tasks, strict=True):
         if own.env is None:
             raise UserError(
@@ -346,7 +361,7 @@ def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display
                 f"{candidate.run} was trained in an environment that was given as an object, which no file holds: leave"
                 " out --episodes to rank on a dataset, or give each run to offlinerl.evaluate with env="
             )
-        if own.facts != task.facts:
+        if {**own.facts, "score": None} != {**task.facts, "score": None}:  # returns can be compared whatever the score
             raise UserError(
                 f"{candidate.run} is for {own.env_id} and {candidates[0].run} for {task.env_id}, or for another version"
                 " of it: policies can be ranked that are of one task"
@@ -360,7 +375,7 @@ def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display
                 display.say_once(f"{candidates[number].run}: {error}; it comes last")
                 return np.nan
             display.advance(sum(map(len, returns)) + 1)
-            return float((found.scores if judged_by_success(task) else found.returns)[0, 0])
+            return float((found.scores if by_success else found.returns)[0, 0])
 
         returns: list[list[float]] = [[] for _ in candidates]
         share_out(play, episodes, returns)
@@ -375,9 +390,10 @@ def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display
     return rows
 
 
-def judged_by_success(task: Task) -> bool:
-    """Whether policies are ranked by the share of episodes that reach the goal, instead of by the return."""
-    return task.score_kind == "success"
+def judged_by_success(candidates: Sequence[Candidate]) -> bool:
+    """Whether policies are ranked by the share of episodes that reach the goal, instead of by the return: if that was
+    the score of all of them."""
+    return all(candidate.task.score_kind == "success" for candidate in candidates)
 
 
 def share_out(play: Callable[[int, int], float], episodes: int, returns: list[list[float]]) -> None:

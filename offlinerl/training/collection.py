@@ -33,6 +33,7 @@ from offlinerl.recipes.kitchen import demonstration
 from offlinerl.rollout.actor_pool import ActorPool
 from offlinerl.rollout.collector import Collector, mean_of, shares
 from offlinerl.rollout.policy import Noisy, Policy, apart
+from offlinerl.training import goals
 from offlinerl.training.build import REPLAY, build, require_parts
 from offlinerl.training.config import TrainConfig, merge, read
 from offlinerl.training.loop import Companion, Run, checksum
@@ -131,6 +132,8 @@ def collect(
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over = merge(over or {}, dict(train=given))
         settings, entry = settings_for(source, None, env, [seed], file, over, obs_keys, limits, collecting=True)
+        if goals.are_chosen(settings["train"]):  # before the run itself, because its episodes are recorded with them
+            entry, _ = goals.with_goals(entry, Task.of(entry), settings["train"]["goal_radius"])
         collection = Collection(folder, Task.of(entry), dataset_id, append, source, seed, settings)
         settings["collect"] = dict(dataset=dataset_id, first=collection.first)
         if ray_address and not settings["train"]["workers"]:
@@ -139,9 +142,9 @@ def collect(
         return collection.seal()
     policy = policy_of(source, pick_device(device), agent_class)
     if env is None:
-        task = task_for(policy, limits=limits)
-        if not task.env:
+        if not (getattr(policy, "task", None) or {}).get("env"):
             raise UserError(f"{source} does not name an environment of its own: give --env")
+        task = task_for(policy, limits=limits)
         task = replace(task, obs_keys=obs_keys or task.obs_keys)
     else:
         task = Task.of(registry.limited(registry.task(env, obs_keys), limits or {}))

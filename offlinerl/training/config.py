@@ -113,10 +113,10 @@ ANYWHERE = setting(
 RADIUS = setting(None, "with goals future, the distance at which a goal is reached; null: the task's, or 0", low=0)
 
 
-def require_goals(train: OfflineConfig | OnlineConfig, *names: str) -> None:
+def require_goals(train: OfflineConfig | OnlineConfig) -> None:
     """Raise a UserError if one of these settings is given without other goals than the data's, or leaves no room."""
-    for name in names:
-        if train.goals == "data" and getattr(train, name):
+    for name in ("goals_own", "goals_anywhere", "goal_radius"):
+        if train.goals == "data" and getattr(train, name) != getattr(type(train), name):
             raise UserError(f"{name} is for other goals than the data's: give --train.goals future too")
     if train.goals_own + train.goals_anywhere > 1:
         raise UserError("goals_own and goals_anywhere are fractions of the same goals: give two whose sum is at most 1")
@@ -146,9 +146,11 @@ class OfflineConfig(EpisodesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_goals(self, "goals_own", "goals_anywhere", "goal_radius")
+        require_goals(self)
         if self.goals == "data":
             return
+        if self.terminal_ends:
+            raise UserError("with other goals no end of an episode is terminal: leave out --train.terminal_ends")
         if self.reward not in (None, "none"):
             raise UserError(f"other goals have other rewards, 0 and -1: leave out --train.reward {self.reward}")
         if self.online_steps:
@@ -194,10 +196,13 @@ class OnlineConfig(OnPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_goals(self, "goals_anywhere", "goal_radius")
+        require_goals(self)
         if self.goals != "data" and (self.prioritized or self.reward_clip is not None):
-            given = "prioritized" if self.prioritized else "reward_clip"
-            raise UserError(f"{given} is for the environment's own goals and rewards: leave out --train.goals")
+            given, off = ("prioritized", "false") if self.prioritized else ("reward_clip", "null")
+            raise UserError(
+                f"{given} is for the environment's own goals and rewards: leave out --train.goals, or give"
+                f" --train.{given} {off}"
+            )
 
 
 BY_SOURCE = dict(

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from offlinerl.data import registry
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.registry import Entry
+from offlinerl.data.scales import Moments
 from offlinerl.envs import checks, spaces
-from offlinerl.envs.goals import ACHIEVED, DESIRED, GoalSeen, goal_of
-from offlinerl.envs.make import make
+from offlinerl.envs.goals import ACHIEVED, DESIRED, goal_of, shows_goal, tells_success
+from offlinerl.envs.make import make, native
 from offlinerl.envs.pool import require_sound
 from offlinerl.evaluation.task import Task
 from offlinerl.experience.hindsight import Goal
 from offlinerl.util.errors import UserError
+
+
+def are_chosen(train: Mapping[str, Any]) -> bool:
+    """Whether the training settings of a run ask for other goals."""
+    return train.get("goals", "data") != "data"
 
 
 def with_goals(entry: Entry, task: Task, radius: float | None) -> tuple[Entry, Goal]:
@@ -29,7 +37,7 @@ def with_goals(entry: Entry, task: Task, radius: float | None) -> tuple[Entry, G
         radius: distance at which a goal is reached; None: that of the entry, else that of the environment, else 0.
 
     Returns:
-        The entry, with an environment that shows its goals, and where these are.
+        The entry, with the task's environment, which shows its goals, and where these are.
 
     Raises:
         UserError: there is no environment, or it has no goals, or it is unknown what is reached.
@@ -38,45 +46,39 @@ def with_goals(entry: Entry, task: Task, radius: float | None) -> tuple[Entry, G
         raise UserError(f"goals are given by an environment, and {entry.name} names none: give --env ID")
     require_sound(task.env, task.obs_keys)
     with checks.closing(make(task.env, task.obs_keys)) as env:
-        name, space = task.env_id, env.observation_space
+        name, space, shown = task.env_id, env.observation_space, shows_goal(env)
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or task.stack > 1:
             raise UserError(f"goals are found in vectors, and {name} has images or frames: leave out --train.goals")
         parts = places(env.get_wrapper_attr("leaves")) if env.has_wrapper_attr("leaves") else {}
-        _, info = env.reset(seed=0)
-        goal, shown = None if DESIRED in parts else goal_of(env, info), shows_goal(env)
-        own_radius = getattr(env.unwrapped, "distance_threshold", 0.0)
-        env.action_space.seed(0)
-        tells = {"success", "is_success"} & {*env.step(env.action_space.sample())[4]}
+        missing = {ACHIEVED, DESIRED} & spaces.parts(native(env).observation_space).keys() - parts.keys()
+        if DESIRED in missing or (missing and not (entry.goal or {}).get("achieved")):
+            raise UserError(f"{name} is observed without its {' and '.join(sorted(missing))}: add it to --obs-keys")
+        goal = None if DESIRED in parts else goal_of(env, env.reset(seed=0)[1])
+        own_radius, tells = getattr(env.unwrapped, "distance_threshold", 0.0), tells_success(env)
     if DESIRED not in parts and goal is None:
         raise UserError(
             f"{name} has no goals, neither as a part {DESIRED} of its observations nor as info['goal']: leave out"
             " --train.goals"
         )
     size = len(parts[DESIRED]) if goal is None else len(goal)
-    known, length = entry.goal or {}, space.shape[0] - size * shown  # of an observation without the goal
-    achieved = parts.get(ACHIEVED) or known.get("achieved") or (range(length) if size == length else ())
+    length = space.shape[0] - size * shown  # of an observation without the goal
+    known = entry.goal or registry.goal_in(name) or {}
+    where = list(parts.get("observation", ()) if parts else range(length))  # is what the registry counts from
+    achieved = list(parts.get(ACHIEVED, ())) or [where[i] for i in known.get("achieved", ()) if where]
+    if not achieved and size == length:  # whole observations are goals
+        achieved = list(range(length))
     if len(achieved) != size:
         raise UserError(
-            f"a goal of {name} has {size} numbers, but it is unknown which of an observation say what is reached: its"
-            f" part {ACHIEVED} is missing or has others"
+            f"a goal of {name} has {size} numbers, but it is unknown which of an observation say what is reached: it"
+            f" has no part {ACHIEVED} of this size"
         )
     radius = known.get("radius", own_radius) if radius is None else radius
     if entry.score is None and tells:
         entry = replace(entry, score={"min": 0, "max": 1, "from": "success", "kind": "success"})
     if goal is None:
-        return entry, Goal(list(achieved), list(parts[DESIRED]), radius)
-    if not shown:
-        entry = replace(entry, env={**task.env, "goal": size})
-    return entry, Goal(list(achieved), list(range(length, length + size)), radius)
-
-
-def shows_goal(env: gym.Env) -> bool:
-    """Whether a ``GoalSeen`` already adds the goal to the observations."""
-    while isinstance(env, gym.Wrapper):
-        if isinstance(env, GoalSeen):
-            return True
-        env = env.env
-    return False
+        return replace(entry, env=task.env), Goal(achieved, list(parts[DESIRED]), radius)
+    entry = replace(entry, env={**task.env, "goal": size})
+    return entry, Goal(achieved, list(range(length, length + size)), radius)
 
 
 def places(leaves: Mapping[str, gym.Space]) -> dict[str, range]:
@@ -85,16 +87,28 @@ def places(leaves: Mapping[str, gym.Space]) -> dict[str, range]:
     return {path: range(begin, end) for path, begin, end in zip(leaves, [0, *ends], ends, strict=False)}
 
 
-def with_own_goals(data: Dataset, goal: Goal) -> Dataset:
-    """The dataset with what is reached at once added to its observations as their goal, if they lack it."""
-    if isinstance(data.observations, Mapping) or goal.desired[0] < data.observations.shape[1]:
+def with_own_goals(data: Dataset, goal: Goal, own: float) -> Dataset:
+    """The dataset with what is reached at once added to its observations as their goal, if they lack it; ``own`` is the
+    share of the rows that should keep their goal."""
+    if isinstance(data.observations, Mapping) or data.observations.shape[1] != goal.desired[0]:
         return data
+    if own:
+        raise UserError(f"{data.name} has no goals that its rows could keep: leave out --train.goals_own")
     if data.on_disk:
         raise UserError(
             f"goals are added to the observations of {data.name} in memory: give --train.table memory, or fewer rows"
         )
     observations = np.concatenate([data.observations, data.observations[:, goal.achieved]], axis=1)
     return replace(data, observations=observations)
+
+
+def moments_of(data: Dataset, goal: Goal) -> Moments:
+    """The moments of observations whose goals are what is reached."""
+    mean, std = (column.copy() for column in data.moments[""])
+    if len(mean) <= max(goal.desired):  # a wrong shape raises later
+        return data.moments
+    mean[goal.desired], std[goal.desired] = mean[goal.achieved], std[goal.achieved]
+    return {"": (mean, std)}
 
 
 def in_words(goal: Goal) -> str:

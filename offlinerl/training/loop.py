@@ -352,9 +352,12 @@ class Run(L.Callback):
         if name not in self.measured:
             return False
         found, before = self.measured[name], self.least
-        if before is not None and standing([-x for x in found]) <= standing([-x for x in before["per_seed"]]):
-            return before[self.clock] == self.now  # measured again
-        self.least = {"loss": name, "mean": statistics.fmean(found), "per_seed": found, self.clock: self.now}
+        known = [loss for loss in found if math.isfinite(loss)]  # those of diverged seeds are not
+        if before is not None and before[self.clock] == self.now:
+            return True  # measured again
+        if not known or (before is not None and order(found) <= order(before["per_seed"])):
+            return False
+        self.least = {"loss": name, "mean": statistics.fmean(known), "per_seed": found, self.clock: self.now}
         return True
 
     def rollouts(self, episodes: int) -> Evaluation:
@@ -563,6 +566,11 @@ class Epochs:
 
     def __iter__(self) -> Iterator[Piece]:
         return iter(self.epoch())
+
+
+def order(losses: list[float]) -> tuple[int, float]:
+    """Sort key of losses per seed, lower ones last; see ``standing``."""
+    return standing([-loss if math.isfinite(loss) else math.nan for loss in losses])
 
 
 def checksum(agent: Agent) -> int:

@@ -269,6 +269,9 @@ def require_source(
     Raises:
         UserError: there is no such source or environment, or a setting is wrong.
     """
+    of_checkpoint = isinstance(source, str | Path) and not agents.is_name(str(source))
+    if env is None and (source in ("random", "scripted") or not of_checkpoint):
+        raise WrongUsage("collect needs --env, the environment to act in, as in: --env Pendulum-v1")
     if isinstance(source, str) and agents.is_name(source):
         if episodes is not None:
             raise WrongUsage(f"{source} learns while it collects, so give --steps instead of --episodes")
@@ -303,9 +306,7 @@ def require_source(
         raise WrongUsage("collect needs --steps or --episodes")
     if steps is not None and episodes is not None:
         raise WrongUsage("collect takes --steps or --episodes, not both: leave out one")
-    if env is None:
-        if source in ("random", "scripted") or not isinstance(source, str | Path):
-            raise WrongUsage("collect needs --env, the environment to act in, as in: --env Pendulum-v1")
+    if env is None:  # that of the checkpoint
         return
     task = registry.task(env)
     if source == "scripted" and "factory" in task.env:
