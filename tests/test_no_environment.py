@@ -379,7 +379,7 @@ def test_the_environment_of_a_dataset_need_not_be_installed(here, monkeypatch, c
     flags = ["--batch", "8", "--updates", "6", "--eval-every", "3", "--compile", "false"]
     assert main(["fit", "bc", "--dataset", "test/lost-v0", *flags]) == 1
     said = capsys.readouterr().err
-    assert "the environment NotInstalled-v7 cannot be made: No module named 'nowhere'; install that module" in said
+    assert "environment NotInstalled-v7 cannot be made: No module named 'nowhere'; install that module" in said
     assert said.endswith("; or train on the dataset alone, with --env none\n")
     for name in ("lost", "swing"):
         assert main(["fit", "bc", "--dataset", f"test/{name}-v0", "--env", "none", "--out", name, *flags]) == 0

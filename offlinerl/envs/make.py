@@ -95,7 +95,7 @@ def _created(env: Mapping[str, Any], arguments: Mapping[str, Any]) -> gym.Env:
         hint = ""
         if isinstance(error, ModuleNotFoundError):
             hint = "; install that module or run in its folder, or give another --env, as in MODULE:ID"
-        raise UserError(f"the environment {name} cannot be made: {first_line(error)}{hint}") from error
+        raise UserError(f"environment {name} cannot be made: {first_line(error)}{hint}") from error
     is_minatar = "factory" not in env and id_of(env).startswith(atari.MINATAR)
     return atari.Planes(made) if is_minatar and made.observation_space.dtype == bool else made
 
