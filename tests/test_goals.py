@@ -447,6 +447,8 @@ def test_what_an_agent_collected_on_its_way_to_goals_can_be_learned_from():
         offlinerl.collect("sac", "Told-v0", "point/sac-v0", over=over, append=True, out="other")
     again = offlinerl.fit("iql", "point/sac-v0", goals="future", **BRIEF)  # elsewhere the goal is added, and only once
     assert offlinerl.evaluate(again.folder, env="Told-v0", episodes=1)["score_kind"] == "success"
+    first = offlinerl.fit("iql", wandering(Told), env="Told-v0", goals="future", **BRIEF)
+    assert offlinerl.select([first.folder, again.folder], episodes=4)["tried"] == 2
     shows = gym.make("Told-v0")
     assert offlinerl.evaluate(again.folder, env=GoalSeen(shows, 3), episodes=1)["episodes"] == 1
 

@@ -12,10 +12,14 @@ import numpy as np
 
 from offlinerl.data import registry
 from offlinerl.data.edit import covers
+from offlinerl.envs.goals import GoalSeen
 from offlinerl.envs.make import id_of, plain
 from offlinerl.envs.pixels import is_fast
 from offlinerl.types import Spec
 from offlinerl.util.display import FAST
+
+GOAL_SEEN = GoalSeen.class_name()
+"""The name by which a specification lists this wrapper, which ``goal`` in an environment's description stands for."""
 
 COLUMNS_SEEN = "columns of the observations (--columns)"
 
@@ -85,7 +89,8 @@ class Task:
         kwargs = {**known.get("kwargs", {}), **self.env.get("kwargs", {})}
         given = {key: value for key, value in self.env.items() if key not in ("id", "spec", "kwargs", "factory")}
         limit = kwargs.pop("max_episode_steps", known.get("max_episode_steps"))
-        wrappers = list(known.get("additional_wrappers", ()))
+        stated = GOAL_SEEN if "goal" in given else None
+        wrappers = [of for of in known.get("additional_wrappers", ()) if of["name"] != stated]
         env = dict(id=self.env_id, kwargs=kwargs, max_episode_steps=limit, wrappers=wrappers) | given
         facts = dict(env=env, obs_keys=self.obs_keys, score=self.score)
         return json.loads(json.dumps(facts, default=lambda value: type(value).__name__))
