@@ -96,7 +96,7 @@ def fit(
     """
     agent_name = None if agent is None else agents.name_of(agent)
     over = merge(over or {}, by_section(settings, agent_name)) if settings else over
-    if _is_frame(dataset) or (isinstance(dataset, Mapping) and columns is not None):
+    if _is_table(dataset, columns):
         dataset, columns = load_dataset(dataset, columns=columns, obs_keys=obs_keys), None
         obs_keys = None if resume else obs_keys
     dataset, where = _dataset(dataset), _environment(env)
@@ -354,9 +354,10 @@ def _environment(env: Environment | None) -> Any:
     return env if env is None or isinstance(env, str) else described(env)
 
 
-def _is_frame(source: Any) -> bool:
-    """Whether this is a pandas DataFrame, or similar to one."""
-    return hasattr(source, "columns") and hasattr(source, "to_numpy")
+def _is_table(source: Any, columns: Any) -> bool:
+    """Whether this is a pandas DataFrame, or similar to one, or a dictionary of the columns that are named."""
+    is_frame = hasattr(source, "columns") and hasattr(source, "to_numpy")
+    return is_frame or (isinstance(source, Mapping) and columns is not None)
 
 
 def _dataset(source: Data | None) -> str | Path | Dataset | None:
@@ -402,19 +403,18 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
     from offlinerl.data import arrays, formats, load
     from offlinerl.data.mapping import parse_columns
 
-    is_frame = _is_frame(source)
-    found = source if is_frame or isinstance(source, Mapping) else _dataset(source)
+    columns = settings.pop("columns", None)
+    is_table = _is_table(source, columns)
+    found = source if is_table or isinstance(source, Mapping) else _dataset(source)
     if found is None:
         raise _no_dataset(source)
     if env is not None and not isinstance(found, str | Path):
         raise UserError("env applies to a dataset's file: leave it out here, and give it to offlinerl.fit")
-    if is_frame or isinstance(source, Mapping):
-        columns = settings.pop("columns", None)
-    if is_frame or (isinstance(source, Mapping) and columns is not None):
+    if is_table:
         name = settings.pop("name", "frame")
         return formats.of_frame(cast(Mapping[str, Any], source), columns and parse_columns(columns), name, **settings)
     if isinstance(found, str | Path):
-        return load.load(str(found), env, **settings)
+        return load.load(str(found), env, columns=columns, **settings)
     keys = settings.pop("obs_keys", None)
     data = found if isinstance(found, Dataset) else arrays.from_arrays(cast(Mapping[str, Any], source), **settings)
     return load.load(registry.resolve(data, obs_keys=keys)) if keys else data

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from offlinerl.experience.table import Rows
 from offlinerl.learning.rng import Streams
-from offlinerl.learning.seeds import Number
 from offlinerl.types import Batch
 
 
@@ -27,19 +27,9 @@ class Goal(NamedTuple):
     radius: float
 
 
-class Episodes(Protocol):
-    """Rows in episodes."""
-
-    def goals(self, rows: Tensor, uniform: Tensor) -> Tensor:
-        """What is observed after a row drawn uniformly from the given row to the latest of its episode.
-
-        Args:
-            rows: ``[K, S, B]``.
-            uniform: ``[K, S, B]`` random numbers in [0, 1).
-
-        Returns:
-            ``[K, S, B, O]``.
-        """
+def are_chosen(train: Mapping[str, Any]) -> bool:
+    """Whether the training settings of a run ask for other goals."""
+    return train.get("goals", "data") != "data"
 
 
 class Hindsight:
@@ -63,17 +53,15 @@ class Hindsight:
         self.achieved, self.desired = (torch.tensor(of, device=device) for of in (goal.achieved, goal.desired))
         self.radius, self.anywhere, self.own = goal.radius, anywhere, own
 
-    def relabelled(self, batch: Batch, rows: Tensor, source: Episodes, streams: Streams, gamma: Number) -> Batch:
-        """A block of transitions with other goals.
+    def transitions(self, source: Rows, rows: Tensor, streams: Streams) -> Batch:
+        """The transitions that begin in rows ``[K, S, B]`` of a source, with other goals.
 
         Args:
-            batch: of the rows, fields ``[K, S, B, ...]``, whose observations are changed in place.
-            rows: ``[K, S, B]``.
             source: where the rows are.
+            rows: as its ``transitions`` takes them.
             streams: where the numbers are drawn from that choose the goals.
-            gamma: discount per step.
         """
-        K, _, B = rows.shape
+        (K, _, B), batch, gamma = rows.shape, source.transitions(rows), source.gamma
         later, which = (streams.uniform(0, 1, (K, B)).transpose(0, 1) for _ in range(2))  # [K, S, B]
         which = which.unsqueeze(-1)
         achieved = batch.next_obs[..., self.achieved]

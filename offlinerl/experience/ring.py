@@ -12,6 +12,7 @@ from torch import Tensor
 
 from offlinerl.agents.base import Agent
 from offlinerl.envs.pixels import newest
+from offlinerl.experience.hindsight import are_chosen
 from offlinerl.experience.mapped import MappedFiles
 from offlinerl.experience.priorities import Priorities
 from offlinerl.experience.table import Rows, frame_of
@@ -121,8 +122,8 @@ class Replay(Rows):
         """The replay buffer that an agent's training settings ask for, with a given size and place."""
         priorities = (train["priority_alpha"], train["priority_beta"]) if train.get("prioritized") else None
         spec, seeds, gamma, n_step = agent.kept_spec, agent.seeds, agent.gamma, agent.n_step
-        goals = train.get("goals", "data") != "data"
-        ring = cls(spec, seeds, capacity, train["envs"], gamma, n_step, priorities, agent.device, stack, folder, goals)
+        more = (priorities, agent.device, stack, folder, are_chosen(train))
+        ring = cls(spec, seeds, capacity, train["envs"], gamma, n_step, *more)
         ring.next_actions = agent.next_actions
         return ring
 
@@ -136,7 +137,7 @@ class Replay(Rows):
         return (self.added - self.oldest) * self.envs
 
     def following(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        place = rows // self.envs % self.steps
+        place = self._place(rows)
         following = torch.where(place == self.steps - 1, rows - (self.steps - 1) * self.envs, rows + self.envs)
         return following, place != (self.added - 1) % self.steps
 
@@ -249,15 +250,21 @@ class Replay(Rows):
         return rows + self.offsets
 
     def goals(self, rows: Tensor, uniform: Tensor) -> Tree:
-        """What is reached later in the same episode, up to the newest step; see ``Table.goals``."""
-        rows, newest = self._in_ring(rows), self.added - 1
-        place = rows // self.envs % self.steps
-        number = newest - (newest - place) % self.steps
-        until = self.until.view(-1)[rows]
-        left = torch.where(until < 0, newest, until) - number + 1
-        later = number + (uniform * left).long().clamp(max=left - 1)
-        found = self.observed(1, (rows + (later % self.steps - place) * self.envs).flatten())
-        return tree_map(lambda x: x.view(*rows.shape, *x.shape[1:]), found)
+        """As in ``Rows``, for rows numbered as in ``transitions``."""
+        return super().goals(self._in_ring(rows), uniform)
+
+    def remaining(self, rows: Tensor) -> Tensor:
+        newest, until = self.added - 1, self.until.view(-1)[rows]
+        number = newest - (newest - self._place(rows)) % self.steps
+        return torch.where(until < 0, newest, until) - number + 1
+
+    def later(self, rows: Tensor, steps: Tensor) -> Tensor:
+        place = self._place(rows)
+        return rows + ((place + steps) % self.steps - place) * self.envs
+
+    def _place(self, rows: Tensor) -> Tensor:
+        """The positions of rows in their rings."""
+        return rows // self.envs % self.steps
 
     def state_dict(self, copy: bool = True) -> dict[str, Any]:
         """The rows in use, and everything else needed to resume.

@@ -127,8 +127,7 @@ class GoalData(OfflineData):
 
     def draw(self, updates: int | None = None) -> Batch:
         rows = self.streams.integers(len(self.table), (updates or self.piece, self.batch_size)).transpose(0, 1)
-        batch = self.table.transitions(rows)
-        return self.hindsight.relabelled(batch, rows, self.table, self.streams, self.table.gamma)
+        return self.hindsight.transitions(self.table, rows, self.streams)
 
 
 class EpisodeData(OfflineData):
@@ -298,7 +297,7 @@ class ReplayData(ActingData):
         replay, streams, B = self.replay, self.replay.streams, self.batch_size
         if self.hindsight is not None:
             rows = streams.integers(replay.counts, (updates, B)).transpose(0, 1)
-            return self.hindsight.relabelled(replay.transitions(rows), rows, replay, streams, replay.gamma)
+            return self.hindsight.transitions(replay, rows, streams)
         if self.table is None:
             return replay.sample(updates, B)
         old = len(self.table)

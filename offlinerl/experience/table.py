@@ -58,6 +58,31 @@ class Rows:
         """The rows one step later in the same episode, ``[n]``, and whether there are such."""
         raise NotImplementedError
 
+    def remaining(self, rows: Tensor) -> Tensor:
+        """The number of rows from each of these ``[...]`` to the last of its episode, itself included."""
+        raise NotImplementedError
+
+    def later(self, rows: Tensor, steps: Tensor) -> Tensor:
+        """The rows so many steps after these ``[...]`` in the same episode."""
+        raise NotImplementedError
+
+    def goals(self, rows: Tensor, uniform: Tensor) -> Tree:
+        """What is reached later in the same episode: the next observation of a row drawn uniformly from the given row
+        to the episode's last, the "future" strategy of hindsight experience replay (Andrychowicz et al., 2017, section
+        4.5).
+
+        Args:
+            rows: ``[...]``.
+            uniform: ``[...]`` random numbers in [0, 1).
+
+        Returns:
+            Observations ``[..., ...]``, from which a goal is taken.
+        """
+        left = self.remaining(rows)
+        ahead = (uniform * left).long().clamp(max=left - 1)
+        found = self.observed(1, self.later(rows, ahead).flatten())
+        return tree_map(lambda x: x.view(*rows.shape, *x.shape[1:]), found)
+
     def transitions(self, rows: Tensor) -> Batch:
         """The transitions that begin in rows ``[...]``: fields ``[..., ...]``.
 
@@ -251,22 +276,11 @@ class Table(Rows):
             self._to_go = (total[self.final] - total).float() + reward
         return self._to_go
 
-    def goals(self, rows: Tensor, uniform: Tensor) -> Tree:
-        """What is reached later in the same episode: the next observation of a row drawn uniformly from the given row
-        to the episode's last, the "future" strategy of hindsight experience replay (Andrychowicz et al., 2017, section
-        4.5).
+    def remaining(self, rows: Tensor) -> Tensor:
+        return self.episode(rows)[1] - rows + 1
 
-        Args:
-            rows: ``[...]``.
-            uniform: ``[...]`` random numbers in [0, 1).
-
-        Returns:
-            Observations ``[..., ...]``, from which a goal-conditioned agent takes a goal.
-        """
-        left = self.episode(rows)[1] - rows + 1
-        later = rows + (uniform * left).long().clamp(max=left - 1)
-        found = self.observed(1, later.flatten())
-        return tree_map(lambda x: x.view(*rows.shape, *x.shape[1:]), found)
+    def later(self, rows: Tensor, steps: Tensor) -> Tensor:
+        return rows + steps
 
 
 def in_line(dataset: Dataset) -> Dataset:

@@ -34,7 +34,7 @@ from offlinerl.envs.make import make as make_env
 from offlinerl.envs.pool import Pool
 from offlinerl.evaluation.evaluate import make_pool
 from offlinerl.evaluation.task import Task
-from offlinerl.experience.hindsight import Goal, Hindsight
+from offlinerl.experience.hindsight import Goal, Hindsight, are_chosen
 from offlinerl.experience.ring import Replay
 from offlinerl.experience.sources import (
     ActingData,
@@ -44,7 +44,7 @@ from offlinerl.experience.sources import (
     ReplayData,
     RolloutData,
     WindowData,
-)  # fmt: skip
+)
 from offlinerl.experience.table import Table, entries_outside
 from offlinerl.learning.exploration import linear
 from offlinerl.rollout.actor_pool import ActorPool
@@ -116,7 +116,7 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
     its length and the steps between evaluations are rounded up to whole rollouts."""
     about, train, display, goal = settings["fit"], settings["train"], Display(), None
     task = Task.of(entry)
-    if goals.are_chosen(train):
+    if are_chosen(train):
         entry, goal = goals.with_goals(entry, task, train["goal_radius"])
         task = Task.of(entry)
         display.say(f"{entry.name}: {goals.in_words(goal)}")
@@ -152,7 +152,7 @@ def on_dataset(
     as in table 2 of the XQL paper, it makes one update per ``steps_per_update`` environment steps."""
     about, train, display = settings["fit"], settings["train"], Display()
     entry, goal = replace(entry, reward=train.get("reward") or entry.reward), None
-    if hindsight := goals.are_chosen(train):
+    if hindsight := are_chosen(train):
         entry = replace(entry, reward="none")
     raw, contents = loaded(entry, settings, folder, display)
     data = learned_from(raw, entry, train)

@@ -28,6 +28,7 @@ from offlinerl.envs.make import LIMITS, make, side_by_side, specification, witho
 from offlinerl.envs.pixels import is_fast
 from offlinerl.evaluation.evaluate import check_spec, evaluate, task_for
 from offlinerl.evaluation.task import Task
+from offlinerl.experience.hindsight import are_chosen
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.recipes.kitchen import demonstration
 from offlinerl.rollout.actor_pool import ActorPool
@@ -132,7 +133,7 @@ def collect(
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over = merge(over or {}, dict(train=given))
         settings, entry = settings_for(source, None, env, [seed], file, over, obs_keys, limits, collecting=True)
-        if goals.are_chosen(settings["train"]):  # before the run itself, because its episodes are recorded with them
+        if are_chosen(settings["train"]):  # before the run itself, because its episodes are recorded with them
             entry, _ = goals.with_goals(entry, Task.of(entry), settings["train"]["goal_radius"])
         collection = Collection(folder, Task.of(entry), dataset_id, append, source, seed, settings)
         settings["collect"] = dict(dataset=dataset_id, first=collection.first)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,11 +19,6 @@ from offlinerl.envs.pool import require_sound
 from offlinerl.evaluation.task import Task
 from offlinerl.experience.hindsight import Goal
 from offlinerl.util.errors import UserError
-
-
-def are_chosen(train: Mapping[str, Any]) -> bool:
-    """Whether the training settings of a run ask for other goals."""
-    return train.get("goals", "data") != "data"
 
 
 def with_goals(entry: Entry, task: Task, radius: float | None) -> tuple[Entry, Goal]:
