@@ -381,16 +381,16 @@ def test_goals_are_normalised_as_what_is_reached():
 
 def test_what_is_reached_is_found_in_any_order_of_parts():
     task = registry.task("pointmaze-medium", ["desired_goal", "observation"])
-    _, found = with_goals(task, Task.of(task), None)
+    _, found = with_goals(Task.of(task), task.goal, None)
     assert found == Goal([2, 3], [0, 1], 0.45)
     with pytest.raises(UserError, match="FetchReach-v4 is observed without its desired_goal: add it to --obs-keys"):
         task = registry.task("FetchReach-v4", ["observation", "achieved_goal"])
-        with_goals(task, Task.of(task), None)
+        with_goals(Task.of(task), task.goal, None)
 
 
 def test_the_ants_place_is_known_by_its_environment():
     task = registry.task("offlinerl/AntMaze-umaze-v0")
-    assert with_goals(task, Task.of(task), None)[1] == Goal([0, 1], [29, 30], 0.5)
+    assert with_goals(Task.of(task), task.goal, None)[1] == Goal([0, 1], [29, 30], 0.5)
 
 
 def test_a_policy_is_judged_by_the_return_where_success_is_not_told():

@@ -117,8 +117,7 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
     about, train, display, goal = settings["fit"], settings["train"], Display(), None
     task = Task.of(entry)
     if are_chosen(train):
-        entry, goal = goals.with_goals(entry, task, train["goal_radius"])
-        task = Task.of(entry)
+        task, goal = goals.with_goals(task, entry.goal, train["goal_radius"])
         display.say(f"{entry.name}: {goals.in_words(goal)}")
     pool = make_pool(task, members_of(settings), train["final_episodes"])
     task = with_leaves(task, pool.envs[0], about.get("obs_keys"))
@@ -151,21 +150,16 @@ def on_dataset(
     """A run that learns from a fixed dataset and is counted in updates. If it fine-tunes in the environment afterwards,
     as in table 2 of the XQL paper, it makes one update per ``steps_per_update`` environment steps."""
     about, train, display = settings["fit"], settings["train"], Display()
-    entry, goal = replace(entry, reward=train.get("reward") or entry.reward), None
-    if hindsight := are_chosen(train):
-        entry = replace(entry, reward="none")
+    hindsight = are_chosen(train)
+    entry = replace(entry, reward="none" if hindsight else train.get("reward") or entry.reward)
     raw, contents = loaded(entry, settings, folder, display)
     data = learned_from(raw, entry, train)
     kind = source_of(about["agent"], agents.get(about["agent"]).kinds, about["dataset"], about["env"])
     announce(entry, raw, data, display, rewarded=kind != "observations" and not hindsight)
-    own_score = dataset_score(entry, raw)
-    if hindsight:
-        task = task_of(entry, data, about)
-        task = task if task.env is None else within_data(with_own_parts(task, entry, data), data, display)
-        entry, goal = goals.with_goals(entry, task, train["goal_radius"])
+    task, pool, spec, goal = where_to_evaluate(settings, entry, data, kind, display)
+    if goal is not None:
         data = goals.with_own_goals(data, goal, train["goals_own"])
         display.say(f"{entry.name}: {goals.in_words(goal)}")
-    task, pool, spec = where_to_evaluate(settings, entry, data, kind, display)
     if pool is not None:
         data = in_one_vector(data, leaves_in(pool.envs[0]), task.env_id)
     if kind == "windows":  # such an agent acts on the return to go
@@ -197,7 +191,7 @@ def on_dataset(
     if steps:
         reward = rewards.online_reward(entry, raw)
         stages.append(fine_tuning(task, agent, settings, table, reward, folder, display, ray_address))
-    facts = dict(dataset=entry.name, data=contents, dataset_score=own_score)
+    facts = dict(dataset=entry.name, data=contents, dataset_score=dataset_score(entry, raw))
     run = Run(settings, folder, display, agent, task, pool, Schedule("update", stages), facts, held_out, team)
     if isinstance(agent, VAE):
         run.companion = Reconstructions(agent, kept or data, folder)
@@ -289,31 +283,36 @@ def announce(entry: Entry, raw: Dataset, data: Dataset, display: Display, reward
 
 def where_to_evaluate(
     settings: Mapping[str, Any], entry: Entry, data: Dataset, kind: str, display: Display
-) -> tuple[Task, Pool | None, Spec]:
-    """The task of a run on a dataset, its environments, if policies can be evaluated, and the shapes."""
-    about, train = settings["fit"], settings["train"]
-    task, steps = task_of(entry, data, about), train.get("online_steps")
+) -> tuple[Task, Pool | None, Spec, Goal | None]:
+    """The task of a run on a dataset, its environments, if policies can be evaluated, the shapes, and where the goals
+    are, if others than the data's are learned from."""
+    about, train, goal = settings["fit"], settings["train"], None
+    task, steps, hindsight = task_of(entry, data, about), train.get("online_steps"), are_chosen(train)
     if kind == "observations":  # single frames, without a policy to evaluate
-        return replace(task, env=None, score=None, score_kind="return"), None, spec_of_data(data)[0]
+        return replace(task, env=None, score=None, score_kind="return"), None, spec_of_data(data)[0], None
     if task.env is None:
+        if hindsight:
+            raise UserError(f"goals are given by an environment, and {entry.name} names none: give --env ID")
         if steps or about.get("pixels") or about.get("stack"):
             what = "fine-tuning needs" if steps else "--pixels and --stack need"
             raise UserError(f"{what} an environment, but {entry.name} does not name one: give --env ID")
         spec, actions = spec_of_data(data, about.get("actions"), about.get("action_range"))
         display.say(f"no environment is named, so there will be losses but no scores; {actions}")
-        return task, None, spec
+        return task, None, spec, None
     if about.get("actions"):
         raise UserError(f"{id_of(task.env)} defines its actions itself: leave out --actions")
     try:
         task = within_data(with_own_parts(task, entry, data), data, display)
+        if hindsight:
+            task, goal = goals.with_goals(task, entry.goal, train["goal_radius"])
         pool = make_pool(task, members_of(settings), train["final_episodes"])
     except UserError as error:
-        if about["env"] is not None or steps:
+        if about["env"] is not None or steps or hindsight:
             raise
         raise UserError(f"{error}; or train on the dataset alone, with --env none") from error
     task = with_leaves(task, pool.envs[0], about.get("obs_keys"))
     require_stored_order(entry, data, pool.envs[0], about.get("obs_keys"))
-    return task, pool, pool.spec
+    return task, pool, pool.spec, goal
 
 
 def fine_tuning(

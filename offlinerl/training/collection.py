@@ -133,9 +133,10 @@ def collect(
         given = {k: v for k, v in dict(steps=steps, envs=envs, workers=workers).items() if v}
         over = merge(over or {}, dict(train=given))
         settings, entry = settings_for(source, None, env, [seed], file, over, obs_keys, limits, collecting=True)
+        task = Task.of(entry)
         if are_chosen(settings["train"]):  # before the run itself, because its episodes are recorded with them
-            entry, _ = goals.with_goals(entry, Task.of(entry), settings["train"]["goal_radius"])
-        collection = Collection(folder, Task.of(entry), dataset_id, append, source, seed, settings)
+            task, _ = goals.with_goals(task, entry.goal, settings["train"]["goal_radius"])
+        collection = Collection(folder, task, dataset_id, append, source, seed, settings)
         settings["collect"] = dict(dataset=dataset_id, first=collection.first)
         if ray_address and not settings["train"]["workers"]:
             raise UserError("--ray-address needs workers: give their number with --workers")

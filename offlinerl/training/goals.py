@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from offlinerl.data import registry
 from offlinerl.data.dataset import Dataset
-from offlinerl.data.registry import Entry
 from offlinerl.data.scales import Moments
 from offlinerl.envs import checks, spaces
 from offlinerl.envs.goals import ACHIEVED, DESIRED, goal_of, shows_goal, tells_success
@@ -21,23 +21,21 @@ from offlinerl.experience.hindsight import Goal
 from offlinerl.util.errors import UserError
 
 
-def with_goals(entry: Entry, task: Task, radius: float | None) -> tuple[Entry, Goal]:
+def with_goals(task: Task, known: Mapping[str, Any] | None, radius: float | None) -> tuple[Task, Goal]:
     """Finds the goals in an environment's observations. An environment that keeps its goal to itself gets it added to
     them, see ``GoalSeen``. Unless the task has a score, that is whether a goal was reached, if the environment tells.
 
     Args:
-        entry: the task, whose ``goal`` helps if the observations have no part that says what is reached.
-        task: its environment.
-        radius: distance at which a goal is reached; None: that of the entry, else that of the environment, else 0.
+        task: with an environment.
+        known: the ``goal`` of its entry in the registry, for observations without a part that says what is reached.
+        radius: distance at which a goal is reached; None: the known one, else that of the environment, else 0.
 
     Returns:
-        The entry, with the task's environment, which shows its goals, and where these are.
+        The task, whose environment shows its goals, and where these are.
 
     Raises:
-        UserError: there is no environment, or it has no goals, or it is unknown what is reached.
+        UserError: the environment has no goals, or it is unknown what is reached.
     """
-    if task.env is None:
-        raise UserError(f"goals are given by an environment, and {entry.name} names none: give --env ID")
     require_sound(task.env, task.obs_keys)
     with checks.closing(make(task.env, task.obs_keys)) as env:
         name, space, shown = task.env_id, env.observation_space, shows_goal(env)
@@ -45,7 +43,7 @@ def with_goals(entry: Entry, task: Task, radius: float | None) -> tuple[Entry, G
             raise UserError(f"goals are found in vectors, and {name} has images or frames: leave out --train.goals")
         parts = places(env.get_wrapper_attr("leaves")) if env.has_wrapper_attr("leaves") else {}
         missing = {ACHIEVED, DESIRED} & spaces.parts(native(env).observation_space).keys() - parts.keys()
-        if DESIRED in missing or (missing and not (entry.goal or {}).get("achieved")):
+        if DESIRED in missing or (missing and not (known or {}).get("achieved")):
             raise UserError(f"{name} is observed without its {' and '.join(sorted(missing))}: add it to --obs-keys")
         goal = None if DESIRED in parts else goal_of(env, env.reset(seed=0)[1])
         own_radius, tells = getattr(env.unwrapped, "distance_threshold", 0.0), tells_success(env)
@@ -56,7 +54,7 @@ def with_goals(entry: Entry, task: Task, radius: float | None) -> tuple[Entry, G
         )
     size = len(parts[DESIRED]) if goal is None else len(goal)
     length = space.shape[0] - size * shown  # of an observation without the goal
-    known = entry.goal or registry.goal_in(name) or {}
+    known = known or registry.goal_in(name) or {}
     where = list(parts.get("observation", ()) if parts else range(length))  # is what the registry counts from
     achieved = list(parts.get(ACHIEVED, ())) or [where[i] for i in known.get("achieved", ()) if where]
     if not achieved and size == length:  # whole observations are goals
@@ -67,12 +65,13 @@ def with_goals(entry: Entry, task: Task, radius: float | None) -> tuple[Entry, G
             f" has no part {ACHIEVED} of this size"
         )
     radius = known.get("radius", own_radius) if radius is None else radius
-    if entry.score is None and tells:
-        entry = replace(entry, score={"min": 0, "max": 1, "from": "success", "kind": "success"})
+    if task.score is None and tells:
+        score = {"min": 0, "max": 1, "from": "success", "kind": "success"}
+        task = replace(task, score=score, score_kind=score["kind"])
     if goal is None:
-        return replace(entry, env=task.env), Goal(achieved, list(parts[DESIRED]), radius)
-    entry = replace(entry, env={**task.env, "goal": size})
-    return entry, Goal(achieved, list(range(length, length + size)), radius)
+        return task, Goal(achieved, list(parts[DESIRED]), radius)
+    task = replace(task, env={**task.env, "goal": size})
+    return task, Goal(achieved, list(range(length, length + size)), radius)
 
 
 def places(leaves: Mapping[str, gym.Space]) -> dict[str, range]:
