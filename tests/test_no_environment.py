@@ -224,6 +224,44 @@ def test_the_best_checkpoint_outlasts_an_interruption(here):
     assert again.summary["best_held_out"] == whole.summary["best_held_out"]
 
 
+def test_patience_ends_a_run_that_gets_no_better(here, capsys):
+    whole = overfitting(200)
+    best = whole.summary["best_held_out"]["update"]
+    run = overfitting(200, patience=2)
+    end = run.summary["updates"]
+    assert end == best + 40 < 200 and run.summary["best_held_out"] == whole.summary["best_held_out"]
+    assert f"update {end}: 2 evaluations in a row were not the best, so the run ends" in capsys.readouterr().out
+    assert set(run.held_out["update"].tolist()) == {*range(20, end + 1, 20)}
+    shorter = overfitting(end)  # the last policy is that of a run of this length
+    first, second = (torch.load(of.folder / "last.ckpt", weights_only=True)["state_dict"] for of in (run, shorter))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    over = offlinerl.fit(resume=run.folder, dataset=noise())
+    assert over.summary["updates"] == end
+    words = f"all {end} updates are done already, and the last policy is evaluated again; to continue to 200, give a la"
+    assert words in capsys.readouterr().out
+    going_on = offlinerl.fit(resume=run.folder, dataset=noise(), patience=None)
+    assert going_on.summary["updates"] == 200
+    np.testing.assert_array_equal(going_on.held_out["actor_loss"], whole.held_out["actor_loss"])
+
+
+def test_patience_outlasts_an_interruption(here):
+    whole = overfitting(200, patience=2)
+    end = whole.summary["updates"]
+    part = overfitting(end - 20, patience=2)
+    again = offlinerl.fit(resume=part.folder, dataset=noise(), updates=200)
+    assert again.summary["updates"] == end
+    np.testing.assert_array_equal(again.held_out["actor_loss"], whole.held_out["actor_loss"])
+
+
+def test_patience_needs_evaluations(here):
+    for agent, few in (("iql", {}), ("bc", dict(held_out=0.0))):
+        with pytest.raises(UserError, match="patience needs evaluations, and there is no environment: name one with"):
+            offlinerl.fit(agent, logs(), over=dict(train=FEW | few | dict(patience=1)))
+    with pytest.raises(UserError, match="patience is for runs of one stage: leave out --train.patience, or --online-s"):
+        offlinerl.fit("xql", "kitchen", patience=3, online_steps=10)
+
+
 def test_a_diverged_policy_is_never_the_best(here, capsys):
     few = dict(updates=40, eval_every=20, batch=64, compile=False, held_out=0.3, hidden=(8,))
     alone = offlinerl.fit("bc", noise(), lr=1e30, **few)

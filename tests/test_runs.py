@@ -51,6 +51,25 @@ def test_off_policy_agents_train_on_a_fixed_dataset(name, here):
     assert "step" not in rows(folder / "metrics.csv")[-1]
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        ("--dataset", pendulum.ID, "--updates", 60),
+        pytest.param(("--dataset", pendulum.ID, "--updates", 60, "--devices", 2), marks=pytest.mark.slow),
+        ("--env", "Pendulum-v1", "--steps", 60, "--train.warm_up", 0),
+    ],
+)
+def test_patience_ends_a_run_whose_scores_get_no_better(source, here, capsys):
+    folder, unit = here / f"patient-{len(source)}-{source[0]}", "step" if source[0] == "--env" else "update"
+    still = ("--agent.critic_lr", 1e-30, "--agent.actor_lr", 1e-30)
+    argv = ("td3", *source, *TINY, "--eval-every", 10, *still, "--train.patience", 2, "--out", folder)
+    assert fit(*argv) == 0
+    assert f"{unit} 30: 2 evaluations in a row were not the best, so the run ends" in capsys.readouterr().out
+    found = summary(folder)
+    assert found[f"{unit}s"] == 30 and found["best"][unit] == 10 and found["last"]["episodes"] == 2
+    assert sorted({int(row[unit]) for row in rows(folder / "evaluations.csv")}) == [10, 20, 30]
+
+
 @pytest.mark.parametrize("name", ["xql", "iql", "bc"])
 def test_offline_agents_learn_by_acting(name, here):
     folder = here / f"online-{name}"

@@ -182,6 +182,11 @@ def on_dataset(
         held_out = HeldOut(agent, draw, episodes if kind == "episodes" else len(kept))
         are = "is" if episodes == 1 else "are"
         display.say(f"{counted(episodes, 'episode')} {are} held out to measure the losses on")
+    if train["patience"] is not None and pool is None and (held_out is None or agent.judged_by is None):
+        raise UserError(
+            "patience needs evaluations, and there is no environment: name one with --env, or train an agent whose"
+            " held-out loss tells which policy is best, such as bc"
+        )
     table = Table.of(agent, data, task.stack)
     offline = batches(table, updates=train["block"])
     every = train["eval_every"]

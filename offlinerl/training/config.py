@@ -40,6 +40,9 @@ class TrainConfig(Config):
     )
     eval_episodes: int = setting(10, "episodes per evaluation during training", low=1)
     final_episodes: int = setting(20, "episodes of the evaluation of the last policy", low=1)
+    patience: int | None = setting(
+        None, "end the run after so many evaluations in a row that are not the best so far; null: never", low=1
+    )
     compile: bool = setting("auto", "compile the update; auto: if the run is long enough to benefit", choices=("auto",))
     tf32: bool = setting(False, "multiply matrices in TensorFloat-32 on a GPU: faster, with three significant digits")
     precision: str = setting(
@@ -147,6 +150,8 @@ class OfflineConfig(EpisodesConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_goals(self)
+        if self.online_steps and self.patience is not None:
+            raise UserError("patience is for runs of one stage: leave out --train.patience, or --online-steps")
         if self.goals == "data":
             return
         if self.terminal_ends:

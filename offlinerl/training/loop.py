@@ -36,7 +36,7 @@ from offlinerl.training.recorder import Recorder, Silent
 from offlinerl.training.schedule import Schedule
 from offlinerl.util.atomic import write_json
 from offlinerl.util.display import Display, shown
-from offlinerl.util.errors import UNSOUND, ActingFailed, Mishap, UserError, reading
+from offlinerl.util.errors import UNSOUND, ActingFailed, Mishap, UserError, counted, reading
 from offlinerl.util.folder import versions, write_config
 from offlinerl.util.interrupt import AtOnce, Interrupted, Stop, on_interrupt
 from offlinerl.util.settings import values_of
@@ -150,6 +150,8 @@ class Run(L.Callback):
         ahead = f"{self.clock}s {self.now:,} to {self.end:,}"
         if self.now == self.end:
             ahead = f"all {self.end:,} {self.clock}s are done already, and the last policy is evaluated again"
+            if self.end < self.schedule.end:
+                ahead += f"; to continue to {self.schedule.end:,}, give a larger --train.patience, or null"
         self.display.say(
             f"{about['agent']} on {self.agent.device.type}{together}, {self.in_words()}: {ahead}, into {self.folder}"
         )
@@ -312,19 +314,25 @@ class Run(L.Callback):
         """Evaluate the current policies, and save them if they are the best so far. At a switch between stages they get
         as many episodes as at the end, since both are compared."""
         best = self.measure()
-        if self.pool is None:
-            if best:
-                self.save(trainer, best=True)
-            self.save(trainer)
-            return
-        result = self.interim_evaluation() if self.team.first else None
-        best = result is not None and self.recorder.evaluation(self.counters(), result)
-        best = self.agree(trainer, self.team.first and result is None, best)
-        if self.stopping:
-            return
+        if self.pool is not None:
+            result = self.interim_evaluation() if self.team.first else None
+            best = result is not None and self.recorder.evaluation(self.counters(), result)
+            best = self.agree(trainer, self.team.first and result is None, best)
+            if self.stopping:
+                return
         if best:
             self.save(trainer, best=True)
         self.save(trainer)
+        if self.team.agree(self.out_of_patience())[0]:
+            self.end, trainer.should_stop = self.now, True
+            evaluations = counted(self.train_settings["patience"], "evaluation")
+            self.display.say(f"{self.clock} {self.now:,}: {evaluations} in a row were not the best, so the run ends")
+
+    def out_of_patience(self) -> bool:
+        """Whether so many evaluations in a row were not the best that the run ends before its schedule does."""
+        patience, best = self.train_settings["patience"], self.least if self.pool is None else self.recorder.best
+        since = self.recorder.evaluated - (best[self.clock] if best else 0)
+        return patience is not None and since >= patience * self.schedule.stages[0].eval_every
 
     def interim_evaluation(self) -> Evaluation | None:
         """Evaluate the current policies; None if the user interrupts the evaluation."""
@@ -487,6 +495,8 @@ class Run(L.Callback):
             like = dict(evaluated=0, logged=0, seconds=dict(total=0.0, training=0.0), best=state["best"] and best)
             checkpoint.require_like(state, like, STATE)
             self.load_run_state(state)
+        if self.out_of_patience():
+            self.end = self.now
         if self.now > self.end:
             raise UserError(
                 f"the run in {self.folder} has {self.now:,} {self.clock}s already; give"

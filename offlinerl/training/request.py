@@ -372,8 +372,8 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], type[Agent], type[config.Tr
     return settings, outline, config.BY_SOURCE[source]
 
 
-FREE = ("save_every", "logger", "table")
-"""Training settings that do not affect what is learned, so that a resumed run may have others."""
+FREE = ("save_every", "logger", "table", "patience")
+"""Training settings that do not affect what is learned in an update, so that a resumed run may have others."""
 
 
 def _change(
