@@ -150,17 +150,18 @@ def _trained(
 
     with threads_for(threads, settings["train"]["devices"]):
         run = build(settings, entry, pick_device(device), folder)
-        if changes is not None:
-            run.restore()
-        if changes:
-            settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
-            _say_of_schedule(run, changes)
-        if columns_given and entry.columns:
-            before = known_columns(entry.path)
-            if (place := remember(entry.path, entry.columns)) and before:
-                run.display.say(f"{place} had other columns, which it keeps as a comment: {in_words(before)}")
-        write_config(folder, settings)
-        return FitResult(folder, run.train(), run.agent)
+        with run.resources:
+            if changes is not None:
+                run.restore()
+            if changes:
+                settings["fit"].setdefault("extended", []).append({run.clock: run.now, **changes})
+                _say_of_schedule(run, changes)
+            if columns_given and entry.columns:
+                before = known_columns(entry.path)
+                if (place := remember(entry.path, entry.columns)) and before:
+                    run.display.say(f"{place} had other columns, which it keeps as a comment: {in_words(before)}")
+            write_config(folder, settings)
+            return FitResult(folder, run.train(), run.agent)
 
 
 def _require_free(folder: Path) -> None:

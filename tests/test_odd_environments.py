@@ -3,7 +3,7 @@
 import json
 import signal
 import threading
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+import offlinerl
 from offlinerl.agents import checkpoint
 from offlinerl.cli import main
 from offlinerl.data.load import load
@@ -235,6 +236,31 @@ def test_other_environments_are_closed_if_closing_one_fails():
     with pytest.raises(UserError, match="its close fails"):
         pool.close()
     assert sorted(closed) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "agent, change, words",
+    [
+        ("dqn", {}, "does not support continuous actions"),  # the agent cannot be built
+        ("td3", dict(envs=3, steps_per_update=2), "must be a multiple of 6"),  # nor what it learns from
+        ("td3", {}, ""),  # a whole run
+    ],
+)
+def test_all_environments_are_closed_whether_a_run_begins_or_not(agent, change, words, here):
+    open_ = []
+
+    class Counted(Reach):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            open_.append(self)
+
+        def close(self):
+            open_.remove(self)
+
+    train = dict(steps=20, eval_every=20, batch=8, warm_up=10, eval_episodes=1, final_episodes=1, compile=False)
+    with pytest.raises(UserError, match=words) if words else nullcontext():
+        offlinerl.fit(agent, env=Counted, over=dict(train=train | change, agent=dict(hidden=[8])))
+    assert not open_
 
 
 def test_the_trial_run_uses_another_instance():

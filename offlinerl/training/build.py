@@ -6,6 +6,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,8 @@ def build(
     """
     torch.backends.cuda.matmul.allow_tf32 = settings["train"].get("tf32", False)
     if settings["fit"]["dataset"] is None:
-        return online(settings, entry, device, folder, ray_address)
+        with ExitStack() as resources:  # closes the environments if the run cannot be built
+            return online(settings, entry, device, folder, ray_address, resources)
     team = Team(settings["train"]["devices"], rank, entry)
     if device.type == "cuda" and team.size > 1:
         if team.size > (have := torch.cuda.device_count()):
@@ -108,10 +110,14 @@ def build(
         torch.cuda.set_device(device)
     elif team.size > 4 * (have := cores()):  # a run from a larger machine may resume here, but must not fill the memory
         raise UserError(f"--devices {team.size} are too many for {counted(have, 'core')}: give --devices {have}")
-    return on_dataset(settings, entry, device, folder, ray_address, team)
+    with ExitStack() as resources:
+        return on_dataset(settings, entry, device, folder, ray_address, team, resources)
 
 
-def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None) -> Run:
+def online(
+    settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None,
+    resources: ExitStack,
+) -> Run:  # fmt: skip
     """A run that learns by acting in an environment and is counted in environment steps. If it learns from rollouts,
     its length and the steps between evaluations are rounded up to whole rollouts."""
     about, train, display, goal = settings["fit"], settings["train"], Display(), None
@@ -119,10 +125,10 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
     if are_chosen(train):
         task, goal = goals.with_goals(task, entry.goal, train["goal_radius"])
         display.say(f"{entry.name}: {goals.in_words(goal)}")
-    pool = make_pool(task, members_of(settings), train["final_episodes"])
+    pool = resources.enter_context(closing(make_pool(task, members_of(settings), train["final_episodes"])))
     task = with_leaves(task, pool.envs[0], about.get("obs_keys"))
     agent = agent_for(task, pool.spec, settings, device, folder)
-    collector = collector_for(task, agent, settings, display, ray_address)
+    collector = collector_for(task, agent, settings, display, ray_address, resources)
     if source_of(about["agent"], agent.kinds, None, about["env"]) == "rollouts":
         source: ActingData = RolloutData(agent, collector, train["batch"])
         steps, every = (-(-train[name] // train["batch"]) * train["batch"] for name in ("steps", "eval_every"))
@@ -140,13 +146,15 @@ def online(settings: dict[str, Any], entry: Entry, device: torch.device, folder:
     compute_as_asked(agent, train, updates)
     schedule = Schedule("step", [Stage("online", source, steps, every, "--steps")])
     return Run(
-        settings, folder, display, agent, task, pool, schedule, dict(dataset=None, data=None, dataset_score=None)
-    )
+        settings, folder, display, agent, task, pool, schedule, dict(dataset=None, data=None, dataset_score=None),
+        resources=resources.pop_all(),
+    )  # fmt: skip
 
 
 def on_dataset(
-    settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None, team: Team
-) -> Run:
+    settings: dict[str, Any], entry: Entry, device: torch.device, folder: Path, ray_address: str | None, team: Team,
+    resources: ExitStack,
+) -> Run:  # fmt: skip
     """A run that learns from a fixed dataset and is counted in updates. If it fine-tunes in the environment afterwards,
     as in table 2 of the XQL paper, it makes one update per ``steps_per_update`` environment steps."""
     about, train, display = settings["fit"], settings["train"], Display()
@@ -156,7 +164,7 @@ def on_dataset(
     data = learned_from(raw, entry, train)
     kind = source_of(about["agent"], agents.get(about["agent"]).kinds, about["dataset"], about["env"])
     announce(entry, raw, data, display, rewarded=kind != "observations" and not hindsight)
-    task, pool, spec, goal = where_to_evaluate(settings, entry, data, kind, display)
+    task, pool, spec, goal = where_to_evaluate(settings, entry, data, kind, display, resources)
     if goal is not None:
         data = goals.with_own_goals(data, goal, train["goals_own"])
         display.say(f"{entry.name}: {goals.in_words(goal)}")
@@ -195,9 +203,11 @@ def on_dataset(
     stages = [Stage("offline", offline, train["updates"], every, "--updates")]
     if steps:
         reward = rewards.online_reward(entry, raw)
-        stages.append(fine_tuning(task, agent, settings, table, reward, folder, display, ray_address))
+        collector = collector_for(task, agent, settings, display, ray_address, resources)
+        stages.append(fine_tuning(task, agent, settings, table, reward, folder, collector))
     facts = dict(dataset=entry.name, data=contents, dataset_score=dataset_score(entry, raw))
-    run = Run(settings, folder, display, agent, task, pool, Schedule("update", stages), facts, held_out, team)
+    schedule, made = Schedule("update", stages), resources.pop_all()
+    run = Run(settings, folder, display, agent, task, pool, schedule, facts, held_out, team, made)
     if isinstance(agent, VAE):
         run.companion = Reconstructions(agent, kept or data, folder)
     return run
@@ -216,6 +226,11 @@ def batches_for(
 
 def hindsight_for(agent: Agent, goal: Goal, train: Mapping[str, Any]) -> Hindsight:
     """What gives an agent's transitions other goals."""
+    if agent.returns_to_go:
+        raise UserError(
+            f"the returns that {type(agent).__name__} learns from are those of an episode's own goal: leave out"
+            " --train.goals"
+        )
     if agent.n_step > 1:
         raise UserError(
             f"the rewards of n steps are those of an episode's own goal, and n_step is {agent.n_step}: give"
@@ -287,10 +302,10 @@ def announce(entry: Entry, raw: Dataset, data: Dataset, display: Display, reward
 
 
 def where_to_evaluate(
-    settings: Mapping[str, Any], entry: Entry, data: Dataset, kind: str, display: Display
+    settings: Mapping[str, Any], entry: Entry, data: Dataset, kind: str, display: Display, resources: ExitStack
 ) -> tuple[Task, Pool | None, Spec, Goal | None]:
-    """The task of a run on a dataset, its environments, if policies can be evaluated, the shapes, and where the goals
-    are, if others than the data's are learned from."""
+    """The task of a run on a dataset, its environments, which ``resources`` close, if policies can be evaluated, the
+    shapes, and where the goals are, if others than the data's are learned from."""
     about, train, goal = settings["fit"], settings["train"], None
     task, steps, hindsight = task_of(entry, data, about), train.get("online_steps"), are_chosen(train)
     if kind == "observations":  # single frames, without a policy to evaluate
@@ -310,7 +325,7 @@ def where_to_evaluate(
         task = within_data(with_own_parts(task, entry, data), data, display)
         if hindsight:
             task, goal = goals.with_goals(task, entry.goal, train["goal_radius"])
-        pool = make_pool(task, members_of(settings), train["final_episodes"])
+        pool = resources.enter_context(closing(make_pool(task, members_of(settings), train["final_episodes"])))
     except UserError as error:
         if about["env"] is not None or steps or hindsight:
             raise
@@ -322,7 +337,7 @@ def where_to_evaluate(
 
 def fine_tuning(
     task: Task, agent: Agent, settings: Mapping[str, Any], table: Table, reward: rewards.OnlineReward, folder: Path,
-    display: Display, ray_address: str | None,
+    collector: Collector | ActorPool,
 ) -> Stage:  # fmt: skip
     """The stage after learning from a dataset, in which the agent acts and mixes its transitions with the ``table``;
     ``reward`` transforms the environment's rewards to the dataset's."""
@@ -334,9 +349,8 @@ def fine_tuning(
     share, last = train["old_share"], train["final_old_share"]
     until = train["old_share_steps"] or steps
     source = ReplayData(
-        agent, collector_for(task, agent, settings, display, ray_address),
-        replay_for(agent, task, train, steps, folder),
-        train["batch"], steps_per_update=scale, warm_up=0, table=table,
+        agent, collector, replay_for(agent, task, train, steps, folder), train["batch"],
+        steps_per_update=scale, warm_up=0, table=table,
         old_share=None if share is None else partial(linear, share, share if last is None else last, until),
         reward=reward, terminal_ends=train["terminal_ends"],
     )  # fmt: skip
@@ -488,14 +502,15 @@ def latent_of(vae: Agent, path: Path, spec: Spec, where: str) -> tuple[str, int,
 
 
 def collector_for(
-    task: Task, agent: Agent, settings: dict[str, Any], display: Display, ray_address: str | None
+    task: Task, agent: Agent, settings: dict[str, Any], display: Display, ray_address: str | None, resources: ExitStack
 ) -> Collector | ActorPool:
-    """The environments to act in, in this process or in the number of workers that the settings give."""
+    """The environments to act in, which ``resources`` close, in this process or in the number of workers that the
+    settings give."""
     train, seeds = settings["train"], agent.seeds
     lanes, workers = range(train["envs"]), train.get("workers", 0)
     first = settings.get("collect", {}).get("first", 0)
     if not workers:
-        return Collector(task.env, seeds, lanes, task.obs_keys, first)
+        return resources.enter_context(closing(Collector(task.env, seeds, lanes, task.obs_keys, first)))
     try:
         cloudpickle.dumps(task.env)
     except Exception as error:  # a user's object may raise anything
@@ -505,7 +520,8 @@ def collector_for(
         ) from error
     make = partial(type(agent), agent.spec, settings["fit"]["seeds"], **config.of_agent(settings))
     backend = RayBackend(workers, ray_address)
-    return ActorPool(task.env, seeds, lanes, task.obs_keys, make, workers, backend, display.say, first)
+    actors = ActorPool(task.env, seeds, lanes, task.obs_keys, make, workers, backend, display.say, first)
+    return resources.enter_context(closing(actors))
 
 
 def replay_for(agent: Agent, task: Task, train: Mapping[str, Any], longest: int, folder: Path) -> Replay:

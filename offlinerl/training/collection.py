@@ -354,7 +354,7 @@ class Collection(Companion):
         self.collector, self.display = run.acting.collector, run.display
         self.collector.on_episode = self.keep
         run.companion, run.checkpointer.go_on = self, "the same command and --resume"
-        with closing(self.collector), self.opened():
+        with run.resources, self.opened():
             if (self.folder / "config.yaml").is_file():
                 self.require_same(run.settings, read(self.folder / "config.yaml"))
             run.restore()

@@ -13,7 +13,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ class Run(L.Callback):
             ``dataset_score``; all None without a dataset.
         held_out: measures the losses on held-out episodes, if there are any.
         team: the processes of data-parallel training.
+        resources: closes the environments; ``train`` does so at its end.
 
     Attributes:
         acting: the source that acts in an environment, if there is one.
@@ -108,7 +109,9 @@ class Run(L.Callback):
         dataset: dict[str, Any],
         held_out: HeldOut | None = None,
         team: Team | None = None,
+        resources: ExitStack | None = None,
     ):
+        self.resources = resources or ExitStack()
         self.held_out, self.measured, self.logged = held_out, {}, {}
         self.least: dict[str, Any] | None = None
         self.team = team or Team()
@@ -183,10 +186,7 @@ class Run(L.Callback):
                 self.team.close()
                 self.agent.share_batches(1)
             self.recorder.close()
-            if self.pool is not None:
-                self.pool.close()
-            if self.acting is not None:
-                self.acting.collector.close()
+            self.resources.close()
         self.display.summary(summary, self.folder)
         return summary
 
