@@ -15,6 +15,7 @@ from offlinerl.envs.spaces import require_image_axes
 from offlinerl.nn.layers import Linear, orthogonal
 from offlinerl.types import Leaf, Spec
 from offlinerl.util.errors import UserError
+from offlinerl.util.threads import one_thread
 
 Layers = Sequence[tuple[int, int, int]]
 """Channels, kernel and stride of every convolution."""
@@ -99,8 +100,9 @@ class Normalized(Encoder):
 def orthogonal_kernels(rng: Sequence[Generator], *shape: int) -> nn.Parameter:
     """Convolution kernels of S seeds, ``[S, *shape]``: orthogonal with gain sqrt(2), each from its seed's generator."""
     kernels = torch.empty(len(rng), *shape)
-    for of_seed, generator in zip(kernels, rng, strict=True):
-        nn.init.orthogonal_(of_seed, math.sqrt(2), generator=generator)
+    with one_thread():
+        for of_seed, generator in zip(kernels, rng, strict=True):
+            nn.init.orthogonal_(of_seed, math.sqrt(2), generator=generator)
     return nn.Parameter(kernels)
 
 

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from offlinerl.learning.rng import Streams
 from offlinerl.learning.seeds import Number, per_seed
+from offlinerl.util.threads import one_thread
 
 Init = Callable[[Tensor, Tensor, Generator], None]
 """Fills a weight ``[I, out]`` and a bias ``[1, out]`` in place."""
@@ -18,10 +19,8 @@ Init = Callable[[Tensor, Tensor, Generator], None]
 def orthogonal(weight: Tensor, bias: Tensor, rng: Generator, gain: float = math.sqrt(2)) -> None:
     """Orthogonal weights (Saxe et al., 2014), by default with gain sqrt(2), as in the reference IQL and XQL; zero
     biases."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # with several, the decomposition rounds differently
-    nn.init.orthogonal_(weight, gain, generator=rng)
-    torch.set_num_threads(threads)
+    with one_thread():
+        nn.init.orthogonal_(weight, gain, generator=rng)
     bias.zero_()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ from offlinerl.envs.make import make, spec_of
 from offlinerl.rollout.collector import RECENT, Collector
 from offlinerl.types import Transition
 from offlinerl.util.errors import ActingFailed, UserError
+from offlinerl.util.threads import one_thread
 from offlinerl.util.trees import tree_map
 
 DEATHS = 3
@@ -282,17 +282,6 @@ class ActorPool:
         """Stops the workers. A later call starts new ones."""
         self._stop()
         self.backend.close()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Computes on one thread, like a worker that has one core, so that sums are the same wherever it runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def in_numpy(tree: Any) -> Any:

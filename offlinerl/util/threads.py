@@ -53,6 +53,17 @@ def threads_for(number: int | None, processes: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes on one thread while the context lasts, so that sums and decompositions round alike on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def set_threads(number: int | None) -> None:
     """Compute with ``number`` CPU threads from now on, and adapt how they wait for each other to the machine's load.
     None: torch's default, which is one per core.
