@@ -21,6 +21,7 @@ _HOMES = {
     "agents.edac": ("EDAC",),
     "agents.rebrac": ("ReBRAC",),
     "agents.cql": ("CQL",),
+    "agents.calql": ("CalQL",),
     "agents.discrete_cql": ("DiscreteCQL",),
     "agents.awac": ("AWAC",),
     "agents.onestep": ("OneStep",),

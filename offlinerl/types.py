@@ -52,6 +52,7 @@ class Batch(NamedTuple):
     last: Tensor  # [S, B]  terminated or truncated
     weight: Tensor | None = None  # [S, B]  importance weight, at most 1; None if all rows have equal weight
     next_action: Tensor | None = None  # [S, B, A]  taken in next_obs, if requested; where it is unknown, `last` is 1
+    to_go: Tensor | None = None  # [S, B]  discounted return to go, if requested; -inf where the episode goes on
 
 
 class Window(NamedTuple):
@@ -63,6 +64,8 @@ class Window(NamedTuple):
     to_go: Tensor  # [S, B, T]  return to go: undiscounted sum of rewards to the end of the episode
     step: Tensor  # [S, B, T] int64, number of the step in its episode, from 0
     mask: Tensor  # [S, B, T]  1 or 0
+    best: Tensor  # [S, B]  the highest return of an episode in the data
+    largest: Tensor  # [S, B]  the largest absolute return to go in the data
 
 
 class Transition(NamedTuple):

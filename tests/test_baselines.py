@@ -1,7 +1,9 @@
-"""AWAC, CQL, EDAC, one-step RL and ReBRAC against their equations."""
+"""AWAC, CQL, Cal-QL, EDAC, one-step RL and ReBRAC against their equations."""
 
 import copy
+import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from conftest import SPEC, random_table
 
 from offlinerl import agents
 from offlinerl.agents.awac import AWAC
+from offlinerl.agents.calql import CalQL
 from offlinerl.agents.cql import CQL
 from offlinerl.agents.edac import EDAC
 from offlinerl.agents.onestep import OneStep
@@ -23,7 +26,7 @@ from offlinerl.types import Transition
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
 
-NAMES = ("awac", "cql", "edac", "onestep", "rebrac")
+NAMES = ("awac", "cql", "calql", "edac", "onestep", "rebrac")
 SMALL = dict(hidden=(16, 16))
 
 
@@ -121,6 +124,98 @@ def test_cql_by_hand(monkeypatch):
         integral = torch.stack(weights).exp().mean(0).log()
         meant = (target.unsqueeze(1) - q) ** 2 + 3.0 * (integral - q)
     torch.testing.assert_close(found["critic"], meant, rtol=1e-4, atol=1e-5)
+
+
+def test_calql_by_hand(monkeypatch):
+    agent = CalQL(SPEC, (0, 1), cql_alpha=3.0, samples=4, **SMALL)
+    batch, noise = one_batch(agent)
+    start, found = copy.deepcopy(agent), recorded(agent, monkeypatch)
+    metrics = agent.update(batch, noise, 0)
+    bound = batch.to_go.unsqueeze(1)  # [S, 1, B]
+    with torch.no_grad():
+        q, values, weights = start.critic(batch.obs, batch.action), [], []  # [S, N, B]
+        for i in range(4):
+            following, _ = start.actor(batch.next_obs, noise["next_action"][:, :, i])
+            values.append(start.target_critic(batch.next_obs, following).min(1).values)
+            for obs, name in ((batch.obs, "here"), (batch.next_obs, "there")):
+                action, log_prob = start.actor(obs, noise[name][:, :, i])
+                weights.append(torch.maximum(start.critic(batch.obs, action), bound) - log_prob.unsqueeze(1))
+            weights.append(start.critic(batch.obs, noise["uniform"][:, :, i]) + 2 * math.log(2))
+        target = batch.reward + batch.discount * torch.stack(values).amax(0)
+        integral = torch.stack(weights).exp().mean(0).log()
+        meant = (target.unsqueeze(1) - q) ** 2 + 3.0 * (integral - q)
+    torch.testing.assert_close(found["critic"], meant, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(metrics["to_go"], batch.to_go.mean(-1))
+    assert (q < bound).any() and (q > bound).any()
+
+
+def test_calql_is_cql_where_no_return_is_known(monkeypatch):
+    settings = dict(cql_alpha=3.0, samples=4, **SMALL)
+    calibrated, plain = CalQL(SPEC, (0, 1), **settings), CQL(SPEC, (0, 1), **settings)
+    plain.load_state_dict(calibrated.state_dict())
+    calibrated.configure_optimizers()
+    batch, noise = one_batch(calibrated)
+    unknown = batch._replace(to_go=torch.full_like(batch.to_go, -math.inf))
+    assert torch.equal(calibrated.soft_maximum(unknown, noise), plain.soft_maximum(batch, noise))
+    assert (calibrated.soft_maximum(batch, noise) > plain.soft_maximum(batch, noise)).any()
+    assert calibrated.update(unknown, noise, 0)["to_go"].tolist() == [0, 0]
+    assert all(p.isfinite().all() for p in calibrated.parameters())
+
+
+def returns_by_hand(reward, terminated, last, gamma):
+    """From each row to the first that is terminal or the last of its episode, whose reward repeats forever."""
+    found, following = np.zeros(len(reward)), math.nan
+    for row in reversed(range(len(reward))):
+        if terminated[row]:
+            following = 0.0
+        elif last[row]:
+            following = reward[row] / (1 - gamma)
+        following = found[row] = reward[row] + gamma * following
+    return found
+
+
+def test_returns_to_go_of_a_dataset_end_where_its_episodes_do():
+    data, rng = random_table(200), np.random.default_rng(1)
+    terminated = data.terminated | (rng.random(200) < 0.05)  # also within episodes, as in AntMaze
+    next_at = np.array(data.next_at)
+    next_at[[70, 133]] = 3  # steps are missing there, but the episode is one
+    data = dataclasses.replace(data, terminated=terminated, next_at=next_at)
+    assert data.leaps.tolist() == [70, 133]
+    agent = CalQL(SPEC, (0,), gamma=0.9, **SMALL)
+    table = Table.of(agent, data)
+    meant = returns_by_hand(data.reward, terminated, data.last, 0.9)
+    rows = torch.arange(200).view(1, 1, -1)
+    np.testing.assert_allclose(table.transitions(rows).to_go[0, 0], meant, rtol=1e-5, atol=1e-5)
+    assert Table.of(CQL(SPEC, (0,), **SMALL), data).transitions(rows).to_go is None
+
+
+@pytest.mark.parametrize("steps", [3, 11, 12, 40])
+def test_returns_to_go_in_a_replay_buffer_are_known_when_an_episode_has_ended(steps):
+    S, E, capacity, gamma, rng = 2, 3, 36, 0.9, np.random.default_rng(0)
+    make = partial(Replay, SPEC, (0, 1), capacity, E, gamma, returns=True)
+    ring, history, next_obs, ends = make(), [], None, np.ones((S, E), bool)
+    for _ in range(steps):
+        obs, after = rng.normal(size=(2, S, E, SPEC.obs_dim)).astype(np.float32)
+        obs, next_obs = obs if next_obs is None else np.where(ends[..., None], obs, next_obs), after
+        reward, ends = rng.normal(size=(S, E)), rng.random((S, E)) < 0.3
+        terminated = ends & (rng.random((S, E)) < 0.5)
+        history.append((reward.astype(np.float32), terminated, ends))
+        ring.add(Transition(obs, np.zeros((S, E, 2)), reward, terminated, next_obs, ends))
+    reward, terminated, ends = map(np.stack, zip(*history, strict=True))
+    meant = np.full((steps, S, E), -math.inf)
+    for s, e in np.ndindex(S, E):
+        known = max(ends[:, s, e].nonzero()[0] + 1, default=0)
+        columns = (column[:known, s, e] for column in (reward, terminated, ends))
+        meant[:known, s, e] = returns_by_hand(*columns, gamma)
+    again = make()
+    again.load_state_dict(ring.state_dict())
+    rows = torch.arange(len(ring)).view(1, 1, -1).expand(1, S, -1)
+    for of in (ring, again):
+        found = of.transitions(rows).to_go[0].numpy().reshape(S, -1, E)
+        for s, place in np.ndindex(found.shape[:2]):
+            number = steps - 1 - (steps - 1 - place) % 12
+            np.testing.assert_allclose(found[s, place], meant[number, s], rtol=1e-5, atol=1e-6)
+    assert torch.equal(ring.returns, again.returns)
 
 
 def test_the_soft_maximum_of_cql_is_the_integral():

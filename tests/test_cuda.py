@@ -36,7 +36,7 @@ def assert_near(found, expected, error=0.02):
         assert (found[key] - value).norm() <= error * value.norm() + 1e-9, key
 
 
-@pytest.mark.parametrize("name", ["xql", "iql", "bc", "td3", "sac", "cql", "edac", "dqn", "d4pg", "ppo", "dt"])
+@pytest.mark.parametrize("name", ["xql", "iql", "bc", "td3", "sac", "cql", "calql", "edac", "dqn", "d4pg", "ppo", "dt"])
 def test_recorded_equals_eager(name):
     (eager, expected, way), (recorded, found, moved) = (trained(name, compile) for compile in (False, True))
     assert eager.updates == recorded.updates

@@ -266,6 +266,10 @@ def test_sums_and_windows_stop_where_the_successor_is_not_the_next_row():
     assert whole.last.flatten().tolist() == [0, 0, 0, 0, 0, 1], "an episode goes on after them"
     assert rows.windows(torch.tensor(0), 4).mask.tolist() == [1, 1, 0, 0]
     assert rows.starts.tolist() == [0, 2, 4]
+    second = rows.windows(torch.tensor(2), 4)
+    assert second.mask.tolist() == [1, 1, 0, 0] and second.step.tolist() == [2, 3, 3, 3]
+    assert second.to_go.tolist() == [111100, 111000, 111000, 111000], "returns count what is earned after them"
+    assert second.best == second.largest == 111111
 
 
 def test_returns_and_whole_episodes_end_at_a_terminal_step_in_the_middle():

@@ -83,13 +83,15 @@ def test_the_loss_ignores_positions_beyond_the_episode(monkeypatch):
     seen = []
     monkeypatch.setattr(agent, "descend", lambda name, loss, max_norm: seen.append(loss.detach()) or loss.mean(-1))
     agent.update(batch, {}, 0)
-    scaled = batch.to_go / batch.to_go.abs().amax((1, 2), keepdim=True)
+    scaled = batch.to_go / batch.largest[:, :1, None]
     action = agent.model(batch.obs, batch.action, scaled, batch.step).detach()
     for s in (0, 1):
         mask = batch.mask[s] == 1
         errors = ((action - batch.action)[s][mask] ** 2).mean(-1)
         torch.testing.assert_close(seen[0][s].mean(), errors.mean())
-        assert agent.best[s] == batch.to_go[s][batch.step[s] == 0].max(), "the largest return, not what is left of one"
+        best = random_table().episode_returns.max()
+        assert agent.best[s].item() == pytest.approx(best), "of all episodes, whether drawn yet or not"
+        assert best > batch.to_go[s][batch.step[s] == 0].max()
 
 
 @pytest.mark.parametrize("asked", [None, 7.0])

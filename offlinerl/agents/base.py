@@ -125,6 +125,8 @@ class Agent(L.LightningModule, ABC):
     decide which of them it gets."""
     next_actions = False
     """Whether its batches must hold the dataset's next actions."""
+    returns_to_go = False
+    """Whether its batches must hold the returns to go."""
     divisible = True
     """Whether a batch may be split over processes; False where the weight of a row depends on all other rows."""
     judged_by: str | None = None

@@ -40,8 +40,7 @@ class CQL(SAC):
 
     def update_critic(self, batch: Batch, noise: Noise, alpha: Tensor) -> Metrics:
         with torch.no_grad():
-            action, _ = self.actor(batch.next_obs, noise["next_action"])
-            target = batch.reward + batch.discount * self.target_critic(batch.next_obs, action).amin(1)  # [S, B]
+            target = batch.reward + batch.discount * self.next_value(batch, noise)  # [S, B]
         q = self.critic(batch.obs, batch.action)  # [S, N, B]
         gap = self.soft_maximum(batch, noise) - q
         loss = losses.squared(target.unsqueeze(1) - q) + per_seed(self.config.cql_alpha, gap) * gap
@@ -49,17 +48,26 @@ class CQL(SAC):
             critic_loss=self.descend("critic", loss), q=q.detach().mean((1, 2)), gap=gap.detach().mean((1, 2))
         )  # fmt: skip
 
+    def next_value(self, batch: Batch, noise: Noise) -> Tensor:
+        """The value of the policy's action in the next state, ``[S, B]``."""
+        action, _ = self.actor(batch.next_obs, noise["next_action"])
+        return self.target_critic(batch.next_obs, action).amin(1)
+
     def soft_maximum(self, batch: Batch, noise: Noise) -> Tensor:
-        """The soft maximum of Q over all actions, ``[S, N, B]``, sampled from uniform actions, the policy's actions at
-        ``s`` and its actions at the next state (paper, appendix F)."""
+        """The soft maximum of Q over all actions, ``[S, N, B]``."""
+        q, log_density = self.sampled_values(batch, noise)
+        return losses.soft_maximum(q, log_density.unsqueeze(1))
+
+    def sampled_values(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
+        """The values ``[S, N, B, 3 samples]`` of uniform actions, the policy's actions at ``s`` and its actions at the
+        next state (paper, appendix F), and the log-densities ``[S, B, 3 samples]`` that these were sampled with."""
         with torch.no_grad():
             here, log_here = self.actor(batch.obs, noise["here"])  # [S, B, samples, A] and [S, B, samples]
             there, log_there = self.actor(batch.next_obs, noise["there"])
             log_uniform = torch.full_like(log_here, -self.spec.action_dim * math.log(2))
             actions = torch.cat([noise["uniform"], here, there], 2)
             log_density = torch.cat([log_uniform, log_here, log_there], 2)  # [S, B, 3 samples]
-        q = self.critic.of_many(batch.obs, actions)  # [S, N, B, 3 samples]
-        return losses.soft_maximum(q, log_density.unsqueeze(1))
+        return self.critic.of_many(batch.obs, actions), log_density
 
     def draw(self, batch_size: int) -> Noise:
         rng, shape = self.rng, (batch_size, self.config.samples, self.spec.action_dim)

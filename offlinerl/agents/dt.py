@@ -130,8 +130,8 @@ class DT(Agent):
 
     def build(self) -> None:
         self.model = Sequences(self.encoder("model"), self.spec.action_dim, self.config, self.init_rng("model"))
-        # The largest return of an episode and the largest absolute return to go in all batches so far, [S, 1].
-        # Parameters, because each seed has its own.
+        # The highest return of an episode and the largest absolute return to go in the data, [S, 1]: parameters, since
+        # each seed has its own.
         self.best = nn.Parameter(torch.full((len(self.seeds), 1), -math.inf), requires_grad=False)
         self.scale = nn.Parameter(torch.full((len(self.seeds), 1), 1e-8), requires_grad=False)
         self.forget(0)
@@ -144,11 +144,8 @@ class DT(Agent):
 
     def update(self, batch: Window, noise: Noise, k: int) -> Metrics:
         with torch.no_grad():
-            to_go = batch.to_go.flatten(1)  # [S, B T]
-            whole = torch.where(batch.step.flatten(1) == 0, to_go, -math.inf)  # returns of whole episodes
-            self.best.copy_(torch.maximum(self.best, self.largest_of_all(whole.amax(1, keepdim=True))))
-            size = self.largest_of_all(to_go.abs().amax(1, keepdim=True))
-            self.scale.copy_(torch.maximum(self.scale, size))
+            for known, new in ((self.best, batch.best), (self.scale, batch.largest)):
+                known.copy_(torch.maximum(known, new.amax(1, keepdim=True)))
         scaled = batch.to_go / self.scale.unsqueeze(-1)  # [S, B, T]
         action = self.model(batch.obs, batch.action, scaled, batch.step, noise.get("dropout", ()))
         error = losses.squared(action - batch.action).mean(-1) * batch.mask  # [S, B, T]

@@ -38,6 +38,7 @@ def _count(dataset: Dataset) -> np.ndarray:
 AFFINE = {
     "minus_one": (1.0, -1.0),  # AntMaze: a cost of one per step until the goal
     "hundredfold": (100.0, 0.0),  # AntMaze as in ReBRAC
+    "plus_minus_five": (10.0, -5.0),  # AntMaze as in CQL and Cal-QL
 }
 """Rules that scale and then shift each reward by itself."""
 
@@ -61,6 +62,7 @@ IN_WORDS = dict(
     scale_by_return_range="1000 / (highest return - lowest) times as large",
     minus_one="minus 1",
     hundredfold="100 times as large",
+    plus_minus_five="10 times as large, minus 5",
     count="the number of tasks done so far",
 )
 """How each rule changes a reward, in words."""

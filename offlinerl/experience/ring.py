@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from offlinerl.envs.pixels import newest
 from offlinerl.experience.hindsight import are_chosen
 from offlinerl.experience.mapped import MappedFiles
 from offlinerl.experience.priorities import Priorities
-from offlinerl.experience.table import Rows, frame_of
+from offlinerl.experience.table import Rows, frame_of, returns_to_go
 from offlinerl.learning.rng import Streams
 from offlinerl.types import Batch, Spec, Transition
 from offlinerl.util.errors import UserError
@@ -51,6 +52,7 @@ class Replay(Rows):
         stack: see ``Rows``.
         folder: store the observations in files there, on the CPU, instead of in memory.
         goals: whether ``goals`` will be asked for.
+        returns: whether batches hold the returns to go.
 
     Attributes:
         added: steps added so far, per environment; the newest is at position ``(added - 1) % steps``.
@@ -62,8 +64,8 @@ class Replay(Rows):
             state.
         lost: saved steps that are gone, because the files were overwritten after the save: the most of any seed.
         drawn: the rows of the latest minibatches drawn by priority, ``[K, S, B]``.
-        until: ``[S, steps, E]`` number of the last step of each row's episode, -1 until that has ended; None without
-            goals.
+        until: ``[S, steps, E]`` number of the last step of each row's episode, -1 until that has ended; None if neither
+            goals nor returns are asked for.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Replay(Rows):
         stack: int = 1,
         folder: Path | None = None,
         goals: bool = False,
+        returns: bool = False,
     ):
         S, self.envs, self.steps = len(seeds), envs, max(1, capacity // envs)
         self.gamma, self.n_step, self.stack = gamma, n_step, stack
@@ -112,7 +115,9 @@ class Replay(Rows):
         self.drawn = torch.zeros(0, len(seeds), 0, dtype=torch.int64, device=device)
         self.offsets = torch.arange(S, device=device).view(1, S, 1) * (self.steps * envs)
         self.priorities = Priorities(S, self.steps * envs, *priorities, device) if priorities else None
-        self.until = torch.full((S, self.steps, envs), -1, dtype=torch.int64, device=device) if goals else None
+        size = (S, self.steps, envs)
+        self.until = torch.full(size, -1, dtype=torch.int64, device=device) if goals or returns else None
+        self.returns = torch.full((math.prod(size),), -math.inf, device=device) if returns else None
         self.began = np.zeros((S, envs), np.int64)  # the number of the first step of each environment's episode
 
     @classmethod
@@ -122,7 +127,7 @@ class Replay(Rows):
         """The replay buffer that an agent's training settings ask for, with a given size and place."""
         priorities = (train["priority_alpha"], train["priority_beta"]) if train.get("prioritized") else None
         spec, seeds, gamma, n_step = agent.kept_spec, agent.seeds, agent.gamma, agent.n_step
-        more = (priorities, agent.device, stack, folder, are_chosen(train))
+        more = (priorities, agent.device, stack, folder, are_chosen(train), agent.returns_to_go)
         ring = cls(spec, seeds, capacity, train["envs"], gamma, n_step, *more)
         ring.next_actions = agent.next_actions
         return ring
@@ -164,6 +169,8 @@ class Replay(Rows):
         if self.until is not None:
             self._mark_ends(new & ~self.ended, self.added - 1)
             self.until[:, place] = -1
+            if self.returns is not None:
+                self.returns.view(self.until.shape)[:, place] = -math.inf
             self._mark_ends(step.last, self.added)
         self.added += 1
         self.shown, self.ended = next_obs, step.last
@@ -172,18 +179,32 @@ class Replay(Rows):
     def _mark_ends(self, where: np.ndarray, number: int) -> None:
         """Notes that the episodes of the environments ``where`` ``[S, E]`` ended with the step of this number."""
         for s, e in zip(*where.nonzero(), strict=True):
-            steps = torch.arange(max(self.began[s, e], number - self.steps + 1), number + 1)
-            self.until[s, steps.to(self.until.device) % self.steps, e] = number
+            first = max(self.began[s, e], number - self.steps + 1)
+            steps = torch.arange(first, number + 1, device=self.until.device)
+            self.until[s, steps % self.steps, e] = number
+            self._sum_rewards(s, e, steps)
             self.began[s, e] = number + 1
 
+    def _sum_rewards(self, s: int, e: int, steps: Tensor) -> None:
+        """Notes the returns to go of some of an environment's steps, in sequence, whose episodes have ended."""
+        if self.returns is None or not len(steps):
+            return
+        places = steps % self.steps
+        _, reward, terminated, _ = self._steps()[s, places, e].split([self.numbers.shape[1] - 3, 1, 1, 1], -1)
+        final = self.until[s, places, e] - steps[0]
+        found = returns_to_go(reward.squeeze(-1), terminated.squeeze(-1) > 0, final, self.gamma)
+        self.returns.view(self.until.shape)[s, places, e] = found
+
     def _find_ends(self) -> None:
-        """Finds the ends of all episodes in the ring."""
+        """Finds the ends of all episodes in the ring, and the returns up to them."""
         numbers = torch.arange(max(0, self.added - self.steps), self.added, device=self.until.device)
         places, unknown = numbers % self.steps, self.added
         last = self._steps()[:, places, :, -1] > 0  # [S, n, E], in the order of the steps
         ends = torch.where(last, numbers.view(-1, 1), unknown).flip(1).cummin(1).values.flip(1)
         self.until[:, places] = torch.where(ends == unknown, -1, ends)
         self.began = torch.where(last, numbers.view(-1, 1) + 1, 0).amax(1).cpu().numpy()
+        for s, e in np.ndindex(self.began.shape):
+            self._sum_rewards(s, e, numbers[numbers < self.began[s, e]])
 
     def _show(self, obs: Tree, where: np.ndarray | Any) -> None:
         """Stores the observations of the environments ``where``: all, or a mask ``[S, E]`` of those in a new

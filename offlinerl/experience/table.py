@@ -4,7 +4,7 @@ buffers."""
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ class Rows:
         gamma: discount per step; if every seed has its own, rows are ``[K, S, ...]``.
         n_step: maximum number of rewards in an n-step return.
         next_actions: whether batches hold the next actions.
+        returns: ``[R]`` discounted return to go, see ``returns_to_go``; None if batches do not hold it.
         stack: frames per observation: the preceding ones in its episode, oldest first; the first one is repeated.
     """
 
@@ -51,6 +52,7 @@ class Rows:
     n_step: int
     stack: int
     next_actions = False
+    returns: Tensor | None = None
     files: MappedFiles | None = None
     """The files of the observations, if these are on disk."""
 
@@ -109,6 +111,8 @@ class Rows:
             known = going & (last == 0)  # not yet known for a replay buffer's newest row
             next_action = self._gather(torch.where(known, following, tail))[0]
             batch = batch._replace(next_action=next_action, last=(~known).float())
+        if self.returns is not None:
+            batch = batch._replace(to_go=self.returns.index_select(0, flat))
         return tree_map(lambda x: x.view(*rows.shape, *x.shape[1:]), batch)
 
     def _gather(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -138,6 +142,30 @@ class Rows:
         """Bytes on the device."""
         columns = (value for value in vars(self).values() if isinstance(value, Tensor | dict | tuple))
         return sum(leaf.nbytes for column in columns for _, leaf in tree_leaves(column) if isinstance(leaf, Tensor))
+
+
+def returns_to_go(reward: Tensor, terminated: Tensor, final: Tensor, gamma: float) -> Tensor:
+    """The discounted sum of the rewards from each row to the last of its episode. If that is not terminal, its reward
+    is taken to repeat forever, as in the code of Cal-QL (Nakamoto et al., 2023) for AntMaze and Kitchen.
+
+    Args:
+        reward: ``[R]``.
+        terminated: ``[R]`` bool.
+        final: ``[R]`` index of the last row of each row's episode, counted from 0.
+        gamma: discount per step, below 1.
+
+    Returns:
+        ``[R]`` float32.
+    """
+    rows = torch.arange(len(reward), device=reward.device)
+    onwards = (rows == final) & ~terminated
+    total = torch.where(onwards, reward / (1 - gamma), reward).double()
+    step, weight = 1, gamma
+    while step <= int((final - rows).amax()):  # the sums of 1, 2, 4, ... rows
+        ahead = rows + step
+        total = total + torch.where(ahead <= final, weight * total[torch.minimum(ahead, final)], 0)
+        step, weight = 2 * step, weight**2
+    return total.float()
 
 
 def stacked(frames: Tensor, count: int) -> Tensor:
@@ -225,6 +253,9 @@ class Table(Rows):
             dataset = replace(dataset, observations=np.concatenate(latents), **others)
         table = cls(dataset, agent.kept_spec, agent.gamma, agent.n_step, agent.device, stack)
         table.next_actions = agent.next_actions
+        if agent.returns_to_go:
+            columns = map(table._column, (table.reward, table.terminated))
+            table.returns = returns_to_go(*columns, table.ends_of(*table.whole), agent.gamma)
         return table
 
     def __len__(self) -> int:
@@ -235,10 +266,12 @@ class Table(Rows):
         following = rows + 1
         return following, following < len(self)
 
-    def episode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The first and the last row of the episodes that contain rows ``[...]``."""
-        number = torch.bucketize(rows.contiguous(), self.starts, right=True) - 1
-        return self.starts[number], self.starts[number] + self.lengths[number] - 1
+    def episode(self, rows: Tensor, whole: bool = False) -> tuple[Tensor, Tensor]:
+        """The first and the last row of the episodes that contain rows ``[...]``; unless they are ``whole``, these end
+        at leaps too."""
+        starts, lengths = self.whole if whole else (self.starts, self.lengths)
+        number = torch.bucketize(rows.contiguous(), starts, right=True) - 1
+        return starts[number], starts[number] + lengths[number] - 1
 
     def windows(self, rows: Tensor, length: int) -> Window:
         """The steps of an episode from rows ``[...]`` on, fields ``[..., T, ...]``. Past the end of the episode, or a
@@ -248,33 +281,43 @@ class Table(Rows):
             rows: where the windows begin.
             length: T.
         """
-        first, final = self.episode(rows)[0], self.final[rows]
+        first, final = self.episode(rows, whole=True)[0], self.final[rows]
         steps = rows.unsqueeze(-1) + torch.arange(length, device=rows.device)  # [..., T]
         at = torch.minimum(steps, final.unsqueeze(-1))
         flat = at.flatten()
         action, reward, *_ = (x.view(*at.shape, *x.shape[1:]) for x in self._gather(flat))
         obs = tree_map(lambda x: x.view(*at.shape, *x.shape[1:]), self.observed(0, flat))
-        return Window(obs, action, reward, self.to_go[at], at - first.unsqueeze(-1), (steps == at).float())
+        best, largest = (of.expand(rows.shape) for of in (self.best, self.to_go.abs().amax()))
+        mask = (steps == at).float()
+        return Window(obs, action, reward, self.to_go[at], at - first.unsqueeze(-1), mask, best, largest)
 
-    @property
+    @cached_property
     def final(self) -> Tensor:
+        """``[R]``, the last row of each row's episode, which ends at leaps too; see ``ends_of``."""
+        return self.ends_of(self.starts, self.lengths)
+
+    def ends_of(self, starts: Tensor, lengths: Tensor) -> Tensor:
         """``[R]``, the first row from each on that is terminal or the last of its episode: an episode may continue
         after a terminal step, as in AntMaze, and nothing that follows it counts in its return."""
-        if not hasattr(self, "_final"):
-            ends = torch.from_numpy(np.array(self.terminated)).to(self.starts.device)
-            ends[self.starts + self.lengths - 1] = True
-            places = torch.where(ends, torch.arange(len(ends), device=ends.device), len(ends))
-            self._final = places.flip(0).cummin(0).values.flip(0)
-        return self._final
+        ends = self._column(self.terminated).clone()
+        ends[starts + lengths - 1] = True
+        places = torch.where(ends, torch.arange(len(ends), device=ends.device), len(ends))
+        return places.flip(0).cummin(0).values.flip(0)
 
-    @property
+    def _column(self, column: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(column)).to(self.starts.device)
+
+    @cached_property
     def to_go(self) -> Tensor:
-        """``[R]`` return to go: the sum of the rewards from each row to ``final``."""
-        if not hasattr(self, "_to_go"):
-            reward = torch.from_numpy(np.array(self.reward)).to(self.starts.device)
-            total = reward.double().cumsum(0)
-            self._to_go = (total[self.final] - total).float() + reward
-        return self._to_go
+        """``[R]`` return to go: the sum of the rewards from each row to the end of its episode, across leaps."""
+        reward = self._column(self.reward)
+        total = reward.double().cumsum(0)
+        return (total[self.ends_of(*self.whole)] - total).float() + reward
+
+    @cached_property
+    def best(self) -> Tensor:
+        """The highest return of an episode, ``[]``."""
+        return self.to_go[self.whole[0]].amax()
 
     def remaining(self, rows: Tensor) -> Tensor:
         return self.episode(rows)[1] - rows + 1

@@ -192,7 +192,9 @@ class OnlineConfig(OnPolicyConfig):
         False, "sample transitions by their last error: prioritised replay (Schaul et al., ICLR 2016)"
     )
     priority_alpha: float = setting(0.6, "exponent of the error in the sampling probability", low=0, high=1)
-    priority_beta: float = setting(0.4, "exponent of the importance weights that correct for it", low=0, high=1)
+    priority_beta: float = setting(
+        0.4, "exponent of the importance weights that correct for it, which the paper anneals to 1", low=0, high=1
+    )
     workers: int = setting(0, "processes that act; 0: only this one", low=0)
     goals: str = GOALS
     goals_own: float = setting(0.2, "with goals future, the fraction of rows that keep their goal", low=0, high=1)
