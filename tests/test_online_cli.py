@@ -11,6 +11,7 @@ import pytest
 from pendulum import differing, fit, rows, summary
 
 from offlinerl.agents import checkpoint
+from offlinerl.agents.base import Agent
 from offlinerl.agents.checkpoint import read
 from offlinerl.cli import main
 from offlinerl.data import load, registry, rewards
@@ -236,6 +237,30 @@ def test_fine_tuning_resumes_to_the_bit(tuned, here):
     assert fit("--resume", folder) == 0
     assert not differing(folder, tuned)
     assert summary(folder)["offline"] == summary(tuned)["offline"]
+
+
+def test_returns_to_go_resume_in_the_middle_of_fine_tuning(here, monkeypatch):
+    argv = ("calql", "--dataset", pendulum.ID, "--updates", 20, "--online-steps", 60, *TINY, "--agent.samples", 2)
+    argv += ("--train.old_share", 0.5)
+    assert fit(*argv, "--out", here / "calibrated") == 0
+    known = []
+    learn = Agent.learn
+
+    def learning(self, block):
+        known.append(block.to_go.isfinite())
+        if self.updates == 70:
+            signal.raise_signal(signal.SIGTERM)
+        return learn(self, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Agent, "learn", learning)
+        assert fit(*argv, "--out", here / "calibrated-again") == 143
+    early, late = known[1], known[-1]  # of a dataset's rows first, and then those of an episode that has not ended
+    assert early[..., :8].all() and not early[..., 8:].any()
+    assert 0.3 < late[..., 8:].float().mean() < 1 and late[..., :8].all()
+    assert fit("--resume", here / "calibrated-again") == 0
+    assert not differing(here / "calibrated-again", here / "calibrated")
+    assert all(np.isfinite(float(row["to_go"])) for row in rows(here / "calibrated" / "metrics.csv"))
 
 
 def test_the_offline_part_equals_a_training_on_the_dataset(tuned, here):
