@@ -247,7 +247,7 @@ def steps_per_second(
         source = RolloutData(agent, collector, train["batch"])
     else:
         source = ReplayData(
-            agent, collector, Replay.of(agent, train, 100_000), train["batch"], train["block"],
+            agent, collector, Replay.of(agent, 100_000, train["envs"]), train["batch"], train["block"],
             train["steps_per_update"], warm_up=2 * train["batch"],
         )  # fmt: skip
     while agent.updates < 2 * agent.period:

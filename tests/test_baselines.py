@@ -311,7 +311,7 @@ def test_the_next_action_is_the_one_in_the_data():
 
 def test_the_action_after_the_newest_row_of_a_replay_is_not_known_yet():
     agent = ReBRAC(SPEC, (0,), **SMALL)
-    ring = Replay.of(agent, dict(envs=2), 20)
+    ring = Replay.of(agent, 20, envs=2)
     O, A = SPEC.obs_dim, SPEC.action_dim
     obs, no = np.zeros((1, 2, O), np.float32), np.zeros((1, 2), bool)
     for t in range(3):

@@ -28,7 +28,7 @@ from offlinerl.experience.table import Table
 from offlinerl.learning import losses
 from offlinerl.learning.optim import Adam, clip_norm, conjugate_gradients, flatten, unflatten
 from offlinerl.learning.rng import Streams, generator
-from offlinerl.nn.actors import CategoricalPolicy, GaussianPolicy
+from offlinerl.nn.actors import CategoricalActor, GaussianActor
 from offlinerl.nn.encoders import Identity
 from offlinerl.nn.normalize import RunningNorm
 from offlinerl.rollout.collector import Collector
@@ -240,7 +240,7 @@ def dense_fisher(policy, obs, s):
 
     for b in range(obs.shape[1]):
         here = policy(obs[:, b : b + 1])
-        if isinstance(policy, CategoricalPolicy):
+        if isinstance(policy, CategoricalActor):
             probability = here.base_dist.probs[s, 0, 0]
             for a, p in enumerate(probability.detach()):
                 g = score(here.base_dist.logits[s, 0, 0].log_softmax(-1)[a])
@@ -574,14 +574,14 @@ def test_policies_sample_from_their_stated_distribution():
     from offlinerl.learning.rng import EnvStreams
 
     lanes, obs = EnvStreams((0,), range(1), "explore"), torch.ones(1, 1, 2)
-    discrete = CategoricalPolicy(Identity(2), 3, (), rng)
+    discrete = CategoricalActor(Identity(2), 3, (), rng)
     with torch.no_grad():
         discrete.net.layers[0].bias[:] = torch.tensor([0.0, 1.0, 2.0])
     drawn = torch.cat([discrete.act(obs, lanes) for _ in range(4000)]).flatten()
     share = torch.bincount(drawn.long(), minlength=3) / len(drawn)
     wanted = discrete(obs).base_dist.probs.flatten()
     assert (share - wanted).abs().max() < 0.03 and discrete.act(obs).item() == 2
-    normal = GaussianPolicy(Identity(2), 1, (), rng)
+    normal = GaussianActor(Identity(2), 1, (), rng, bounded=False)
     with torch.no_grad():
         normal.log_std.fill_(math.log(0.5))
         drawn = torch.cat([normal.act(obs, lanes) for _ in range(4000)]).flatten()

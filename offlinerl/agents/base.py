@@ -196,7 +196,7 @@ class Agent(L.LightningModule, ABC):
             k: what ``phase`` returned for this update.
 
         Returns:
-            Metrics, ``[S]`` each, and "priority", ``[S, B]``, for a prioritised replay buffer.
+            Metrics, ``[S]`` each, and perhaps "priority", ``[S, B]``, for a prioritised replay buffer.
         """
 
     def draw(self, batch_size: int) -> Noise:
@@ -478,7 +478,7 @@ class Agent(L.LightningModule, ABC):
 
         Returns:
             The mean of each metric over those updates of the block that returned it; and the new priorities
-            ``[K, S, B]`` of the block's rows, or None if ``update`` returns no priorities.
+            ``[K, S, B]`` of the block's rows, or None if ``update`` returns none or the rows have no weights.
         """
         self.prepare()
         updates, _, batch_size = block.action.shape[:3]
@@ -545,6 +545,8 @@ class Agent(L.LightningModule, ABC):
             rounding = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
         with rounding:
             metrics = self._checked_metrics(self.update(batch, noise, k), k)
+        if getattr(batch, "weight", None) is None:  # rows are drawn uniformly
+            metrics = {name: value for name, value in metrics.items() if name != "priority"}
         exact = torch.float32, torch.float64
         return {name: value if value.dtype in exact else value.float() for name, value in metrics.items()}
 

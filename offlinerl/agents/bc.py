@@ -34,7 +34,8 @@ class BC(Agent):
 
     def build(self) -> None:
         config = self.config
-        self.actor = actor_of(self.spec, self.encoder("actor"), config.hidden, self.init_rng("actor"), config.dropout)
+        encoder, rng = self.encoder("actor"), self.init_rng("actor")
+        self.actor = actor_of(self.spec, encoder, config.hidden, rng, dropout=config.dropout)
 
     def configure_optimizers(self):
         return self.adam(self.config.lr, actor=self.actor)

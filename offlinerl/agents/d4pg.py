@@ -51,11 +51,8 @@ class D4PG(TD3):
             target = losses.project(logits.softmax(-1), self.support, batch.reward, batch.discount)  # [S, B, atoms]
         logits = self.critic(batch.obs, batch.action)[:, 0]  # [S, B, atoms]
         loss = losses.cross_entropy(logits, target)  # [S, B]
-        metrics = dict(critic_loss=self.descend("critic", self.weighted(batch, loss)))
-        metrics["q"] = self.expected(logits.detach()).mean(-1)
-        if batch.weight is not None:
-            metrics["priority"] = loss.detach()
-        return metrics
+        critic_loss = self.descend("critic", self.weighted(batch, loss))
+        return dict(critic_loss=critic_loss, q=self.expected(logits.detach()).mean(-1), priority=loss.detach())
 
     def action_value(self, obs: Tensor, action: Tensor) -> Tensor:
         return self.expected(self.critic.first(obs, action))

@@ -66,10 +66,8 @@ class DQN(Agent):
         terms = self.further_terms(values, q)
         loss = self.weighted(batch, losses.huber(target - q, 1.0) + sum(terms.values()))
         metrics = dict(q_loss=self.descend("q", loss, self.config.max_grad_norm), q=q.detach().mean(-1))
-        metrics |= {name: term.detach().mean(-1) for name, term in terms.items()}
-        if batch.weight is not None:
-            metrics["priority"] = (target - q.detach()).abs()
-        return metrics
+        priority = (target - q.detach()).abs()  # [S, B]
+        return metrics | {name: term.detach().mean(-1) for name, term in terms.items()} | dict(priority=priority)
 
     def further_terms(self, values: Tensor, q: Tensor) -> Metrics:
         """Terms to add to the loss, by name, ``[S, B]`` each: functions of the values of all actions,

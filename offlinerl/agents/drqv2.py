@@ -92,10 +92,8 @@ class DrQv2(Agent):
         action = noisy(self.actor(h), noise["action"])
         actor_loss = self.descend("actor", -self.critic(h, action).amin(1))  # eq. 2
         soft_update(self.target, self.critic, self.config.tau)
-        metrics = dict(critic_loss=critic_loss, actor_loss=actor_loss, q=q.detach().mean((1, 2)))
-        if batch.weight is not None:
-            metrics["priority"] = (target.unsqueeze(1) - q.detach()).abs().mean(1)
-        return metrics
+        priority = (target.unsqueeze(1) - q.detach()).abs().mean(1)  # [S, B]
+        return dict(critic_loss=critic_loss, actor_loss=actor_loss, q=q.detach().mean((1, 2)), priority=priority)
 
     def scheduled_sigma(self) -> float:
         """The standard deviation of the noise at the current step (equation 3, whose end points are swapped in the

@@ -33,8 +33,9 @@ class EDAC(SAC):
         error = target.unsqueeze(1) - q  # [S, N, B]
         alignment = losses.alignment(slopes)  # [S, B]
         loss = self.weighted(batch, losses.squared(error).sum(1)) + self.config.eta * alignment
-        metrics = dict(critic_loss=self.descend("critic", loss), q=q.detach().mean((1, 2)))
-        if batch.weight is not None:
-            metrics["priority"] = error.detach().abs().mean(1)  # [S, B]
+        critic_loss, q = self.descend("critic", loss), q.detach()
         cosine = alignment.detach().mean(-1) / self.config.critics
-        return metrics | dict(spread=q.detach().std(1).mean(-1), alignment=cosine)
+        return dict(
+            critic_loss=critic_loss, q=q.mean((1, 2)), spread=q.std(1).mean(-1), alignment=cosine,
+            priority=error.detach().abs().mean(1),
+        )  # fmt: skip

@@ -82,10 +82,8 @@ class SAC(Agent):
         """One gradient step of the critics towards the target ``[S, B]``."""
         error = target.unsqueeze(1) - (q := self.critic(batch.obs, batch.action))  # [S, N, B]
         loss = self.weighted(batch, 0.5 * losses.squared(error))
-        metrics = dict(critic_loss=self.descend("critic", loss), q=q.detach().mean((1, 2)))
-        if batch.weight is not None:
-            metrics["priority"] = error.detach().abs().mean(1)  # [S, B]
-        return metrics
+        priority = error.detach().abs().mean(1)  # [S, B]
+        return dict(critic_loss=self.descend("critic", loss), q=q.detach().mean((1, 2)), priority=priority)
 
     def draw(self, batch_size: int) -> Noise:
         rng, shape = self.rng, (batch_size, self.spec.action_dim)

@@ -103,10 +103,8 @@ class TD3(Agent):
             target = batch.reward + batch.discount * self.next_value(batch, noise)  # [S, B]
         q = self.critic(batch.obs, batch.action)  # [S, N, B]
         loss = self.weighted(batch, self.critic_loss(target.unsqueeze(1) - q))  # [S, N, B]
-        metrics = dict(critic_loss=self.descend("critic", loss), q=q.detach().mean((1, 2)))
-        if batch.weight is not None:
-            metrics["priority"] = (target.unsqueeze(1) - q.detach()).abs().mean(1)  # [S, B]
-        return metrics
+        priority = (target.unsqueeze(1) - q.detach()).abs().mean(1)  # [S, B]
+        return dict(critic_loss=self.descend("critic", loss), q=q.detach().mean((1, 2)), priority=priority)
 
     def next_value(self, batch: Batch, noise: Noise) -> Tensor:
         """The target critics' value of the next state, ``[S, B]``."""

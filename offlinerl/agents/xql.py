@@ -70,7 +70,7 @@ class XQL(Agent):
         self.value = Value(self.encoder("value"), hidden, init("value"), layer_norm=config.value_layer_norm)
         self.critic = critic_of(spec, self.encoder("critic"), hidden, init("critic"))
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor = actor_of(spec, self.encoder("actor"), hidden, init("actor"), config.dropout)
+        self.actor = actor_of(spec, self.encoder("actor"), hidden, init("actor"), dropout=config.dropout)
 
     def configure_optimizers(self):
         return self.adam(self.config.lr, value=self.value, actor=self.actor, critic=self.critic)

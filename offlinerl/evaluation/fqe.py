@@ -238,11 +238,9 @@ def fitted_q_evaluation(choice: Choice, data: Dataset, spec: Spec, **fitting: An
 def typical_return(data: Dataset, gamma: float) -> float:
     """Root mean square of the discounted returns from all rows to the ends of their episodes, or to an earlier terminal
     step; 1 if all are 0."""
-    returns, after, ends = np.zeros(len(data)), 0.0, data.last | data.terminated
-    for row in reversed(range(len(data))):
-        after = data.reward[row] + (0.0 if ends[row] else gamma * after)
-        returns[row] = after
-    return float(np.sqrt(np.square(returns).mean())) or 1.0
+    reward, ends = (torch.from_numpy(np.array(column)) for column in (data.reward, data.last | data.terminated))
+    returns = losses.accumulate(reward.double(), gamma * (~ends).double())
+    return float(returns.square().mean().sqrt()) or 1.0
 
 
 def first_seed(agent: Agent) -> Agent:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,11 +25,6 @@ class Goal(NamedTuple):
     achieved: Sequence[int]
     desired: Sequence[int]
     radius: float
-
-
-def are_chosen(train: Mapping[str, Any]) -> bool:
-    """Whether the training settings of a run ask for other goals."""
-    return train.get("goals", "data") != "data"
 
 
 class Hindsight:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from offlinerl.agents.base import Agent
 from offlinerl.envs.pixels import newest
-from offlinerl.experience.hindsight import are_chosen
 from offlinerl.experience.mapped import MappedFiles
 from offlinerl.experience.priorities import Priorities
 from offlinerl.experience.table import Rows, frame_of, returns_to_go
@@ -121,14 +120,10 @@ class Replay(Rows):
         self.began = np.zeros((S, envs), np.int64)  # the number of the first step of each environment's episode
 
     @classmethod
-    def of(
-        cls, agent: Agent, train: Mapping[str, Any], capacity: int, stack: int = 1, folder: Path | None = None
-    ) -> Replay:
-        """The replay buffer that an agent's training settings ask for, with a given size and place."""
-        priorities = (train["priority_alpha"], train["priority_beta"]) if train.get("prioritized") else None
-        spec, seeds, gamma, n_step = agent.kept_spec, agent.seeds, agent.gamma, agent.n_step
-        more = (priorities, agent.device, stack, folder, are_chosen(train), agent.returns_to_go)
-        ring = cls(spec, seeds, capacity, train["envs"], gamma, n_step, *more)
+    def of(cls, agent: Agent, capacity: int, envs: int = 1, **more: Any) -> Replay:
+        """The replay buffer that an agent learns from; ``more`` are further arguments of the class."""
+        more |= dict(n_step=agent.n_step, device=agent.device, returns=agent.returns_to_go)
+        ring = cls(agent.kept_spec, agent.seeds, capacity, envs, agent.gamma, **more)
         ring.next_actions = agent.next_actions
         return ring
 
@@ -190,9 +185,8 @@ class Replay(Rows):
         if self.returns is None or not len(steps):
             return
         places = steps % self.steps
-        _, reward, terminated, _ = self._steps()[s, places, e].split([self.numbers.shape[1] - 3, 1, 1, 1], -1)
-        final = self.until[s, places, e] - steps[0]
-        found = returns_to_go(reward.squeeze(-1), terminated.squeeze(-1) > 0, final, self.gamma)
+        reward, terminated, last = self._steps()[s, places, e, -3:].unbind(-1)
+        found = returns_to_go(reward, terminated > 0, last > 0, self.gamma)
         self.returns.view(self.until.shape)[s, places, e] = found
 
     def _find_ends(self) -> None:

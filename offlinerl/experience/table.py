@@ -14,6 +14,7 @@ from offlinerl.agents.base import Agent
 from offlinerl.data.columns import blocks
 from offlinerl.data.dataset import COLUMNS, Dataset
 from offlinerl.experience.mapped import MappedFiles, Maps, Stored, StoredNumbers
+from offlinerl.learning import losses
 from offlinerl.learning.seeds import Number
 from offlinerl.types import ACTION_MARGIN, Batch, Leaf, Spec, Window
 from offlinerl.util.errors import UserError
@@ -144,28 +145,21 @@ class Rows:
         return sum(leaf.nbytes for column in columns for _, leaf in tree_leaves(column) if isinstance(leaf, Tensor))
 
 
-def returns_to_go(reward: Tensor, terminated: Tensor, final: Tensor, gamma: float) -> Tensor:
+def returns_to_go(reward: Tensor, terminated: Tensor, last: Tensor, gamma: float) -> Tensor:
     """The discounted sum of the rewards from each row to the last of its episode. If that is not terminal, its reward
     is taken to repeat forever, as in the code of Cal-QL (Nakamoto et al., 2023) for AntMaze and Kitchen.
 
     Args:
         reward: ``[R]``.
-        terminated: ``[R]`` bool.
-        final: ``[R]`` index of the last row of each row's episode, counted from 0.
+        terminated: ``[R]`` bool; nothing that follows in the episode counts.
+        last: ``[R]`` bool, the last row of an episode.
         gamma: discount per step, below 1.
 
     Returns:
         ``[R]`` float32.
     """
-    rows = torch.arange(len(reward), device=reward.device)
-    onwards = (rows == final) & ~terminated
-    total = torch.where(onwards, reward / (1 - gamma), reward).double()
-    step, weight = 1, gamma
-    while step <= int((final - rows).amax()):  # the sums of 1, 2, 4, ... rows
-        ahead = rows + step
-        total = total + torch.where(ahead <= final, weight * total[torch.minimum(ahead, final)], 0)
-        step, weight = 2 * step, weight**2
-    return total.float()
+    reward = torch.where(last & ~terminated, reward / (1 - gamma), reward)
+    return losses.accumulate(reward.double(), gamma * (~(last | terminated)).double()).float()
 
 
 def stacked(frames: Tensor, count: int) -> Tensor:
@@ -255,7 +249,7 @@ class Table(Rows):
         table.next_actions = agent.next_actions
         if agent.returns_to_go:
             columns = map(table._column, (table.reward, table.terminated))
-            table.returns = returns_to_go(*columns, table.ends_of(*table.whole), agent.gamma)
+            table.returns = returns_to_go(*columns, table._ends(*table.whole, terminal=False), agent.gamma)
         return table
 
     def __len__(self) -> int:
@@ -293,16 +287,17 @@ class Table(Rows):
 
     @cached_property
     def final(self) -> Tensor:
-        """``[R]``, the last row of each row's episode, which ends at leaps too; see ``ends_of``."""
-        return self.ends_of(self.starts, self.lengths)
-
-    def ends_of(self, starts: Tensor, lengths: Tensor) -> Tensor:
-        """``[R]``, the first row from each on that is terminal or the last of its episode: an episode may continue
-        after a terminal step, as in AntMaze, and nothing that follows it counts in its return."""
-        ends = self._column(self.terminated).clone()
-        ends[starts + lengths - 1] = True
+        """``[R]``, the first row from each on that is terminal or the last of its episode, which ends at leaps too."""
+        ends = self._ends(self.starts, self.lengths)
         places = torch.where(ends, torch.arange(len(ends), device=ends.device), len(ends))
         return places.flip(0).cummin(0).values.flip(0)
+
+    def _ends(self, starts: Tensor, lengths: Tensor, terminal: bool = True) -> Tensor:
+        """``[R]`` bool, the last rows of episodes, and terminal ones if wanted: an episode may go on after one, as in
+        AntMaze, but nothing that follows counts in its return."""
+        ends = self._column(self.terminated) & terminal
+        ends[starts + lengths - 1] = True
+        return ends
 
     def _column(self, column: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(column)).to(self.starts.device)
@@ -310,9 +305,8 @@ class Table(Rows):
     @cached_property
     def to_go(self) -> Tensor:
         """``[R]`` return to go: the sum of the rewards from each row to the end of its episode, across leaps."""
-        reward = self._column(self.reward)
-        total = reward.double().cumsum(0)
-        return (total[self.ends_of(*self.whole)] - total).float() + reward
+        onwards = ~self._ends(*self.whole)
+        return losses.accumulate(self._column(self.reward).double(), onwards.double()).float()
 
     @cached_property
     def best(self) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -71,53 +72,60 @@ class SquashedGaussianActor(nn.Module):
 
 
 class GaussianActor(nn.Module):
-    """A Normal policy with a tanh on its mean only and a state-independent log standard deviation.
+    """A Normal with a state-independent log standard deviation: ``[S, B, O]`` -> a distribution over actions
+    ``[S, B, A]`` in units of [-1, 1].
 
-    The policy of IQL and XQL: ``[S, B, O]`` -> a distribution over actions ``[S, B, A]`` in units of [-1, 1].
+    Args:
+        encoder: of the observations.
+        action_dim: A.
+        hidden: sizes of the hidden layers.
+        rng: S generators for the initial weights.
+        bounded: a tanh on the mean and samples clipped to [-1, 1], as in IQL and XQL; else the policy is unbounded, as
+            in the policy-gradient papers.
+        layers: further arguments of ``MLP``.
     """
 
     LOG_STD_RANGE = (-5.0, 2.0)
 
     def __init__(
-        self,
-        encoder: Encoder,
-        action_dim: int,
-        hidden: Sequence[int],
-        rng: Sequence[Generator],
-        dropout: float = 0.0,
-    ):
+        self, encoder: Encoder, action_dim: int, hidden: Sequence[int], rng: Sequence[Generator], bounded: bool = True,
+        **layers: Any,
+    ):  # fmt: skip
         super().__init__()
-        self.encoder = encoder
-        self.net = MLP([encoder.features, *hidden, action_dim], (len(rng),), rng, dropout=dropout)
+        self.encoder, self.bounded = encoder, bounded
+        self.net = MLP([encoder.features, *hidden, action_dim], (len(rng),), rng, **layers)
         self.log_std = nn.Parameter(torch.zeros(len(rng), 1, action_dim))
 
     def std(self) -> Tensor:
         return self.log_std.clamp(*self.LOG_STD_RANGE).exp()  # [S, 1, A]
 
     def mean(self, obs: Tensor, kept: Sequence[Tensor] | None = None) -> Tensor:
-        return torch.tanh(self.net(self.encoder(obs), kept))  # [S, B, A]
+        mean = self.net(self.encoder(obs), kept)  # [S, B, A]
+        return torch.tanh(mean) if self.bounded else mean
 
     def forward(self, obs: Tensor, kept: Sequence[Tensor] | None = None) -> Independent:
         normal = Normal(self.mean(obs, kept), self.std(), validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
     def act(self, obs: Tensor, explore: EnvStreams | None = None) -> Tensor:
-        """The mean, or a clipped sample drawn with ``explore``: ``[S, E, O] -> [S, E, A]``."""
+        """The mean, or a sample drawn with ``explore``: ``[S, E, O] -> [S, E, A]``."""
         mean = self.mean(obs)
         if explore is None:
             return mean
-        return (mean + self.std() * explore.normal(mean.shape[2:]).to(mean.device)).clamp(-1, 1)
+        sample = mean + self.std() * explore.normal(mean.shape[2:]).to(mean.device)
+        return sample.clamp(-1, 1) if self.bounded else sample
 
 
 class CategoricalActor(nn.Module):
-    """A categorical distribution over action indices, with the layers of ``GaussianActor``; A = 1."""
+    """A categorical distribution over action indices, ``[S, B, O]`` -> a distribution over ``[S, B, 1]``; ``layers``
+    are further arguments of ``MLP``."""
 
     def __init__(
-        self, encoder: Encoder, actions: int, hidden: Sequence[int], rng: Sequence[Generator], dropout: float = 0.0
-    ):
+        self, encoder: Encoder, actions: int, hidden: Sequence[int], rng: Sequence[Generator], **layers: Any
+    ):  # fmt: skip
         super().__init__()
         self.encoder = encoder
-        self.net = MLP([encoder.features, *hidden, actions], (len(rng),), rng, dropout=dropout)
+        self.net = MLP([encoder.features, *hidden, actions], (len(rng),), rng, **layers)
 
     def forward(self, obs: Tensor, kept: Sequence[Tensor] | None = None) -> Independent:
         return categorical(self.net(self.encoder(obs), kept))
@@ -128,67 +136,24 @@ class CategoricalActor(nn.Module):
 
 
 def actor_of(
-    spec: Spec, encoder: Encoder, hidden: Sequence[int], rng: Sequence[Generator], dropout: float = 0.0
+    spec: Spec, encoder: Encoder, hidden: Sequence[int], rng: Sequence[Generator], bounded: bool = True, **layers: Any
 ) -> GaussianActor | CategoricalActor:
-    """The actor for a task's kind of actions."""
+    """The actor for a task's kind of actions; ``layers`` are further arguments of ``MLP``."""
     if spec.num_actions:
-        return CategoricalActor(encoder, spec.num_actions, hidden, rng, dropout)
-    return GaussianActor(encoder, spec.action_dim, hidden, rng, dropout)
+        return CategoricalActor(encoder, spec.num_actions, hidden, rng, **layers)
+    return GaussianActor(encoder, spec.action_dim, hidden, rng, bounded, **layers)
 
 
-class StochasticPolicy(nn.Module):
-    """A stochastic policy of the policy-gradient papers: ``[S, B, O]`` -> a distribution over actions ``[S, B, A]``.
+def stochastic_policy(
+    spec: Spec, encoder: Encoder, hidden: Sequence[int], rng: Sequence[Generator]
+) -> GaussianActor | CategoricalActor:
+    """The policy of the policy-gradient papers for a task's kind of actions.
 
     Its network has tanh activations, as in TRPO (Schulman et al., 2015, appendix D) and PPO (2017, section 6.1). The
     initial output hardly depends on the observation (Andrychowicz et al., 2021, section 3.2).
     """
-
-    def __init__(self, encoder: Encoder, outputs: int, hidden: Sequence[int], rng: Sequence[Generator]):
-        super().__init__()
-        self.encoder = encoder
-        last = partial(orthogonal, gain=0.01)
-        self.net = MLP([encoder.features, *hidden, outputs], (len(rng),), rng, last_init=last, activation=torch.tanh)
-
-    def forward(self, obs: Tensor) -> Independent:
-        raise NotImplementedError
-
-    def act(self, obs: Tensor, explore: EnvStreams | None = None) -> Tensor:
-        """The most likely action, or a sample drawn with ``explore``: ``[S, E, O] -> [S, E, A]``."""
-        raise NotImplementedError
-
-
-class GaussianPolicy(StochasticPolicy):
-    """A Normal, unbounded but in units of [-1, 1], with a state-independent log standard deviation."""
-
-    LOG_STD_RANGE = (-5.0, 2.0)
-
-    def __init__(self, encoder: Encoder, action_dim: int, hidden: Sequence[int], rng: Sequence[Generator]):
-        super().__init__(encoder, action_dim, hidden, rng)
-        self.log_std = nn.Parameter(torch.zeros(len(rng), 1, action_dim))
-
-    def std(self) -> Tensor:
-        return self.log_std.clamp(*self.LOG_STD_RANGE).exp()  # [S, 1, A]
-
-    def forward(self, obs: Tensor) -> Independent:
-        mean = self.net(self.encoder(obs))
-        normal = Normal(mean, self.std().expand_as(mean), validate_args=False)
-        return Independent(normal, 1, validate_args=False)
-
-    def act(self, obs: Tensor, explore: EnvStreams | None = None) -> Tensor:
-        mean = self.net(self.encoder(obs))
-        if explore is None:
-            return mean
-        return mean + self.std() * explore.normal(mean.shape[2:]).to(mean.device)
-
-
-class CategoricalPolicy(StochasticPolicy):
-    """A categorical distribution over action indices from 0 to ``outputs - 1``; A = 1."""
-
-    def forward(self, obs: Tensor) -> Independent:
-        return categorical(self.net(self.encoder(obs)))
-
-    def act(self, obs: Tensor, explore: EnvStreams | None = None) -> Tensor:
-        return choice(self.net(self.encoder(obs)), explore)
+    last = partial(orthogonal, gain=0.01)
+    return actor_of(spec, encoder, hidden, rng, bounded=False, last_init=last, activation=torch.tanh)
 
 
 def categorical(logits: Tensor) -> Independent:
@@ -202,12 +167,3 @@ def choice(logits: Tensor, explore: EnvStreams | None) -> Tensor:
         uniform = explore.uniform(torch.finfo(torch.float32).tiny, 1, logits.shape[2:])
         logits = logits - torch.log(-torch.log(uniform.to(logits.device)))
     return best_of(logits)
-
-
-def stochastic_policy(
-    spec: Spec, encoder: Encoder, hidden: Sequence[int], rng: Sequence[Generator]
-) -> StochasticPolicy:
-    """The policy for a task's kind of actions."""
-    if spec.num_actions:
-        return CategoricalPolicy(encoder, spec.num_actions, hidden, rng)
-    return GaussianPolicy(encoder, spec.action_dim, hidden, rng)

@@ -35,7 +35,7 @@ from offlinerl.envs.make import make as make_env
 from offlinerl.envs.pool import Pool
 from offlinerl.evaluation.evaluate import make_pool
 from offlinerl.evaluation.task import Task
-from offlinerl.experience.hindsight import Goal, Hindsight, are_chosen
+from offlinerl.experience.hindsight import Goal, Hindsight
 from offlinerl.experience.ring import Replay
 from offlinerl.experience.sources import (
     ActingData,
@@ -122,7 +122,7 @@ def online(
     its length and the steps between evaluations are rounded up to whole rollouts."""
     about, train, display, goal = settings["fit"], settings["train"], Display(), None
     task = Task.of(entry)
-    if are_chosen(train):
+    if goals.are_chosen(train):
         task, goal = goals.with_goals(task, entry.goal, train["goal_radius"])
         display.say(f"{entry.name}: {goals.in_words(goal)}")
     pool = resources.enter_context(closing(make_pool(task, members_of(settings), train["final_episodes"])))
@@ -158,7 +158,7 @@ def on_dataset(
     """A run that learns from a fixed dataset and is counted in updates. If it fine-tunes in the environment afterwards,
     as in table 2 of the XQL paper, it makes one update per ``steps_per_update`` environment steps."""
     about, train, display = settings["fit"], settings["train"], Display()
-    hindsight = are_chosen(train)
+    hindsight = goals.are_chosen(train)
     entry = replace(entry, reward="none" if hindsight else train.get("reward") or entry.reward)
     raw, contents = loaded(entry, settings, folder, display)
     data = learned_from(raw, entry, train)
@@ -307,7 +307,7 @@ def where_to_evaluate(
     """The task of a run on a dataset, its environments, which ``resources`` close, if policies can be evaluated, the
     shapes, and where the goals are, if others than the data's are learned from."""
     about, train, goal = settings["fit"], settings["train"], None
-    task, steps, hindsight = task_of(entry, data, about), train.get("online_steps"), are_chosen(train)
+    task, steps, hindsight = task_of(entry, data, about), train.get("online_steps"), goals.are_chosen(train)
     if kind == "observations":  # single frames, without a policy to evaluate
         return replace(task, env=None, score=None, score_kind="return"), None, spec_of_data(data)[0], None
     if task.env is None:
@@ -528,8 +528,11 @@ def replay_for(agent: Agent, task: Task, train: Mapping[str, Any], longest: int,
     """A replay buffer for a run of at most ``longest`` steps; one on disk lies in the run's folder."""
     place = folder / REPLAY if train["replay"] == "disk" else None
     new = place is not None and not place.exists()
+    priorities = (train["priority_alpha"], train["priority_beta"]) if train.get("prioritized") else None
+    capacity, envs = min(train["capacity"], longest + train["envs"]), train["envs"]
+    more = dict(priorities=priorities, stack=task.stack, folder=place, goals=goals.are_chosen(train))
     try:
-        return Replay.of(agent, train, min(train["capacity"], longest + train["envs"]), task.stack, place)
+        return Replay.of(agent, capacity, envs, **more)
     except UserError:
         if new and place.exists():
             shutil.rmtree(place)  # else the folder would not be free for another try

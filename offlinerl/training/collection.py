@@ -28,7 +28,6 @@ from offlinerl.envs.make import LIMITS, make, side_by_side, specification, witho
 from offlinerl.envs.pixels import is_fast
 from offlinerl.evaluation.evaluate import check_spec, evaluate, task_for
 from offlinerl.evaluation.task import Task
-from offlinerl.experience.hindsight import are_chosen
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.recipes.kitchen import demonstration
 from offlinerl.rollout.actor_pool import ActorPool
@@ -134,7 +133,7 @@ def collect(
         over = merge(over or {}, dict(train=given))
         settings, entry = settings_for(source, None, env, [seed], file, over, obs_keys, limits, collecting=True)
         task = Task.of(entry)
-        if are_chosen(settings["train"]):  # before the run itself, because its episodes are recorded with them
+        if goals.are_chosen(settings["train"]):  # before the run itself, because its episodes are recorded with them
             task, _ = goals.with_goals(task, entry.goal, settings["train"]["goal_radius"])
         collection = Collection(folder, task, dataset_id, append, source, seed, settings)
         settings["collect"] = dict(dataset=dataset_id, first=collection.first)

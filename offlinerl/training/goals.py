@@ -21,6 +21,11 @@ from offlinerl.experience.hindsight import Goal
 from offlinerl.util.errors import UserError
 
 
+def are_chosen(train: Mapping[str, Any]) -> bool:
+    """Whether the training settings of a run ask for other goals."""
+    return train.get("goals", "data") != "data"
+
+
 def with_goals(task: Task, known: Mapping[str, Any] | None, radius: float | None) -> tuple[Task, Goal]:
     """Finds the goals in an environment's observations. An environment that keeps its goal to itself gets it added to
     them, see ``GoalSeen``. Unless the task has a score, that is whether a goal was reached, if the environment tells.

@@ -24,8 +24,6 @@ from offlinerl.envs import make, pixels
 from offlinerl.experience.ring import Replay
 from offlinerl.experience.sources import ReplayData
 from offlinerl.rollout.collector import Collector
-from offlinerl.training.config import OnlineConfig
-from offlinerl.util.settings import plain
 
 STEPS_PER_UPDATE, N_STEP, GAMMA, SIGMA, CLIP, PAD = 2, 3, 0.99, 0.5, 0.3, 4
 
@@ -194,7 +192,7 @@ class Ours:
         collector = Collector(env, (0,))
         self.agent = DrQv2(collector.spec, (0,), features=args.features, hidden=(args.hidden,) * 2)
         self.agent.compile, self.args, self.clock = args.compile == "true", args, clock
-        replay = Replay.of(self.agent, plain(OnlineConfig()), 100_000, env["stack"])
+        replay = Replay.of(self.agent, 100_000, stack=env["stack"])
         self.source = ReplayData(self.agent, collector, replay, args.batch, 1, STEPS_PER_UPDATE, args.warm_up)
         self.source.draw(args.warm_up)
 
