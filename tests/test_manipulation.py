@@ -17,7 +17,7 @@ from offlinerl.envs.make import make
 from offlinerl.recipes import rollouts
 from offlinerl.recipes.manipulation import relabelled
 from offlinerl.recipes.recipe import read
-from offlinerl.training.build import dataset_score
+from offlinerl.training.tasks import dataset_score
 
 relabel_utils = pytest.importorskip("ogbench.relabel_utils", reason="the extra `manipulation` is not installed")
 

@@ -16,10 +16,10 @@ from offlinerl import dataset_commands
 from offlinerl.data import edit, load
 from offlinerl.data.dataset import COLUMNS
 from offlinerl.data.describe import describe, plot, summary
+from offlinerl.data.fingerprint import checksum_of_successors, contents_of
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.writers import write_lerobot, write_robomimic
 from offlinerl.experience.table import Table
-from offlinerl.training.build import checksum_of_successors, contents_of
 from offlinerl.types import Leaf, Spec
 from offlinerl.util import memory
 from offlinerl.util.errors import UserError
@@ -319,7 +319,7 @@ import torch
 from offlinerl.data import edit, load
 from offlinerl.experience.sources import OfflineData
 from offlinerl.experience.table import Table
-from offlinerl.training.build import contents_of
+from offlinerl.data.fingerprint import contents_of
 from offlinerl.types import Spec
 
 def own():  # MB in memory that are no pages of files

@@ -18,8 +18,8 @@ from pendulum import empty_workplace, rows, weights
 
 import offlinerl
 from offlinerl.data.dataset import Dataset
+from offlinerl.data.fingerprint import checksum_of_successors
 from offlinerl.training import request
-from offlinerl.training.build import checksum_of_successors
 from offlinerl.util.errors import UserError
 
 FEW = dict(updates=4, eval_every=4, eval_episodes=1, final_episodes=1, batch=8, compile=False)

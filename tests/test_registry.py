@@ -19,7 +19,7 @@ from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.registry import Entry, normalized_score, resolve
 from offlinerl.data.rewards import online_reward
 from offlinerl.envs.make import make
-from offlinerl.training.build import dataset_score
+from offlinerl.training.tasks import dataset_score
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
 

@@ -17,7 +17,7 @@ from offlinerl.data.minari_writer import write_minari
 from offlinerl.envs import spaces
 from offlinerl.envs.make import make, spec_of
 from offlinerl.evaluation.task import Task
-from offlinerl.training.build import with_leaves
+from offlinerl.training.tasks import with_leaves
 from offlinerl.util.errors import UserError
 
 ACTION = Box(-1, 1, (2,), np.float32)

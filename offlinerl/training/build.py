@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -13,25 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import gymnasium as gym
-import numpy as np
 import torch
 
 from offlinerl import agents
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
 from offlinerl.agents.vae import VAE
-from offlinerl.data import describe, formats, load, registry, rewards, scales
-from offlinerl.data.columns import blocks, let_go
+from offlinerl.data import describe, formats, load, rewards, scales
 from offlinerl.data.dataset import Dataset
-from offlinerl.data.edit import made_of
+from offlinerl.data.fingerprint import checksums_of, contents_of, is_of
 from offlinerl.data.inferred import KINDS, spec_of_data
 from offlinerl.data.mapping import in_words
 from offlinerl.data.registry import Entry
 from offlinerl.data.scales import Moments
-from offlinerl.envs import checks, spaces
-from offlinerl.envs.make import id_of, unbounded_actions, with_limits
-from offlinerl.envs.make import make as make_env
+from offlinerl.envs import checks
+from offlinerl.envs.make import id_of
 from offlinerl.envs.pool import Pool
 from offlinerl.evaluation.evaluate import make_pool
 from offlinerl.evaluation.task import Task
@@ -46,7 +41,7 @@ from offlinerl.experience.sources import (
     RolloutData,
     WindowData,
 )
-from offlinerl.experience.table import Table, entries_outside
+from offlinerl.experience.table import Table
 from offlinerl.learning.exploration import linear
 from offlinerl.rollout.actor_pool import ActorPool
 from offlinerl.rollout.collector import Collector
@@ -58,6 +53,17 @@ from offlinerl.training.processes import Team
 from offlinerl.training.reconstructions import Reconstructions
 from offlinerl.training.schedule import Schedule, Stage
 from offlinerl.training.selection import source_of
+from offlinerl.training.tasks import (
+    dataset_score,
+    in_one_vector,
+    leaves_in,
+    require_own_units,
+    require_stored_order,
+    task_of,
+    with_leaves,
+    with_own_parts,
+    within_data,
+)
 from offlinerl.types import Spec
 from offlinerl.util.cores import cores
 from offlinerl.util.display import Display
@@ -68,8 +74,6 @@ from offlinerl.util.trees import observed_in_words, tree_leaves
 REPLAY = "replay"
 """The subfolder of a run's folder that holds its replay buffer, if that is on disk."""
 
-ROWS_HASHED = 1 << 12
-"""Number of rows that a checksum copies at a time."""
 
 SOURCES = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData, observations=OfflineData)
 """The sources of batches from a dataset, by their names in ``offlinerl.training.selection``."""
@@ -358,72 +362,6 @@ def fine_tuning(
     return Stage("online", source, end, train["online_eval_every"], "--online-steps", scale)
 
 
-def require_parts(task: Task, env: gym.Env, obs_keys: Sequence[str] | None) -> None:
-    """Raise a UserError if ``obs_keys`` are given and the environment's observations have no parts."""
-    if obs_keys and not env.has_wrapper_attr("leaves"):
-        raise UserError(f"{task.env_id} observes one vector without parts; leave out --obs-keys")
-
-
-def require_stored_order(entry: Entry, data: Dataset, env: gym.Env, obs_keys: Sequence[str] | None) -> None:
-    """Raise a UserError if a dataset stores its environment's parts as one vector, in another order than ``obs_keys``
-    or with others. It states the parts, or has all of them in their own order."""
-    stored = data.provenance.get("vector_of")
-    if not obs_keys or stored is None:
-        return
-    own, asked = (list(spaces.parts(env.get_wrapper_attr("own_space"), keys)) for keys in (stored, obs_keys))
-    if own != asked:
-        raise UserError(
-            f"{entry.name} stores its observations as one vector of {', '.join(own)}: leave out --obs-keys, or collect"
-            " with other ones"
-        )
-
-
-def leaves_in(env: gym.Env) -> Mapping[str, gym.Space] | None:
-    """The parts that an environment observes as one vector, in order; None if it does not."""
-    joined = env.has_wrapper_attr("leaves") and not isinstance(env.observation_space, gym.spaces.Dict)
-    return env.get_wrapper_attr("leaves") if joined else None
-
-
-def in_one_vector(data: Dataset, leaves: Mapping[str, gym.Space] | None, env: str | None) -> Dataset:
-    """A dataset with its parts in one vector, as the environment of this name has them, if it keeps them apart, as one
-    that is made of arrays in Python does.
-
-    Raises:
-        UserError: the two have other parts, or the dataset is on disk.
-    """
-    parts = dict(tree_leaves(data.observations))
-    if "" in parts or leaves is None:
-        return data
-    if parts.keys() != leaves.keys():
-        raise UserError(
-            f"{env} observes {', '.join(leaves)}, and {data.name} {', '.join(parts)}: choose those of both with"
-            " --obs-keys"
-        )
-    if data.on_disk:
-        raise UserError(
-            f"the parts of {data.name} are in files of their own: read them into one vector with --obs-keys"
-            f" {','.join(leaves)}"
-        )
-    try:
-        observations = spaces.observe(leaves, [parts[path] for path in leaves])
-    except UserError as error:
-        raise UserError(f"the observations of {data.name} are not those of {env}: {error}") from error
-    return replace(data, observations=observations, provenance={**data.provenance, "obs_keys": list(leaves)})
-
-
-def with_leaves(task: Task, env: gym.Env, obs_keys: Sequence[str] | None) -> Task:
-    """The task with the leaves of its environment's own observations, if agents see something else of them.
-
-    Raises:
-        UserError: see ``require_parts``.
-    """
-    require_parts(task, env, obs_keys)
-    if not env.has_wrapper_attr("leaves") or task.stack > 1:
-        return task
-    leaves = {path: spaces.to_json(leaf) for path, leaf in env.get_wrapper_attr("leaves").items()}
-    return replace(task, leaves=leaves)
-
-
 def members_of(settings: Mapping[str, Any]) -> int:
     """The number of members that are trained side by side."""
     name = settings["fit"]["agent"]
@@ -551,78 +489,6 @@ def require_whole(train: Mapping[str, Any], *names: str, scale: int = 1) -> None
             )
 
 
-def require_own_units(entry: Entry, data: Dataset, spec: Spec, task: Task, display: Display) -> None:
-    """Report how many entries of the actions will be clipped, and raise a UserError if most of them would be."""
-    if spec.num_actions or data.action.shape[1] != spec.action_dim:  # a wrong shape raises later
-        return
-    outside, entries = entries_outside(data.action, spec), int(np.prod(data.action.shape))
-    if not outside:
-        return
-    count = f"{outside:,} of {entries:,} entries of the actions ({outside / entries:.1%})"
-    what = f"{entry.name}: {count} lie outside the bounds{f' of {task.env_id}' if task.env else ''}"
-    if 2 * outside > entries:
-        bounds = f"{min(spec.action_low):g} to {max(spec.action_high):g}"
-        raise UserError(
-            f"{what}, {bounds}: they are in other units; rescale them, or name the environment they were collected"
-            " in with --env"
-        )
-    display.say(f"{what} and are clipped to them")
-
-
-def within_data(task: Task, data: Dataset, display: Display) -> Task:
-    """The task, with the range of the dataset's actions as bounds where the environment's actions are unbounded."""
-    if "action_range" in task.env:
-        return task
-    open_ = unbounded_actions(task.env)
-    if data.action.shape[1] != len(open_) or not open_.any():
-        return task
-    low, high = data.action_limits
-    display.say(
-        f"{task.env_id} has actions without bounds, so those of the data are used, {low.min():g} to {high.max():g};"
-        " set others with --action-range LOW,HIGH"
-    )
-    return replace(task, env={**task.env, "action_range": [low.tolist(), high.tolist()]})
-
-
-def with_own_parts(task: Task, entry: Entry, data: Dataset) -> Task:
-    """The task without ``obs_keys`` if these are only column names of a table that the environment does not have."""
-    if entry.obs_keys or not task.obs_keys or "columns" not in data.provenance:
-        return task
-    with checks.closing(make_env(task.env, seen=False)) as env:
-        known = spaces.parts(env.observation_space)
-    return task if known.keys() >= set(task.obs_keys) else replace(task, obs_keys=None)
-
-
-def task_of(entry: Entry, data: Dataset, limits: Mapping[str, Any]) -> Task:
-    """The task of a dataset, for evaluation. The limits (see ``offlinerl.envs.make.with_limits``) apply to an
-    environment that only the dataset itself names. ``env`` is None if no environment is known, or none is wanted."""
-    env = entry.env
-    if env is None and limits.get("env") != registry.NOWHERE and "env_spec" in data.provenance:
-        env = with_limits({"spec": data.provenance["env_spec"]}, limits)
-    stack = data.provenance.get("frame_stack")
-    if env is not None and stack and "stack" not in env:
-        env = {**env, "stack": stack}
-    return replace(
-        Task.of(entry), env=env, obs_keys=entry.obs_keys or data.provenance.get("obs_keys"),
-        parts=made_of(data) or None, actions=data.provenance.get("actions"),
-    )  # fmt: skip
-
-
-def contents_of(raw: Dataset) -> dict[str, Any]:
-    """The size of a dataset and a checksum of its contents, which does not depend on its file's name."""
-    digest = hashlib.sha256()
-    for _, leaf in tree_leaves(raw.observations):  # a block of rows at a time
-        digest.update(f"{leaf.dtype} {(len(raw), *leaf.shape[1:])}".encode())
-        for places in blocks(raw.at, ROWS_HASHED):
-            digest.update(np.ascontiguousarray(leaf[places]))
-            let_go(leaf)
-    for column in (raw.action, raw.reward, raw.terminated, raw.last):
-        digest.update(f"{column.dtype} {column.shape}".encode())
-        for block in blocks(column):
-            digest.update(np.ascontiguousarray(block))
-    return dict(rows=len(raw), episodes=len(raw.episode_starts), sha256=digest.hexdigest())
-
-
 def columns_read(raw: Dataset) -> dict[str, Any]:
     """The column mapping by which a table was read, as an entry of the section ``fit``, so that the run does not depend
     on a mapping that is stored beside the table and may change. Empty for files of other kinds, and for several tables
@@ -631,49 +497,6 @@ def columns_read(raw: Dataset) -> dict[str, Any]:
     if not columns or ("log_prob" in columns and raw.log_prob is None):
         return {}
     return dict(columns={field: list(names) for field, names in columns.items()})
-
-
-def checksums_of(raw: Dataset, contents: Mapping[str, Any]) -> dict[str, str]:
-    """The checksums in a run's section ``fit`` by which it recognises its dataset; ``contents`` is ``contents_of``."""
-    return dict(fingerprint=contents["sha256"], successors=checksum_of_successors(raw))
-
-
-def is_of(about: Mapping[str, Any], checksums: Mapping[str, str]) -> bool:
-    """Whether a run's section ``fit`` has these ``fingerprint`` and ``successors`` of a dataset, or lacks them, because
-    older versions stored one or none."""
-    return all(about.get(name, digest) == digest for name, digest in checksums.items())
-
-
-def checksum_of_successors(raw: Dataset) -> str:
-    """A checksum of the next observations that are not the next row's observation and so are not covered by
-    ``contents_of``, and of the numbers of their rows. Those that equal their own row's observation are left out, so
-    that the result does not depend on the dataset's memory layout."""
-    digest, leaves = hashlib.sha256(), [leaf for _, leaf in tree_leaves(raw.observations)]
-    first = 0
-    for at, successor in zip(blocks(raw.at, ROWS_HASHED, more=1), blocks(raw.next_at, ROWS_HASHED), strict=True):
-        own, following = at[: len(successor)], np.append(at[1:], -1)[: len(successor)]
-        rows = np.flatnonzero((successor != own) & (successor != following))
-        pairs = [(leaf[own[rows]], leaf[successor[rows]]) for leaf in leaves]
-        moved = np.any([(here != there).any(tuple(range(1, here.ndim))) for here, there in pairs], 0)
-        digest.update(first + rows[moved])
-        for leaf, (_, there) in zip(leaves, pairs, strict=True):
-            digest.update(np.ascontiguousarray(there[moved]))
-            let_go(leaf)
-        first += len(successor)
-    return digest.hexdigest()
-
-
-def dataset_score(entry: Entry, raw: Dataset) -> float | None:
-    """Mean score of the dataset's own episodes from stored rewards; None if there are none or no score is defined."""
-    if entry.score is None or raw.provenance.get("reward", "none") != "none":
-        return None
-    highest = np.maximum.reduceat(raw.reward, raw.episode_starts)
-    totals = dict(
-        counts=highest,  # the reward of a row in D4RL's Kitchen files is the number of tasks completed so far
-        success=highest > 0,
-        terminals=np.maximum.reduceat(raw.terminated, raw.episode_starts),  # for goals that give no reward
-    ).get(entry.score.get("data", entry.score["from"]), raw.episode_returns)
-    return float(np.mean(entry.score_of(totals)))
 
 
 def compute_as_asked(agent: Agent, train: Mapping[str, Any], updates: int) -> None:

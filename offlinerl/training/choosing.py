@@ -16,6 +16,7 @@ from offlinerl.agents.base import Agent
 from offlinerl.data import load, registry
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.edit import made_of
+from offlinerl.data.fingerprint import checksums_of, contents_of, is_of
 from offlinerl.envs import spaces
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.evaluate import evaluate, make_pool
@@ -27,8 +28,8 @@ from offlinerl.evaluation.weighing import require_log_probs, weighted_doubly_rob
 from offlinerl.rollout.deployed import DeployedPolicy
 from offlinerl.rollout.loop import Diverged, diverged_in_words
 from offlinerl.training import config
-from offlinerl.training.build import checksums_of, contents_of, in_one_vector, is_of
 from offlinerl.training.request import entry_of
+from offlinerl.training.tasks import in_one_vector
 from offlinerl.util.atomic import require_place, write_json
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import Display, between, places, shown, table, unit_of

@@ -34,10 +34,11 @@ from offlinerl.rollout.actor_pool import ActorPool
 from offlinerl.rollout.collector import Collector, mean_of, shares
 from offlinerl.rollout.policy import Noisy, Policy, apart
 from offlinerl.training import goals
-from offlinerl.training.build import REPLAY, build, require_parts
+from offlinerl.training.build import REPLAY, build
 from offlinerl.training.config import TrainConfig, merge, read
 from offlinerl.training.loop import Companion, Run, checksum
 from offlinerl.training.request import require_source, settings_for
+from offlinerl.training.tasks import require_parts
 from offlinerl.util.atomic import sweep
 from offlinerl.util.device import pick_device
 from offlinerl.util.display import FAST, Display, shown
