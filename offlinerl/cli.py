@@ -75,7 +75,9 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.env is not None:
         registry.task(args.env)
     from offlinerl.evaluation import evaluate
+    from offlinerl.util.threads import set_threads
 
+    set_threads(args.threads)
     evaluate.evaluate_checkpoint(
         args.checkpoint, env=args.env, episodes=args.episodes, seed=args.seed, video=args.video, json_file=args.json,
         device=args.device, limits=limits_of(args), agent_class=args.agent_class,
@@ -172,6 +174,10 @@ def datasets_filter(args: argparse.Namespace) -> None:
 def select(args: argparse.Namespace) -> None:
     from offlinerl import api
 
+    if args.threads is not None:  # else torch is loaded after the request is checked
+        from offlinerl.util.threads import set_threads
+
+        set_threads(args.threads)
     api.select(
         args.runs, **given(args, "episodes", "by", "dataset", "updates", "critics", "gamma", "terminal_ends"),
         seed=args.seed, png=args.png, json_file=args.json, device=args.device, agent_class=args.agent_class,
@@ -512,7 +518,7 @@ def add_evaluate(commands: Any) -> None:
     p.add_argument(
         "--video", type=Path, metavar="DIR", help="record a video of an episode of every policy: GIF, or MP4 with PyAV"
     )
-    p.add_shared("--json", "--device")
+    p.add_shared("--json", "--threads", "--device")
 
 
 def add_datasets(commands: Any) -> None:
@@ -638,7 +644,7 @@ def add_select(commands: Any) -> None:
     p.add_argument(
         "--png", type=Path, metavar="FILE", help="plot the expected performance by the number of policies tried"
     )
-    p.add_shared("--json", "--device", "--agent-class")
+    p.add_shared("--json", "--threads", "--device", "--agent-class")
 
 
 def add_report(commands: Any) -> None:

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from offlinerl.cli import main
 from offlinerl.util import cores, threads
 from offlinerl.util.errors import UserError
 from offlinerl.util.threads import Watch
@@ -113,6 +114,17 @@ def test_a_job_of_a_cluster_counts_only_its_own_cores():
     count = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\n"
     count += "from offlinerl.util.cores import cores; print(cores())"
     assert subprocess.run([sys.executable, "-c", count], capture_output=True, check=True).stdout == b"1\n"
+
+
+@pytest.mark.parametrize("argv", [["evaluate", "run"], ["select", "run"]])
+def test_commands_that_train_nothing_take_a_number_of_threads_too(argv, monkeypatch, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.ckpt").touch()
+    monkeypatch.chdir(tmp_path)
+    given = []
+    monkeypatch.setattr(threads, "set_threads", given.append)
+    assert main([*argv, "--threads", "3"]) == 1  # the checkpoint is empty
+    assert given == [3]
 
 
 @pytest.mark.parametrize("number", [0, 513, 100_000, 1.5, "2"])
