@@ -198,12 +198,40 @@ def offline(
     Raises:
         UserError: a policy cannot be evaluated on it, or a reward rule was already applied to its rewards.
     """
+    data = dataset_for(candidates, dataset, display)
+    if terminal_ends:
+        data = data.with_terminal_ends()
+    returns = discounted_returns(data, gamma)
+    display.say(
+        f"{data.name}: {counted(len(returns), 'episode')}, their mean discounted return {shown(returns.mean())}"
+    )
+    if not data.reward.any():
+        display.say(f"{data.name}: all rewards are 0, so that no policy is worth more than another")
+    lost = without_estimate(candidates, data, by, display)
+    rows: list[dict[str, Any]] = []
+    with display.bar("evaluating", max(updates, 1) * len(candidates)):
+        for number, candidate in enumerate(candidates):
+            if number in lost:
+                rows.append(dict(estimate=np.nan, ci95=[np.nan, np.nan]))
+            else:
+                more = dict(fitting, updates=updates, progress=display.add)
+                rows.append(estimated(candidate, data, by, gamma, display, **more))
+    say_of_doubts(rows, returns, display)
+    return rows
+
+
+def dataset_for(candidates: Sequence[Candidate], dataset: str | Path | Dataset | None, display: Display) -> Dataset:
+    """The dataset to rank on, by default the one that the first run learned from, as policies see it.
+
+    Raises:
+        UserError: the policies cannot be ranked on it, or a reward rule was already applied to its rewards.
+    """
     require_one_meaning(candidates)
     if dataset is None:
         entry = entry_of_run(candidates[0])
     else:
         entry = registry.resolve(str(dataset) if isinstance(dataset, Path) else dataset)
-    data, rows = load.load(entry, reward="none", store_columns=False), []
+    data = load.load(entry, reward="none", store_columns=False)
     rule = data.provenance.get("reward", "none")
     if entry.kind == "object" and rule != "none":
         raise UserError(
@@ -214,46 +242,52 @@ def offline(
     data = seen_by(candidates[0], data)
     if dataset is None:
         warn_of_change(candidates, data, display)
-    if terminal_ends:
-        data = data.with_terminal_ends()
-    returns = discounted_returns(data, gamma)
-    display.say(
-        f"{entry.name}: {counted(len(returns), 'episode')}, their mean discounted return {shown(returns.mean())}"
-    )
-    if not data.reward.any():
-        display.say(f"{entry.name}: all rewards are 0, so that no policy is worth more than another")
-    stacks = [candidate.task.stack for candidate in candidates]
-    diverged = [has_diverged(candidate.agent) for candidate in candidates]
-    for candidate, stack, lost in zip(candidates, stacks, diverged, strict=True):
-        if lost:
+    return data
+
+
+def without_estimate(candidates: Sequence[Candidate], data: Dataset, by: str, display: Display) -> set[int]:
+    """The numbers of the policies that have diverged.
+
+    Raises:
+        UserError: another one cannot be evaluated by this method; nothing was trained yet.
+    """
+    lost = set()
+    for number, candidate in enumerate(candidates):
+        if has_diverged(candidate.agent):
             display.say_once(f"{candidate.run}: {diverged_in_words(candidate.agent, 0)}; it comes last")
-        elif by == "fqe":  # raise before anything is trained
+            lost.add(number)
+        elif by == "fqe":
             choice_of(candidate.agent)
         else:
-            require_log_probs(candidate.agent, data, stack=stack)
-    fitting |= dict(updates=updates, progress=display.add)
-    with display.bar("evaluating", max(updates, 1) * len(candidates)):
-        for candidate, stack, lost in zip(candidates, stacks, diverged, strict=True):
-            if lost:
-                rows.append(dict(estimate=np.nan, ci95=[np.nan, np.nan]))
-                continue
-            agent, normalize = candidate.agent, getattr(candidate.agent.config, "normalize", False)
-            if by == "wis":
-                found = weighted_importance_sampling(agent, data, gamma, stack=stack)
-                display.add()
-            elif by == "dr":
-                found = weighted_doubly_robust(agent, data, gamma, stack=stack, normalize=normalize, **fitting)
-            else:
-                found = fitted_q_evaluation(
-                    choice_of(agent), data, agent.spec, gamma=gamma, device=agent.device, stack=stack,
-                    normalize=normalize, **fitting,
-                )  # fmt: skip
-            row = dict(estimate=found.value, ci95=list(found.interval))
-            if found.effective is not None:
-                row["effective"] = found.effective
-                if not found.effective:  # no action of the dataset is likely under the policy
-                    row |= dict(estimate=np.nan, ci95=[np.nan, np.nan])
-            rows.append(row)
+            require_log_probs(candidate.agent, data, stack=candidate.task.stack)
+    return lost
+
+
+def estimated(
+    candidate: Candidate, data: Dataset, by: str, gamma: float, display: Display, **fitting: Any
+) -> dict[str, Any]:
+    """The estimate of a policy's return, its interval and, by importance sampling, the effective sample size."""
+    agent, stack = candidate.agent, candidate.task.stack
+    normalize = getattr(agent.config, "normalize", False)
+    if by == "wis":
+        found = weighted_importance_sampling(agent, data, gamma, stack=stack)
+        display.add()
+    elif by == "dr":
+        found = weighted_doubly_robust(agent, data, gamma, stack=stack, normalize=normalize, **fitting)
+    else:
+        found = fitted_q_evaluation(
+            choice_of(agent), data, agent.spec, gamma=gamma, device=agent.device, stack=stack, normalize=normalize,
+            **fitting,
+        )  # fmt: skip
+    if found.effective is None:
+        return dict(estimate=found.value, ci95=list(found.interval))
+    if not found.effective:  # no action of the dataset is likely under the policy
+        return dict(estimate=np.nan, ci95=[np.nan, np.nan], effective=found.effective)
+    return dict(estimate=found.value, ci95=list(found.interval), effective=found.effective)
+
+
+def say_of_doubts(rows: Sequence[Mapping[str, Any]], returns: np.ndarray, display: Display) -> None:
+    """Report estimates that rest on few episodes, or that no episode of the data, with these ``returns``, reached."""
     few = [row["effective"] for row in rows if row.get("effective", FEW) < FEW]
     if few:
         are = "policies are" if len(rows) > 1 else "policy is"
@@ -273,7 +307,6 @@ def offline(
             " a guess, of a policy that leaves the data or by critics that have not converged; give more --updates, or"
             " see such policies act before you rely on them"
         )
-    return rows
 
 
 def seen_by(candidate: Candidate, data: Dataset) -> Dataset:
