@@ -73,7 +73,7 @@ def descended(name, spec, rank):
         agent.before_update()
         noise = pytree.tree_map(lambda x: share_of(x, rank), agent.draw(B))
         batch = tree_map(lambda x, k=k: share_of(x[k], rank), block)
-        metrics |= agent.update(batch, noise, agent.phase())
+        metrics |= agent._update(batch, noise, agent.phase())
         agent.updates += 1
     return agent, metrics
 
