@@ -162,37 +162,39 @@ def test_calql_is_cql_where_no_return_is_known(monkeypatch):
     assert all(p.isfinite().all() for p in calibrated.parameters())
 
 
-def returns_by_hand(reward, terminated, last, gamma):
-    """From each row to the first that is terminal or the last of its episode, whose reward repeats forever."""
+def returns_by_hand(reward, terminated, last, gamma, infinite):
+    """From each row to the first that is terminal or the last of its episode, whose reward may repeat forever."""
     found, following = np.zeros(len(reward)), math.nan
     for row in reversed(range(len(reward))):
         if terminated[row]:
             following = 0.0
         elif last[row]:
-            following = reward[row] / (1 - gamma)
+            following = reward[row] / (1 - gamma) if infinite else 0.0
         following = found[row] = reward[row] + gamma * following
     return found
 
 
-def test_returns_to_go_of_a_dataset_end_where_its_episodes_do():
+@pytest.mark.parametrize("infinite", [False, True])
+def test_returns_to_go_of_a_dataset_end_where_its_episodes_do(infinite):
     data, rng = random_table(200), np.random.default_rng(1)
     terminated = data.terminated | (rng.random(200) < 0.05)  # also within episodes, as in AntMaze
     next_at = np.array(data.next_at)
     next_at[[70, 133]] = 3  # steps are missing there, but the episode is one
     data = dataclasses.replace(data, terminated=terminated, next_at=next_at)
     assert data.leaps.tolist() == [70, 133]
-    agent = CalQL(SPEC, (0,), gamma=0.9, **SMALL)
+    agent = CalQL(SPEC, (0,), gamma=0.9, infinite_horizon=infinite, **SMALL)
     table = Table.of(agent, data)
-    meant = returns_by_hand(data.reward, terminated, data.last, 0.9)
+    meant = returns_by_hand(data.reward, terminated, data.last, 0.9, infinite)
     rows = torch.arange(200).view(1, 1, -1)
     np.testing.assert_allclose(table.transitions(rows).to_go[0, 0], meant, rtol=1e-5, atol=1e-5)
     assert Table.of(CQL(SPEC, (0,), **SMALL), data).transitions(rows).to_go is None
 
 
+@pytest.mark.parametrize("infinite", [False, True])
 @pytest.mark.parametrize("steps", [3, 11, 12, 40])
-def test_returns_to_go_in_a_replay_buffer_are_known_when_an_episode_has_ended(steps):
+def test_returns_to_go_in_a_replay_buffer_are_known_when_an_episode_has_ended(steps, infinite):
     S, E, capacity, gamma, rng = 2, 3, 36, 0.9, np.random.default_rng(0)
-    make = partial(Replay, SPEC, (0, 1), capacity, E, gamma, returns=True)
+    make = partial(Replay, SPEC, (0, 1), capacity, E, gamma, returns="infinite" if infinite else "finite")
     ring, history, next_obs, ends = make(), [], None, np.ones((S, E), bool)
     for _ in range(steps):
         obs, after = rng.normal(size=(2, S, E, SPEC.obs_dim)).astype(np.float32)
@@ -206,7 +208,7 @@ def test_returns_to_go_in_a_replay_buffer_are_known_when_an_episode_has_ended(st
     for s, e in np.ndindex(S, E):
         known = max(ends[:, s, e].nonzero()[0] + 1, default=0)
         columns = (column[:known, s, e] for column in (reward, terminated, ends))
-        meant[:known, s, e] = returns_by_hand(*columns, gamma)
+        meant[:known, s, e] = returns_by_hand(*columns, gamma, infinite)
     again = make()
     again.load_state_dict(ring.state_dict())
     rows = torch.arange(len(ring)).view(1, 1, -1).expand(1, S, -1)

@@ -125,8 +125,9 @@ class Agent(L.LightningModule, ABC):
     decide which of them it gets."""
     next_actions = False
     """Whether its batches must hold the dataset's next actions."""
-    returns_to_go = False
-    """Whether its batches must hold the returns to go."""
+    returns_to_go: str | None = None
+    """The returns to go that its batches must hold, if any: "finite", the discounted sum of the rewards to the end of
+    the episode; or "infinite", in which the last reward of a truncated episode repeats forever."""
     divisible = True
     """Whether a batch may be split over processes; False where the weight of a row depends on all other rows."""
     judged_by: str | None = None

@@ -16,6 +16,9 @@ from offlinerl.types import Batch, Metrics
 @dataclass(frozen=True)
 class CalQLConfig(CQLConfig):
     gamma: float = setting(0.99, "discount factor per step", low=0, below=1)
+    infinite_horizon: bool = setting(
+        False, "in returns to go, the last reward of a truncated episode repeats forever, instead of nothing after it"
+    )
     actor_lr: float = setting(1e-4, "Adam's learning rate of the actor and the temperature", above=0, per_seed=True)
 
 
@@ -28,7 +31,10 @@ class CalQL(CQL):
     """
 
     config_class = CalQLConfig
-    returns_to_go = True
+
+    @property
+    def returns_to_go(self) -> str:
+        return "infinite" if self.config.infinite_horizon else "finite"
 
     def update_critic(self, batch: Batch, noise: Noise, alpha: Tensor) -> Metrics:
         known = batch.to_go.isfinite()

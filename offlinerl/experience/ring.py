@@ -51,7 +51,7 @@ class Replay(Rows):
         stack: see ``Rows``.
         folder: store the observations in files there, on the CPU, instead of in memory.
         goals: whether ``goals`` will be asked for.
-        returns: whether batches hold the returns to go.
+        returns: the horizon of the returns to go that batches hold, see ``returns_to_go``; None: they hold none.
 
     Attributes:
         added: steps added so far, per environment; the newest is at position ``(added - 1) % steps``.
@@ -80,7 +80,7 @@ class Replay(Rows):
         stack: int = 1,
         folder: Path | None = None,
         goals: bool = False,
-        returns: bool = False,
+        returns: str | None = None,
     ):
         S, self.envs, self.steps = len(seeds), envs, max(1, capacity // envs)
         self.gamma, self.n_step, self.stack = gamma, n_step, stack
@@ -117,6 +117,7 @@ class Replay(Rows):
         size = (S, self.steps, envs)
         self.until = torch.full(size, -1, dtype=torch.int64, device=device) if goals or returns else None
         self.returns = torch.full((math.prod(size),), -math.inf, device=device) if returns else None
+        self.horizon = returns
         self.began = np.zeros((S, envs), np.int64)  # the number of the first step of each environment's episode
 
     @classmethod
@@ -186,7 +187,7 @@ class Replay(Rows):
             return
         places = steps % self.steps
         reward, terminated, last = self._steps()[s, places, e, -3:].unbind(-1)
-        found = returns_to_go(reward, terminated > 0, last > 0, self.gamma)
+        found = returns_to_go(reward, terminated > 0, last > 0, self.gamma, self.horizon)
         self.returns.view(self.until.shape)[s, places, e] = found
 
     def _find_ends(self) -> None:

@@ -145,20 +145,22 @@ class Rows:
         return sum(leaf.nbytes for column in columns for _, leaf in tree_leaves(column) if isinstance(leaf, Tensor))
 
 
-def returns_to_go(reward: Tensor, terminated: Tensor, last: Tensor, gamma: float) -> Tensor:
-    """The discounted sum of the rewards from each row to the last of its episode. If that is not terminal, its reward
-    is taken to repeat forever, as in the code of Cal-QL (Nakamoto et al., 2023) for AntMaze and Kitchen.
+def returns_to_go(reward: Tensor, terminated: Tensor, last: Tensor, gamma: float, horizon: str) -> Tensor:
+    """The discounted sum of the rewards from each row to the last of its episode.
 
     Args:
         reward: ``[R]``.
         terminated: ``[R]`` bool; nothing that follows in the episode counts.
         last: ``[R]`` bool, the last row of an episode.
         gamma: discount per step, below 1.
+        horizon: "infinite": if the last row is not terminal, its reward repeats forever, as in the code of Cal-QL
+            (Nakamoto et al., 2023) for Kitchen and for AntMaze's failures; "finite": nothing follows it.
 
     Returns:
         ``[R]`` float32.
     """
-    reward = torch.where(last & ~terminated, reward / (1 - gamma), reward)
+    if horizon == "infinite":
+        reward = torch.where(last & ~terminated, reward / (1 - gamma), reward)
     return losses.accumulate(reward.double(), gamma * (~(last | terminated)).double()).float()
 
 
@@ -249,7 +251,8 @@ class Table(Rows):
         table.next_actions = agent.next_actions
         if agent.returns_to_go:
             columns = map(table._column, (table.reward, table.terminated))
-            table.returns = returns_to_go(*columns, table._ends(*table.whole, terminal=False), agent.gamma)
+            last = table._ends(*table.whole, terminal=False)
+            table.returns = returns_to_go(*columns, last, agent.gamma, agent.returns_to_go)
         return table
 
     def __len__(self) -> int:
