@@ -142,6 +142,24 @@ def test_other_obs_keys_are_refused_for_data_read_with_some_parts(here):
         offlinerl.fit("bc", data, obs_keys=["secret"], over=dict(train=FEW))
 
 
+def test_a_policy_keeps_its_bounds_when_it_continues_on_other_data(here, capsys):
+    data, still = logs(), dict(updates=1, lr=1e-30, compile=False, batch=8)
+    first = offlinerl.fit("bc", data, over=dict(train=FEW))
+    spiked = data | dict(action=data["action"].copy())
+    spiked["action"][7] = 50  # of a sensor that failed once
+    capsys.readouterr()
+    second = offlinerl.fit("bc", spiked, init=first.folder, **still)
+    said = capsys.readouterr().out
+    assert f"to {data['action'].max():.6g}, the bounds in {first.folder.resolve()}/last.ckpt" in said
+    assert "1 of 200 entries of the actions (0.5%) lie outside the bounds and are clipped to them" in said
+    np.testing.assert_allclose(second.policy(data["obs"]), first.policy(data["obs"]), rtol=1e-5)
+    (first.folder / "last.ckpt").unlink()
+    again = offlinerl.fit(dataset=spiked, resume=second.folder, updates=2)
+    assert again.agent.spec == second.agent.spec
+    with pytest.raises(UserError, match="in dimension 0, and this run within -2 to 2, to which they would be"):
+        offlinerl.fit("bc", data, env="Pendulum-v1", init=second.folder, **still)
+
+
 def test_a_score_can_be_measured_later_in_a_named_environment(here, capsys):
     run = offlinerl.fit("bc", logs(), over=dict(train=FEW))
     with pytest.raises(UserError, match="does not name its environment; name one with --env"):

@@ -10,6 +10,7 @@ from test_no_environment import FEW, logs
 
 import offlinerl
 from offlinerl import agents
+from offlinerl.agents.bc import BC
 from offlinerl.cli import main
 from offlinerl.rollout.deployed import DeployedPolicy
 from offlinerl.rollout.portable import Portable, _require_alike, write_onnx, write_torchscript
@@ -25,6 +26,7 @@ SPECS = dict(
     vector=Spec(5, 2, LOW, HIGH),
     images=Spec((Leaf("", (48, 48, 3), "uint8"),), 2, LOW, HIGH),
     parts=Spec((Leaf("arm/joints", (4,), "float32"), Leaf("camera", (48, 48, 3), "uint8")), 2, LOW, HIGH),
+    latents=Spec((Leaf("", (48, 48, 6), "uint8"),), 2, LOW, HIGH, latent=("nature", 7, 3)),
     choices=Spec(5, 1, (0.0,), (3.0,), 4, 2),
     whole=Spec(5, 2, (0.0, -3.0), (10.0, 300.0), whole=True),
 )
@@ -50,6 +52,9 @@ def policy_of(name, spec, **settings):
         rng = np.random.default_rng(0)
         sizes = {leaf.path: leaf.shape[0] for leaf in spec.obs if len(leaf.shape) == 1}
         agent.normalize_by({path: (rng.normal(size=O), rng.uniform(0.5, 2, O)) for path, O in sizes.items()})
+    if spec.latent:
+        for weight in agent.frozen.buffers():
+            torch.nn.init.normal_(weight, 0, 0.05)
     return DeployedPolicy(agent.eval(), 8)
 
 
@@ -75,7 +80,9 @@ def both(file, given):
     ("name", "kind", "settings"),
     [("bc", "vector", dict(normalize=True)), ("xql", "vector", dict(normalize=True)), ("td3bc", "vector", {}),
      ("iql", "vector", {}), ("sac", "vector", {}), ("ppo", "vector", {}), ("bc", "images", {}),
-     ("bc", "parts", dict(normalize=True)), ("dqn", "choices", {}), ("bc", "whole", {}), ("ppo", "choices", {})],
+     ("drqv2", "images", dict(hidden=(32,))), ("td3", "vector", dict(layer_norm=True)),
+     ("bc", "latents", dict(encoder="vae")), ("bc", "parts", dict(normalize=True)), ("dqn", "choices", {}),
+     ("bc", "whole", {}), ("ppo", "choices", {})],
 )  # fmt: skip
 def test_exported_actions_are_those_of_the_policy(tmp_path, name, kind, settings):
     spec, file = SPECS[kind], tmp_path / "policy"
@@ -158,6 +165,17 @@ def test_a_graph_with_different_actions_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="would not act like the policy"):
         write_torchscript(policy, tmp_path / "policy.pt")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_that_onnx_does_not_know_is_named(tmp_path, capsys):
+    class Own(BC):
+        def act(self, obs, explore=False):
+            return torch.linalg.pinv(obs.transpose(1, 2) @ obs)[:, :1, :2].expand(-1, obs.shape[1], -1)
+
+    policy, file = DeployedPolicy(Own(SPECS["vector"], (0,)).eval(), 0), tmp_path / "own.onnx"
+    with pytest.raises(UserError, match=r"ONNX cannot hold the policy of Own \(.*pinv.*\): export it with --to"):
+        write_onnx(policy, file)
+    assert not [*tmp_path.iterdir()] and not capsys.readouterr().out
 
 
 def test_without_its_extra_onnx_says_what_to_install(tmp_path, monkeypatch):

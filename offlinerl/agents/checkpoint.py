@@ -120,6 +120,12 @@ def load_into(agent: Agent, saved: dict[str, Any], path: Path) -> None:
         ) from error
 
 
+def bounds_in(path: Path) -> tuple[list[float], list[float]]:
+    """The lower and upper bounds of the actions of a checkpoint's policy, ``[A]`` each."""
+    spec = read(path)["hyper_parameters"]["spec"]
+    return spec["action_low"], spec["action_high"]
+
+
 def load_weights(agent: Agent, path: Path) -> dict[str, Any]:
     """Load a checkpoint's weights, target networks included, into an agent that has not trained yet, whatever agent
     they were trained by. Returns the facts of the task that they were trained for.

@@ -216,9 +216,11 @@ class Frozen(nn.Module):
 
     @torch.no_grad()
     def forward(self, obs: Tensor) -> Tensor:
-        frames = obs.unflatten(-1, (-1, self.shape[-1])).movedim(-2, -4)  # [..., n, H, W, C]
-        mean, _ = self.posterior(frames.reshape(1, -1, *self.shape))
-        return mean.view(*frames.shape[:-3], -1).flatten(-2)
+        H, W, C = self.shape
+        n = int(obs.shape[-1]) // C
+        frames = obs.reshape(-1, H, W, n, C).permute(0, 3, 1, 2, 4)
+        mean, _ = self.posterior(frames.reshape(1, -1, H, W, C))
+        return mean.reshape(*obs.shape[:-3], n * self.latents)
 
 
 class Latents(Encoder):

@@ -79,12 +79,12 @@ class LayerNorm(nn.Module):
 
     def __init__(self, features: int, lead: tuple[int, ...], eps: float = 1e-6):
         super().__init__()
-        self.eps = eps
+        self.features, self.eps = features, eps
         self.weight = nn.Parameter(torch.ones(*lead, 1, features))
         self.bias = nn.Parameter(torch.zeros(*lead, 1, features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight + self.bias
+        return nn.functional.layer_norm(x, (self.features,), eps=self.eps) * self.weight + self.bias
 
 
 def dropout_masks(rng: Streams, rate: float, batch_size: int, hidden: Sequence[int]) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +136,18 @@ def write_onnx(policy: DeployedPolicy, file: Path, overwrite: bool = False) -> d
     import onnxruntime
 
     module, buffer = Portable(policy), io.BytesIO()
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # it prints what it cannot export
         warnings.simplefilter("ignore")  # the newer exporter takes half a minute, this one a second
-        torch.onnx.export(
-            module, module.example(4), buffer, dynamo=False, input_names=module.names, output_names=["action"],
-            dynamic_axes={name: {0: "batch"} for name in (*module.names, "action")},
-        )  # fmt: skip
+        try:
+            torch.onnx.export(
+                module, module.example(4), buffer, dynamo=False, input_names=module.names, output_names=["action"],
+                dynamic_axes={name: {0: "batch"} for name in (*module.names, "action")},
+            )  # fmt: skip
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            said, agent = str(error).splitlines()[0], type(policy.agent).__name__
+            raise UserError(
+                f"{file}: ONNX cannot hold the policy of {agent} ({said}): export it with --torchscript"
+            ) from error
     graph = onnx.load_from_string(buffer.getvalue())
     onnx.helper.set_model_props(graph, {"policy": json.dumps(module.facts())})
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
 import torch
 
 from offlinerl import agents
@@ -168,7 +169,7 @@ def on_dataset(
     data = learned_from(raw, entry, train)
     kind = source_of(about["agent"], agents.get(about["agent"]).kinds, about["dataset"], about["env"])
     announce(entry, raw, data, display, rewarded=kind != "observations" and not hindsight)
-    task, pool, spec, goal = where_to_evaluate(settings, entry, data, kind, display, resources)
+    task, pool, spec, goal = where_to_evaluate(settings, entry, data, kind, folder, display, resources)
     if goal is not None:
         data = goals.with_own_goals(data, goal, train["goals_own"])
         display.say(f"{entry.name}: {goals.in_words(goal)}")
@@ -306,7 +307,13 @@ def announce(entry: Entry, raw: Dataset, data: Dataset, display: Display, reward
 
 
 def where_to_evaluate(
-    settings: Mapping[str, Any], entry: Entry, data: Dataset, kind: str, display: Display, resources: ExitStack
+    settings: Mapping[str, Any],
+    entry: Entry,
+    data: Dataset,
+    kind: str,
+    folder: Path,
+    display: Display,
+    resources: ExitStack,
 ) -> tuple[Task, Pool | None, Spec, Goal | None]:
     """The task of a run on a dataset, its environments, which ``resources`` close, if policies can be evaluated, the
     shapes, and where the goals are, if others than the data's are learned from."""
@@ -321,6 +328,13 @@ def where_to_evaluate(
             what = "fine-tuning needs" if steps else "--pixels and --stack need"
             raise UserError(f"{what} an environment, but {entry.name} does not name one: give --env ID")
         spec, actions = spec_of_data(data, about.get("actions"), about.get("action_range"))
+        last, init = folder / "last.ckpt", about.get("init")
+        if (start := last if last.is_file() else init) and not (spec.num_actions or about.get("action_range")):
+            low, high = map(tuple, checkpoint.bounds_in(Path(start)))
+            if len(low) == spec.action_dim and (low, high) != (spec.action_low, spec.action_high):
+                # else its policy would be stretched to the range of other data
+                spec = replace(spec, action_low=low, action_high=high)
+                actions = f"continuous actions within {min(low):.6g} to {max(high):.6g}, the bounds in {start}"
         display.say(f"no environment is named, so there will be losses but no scores; {actions}")
         return task, None, spec, None
     if about.get("actions"):
@@ -406,12 +420,27 @@ def agent_for(
                     f"the checkpoint {about['init']} has the {what} in the order {', '.join(its)}, and this run in the"
                     f" order {', '.join(own)}: give them in the checkpoint's order"
                 )
+            if "observations" not in agent.kinds:  # else it does not act
+                require_same_bounds(agent.spec, Path(about["init"]))
         elif moments is not None and getattr(agent.config, "normalize", False):
             if not moments:
                 raise UserError(f"normalize is for vectors, and {name} observes only images: leave it out")
             agent.normalize_by(moments)
     agent.configure_optimizers()
     return agent
+
+
+def require_same_bounds(spec: Spec, init: Path) -> None:
+    """Raise a UserError if the actions of a run have other bounds than those of the policy that it starts from, whose
+    networks are scaled to them."""
+    bounds = (np.transpose(of) for of in (checkpoint.bounds_in(init), (spec.action_low, spec.action_high)))
+    for dimension, (its, own) in enumerate(zip(*bounds, strict=True)):
+        if not np.allclose(its, own, rtol=1e-6):
+            raise UserError(
+                f"the policy of {init} has actions within {its[0]:g} to {its[1]:g} in dimension {dimension}, and this"
+                f" run within {own[0]:g} to {own[1]:g}, to which they would be stretched: train it within the bounds of"
+                " this run, or leave out --init"
+            )
 
 
 def latent_of(vae: Agent, path: Path, spec: Spec, where: str) -> tuple[str, int, int]:
