@@ -126,9 +126,9 @@ def bounds_in(path: Path) -> tuple[list[float], list[float]]:
     return spec["action_low"], spec["action_high"]
 
 
-def load_weights(agent: Agent, path: Path) -> dict[str, Any]:
+def load_weights(agent: Agent, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Load a checkpoint's weights, target networks included, into an agent that has not trained yet, whatever agent
-    they were trained by. Returns the facts of the task that they were trained for.
+    they were trained by. Returns the facts of the task that they were trained for, and its spec.
 
     Raises:
         UserError: its networks are different, or only one of the two normalises observations.
@@ -149,7 +149,7 @@ def load_weights(agent: Agent, path: Path) -> dict[str, Any]:
                 " agent, the seeds and the sizes it was trained with"
             )
     agent.load_state_dict(saved)
-    return content["offlinerl"].get("task") or {}
+    return content["offlinerl"].get("task") or {}, content["hyper_parameters"]["spec"]
 
 
 def require_like(saved: Any, fresh: Any, what: str) -> None:

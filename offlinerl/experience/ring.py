@@ -114,9 +114,9 @@ class Replay(Rows):
         self.drawn = torch.zeros(0, len(seeds), 0, dtype=torch.int64, device=device)
         self.offsets = torch.arange(S, device=device).view(1, S, 1) * (self.steps * envs)
         self.priorities = Priorities(S, self.steps * envs, *priorities, device) if priorities else None
-        size = (S, self.steps, envs)
-        self.until = torch.full(size, -1, dtype=torch.int64, device=device) if goals or returns else None
-        self.returns = torch.full((math.prod(size),), -math.inf, device=device) if returns else None
+        shape, size = self.slots.shape, self.slots.size
+        self.until = torch.full(shape, -1, dtype=torch.int64, device=device) if goals or returns else None
+        self.returns = torch.full((size,), -math.inf, device=device) if returns else None
         self.horizon = returns
         self.began = np.zeros((S, envs), np.int64)  # the number of the first step of each environment's episode
 

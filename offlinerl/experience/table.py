@@ -250,9 +250,8 @@ class Table(Rows):
         table = cls(dataset, agent.kept_spec, agent.gamma, agent.n_step, agent.device, stack)
         table.next_actions = agent.next_actions
         if agent.returns_to_go:
-            columns = map(table._column, (table.reward, table.terminated))
-            last = table._ends(*table.whole, terminal=False)
-            table.returns = returns_to_go(*columns, last, agent.gamma, agent.returns_to_go)
+            columns = map(table._column, (dataset.reward, dataset.terminated, dataset.last))
+            table.returns = returns_to_go(*columns, agent.gamma, agent.returns_to_go)
         return table
 
     def __len__(self) -> int:
@@ -284,23 +283,22 @@ class Table(Rows):
         flat = at.flatten()
         action, reward, *_ = (x.view(*at.shape, *x.shape[1:]) for x in self._gather(flat))
         obs = tree_map(lambda x: x.view(*at.shape, *x.shape[1:]), self.observed(0, flat))
-        best, largest = (of.expand(rows.shape) for of in (self.best, self.to_go.abs().amax()))
+        best, largest = (of.expand(rows.shape) for of in (self.best, self.largest))
         mask = (steps == at).float()
         return Window(obs, action, reward, self.to_go[at], at - first.unsqueeze(-1), mask, best, largest)
 
     @cached_property
     def final(self) -> Tensor:
-        """``[R]``, the first row from each on that is terminal or the last of its episode, which ends at leaps too."""
-        ends = self._ends(self.starts, self.lengths)
+        """``[R]``, where the episode of each row ends, or leaps; see ``_final``."""
+        return self._final(self.starts, self.lengths)
+
+    def _final(self, starts: Tensor, lengths: Tensor) -> Tensor:
+        """``[R]``, the first row from each on that is terminal or the last of its episode: an episode may continue
+        after a terminal step, as in AntMaze, and nothing that follows it counts in its return."""
+        ends = self._column(self.terminated)
+        ends[starts + lengths - 1] = True
         places = torch.where(ends, torch.arange(len(ends), device=ends.device), len(ends))
         return places.flip(0).cummin(0).values.flip(0)
-
-    def _ends(self, starts: Tensor, lengths: Tensor, terminal: bool = True) -> Tensor:
-        """``[R]`` bool, the last rows of episodes, and terminal ones if wanted: an episode may go on after one, as in
-        AntMaze, but nothing that follows counts in its return."""
-        ends = self._column(self.terminated) & terminal
-        ends[starts + lengths - 1] = True
-        return ends
 
     def _column(self, column: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(column)).to(self.starts.device)
@@ -308,13 +306,19 @@ class Table(Rows):
     @cached_property
     def to_go(self) -> Tensor:
         """``[R]`` return to go: the sum of the rewards from each row to the end of its episode, across leaps."""
-        onwards = ~self._ends(*self.whole)
-        return losses.accumulate(self._column(self.reward).double(), onwards.double()).float()
+        reward = self._column(self.reward)
+        total = reward.double().cumsum(0)
+        return (total[self._final(*self.whole)] - total).float() + reward
 
     @cached_property
     def best(self) -> Tensor:
         """The highest return of an episode, ``[]``."""
         return self.to_go[self.whole[0]].amax()
+
+    @cached_property
+    def largest(self) -> Tensor:
+        """The largest absolute return to go, ``[]``."""
+        return self.to_go.abs().amax()
 
     def remaining(self, rows: Tensor) -> Tensor:
         return self.episode(rows)[1] - rows + 1

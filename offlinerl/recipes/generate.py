@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -28,6 +29,7 @@ from offlinerl.recipes import kitchen, rollouts
 from offlinerl.recipes.recipe import Recipe, policy_file, read
 from offlinerl.util.atomic import to_json, write_whole
 from offlinerl.util.errors import UserError, reading
+from offlinerl.util.threads import one_thread
 
 PLAN = "plan.json"
 """The file in an unfinished dataset's folder that states what it is to become."""
@@ -184,7 +186,8 @@ class Generation:
             UserError: an environment or a policy fails, another process makes the dataset, or the disk is full.
         """
         workers = len(list(itertools.islice(self._blocks({}), workers)))
-        with _Here(self.unit, going, progress) if workers == 1 else _Processes(self.unit, workers) as team:
+        here = nullcontext(_Here(self.unit, going, progress))
+        with here if workers == 1 else _Processes(self.unit, workers) as team:
             done: dict[int, int] = {}
             waiting, under_way = self._blocks(done), dict[Future[int], int]()
             while going():
@@ -253,20 +256,13 @@ class _Here:
 
     def submit(self, block: Block, path: Path) -> Future[int]:
         future: Future[int] = Future()
-        future.set_result(_make(block, path, self.unit, self.going, self._add))
+        with one_thread():
+            future.set_result(_make(block, path, self.unit, self.going, self._add))
         return future
 
     def _add(self, count: int) -> None:
         self.made += count
         self.progress(self.made)
-
-    def __enter__(self) -> _Here:
-        self.threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        torch.set_num_threads(self.threads)
 
 
 class _Processes:

@@ -75,7 +75,6 @@ from offlinerl.util.trees import observed_in_words, tree_leaves
 REPLAY = "replay"
 """The subfolder of a run's folder that holds its replay buffer, if that is on disk."""
 
-
 SOURCES = dict(transitions=OfflineData, windows=WindowData, episodes=EpisodeData, observations=OfflineData)
 """The sources of batches from a dataset, by their names in ``offlinerl.training.selection``."""
 
@@ -328,11 +327,11 @@ def where_to_evaluate(
             what = "fine-tuning needs" if steps else "--pixels and --stack need"
             raise UserError(f"{what} an environment, but {entry.name} does not name one: give --env ID")
         spec, actions = spec_of_data(data, about.get("actions"), about.get("action_range"))
-        last, init = folder / "last.ckpt", about.get("init")
-        if (start := last if last.is_file() else init) and not (spec.num_actions or about.get("action_range")):
+        last = folder / "last.ckpt"
+        start = last if last.is_file() else about.get("init")
+        if start and not (spec.num_actions or about.get("action_range")):  # else its policy would be stretched to this
             low, high = map(tuple, checkpoint.bounds_in(Path(start)))
             if len(low) == spec.action_dim and (low, high) != (spec.action_low, spec.action_high):
-                # else its policy would be stretched to the range of other data
                 spec = replace(spec, action_low=low, action_high=high)
                 actions = f"continuous actions within {min(low):.6g} to {max(high):.6g}, the bounds in {start}"
         display.say(f"no environment is named, so there will be losses but no scores; {actions}")
@@ -413,7 +412,7 @@ def agent_for(
         if vae is not None:
             agent.frozen.posterior.load_state_dict({name: w[:1] for name, w in vae.posterior.state_dict().items()})
         if about.get("init"):
-            had = checkpoint.load_weights(agent, Path(about["init"]))
+            had, its_spec = checkpoint.load_weights(agent, Path(about["init"]))
             if differs := task.difference(Task(**had), spec):
                 what, own, its = differs
                 raise UserError(
@@ -421,7 +420,7 @@ def agent_for(
                     f" order {', '.join(own)}: give them in the checkpoint's order"
                 )
             if "observations" not in agent.kinds:  # else it does not act
-                require_same_bounds(agent.spec, Path(about["init"]))
+                require_same_bounds(agent.spec, its_spec, about["init"])
         elif moments is not None and getattr(agent.config, "normalize", False):
             if not moments:
                 raise UserError(f"normalize is for vectors, and {name} observes only images: leave it out")
@@ -430,15 +429,15 @@ def agent_for(
     return agent
 
 
-def require_same_bounds(spec: Spec, init: Path) -> None:
+def require_same_bounds(spec: Spec, of_init: Mapping[str, Any], init: str) -> None:
     """Raise a UserError if the actions of a run have other bounds than those of the policy that it starts from, whose
     networks are scaled to them."""
-    bounds = (np.transpose(of) for of in (checkpoint.bounds_in(init), (spec.action_low, spec.action_high)))
-    for dimension, (its, own) in enumerate(zip(*bounds, strict=True)):
-        if not np.allclose(its, own, rtol=1e-6):
+    bounds = zip(of_init["action_low"], of_init["action_high"], spec.action_low, spec.action_high, strict=True)
+    for dimension, (low, high, own_low, own_high) in enumerate(bounds):
+        if not np.allclose((low, high), (own_low, own_high), rtol=1e-6):
             raise UserError(
-                f"the policy of {init} has actions within {its[0]:g} to {its[1]:g} in dimension {dimension}, and this"
-                f" run within {own[0]:g} to {own[1]:g}, to which they would be stretched: train it within the bounds of"
+                f"the policy of {init} has actions within {low:g} to {high:g} in dimension {dimension}, and this run"
+                f" within {own_low:g} to {own_high:g}, to which they would be stretched: train it within the bounds of"
                 " this run, or leave out --init"
             )
 

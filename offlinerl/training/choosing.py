@@ -209,13 +209,11 @@ def offline(
         display.say(f"{data.name}: all rewards are 0, so that no policy is worth more than another")
     lost = without_estimate(candidates, data, by, display)
     rows: list[dict[str, Any]] = []
+    fitting |= dict(updates=updates, progress=display.add)
     with display.bar("evaluating", max(updates, 1) * len(candidates)):
         for number, candidate in enumerate(candidates):
-            if number in lost:
-                rows.append(dict(estimate=np.nan, ci95=[np.nan, np.nan]))
-            else:
-                more = dict(fitting, updates=updates, progress=display.add)
-                rows.append(estimated(candidate, data, by, gamma, display, **more))
+            known = number not in lost
+            rows.append(estimated(candidate, data, by, gamma, display, **fitting) if known else unknown())
     say_of_doubts(rows, returns, display)
     return rows
 
@@ -279,11 +277,17 @@ def estimated(
             choice_of(agent), data, agent.spec, gamma=gamma, device=agent.device, stack=stack, normalize=normalize,
             **fitting,
         )  # fmt: skip
+    row = dict(estimate=found.value, ci95=list(found.interval))
     if found.effective is None:
-        return dict(estimate=found.value, ci95=list(found.interval))
+        return row
     if not found.effective:  # no action of the dataset is likely under the policy
-        return dict(estimate=np.nan, ci95=[np.nan, np.nan], effective=found.effective)
-    return dict(estimate=found.value, ci95=list(found.interval), effective=found.effective)
+        row = unknown()
+    return row | dict(effective=found.effective)
+
+
+def unknown() -> dict[str, Any]:
+    """The row of a policy without an estimate."""
+    return dict(estimate=np.nan, ci95=[np.nan, np.nan])
 
 
 def say_of_doubts(rows: Sequence[Mapping[str, Any]], returns: np.ndarray, display: Display) -> None:
