@@ -15,7 +15,7 @@ from pendulum import empty_workplace
 import offlinerl
 from offlinerl.agents.checkpoint import load_agent
 from offlinerl.cli import main
-from offlinerl.data import formats, tables
+from offlinerl.data import formats, registry, tables
 from offlinerl.data.d4rl import load_hdf5
 from offlinerl.data.load import load
 from offlinerl.data.mapping import parse_columns
@@ -578,6 +578,102 @@ def test_an_episode_begins_where_step_numbers_restart(here):
     np.testing.assert_array_equal(data.obs[:, 0], [10, 20, 21])
     np.testing.assert_array_equal(data.next_obs[:, 0], [11, 21, 22])
     np.testing.assert_array_equal(data.last, [True, False, True])
+    assert data.provenance["episode_ends"] == "step"
+
+
+STEPS = "obs=x action=u step=t"
+
+
+def write_steps(path, steps):
+    """A table of rows with these numbers or times."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(["x,t,u\n", *(f"{row / 10},{step},{row % 3 / 10}\n" for row, step in enumerate(steps))]))
+
+
+def notes(source, columns=STEPS):
+    """What is odd about the rows of a table with a reward of 0."""
+    entry = registry.limited(registry.resolve(str(source)), dict(columns=columns))
+    return {finding.kind: finding.message for finding in validate(entry) if finding.kind != "no rewards"}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [0, 1, 2, 3, 0, 1, 2],
+        [5, 6, 7, 5, 6, 5, 5, 6],
+        [0.002, 0.11, 0.2, 0.31, 0.009, 0.1, 0.2, 0, 0.1],
+        [1000.5, 1001.5, 1002.5, 200.5, 201.5, 202.5],  # another clock
+        [3, 4, 5, 0, 1, 2],
+    ],
+)
+def test_steps_that_start_again_are_no_fault(here, steps):
+    write_steps(here / "log.csv", steps)
+    assert notes("log.csv") == {}
+
+
+@pytest.mark.parametrize(
+    ("steps", "row", "number"),
+    [
+        ([0, 1, 1, 2, 3], 2, 1),
+        ([0, 0, 1, 2, 3], 1, 1),
+        ([0, 1, 3, 2, 4, 5], 3, 1),
+        ([1, 0, 2, 3, 4], 1, 1),
+        ([0, 1, 2, 3, 0, 1, 2, 2, 3], 7, 1),
+        ([100.0, 100.1, 100.2, 100.2, 100.3, 100.25, 100.4], 3, 2),
+        (["2026-01-31T12:00:00", "2026-01-31T12:00:02", "2026-01-31T12:00:01", "2026-01-31T12:00:03"], 2, 1),
+    ],
+)
+def test_rows_that_are_not_in_the_order_of_their_steps_are_told(here, capsys, steps, row, number):
+    write_steps(here / "log.csv", steps)
+    said = f"log.csv: step does not increase at row {row}, so a new episode begins there"
+    said += f"; {number} such rows: remove" if number > 1 else ": remove"
+    assert notes("log.csv")["step order"].startswith(said)
+    write_steps(here / "logs/1.csv", range(5))
+    write_steps(here / "logs/2.csv", steps)
+    write_steps(here / "logs/3.csv", [0, 1, 2, 2, 3])
+    said = (
+        f"2.csv: step does not increase at row {row}, so a new episode begins there; {number + 1} such rows in 2 files"
+    )
+    assert notes("logs")["step order"].startswith(said)
+    capsys.readouterr()
+    assert main(["datasets", "show", "logs"]) == 0 and said in " ".join(capsys.readouterr().out.split())
+    assert load("logs", table="disk").provenance == load("logs").provenance
+    if number == 1:
+        offlinerl.fit("bc", "logs", over=dict(train=FEW))
+        assert said in capsys.readouterr().out
+
+
+def test_an_end_that_is_marked_explains_why_the_step_falls(here):
+    Path("log.csv").write_text("x,u,t,done\n1,.1,0,0\n2,.2,1,1\n3,.3,1,0\n4,.4,2,0\n5,.5,3,1\n")
+    assert notes("log.csv", f"{STEPS} truncated=done") == {}
+    assert offlinerl.load_dataset("log.csv").provenance["episode_ends"] == "step and truncated"
+
+
+@pytest.mark.parametrize("kind", ["seconds", "dates", "numbers", "runs"])
+def test_rows_that_seem_to_be_missing_are_told(here, kind):
+    times = 0.1 * np.delete(np.arange(30), [12, 13, 14, 20])
+    if kind == "dates":
+        start = np.datetime64("2026-01-31T12:00:00.000")
+        times = [start + np.timedelta64(round(1000 * time), "ms") for time in times]
+    elif kind == "numbers":
+        times = np.rint(10 * times).astype(int)
+    write_steps(here / "log.csv", times)
+    write_steps(here / "logs/0.csv", range(9))
+    columns = STEPS
+    if kind == "runs":  # rows of two episodes in any order
+        header, *rows = (here / "log.csv").read_text().splitlines()
+        both = [f"{'-' * (run == 'b')}{row},{run}" for row in rows for run in "ab"]
+        Path("log.csv").write_text("\n".join([f"{header},run", *both[::-1]]))
+        columns += " episode=run"
+    steps, usual = 4 if kind == "runs" else 2, "1, up to 4" if kind == "numbers" else "0.1, up to 0.4"
+    said = f"in {steps} steps the time stamps advance by more than 1.5 times the median of {usual}: rows may be missing"
+    found = notes("log.csv", columns)
+    assert list(found) == ["missing rows"]
+    assert found["missing rows"].startswith(said)
+    if kind != "runs":
+        assert found["missing rows"].endswith("first before row 12 of log.csv")
+        write_steps(here / "logs/1.csv", times)
+        assert notes("logs")["missing rows"].endswith("first before row 12 of 1.csv")
 
 
 @pytest.mark.parametrize(
@@ -1147,6 +1243,24 @@ def test_a_frame_may_hold_dates_in_any_form(kind):
     frame = pandas.DataFrame(dict(t=times, x=np.arange(6.0), a=np.ones(6), run=0)).sample(frac=1, random_state=1)
     data = offlinerl.load_dataset(frame, columns=["obs=x", "action=a", "episode=run", "step=t"])
     assert data.obs[:, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["column", "objects", "parquet"])
+def test_a_step_may_be_a_duration(here, kind):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    times = pandas.Series(pandas.to_timedelta(0.1 * np.arange(6), unit="s"))
+    frame = pandas.DataFrame(dict(t=times, x=np.arange(6.0), a=np.ones(6), run=0)).sample(frac=1, random_state=1)
+    if kind == "objects":
+        frame["t"] = frame.t.astype(object)
+    source: object = frame
+    if kind == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+        frame.to_parquet(source := here / "log.parquet")
+    data = offlinerl.load_dataset(source, columns=["obs=x", "action=a", "episode=run", "step=t"])
+    assert data.obs[:, 0].tolist() == [0, 1, 2, 3, 4]
+    frame.loc[3, "t"] = None
+    with pytest.raises(UserError, match="row 4 does not say which step it is"):
+        offlinerl.load_dataset(frame, columns=["obs=x", "action=a", "episode=run", "step=t"])
 
 
 def test_a_column_whose_name_holds_a_comma_is_named_by_a_pattern(here, refused):
