@@ -90,14 +90,23 @@ def validate(
         action_range: lower and upper bound of the actions, if the environment is unknown or has none.
     """
     findings = find_faults(registry.limited(registry.resolve(name_or_file, env, obs_keys), reading), action_range)
-    for kind, message, rows, fault in findings:
-        first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        where = f" ({len(rows)} rows: {first})" if len(rows) else ""
+    for kind, message, rows, fault, places in findings:
+        where = f" ({len(rows)} rows: {'; '.join([_first(rows), *_where(places)])})" if len(rows) else ""
         console.print(f"{'fault' if fault else 'note'}: {kind}: {message}{where}")
     faults = any(finding.fault for finding in findings)
     if not faults:
         console.print(f"{name_or_file}: nothing wrong was found")
     return int(faults)
+
+
+def _first(rows: np.ndarray) -> str:
+    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+
+
+def _where(places: Mapping[str, np.ndarray]) -> list[str]:
+    """Rows by the file or episode that they are in, for a few of these."""
+    first = [f"{_first(rows)} of {place}" for place, rows in list(places.items())[:3]]
+    return first + ([f"and in {len(places) - 3} more"] if len(places) > 3 else [])
 
 
 def import_file(

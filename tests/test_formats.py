@@ -15,10 +15,12 @@ from pendulum import empty_workplace
 import offlinerl
 from offlinerl.agents.checkpoint import load_agent
 from offlinerl.cli import main
-from offlinerl.data import formats, registry, tables
+from offlinerl.data import edit, formats, registry, tables
 from offlinerl.data.d4rl import load_hdf5
+from offlinerl.data.episode import Episode
 from offlinerl.data.load import load
 from offlinerl.data.mapping import parse_columns
+from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.validate import validate
 from offlinerl.envs.make import make
 from offlinerl.util.errors import UserError
@@ -1018,6 +1020,84 @@ def test_files_with_rows_of_other_sizes_are_refused(here):
         offlinerl.load_dataset("logs")
 
 
+def write_episodes(kind, episodes):
+    """Episodes of parts of observations, in files of one format or in one file. Returns the source, the place of the
+    last episode, and how to read it."""
+    reading = {}
+    if kind == "minari":
+        found = (
+            Episode(obs, np.ones((3, 1)), np.zeros(3), np.zeros(3, bool), np.zeros(3, bool), {}) for obs in episodes
+        )
+        space = gym.spaces.Dict(
+            front=gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), q=gym.spaces.Box(-9, 9, (2,), np.float32)
+        )
+        about = dict(observation_space=space, action_space=gym.spaces.Box(-1, 1, (1,), np.float32))
+        write_minari(Path("mine"), found, dataset_id="test/some-v0", env_spec=None, **about)
+        return "mine", f"episode {len(episodes) - 1}", reading
+    Path("logs").mkdir()
+    for number, obs in enumerate(episodes):
+        if kind == "npz":
+            np.savez(f"logs/{number}.npz", **{key: part[:3] for key, part in obs.items()}, u=np.ones(3))
+            reading = dict(columns="obs.front=front obs.q=q action=u")
+            continue
+        with h5py.File("logs.hdf5" if kind == "robomimic" else f"logs/{number}.hdf5", "a") as file:
+            demo = file.create_group(f"data/demo_{number if kind == 'robomimic' else 0}")
+            demo["actions"] = np.ones((3, 1))
+            for key, part in obs.items():
+                demo[f"obs/{key}"] = part[:3]
+    source, place = ("logs.hdf5", "demo_") if kind == "robomimic" else ("logs", "")
+    return source, f"{place}{len(episodes) - 1}", reading
+
+
+@pytest.mark.parametrize("kind", ["npz", "robomimic", "robomimics", "minari"])
+@pytest.mark.parametrize("odd", ["size", "axes", "type", "width"])
+def test_an_episode_that_differs_from_those_before_it_is_named(here, capsys, kind, odd):
+    rng = np.random.default_rng(0)
+    episodes = [
+        dict(front=rng.integers(0, 256, (4, 8, 8, 3)).astype(np.uint8), q=np.ones((4, 2), np.float32)) for _ in range(3)
+    ]
+    front, last = (
+        episodes[2]["front"],
+        "observations 'front' of shape {} do not match those of shape (8, 8, 3) before them",
+    )
+    changed, says = dict(
+        size=(dict(front=front[:, :4]), last.format("(4, 8, 3)")),
+        axes=(dict(front=front.transpose(0, 3, 1, 2)), last.format("(3, 8, 8)")),
+        type=(dict(front=front / np.float32(255)), "images 'front' are floats, and those before them uint8: store all"),
+        width=(dict(q=np.ones((4, 5))), "observations 'q' of shape (5,) do not match those of shape (2,) before them"),
+    )[odd]
+    episodes[2] |= changed
+    source, place, reading = write_episodes(kind, episodes)
+    entry = registry.limited(registry.resolve(source), reading)
+    (finding,) = validate(entry)
+    assert finding.kind == "shape" and finding.fault and finding.rows.tolist() == [6, 7, 8]
+    assert place in finding.message.split(":")[0] and says in finding.message
+    with pytest.raises(UserError) as error:
+        offlinerl.load_dataset(source, **reading)
+    assert place in str(error.value).split(":")[0] and says in str(error.value)
+
+
+def test_an_episode_with_other_parts_than_those_before_it_is_named(here):
+    """The parts of a table become one vector if none of them is an image."""
+    episodes = [dict(front=np.zeros((3, *shape), np.uint8), q=np.ones((3, 2))) for shape in ((8, 8, 3), (8,))]
+    source, _, reading = write_episodes("npz", episodes)
+    says = (
+        r"1.npz: it has observations \[10\], actions \[1\], and what is before it observations/front \[8, 8, 3\], obs"
+    )
+    with pytest.raises(UserError, match=says):
+        offlinerl.load_dataset(source, **reading)
+    (finding,) = validate(registry.limited(registry.resolve(source), reading))
+    assert "it has observations [10]" in finding.message
+
+
+def test_images_of_two_types_are_not_merged(here):
+    for number, kind in enumerate((np.uint8, np.float32)):
+        np.savez(f"{number}.npz", obs=np.zeros((4, 8, 8, 3), kind), action=np.ones((4, 1)))
+    parts = [offlinerl.load_dataset(f"{number}.npz") for number in range(2)]
+    with pytest.raises(UserError, match="^1: images are floats, and those before them uint8: store all of them as"):
+        edit.merge(parts)
+
+
 def test_episodes_may_be_separated_only_by_flags(here):
     """Without an episode column, ends are marked in the row of the last step or in the row after it."""
     first, second = episode(2, 3), episode(4, 2)
@@ -1587,9 +1667,13 @@ def test_faults_are_named_by_their_rows_in_the_source(here, capsys):
     found |= {"logs/1.csv": [6], "logs": [3 + 6]}
     robomimic(here / "lift.hdf5", [EPISODES[0], EPISODES[1] | dict(action=EPISODES[1]["action"] * np.nan)])
     found["lift.hdf5"] = list(range(4, 9))
+    places = {"play.npz": {}, "logs/1.csv": {}, "logs": {"1.csv": [6]}, "lift.hdf5": {"demo_1": [0, 1, 2, 3, 4]}}
     for name, due in found.items():
         (fault,) = (finding for finding in validate(name) if finding.kind == "not finite")
         assert fault.rows.tolist() == due, name
+        assert {place: rows.tolist() for place, rows in fault.places.items()} == places[name], name
+    assert main(["datasets", "validate", "logs"]) == 1
+    assert "(1 rows: 9; 6 of 1.csv)" in " ".join(capsys.readouterr().out.split())
     for name, row in {"play.npz": 9, "logs": 6, "lift.hdf5": 0}.items():  # of the file, or of the named demonstration
         with pytest.raises(UserError, match=f"actions has NaN or infinite values in .* rows, the first of them {row};"):
             offlinerl.load_dataset(name)
@@ -1608,6 +1692,66 @@ def test_parts_of_a_written_dataset_can_be_chosen(here):
     assert list(pictures.observations) == ["agentview_image", "gripper"]
     with pytest.raises(UserError, match="no part 'joints'; they have"):
         offlinerl.load_dataset("lift", obs_keys=["joints"])
+
+
+def test_faults_in_several_files_are_named_by_the_rows_of_each(here, capsys):
+    (here / "logs").mkdir()
+    for number in range(6):
+        rows = [f"{number}{t},{'nan' if 7 - number < t < 11 else 0.1 * t}" for t in range(12)]
+        Path(f"logs/{number}.csv").write_text("\n".join(["obs,action", *rows]))
+    (fault,) = (finding for finding in validate("logs") if finding.kind == "not finite")
+    assert list(fault.places) == [f"{number}.csv" for number in range(6)]
+    assert all(rows.tolist() == list(range(8 - number, 11)) for number, rows in enumerate(fault.places.values()))
+    assert sum(map(len, fault.places.values())) == len(fault.rows)
+    assert main(["datasets", "validate", "logs"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(33 rows: 8, 9, 10, 19, 20, ...; 8, 9, 10 of 0.csv; 7, 8, 9, 10 of 1.csv; " in said
+    assert "6, 7, 8, 9, 10 of 2.csv; and in 3 more)" in said
+
+
+def test_a_missing_number_is_no_jump_as_well(here):
+    path = robomimic(here / "lift.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data/demo_4/obs/eef_pos"][3, 0] = np.nan
+        file["data/demo_5/next_obs/eef_pos"][1, 0] = np.inf
+    assert [finding.kind for finding in validate(str(path)) if finding.fault] == ["not finite"]
+    with h5py.File(path, "a") as file:
+        file["data/demo_6/next_obs/eef_pos"][1, 0] = 99
+    (jump,) = (finding for finding in validate(str(path)) if finding.kind == "jump")
+    assert {place: rows.tolist() for place, rows in jump.places.items()} == {"demo_6": [1]}
+
+
+@pytest.mark.parametrize("kind", ["csv", "robomimic", "files", "minari"])
+def test_an_episode_of_one_terminal_step_is_no_late_terminal(here, kind):
+    lengths = [3, 1, 1, 3]
+    if kind == "robomimic":
+        source = robomimic(here / "lift.hdf5", [episode(number, steps) for number, steps in enumerate(lengths)])
+        with h5py.File(source, "a") as file:
+            for number, steps in enumerate(lengths):
+                file[f"data/demo_{number}/dones"][...] = np.arange(steps) == steps - 1
+    elif kind == "minari":
+        ends = [np.arange(steps) == steps - 1 for steps in lengths]
+        found = (
+            Episode(np.eye(len(end) + 1, 2), np.ones((len(end), 1)), np.ones(len(end)), end, end & False, {})
+            for end in ends
+        )
+        about = dict(observation_space=gym.spaces.Box(-9, 9, (2,)), action_space=gym.spaces.Box(-1, 1, (1,)))
+        write_minari(source := here / "mine", found, dataset_id="test/some-v0", env_spec=None, **about)
+    else:
+        runs = [[f"{run}{t},{t / 10},{run},{int(t == T - 1)},1" for t in range(T)] for run, T in enumerate(lengths)]
+        source = here / "logs"
+        source.mkdir()
+        for number, rows in enumerate([sum(runs, [])] if kind == "csv" else runs):
+            (source / f"{number}.csv").write_text("\n".join(["obs,action,episode,done,reward", *rows]))
+    assert "overlapping ends" not in [finding.kind for finding in validate(str(source))]
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_a_table_s_episode_that_goes_on_after_its_end_is_still_told(here, ids):
+    rows = [f"{t},{t / 10},{int(t in (2, 3, 7))},1{',7' * ids}" for t in range(8)]
+    Path("log.csv").write_text("\n".join([f"obs,action,done,reward{',episode' * ids}", *rows]))
+    (note,) = (finding for finding in validate("log.csv") if finding.kind == "overlapping ends")
+    assert note.rows.tolist() == [3]
 
 
 def test_a_file_becomes_a_minari_dataset(here):

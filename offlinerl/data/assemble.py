@@ -75,7 +75,7 @@ def assemble(
         if part is not None:
             paid -= int(np.count_nonzero(part.reward))
             rounded.see(steps.obs)
-            into.add(part)
+            into.add(part, _where(source, steps))
     if not into.rows:
         raise NoSteps(f"{source} holds no step with a successor, so that there is nothing to learn from", rows)
     ids = {} if first is None or first.episode is None else dict(
@@ -89,7 +89,7 @@ def assemble(
 
 def _rows_of(source: str, steps: Steps) -> Dataset | None:
     """The transitions of one episode; None if it has none."""
-    where = f"{source}, {steps.place}" if steps.place else source
+    where = _where(source, steps)
     T = len(steps.action)
     obs, next_obs = (
         tree_map(lambda leaf: column_of(leaf, f"{where}: observations"), tree) for tree in (steps.obs, steps.next_obs)
@@ -134,6 +134,10 @@ def _rows_of(source: str, steps: Steps) -> Dataset | None:
     return Dataset(obs, at, at + 1 if has_last else at + ~last, **columns)
 
 
+def _where(source: str, steps: Steps) -> str:
+    return f"{source}, {steps.place}" if steps.place else source
+
+
 def column_of(array: Any, what: str) -> np.ndarray:
     """A column as ``[rows, ...]`` with at least two axes, in the dtype that a dataset stores.
 
@@ -155,7 +159,7 @@ def concatenate(parts: Sequence[Dataset], source: str = "") -> Dataset:
     first, into = parts[0], Builder(source)
     into.expect(sum(map(len, parts)), sum(len(first_leaf(part.observations)) for part in parts))
     for part in parts:
-        into.add(part)
+        into.add(part, part.name)
     return replace(into.finish(first.name, first.provenance), entry=first.entry)
 
 

@@ -155,7 +155,7 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
             )
         made.append(made_of(part))
         require_same_parts(str(files[0]), made[0], str(file), made[-1])
-        into.add(part)
+        into.add(part, str(file))
         into.drop()
     if not files:
         raise NoSteps(f"none of the {counted(len(empty), 'file')} of {path} holds a step to learn from", rows)
