@@ -186,7 +186,8 @@ def export(
     entry = _entry(name, reading)
     (dataset,) = _read([entry], file)
     if format == "d4rl":
-        return _write_hdf5(dataset, entry, file, overwrite)
+        instead = "another format, as in --format robomimic"
+        return _write_hdf5(dataset, entry, file, overwrite, instead)
     if format == "robomimic":
         with swept(file):
             writers.write_robomimic(dataset, file, overwrite, entry.env_id)
@@ -202,12 +203,13 @@ def export(
     return file
 
 
-def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> Path:
+def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool, instead: str) -> Path:
+    """Writes a file in D4RL's format; ``instead`` is what else can hold observations of several parts."""
     name, keys = entry.name, entry.obs_keys or dataset.provenance.get("obs_keys")
     if isinstance(dataset.observations, Mapping):
         raise UserError(
             f"{name}: a file in D4RL's format holds one array of observations, but these have parts: choose one with"
-            " --obs-keys, or another format with `datasets export --format robomimic`"
+            f" --obs-keys, or {instead}"
         )
     terminated, last = dataset.terminated, dataset.last
     beyond = bool((terminated & ~last).any())  # as in AntMaze, whose original files mark every end as a timeout
@@ -310,7 +312,8 @@ def _store(dataset: Dataset, out: str, description: str, overwrite: bool) -> Non
         stack = {"stack": dataset.provenance["frame_stack"]} if "frame_stack" in dataset.provenance else {}
         entry = replace(entry, env={"spec": dataset.provenance["env_spec"]} | stack)
     if path.suffix in HDF5:
-        _write_hdf5(dataset, replace(entry, name=description), path, overwrite)
+        instead = "write a Minari dataset, as with --out mine/some-v0"
+        _write_hdf5(dataset, replace(entry, name=description), path, overwrite, instead)
     else:
         _write_minari(dataset, entry, path, out, description, False, overwrite)
 

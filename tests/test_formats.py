@@ -1013,6 +1013,33 @@ def test_files_without_a_step_are_skipped_and_counted(here, capsys):
     assert data.provenance["rows_in_source"] == 4 and data.provenance["rows_dropped"] == 2
 
 
+@pytest.mark.parametrize(("kind", "columns"), [("npz", None), ("npz", "obs=obs action=action"), ("parquet", None)])
+def test_empty_files_are_skipped_and_counted(here, capsys, refused, kind, columns):
+    """As a logger leaves them that was killed before it wrote."""
+    (here / "logs").mkdir()
+    given = [] if columns is None else ["--columns", *columns.split()]
+    for number in range(4):
+        path = here / f"logs/{number}.{kind}"
+        if number in (0, 2):
+            path.touch()
+        elif kind == "parquet":
+            pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+            pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+            pandas.DataFrame(dict(obs=np.arange(5.0), action=np.ones(5))).to_parquet(path)
+        else:
+            np.savez(path, obs=np.arange(10.0).reshape(5, 2), action=np.ones((5, 1)))
+    assert "is empty: it has no rows" in refused("datasets", "show", f"logs/0.{kind}", *given)
+    assert "is empty: it has no" in refused("datasets", "validate", f"logs/0.{kind}", *given)
+    assert main(["datasets", "validate", "logs", *given]) == 0
+    assert main(["datasets", "show", "logs", *given]) == 0
+    assert "2 files, and 2 more without a step" in capsys.readouterr().out
+    assert offlinerl.load_dataset("logs", columns=columns).provenance["empty_files"] == [f"0.{kind}", f"2.{kind}"]
+    (here / "demos").mkdir()
+    robomimic(here / "demos/0.hdf5", EPISODES[:1]), Path("demos/1.hdf5").touch()
+    for command in ("show", "validate"):
+        assert "demos/1.hdf5 is not an HDF5 file, or only a part of one" in refused("datasets", command, "demos")
+
+
 def test_files_with_rows_of_other_sizes_are_refused(here):
     (here / "logs").mkdir()
     robomimic(here / "logs/a.hdf5"), robomimic(here / "logs/b.hdf5", [episode(0, O=4)])
@@ -1150,6 +1177,27 @@ def test_parts_of_observations_have_one_order_in_data_and_environment(here, monk
         task = load_agent(run.folder / "last.ckpt", "cpu").task
         assert make(task["env"], task.get("obs_keys")).reset()[0].tolist() == seen
     assert offlinerl.load_dataset("log.csv").obs[0].tolist() == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        ("obs=front,q", "obs.front=front obs.q=q"),
+        ("obs=q,wrist,dq,front", "obs.wrist=wrist obs.front=front obs.state=q,dq"),
+        ("obs=q next_obs=front,q", "next_obs.front=front next_obs.q=q"),
+    ],
+)
+def test_images_are_no_part_of_a_vector(here, refused, columns, hint):
+    rng = np.random.default_rng(0)
+    images = {name: rng.integers(0, 256, (6, 8, 8, 3)).astype(np.uint8) for name in ("front", "wrist")}
+    turns = rng.normal(size=(6, 3, 3))
+    np.savez("log.npz", **images, q=np.ones((6, 2)), dq=np.ones((6, 2)), turns=turns, cmd=np.ones((6, 1)))
+    for command in ("show", "validate"):
+        said = refused("datasets", command, "log.npz", "--columns", *columns.split(), "action=cmd")
+        assert "holds images, which are no part of a vector" in said and said.endswith(f", as in {hint}")
+    named = offlinerl.load_dataset("log.npz", columns=f"{hint.replace('next_obs', 'obs')} action=cmd")
+    assert named.obs["front"].shape == (5, 8, 8, 3)
+    assert offlinerl.load_dataset("log.npz", columns="obs=q,turns action=cmd").obs.shape == (5, 11)
 
 
 def test_successors_have_their_parts_in_the_order_of_observations(here):

@@ -54,6 +54,8 @@ def kind_of(path: Path, columns: Columns | None = None) -> str:
         return "several" if glob.has_magic(str(path)) else "d4rl"
     with path.open("rb") as file:
         begin = file.read(4096)
+    if not begin and path.suffix.lower() in (".npz", ".parquet"):  # a log that was stopped at once
+        return "table"
     if begin.startswith(b"\x89HDF\r\n\x1a\n"):
         return _of_hdf5(path)
     if begin.startswith(b"PAR1"):

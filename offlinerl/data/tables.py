@@ -184,6 +184,14 @@ class _Reader:
                 raise UserError(f"{self.where}: column {name} must be numbers, but row {row}{hint}")
         if len(names) == 1:
             return columns[0]
+        if images := [name for name, column in zip(names, columns, strict=True) if _is_images(column)]:
+            kind, rest = field.partition(".")[0], [name for name in names if name not in images]
+            parts = [f"{kind}.{name}={name}" for name in images]
+            parts += [f"{kind}.{rest[0] if len(rest) == 1 else 'state'}={','.join(rest)}"] if rest else []
+            raise UserError(
+                f"{self.where}: column {images[0]} holds images, which are no part of a vector: name the parts of"
+                f" {kind}, as in {' '.join(parts)}"
+            )
         return np.concatenate([column.reshape(self.rows, -1) for column in columns], 1)
 
     def single(self, field: str) -> np.ndarray:
@@ -437,6 +445,11 @@ def _offset(text: str | None) -> int:
 def _is_whole(column: np.ndarray) -> bool:
     """Whether a column holds objects that are integers, apart from missing values."""
     return column.dtype.kind == "O" and all(isinstance(value, Integral) for value in column[~_blank(column)])
+
+
+def _is_images(column: np.ndarray) -> bool:
+    """Whether a column ``[rows, ...]`` holds images, and not, for example, matrices of rotations."""
+    return column.ndim > 3 or (column.ndim == 3 and column.dtype == np.uint8)
 
 
 def _missing_actions(action: np.ndarray) -> np.ndarray:

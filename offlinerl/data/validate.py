@@ -284,7 +284,8 @@ def _with_next_rows(columns: _Columns) -> _Columns:
 def _kind_of_one(file: Path, entry: Entry) -> str:
     kind = formats.kind_of(file, entry.columns)
     if kind not in formats.FORMATS:
-        raise UserError(f"several files of this kind are validated one by one: name {file} alone")
+        with open_hdf5(file):
+            raise UserError(f"several files of this kind are validated one by one: name {file} alone")
     return kind
 
 
