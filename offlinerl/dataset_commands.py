@@ -90,14 +90,23 @@ def validate(
         action_range: lower and upper bound of the actions, if the environment is unknown or has none.
     """
     findings = find_faults(registry.limited(registry.resolve(name_or_file, env, obs_keys), reading), action_range)
-    for kind, message, rows, fault in findings:
-        first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        where = f" ({len(rows)} rows: {first})" if len(rows) else ""
+    for kind, message, rows, fault, places in findings:
+        where = f" ({len(rows)} rows: {'; '.join([_first(rows), *_where(places)])})" if len(rows) else ""
         console.print(f"{'fault' if fault else 'note'}: {kind}: {message}{where}")
     faults = any(finding.fault for finding in findings)
     if not faults:
         console.print(f"{name_or_file}: nothing wrong was found")
     return int(faults)
+
+
+def _first(rows: np.ndarray) -> str:
+    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+
+
+def _where(places: Mapping[str, np.ndarray]) -> list[str]:
+    """Rows by the file or episode that they are in, for a few of these."""
+    first = [f"{_first(rows)} of {place}" for place, rows in list(places.items())[:3]]
+    return first + ([f"and in {len(places) - 3} more"] if len(places) > 3 else [])
 
 
 def import_file(
@@ -177,7 +186,8 @@ def export(
     entry = _entry(name, reading)
     (dataset,) = _read([entry], file)
     if format == "d4rl":
-        return _write_hdf5(dataset, entry, file, overwrite)
+        instead = "another format, as in --format robomimic"
+        return _write_hdf5(dataset, entry, file, overwrite, instead)
     if format == "robomimic":
         with swept(file):
             writers.write_robomimic(dataset, file, overwrite, entry.env_id)
@@ -193,12 +203,13 @@ def export(
     return file
 
 
-def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool) -> Path:
+def _write_hdf5(dataset: Dataset, entry: Entry, file: Path, overwrite: bool, instead: str) -> Path:
+    """Writes a file in D4RL's format; ``instead`` is what else can hold observations of several parts."""
     name, keys = entry.name, entry.obs_keys or dataset.provenance.get("obs_keys")
     if isinstance(dataset.observations, Mapping):
         raise UserError(
             f"{name}: a file in D4RL's format holds one array of observations, but these have parts: choose one with"
-            " --obs-keys, or another format with `datasets export --format robomimic`"
+            f" --obs-keys, or {instead}"
         )
     terminated, last = dataset.terminated, dataset.last
     beyond = bool((terminated & ~last).any())  # as in AntMaze, whose original files mark every end as a timeout
@@ -301,7 +312,8 @@ def _store(dataset: Dataset, out: str, description: str, overwrite: bool) -> Non
         stack = {"stack": dataset.provenance["frame_stack"]} if "frame_stack" in dataset.provenance else {}
         entry = replace(entry, env={"spec": dataset.provenance["env_spec"]} | stack)
     if path.suffix in HDF5:
-        _write_hdf5(dataset, replace(entry, name=description), path, overwrite)
+        instead = "write a Minari dataset, as with --out mine/some-v0"
+        _write_hdf5(dataset, replace(entry, name=description), path, overwrite, instead)
     else:
         _write_minari(dataset, entry, path, out, description, False, overwrite)
 

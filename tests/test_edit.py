@@ -184,6 +184,23 @@ def test_discrete_and_continuous_actions_do_not_merge(here, capsys):
         edit.merge([offlinerl.load_dataset(name) for name in ("a.h5", d3rlpy(here / "c.h5", discrete=True))])
 
 
+@pytest.mark.parametrize(
+    ("words", "out"),
+    [
+        (["merge", "a.hdf5", "a.hdf5"], ["{}"]),
+        (["split", "a.hdf5"], ["one-{}", "other-{}"]),
+        (["filter", "a.hdf5", "--episodes", "0,1"], ["{}"]),
+    ],
+)
+def test_a_file_in_d4rls_format_cannot_hold_images_and_a_state_but_a_minari_dataset_can(here, refused, words, out):
+    robomimic(here / "a.hdf5", images=True)
+    said = refused("datasets", *words, "--out", *(name.format("some.hdf5") for name in out))
+    assert said.endswith("choose one with --obs-keys, or write a Minari dataset, as with --out mine/some-v0")
+    assert main(["datasets", *words, "--out", *(name.format("some-v0") for name in out)]) == 0
+    assert isinstance(offlinerl.load_dataset(out[0].format("some-v0")).obs, dict)
+    assert refused("datasets", "export", "a.hdf5", "b.hdf5").endswith("or another format, as in --format robomimic")
+
+
 def test_a_split_has_every_episode_once(here):
     robomimic(here / "a.hdf5")
     assert (

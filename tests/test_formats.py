@@ -15,10 +15,12 @@ from pendulum import empty_workplace
 import offlinerl
 from offlinerl.agents.checkpoint import load_agent
 from offlinerl.cli import main
-from offlinerl.data import formats, tables
+from offlinerl.data import edit, formats, registry, tables
 from offlinerl.data.d4rl import load_hdf5
+from offlinerl.data.episode import Episode
 from offlinerl.data.load import load
 from offlinerl.data.mapping import parse_columns
+from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.validate import validate
 from offlinerl.envs.make import make
 from offlinerl.util.errors import UserError
@@ -578,6 +580,102 @@ def test_an_episode_begins_where_step_numbers_restart(here):
     np.testing.assert_array_equal(data.obs[:, 0], [10, 20, 21])
     np.testing.assert_array_equal(data.next_obs[:, 0], [11, 21, 22])
     np.testing.assert_array_equal(data.last, [True, False, True])
+    assert data.provenance["episode_ends"] == "step"
+
+
+STEPS = "obs=x action=u step=t"
+
+
+def write_steps(path, steps):
+    """A table of rows with these numbers or times."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(["x,t,u\n", *(f"{row / 10},{step},{row % 3 / 10}\n" for row, step in enumerate(steps))]))
+
+
+def notes(source, columns=STEPS):
+    """What is odd about the rows of a table with a reward of 0."""
+    entry = registry.limited(registry.resolve(str(source)), dict(columns=columns))
+    return {finding.kind: finding.message for finding in validate(entry) if finding.kind != "no rewards"}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [0, 1, 2, 3, 0, 1, 2],
+        [5, 6, 7, 5, 6, 5, 5, 6],
+        [0.002, 0.11, 0.2, 0.31, 0.009, 0.1, 0.2, 0, 0.1],
+        [1000.5, 1001.5, 1002.5, 200.5, 201.5, 202.5],  # another clock
+        [3, 4, 5, 0, 1, 2],
+    ],
+)
+def test_steps_that_start_again_are_no_fault(here, steps):
+    write_steps(here / "log.csv", steps)
+    assert notes("log.csv") == {}
+
+
+@pytest.mark.parametrize(
+    ("steps", "row", "number"),
+    [
+        ([0, 1, 1, 2, 3], 2, 1),
+        ([0, 0, 1, 2, 3], 1, 1),
+        ([0, 1, 3, 2, 4, 5], 3, 1),
+        ([1, 0, 2, 3, 4], 1, 1),
+        ([0, 1, 2, 3, 0, 1, 2, 2, 3], 7, 1),
+        ([100.0, 100.1, 100.2, 100.2, 100.3, 100.25, 100.4], 3, 2),
+        (["2026-01-31T12:00:00", "2026-01-31T12:00:02", "2026-01-31T12:00:01", "2026-01-31T12:00:03"], 2, 1),
+    ],
+)
+def test_rows_that_are_not_in_the_order_of_their_steps_are_told(here, capsys, steps, row, number):
+    write_steps(here / "log.csv", steps)
+    said = f"log.csv: step does not increase at row {row}, so a new episode begins there"
+    said += f"; {number} such rows: remove" if number > 1 else ": remove"
+    assert notes("log.csv")["step order"].startswith(said)
+    write_steps(here / "logs/1.csv", range(5))
+    write_steps(here / "logs/2.csv", steps)
+    write_steps(here / "logs/3.csv", [0, 1, 2, 2, 3])
+    said = (
+        f"2.csv: step does not increase at row {row}, so a new episode begins there; {number + 1} such rows in 2 files"
+    )
+    assert notes("logs")["step order"].startswith(said)
+    capsys.readouterr()
+    assert main(["datasets", "show", "logs"]) == 0 and said in " ".join(capsys.readouterr().out.split())
+    assert load("logs", table="disk").provenance == load("logs").provenance
+    if number == 1:
+        offlinerl.fit("bc", "logs", over=dict(train=FEW))
+        assert said in capsys.readouterr().out
+
+
+def test_an_end_that_is_marked_explains_why_the_step_falls(here):
+    Path("log.csv").write_text("x,u,t,done\n1,.1,0,0\n2,.2,1,1\n3,.3,1,0\n4,.4,2,0\n5,.5,3,1\n")
+    assert notes("log.csv", f"{STEPS} truncated=done") == {}
+    assert offlinerl.load_dataset("log.csv").provenance["episode_ends"] == "step and truncated"
+
+
+@pytest.mark.parametrize("kind", ["seconds", "dates", "numbers", "runs"])
+def test_rows_that_seem_to_be_missing_are_told(here, kind):
+    times = 0.1 * np.delete(np.arange(30), [12, 13, 14, 20])
+    if kind == "dates":
+        start = np.datetime64("2026-01-31T12:00:00.000")
+        times = [start + np.timedelta64(round(1000 * time), "ms") for time in times]
+    elif kind == "numbers":
+        times = np.rint(10 * times).astype(int)
+    write_steps(here / "log.csv", times)
+    write_steps(here / "logs/0.csv", range(9))
+    columns = STEPS
+    if kind == "runs":  # rows of two episodes in any order
+        header, *rows = (here / "log.csv").read_text().splitlines()
+        both = [f"{'-' * (run == 'b')}{row},{run}" for row in rows for run in "ab"]
+        Path("log.csv").write_text("\n".join([f"{header},run", *both[::-1]]))
+        columns += " episode=run"
+    steps, usual = 4 if kind == "runs" else 2, "1, up to 4" if kind == "numbers" else "0.1, up to 0.4"
+    said = f"in {steps} steps the time stamps advance by more than 1.5 times the median of {usual}: rows may be missing"
+    found = notes("log.csv", columns)
+    assert list(found) == ["missing rows"]
+    assert found["missing rows"].startswith(said)
+    if kind != "runs":
+        assert found["missing rows"].endswith("first before row 12 of log.csv")
+        write_steps(here / "logs/1.csv", times)
+        assert notes("logs")["missing rows"].endswith("first before row 12 of 1.csv")
 
 
 @pytest.mark.parametrize(
@@ -915,11 +1013,116 @@ def test_files_without_a_step_are_skipped_and_counted(here, capsys):
     assert data.provenance["rows_in_source"] == 4 and data.provenance["rows_dropped"] == 2
 
 
+@pytest.mark.parametrize(("kind", "columns"), [("npz", None), ("npz", "obs=obs action=action"), ("parquet", None)])
+def test_empty_files_are_skipped_and_counted(here, capsys, refused, kind, columns):
+    """As a logger leaves them that was killed before it wrote."""
+    (here / "logs").mkdir()
+    given = [] if columns is None else ["--columns", *columns.split()]
+    for number in range(4):
+        path = here / f"logs/{number}.{kind}"
+        if number in (0, 2):
+            path.touch()
+        elif kind == "parquet":
+            pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+            pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+            pandas.DataFrame(dict(obs=np.arange(5.0), action=np.ones(5))).to_parquet(path)
+        else:
+            np.savez(path, obs=np.arange(10.0).reshape(5, 2), action=np.ones((5, 1)))
+    assert "is empty: it has no rows" in refused("datasets", "show", f"logs/0.{kind}", *given)
+    assert "is empty: it has no" in refused("datasets", "validate", f"logs/0.{kind}", *given)
+    assert main(["datasets", "validate", "logs", *given]) == 0
+    assert main(["datasets", "show", "logs", *given]) == 0
+    assert "2 files, and 2 more without a step" in capsys.readouterr().out
+    assert offlinerl.load_dataset("logs", columns=columns).provenance["empty_files"] == [f"0.{kind}", f"2.{kind}"]
+    (here / "demos").mkdir()
+    robomimic(here / "demos/0.hdf5", EPISODES[:1]), Path("demos/1.hdf5").touch()
+    for command in ("show", "validate"):
+        assert "demos/1.hdf5 is not an HDF5 file, or only a part of one" in refused("datasets", command, "demos")
+
+
 def test_files_with_rows_of_other_sizes_are_refused(here):
     (here / "logs").mkdir()
     robomimic(here / "logs/a.hdf5"), robomimic(here / "logs/b.hdf5", [episode(0, O=4)])
     with pytest.raises(UserError, match=r"observations of shape \(4,\) do not match those of shape \(3,\)"):
         offlinerl.load_dataset("logs")
+
+
+def write_episodes(kind, episodes):
+    """Episodes of parts of observations, in files of one format or in one file. Returns the source, the place of the
+    last episode, and how to read it."""
+    reading = {}
+    if kind == "minari":
+        found = (
+            Episode(obs, np.ones((3, 1)), np.zeros(3), np.zeros(3, bool), np.zeros(3, bool), {}) for obs in episodes
+        )
+        space = gym.spaces.Dict(
+            front=gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), q=gym.spaces.Box(-9, 9, (2,), np.float32)
+        )
+        about = dict(observation_space=space, action_space=gym.spaces.Box(-1, 1, (1,), np.float32))
+        write_minari(Path("mine"), found, dataset_id="test/some-v0", env_spec=None, **about)
+        return "mine", f"episode {len(episodes) - 1}", reading
+    Path("logs").mkdir()
+    for number, obs in enumerate(episodes):
+        if kind == "npz":
+            np.savez(f"logs/{number}.npz", **{key: part[:3] for key, part in obs.items()}, u=np.ones(3))
+            reading = dict(columns="obs.front=front obs.q=q action=u")
+            continue
+        with h5py.File("logs.hdf5" if kind == "robomimic" else f"logs/{number}.hdf5", "a") as file:
+            demo = file.create_group(f"data/demo_{number if kind == 'robomimic' else 0}")
+            demo["actions"] = np.ones((3, 1))
+            for key, part in obs.items():
+                demo[f"obs/{key}"] = part[:3]
+    source, place = ("logs.hdf5", "demo_") if kind == "robomimic" else ("logs", "")
+    return source, f"{place}{len(episodes) - 1}", reading
+
+
+@pytest.mark.parametrize("kind", ["npz", "robomimic", "robomimics", "minari"])
+@pytest.mark.parametrize("odd", ["size", "axes", "type", "width"])
+def test_an_episode_that_differs_from_those_before_it_is_named(here, capsys, kind, odd):
+    rng = np.random.default_rng(0)
+    episodes = [
+        dict(front=rng.integers(0, 256, (4, 8, 8, 3)).astype(np.uint8), q=np.ones((4, 2), np.float32)) for _ in range(3)
+    ]
+    front, last = (
+        episodes[2]["front"],
+        "observations 'front' of shape {} do not match those of shape (8, 8, 3) before them",
+    )
+    changed, says = dict(
+        size=(dict(front=front[:, :4]), last.format("(4, 8, 3)")),
+        axes=(dict(front=front.transpose(0, 3, 1, 2)), last.format("(3, 8, 8)")),
+        type=(dict(front=front / np.float32(255)), "images 'front' are floats, and those before them uint8: store all"),
+        width=(dict(q=np.ones((4, 5))), "observations 'q' of shape (5,) do not match those of shape (2,) before them"),
+    )[odd]
+    episodes[2] |= changed
+    source, place, reading = write_episodes(kind, episodes)
+    entry = registry.limited(registry.resolve(source), reading)
+    (finding,) = validate(entry)
+    assert finding.kind == "shape" and finding.fault and finding.rows.tolist() == [6, 7, 8]
+    assert place in finding.message.split(":")[0] and says in finding.message
+    with pytest.raises(UserError) as error:
+        offlinerl.load_dataset(source, **reading)
+    assert place in str(error.value).split(":")[0] and says in str(error.value)
+
+
+def test_an_episode_with_other_parts_than_those_before_it_is_named(here):
+    """The parts of a table become one vector if none of them is an image."""
+    episodes = [dict(front=np.zeros((3, *shape), np.uint8), q=np.ones((3, 2))) for shape in ((8, 8, 3), (8,))]
+    source, _, reading = write_episodes("npz", episodes)
+    says = (
+        r"1.npz: it has observations \[10\], actions \[1\], and what is before it observations/front \[8, 8, 3\], obs"
+    )
+    with pytest.raises(UserError, match=says):
+        offlinerl.load_dataset(source, **reading)
+    (finding,) = validate(registry.limited(registry.resolve(source), reading))
+    assert "it has observations [10]" in finding.message
+
+
+def test_images_of_two_types_are_not_merged(here):
+    for number, kind in enumerate((np.uint8, np.float32)):
+        np.savez(f"{number}.npz", obs=np.zeros((4, 8, 8, 3), kind), action=np.ones((4, 1)))
+    parts = [offlinerl.load_dataset(f"{number}.npz") for number in range(2)]
+    with pytest.raises(UserError, match="^1: images are floats, and those before them uint8: store all of them as"):
+        edit.merge(parts)
 
 
 def test_episodes_may_be_separated_only_by_flags(here):
@@ -974,6 +1177,27 @@ def test_parts_of_observations_have_one_order_in_data_and_environment(here, monk
         task = load_agent(run.folder / "last.ckpt", "cpu").task
         assert make(task["env"], task.get("obs_keys")).reset()[0].tolist() == seen
     assert offlinerl.load_dataset("log.csv").obs[0].tolist() == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        ("obs=front,q", "obs.front=front obs.q=q"),
+        ("obs=q,wrist,dq,front", "obs.wrist=wrist obs.front=front obs.state=q,dq"),
+        ("obs=q next_obs=front,q", "next_obs.front=front next_obs.q=q"),
+    ],
+)
+def test_images_are_no_part_of_a_vector(here, refused, columns, hint):
+    rng = np.random.default_rng(0)
+    images = {name: rng.integers(0, 256, (6, 8, 8, 3)).astype(np.uint8) for name in ("front", "wrist")}
+    turns = rng.normal(size=(6, 3, 3))
+    np.savez("log.npz", **images, q=np.ones((6, 2)), dq=np.ones((6, 2)), turns=turns, cmd=np.ones((6, 1)))
+    for command in ("show", "validate"):
+        said = refused("datasets", command, "log.npz", "--columns", *columns.split(), "action=cmd")
+        assert "holds images, which are no part of a vector" in said and said.endswith(f", as in {hint}")
+    named = offlinerl.load_dataset("log.npz", columns=f"{hint.replace('next_obs', 'obs')} action=cmd")
+    assert named.obs["front"].shape == (5, 8, 8, 3)
+    assert offlinerl.load_dataset("log.npz", columns="obs=q,turns action=cmd").obs.shape == (5, 11)
 
 
 def test_successors_have_their_parts_in_the_order_of_observations(here):
@@ -1147,6 +1371,24 @@ def test_a_frame_may_hold_dates_in_any_form(kind):
     frame = pandas.DataFrame(dict(t=times, x=np.arange(6.0), a=np.ones(6), run=0)).sample(frac=1, random_state=1)
     data = offlinerl.load_dataset(frame, columns=["obs=x", "action=a", "episode=run", "step=t"])
     assert data.obs[:, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["column", "objects", "parquet"])
+def test_a_step_may_be_a_duration(here, kind):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    times = pandas.Series(pandas.to_timedelta(0.1 * np.arange(6), unit="s"))
+    frame = pandas.DataFrame(dict(t=times, x=np.arange(6.0), a=np.ones(6), run=0)).sample(frac=1, random_state=1)
+    if kind == "objects":
+        frame["t"] = frame.t.astype(object)
+    source: object = frame
+    if kind == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+        frame.to_parquet(source := here / "log.parquet")
+    data = offlinerl.load_dataset(source, columns=["obs=x", "action=a", "episode=run", "step=t"])
+    assert data.obs[:, 0].tolist() == [0, 1, 2, 3, 4]
+    frame.loc[3, "t"] = None
+    with pytest.raises(UserError, match="row 4 does not say which step it is"):
+        offlinerl.load_dataset(frame, columns=["obs=x", "action=a", "episode=run", "step=t"])
 
 
 def test_a_column_whose_name_holds_a_comma_is_named_by_a_pattern(here, refused):
@@ -1473,9 +1715,13 @@ def test_faults_are_named_by_their_rows_in_the_source(here, capsys):
     found |= {"logs/1.csv": [6], "logs": [3 + 6]}
     robomimic(here / "lift.hdf5", [EPISODES[0], EPISODES[1] | dict(action=EPISODES[1]["action"] * np.nan)])
     found["lift.hdf5"] = list(range(4, 9))
+    places = {"play.npz": {}, "logs/1.csv": {}, "logs": {"1.csv": [6]}, "lift.hdf5": {"demo_1": [0, 1, 2, 3, 4]}}
     for name, due in found.items():
         (fault,) = (finding for finding in validate(name) if finding.kind == "not finite")
         assert fault.rows.tolist() == due, name
+        assert {place: rows.tolist() for place, rows in fault.places.items()} == places[name], name
+    assert main(["datasets", "validate", "logs"]) == 1
+    assert "(1 rows: 9; 6 of 1.csv)" in " ".join(capsys.readouterr().out.split())
     for name, row in {"play.npz": 9, "logs": 6, "lift.hdf5": 0}.items():  # of the file, or of the named demonstration
         with pytest.raises(UserError, match=f"actions has NaN or infinite values in .* rows, the first of them {row};"):
             offlinerl.load_dataset(name)
@@ -1494,6 +1740,66 @@ def test_parts_of_a_written_dataset_can_be_chosen(here):
     assert list(pictures.observations) == ["agentview_image", "gripper"]
     with pytest.raises(UserError, match="no part 'joints'; they have"):
         offlinerl.load_dataset("lift", obs_keys=["joints"])
+
+
+def test_faults_in_several_files_are_named_by_the_rows_of_each(here, capsys):
+    (here / "logs").mkdir()
+    for number in range(6):
+        rows = [f"{number}{t},{'nan' if 7 - number < t < 11 else 0.1 * t}" for t in range(12)]
+        Path(f"logs/{number}.csv").write_text("\n".join(["obs,action", *rows]))
+    (fault,) = (finding for finding in validate("logs") if finding.kind == "not finite")
+    assert list(fault.places) == [f"{number}.csv" for number in range(6)]
+    assert all(rows.tolist() == list(range(8 - number, 11)) for number, rows in enumerate(fault.places.values()))
+    assert sum(map(len, fault.places.values())) == len(fault.rows)
+    assert main(["datasets", "validate", "logs"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(33 rows: 8, 9, 10, 19, 20, ...; 8, 9, 10 of 0.csv; 7, 8, 9, 10 of 1.csv; " in said
+    assert "6, 7, 8, 9, 10 of 2.csv; and in 3 more)" in said
+
+
+def test_a_missing_number_is_no_jump_as_well(here):
+    path = robomimic(here / "lift.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data/demo_4/obs/eef_pos"][3, 0] = np.nan
+        file["data/demo_5/next_obs/eef_pos"][1, 0] = np.inf
+    assert [finding.kind for finding in validate(str(path)) if finding.fault] == ["not finite"]
+    with h5py.File(path, "a") as file:
+        file["data/demo_6/next_obs/eef_pos"][1, 0] = 99
+    (jump,) = (finding for finding in validate(str(path)) if finding.kind == "jump")
+    assert {place: rows.tolist() for place, rows in jump.places.items()} == {"demo_6": [1]}
+
+
+@pytest.mark.parametrize("kind", ["csv", "robomimic", "files", "minari"])
+def test_an_episode_of_one_terminal_step_is_no_late_terminal(here, kind):
+    lengths = [3, 1, 1, 3]
+    if kind == "robomimic":
+        source = robomimic(here / "lift.hdf5", [episode(number, steps) for number, steps in enumerate(lengths)])
+        with h5py.File(source, "a") as file:
+            for number, steps in enumerate(lengths):
+                file[f"data/demo_{number}/dones"][...] = np.arange(steps) == steps - 1
+    elif kind == "minari":
+        ends = [np.arange(steps) == steps - 1 for steps in lengths]
+        found = (
+            Episode(np.eye(len(end) + 1, 2), np.ones((len(end), 1)), np.ones(len(end)), end, end & False, {})
+            for end in ends
+        )
+        about = dict(observation_space=gym.spaces.Box(-9, 9, (2,)), action_space=gym.spaces.Box(-1, 1, (1,)))
+        write_minari(source := here / "mine", found, dataset_id="test/some-v0", env_spec=None, **about)
+    else:
+        runs = [[f"{run}{t},{t / 10},{run},{int(t == T - 1)},1" for t in range(T)] for run, T in enumerate(lengths)]
+        source = here / "logs"
+        source.mkdir()
+        for number, rows in enumerate([sum(runs, [])] if kind == "csv" else runs):
+            (source / f"{number}.csv").write_text("\n".join(["obs,action,episode,done,reward", *rows]))
+    assert "overlapping ends" not in [finding.kind for finding in validate(str(source))]
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_a_table_s_episode_that_goes_on_after_its_end_is_still_told(here, ids):
+    rows = [f"{t},{t / 10},{int(t in (2, 3, 7))},1{',7' * ids}" for t in range(8)]
+    Path("log.csv").write_text("\n".join([f"obs,action,done,reward{',episode' * ids}", *rows]))
+    (note,) = (finding for finding in validate("log.csv") if finding.kind == "overlapping ends")
+    assert note.rows.tolist() == [3]
 
 
 def test_a_file_becomes_a_minari_dataset(here):

@@ -281,8 +281,8 @@ import sys, time
 from offlinerl.data import load
 from offlinerl.data.builder import Builder
 add = Builder.add
-def slowly(self, part):
-    add(self, part)
+def slowly(self, *part):
+    add(self, *part)
     print("added", flush=True)
     time.sleep(float(sys.argv[2]))
 Builder.add = slowly

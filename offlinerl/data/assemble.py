@@ -21,6 +21,7 @@ from offlinerl.data.columns import (
     single,
 )
 from offlinerl.data.dataset import Dataset
+from offlinerl.data.stamps import Stamps
 from offlinerl.envs import spaces
 from offlinerl.util.errors import NoSteps, UserError
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
@@ -39,6 +40,8 @@ class Steps(NamedTuple):
     log_prob: np.ndarray | None = None  # [T], see Dataset
     episode: str | None = None  # its id, if the file has one
     ended: bool = True  # False if the file has an id, and marks no end
+    step: np.ndarray | None = None  # [T] or [T + 1], the numbers or times of a table's rows
+    unordered: bool = False  # whether it begins only because ``step`` does not increase; see ``stamps.unordered``
 
 
 def assemble(
@@ -58,10 +61,11 @@ def assemble(
         UserError: there are no steps, or they are invalid.
     """
     into = into or Builder(source)
-    rows, paid, dtypes, rounded = 0, 0, set(), Rounded()
+    rows, paid, dtypes, rounded, stamps = 0, 0, set(), Rounded(), Stamps()
     first: Steps | None = None
     for steps in episodes:
         first = first or steps
+        stamps.see(steps.step, steps.rows, steps.unordered)
         if not len(steps.action):  # at most a single observation
             continue
         rows += len(steps.action)
@@ -71,19 +75,21 @@ def assemble(
         if part is not None:
             paid -= int(np.count_nonzero(part.reward))
             rounded.see(steps.obs)
-            into.add(part)
+            into.add(part, _where(source, steps))
     if not into.rows:
         raise NoSteps(f"{source} holds no step with a successor, so that there is nothing to learn from", rows)
     ids = {} if first is None or first.episode is None else dict(
         first_episode=first.episode, **({} if steps.ended else dict(open_episode=steps.episode))
     )  # fmt: skip
     counts = dict(rows_in_source=rows, rows_dropped=rows - into.rows, action_dtype=str(np.result_type(*dtypes)))
-    return into.finish(name, {**facts, **counts, **ids, **lost(paid), **rounded.facts(), "reward": "none"})
+    return into.finish(
+        name, {**facts, **counts, **ids, **lost(paid), **rounded.facts(), **stamps.facts(), "reward": "none"}
+    )
 
 
 def _rows_of(source: str, steps: Steps) -> Dataset | None:
     """The transitions of one episode; None if it has none."""
-    where = f"{source}, {steps.place}" if steps.place else source
+    where = _where(source, steps)
     T = len(steps.action)
     obs, next_obs = (
         tree_map(lambda leaf: column_of(leaf, f"{where}: observations"), tree) for tree in (steps.obs, steps.next_obs)
@@ -128,6 +134,10 @@ def _rows_of(source: str, steps: Steps) -> Dataset | None:
     return Dataset(obs, at, at + 1 if has_last else at + ~last, **columns)
 
 
+def _where(source: str, steps: Steps) -> str:
+    return f"{source}, {steps.place}" if steps.place else source
+
+
 def column_of(array: Any, what: str) -> np.ndarray:
     """A column as ``[rows, ...]`` with at least two axes, in the dtype that a dataset stores.
 
@@ -149,7 +159,7 @@ def concatenate(parts: Sequence[Dataset], source: str = "") -> Dataset:
     first, into = parts[0], Builder(source)
     into.expect(sum(map(len, parts)), sum(len(first_leaf(part.observations)) for part in parts))
     for part in parts:
-        into.add(part)
+        into.add(part, part.name)
     return replace(into.finish(first.name, first.provenance), entry=first.entry)
 
 

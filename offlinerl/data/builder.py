@@ -41,8 +41,6 @@ class Column:
         return max(self.size, self.room) * int(np.prod(self.shape)) * self.dtype.itemsize
 
     def add(self, block: np.ndarray) -> None:
-        if (both := np.result_type(self.dtype, block.dtype)) != self.dtype:
-            self._widen(both)
         total = self.size + len(block)
         if self.file is not None:
             for piece in blocks(block):
@@ -54,13 +52,6 @@ class Column:
                 self._grow(max(total, 3 * len(self.array) // 2))
             self.array[self.size : total] = block
         self.size = total
-
-    def _widen(self, dtype: np.dtype) -> None:
-        if self.file is not None:
-            raise UserError(f"there are images of types {self.dtype} and {dtype}: write them again in one of them")
-        self.dtype = dtype
-        if self.array is not None:
-            self.array = self.array.astype(dtype)
 
     def _grow(self, rows: int) -> None:
         smaller, self.array = self.held, np.empty((rows, *self.shape), self.dtype)
@@ -95,6 +86,34 @@ class Column:
         np.lib.format.write_array_header_1_0(self.file, header)
 
 
+Kinds = dict[str, tuple[tuple[int, ...], bool]]
+"""The row shapes of columns by path, and whether they hold images of uint8, from 0 to 255."""
+
+
+def kinds_of(**columns: Tree) -> Kinds:
+    """The kinds of columns, trees of ``[rows, ...]``."""
+    return {path: (leaf.shape[1:], leaf.ndim > 2 and leaf.dtype == np.uint8) for path, leaf in tree_leaves(columns)}
+
+
+def difference(found: Kinds, due: Kinds) -> str | None:
+    """A phrase on how columns differ from those before them, and what to do; None if they do not."""
+    if found.keys() != due.keys():
+        one, other = (", ".join(f"{path} {list(shape)}" for path, (shape, _) in of.items()) for of in (found, due))
+        return f"it has {one}, and what is before it {other}; choose parts that all of them have with --obs-keys"
+    for path, (shape, counts) in found.items():
+        what, _, part = path.partition("/")
+        part = f" {part!r}" if part else ""
+        if shape != due[path][0]:
+            advice = "keep the episodes of one kind" if what == "actions" else (
+                "make them alike, or choose parts that all of them have with --obs-keys"
+            )  # fmt: skip
+            return f"{what}{part} of shape {shape} do not match those of shape {due[path][0]} before them; {advice}"
+        if counts != due[path][1]:
+            one, other = ("uint8" if of else "floats" for of in (counts, due[path][1]))
+            return f"images{part} are {one}, and those before them {other}: store all of them as uint8"
+    return None
+
+
 class Builder:
     """Builds a dataset from its parts, whose ``at`` and ``next_at`` each count from the part's own first observation.
 
@@ -120,7 +139,8 @@ class Builder:
     ):
         self.source, self.folder, self.limit, self.told = source, folder, limit, told
         self.rows = self.observations = 0
-        self.room, self.shapes = (0, 0), {}
+        self.room: tuple[int, int] = (0, 0)
+        self.kinds: Kinds = {}
         self.columns: dict[str, Column] = {}
         self.place: Path | None = None
         self.partly = False
@@ -129,14 +149,18 @@ class Builder:
         """Reserves room for about this many rows and observations."""
         self.room = rows, observations
 
-    def add(self, part: Dataset) -> None:
+    def add(self, part: Dataset, where: str = "") -> None:
         """Appends the rows of a part.
 
+        Args:
+            part: the rows.
+            where: the file or episode that they come from, for messages.
+
         Raises:
-            UserError: observations or actions have other shapes than before or no numbers, or the disk has no room for
-                the expected size.
+            UserError: observations or actions have other shapes than before or no numbers, images are of another type,
+                or the disk has no room for the expected size.
         """
-        self._require_like(part)
+        self._require_like(part, where or self.source or part.name)
         moved = dict(at=part.at + self.observations, next_at=part.next_at + self.observations)
         if self.rows and (part.log_prob is None) != ("log_prob" not in self.columns):
             self._leave_out_log_prob()
@@ -167,21 +191,13 @@ class Builder:
             column.file.close()
             self._file("log_prob").unlink()
 
-    def _require_like(self, part: Dataset) -> None:
-        shapes = {
-            what: {path: leaf.shape[1:] for path, leaf in tree_leaves(tree)}
-            for what, tree in (("observations", part.observations), ("actions", part.action))
-        }
-        require_filled(self.source or part.name, dict(observations=part.observations, actions=part.action))
-        self.shapes = self.shapes or shapes
-        for what, have in shapes.items():
-            if have != (due := self.shapes[what]):
-                one, other = (shape.get("", shape) for shape in (have, due))
-                parts = "choose parts that all of them have with --obs-keys"
-                raise UserError(
-                    f"{self.source or part.name}: {what} of shape {one} do not match those of shape {other} before"
-                    f" them; {parts if what == 'observations' else 'keep the episodes of one kind'}"
-                )
+    def _require_like(self, part: Dataset, where: str) -> None:
+        columns = dict(observations=part.observations, actions=part.action)
+        require_filled(where, columns)
+        kinds = kinds_of(**columns)
+        self.kinds = self.kinds or kinds
+        if unlike := difference(kinds, self.kinds):
+            raise UserError(f"{where}: {unlike}")
 
     def _move_if_large(self) -> None:
         if self.place is None and self.limit is not None and self.expected > self.limit:

@@ -12,6 +12,7 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.data.inferred import spec_of_data
 from offlinerl.data.mapping import in_words
 from offlinerl.data.rewards import IN_WORDS
+from offlinerl.data.stamps import WIDE
 from offlinerl.envs import checks
 from offlinerl.envs.make import make
 from offlinerl.envs.mazes import walls_of
@@ -110,6 +111,38 @@ def split_episodes(dataset: Dataset) -> str | None:
     )
 
 
+def unordered_steps(dataset: Dataset) -> str | None:
+    """A sentence on episodes of a table that begin only because its rows are not in the order of ``step``; else
+    None."""
+    if not (found := dataset.provenance.get("unordered_steps")):
+        return None
+    rows, more = sum(one["rows"] for one in found), ""
+    if rows > 1:
+        more = f"; {rows:,} such rows" + (f" in {len(found):,} files" if found[1:] else "")
+    return (
+        f"{_file(dataset, found[0])}: step does not increase at row {found[0]['row']}, so a new episode begins there"
+        f"{more}: remove rows that repeat and sort the others, or add episode=NAME to --columns if a column says which"
+        " episode a row is of"
+    )
+
+
+def missing_steps(dataset: Dataset) -> str | None:
+    """A sentence on rows that may be missing within episodes of a table, where ``step`` leaps; else None."""
+    if not (found := dataset.provenance.get("missing_steps")):
+        return None
+    steps, longest = sum(one["steps"] for one in found), max(one["longest"] for one in found)
+    return (
+        f"in {counted(steps, 'step')} the time stamps advance by more than {WIDE:g} times the median of"
+        f" {found[0]['usual']:.4g}, up to {longest:.4g}: rows may be missing there, first before row {found[0]['row']}"
+        f" of {_file(dataset, found[0])}"
+    )
+
+
+def _file(dataset: Dataset, of: Mapping[str, Any]) -> str:
+    """The name of the file that an entry of ``provenance`` is about."""
+    return str(of.get("file") or Path(dataset.provenance.get("file", "the table")).name)
+
+
 def no_rewards(dataset: Dataset) -> str | None:
     """A sentence on a dataset whose rewards are all 0; else None."""
     if dataset.reward.any():
@@ -128,8 +161,9 @@ def unused_ids(dataset: Dataset) -> str | None:
 
 
 NOTES = {
-    "lost rewards": lost_rewards, "split episode": split_episodes, "unused column": unused_ids, "rounding": rounded,
-    "image units": unscaled_images, "no rewards": no_rewards,
+    "lost rewards": lost_rewards, "split episode": split_episodes, "step order": unordered_steps,
+    "missing rows": missing_steps, "unused column": unused_ids, "rounding": rounded, "image units": unscaled_images,
+    "no rewards": no_rewards,
 }  # fmt: skip
 """What is odd about a dataset, though it can be used: each returns a sentence, or None."""
 
@@ -140,12 +174,13 @@ def summary(dataset: Dataset) -> list[tuple[str, str]]:
     terminations, dropped = int(dataset.terminated.sum()), facts.get("rows_dropped", 0)
     cut = int((dataset.last & ~dataset.terminated).sum())
     ended = f"{terminations:,} terminated, {cut:,} cut off"
+    odd = (find(dataset) for find in (split_episodes, unordered_steps, missing_steps, unused_ids))
     lines = [
         ("episodes", f"{len(lengths):,}"),
         ("steps", f"{len(dataset):,}" + (f", and {dropped:,} more that have no successor" if dropped else "")),
         ("returns", _spread(returns)),
         ("lengths", _spread(lengths)),
-        ("ends", "; ".join(filter(None, (ended, split_episodes(dataset), unused_ids(dataset))))),
+        ("ends", "; ".join(filter(None, (ended, *odd)))),
         ("observations", "; ".join(_part(path, leaf) for path, leaf in tree_leaves(dataset.observations))),
         ("actions", _actions(dataset)),
         ("rewards", "; ".join(filter(None, (_rewards(dataset.reward), lost_rewards(dataset))))),

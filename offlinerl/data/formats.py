@@ -54,6 +54,8 @@ def kind_of(path: Path, columns: Columns | None = None) -> str:
         return "several" if glob.has_magic(str(path)) else "d4rl"
     with path.open("rb") as file:
         begin = file.read(4096)
+    if not begin and path.suffix.lower() in (".npz", ".parquet"):  # a log that was stopped at once
+        return "table"
     if begin.startswith(b"\x89HDF\r\n\x1a\n"):
         return _of_hdf5(path)
     if begin.startswith(b"PAR1"):
@@ -189,7 +191,15 @@ def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
         obs_keys = obs_keys or tables.parts_named(facts["columns"])
         facts["actions"] = tables.resolved(names, facts["columns"], str(path))["action"]
         facts["unused_ids"] = tables.unused_ids(names, facts["columns"])
-        ends = [field for field in ("episode", "terminated", "truncated", "last", "mask") if field in facts["columns"]]
+        fields = (
+            "episode",
+            *([] if "episode" in facts["columns"] else ["step"]),
+            "terminated",
+            "truncated",
+            "last",
+            "mask",
+        )
+        ends = [field for field in fields if field in facts["columns"]]
         facts["episode_ends"] = " and ".join(ends) or "the end of the file"
         facts["successors"] = "next_obs" if "next_obs" in facts["columns"] else "next row"
     else:

@@ -155,14 +155,15 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
             )
         made.append(made_of(part))
         require_same_parts(str(files[0]), made[0], str(file), made[-1])
-        into.add(part)
+        into.add(part, str(file))
         into.drop()
     if not files:
         raise NoSteps(f"none of the {counted(len(empty), 'file')} of {path} holds a step to learn from", rows)
     total = {name: sum((fact[name] for fact in facts), rows) for name in ("rows_in_source", "rows_dropped")}
     paid = sum(fact.get("rewards_dropped", 0) for fact in facts)
     about = {**facts[0], **total, **lost(paid), "file": str(path), "files": [file.name for file in files]}
-    for name in ("first_episode", "open_episode", "rounded"):
+    of_files = ("unordered_steps", "missing_steps")
+    for name in ("first_episode", "open_episode", "rounded", *of_files):
         about.pop(name, None)
     rounded: dict[str, list[int]] = {}
     for leaf, dimensions in (pair for fact in facts for pair in fact.get("rounded", {}).items()):
@@ -170,7 +171,12 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
     if "columns" in about:
         about["columns"] = formats.columns_of(files[0], entry)
     about["action_dtype"] = str(np.result_type(*(fact["action_dtype"] for fact in facts)))
-    more = dict(empty_files=empty, split_episodes=cut, rounded=rounded)
+    more = dict(empty_files=empty, split_episodes=cut, rounded=rounded) | {
+        name: [
+            dict(file=file.name) | one for file, fact in zip(files, facts, strict=True) for one in fact.get(name, ())
+        ]
+        for name in of_files
+    }
     return into.finish(entry.name, about | {name: found for name, found in more.items() if found})
 
 

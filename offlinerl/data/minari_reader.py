@@ -78,14 +78,14 @@ def load_minari(
     episodes = itertools.islice(minari_episodes(folder, obs_keys), int(metadata["total_episodes"]))  # it may be growing
     action_space = spaces.from_json(json.loads(metadata.get("action_space", "{}")))
     dtypes, rounded = set(), Rounded()
-    for alike in _prefetched(_alike(_checked(episodes, action_space, name))):
+    for place, alike in _prefetched(_alike(_checked(episodes, action_space, name))):
         part = _joined(alike)
         dtypes.add(alike[0][1].dtype)
         for shown, *_ in alike:
             rounded.see(shown)
         if into.rows + len(part) > rows:
             raise mismatch
-        into.add(part)
+        into.add(part, place)
     if not into.rows or into.rows < rows:
         raise mismatch
     keep = [
@@ -111,8 +111,11 @@ def load_minari(
     return data
 
 
-def _checked(episodes: Iterable[_Episode], action_space: gymnasium.Space | None, name: str) -> Iterator[_Episode]:
-    """The episodes of ``minari_episodes`` that have steps, with lengths, actions and log-probabilities checked."""
+def _checked(
+    episodes: Iterable[_Episode], action_space: gymnasium.Space | None, name: str
+) -> Iterator[tuple[str, _Episode]]:
+    """The episodes of ``minari_episodes`` that have steps, and their places for messages, with lengths, actions and
+    log-probabilities checked."""
     for number, (shown, actions, rewards, terminations, log_prob) in enumerate(episodes):
         steps = len(rewards)
         if not steps:
@@ -125,24 +128,25 @@ def _checked(episodes: Iterable[_Episode], action_space: gymnasium.Space | None,
                 f" {len(terminations)} terminations do not match {steps} rewards; record it again"
             )
         log_prob = None if log_prob is None else usable_log_prob(log_prob, steps)
-        yield shown, checked_actions(actions, action_space, place), rewards, terminations, log_prob
+        yield place, (shown, checked_actions(actions, action_space, place), rewards, terminations, log_prob)
 
 
-def _alike(episodes: Iterable[_Episode]) -> Iterator[list[_Episode]]:
-    """Groups of consecutive episodes whose columns have the same dtypes and shapes, of about ``TOGETHER`` bytes
-    each."""
+def _alike(episodes: Iterable[tuple[str, _Episode]]) -> Iterator[tuple[str, list[_Episode]]]:
+    """Groups of consecutive episodes whose columns have the same dtypes and shapes, of about ``TOGETHER`` bytes each,
+    and the place of the first of them."""
     alike: list[_Episode] = []
-    kind, size = None, 0
-    for episode in episodes:
+    first, kind, size = "", None, 0
+    for place, episode in episodes:
         columns = [*tree_leaves(episode)]
         its_kind = [(path, column.dtype, column.shape[1:]) for path, column in columns]
         if alike and (size >= TOGETHER or its_kind != kind):
-            yield alike
+            yield first, alike
             alike, size = [], 0
+        first = first if alike else place
         alike.append(episode)
         kind, size = its_kind, size + sum(column.nbytes for _, column in columns)
     if alike:
-        yield alike
+        yield first, alike
 
 
 def _prefetched(items: Iterator[_Item]) -> Iterator[_Item]:

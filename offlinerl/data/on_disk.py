@@ -29,7 +29,7 @@ SHARE = 0.5
 SOURCE = "source.json"
 """The file beside the columns that records what they were made from."""
 
-VERSION = 3
+VERSION = 4
 """Version of these files; files of another version are made anew."""
 
 

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import date
+from datetime import date, timedelta
 from fnmatch import fnmatchcase
 from numbers import Integral
 from pathlib import Path
@@ -20,6 +20,7 @@ from offlinerl.data.assemble import Steps, observed
 from offlinerl.data.columns import as_flags, masks_mark_ends, require_filled, single
 from offlinerl.data.d4rl import CUT, END, EPISODE, MASKS, TERMINAL
 from offlinerl.data.mapping import EXAMPLE, Columns
+from offlinerl.data.stamps import unordered
 from offlinerl.util.errors import NoSteps, UserError, did_you_mean, reading
 from offlinerl.util.trees import tree_map
 
@@ -183,6 +184,14 @@ class _Reader:
                 raise UserError(f"{self.where}: column {name} must be numbers, but row {row}{hint}")
         if len(names) == 1:
             return columns[0]
+        if images := [name for name, column in zip(names, columns, strict=True) if _is_images(column)]:
+            kind, rest = field.partition(".")[0], [name for name in names if name not in images]
+            parts = [f"{kind}.{name}={name}" for name in images]
+            parts += [f"{kind}.{rest[0] if len(rest) == 1 else 'state'}={','.join(rest)}"] if rest else []
+            raise UserError(
+                f"{self.where}: column {images[0]} holds images, which are no part of a vector: name the parts of"
+                f" {kind}, as in {' '.join(parts)}"
+            )
         return np.concatenate([column.reshape(self.rows, -1) for column in columns], 1)
 
     def single(self, field: str) -> np.ndarray:
@@ -203,7 +212,8 @@ class _Reader:
         return as_flags(column, f"{self.where}: {field}")
 
     def steps(self) -> np.ndarray | None:
-        """``[rows]`` the number of each row within its episode, if the table has one; a date is in seconds."""
+        """``[rows]`` the number of each row within its episode, if the table has one; dates and durations are in
+        seconds."""
         if "step" not in self.chosen:
             return None
         names = self.chosen["step"]
@@ -240,14 +250,15 @@ def _episodes(
     log_prob = reader.single("log_prob") if "log_prob" in chosen else None
     reward = reader.single("reward") if "reward" in chosen else np.zeros(reader.rows, np.float32)
     terminated, ends = _terminals_and_ends(reader)
-    ids = reader.episode_ids()
-    order, change = _order(reader, ids)
+    ids, step = reader.episode_ids(), reader.steps()
+    order, change = _order(reader, ids, step)
     bounds = ends[order] | change
     # an end marked at the last step moves to the row after it, if that row only holds the final observation
     moved = bounds & ~change & np.r_[_missing_actions(action)[order][1:], False]
     after = np.r_[False, moved[:-1]]
     ended = (ends | terminated)[order] | after
     finals = np.flatnonzero((bounds & ~moved) | after)
+    torn = set() if step is None or ids is not None else set(unordered(step, ends | after).tolist())
     whole = len(chosen["action"]) == 1 and _is_whole(table[chosen["action"][0]])
     for number, (begin, end) in enumerate(zip(np.r_[0, finals[:-1] + 1], finals, strict=True)):
         at = order[begin : end + 1]
@@ -258,6 +269,8 @@ def _episodes(
         steps = Steps(shown, action[at], reward[at], terminated[at], following, f"episode {number}", at)
         if log_prob is not None:
             steps = steps._replace(log_prob=log_prob[at])
+        if step is not None:
+            steps = steps._replace(step=step[at], unordered=begin in torn)
         if ids is not None:
             steps = steps._replace(episode=str(ids[at[-1]]), ended=bool(ended[end]))
         steps = _without_end(steps)
@@ -280,14 +293,14 @@ def _terminals_and_ends(reader: _Reader) -> tuple[np.ndarray, np.ndarray]:
     return terminated, ends | terminated if masks_mark_ends(terminated, truncated, others) else ends
 
 
-def _order(reader: _Reader, ids: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _order(reader: _Reader, ids: np.ndarray | None, step: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """The rows ``[rows]`` in order, episode after episode; and ``[rows]`` bool, where the row at that place is the last
     one of its episode by its id, or else by its step.
 
     Raises:
         UserError: two rows are the same step of an episode.
     """
-    order, change, step = np.arange(reader.rows), np.zeros(reader.rows, bool), reader.steps()
+    order, change = np.arange(reader.rows), np.zeros(reader.rows, bool)
     change[-1] = True
     if ids is None:
         if step is not None:
@@ -384,17 +397,20 @@ def _as_numbers(column: np.ndarray) -> np.ndarray:
 
 
 def _as_times(column: np.ndarray, where: str) -> np.ndarray | None:
-    """A column of dates in seconds since 1970, with NaN for missing values; None if it holds something else.
+    """A column of dates in seconds since 1970, or of durations in seconds, with NaN for missing values; None if it
+    holds something else.
 
     Raises:
         UserError: some cells are dates, and others are neither dates nor blank.
     """
-    if column.dtype.kind == "M":
-        seconds = column.astype("datetime64[us]").astype(np.int64) / 1e6
+    if column.dtype.kind in "Mm":
+        seconds = column.astype(f"{column.dtype.kind}8[us]").astype(np.int64) / 1e6
         return np.where(np.isnat(column), np.nan, seconds)
     if column.dtype.kind == "O":  # of a data frame
         blank = _blank(column)
         cells = [None if no else value for no, value in zip(blank, column, strict=True)]
+        if all(isinstance(value, timedelta | None) for value in cells):
+            return _as_times(np.array(cells, "timedelta64[us]"), where)
         if not all(isinstance(value, str | date | None) for value in cells):
             return None
         column = np.array([value.isoformat() if isinstance(value, date) else value or "" for value in cells])
@@ -429,6 +445,11 @@ def _offset(text: str | None) -> int:
 def _is_whole(column: np.ndarray) -> bool:
     """Whether a column holds objects that are integers, apart from missing values."""
     return column.dtype.kind == "O" and all(isinstance(value, Integral) for value in column[~_blank(column)])
+
+
+def _is_images(column: np.ndarray) -> bool:
+    """Whether a column ``[rows, ...]`` holds images, and not, for example, matrices of rotations."""
+    return column.ndim > 3 or (column.ndim == 3 and column.dtype == np.uint8)
 
 
 def _missing_actions(action: np.ndarray) -> np.ndarray:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import gymnasium
 import h5py
@@ -17,7 +18,7 @@ from gymnasium.spaces import Box, Discrete
 
 from offlinerl.data import d4rl, describe, formats, load, minari_reader, registry, scales
 from offlinerl.data.assemble import Steps, column_of
-from offlinerl.data.builder import Builder
+from offlinerl.data.builder import Builder, Kinds, difference, kinds_of
 from offlinerl.data.columns import as_flags, as_float32, nonfinite_rows, open_hdf5, require_filled, single
 from offlinerl.data.dataset import near
 from offlinerl.data.inferred import spec_of_data
@@ -31,12 +32,15 @@ from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 class Finding(NamedTuple):
     """A fault in a dataset, or something worth a look. Its kind is one of: unequal lengths, not finite, shape, action
-    range, duplicates, jump, overlapping ends, missing end, scales, lost rewards, split episode, rounding, refused."""
+    range, duplicates, jump, overlapping ends, missing end, scales, refused, or a key of ``describe.NOTES``."""
 
     kind: str
     message: str  # one sentence
     rows: np.ndarray  # the rows concerned, counted from 0 in the source; may be empty
     fault: bool = True  # False for a note on something that may be intended
+    places: Mapping[str, np.ndarray] = MappingProxyType(
+        {}
+    )  # the same rows by the file or episode they are in, counted from 0 there
 
 
 class _Columns(NamedTuple):
@@ -48,12 +52,51 @@ class _Columns(NamedTuple):
     terminated: np.ndarray  # [N] bool
     truncated: np.ndarray  # [N] bool
     next_obs: Tree  # [N, ...], or None
-    rows: np.ndarray | None = None  # [N], row numbers in the source, if not all of it in order
 
     @property
     def flat(self) -> np.ndarray:
         """All numbers of an observation, ``[N, D]``."""
         return np.concatenate([leaf.reshape(len(leaf), -1) for _, leaf in tree_leaves(self.obs)], 1)
+
+
+class _Piece(NamedTuple):
+    """The T steps of an episode, or of a piece of one."""
+
+    columns: _Columns
+    rows: np.ndarray  # [T], row numbers in the source
+    place: str  # the file or the episode in it, for messages; "" if that is the source
+    inner: np.ndarray  # [T], row numbers at that place
+    episode: tuple[Any, ...]  # which episode this is; the pieces of a table that does not say so are of one
+
+
+class _Places(NamedTuple):
+    """Where the rows of pieces are, one after another."""
+
+    rows: np.ndarray  # [N], row numbers in the source
+    inner: np.ndarray  # [N], row numbers at their place
+    place: np.ndarray  # [N], the place of each, among ``names``
+    episode: np.ndarray  # [N], the number of its episode
+    names: list[str]
+
+    @classmethod
+    def of(cls, pieces: Sequence[_Piece]) -> _Places:
+        lengths = [len(piece.rows) for piece in pieces]
+        names, episodes = (list(dict.fromkeys(of)) for of in zip(*((p.place, p.episode) for p in pieces), strict=True))
+        place, episode = ({of: number for number, of in enumerate(known)} for known in (names, episodes))
+        numbers = [(place[piece.place], episode[piece.episode]) for piece in pieces]
+        return cls(
+            np.concatenate([piece.rows for piece in pieces]), np.concatenate([piece.inner for piece in pieces]),
+            *np.repeat(numbers, lengths, axis=0).T, names,
+        )  # fmt: skip
+
+    def located(self, finding: Finding) -> Finding:
+        """A finding, whose rows are places among all pieces, with its rows in the source."""
+        at = finding.rows
+        at = at[np.lexsort([self.inner[at], self.place[at]])]
+        begins = np.flatnonzero(np.diff(self.place[at], prepend=-1))
+        parts = zip(self.place[at[begins]], np.split(self.inner[at], begins[1:]), strict=True)
+        places = {self.names[number]: inner for number, inner in parts if self.names[number]}
+        return finding._replace(rows=np.sort(self.rows[at]), places=places)
 
 
 def validate(entry: Entry | str, action_range: Sequence[float] | None = None) -> list[Finding]:
@@ -77,11 +120,15 @@ def validate(entry: Entry | str, action_range: Sequence[float] | None = None) ->
             said, split = d4rl.stated_split(file, entry.split)
         entry = replace(entry, split=split, overlong=said or entry.overlong)
     with reading(f"the dataset {path}", "download or write it again"):
-        columns = dict(minari=_minari_columns, d4rl=_d4rl_columns).get(kind, partial(_steps_columns, kind))(path, entry)
-        if isinstance(columns, Finding):
-            return [columns]
+        if kind == "d4rl":
+            found = _d4rl_columns(path, entry)
+        else:
+            found = _joined(_minari_pieces(path, entry) if kind == "minari" else _pieces(kind, path, entry), path)
+        if isinstance(found, Finding):
+            return [found]
+        columns, places = found
         require_filled(str(path), dict(observations=columns.obs, actions=columns.action))
-        findings = _found(columns, entry, path, kind, action_range)
+        findings = _found(columns, places, entry, path, kind, action_range)
     if not any(finding.fault for finding in findings):
         return findings + _loaded(path, asked)
     if asked.columns is not None:
@@ -90,7 +137,12 @@ def validate(entry: Entry | str, action_range: Sequence[float] | None = None) ->
 
 
 def _found(
-    columns: _Columns, entry: Entry, path: Path, kind: str, action_range: Sequence[float] | None
+    columns: _Columns,
+    places: _Places | None,
+    entry: Entry,
+    path: Path,
+    kind: str,
+    action_range: Sequence[float] | None,
 ) -> list[Finding]:
     """What the checks find in the rows of a source."""
     env = _spaces(entry)
@@ -99,16 +151,15 @@ def _found(
         raise UserError(f"the actions of {entry.env_id} are discrete: leave out --action-range")
     bounds = Box(*action_range) if action_range is not None else _with_bounds(env and env[1], path, kind)
     findings = [_not_finite(columns), *unfit, _outside(columns, bounds)]
-    findings += [_duplicates(columns), _late_terminals(columns, entry.split), _far_apart(columns)]
+    findings += [_duplicates(columns), _late_terminals(columns, places, entry.split), _far_apart(columns)]
     sure = kind != "minari" and not (entry.overlong or entry.split)
     findings += [_too_long(columns, entry.steps_allowed if sure else entry.max_episode_steps, sure)]
     if kind == "d4rl" or columns.next_obs is not None:  # in others, successors are next rows by definition
         findings += [_jumps(columns, entry.split)]
     if kind == "d4rl":  # others store whole episodes
         findings += [_overlapping(columns), _missing_end(columns)]
-    if columns.rows is not None:
-        findings = [finding._replace(rows=np.sort(columns.rows[finding.rows])) for finding in findings]
-    return [finding for finding in findings if len(finding.rows)]
+    findings = [finding for finding in findings if len(finding.rows)]
+    return findings if places is None else [places.located(finding) for finding in findings]
 
 
 def _loaded(path: Path, entry: Entry) -> list[Finding]:
@@ -129,7 +180,7 @@ def _loaded(path: Path, entry: Entry) -> list[Finding]:
     return [Finding(kind, note, np.empty(0, int), fault=False) for kind, note in notes if note]
 
 
-def _d4rl_columns(path: Path, entry: Entry) -> _Columns | Finding:
+def _d4rl_columns(path: Path, entry: Entry) -> tuple[_Columns, None] | Finding:
     with open_hdf5(path) as file:
         lengths = {key: len(file[key]) for key in d4rl.D4RL_KEYS if isinstance(file.get(key), h5py.Dataset)}
         if len(set(lengths.values())) > 1:
@@ -141,58 +192,88 @@ def _d4rl_columns(path: Path, entry: Entry) -> _Columns | Finding:
         cut = flags.cut & ~flags.terminal if entry.split in every else flags.cut  # there, cut marks every end
         following = file["next_observations"][()] if "next_observations" in file else None
         obs, action, reward = (file[key][()] for key in ("observations", "actions", "rewards"))
-        return _Columns(obs, action, reward.reshape(-1), flags.terminal, cut, following)
+        return _Columns(obs, action, reward.reshape(-1), flags.terminal, cut, following), None
 
 
-def _minari_columns(path: Path, entry: Entry) -> _Columns | Finding:
-    """The rows of all episodes, one after another, or the first episode with unequal lengths."""
-    episodes, at = [], 0
+def _minari_pieces(path: Path, entry: Entry) -> list[_Piece] | Finding:
+    """All episodes, or a finding on the first one with unequal lengths."""
+    pieces, at = [], 0
     for number, (obs, action, reward, terminated, _) in enumerate(minari_reader.minari_episodes(path, entry.obs_keys)):
-        steps = len(reward)
+        steps, place = len(reward), f"episode {number}"
+        rows = np.arange(at, at + steps)
         if {*(len(leaf) - 1 for _, leaf in tree_leaves(obs)), len(action), len(terminated)} != {steps}:
-            message = (
-                f"episode {number} has {len(first_leaf(obs))} observations, {len(action)} actions and {steps} rewards"
-            )
-            return Finding("unequal lengths", message, np.arange(at, at + steps))
+            message = f"{place} has {len(first_leaf(obs))} observations, {len(action)} actions and {steps} rewards"
+            return Finding("unequal lengths", message, rows)
         truncated = (np.arange(steps) == steps - 1) & ~terminated
-        episodes.append((tree_map(lambda leaf: leaf[:-1], obs), action, reward, terminated, truncated))
+        columns = _Columns(tree_map(lambda leaf: leaf[:-1], obs), action, reward, terminated, truncated, None)
+        if steps:
+            pieces.append(_Piece(columns, rows, place, rows - at, (number,)))
         at += steps
-    if not at:
-        raise UserError(f"{path} is empty: it has no episode")
-    return _Columns(*tree_map(lambda *parts: np.concatenate(parts), *episodes), None)
+    return pieces
 
 
-def _steps_columns(kind: str, path: Path, entry: Entry) -> _Columns:
-    """The rows of all episodes, one after another, in the other formats; row numbers continue across files."""
+def _pieces(kind: str, path: Path, entry: Entry) -> list[_Piece]:
+    """All episodes in the other formats; row numbers continue across files."""
     files = [(path, entry)]
     if kind == "several":
         entry = replace(entry, columns=entry.columns or known_columns(path))
         files = formats.several(formats.files_of(path), entry)
-    episodes, total = [], 0
+    pieces, total = [], 0
     for file, one in files:
-        before = total
+        before, shown = total, _within(path, file)
         with suppress(NoSteps):  # one of several files may have no steps
-            for steps in formats.episodes_of(_kind_of_one(file, one), file, one):
+            its = _kind_of_one(file, one)
+            for steps in formats.episodes_of(its, file, one):
                 T = len(steps.action)
                 rows = total + np.arange(T) if steps.rows is None else before + steps.rows
                 total = max(total, rows.max(initial=-1) + 1)
                 if T:
-                    episodes.append(_of_steps(steps, f"{file}, {steps.place}", rows[:T]))
-    if not episodes:
+                    columns = _of_steps(steps, f"{file}, {steps.place}")
+                    inner = np.arange(T) if steps.rows is None else steps.rows[:T]
+                    place = ", ".join(filter(None, (shown, steps.place if steps.rows is None else "")))
+                    episode = (file, steps.episode if its == "table" else steps.place)
+                    pieces.append(_Piece(columns, rows[:T], place, inner, episode))
+    if any(piece.columns.next_obs is not None for piece in pieces):  # the others then get the next row's observation
+        pieces = [
+            piece if piece.columns.next_obs is not None else piece._replace(columns=_with_next_rows(piece.columns))
+            for piece in pieces
+        ]
+    return pieces
+
+
+def _within(path: Path, file: Path) -> str:
+    """The name of one of the files of a folder or pattern; "" if it is the only one."""
+    if file == path:
+        return ""
+    return str(file.relative_to(path) if path.is_dir() else file)
+
+
+def _joined(pieces: list[_Piece] | Finding, path: Path) -> tuple[_Columns, _Places] | Finding:
+    """The columns of all pieces, one after another, or a finding on the first one that differs from those before it."""
+    if isinstance(pieces, Finding):
+        return pieces
+    if not pieces:
         raise UserError(f"{path} is empty: it has no episode")
-    if any(one.next_obs is not None for one in episodes):  # the others then get the next row's observation
-        episodes = [one if one.next_obs is not None else _with_next_rows(one) for one in episodes]
-    return tree_map(lambda *parts: np.concatenate(parts), *episodes)
+    kinds = [_kinds(piece.columns) for piece in pieces]
+    for piece, its in zip(pieces, kinds, strict=True):
+        if message := difference(its, kinds[0]):
+            return Finding("shape", f"{piece.place}: {message}", piece.rows)
+    columns = tree_map(lambda *parts: np.concatenate(parts), *(piece.columns for piece in pieces))
+    return columns, _Places.of(pieces)
 
 
-def _of_steps(steps: Steps, where: str, rows: np.ndarray) -> _Columns:
-    """The steps of an episode, at least one, as stored; ``rows`` are their row numbers in the source."""
-    T, kept = len(rows), partial(column_of, what=f"{where}: observations")
+def _kinds(columns: _Columns) -> Kinds:
+    return kinds_of(observations=columns.obs, next_observations=columns.next_obs, actions=columns.action)
+
+
+def _of_steps(steps: Steps, where: str) -> _Columns:
+    """The steps of an episode, at least one, as stored."""
+    T, kept = len(steps.action), partial(column_of, what=f"{where}: observations")
     obs, next_obs = (tree_map(lambda leaf: kept(leaf[:T]), tree) for tree in (steps.obs, steps.next_obs))
     terminated = as_flags(np.asarray(steps.terminated), f"{where}: terminations")
     truncated = (np.arange(T) == T - 1) & ~terminated
     reward, action = single(steps.reward, f"{where}: rewards"), np.reshape(steps.action, (T, -1))
-    return _Columns(obs, action, reward, terminated, truncated, next_obs, rows)
+    return _Columns(obs, action, reward, terminated, truncated, next_obs)
 
 
 def _with_next_rows(columns: _Columns) -> _Columns:
@@ -203,7 +284,8 @@ def _with_next_rows(columns: _Columns) -> _Columns:
 def _kind_of_one(file: Path, entry: Entry) -> str:
     kind = formats.kind_of(file, entry.columns)
     if kind not in formats.FORMATS:
-        raise UserError(f"several files of this kind are validated one by one: name {file} alone")
+        with open_hdf5(file):
+            raise UserError(f"several files of this kind are validated one by one: name {file} alone")
     return kind
 
 
@@ -320,7 +402,10 @@ def _jumps(columns: _Columns, split: str | None) -> Finding:
             return Finding("shape", message, np.arange(len(columns.reward)))
         jump = np.zeros_like(inside)
         for (_, successor), (_, here) in zip(tree_leaves(columns.next_obs), tree_leaves(columns.obs), strict=True):
-            jump |= inside & ~near(successor[:-1], here[1:])
+            known = inside.copy()
+            for column in (successor[:-1], here[1:]):
+                known[nonfinite_rows(column)] = False
+            jump |= known & ~near(successor[:-1], here[1:])
         return Finding("jump", "next_observations differ from the next row's observations", np.flatnonzero(jump))
     obs = columns.flat.astype(np.float64)
     if (obs == np.floor(obs)).all():  # discrete states, for which distances mean nothing
@@ -347,12 +432,16 @@ def _overlapping(columns: _Columns) -> Finding:
     return Finding("overlapping ends", "rows are both terminal and timed out", both, fault=False)
 
 
-def _late_terminals(columns: _Columns, split: str | None) -> Finding:
-    """A terminal state right after another: the episode continued after its end, which is intended in AntMaze."""
+def _late_terminals(columns: _Columns, places: _Places | None, split: str | None) -> Finding:
+    """A terminal state right after another of the same episode, as far as the source tells episodes apart: it continued
+    after its end, which is intended in AntMaze."""
     if split:
         return Finding("overlapping ends", "", np.empty(0, int))
-    again = np.flatnonzero(columns.terminated[:-1] & columns.terminated[1:]) + 1
-    return Finding("overlapping ends", "rows are terminal right after a terminal row", again, fault=False)
+    again = columns.terminated[:-1] & columns.terminated[1:]
+    if places is not None:
+        again &= places.episode[:-1] == places.episode[1:]
+    rows = np.flatnonzero(again) + 1
+    return Finding("overlapping ends", "rows are terminal right after a terminal row", rows, fault=False)
 
 
 def _missing_end(columns: _Columns) -> Finding:
