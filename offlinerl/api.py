@@ -25,6 +25,7 @@ from offlinerl.util.settings import require_known
 
 if TYPE_CHECKING:  # these load torch
     from gymnasium import Env
+    from lightning import Callback
     from minari import MinariDataset
 
     from offlinerl.agents.base import Agent
@@ -56,6 +57,7 @@ def fit(
     actions: str | None = None,
     columns: Sequence[str] | Mapping[str, Any] | None = None,
     subset: str | None = None,
+    callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> FitResult:
     """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it during training.
@@ -86,6 +88,8 @@ def fit(
             their type decides.
         columns: the meaning of a table's columns, which is stored beside the table; see ``offlinerl.data.load.load``.
         subset: a filter key of a robomimic file or a split of a LeRobot dataset.
+        callbacks: of Lightning, for the Trainer that trains the run; see ``offlinerl.training.loop.Run``. Their state
+            is not saved with the run.
 
     Returns:
         The finished run: its scores, tables, policies and folder.
@@ -95,6 +99,7 @@ def fit(
         Interrupted: Ctrl-C; the run is saved and can be resumed.
     """
     agent_name = None if agent is None else agents.name_of(agent)
+    _require_callbacks(callbacks)
     over = merge(over or {}, by_section(settings, agent_name)) if settings else over
     if _is_table(dataset, columns):
         dataset, columns = load_dataset(dataset, columns=columns, obs_keys=obs_keys), None
@@ -109,7 +114,7 @@ def fit(
             raise WrongUsage(f"--resume keeps a run's own settings: leave out {', '.join(given)}")
         chosen, entry, changes = settings_of_run(Path(resume), agent_name, dataset, where, over or {})
         with held(Path(resume)):
-            return _trained(chosen, entry, Path(resume), device, threads, changes=changes)
+            return _trained(chosen, entry, Path(resume), device, threads, callbacks, changes=changes)
     chosen, entry = settings_for(
         agent_name, dataset, where, seeds, file, over, obs_keys, limits, init, actions=actions, columns=columns,
         subset=subset,
@@ -125,7 +130,7 @@ def fit(
         folder, made = next(filter(make, numbered(stem))), True
     with held(folder, made):
         _require_free(folder)  # another run may have used it before the lock
-        return _trained(chosen, entry, folder, device, threads, columns_given=columns is not None)
+        return _trained(chosen, entry, folder, device, threads, callbacks, columns_given=columns is not None)
 
 
 def _trained(
@@ -134,12 +139,14 @@ def _trained(
     folder: Path,
     device: str,
     threads: int | None,
+    callbacks: Sequence[Callback] = (),
     changes: Mapping[str, Any] | None = None,
     columns_given: bool = False,
 ) -> FitResult:
     """Build a run and train it to the end.
 
     Args:
+        callbacks: see ``fit``.
         changes: of a run to resume; see ``settings_of_run``. None: the run is new.
         columns_given: whether to remember the columns of a table that the run could load.
     """
@@ -148,8 +155,11 @@ def _trained(
     from offlinerl.util.device import pick_device
     from offlinerl.util.threads import threads_for
 
+    if callbacks and settings["train"]["devices"] > 1:
+        raise UserError("callbacks are for a run in one process: leave them out, or --devices")
     with threads_for(threads, settings["train"]["devices"]):
         run = build(settings, entry, pick_device(device), folder)
+        run.callbacks = callbacks
         with run.resources:
             if changes is not None:
                 run.restore()
@@ -162,6 +172,16 @@ def _trained(
                     run.display.say(f"{place} had other columns, which it keeps as a comment: {in_words(before)}")
             write_config(folder, settings)
             return FitResult(folder, run.train(), run.agent)
+
+
+def _require_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Raise a UserError unless these are callbacks of Lightning."""
+    if not callbacks:
+        return
+    from lightning import Callback
+
+    if not isinstance(callbacks, list | tuple) or not all(isinstance(one, Callback) for one in callbacks):
+        raise UserError(f"callbacks must be a list of lightning.Callback objects, not {callbacks!r:.80}")
 
 
 def _require_free(folder: Path) -> None:

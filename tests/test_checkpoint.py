@@ -1,6 +1,8 @@
 """A run that was stopped and resumed is, to the bit, the run that never stopped."""
 
+import csv
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -119,6 +121,32 @@ def test_lightnings_counter_counts_updates():
     run = trainer(Watch(), epochs=2)
     run.fit(agent, source((0,)).epoch(10))
     assert seen == [5, 10, 15, 20] and agent.updates == 20
+
+
+def test_a_trainers_loggers_and_callbacks_get_the_metrics(tmp_path):
+    from lightning.pytorch.callbacks import EarlyStopping
+    from lightning.pytorch.loggers import CSVLogger
+
+    agent, seen = XQL(SPEC, (3, 1), **SETTINGS), []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, agent, *_):
+            seen.append((dict(trainer.callback_metrics), agent.metrics["value_loss"]))
+
+    logger, stop = CSVLogger(tmp_path, ""), EarlyStopping("value_loss", stopping_threshold=1e9)
+    L.Trainer(
+        accelerator="cpu", devices=1, max_epochs=4, logger=logger, callbacks=[Watch(), stop], log_every_n_steps=1,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    ).fit(agent, source((3, 1)).epoch(10))  # fmt: skip
+    assert len(seen) == 2  # the callback ended the training after the first epoch
+    rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").open()))
+    assert [row["step"] for row in rows] == ["5", "10"]
+    for row, (given, loss) in zip(rows, seen, strict=True):
+        for name, value in [
+            ("value_loss", loss.mean()),
+            *zip(("value_loss/seed_3", "value_loss/seed_1"), loss, strict=True),
+        ]:
+            assert float(row[name]) == pytest.approx(float(value)) and given[name] == value
 
 
 def test_lightnings_own_model_checkpoint_saves(tmp_path):

@@ -712,3 +712,35 @@ def test_a_stack_does_not_change_with_the_array_that_an_environment_shows():
     env = Stacked(Counter(), 3)
     shown = [env.reset()[0]] + [env.step(np.zeros(1))[0] for _ in range(3)]
     assert np.array(shown).tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]
+
+
+class Sensors(Reach):
+    """Shows its place beside two switches and a mode."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.observation_space = gym.spaces.Dict(
+            mode=gym.spaces.Discrete(3), place=self.observation_space, switches=gym.spaces.MultiBinary(2)
+        )
+
+    def _shown(self, place):
+        return dict(mode=np.int64(self.steps % 3), place=place, switches=(place > 0).astype(np.int8))
+
+    def reset(self, *, seed=None, options=None):
+        return self._shown(super().reset(seed=seed)[0]), {}
+
+    def step(self, action):
+        place, *rest = super().step(action)
+        return self._shown(place), *rest
+
+
+def test_stacks_of_parts_of_all_kinds_are_collected_and_learned_from(here):
+    env = made("Sensors-v0", Sensors)
+    with closing(make({"id": env, "stack": 2})) as stacked, closing(make({"id": env, "stack": 2}, seen=False)) as own:
+        assert stacked.observation_space.shape == (14,)
+        assert own.observation_space == Sensors().observation_space
+    assert run("collect", "random", "--env", env, "--stack", 2, "--episodes", 4, "--dataset", "odd/sensors-v0") == 0
+    assert run("fit", "bc", "--dataset", "odd/sensors-v0", "--updates", 20, *FEW, "--out", here / "bc") == 0
+    agent = checkpoint.load_agent(here / "bc", torch.device("cpu"))
+    assert agent.spec.obs_dim == 14
+    assert run("datasets", "validate", "odd/sensors-v0") == 0

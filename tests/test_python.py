@@ -11,9 +11,11 @@ from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
+from lightning import Callback
 from pendulum import empty_workplace, rows, weights
 
 import offlinerl
@@ -462,6 +464,47 @@ def test_settings_of_a_resumed_run_cannot_be_given_again(given):
     flag = dict(file="--config", limits="--stack", obs_keys="--obs-keys").get(*given, f"--{min(given)}")
     with pytest.raises(UserError, match=f"--resume keeps a run's own settings: leave out {flag}$"):
         offlinerl.fit(resume="run", **given)
+
+
+def test_callbacks_of_a_run_get_its_metrics_and_scores_and_may_end_it(here):
+    class Watch(Callback):
+        def __init__(self, last):
+            self.last, self.told = last, []
+
+        def on_train_batch_end(self, trainer, agent, *_):
+            self.told.append({**trainer.callback_metrics})
+            trainer.should_stop |= agent.updates == self.last
+
+        def on_train_epoch_end(self, trainer, agent):
+            self.told.append({**trainer.callback_metrics})
+
+    settings = FEW | dict(updates=12, seeds=[0, 2], logger="csv,tensorboard")
+    watch = Watch(None)
+    run = offlinerl.fit("bc", walk(), env=Room, callbacks=[watch], **settings, out="whole")
+    assert all({"actor_loss", "actor_loss/seed_0", "actor_loss/seed_2"} <= told.keys() for told in watch.told[::2])
+    scores = pd.DataFrame(run.table).groupby("update").score.mean()
+    assert [float(told["score"]) for told in watch.told[1:4:2]] == pytest.approx([scores[4], scores[8]])
+    plain = offlinerl.fit("bc", walk(), env=Room, **settings, out="plain")
+    assert run.metrics.keys() == plain.metrics.keys() and not any("/" in name for name in run.metrics)
+    assert run.scores["per_seed"] == plain.scores["per_seed"]
+
+    ended = offlinerl.fit("bc", walk(), env=Room, callbacks=[Watch(8)], **settings, out="ended")
+    assert ended.summary["updates"] == 8 and ended.scores["per_seed"] != run.scores["per_seed"]
+    resumed = offlinerl.fit(dataset=walk(), env=Room, resume="ended")
+    assert resumed.summary["updates"] == 12 and resumed.scores["per_seed"] == run.scores["per_seed"]
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        (dict(callbacks=[print]), "callbacks must be a list of lightning.Callback objects, not"),
+        (dict(callbacks=[Callback()], devices=2), "callbacks are for a run in one process"),
+    ],
+)
+def test_unsuitable_callbacks_are_refused(given, says, here):
+    with pytest.raises(UserError, match=says):
+        offlinerl.fit("bc", walk(), **FEW, **given)
+    assert not Path("runs").exists() or not any(Path("runs").iterdir())
 
 
 def test_numbers_of_numpy_are_seeds():

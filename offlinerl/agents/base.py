@@ -29,7 +29,18 @@ from offlinerl.nn.encoders import LAYERS, Encoder, Frozen, Images, Latents, Norm
 from offlinerl.types import Batch, Metrics, Spec
 from offlinerl.util.errors import UserError
 from offlinerl.util.settings import Config as BaseConfig
-from offlinerl.util.settings import fixed, make, members, named, plain, setting, settings_of, typed, values_of
+from offlinerl.util.settings import (
+    fixed,
+    make,
+    members,
+    named,
+    plain,
+    series_of,
+    setting,
+    settings_of,
+    typed,
+    values_of,
+)
 from offlinerl.util.trees import Tree, first_leaf, tree_map
 
 __all__ = ["Agent", "Config", "Noise", "fixed", "setting"]
@@ -108,6 +119,7 @@ class Agent(L.LightningModule, ABC):
         processes: world size, the number of processes that train it data parallel.
         stack: the slice of the seeds that it trains: all of them, except in a ``part``.
         metrics: the latest value of each metric, averaged over a block, ``[S]``.
+        reports: whether ``training_step`` reports the metrics; a run, which records them itself, sets it to False.
 
     Raises:
         UserError: the algorithm does not support the task's kind of actions, or a setting is wrong.
@@ -165,6 +177,7 @@ class Agent(L.LightningModule, ABC):
         self.compile, self.compiling, self.precision, self.processes = False, False, "float32", 1
         self.stack = slice(None)
         self.metrics: Metrics = {}
+        self.reports = True
         self.optim: dict[str, Adam] = {}
         self.rng = Streams(self.seeds, "update")
         self.explore_rng = EnvStreams(self.seeds, (0,), "explore")
@@ -626,10 +639,27 @@ class Agent(L.LightningModule, ABC):
             metrics, priority = self.learn(block)
             self.metrics |= metrics
             blocks.learned(priority)
+        if self.reports:
+            self.report()
         # Lightning does not see our optimisers step, so its global_step would stay at zero, and callbacks that wait
         # for it would never save. Count the updates there too.
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         progress.total.ready = progress.total.completed = self.updates
+
+    def report(self, logger: bool = True) -> None:
+        """Give the latest metrics to Lightning's callbacks and loggers, by name: their means over the seeds, and those
+        of each of several seeds, as in ``actor_loss`` and ``actor_loss/seed_0``. Loggers count them in updates.
+
+        Args:
+            logger: whether loggers get them too.
+        """
+        values = {name: value.mean() for name, value in self.metrics.items()}
+        if len(self.members) > 1:
+            ends = [series_of(member) for member in self.members]
+            values |= {f"{name}/{end}": of[s] for name, of in self.metrics.items() for s, end in enumerate(ends)}
+        if logger:
+            self.log("step", float(self.updates), batch_size=1)  # the axis of all others
+        self.log_dict(values, logger=logger, batch_size=1)
 
     # Checkpoints
 

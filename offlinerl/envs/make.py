@@ -41,7 +41,7 @@ def make(
             ``offlinerl.envs.pixels.asked_for``; and ``stack``, the number of frames in an observation.
         obs_keys: the parts of a ``Dict`` observation, in order; by default all of them.
         render_mode: passed on if given.
-        seen: False keeps the environment's own observations.
+        seen: False keeps the environment's own observations, without ``stack``.
 
     Raises:
         UserError: the environment is unknown, lacks a dependency, or refuses its arguments.
@@ -53,7 +53,9 @@ def make(
         made = Bounded(made, *env["action_range"])
     if "goal" in env and not shows_goal(made):
         made = GoalSeen(made, env["goal"])
-    if seen and not spaces.is_seen(made.observation_space):
+    if not seen:
+        return made
+    if not spaces.is_seen(made.observation_space):
         made = spaces.Observed(made, obs_keys)
     return pixels.Stacked(made, env["stack"]) if env.get("stack", 1) > 1 else made
 

@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,9 @@ class Run(L.Callback):
     Attributes:
         acting: the source that acts in an environment, if there is one.
         companion: an additional task during the run; by default one that does nothing.
+        callbacks: of Lightning, called after this one. ``trainer.callback_metrics`` has the metrics of the agent, see
+            ``Agent.report``, and after an evaluation the ``score`` and the metrics ``held_out/NAME``, all as means over
+            the seeds. One that sets ``trainer.should_stop`` ends the run.
         offline: scores of the policies at the end of the first of two stages, once it is reached.
         measured: the latest metrics on held-out episodes, by name, one number per seed.
         least: without an environment, the lowest held-out loss that an agent is judged by: its ``mean`` over the seeds,
@@ -126,6 +129,7 @@ class Run(L.Callback):
         replay = self.acting and self.acting.replay
         self.checkpointer = Checkpointer(folder, agent, replay, self.train_settings["save_every"])
         self.companion = Companion()
+        self.callbacks: Sequence[L.Callback] = ()
         self.offline: dict[str, Any] | None = None
         self.seconds = dict(total=0.0, training=0.0)  # total: of earlier sessions; training: including this one
         self.configured = False  # whether config.yaml existed when training began
@@ -208,19 +212,22 @@ class Run(L.Callback):
                 max_epochs=-1,
                 reload_dataloaders_every_n_epochs=1,  # the first epoch after an interruption may be shorter
                 logger=self.recorder.open_loggers() or False,
-                callbacks=[self],
+                callbacks=[self, *self.callbacks],
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 log_every_n_steps=1,
             )
-            self.agent._log_hyperparams = False  # the recorder logs the run's settings instead
+            self.agent._log_hyperparams = self.agent.reports = False  # the recorder logs instead
             self.piece_began = time.perf_counter()
             batch = self.train_settings["batch"]
             with memory_for(f"batches of {batch:,} need more memory than is available: give a smaller --batch"):
                 trainer.fit(self.agent, Epochs(lambda: self.schedule.epoch(self.now)))
             if self.stopping:
                 self.save(trainer)
+            elif self.now < self.end:
+                self.end = self.now
+                self.display.say(f"a callback ended the run after {self.clock} {self.now:,}")
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Run an evaluation that was interrupted in an earlier session."""
@@ -240,6 +247,8 @@ class Run(L.Callback):
         if now - self.recorder.logged >= every or now == self.end:
             self.logged = self.team.mean(self.values())
             self.recorder.metrics(self.counters(), self.logged, self.rate(self.agent.updates))
+        if self.callbacks:
+            self.agent.report(logger=False)
         self.display.advance(now, self.note())
         due = self.agree(trainer, self.stop.is_set(), self.checkpointer.due())
         if due and not self.stopping:
@@ -304,10 +313,10 @@ class Run(L.Callback):
         if self.stopping:
             return
         self.save(trainer)  # before the evaluation, which might be interrupted
-        if self.now < self.end:
-            self.evaluate(trainer)
-        else:
+        if self.now == self.end:
             trainer.should_stop = True
+        elif not trainer.should_stop:  # else a callback ends the run, and the last policy is evaluated next
+            self.evaluate(trainer)
         self.piece_began = time.perf_counter()
 
     def evaluate(self, trainer: L.Trainer) -> None:
@@ -323,6 +332,10 @@ class Run(L.Callback):
         if best:
             self.save(trainer, best=True)
         self.save(trainer)
+        if self.callbacks:
+            found = {f"held_out/{name}": statistics.fmean(of) for name, of in self.measured.items()}
+            found |= {} if self.pool is None else dict(score=self.recorder.score)
+            self.agent.log_dict(found, logger=False, batch_size=1)
         if self.team.agree(self.out_of_patience())[0]:
             self.end, trainer.should_stop = self.now, True
             evaluations = counted(self.train_settings["patience"], "evaluation")

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from offlinerl.evaluation.statistics import Evaluation, standing
 from offlinerl.util.display import Display
 from offlinerl.util.folder import append, clear, trim
-from offlinerl.util.settings import columns_of
+from offlinerl.util.settings import columns_of, series_of
 
 PROJECT = "offlinerl"
 """Name of the W&B project and of the MLflow experiment."""
@@ -47,6 +47,7 @@ class Recorder:
         self.folder, self.settings, self.clock = folder, settings, clock
         self.score_kind, self.display = score_kind, display
         self.members = [columns_of(member) for member in members]
+        self.ends = [series_of(member) for member in members]
         self.names = settings["train"]["logger"].split(",")
         self.every = settings["train"]["log_every"]
         self.logged = self.evaluated = 0
@@ -146,8 +147,7 @@ class Recorder:
             self.loggers["wandb"].experiment.finish()
 
     def _log(self, values: Mapping[str, Sequence[float]], now: int) -> None:
-        ends = ["_".join(f"{column}_{value}" for column, value in member.items()) for member in self.members]
-        series = {f"{name}/{end}": of[s] for name, of in values.items() for s, end in enumerate(ends)}
+        series = {f"{name}/{end}": of[s] for name, of in values.items() for s, end in enumerate(self.ends)}
         for logger in self.loggers.values():
             logger.log_metrics(series, now)
 

@@ -125,6 +125,11 @@ def columns_of(member: Mapping[str, Any]) -> dict[str, Any]:
     return {name if name == "seed" else f"agent.{name}": value for name, value in member.items()}
 
 
+def series_of(member: Mapping[str, Any]) -> str:
+    """A member as the end of the name of a series, such as "seed_0" or "seed_0_agent.beta_0.5"."""
+    return "_".join(f"{column}_{value}" for column, value in columns_of(member).items())
+
+
 def per_seed_settings(config: type[Config]) -> list[str]:
     """The names of the settings that are ``per_seed``."""
     return [name for name, f in settings_of(config).items() if f.metadata.get("per_seed")]
