@@ -115,6 +115,7 @@ def import_file(
     env: str | None = None,
     overwrite: bool = False,
     obs_keys: Sequence[str] | None = None,
+    score_range: Sequence[float] | None = None,
     **reading: Any,
 ) -> None:
     """Installs a file or folder of any format as a Minari dataset, with its environment if that is known.
@@ -125,6 +126,7 @@ def import_file(
         env: the environment it was collected in, if its name does not tell: a Gymnasium id, or a name in the registry.
         overwrite: replace an existing dataset of that id.
         obs_keys: see ``show``, also for ``reading``.
+        score_range: two returns that count as scores 0 and 100, to store as Minari's reference scores.
 
     Raises:
         UserError: the file cannot be read, there is no such environment, or the file's rows do not fit it.
@@ -133,12 +135,14 @@ def import_file(
     require_place(path, overwrite, MINARI)
     entry = registry.limited(registry.resolve(str(file), env, obs_keys), reading)
     (dataset,) = _read([entry], path)
-    _write_minari(dataset, entry, path, dataset_id, f"{entry.name}, imported", env is not None, overwrite)
+    scores = dict(zip(("ref_min_score", "ref_max_score"), score_range or (), strict=False))
+    _write_minari(dataset, entry, path, dataset_id, f"{entry.name}, imported", env is not None, overwrite, scores)
 
 
 def _write_minari(
-    dataset: Dataset, entry: Entry, path: Path, dataset_id: str, description: str, asked: bool, overwrite: bool
-) -> None:
+    dataset: Dataset, entry: Entry, path: Path, dataset_id: str, description: str, asked: bool, overwrite: bool,
+    more: Mapping[str, Any] = {},
+) -> None:  # fmt: skip
     dataset = _chained(dataset)
     spec, observation_space, action_space = _home(entry, dataset, asked)
     metadata = metadata_of(description, "unknown", dataset.provenance, entry.licence)
@@ -150,6 +154,7 @@ def _write_minari(
         metadata |= {key: dataset.provenance[key] for key in edit.EVALUATED if key in dataset.provenance}
         if "eval_env_spec" in metadata:
             spec = dataset.provenance.get("env_spec")
+    metadata |= more
     with swept(path):
         write_minari(
             path,

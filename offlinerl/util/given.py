@@ -60,5 +60,16 @@ def real_number(name: str, value: Any, high: float = math.inf) -> float:
     raise UserError(f"{name} must be a number {limits}, not {value!r}")
 
 
+def two_numbers(name: str, value: Any) -> list[float]:
+    """Convert two different finite numbers, the lower one first, to a list of Python's.
+
+    Raises:
+        UserError: they are not such numbers.
+    """
+    if isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value)) and value[0] < value[1]:
+        return [side if isinstance(side, int) else float(side) for side in value]
+    raise UserError(f"{name} must be a list of two numbers, the lower one first, not {value!r}")
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
