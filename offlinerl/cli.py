@@ -310,6 +310,12 @@ def span(text: str) -> list[float]:
     raise argparse.ArgumentTypeError(f"{text!r} is not two numbers, the lower one first, such as -1,1")
 
 
+def spans(text: str) -> list[Any]:
+    """``-1,1`` as lower and upper bounds of all dimensions; ``-1,1:0,5`` as lists of them, one for each dimension."""
+    pairs = [span(pair) for pair in text.split(":")]
+    return pairs[0] if len(pairs) == 1 else [*map(list, zip(*pairs, strict=True))]
+
+
 def on_off(text: str) -> bool | str:
     known = {"auto": "auto", "true": True, "false": False}
     if text not in known:
@@ -352,7 +358,9 @@ SHARED: dict[str, dict[str, Any]] = {
     "--eval-episodes": dict(type=count, metavar="N", help="episodes per evaluation during training"),
     "--final-episodes": dict(type=count, metavar="N", help="episodes of the evaluation of the last policy"),
     "--max-episode-steps": dict(type=count, metavar="N", help="steps after which episodes are truncated"),
-    "--action-range": dict(type=span, metavar="LOW,HIGH", help="bounds for actions that have none, as in -1,1"),
+    "--action-range": dict(
+        type=spans, metavar="LOW,HIGH", help="bounds for actions that have none, as in -1,1, or -1,1:0,5 by dimension"
+    ),
     "--score-range": dict(type=span, metavar="LOW,HIGH", help="returns that count as scores 0 and 100"),
     "--pixels": dict(action="store_true", help="observe a task as 84x84 images, each action repeated for two steps"),
     "--fast-scene": dict(

@@ -78,7 +78,7 @@ def validate(
     name_or_file: str,
     env: str | None = None,
     obs_keys: Sequence[str] | None = None,
-    action_range: Sequence[float] | None = None,
+    action_range: Sequence[Any] | None = None,
     **reading: Any,
 ) -> int:
     """Prints what is wrong with a dataset, and notes on what may be intended. Returns the exit status: 1 if there is a
@@ -87,7 +87,8 @@ def validate(
     Args:
         name_or_file: see ``show``, also for ``obs_keys`` and ``reading``.
         env: the environment it was collected in, whose shapes and bounds it must have; by default its own.
-        action_range: lower and upper bound of the actions, if the environment is unknown or has none.
+        action_range: lower and upper bounds of the actions, a number or A numbers each, if the environment is unknown
+            or has none.
     """
     findings = find_faults(registry.limited(registry.resolve(name_or_file, env, obs_keys), reading), action_range)
     for kind, message, rows, fault, places in findings:

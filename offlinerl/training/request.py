@@ -21,7 +21,7 @@ from offlinerl.training import config
 from offlinerl.training.selection import source_of
 from offlinerl.util.errors import UserError, WrongUsage, did_you_mean, either
 from offlinerl.util.folder import find_checkpoint
-from offlinerl.util.given import two_numbers
+from offlinerl.util.given import bounds, two_numbers
 from offlinerl.util.settings import per_seed_settings, require_known, settings_of, typed
 
 if TYPE_CHECKING:  # these load torch, which is imported only after the request has been checked
@@ -230,8 +230,8 @@ def _checked_about(given: Mapping[str, Any]) -> dict[str, Any]:
     steps = about.get("max_episode_steps")
     if steps is not None and not (type(steps) is int and steps > 0):
         raise UserError(f"max_episode_steps must be a whole number of at least 1, not {steps!r}")
-    for name in ("action_range", "score_range"):
-        about |= {name: two_numbers(name, about[name])} if about.get(name) is not None else {}
+    for name, checked in dict(action_range=bounds, score_range=two_numbers).items():
+        about |= {name: checked(name, about[name])} if about.get(name) is not None else {}
     if about.get("pixels"):
         about["pixels"] = asked_for(about["pixels"])
     stack = about.get("stack")

@@ -71,5 +71,27 @@ def two_numbers(name: str, value: Any) -> list[float]:
     raise UserError(f"{name} must be a list of two numbers, the lower one first, not {value!r}")
 
 
+def bounds(name: str, value: Any) -> list[Any]:
+    """Convert bounds, two numbers or two lists of A numbers, the lower ones first, to lists of Python's numbers.
+
+    Raises:
+        UserError: they are no such bounds.
+    """
+    value = _listed(value)
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(side, list) and side for side in value):
+        low, high = value
+        if len(low) == len(high):
+            pairs = [two_numbers(name, pair) for pair in zip(low, high, strict=True)]
+            return [*map(list, zip(*pairs, strict=True))]
+    return two_numbers(name, value)
+
+
+def _listed(value: Any) -> Any:
+    """A value with lists instead of tuples and of numpy's arrays and numbers."""
+    if isinstance(value, list | tuple):
+        return [_listed(one) for one in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
