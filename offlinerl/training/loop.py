@@ -35,6 +35,7 @@ from offlinerl.training.processes import Team
 from offlinerl.training.recorder import Recorder, Silent
 from offlinerl.training.schedule import Schedule
 from offlinerl.util.atomic import write_json
+from offlinerl.util.device import memory_for
 from offlinerl.util.display import Display, shown
 from offlinerl.util.errors import UNSOUND, ActingFailed, Mishap, UserError, counted, reading
 from offlinerl.util.folder import versions, write_config
@@ -615,18 +616,6 @@ def scores(result: Evaluation) -> dict[str, Any]:
         mean=result.mean, ci95=list(result.interval()), per_seed=result.per_seed.tolist(),
         episodes=result.scores.shape[1],
     )  # fmt: skip
-
-
-@contextmanager
-def memory_for(refusal: str) -> Iterator[None]:
-    """Turn torch's errors about too little memory into a ``UserError`` that says ``refusal``."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        said = any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
-        if not said and not isinstance(error, MemoryError | torch.OutOfMemoryError):
-            raise
-        raise UserError(refusal) from error
 
 
 @contextmanager
