@@ -289,7 +289,31 @@ def test_runs_are_merged_by_settings_and_named_by_those_that_differ(tmp_path):
     assert times.tolist() == [2500 * n for n in range(1, 7)] and curve.shape == (6, 5)
     assert curve[-1].tolist() == pytest.approx(merged.per_seed.tolist())
     assert {row.tried for row in hopper.rows} == {2}
-    assert [(row.name, row.tried) for row in walker.rows] == [("xql beta=5", 1)]
+    assert [(row.name, row.tried) for row in walker.rows] == [("xql", 1)], "nothing varies on this task"
+
+
+def test_runs_are_named_by_settings_that_differ_on_their_own_task(tmp_path):
+    """Over the tasks, a name has all settings that differ on one of them, and so is the same on every task."""
+    for dataset, settings in itertools.product(("hopper", "walker"), ((1, 0.1), (2, 0.1), (1, 0.2))):
+        beta, lr = settings
+        if settings == (1, 0.1) or (dataset == "hopper") == (beta == 2):
+            run = tmp_path / f"{dataset}-{beta}-{lr}"
+            finished(run, dataset=dataset, settings=dict(beta=beta, lr=lr), level=50 + 10 * beta)
+    for dataset in ("hopper", "walker"):
+        finished(tmp_path / f"bc-{dataset}", "bc", dataset, settings=dict(lr=0.3 if dataset == "hopper" else 0.4))
+    groups = groups_of([read(folder) for folder in find([tmp_path])])
+    hopper, walker = ({row.name for row in group.rows} for group in groups)
+    assert hopper == {"xql beta=1", "xql beta=2", "bc"} and walker == {"xql lr=0.1", "xql lr=0.2", "bc"}
+    (overall,) = overall_of(groups)
+    assert set(overall.names) == {"xql beta=1 lr=0.1", "bc"} and set(overall.others) == {
+        "xql beta=2 lr=0.1", "xql beta=1 lr=0.2"
+    }  # fmt: skip
+    offlinerl.report([tmp_path], tmp_path / "out")
+    page = (tmp_path / "out/report.html").read_text()
+    parts = [json.loads(html.unescape(found)) for found in re.findall(r'data-charts="(.*?)"', page)]
+    colours = [{row["name"]: row["colour"] for row in part[0]["rows"]} for part in parts]
+    assert colours[0]["xql beta=1 lr=0.1"] == colours[1]["xql beta=1"] == colours[2]["xql lr=0.1"]
+    assert len({*colours[1].values()}) == len({*colours[2].values()}) == 3
 
 
 def test_a_run_that_repeats_another_counts_once(tmp_path, capsys):

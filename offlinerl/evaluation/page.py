@@ -57,7 +57,7 @@ def write(path: Path, sections: Sequence[Section], colours: Mapping[str, int], e
     text = environment.from_string(template).render(
         parts=[_part(section, colours) for section in sections],
         films=_films(dict.fromkeys(run.folder for row in rows for run in row.runs)), explanation=explanation,
-        agents=len(colours), tasks=len(groups), trainings=sum(len(row.seeds) for row in rows),
+        agents=len({*colours.values()}), tasks=len(groups), trainings=sum(len(row.seeds) for row in rows),
     )  # fmt: skip
     write_whole(path, text)
 

@@ -87,8 +87,9 @@ def report(runs: Sequence[Path], out: Path | None = None) -> dict[str, list[dict
         to.print(f"Left out because they are not finished: {', '.join(map(str, left))}.")
     if out is not None:
         names = [name for section in overall if section.found for name in section.found.names]
-        names += [row.name for group in groups for row in group.rows]
-        colours = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        rows = [row for group in groups for row in group.rows]
+        colours = {name: number for number, name in enumerate(dict.fromkeys(names + [row.across for row in rows]))}
+        colours |= {row.name: colours[row.across] for row in rows}
         _clear(out)
         with reading(*each):
             pictures = [_draw(section, colours, out / "pictures") for section in sections]
@@ -157,7 +158,7 @@ def _of_all(part: Overall, stem: str) -> Section:
     if part.left_out:
         notes.append(f"Left out because not all agents have all tasks: {'; '.join(part.left_out)}.")
     for name in part.others:
-        ahead = [task.title for task in part.tasks if name == task.rows[0].name]
+        ahead = [task.title for task in part.tasks if name == task.rows[0].across]
         if ahead:
             notes.append(f"{name}, which is left out, comes first on {', '.join(ahead)}.")
     return Section(title, stem, found, None, written, notes)
