@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import warnings
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +21,9 @@ from scipy.stats import trim_mean
 
 import offlinerl
 from offlinerl.cli import main
-from offlinerl.evaluation import comparison, plots, tables
+from offlinerl.evaluation import comparison, comparison_plots, plots, tables
 from offlinerl.evaluation.comparison import Finished, Group, Row, by_value, find, groups_of, overall_of, read
-from offlinerl.evaluation.findings import CHANCE, of_group
+from offlinerl.evaluation.findings import CHANCE, of_group, of_overall
 from offlinerl.evaluation.report import outcome
 from offlinerl.evaluation.statistics import (
     chance_of_improvement,
@@ -32,6 +33,7 @@ from offlinerl.evaluation.statistics import (
     stratified_bootstrap,
 )
 from offlinerl.training import sweep
+from offlinerl.util.figures import line_of
 
 
 def finished(
@@ -264,6 +266,19 @@ def test_an_interrupted_last_evaluation_is_refused(tmp_path, capsys):
 def test_curves_of_one_run(case, tmp_path, fine_pictures):
     image = plots.curves(finished(tmp_path / "run", **case), tmp_path / "curves.png")
     assert image.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_curves_of_many_values_keep_their_height_above_the_legend(tmp_path, monkeypatch, fine_pictures):
+    run, values = finished(tmp_path / "run", seeds=1), range(30)
+    rows = [{"update": at, "seed": 0, "agent.beta": beta, "score": beta + at} for beta in values for at in (1, 15_000)]
+    write(run / "evaluations.csv", rows)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["values"] = [dict(settings=dict(beta=beta), last=summary["last"]) for beta in values]
+    (run / "summary.json").write_text(json.dumps(summary))
+    monkeypatch.setattr(plots, "save", lambda figure, path: figure)
+    figure = plots.curves(run, tmp_path / "curves.png")
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_window_extent().height > 250
 
 
 # Settings
@@ -802,3 +817,38 @@ def test_pictures_show_every_agents_colour(tmp_path, fine_pictures):
     for colour in plots.COLOURS[:5]:
         rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
         assert (image == rgb).all(-1).sum() > 50, colour
+
+
+@pytest.mark.parametrize("count", [3, 12, 30])
+@pytest.mark.parametrize("long", [False, True])
+def test_pictures_of_many_runs_and_long_names_are_readable(count, long, tmp_path, monkeypatch, fine_pictures):
+    """All text is within its picture, and no name lies on another one."""
+    for number, task in itertools.product(range(count), TASKS[:2]):
+        settings = dict(beta=number)
+        if long:
+            settings |= dict(
+                hidden=[256] * (number % 4), encoder=f"/home/me/projects/offline/runs/vae-{number}/best.ckpt"
+            )
+        finished(tmp_path / f"{task}-{number}", "xql", task, 50 + number, seeds=2, env=task, settings=settings)
+    groups = groups_of([read(folder) for folder in find([tmp_path])])
+    drawn = {}
+    monkeypatch.setattr(comparison_plots, "_save", lambda figure, stem: drawn.update({stem: figure}))
+    colours = {row.name: number for number, row in enumerate(groups[0].rows)}
+    assert len({str(line_of(number)) for number in colours.values()}) == count
+    one, (overall,) = of_group(groups[0]), overall_of(groups)
+    comparison_plots.task(one, colours, 50.0, "task")
+    several = of_overall(overall)
+    for draw in (comparison_plots.aggregates, comparison_plots.curves, comparison_plots.profiles):
+        draw(several, colours, draw.__name__)
+    comparison_plots.improvement(several, "improvement")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # "constrained_layout not applied" is one
+        for name, figure in drawn.items():
+            figure.draw_without_rendering()
+            for axis in figure.axes:
+                assert min(axis.get_window_extent().size) > 150, name
+            labels = [text.get_window_extent() for text in figure.axes[-1].get_yticklabels()]
+            for upper, lower in itertools.pairwise(sorted(labels, key=lambda box: -box.y0)):
+                assert upper.y0 > lower.y1 - 1, name
+            inches = figure.get_tightbbox()
+            assert (inches.min > -0.05).all() and (inches.max < figure.get_size_inches() + 0.05).all(), name

@@ -114,7 +114,7 @@ def _lines(
 
 def _style(number: int) -> dict[str, str]:
     line = line_of(number)
-    return dict(colour=line["color"], dash=dict(solid="", dashed="7 4", dotted="2 3")[line["linestyle"]])
+    return dict(colour=line["color"], dash=" ".join(f"{2 * length:g}" for length in line["linestyle"][1]))
 
 
 def _films(folders: Iterable[Path]) -> list[dict[str, Any]]:
