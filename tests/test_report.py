@@ -669,6 +669,25 @@ def test_a_lead_that_may_be_luck_says_how_likely_that_is(tmp_path, capsys):
     assert "Two equally good agents would differ as much with probability 0.05." in said, "one of 20 permutations"
 
 
+@pytest.mark.parametrize("unlike", ["length", "fine-tuning", None])
+def test_trainings_that_are_unlike_are_named(unlike, tmp_path, capsys):
+    for agent, task in itertools.product(("xql", "bc"), ("hopper", "walker")):
+        more = {}
+        if (agent, task) == ("xql", "hopper"):
+            more = {"length": dict(evaluations=4), "fine-tuning": dict(clock="updates", steps=500)}.get(unlike, {})
+        finished(tmp_path / f"{agent}-{task}", agent, task, env=task, **more)
+    offlinerl.report([tmp_path], tmp_path / "out")
+    said = " ".join(capsys.readouterr().out.split())
+    length = (
+        "The trainings have unequal lengths, from 10,000 to 15,000 updates: a lead may be one of the longer training."
+    )
+    tuned = "Fine-tuned by acting after the dataset (--online-steps): xql; the others learned from the dataset alone"
+    assert (said.count(length), said.count(tuned)) == (unlike == "length", unlike == "fine-tuning")
+    assert ("The trainings are unlike in length or fine-tuning on hopper: see there." in said) == (unlike is not None)
+    page = (tmp_path / "out/report.html").read_text()
+    assert ("unequal lengths" in page, "Fine-tuned" in page) == (unlike == "length", unlike == "fine-tuning")
+
+
 def test_kinds_of_scores_are_not_mixed_and_agents_that_lack_a_task_are_named(tmp_path):
     for agent, task in itertools.product(AGENTS, TASKS):
         if (agent, task) != ("bc", "cheetah"):

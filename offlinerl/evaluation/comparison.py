@@ -221,6 +221,11 @@ class Row:
         return self.runs[0].summary[plots.clock_of(self.runs[0].summary)]
 
     @property
+    def is_fine_tuned(self) -> bool:
+        """Whether the training learned from a dataset first, and then by acting."""
+        return any(run.summary.get("clock") == "updates" and run.summary.get("steps") for run in self.runs)
+
+    @property
     def best(self) -> dict[str, Any]:
         """The best evaluation of all trainings together."""
         if len(self.runs) == 1:
