@@ -644,7 +644,10 @@ def add_select(commands: Any) -> None:
     p.add_argument(
         "--png", type=Path, metavar="FILE", help="plot the expected performance by the number of policies tried"
     )
-    p.add_shared("--json", "--threads", "--device", "--agent-class")
+    p.add_shared("--json", "--threads", "--device")
+    p.add_argument(
+        "--agent-class", type=names, metavar="MODULE:CLASS,...", help="the classes of the agents that are your own"
+    )
 
 
 def add_report(commands: Any) -> None:
