@@ -236,7 +236,7 @@ def word(text: str) -> str:
 
 
 def flag(parse: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function for argparse, which reports errors of another type than ours."""
+    """Adapt a function that reads a text to argparse, which expects errors of its own type."""
 
     def parsed(*given: Any) -> Any:
         try:
