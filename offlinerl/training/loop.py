@@ -163,6 +163,7 @@ class Run(L.Callback):
         self.display.say(
             f"{about['agent']} on {self.agent.device.type}{together}, {self.in_words()}: {ahead}, into {self.folder}"
         )
+        self.say_of_sparse_metrics()
         self.began = self.checkpointer.saved = time.perf_counter()
         self.first = self.now
         self.configured = (self.folder / "config.yaml").is_file()
@@ -194,6 +195,17 @@ class Run(L.Callback):
             self.resources.close()
         self.display.summary(summary, self.folder)
         return summary
+
+    def say_of_sparse_metrics(self) -> None:
+        """Report if metrics are wanted more often than blocks end, which is when they are logged."""
+        train, every = self.train_settings, self.recorder.every
+        scale = train.get("steps_per_update", 1) if self.clock == "step" else 1
+        block = min(train.get("block", 1) * scale, train["eval_every"])
+        if every < block:
+            self.display.say(
+                f"metrics come once per block of {block:,} {self.clock}s, and not every {every:,}: for more, give a"
+                " smaller --train.block"
+            )
 
     def follow(self) -> None:
         """What ranks above 0 do while rank 0 runs ``train``."""
