@@ -516,3 +516,12 @@ def test_the_command_line_takes_goals(tmp_path, capsys):
     ])  # fmt: skip
     assert status == 0 and "within 0.5 of its goal" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["task"]["env"]["goal"] == 2
+
+
+def test_policies_with_and_without_goals_are_compared_on_their_task():
+    data, settings = wandering(Told), BRIEF | dict(score_range=(-50, 0))
+    for goals in ("data", "future"):
+        offlinerl.fit("bc", data, env=Told, **settings, goals=goals, out=f"runs/{goals}")
+    rows = offlinerl.report("runs")["scores"]
+    assert {row["agent"] for row in rows} == {"bc goals=data", "bc goals=future"}
+    assert len({row["task"] for row in rows}) == 1

@@ -19,6 +19,7 @@ import yaml
 from offlinerl.data.journal import COLLECTION
 from offlinerl.evaluation import plots
 from offlinerl.evaluation.statistics import bootstrap, standing
+from offlinerl.evaluation.task import GOAL_SEEN
 from offlinerl.util import fast_yaml
 from offlinerl.util.display import unit_of
 from offlinerl.util.errors import UserError, command, reading
@@ -61,11 +62,15 @@ class Finished:
     @property
     def about(self) -> dict[str, Any]:
         """What runs must have in common to be comparable. Datasets are compared by checksum or, for runs of older
-        versions, which stored none, by name and score."""
-        of = self.summary
+        versions, which stored none, by name and score. Whether a policy observes the goal does not matter."""
+        of, task = self.summary, self.summary.get("task")
+        if task is not None:
+            env = {key: value for key, value in task["env"].items() if key != "goal"}
+            env["wrappers"] = [wrapper for wrapper in env.get("wrappers", ()) if wrapper["name"] != GOAL_SEEN]
+            task = {**task, "env": env}
         data = of.get("data") or dict(name=of["dataset"] or of["env"], score=of.get("dataset_score"))
         kind = None if self.scores is None else of["score_kind"]
-        return dict(env=of.get("env"), task=of.get("task"), data=data, kind=kind, clock=plots.clock_of(of))
+        return dict(env=of.get("env"), task=task, data=data, kind=kind, clock=plots.clock_of(of))
 
 
 def read(folder: Path) -> Finished:

@@ -30,6 +30,7 @@ from offlinerl.evaluation.task import Task
 from offlinerl.experience.sources import ActingData, Epoch, Piece
 from offlinerl.rollout.collector import mean_of
 from offlinerl.training.checkpointer import STATE, Checkpointer
+from offlinerl.training.config import TrainConfig
 from offlinerl.training.held_out import HeldOut
 from offlinerl.training.processes import Team
 from offlinerl.training.recorder import Recorder, Silent
@@ -197,11 +198,11 @@ class Run(L.Callback):
         return summary
 
     def say_of_sparse_metrics(self) -> None:
-        """Report if metrics are wanted more often than blocks end, which is when they are logged."""
+        """Report if the user wants metrics more often than blocks end, which is when they are logged."""
         train, every = self.train_settings, self.recorder.every
         scale = train.get("steps_per_update", 1) if self.clock == "step" else 1
         block = min(train.get("block", 1) * scale, train["eval_every"])
-        if every < block:
+        if every < block and every != TrainConfig.log_every:
             self.display.say(
                 f"metrics come once per block of {block:,} {self.clock}s, and not every {every:,}: for more, give a"
                 " smaller --train.block"
