@@ -117,7 +117,7 @@ def test_cql_by_hand(monkeypatch):
         q = start.critic(batch.obs, batch.action)  # [S, N, B]
         weights = []
         for i in range(4):
-            for obs, name in ((batch.obs, "here"), (batch.next_obs, "there")):
+            for obs, name in ((batch.obs, "sampled"), (batch.next_obs, "next_sampled")):
                 action, log_prob = start.actor(obs, noise[name][:, :, i])
                 weights.append(start.critic(batch.obs, action) - log_prob.unsqueeze(1))
             weights.append(start.critic(batch.obs, noise["uniform"][:, :, i]) + 2 * math.log(2))
@@ -137,7 +137,7 @@ def test_calql_by_hand(monkeypatch):
         for i in range(4):
             following, _ = start.actor(batch.next_obs, noise["next_action"][:, :, i])
             values.append(start.target_critic(batch.next_obs, following).min(1).values)
-            for obs, name in ((batch.obs, "here"), (batch.next_obs, "there")):
+            for obs, name in ((batch.obs, "sampled"), (batch.next_obs, "next_sampled")):
                 action, log_prob = start.actor(obs, noise[name][:, :, i])
                 weights.append(torch.maximum(start.critic(batch.obs, action), bound) - log_prob.unsqueeze(1))
             weights.append(start.critic(batch.obs, noise["uniform"][:, :, i]) + 2 * math.log(2))

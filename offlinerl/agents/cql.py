@@ -62,14 +62,14 @@ class CQL(SAC):
         """The values ``[S, N, B, 3 samples]`` of uniform actions, the policy's actions at ``s`` and its actions at the
         next state (paper, appendix F), and the log-densities ``[S, B, 3 samples]`` that these were sampled with."""
         with torch.no_grad():
-            here, log_here = self.actor(batch.obs, noise["here"])  # [S, B, samples, A] and [S, B, samples]
-            there, log_there = self.actor(batch.next_obs, noise["there"])
-            log_uniform = torch.full_like(log_here, -self.spec.action_dim * math.log(2))
-            actions = torch.cat([noise["uniform"], here, there], 2)
-            log_density = torch.cat([log_uniform, log_here, log_there], 2)  # [S, B, 3 samples]
+            action, log_prob = self.actor(batch.obs, noise["sampled"])  # [S, B, samples, A] and [S, B, samples]
+            next_action, next_log_prob = self.actor(batch.next_obs, noise["next_sampled"])
+            log_uniform = torch.full_like(log_prob, -self.spec.action_dim * math.log(2))
+            actions = torch.cat([noise["uniform"], action, next_action], 2)
+            log_density = torch.cat([log_uniform, log_prob, next_log_prob], 2)  # [S, B, 3 samples]
         return self.critic.of_many(batch.obs, actions), log_density
 
     def draw(self, batch_size: int) -> Noise:
         rng, shape = self.rng, (batch_size, self.config.samples, self.spec.action_dim)
-        many = dict(here=rng.normal(shape), there=rng.normal(shape), uniform=rng.uniform(-1, 1, shape))
+        many = dict(sampled=rng.normal(shape), next_sampled=rng.normal(shape), uniform=rng.uniform(-1, 1, shape))
         return super().draw(batch_size) | many

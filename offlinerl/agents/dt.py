@@ -211,14 +211,14 @@ class DT(Agent):
 
         if memory.obs is None:
             memory = memory._replace(obs=tree_map(lambda x: x.unsqueeze(2).expand(-1, -1, T, *x.shape[2:]), obs))
-        seen = tree_map(put, memory.obs, obs)
+        history = tree_map(put, memory.obs, obs)
         to_go, step = put(memory.to_go, memory.left), put(memory.step, memory.count)
         action = put(memory.action, torch.zeros_like(memory.action[:, :, 0]))  # unknown yet; causally masked
         at = place[..., None, None].expand(-1, -1, 1, self.spec.action_dim)
-        new = self.model(seen, action, to_go / self.scale.unsqueeze(-1), step).gather(2, at)  # [S, E, 1, A]
+        new = self.model(history, action, to_go / self.scale.unsqueeze(-1), step).gather(2, at)  # [S, E, 1, A]
         taken = self.to_env(new)
         if self.spec.whole:  # the environment rounds
             taken = taken.round()
             new = self.in_unit(taken)
-        self.memory = Memory(seen, action.scatter(2, at, new), to_go, step, memory.count + 1, memory.left)
+        self.memory = Memory(history, action.scatter(2, at, new), to_go, step, memory.count + 1, memory.left)
         return taken.squeeze(2)

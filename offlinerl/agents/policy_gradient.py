@@ -153,7 +153,7 @@ class PolicyGradient(Agent):
 
     def compute_advantages(self, rollout: Batch) -> Sample:
         """Advantages and value targets of a rollout ``[S, E, T, ...]``."""
-        obs, next_obs = (self.seen(x.flatten(1, 2)) for x in (rollout.obs, rollout.next_obs))  # [S, E T, O]
+        obs, next_obs = (self.normalized(x.flatten(1, 2)) for x in (rollout.obs, rollout.next_obs))  # [S, E T, O]
         action = rollout.action.flatten(1, 2)
         value, next_value = (self.baseline(x).view_as(rollout.reward) for x in (obs, next_obs))  # [S, E, T]
         reward = self.scaled(rollout) if self.config.normalize_reward else rollout.reward
@@ -166,7 +166,7 @@ class PolicyGradient(Agent):
         """The baseline of the advantage, also used to bootstrap where a rollout is cut: ``[S, B, O] -> [S, B]``."""
         return self.value(obs)
 
-    def seen(self, obs: Tensor) -> Tensor:
+    def normalized(self, obs: Tensor) -> Tensor:
         """The observations that the networks take, normalised if the setting says so, ``[S, B, O]``."""
         return self.obs_norm(self.policy.encoder(obs)) if self.config.normalize_obs else obs
 
@@ -175,9 +175,9 @@ class PolicyGradient(Agent):
         goes_on = per_seed(self.gamma, rollout.last) * (1 - rollout.last)  # [S, E, T]
         before = torch.zeros_like(goes_on)  # factor of the return up to the previous step
         before[..., 1:] = goes_on[..., :-1]
-        paid = rollout.reward.clone()
-        paid[..., 0] += self.running.to(paid.device)
-        returns = losses.accumulate(paid.flip(-1), before.flip(-1)).flip(-1)
+        reward = rollout.reward.clone()
+        reward[..., 0] += self.running.to(reward.device)
+        returns = losses.accumulate(reward.flip(-1), before.flip(-1)).flip(-1)
         self.running = returns[..., -1] * goes_on[..., -1]
         self.return_norm.see(returns.flatten(1).unsqueeze(-1))
         return self.return_norm.scale(rollout.reward)
@@ -201,14 +201,14 @@ class PolicyGradient(Agent):
         return self.epochs * (rows // min(self.config.minibatch or rows, rows))
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
-        action = self.policy.act(self.seen(obs), self.exploring(obs) if explore else None)
+        action = self.policy.act(self.normalized(obs), self.exploring(obs) if explore else None)
         if self.spec.num_actions:
             return action
         # A sample is not clipped, since its log-probability is needed; the environment clips it.
         return self.to_env(action if explore else action.clamp(-1, 1))
 
     def log_prob(self, obs: Tensor, action: Tensor, explore: bool = False) -> Tensor:
-        return self.log_prob_under(self.policy(self.seen(obs)), action)
+        return self.log_prob_under(self.policy(self.normalized(obs)), action)
 
     def explore_state(self) -> dict[str, Any]:
         return dict(super().explore_state(), running=self.running)

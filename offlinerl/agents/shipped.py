@@ -47,14 +47,14 @@ def acting_weights(agent: Agent) -> dict[str, Tensor]:
     """The weights that the agent's ``act`` reads, with and without exploration, by their names in the state
     dictionary."""
     one = agent.acting_in([0])
-    seen = {
+    obs = {
         leaf.path: torch.zeros(len(one.seeds), 1, *leaf.shape, dtype=getattr(torch, leaf.dtype), device=one.device)
         for leaf in one.spec.obs
     }
     with torch.no_grad(), _Read() as read:
         for explore in (False, True):
             one.begin(np.ones((len(one.seeds), 1), bool), np.zeros((len(one.seeds), 1), int))
-            one.act(seen.get("", seen), explore)
+            one.act(obs.get("", obs), explore)
     state = one.state_dict()
     return {name: w for name, w in state.items() if w.untyped_storage().data_ptr() in read.places}
 

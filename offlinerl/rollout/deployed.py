@@ -84,10 +84,10 @@ class DeployedPolicy:
                 f"the parts of the observations are batches of {either(*sizes)}: give the same number of each"
             )
         arrays = {name: _as_numbers(part, self.leaves[name].dtype, name) for name, part in tree.items()}
-        seen = arrays.get("", arrays)
-        seen = tree_map(lambda x: torch.from_numpy(x)[None] if batched else torch.from_numpy(x)[None, None], seen)
-        found = self.agent.act(tree_map(lambda x: x.to(self.agent.device), seen))
-        action = actions_of(found, (*first_leaf(seen).shape[:2], self.spec.action_dim))[0]  # [B, A]
+        batch = arrays.get("", arrays)
+        batch = tree_map(lambda x: torch.from_numpy(x)[None] if batched else torch.from_numpy(x)[None, None], batch)
+        found = self.agent.act(tree_map(lambda x: x.to(self.agent.device), batch))
+        action = actions_of(found, (*first_leaf(batch).shape[:2], self.spec.action_dim))[0]  # [B, A]
         if not np.isfinite(action).all():
             raise Diverged(diverged_in_words(self.agent, 0))
         if self.spec.num_actions:

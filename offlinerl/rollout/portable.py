@@ -59,8 +59,8 @@ class Portable(nn.Module):
     def act(self, *leaves: Tensor) -> Tensor:
         """The agent's own actions, ``[B, A]``."""
         agent = self.policy[0].agent
-        seen = dict(zip((leaf.path for leaf in agent.spec.obs), leaves, strict=True))
-        return agent.act(tree_map(lambda x: x.unsqueeze(0), seen.get("", seen)))[0]
+        obs = dict(zip((leaf.path for leaf in agent.spec.obs), leaves, strict=True))
+        return agent.act(tree_map(lambda x: x.unsqueeze(0), obs.get("", obs)))[0]
 
     def forward(self, *leaves: Tensor) -> Tensor:
         policy, action = self.policy[0], self.act(*leaves)
