@@ -277,6 +277,44 @@ def test_invalid_arrays_are_refused(change, says):
         offlinerl.load_dataset({name: array for name, array in arrays.items() if array is not None})
 
 
+class Arm(gym.Env):
+    """A robot that is observed in parts, some of them nested."""
+
+    observation_space = gym.spaces.Dict(
+        robot=gym.spaces.Dict(q=gym.spaces.Box(-1, 1, (2,)), v=gym.spaces.Box(-1, 1, (3,))),
+        camera=gym.spaces.Box(0, 255, (16, 16, 3), np.uint8),
+    )
+    action_space = gym.spaces.Box(-1, 1, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, True, {}
+
+
+@pytest.mark.parametrize("env", [None, Arm])
+def test_nested_observations_are_as_their_parts_by_path(here, env):
+    rng = np.random.default_rng(0)
+    q, v, camera = rng.normal(size=(20, 2)), rng.normal(size=(20, 3)), rng.integers(0, 255, (20, 16, 16, 3), np.uint8)
+    arrays = dict(action=rng.uniform(-1, 1, (20, 2)), reward=np.ones(20), terminated=np.arange(20) % 5 == 4)
+    data, flat = (
+        offlinerl.load_dataset(arrays | dict(obs=obs))
+        for obs in (dict(robot=dict(q=q, v=v), camera=camera), {"robot/q": q, "robot/v": v, "camera": camera})
+    )
+    assert list(data.obs) == list(flat.obs) == ["robot/q", "robot/v", "camera"]
+    for of in ("obs", "next_obs"):
+        for part in flat.obs:
+            np.testing.assert_array_equal(getattr(data, of)[part], getattr(flat, of)[part])
+    run = offlinerl.fit("bc", data, env=env, hidden=[8], over=dict(train=FEW))
+    assert offlinerl.evaluate(run.folder, env=Arm, episodes=1)["mean"] == 0
+    nested = dict(robot=dict(q=q[0], v=v[0]), camera=camera[0])
+    acts = [offlinerl.load_policy(run.folder)(obs) for obs in (nested, {part: flat.obs[part][0] for part in flat.obs})]
+    np.testing.assert_array_equal(*acts)
+
+
 def test_missing_runs_and_invalid_seeds_are_reported():
     for of in (offlinerl.select, offlinerl.report):
         with pytest.raises(offlinerl.UserError, match="there are no runs"):

@@ -29,8 +29,8 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     """A dataset from arrays with one row per step, one episode after another.
 
     Args:
-        arrays: ``obs`` ``[rows, ...]``, an array or a dictionary of arrays; ``action`` ``[rows, A]``, or ``[rows]`` for
-            discrete actions; ``reward`` and ``terminated`` ``[rows]``; ``truncated`` ``[rows]``, or ``episode``
+        arrays: ``obs`` ``[rows, ...]``, an array or a dictionary of arrays, which may be nested: its parts are then
+            called ``outer/inner``; ``action`` ``[rows, A]``, or ``[rows]`` for discrete actions; ``reward`` and ``terminated`` ``[rows]``; ``truncated`` ``[rows]``, or ``episode``
             ``[rows]``, whose changes mark the ends of episodes, by default only the last row; ``next_obs``, by default
             the next row's observation, in which case truncated rows are dropped; and ``log_prob`` ``[rows]``, if
             known, see ``Dataset``. The names in D4RL's and Minari's files are understood too.
@@ -55,7 +55,8 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     for field, of in given.items():
         make = partial(column_of, what=f"{name}: {field}")
         with reading(f"the array {field}", "give numbers, a row a step"):
-            columns[field] = tree_map(make, of) if field in ("obs", "next_obs") else make(of)
+            parts = field in ("obs", "next_obs") and isinstance(of, Mapping)
+            columns[field] = {path: make(leaf) for path, leaf in tree_leaves(of)} if parts else make(of)
     lengths = {path: len(leaf) for path, leaf in tree_leaves(columns)}
     if len(set(lengths.values())) > 1:
         raise UserError(f"the arrays have unequal lengths: {', '.join(f'{k} {n}' for k, n in lengths.items())}")

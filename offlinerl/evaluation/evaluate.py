@@ -157,7 +157,9 @@ def task_for(
     task, seen = Task.of(registry.task(env)), own.env or {}
     limits = {key: seen[key] for key in ("pixels", "stack") if key in seen} | dict(limits or {})
     goal = {"goal": seen["goal"]} if "goal" in seen else {}
-    task = replace(task, env=with_limits(task.env or {}, limits) | goal, obs_keys=task.obs_keys or own.obs_keys)
+    parts = [leaf.path for leaf in policy.spec.obs if leaf.path] if policy.spec else []  # in the data's order
+    keys = task.obs_keys or own.obs_keys or parts or None
+    task = replace(task, env=with_limits(task.env or {}, limits) | goal, obs_keys=keys)
     if task.score is None and own.score_kind == "success":  # by which it was judged in training
         require_sound(task.env, task.obs_keys)
         with checks.closing(make(task.env, task.obs_keys)) as made:
