@@ -410,8 +410,8 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
     """Load the transitions of a dataset as numpy arrays.
 
     Args:
-        source: a name, a Minari id, a file or a folder; a Minari dataset object; arrays ``obs``, ``action``,
-            ``reward``, ``terminated`` and optionally ``truncated`` and ``next_obs``, see
+        source: a name, a Minari id, a file or a folder; a Minari dataset object; arrays ``obs``, ``action``
+            and optionally ``reward``, ``terminated``, ``truncated`` and ``next_obs``, see
             ``offlinerl.data.arrays.from_arrays``; or a pandas DataFrame, with ``columns`` as for a file.
         env: the environment of a file, for its action bounds and episode ends. For other sources, give ``env`` to
             ``fit``.

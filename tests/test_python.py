@@ -260,7 +260,7 @@ def test_a_dataset_from_arrays(successors):
     ("change", "says"),
     [
         (dict(obs={}), "the arrays lack obs; needed are"), (dict(obs=dict(a={})), "the arrays lack obs"),
-        (dict(reward=None), "the arrays lack reward"), (dict(reward=np.zeros(3)), "unequal lengths"),
+        (dict(action=None), "the arrays lack action"), (dict(reward=np.zeros(3)), "unequal lengths"),
         (dict(obs=np.full((4, 1), np.nan)), "obs has NaN"),
         (dict(terminated=np.full(4, 0.5)), "terminated must be 0 or 1"),
         (dict(cameras=np.zeros(4)), "no use for 'cameras'; known are"),
@@ -275,6 +275,18 @@ def test_invalid_arrays_are_refused(change, says):
     arrays = dict(obs=np.zeros((4, 1)), action=np.zeros((4, 1)), reward=np.zeros(4), terminated=np.zeros(4)) | change
     with pytest.raises(UserError, match=says):
         offlinerl.load_dataset({name: array for name, array in arrays.items() if array is not None})
+
+
+def test_arrays_without_rewards_and_ends_are_one_episode_and_said_to_be(here, capsys):
+    arrays = dict(obs=np.random.default_rng(0).normal(size=(30, 2)), action=np.linspace(-1, 1, 30))
+    run = offlinerl.fit("bc", arrays, hidden=[8], over=dict(train=FEW | dict(held_out=0)))
+    assert run.policy([0.5, -0.5]).shape == (1,)
+    said = capsys.readouterr().out
+    assert "29 transitions in 1 episode" in said and "all rewards are 0" in said
+    assert "arrays: nothing in the arrays marks where episodes end, so its 30 rows are one episode" in said
+    offlinerl.fit("bc", arrays | dict(episode=np.arange(30) // 10), hidden=[8], over=dict(train=FEW))
+    said = capsys.readouterr().out
+    assert "27 transitions in 3 episodes" in said and "marks where episodes end" not in said
 
 
 class Arm(gym.Env):

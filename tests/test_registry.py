@@ -306,7 +306,7 @@ def test_a_wrong_download_leaves_nothing(server, page, known, message):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (dict(terminals=None), "lacks terminals; it has actions, observations, rewards"),
+        (dict(actions=None), "lacks actions; it has observations, rewards, terminals"),
         (dict(rewards=np.zeros(3)), "unequal lengths .*observations 4.* rewards 3"),
         (
             dict(rewards=np.array([0, np.nan, 0, np.inf])),

@@ -15,8 +15,8 @@ from offlinerl.data.dataset import Dataset
 from offlinerl.util.errors import UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
-NEEDED = ("obs", "action", "reward", "terminated")
-KNOWN = (*NEEDED, "truncated", "episode", "next_obs", "log_prob")
+NEEDED = ("obs", "action")
+KNOWN = (*NEEDED, "reward", "terminated", "truncated", "episode", "next_obs", "log_prob")
 
 USUAL = dict(
     observations="obs", actions="action", rewards="reward", terminals="terminated", terminations="terminated",
@@ -30,10 +30,11 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
 
     Args:
         arrays: ``obs`` ``[rows, ...]``, an array or a dictionary of arrays, which may be nested: its parts are then
-            called ``outer/inner``; ``action`` ``[rows, A]``, or ``[rows]`` for discrete actions; ``reward`` and ``terminated`` ``[rows]``; ``truncated`` ``[rows]``, or ``episode``
-            ``[rows]``, whose changes mark the ends of episodes, by default only the last row; ``next_obs``, by default
-            the next row's observation, in which case truncated rows are dropped; and ``log_prob`` ``[rows]``, if
-            known, see ``Dataset``. The names in D4RL's and Minari's files are understood too.
+            called ``outer/inner``; ``action`` ``[rows, A]``, or ``[rows]`` for discrete actions; ``reward`` and
+            ``terminated`` ``[rows]``, by default 0; ``truncated`` ``[rows]``, or ``episode`` ``[rows]``, whose changes
+            mark the ends of episodes, by default only the last row; ``next_obs``, by default the next row's
+            observation, in which case truncated rows are dropped; and ``log_prob`` ``[rows]``, if known, see
+            ``Dataset``. The names in D4RL's and Minari's files are understood too.
         name: the dataset's name.
 
     Raises:
@@ -64,9 +65,9 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     if not rows:
         raise UserError(f"{name} are empty: they have no rows")
     require_filled(name, dict(obs=obs, action=action))
+    columns = dict.fromkeys(("reward", "terminated", "truncated"), np.zeros((rows, 1), np.float32)) | columns
     terminated = as_flags(columns["terminated"], "terminated")
-    truncated = as_flags(columns["truncated"], "truncated") if "truncated" in columns else np.zeros(rows, bool)
-    last = terminated | truncated
+    last = terminated | as_flags(columns["truncated"], "truncated")
     last[-1] = True
     if episode is not None:
         last |= _final_rows(np.asarray(episode), rows, name)
@@ -93,9 +94,10 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     kind = str(np.asarray(given["action"]).dtype)
     facts = dict(
         format="arrays", action_dtype=kind, rows_in_source=rows, rows_dropped=int((~keep).sum()), reward="none",
-        **lost(int(np.count_nonzero(single(columns["reward"], "reward")[~keep])) if "reward" in columns else 0),
-        **rounded.facts(),
+        **lost(int(np.count_nonzero(single(columns["reward"], "reward")[~keep]))), **rounded.facts(),
     )  # fmt: skip
+    if episode is None and not given.keys() & {"terminated", "truncated"}:
+        facts["unmarked_ends"] = [dict(file="the arrays", rows=rows)]
     return Dataset.of_rows(
         obs, next_obs, terminated=terminated[keep], last=last, name=name, provenance=facts, **numbers
     )

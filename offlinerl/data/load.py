@@ -162,7 +162,7 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
     total = {name: sum((fact[name] for fact in facts), rows) for name in ("rows_in_source", "rows_dropped")}
     paid = sum(fact.get("rewards_dropped", 0) for fact in facts)
     about = {**facts[0], **total, **lost(paid), "file": str(path), "files": [file.name for file in files]}
-    of_files = ("unordered_steps", "missing_steps")
+    of_files = ("unmarked_ends", "unordered_steps", "missing_steps")
     for name in ("first_episode", "open_episode", "rounded", *of_files):
         about.pop(name, None)
     rounded: dict[str, list[int]] = {}
