@@ -289,6 +289,36 @@ def test_arrays_without_rewards_and_ends_are_one_episode_and_said_to_be(here, ca
     assert "27 transitions in 3 episodes" in said and "marks where episodes end" not in said
 
 
+def test_a_list_of_frames_or_arrays_is_read_as_several_files(here, capsys):
+    rng = np.random.default_rng(0)
+    logs = [dict(obs=rng.normal(size=(9, 2)), action=rng.uniform(-1, 1, 9), reward=np.ones(9)) for _ in range(3)]
+    frames = [pd.DataFrame(dict(x=log["obs"][:, 0], y=log["obs"][:, 1], u=log["action"], r=1.0)) for log in logs]
+    columns = dict(obs=["x", "y"], action=["u"], reward=["r"])
+    for sources, more in ((logs, {}), (frames, dict(columns=columns)), (tuple(frames), dict(columns=columns))):
+        data = offlinerl.load_dataset(sources, **more)
+        assert data.episode_lengths.tolist() == [8, 8, 8]
+        assert (data.provenance["rows_in_source"], data.provenance["rows_dropped"]) == (27, 3)
+        np.testing.assert_array_equal(data.obs[8:16], logs[1]["obs"][:8].astype(np.float32))
+        run = offlinerl.fit("bc", sources, hidden=[8], over=dict(train=FEW), **more)
+        assert run.policy([0.5, -0.5]).shape == (1,)
+        assert "marks where episodes end" not in capsys.readouterr().out
+    data = offlinerl.load_dataset([frames[0], frames[1][:0]], columns=columns, name="week")
+    assert len(data) == 8 and data.name == "week" and data.provenance["empty_files"] == ["week 1"]
+    parts = offlinerl.load_dataset([dict(log, obs=dict(q=log["obs"], t=log["obs"])) for log in logs], obs_keys=["q"])
+    assert parts.obs.shape == (24, 2)
+    for sources, says in (
+        ([], "the list holds no step"),
+        ([1.0], "a list must hold data frames or dictionaries of arrays, and 0 is of type"),
+        ([*logs, dict(obs=[1])], "3 in the list: the arrays lack action"),
+        (["a.csv"], "pattern, such as 'logs/"),
+        ([logs[0], dict(logs[0], obs=np.ones((9, 3)))], "of shape"),
+    ):
+        with pytest.raises(UserError, match=says):
+            offlinerl.load_dataset(sources)
+    with pytest.raises(UserError, match="list 1 observes the columns y, x, and list 0 x, y"):
+        offlinerl.load_dataset([frames[0], frames[1][["y", "x", "u"]]], columns=dict(obs=["[xy]"], action=["u"]))
+
+
 class Arm(gym.Env):
     """A robot that is observed in parts, some of them nested."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from offlinerl.data.assemble import column_of
 from offlinerl.data.columns import Rounded, as_flags, lost, require_filled, require_finite, single
 from offlinerl.data.dataset import Dataset
-from offlinerl.util.errors import UserError, did_you_mean, reading
+from offlinerl.util.errors import NoSteps, UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
 NEEDED = ("obs", "action")
@@ -63,7 +63,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
         raise UserError(f"the arrays have unequal lengths: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
     obs, action, rows = columns["obs"], columns["action"], lengths["action"]
     if not rows:
-        raise UserError(f"{name} are empty: they have no rows")
+        raise NoSteps(f"{name} are empty: they have no rows")
     require_filled(name, dict(obs=obs, action=action))
     columns = dict.fromkeys(("reward", "terminated", "truncated"), np.zeros((rows, 1), np.float32)) | columns
     terminated = as_flags(columns["terminated"], "terminated")
@@ -86,7 +86,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
         keep = ~last | terminated
         last = (last | ~np.r_[keep[1:], True])[keep]
     if not keep.any():
-        raise UserError("no row has a successor, so that there is nothing to learn from")
+        raise NoSteps("no row has a successor, so that there is nothing to learn from", rows)
     obs, next_obs = (tree_map(lambda leaf: np.ascontiguousarray(leaf[keep]), tree) for tree in (obs, next_obs))
     singles = [field for field in ("reward", "log_prob") if field in columns]
     numbers = dict(action=action[keep], **{field: single(columns[field], field)[keep] for field in singles})
