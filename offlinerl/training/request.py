@@ -269,6 +269,8 @@ def require_source(
     Raises:
         UserError: there is no such source or environment, or a setting is wrong.
     """
+    if isinstance(source, str | Path):
+        agents.require_module(str(source))
     of_checkpoint = isinstance(source, str | Path) and not agents.is_name(str(source))
     if env is None and (source in ("random", "scripted") or not of_checkpoint):
         raise WrongUsage("collect needs --env, the environment to act in, as in: --env Pendulum-v1")
