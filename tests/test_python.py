@@ -705,6 +705,27 @@ def test_environments_that_do_not_fit_the_data_are_refused(env, says, here):
     assert says in str(error.value)
 
 
+def test_settings_may_be_of_numpy(here):
+    few, limits = dict(FEW, updates=np.int64(4)), dict(action_range=np.array([-1.0, 1.0]))
+    run = offlinerl.fit("xql", walk(), hidden=np.array([8, 8]), beta=np.array([1, 2]), limits=limits, **few)
+    settings = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert settings["agent"]["hidden"] == [8, 8] and settings["agent"]["beta"] == [1.0, 2.0]
+    assert settings["fit"]["action_range"] == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (dict(lr=1e-3), "setting 'lr'; did you mean actor_lr or critic_lr?"), (dict(seed=3), "did you mean seeds?"),
+        (dict(seed=3, agent="bc"), "did you mean seeds?"), (dict(thread=2), "did you mean threads?"),
+        (dict(action_range=[-1, 1]), r"setting 'action_range'; give it as limits=dict\(action_range=...\)"),
+    ],
+)  # fmt: skip
+def test_names_of_settings_are_suggested_in_python(given, says, here):
+    with pytest.raises(UserError, match=says):
+        offlinerl.fit(given.pop("agent", "td3bc"), walk(), env=Room, **given)
+
+
 def test_settings_are_given_by_name(here):
     run = offlinerl.fit("xql", walk(), env=Room, over=dict(agent=dict(hidden=[8]), train=FEW), beta=3.0, updates=8)
     settings = yaml.safe_load((run.folder / "config.yaml").read_text())

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from functools import cache
 from numbers import Real
+from os import PathLike
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -165,13 +166,24 @@ def _hints(config: type[Config]) -> dict[str, tuple[Any, bool]]:
     return found
 
 
+def built_in(value: Any) -> Any:
+    """A value with numpy's arrays and numbers as Python's lists and numbers, and with paths as text."""
+    if isinstance(value, Mapping):
+        return {key: built_in(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(built_in, value))
+    if isinstance(value, PathLike):
+        return str(value)
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def typed(config: type[Config], name: str, value: Any) -> Any:
     """Convert a value to the type of its setting.
 
     Raises:
         UserError: it has the wrong type or is out of range.
     """
-    about = settings_of(config)[name].metadata
+    about, value = settings_of(config)[name].metadata, built_in(value)
     if about.get("per_seed") and isinstance(value, list | tuple):
         values = tuple(_one(config, name, one) for one in value)
         if not values or len(set(values)) < len(values):
