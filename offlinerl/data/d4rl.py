@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -289,7 +290,7 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
 
     Raises:
         UserError: a flag is neither 0 nor 1, the rows of an episode are not contiguous, or there are no flags and the
-            last of several episodes would be shorter than the limit.
+            limit would cut the last of several episodes short.
     """
 
     def flags(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -304,13 +305,12 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
     if split == MASKS:
         final = ~as_flags(file[MASKS][()], f"{file.filename}: {MASKS}")
         return _by_masks(marks, final, max_episode_steps)
-    if not marks.names and (max_episode_steps is None or rows < max_episode_steps):
-        return Flags(terminal, cut, FILE_END, False)
-    if not marks.names and rows % max_episode_steps:
+    if not marks.names and (max_episode_steps is None or rows % max_episode_steps):
+        if split is None and rows < (max_episode_steps or math.inf):
+            return Flags(terminal, cut, FILE_END, False)
         raise UserError(
-            f"{file.filename} lacks terminals and timeouts, and its {rows} rows are no whole number of episodes of the"
-            f" {max_episode_steps} steps that its environment allows; mark the last row of every episode with 1 in"
-            " timeouts, or number the episodes in episode"
+            f"{file.filename} lacks terminals and timeouts, which say where its {rows} rows end an episode: mark the"
+            " last row of each with 1 in timeouts, or number the episodes in episode"
         )
     if split == "jump":
         steps = np.diff(file["observations"][:, :2].astype(np.float64), axis=0)
