@@ -131,7 +131,7 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
     if entry.columns is None and (known := known_columns(path)):
         entry = replace(entry, columns=known)
     facts: list[dict[str, Any]] = []
-    files, empty, rows = [], [], 0  # the rows of empty files
+    files, empty, rows = [], [], 0
     cut: list[dict[str, str]] = []
     made: list[Made] = []
     for file, one in formats.several(formats.files_of(path), entry):
