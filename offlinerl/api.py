@@ -57,6 +57,7 @@ def fit(
     actions: str | None = None,
     columns: Sequence[str] | Mapping[str, Any] | None = None,
     subset: str | None = None,
+    score_range: Sequence[float] | None = None,
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> FitResult:
@@ -88,6 +89,8 @@ def fit(
             their type decides.
         columns: the meaning of a table's columns, which is stored beside the table; see ``offlinerl.data.load.load``.
         subset: a filter key of a robomimic file or a split of a LeRobot dataset.
+        score_range: two returns that count as scores 0 and 100, such as those of a random policy and of an expert,
+            instead of the task's own.
         callbacks: of Lightning, for the Trainer that trains the run; see ``offlinerl.training.loop.Run``. Their state
             is not saved with the run.
 
@@ -108,7 +111,7 @@ def fit(
     if resume:
         fixed = dict(
             out=out, seeds=seeds, config=file, obs_keys=obs_keys, init=init, actions=actions, columns=columns,
-            subset=subset, **(limits or {}),
+            subset=subset, score_range=score_range, **(limits or {}),
         )  # fmt: skip
         if given := [f"--{name.replace('_', '-')}" for name, value in fixed.items() if value is not None]:
             raise WrongUsage(f"--resume keeps a run's own settings: leave out {', '.join(given)}")
@@ -117,7 +120,7 @@ def fit(
             return _trained(chosen, entry, Path(resume), device, threads, callbacks, changes=changes)
     chosen, entry = settings_for(
         agent_name, dataset, where, seeds, file, over, obs_keys, limits, init, actions=actions, columns=columns,
-        subset=subset,
+        subset=subset, score_range=score_range,
     )  # fmt: skip
     about = chosen["fit"]
     short = about["agent"].rpartition(":")[2].rpartition(".")[2]

@@ -45,7 +45,7 @@ def fit(args: argparse.Namespace) -> None:
     api.fit(
         args.agent, args.dataset, env=args.env, seeds=args.seeds, file=args.config, over=over, device=args.device,
         out=args.out, resume=args.resume, threads=args.threads, obs_keys=args.obs_keys, limits=limits_of(args),
-        init=args.init, actions=args.actions, columns=args.columns, subset=args.subset,
+        init=args.init, actions=args.actions, columns=args.columns, subset=args.subset, score_range=args.score_range,
     )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def evaluate(args: argparse.Namespace) -> None:
     set_threads(args.threads)
     evaluate.evaluate_checkpoint(
         args.checkpoint, env=args.env, episodes=args.episodes, seed=args.seed, video=args.video, json_file=args.json,
-        device=args.device, limits=limits_of(args), agent_class=args.agent_class,
+        device=args.device, limits=limits_of(args), agent_class=args.agent_class, score_range=args.score_range,
     )  # fmt: skip
 
 
@@ -137,8 +137,9 @@ def datasets_import(args: argparse.Namespace) -> None:
     from offlinerl import dataset_commands
 
     dataset_commands.import_file(
-        args.file, args.id, args.env, args.overwrite, obs_keys=args.obs_keys, **given(args, "columns", "subset")
-    )
+        args.file, args.id, args.env, args.overwrite, obs_keys=args.obs_keys, score_range=args.score_range,
+        **given(args, "columns", "subset"),
+    )  # fmt: skip
 
 
 def datasets_export(args: argparse.Namespace) -> None:
@@ -309,6 +310,12 @@ def span(text: str) -> list[float]:
     raise argparse.ArgumentTypeError(f"{text!r} is not two numbers, the lower one first, such as -1,1")
 
 
+def spans(text: str) -> list[Any]:
+    """``-1,1`` as lower and upper bounds of all dimensions; ``-1,1:0,5`` as lists of them, one for each dimension."""
+    pairs = [span(pair) for pair in text.split(":")]
+    return pairs[0] if len(pairs) == 1 else [*map(list, zip(*pairs, strict=True))]
+
+
 def on_off(text: str) -> bool | str:
     known = {"auto": "auto", "true": True, "false": False}
     if text not in known:
@@ -351,7 +358,10 @@ SHARED: dict[str, dict[str, Any]] = {
     "--eval-episodes": dict(type=count, metavar="N", help="episodes per evaluation during training"),
     "--final-episodes": dict(type=count, metavar="N", help="episodes of the evaluation of the last policy"),
     "--max-episode-steps": dict(type=count, metavar="N", help="steps after which episodes are truncated"),
-    "--action-range": dict(type=span, metavar="LOW,HIGH", help="bounds for actions that have none, as in -1,1"),
+    "--action-range": dict(
+        type=spans, metavar="LOW,HIGH", help="bounds for actions that have none, as in -1,1, or -1,1:0,5 by dimension"
+    ),
+    "--score-range": dict(type=span, metavar="LOW,HIGH", help="returns that count as scores 0 and 100"),
     "--pixels": dict(action="store_true", help="observe a task as 84x84 images, each action repeated for two steps"),
     "--fast-scene": dict(
         action="store_true", help="like --pixels, without shadows, reflections and multisampling: faster, other images"
@@ -439,7 +449,7 @@ def add_fit(commands: Any) -> None:
     p.add_argument("agent", nargs="?", help=f"{', '.join(agents.names())}; or your own as module:Class")
     p.add_argument("--dataset", metavar="NAME", help="a name of `datasets list`, a Minari id, a file or a folder")
     p.add_argument("--env", metavar="ID", help="where to act: a Gymnasium id, a dataset's name, or none")
-    p.add_shared(*LIMITS, *READING)
+    p.add_shared(*LIMITS, "--score-range", *READING)
     p.add_argument(
         "--actions", choices=("discrete", "continuous"),
         help="kind of the dataset's actions, if no environment defines it",
@@ -512,7 +522,7 @@ def add_evaluate(commands: Any) -> None:
     p.add_argument("checkpoint", type=Path, help="a checkpoint, such as runs/xql-kitchen/last.ckpt, or a run's folder")
     p.add_shared("--agent-class")
     p.add_argument("--env", metavar="ID", help="an environment other than the checkpoint's own")
-    p.add_shared(*LIMITS)
+    p.add_shared(*LIMITS, "--score-range")
     p.add_argument("--episodes", type=count, default=50, metavar="N", help="episodes per policy (default: 50)")
     p.add_argument("--seed", type=whole, default=0, metavar="N", help="reset seed of the first episode (default: 0)")
     p.add_argument(
@@ -565,7 +575,7 @@ def add_datasets_import(commands: Any) -> None:
     p = command(commands, "import", datasets_import, "install a file as a Minari dataset")
     p.add_argument("file", type=Path, help="a file or a folder in any supported format")
     p.add_argument("id", help="id of the new dataset, (namespace/)name-vN")
-    p.add_shared("--env", *READING, "--overwrite")
+    p.add_shared("--env", *READING, "--score-range", "--overwrite")
 
 
 def add_datasets_export(commands: Any) -> None:
@@ -728,7 +738,7 @@ def take_settings(words: Sequence[str]) -> tuple[list[str], dict[str, dict[str, 
     rest, settings, words = [], dict(agent={}, train={}), list(words)
     while words:
         word = words.pop(0)
-        if word == "--action-range" and words:
+        if word in ("--action-range", "--score-range") and words:
             word = f"{word}={words.pop(0)}"  # argparse would read -1,1 as a flag
         section, dot, key = word.removeprefix("--").partition(".")
         if not (word.startswith("--") and dot and section in settings):

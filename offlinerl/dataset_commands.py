@@ -78,7 +78,7 @@ def validate(
     name_or_file: str,
     env: str | None = None,
     obs_keys: Sequence[str] | None = None,
-    action_range: Sequence[float] | None = None,
+    action_range: Sequence[Any] | None = None,
     **reading: Any,
 ) -> int:
     """Prints what is wrong with a dataset, and notes on what may be intended. Returns the exit status: 1 if there is a
@@ -87,7 +87,8 @@ def validate(
     Args:
         name_or_file: see ``show``, also for ``obs_keys`` and ``reading``.
         env: the environment it was collected in, whose shapes and bounds it must have; by default its own.
-        action_range: lower and upper bound of the actions, if the environment is unknown or has none.
+        action_range: lower and upper bounds of the actions, a number or A numbers each, if the environment is unknown
+            or has none.
     """
     findings = find_faults(registry.limited(registry.resolve(name_or_file, env, obs_keys), reading), action_range)
     for kind, message, rows, fault, places in findings:
@@ -115,6 +116,7 @@ def import_file(
     env: str | None = None,
     overwrite: bool = False,
     obs_keys: Sequence[str] | None = None,
+    score_range: Sequence[float] | None = None,
     **reading: Any,
 ) -> None:
     """Installs a file or folder of any format as a Minari dataset, with its environment if that is known.
@@ -125,6 +127,7 @@ def import_file(
         env: the environment it was collected in, if its name does not tell: a Gymnasium id, or a name in the registry.
         overwrite: replace an existing dataset of that id.
         obs_keys: see ``show``, also for ``reading``.
+        score_range: two returns that count as scores 0 and 100, to store as Minari's reference scores.
 
     Raises:
         UserError: the file cannot be read, there is no such environment, or the file's rows do not fit it.
@@ -133,12 +136,14 @@ def import_file(
     require_place(path, overwrite, MINARI)
     entry = registry.limited(registry.resolve(str(file), env, obs_keys), reading)
     (dataset,) = _read([entry], path)
-    _write_minari(dataset, entry, path, dataset_id, f"{entry.name}, imported", env is not None, overwrite)
+    scores = dict(zip(("ref_min_score", "ref_max_score"), score_range or (), strict=False))
+    _write_minari(dataset, entry, path, dataset_id, f"{entry.name}, imported", env is not None, overwrite, scores)
 
 
 def _write_minari(
-    dataset: Dataset, entry: Entry, path: Path, dataset_id: str, description: str, asked: bool, overwrite: bool
-) -> None:
+    dataset: Dataset, entry: Entry, path: Path, dataset_id: str, description: str, asked: bool, overwrite: bool,
+    more: Mapping[str, Any] = {},
+) -> None:  # fmt: skip
     dataset = _chained(dataset)
     spec, observation_space, action_space = _home(entry, dataset, asked)
     metadata = metadata_of(description, "unknown", dataset.provenance, entry.licence)
@@ -150,6 +155,7 @@ def _write_minari(
         metadata |= {key: dataset.provenance[key] for key in edit.EVALUATED if key in dataset.provenance}
         if "eval_env_spec" in metadata:
             spec = dataset.provenance.get("env_spec")
+    metadata |= more
     with swept(path):
         write_minari(
             path,

@@ -347,6 +347,11 @@ def test_broken_files(columns, words, refused, file):
     says(refused(*fit_file(file(**columns))), *words)
 
 
+def test_a_configuration_of_another_agent_is_named(refused, here):
+    (here / "xql.yaml").write_text("fit: {agent: xql, dataset: kitchen}\nagent: {beta: 2.0}\n")
+    says(refused("fit", "bc", "--config", "xql.yaml"), "xql.yaml is of xql, and bc has no setting 'beta'")
+
+
 @pytest.mark.parametrize("keep", [0, 100, 2000])
 def test_truncated_files(keep, refused, file):
     path = file()
@@ -355,7 +360,9 @@ def test_truncated_files(keep, refused, file):
 
 
 def test_a_file_that_names_no_environment(refused, file):
-    says(refused("fit", "bc", "--dataset", file(), "--online-steps", "10"), "fine-tuning needs an environment", "--env")
+    fine_tune = ("fit", "bc", "--online-steps", "10", "--dataset")
+    says(refused(*fine_tune, file()), "fine-tuning needs an environment", "names none", "--env ID")
+    says(refused(*fine_tune, "kitchen", "--env", "none"), "fine-tuning needs an environment", "but --env is none")
 
 
 def test_obs_keys_of_a_single_vector_are_refused(refused, file, tmp_path):

@@ -390,6 +390,8 @@ def test_the_kind_and_bounds_of_actions_are_taken_from_the_data():
     assert (spec.action_low, spec.action_high) == ((-2.0,), (2.0,)) and "within -2 to 2, the bounds as given" in said
     spec, _ = spec_of_data(data)
     assert (spec.action_low, spec.action_high) == ((float(data.action.min()),), (float(data.action.max()),))
+    with pytest.raises(UserError, match="arrays has actions of 1 dimension, and --action-range has bounds of 2"):
+        spec_of_data(data, action_range=[[-1, -2], [1, 2]])
     with pytest.raises(UserError, match="discrete actions are one whole number a row"):
         spec_of_data(data, "discrete")
     with pytest.raises(UserError, match="leave out --action-range"):

@@ -20,6 +20,7 @@ from offlinerl.data.episode import Episode
 from offlinerl.data.load import load
 from offlinerl.data.minari_reader import load_minari
 from offlinerl.data.minari_writer import write_minari
+from offlinerl.training import config
 from offlinerl.util.errors import UserError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -536,6 +537,23 @@ def test_a_given_range_holds_for_whole_numbers_and_not_for_choices(here, refused
     Path("log.csv").write_text("x,a,b\n" + "".join(f"{x}.5,{x % 3 + 4},{x}\n" for x in range(9)))
     argv = ("datasets", "validate", "log.csv", "--columns", "obs=x", "action=a,b", "--action-range=-1,1")
     assert main([*argv]) == 1 and "fault: action range" in words_of(capsys)
+    assert main([*argv[:-1], "--action-range", "4,6:0,8"]) == 0
+    assert main([*argv[:-1], "--action-range", "4,6:0,7"]) == 1
+    assert "lie outside [0, 7] (1 rows: 8)" in words_of(capsys)
+    assert main(["fit", "bc", "--dataset", "log.csv", "--action-range", "4,6:0,8", *FEW, "--out=run"]) == 0
+    assert config.read(Path("run/config.yaml"))["fit"]["action_range"] == [[4.0, 0.0], [6.0, 8.0]]
+    for given in ("4,6:0", "4,6:8,0", "4:6"):
+        with pytest.raises(SystemExit):
+            main([*argv[:-1], "--action-range", given])
+        assert "is not two numbers, the lower one first" in capsys.readouterr().err
+    assert "bounds of 3: give a pair for each" in refused(*argv[:-1], "--action-range", "4,6:0,8:0,1")
+    both = (np.array([4, 0]), np.array([6, 8]))
+    brief = dict(updates=2, batch=4, compile=False)
+    trained = offlinerl.fit("bc", "log.csv", limits=dict(action_range=both), **brief).agent
+    assert trained.spec.action_high == (6.0, 8.0)
+    for wrong in ([[1, 2], [3]], [[1, 2], [1, 3]], [[], []], "1,2", [1, [2]]):
+        with pytest.raises(UserError, match="action_range must be a list of two numbers, the lower one first, not"):
+            offlinerl.fit("bc", "log.csv", limits=dict(action_range=wrong), **brief)
     write(lake())
     says = refused("datasets", "validate", "some.hdf5", "--env", "FrozenLake-v1", "--action-range=-1,1")
     assert "the actions of FrozenLake-v1 are discrete: leave out --action-range" in says

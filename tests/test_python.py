@@ -19,6 +19,8 @@ from lightning import Callback
 from pendulum import empty_workplace, rows, weights
 
 import offlinerl
+from offlinerl.cli import main
+from offlinerl.data import registry
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.fingerprint import checksum_of_successors
 from offlinerl.training import request
@@ -585,6 +587,34 @@ def test_unsuitable_callbacks_are_refused(given, says, here):
     with pytest.raises(UserError, match=says):
         offlinerl.fit("bc", walk(), **FEW, **given)
     assert not Path("runs").exists() or not any(Path("runs").iterdir())
+
+
+def test_scores_follow_the_references_that_are_given(here):
+    span = (-60, np.float32(-10))
+    run = offlinerl.fit("bc", walk(), env=Room, score_range=span, **FEW, out="run")
+    raw = offlinerl.fit("bc", walk(), env=Room, **FEW, out="raw")
+    assert run.table["score"] == pytest.approx(100 * (raw.table["score"] + 60) / 50)
+    assert run.summary["score_kind"] == "given"
+    assert run.summary["dataset_score"] == pytest.approx(2 * (walk()["reward"].sum() / 4 + 60))
+    again = offlinerl.fit(dataset=walk(), env=Room, resume="run")
+    assert again.summary["score_kind"] == "given" and again.scores["mean"] == run.scores["mean"]
+    found, other = (offlinerl.evaluate(of, env=Room, episodes=2, seed=3) for of in (raw, "run"))
+    assert found["score_kind"] == "return" and other["mean"] == pytest.approx(2 * (found["mean"] + 60))
+    assert offlinerl.evaluate("raw", env=Room, episodes=2, seed=3, score_range=span)["mean"] == other["mean"]
+
+
+def test_references_of_an_imported_dataset_score_what_it_trains(here):
+    pd.DataFrame(dict(o=np.arange(40.0), a=0.5, r=1.0, run=np.repeat([0, 1], 20))).to_csv("log.csv")
+    columns = ("--columns", "obs=o", "action=a", "reward=r", "episode=run")
+    assert main(["datasets", "import", "log.csv", "my/log-v0", *columns, "--score-range", "-20,30"]) == 0
+    entry = registry.resolve("my/log-v0")
+    assert entry.score == {"min": -20, "max": 30, "from": "return", "kind": "minari"}
+
+
+@pytest.mark.parametrize("span", [(3, 3), (5, 1), (1,), "1,2", (0, float("nan"))])
+def test_invalid_references_are_refused(span, here):
+    with pytest.raises(UserError, match="score_range must be a list of two numbers, the lower one first, not"):
+        offlinerl.fit("bc", walk(), env=Room, score_range=span, **FEW)
 
 
 def test_numbers_of_numpy_are_seeds():

@@ -640,13 +640,13 @@ class Agent(L.LightningModule, ABC):
             self.metrics |= metrics
             blocks.learned(priority)
         if self.reports:
-            self.report()
+            self.report(bool(self.trainer.loggers))
         # Lightning does not see our optimisers step, so its global_step would stay at zero, and callbacks that wait
         # for it would never save. Count the updates there too.
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         progress.total.ready = progress.total.completed = self.updates
 
-    def report(self, logger: bool = True) -> None:
+    def report(self, logger: bool) -> None:
         """Give the latest metrics to Lightning's callbacks and loggers, by name: their means over the seeds, and those
         of each of several seeds, as in ``actor_loss`` and ``actor_loss/seed_0``. Loggers count them in updates.
 

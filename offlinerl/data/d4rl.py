@@ -309,8 +309,8 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
         if split is None and rows < (max_episode_steps or math.inf):
             return Flags(terminal, cut, FILE_END, False)
         raise UserError(
-            f"{file.filename} lacks terminals and timeouts, which say where episodes end: mark the last row of each with"
-            " 1 in timeouts, or number them in episode"
+            f"{file.filename} lacks terminals and timeouts, which say where episodes end: mark the last row of each"
+            " with 1 in timeouts, or number them in episode"
         )
     if split == "jump":
         steps = np.diff(file["observations"][:, :2].astype(np.float64), axis=0)

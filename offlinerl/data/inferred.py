@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
@@ -22,17 +23,15 @@ LARGEST = (1 << 24) - 1
 """The largest discrete action: float32, in which actions are stored, rounds the odd numbers beyond 2**24."""
 
 
-def spec_of_data(
-    data: Dataset, kind: str | None = None, action_range: Sequence[float] | None = None
-) -> tuple[Spec, str]:
+def spec_of_data(data: Dataset, kind: str | None = None, action_range: Sequence[Any] | None = None) -> tuple[Spec, str]:
     """The shapes of a dataset's observations, and its actions as far as the data tells.
 
     Args:
         data: at least one row.
         kind: "discrete" or "continuous"; by default discrete if the source says so, or if it stores one number per row
             in an integer dtype.
-        action_range: lower and upper bound of continuous actions; by default those that the source states, or else the
-            range of the data in every dimension.
+        action_range: lower and upper bounds of continuous actions, a number or A numbers each; by default those that
+            the source states, or else the range of the data in every dimension.
 
     Returns:
         The spec, and in words what was assumed about its actions.
@@ -69,11 +68,26 @@ def spec_of_data(
     basis = "the range of the data, in each dimension its own; --action-range LOW,HIGH sets others"
     if action_range is not None:
         basis = "the bounds as given"
-        low, high = (np.full(data.action.shape[1], side) for side in action_range)
+        low, high = bounds_of(action_range, data.action.shape[1], data.name)
     elif isinstance(space, Box) and space.is_bounded() and np.prod(space.shape) == data.action.shape[1]:
         low, high, basis = space.low.ravel(), space.high.ravel(), "the bounds as the dataset states"
     spec = Spec(obs, data.action.shape[1], tuple(map(float, low)), tuple(map(float, high)))
     return spec, f"continuous actions within {np.min(low):.6g} to {np.max(high):.6g}, {basis}"
+
+
+def bounds_of(action_range: Sequence[Any], A: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A user's lower and upper bounds ``[A]`` for the actions of a dataset.
+
+    Raises:
+        UserError: they are of another number of dimensions.
+    """
+    if (given := np.size(action_range[0])) not in (1, A):
+        raise UserError(
+            f"{name} has actions of {counted(A, 'dimension')}, and --action-range has bounds of {given}:"
+            " give a pair for each"
+        )
+    low, high = (np.broadcast_to(np.asarray(side, np.float64), A) for side in action_range)
+    return low, high
 
 
 def _distinct(actions: np.ndarray) -> int:

@@ -146,14 +146,19 @@ class Entry:
     @property
     def score_kind(self) -> str:
         """The kind of score that ``score_of`` gives: "normalized", "minari" with Minari's reference scores, "ours" for
-        a task whose reference scores were measured by this project, "success", the share of episodes that reach their
-        goal, or "return"."""
+        a task whose reference scores were measured by this project, "given" for a user's, "success", the share of
+        episodes that reach their goal, or "return"."""
         return self.score.get("kind", "normalized") if self.score else "return"
 
 
 def normalized_score(episode_return: float | np.ndarray, low: float, high: float) -> float | np.ndarray:
     """``100 (R - low) / (high - low)``: 0 for a random policy and 100 for an expert, as D4RL defines it."""
     return 100 * (episode_return - low) / (high - low)
+
+
+def score_range(span: Sequence[float]) -> dict[str, Any]:
+    """The ``score`` of an entry for a user's reference returns: those that count as 0 and 100."""
+    return {"min": span[0], "max": span[1], "from": "return", "kind": "given"}
 
 
 def names() -> list[str]:

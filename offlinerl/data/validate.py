@@ -21,7 +21,7 @@ from offlinerl.data.assemble import Steps, column_of
 from offlinerl.data.builder import Builder, Kinds, difference, kinds_of
 from offlinerl.data.columns import as_flags, as_float32, nonfinite_rows, open_hdf5, require_filled, single
 from offlinerl.data.dataset import near
-from offlinerl.data.inferred import spec_of_data
+from offlinerl.data.inferred import bounds_of, spec_of_data
 from offlinerl.data.mapping import known_columns, remember
 from offlinerl.data.registry import Entry
 from offlinerl.envs import checks, spaces
@@ -99,13 +99,13 @@ class _Places(NamedTuple):
         return finding._replace(rows=np.sort(self.rows[at]), places=places)
 
 
-def validate(entry: Entry | str, action_range: Sequence[float] | None = None) -> list[Finding]:
+def validate(entry: Entry | str, action_range: Sequence[Any] | None = None) -> list[Finding]:
     """Checks a dataset. Returns faults and notes, none for a sound dataset. Whatever loading refuses is a fault.
 
     Args:
         entry: one of the registry, a name or a file.
-        action_range: lower and upper bound of every action vector; by default those of its environment, or those that
-            the dataset states.
+        action_range: lower and upper bounds of every action vector, a number or A numbers each; by default those of its
+            environment, or those that the dataset states.
 
     Raises:
         UserError: the source cannot be read at all.
@@ -142,14 +142,18 @@ def _found(
     entry: Entry,
     path: Path,
     kind: str,
-    action_range: Sequence[float] | None,
+    action_range: Sequence[Any] | None,
 ) -> list[Finding]:
     """What the checks find in the rows of a source."""
     env = _spaces(entry)
     unfit = _unfit(columns, entry.env_id, *env) if env else []
     if action_range is not None and env and isinstance(env[1], Discrete):
         raise UserError(f"the actions of {entry.env_id} are discrete: leave out --action-range")
-    bounds = Box(*action_range) if action_range is not None else _with_bounds(env and env[1], path, kind)
+    if action_range is None:
+        bounds = _with_bounds(env and env[1], path, kind)
+    else:
+        A = int(np.prod(columns.action.shape[1:]))
+        bounds = Box(*bounds_of(action_range, A, entry.name), dtype=np.float64)
     findings = [_not_finite(columns), *unfit, _outside(columns, bounds)]
     findings += [_duplicates(columns), _late_terminals(columns, places, entry.split), _far_apart(columns)]
     sure = kind != "minari" and not (entry.overlong or entry.split)

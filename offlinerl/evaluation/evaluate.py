@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +160,8 @@ def task_for(
     parts = [leaf.path for leaf in policy.spec.obs if leaf.path] if policy.spec else []  # in the data's order
     keys = task.obs_keys or own.obs_keys or parts or None
     task = replace(task, env=with_limits(task.env or {}, limits) | goal, obs_keys=keys)
+    if own.score_kind == "given" and task.env_id == own.env_id:
+        task = replace(task, score=own.score, score_kind=own.score_kind)
     if task.score is None and own.score_kind == "success":  # by which it was judged in training
         require_sound(task.env, task.obs_keys)
         with checks.closing(make(task.env, task.obs_keys)) as made:
@@ -179,6 +181,7 @@ def evaluate_checkpoint(
     device: str = "auto",
     limits: Mapping[str, Any] | None = None,
     agent_class: type[Agent] | str | None = None,
+    score_range: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """``offlinerl evaluate``: evaluate the policies in a checkpoint, without other files of the run.
 
@@ -193,6 +196,7 @@ def evaluate_checkpoint(
         device: "auto", "cpu" or "cuda".
         limits: some of ``offlinerl.envs.make.LIMITS``, such as ``pixels=True``; see ``offlinerl.envs.make.make``.
         agent_class: of an agent that is neither built in nor installed; see ``checkpoint.load_agent``.
+        score_range: see ``offlinerl.fit``.
 
     Raises:
         UserError: the checkpoint cannot be read or does not fit the environment.
@@ -203,7 +207,7 @@ def evaluate_checkpoint(
     agent = checkpoint.load_agent(path, pick_device(device), agent_class=agent_class)
     if env is None and not agent.task.get("env"):
         raise UserError(f"the checkpoint {path} does not name its environment; name one with --env")
-    task = task_for(agent, env, limits)
+    task = task_for(agent, env, limits).scored(score_range)
     with closing(make_pool(task, len(agent.seeds), episodes)) as pool:
         if pool.endless:
             display.warn_of_endless(pool.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -17,6 +17,7 @@ from offlinerl.envs.make import id_of, plain
 from offlinerl.envs.pixels import is_fast
 from offlinerl.types import Spec
 from offlinerl.util.display import FAST
+from offlinerl.util.given import two_numbers
 
 GOAL_SEEN = GoalSeen.class_name()
 """The name by which a specification lists this wrapper, which ``goal`` in an environment's description stands for."""
@@ -32,7 +33,8 @@ class Task:
         env: the environment to make; see ``offlinerl.envs.make.make``. None: it is unknown, and nothing is evaluated.
         obs_keys: parts of a ``Dict`` observation.
         score: ``{"min": ..., "max": ..., "from": "return" or "success"}``, or None: the return is the score.
-        score_kind: the name of the score: "normalized", "minari", "ours", "success" or "return"; see also ``label``.
+        score_kind: the name of the score: "normalized", "minari", "ours", "given", "success" or "return"; see also
+            ``label``.
         reward: for an agent whose policy depends on its rewards, how to transform the environment's rewards to those
             that it was trained with; see ``offlinerl.data.rewards.OnlineReward``.
         parts: the parts of the observations in order, and the table columns of each, as far as the dataset tells; see
@@ -55,6 +57,12 @@ class Task:
     def of(cls, entry: registry.Entry) -> Task:
         """The task of a dataset in the registry."""
         return cls(entry.env, entry.obs_keys, entry.score, entry.score_kind)
+
+    def scored(self, span: Sequence[float] | None) -> Task:
+        """The task with the score range that a user gives; see ``registry.score_range``. None: with its own."""
+        if span is None:
+            return self
+        return replace(self, score=registry.score_range(two_numbers("score_range", span)), score_kind="given")
 
     @property
     def stack(self) -> int:

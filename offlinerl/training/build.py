@@ -321,11 +321,12 @@ def where_to_evaluate(
     if kind == "observations":  # single frames, without a policy to evaluate
         return replace(task, env=None, score=None, score_kind="return"), None, spec_of_data(data)[0], None
     if task.env is None:
+        lacking = f"{entry.name} names none" if about["env"] is None else f"--env is {about['env']}"
         if hindsight:
-            raise UserError(f"goals are given by an environment, and {entry.name} names none: give --env ID")
+            raise UserError(f"goals are given by an environment, and {lacking}: give --env ID")
         if steps or about.get("pixels") or about.get("stack"):
             what = "fine-tuning needs" if steps else "--pixels and --stack need"
-            raise UserError(f"{what} an environment, but {entry.name} does not name one: give --env ID")
+            raise UserError(f"{what} an environment, but {lacking}: give --env ID")
         spec, actions = spec_of_data(data, about.get("actions"), about.get("action_range"))
         last = folder / "last.ckpt"
         start = last if last.is_file() else about.get("init")

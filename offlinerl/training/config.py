@@ -271,10 +271,13 @@ def resolve(
     asked = merge(_read_for(Path(file), entry) if file else {}, over or {})
     settings = merge(dict(agent={}, train={}), _read_for(family, entry) if family.is_file() else {})
     settings = merge(settings, asked)
-    settings["agent"] = plain(make(agent.config_class, settings["agent"], f"{agent_name} has no setting"))
-    learning, clock, other = ("by acting", "steps", "updates") if online else ("from a dataset", "updates", "steps")
-    if other in settings["train"]:
-        raise WrongUsage(f"learning {learning} is counted in --{clock}, not in --{other}")
+    complaint = f"{agent_name} has no setting"
+    if file and (other := read(file).get("fit", {}).get("agent", agent_name)) != agent_name:
+        complaint = f"the configuration {file} is of {other}, and {complaint}"
+    settings["agent"] = plain(make(agent.config_class, settings["agent"], complaint))
+    learning, clock, wrong = ("by acting", "steps", "updates") if online else ("from a dataset", "updates", "steps")
+    if wrong in settings["train"]:
+        raise WrongUsage(f"learning {learning} is counted in --{clock}, not in --{wrong}")
     settings["train"] = plain(make(training, settings["train"], f"training {agent_name} has no setting"))
     if settings["train"].get("workers"):
         settings["train"] |= _for_workers(settings["train"], asked.get("train", {}))

@@ -74,7 +74,8 @@ def export_policy(
             " holds"
         )
     elif env is not None:
-        found = evaluate(policy, Task(**agent.task), episodes)
+        with display.bar("measuring the return", episodes, unit="episodes"):
+            found = evaluate(policy, Task(**agent.task), episodes, progress=display.add)
         mean, deviation = float(found.returns.mean()), float(found.returns.std())
         facts["measured"] = dict(episodes=episodes, mean_return=mean, std_return=deviation)
         if found.success is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import glob
 import importlib.util
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from offlinerl.training import config
 from offlinerl.training.selection import source_of
 from offlinerl.util.errors import UserError, WrongUsage, did_you_mean, either
 from offlinerl.util.folder import find_checkpoint
-from offlinerl.util.settings import built_in, per_seed_settings, require_known, settings_of, typed
+from offlinerl.util.given import bounds, built_in, two_numbers
+from offlinerl.util.settings import per_seed_settings, require_known, settings_of, typed
 
 if TYPE_CHECKING:  # these load torch, which is imported only after the request has been checked
     from offlinerl.agents.base import Agent
@@ -116,7 +117,7 @@ OF_DATASET = ("dataset", "actions", "columns", "subset")
 HISTORY = ("extended", "fingerprint", "successors")
 """Entries of ``config.yaml`` about the run itself, which a new run that reads the file ignores."""
 
-FIT = ("agent", "env", "seeds", "obs_keys", "init", *OF_DATASET, *LIMITS)
+FIT = ("agent", "env", "seeds", "obs_keys", "init", "score_range", *OF_DATASET, *LIMITS)
 """All other entries that the section ``fit`` may hold."""
 
 
@@ -173,10 +174,13 @@ def entry_of(about: dict[str, Any], dataset: Any = None, env: Any = None) -> reg
     if dataset is None:
         if given := [name for name in ("columns", "subset") if about.get(name)]:
             raise UserError(f"{given[0]} applies to a dataset, and there is none: give --dataset")
-        return registry.limited(registry.task(env, keys), about)
-    entry = registry.resolve(str(dataset) if isinstance(dataset, Path) else dataset, env, keys)
-    if entry.kind == "file":
-        about["dataset"] = str(entry.path.resolve())
+        entry = registry.task(env, keys)
+    else:
+        entry = registry.resolve(str(dataset) if isinstance(dataset, Path) else dataset, env, keys)
+        if entry.kind == "file":
+            about["dataset"] = str(entry.path.resolve())
+    if about.get("score_range"):
+        entry = replace(entry, score=registry.score_range(about["score_range"]))
     return registry.limited(entry, about)
 
 
@@ -226,12 +230,11 @@ def _checked_about(given: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"subset must be a name, not {about['subset']!r}")
     if about.get("actions") not in (None, *KINDS):
         raise UserError(f"actions must be {either(*KINDS)}, not {about['actions']!r}")
-    steps, span = about.get("max_episode_steps"), about.get("action_range")
+    steps = about.get("max_episode_steps")
     if steps is not None and not (type(steps) is int and steps > 0):
         raise UserError(f"max_episode_steps must be a whole number of at least 1, not {steps!r}")
-    pair = isinstance(span, list) and len(span) == 2 and all(type(side) in (int, float) for side in span)
-    if span is not None and not (pair and -math.inf < span[0] < span[1] < math.inf):
-        raise UserError(f"action_range must be a list of two numbers, the lower one first, not {span!r}")
+    for name, checked in dict(action_range=bounds, score_range=two_numbers).items():
+        about |= {name: checked(name, about[name])} if about.get(name) is not None else {}
     if about.get("pixels"):
         about["pixels"] = asked_for(about["pixels"])
     stack = about.get("stack")

@@ -22,6 +22,7 @@ UNITS = {
     "normalized": "normalised score",
     "minari": "score by Minari's references",
     "ours": "score by our own references",
+    "given": "score by given references",
     "success": "success in %",
     "return": "return",
 }

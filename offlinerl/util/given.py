@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from numbers import Real
+from os import PathLike
 from typing import Any, ParamSpec, TypeVar
 
 from offlinerl.util.errors import UserError
@@ -58,6 +59,44 @@ def real_number(name: str, value: Any, high: float = math.inf) -> float:
         return float(value)
     limits = "of at least 0" if high == math.inf else f"from 0 to {high:g}"
     raise UserError(f"{name} must be a number {limits}, not {value!r}")
+
+
+def two_numbers(name: str, value: Any) -> list[float]:
+    """Convert two different finite numbers, the lower one first, to a list of Python's.
+
+    Raises:
+        UserError: they are not such numbers.
+    """
+    if isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value)) and value[0] < value[1]:
+        return [side if isinstance(side, int) else float(side) for side in value]
+    raise UserError(f"{name} must be a list of two numbers, the lower one first, not {value!r}")
+
+
+def bounds(name: str, value: Any) -> list[Any]:
+    """Convert bounds, two numbers or two lists of A numbers, the lower ones first, to lists of Python's numbers.
+
+    Raises:
+        UserError: they are no such bounds.
+    """
+    value = built_in(value)
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(side, list) and side for side in value):
+        low, high = value
+        if len(low) == len(high):
+            pairs = [two_numbers(name, pair) for pair in zip(low, high, strict=True)]
+            return [*map(list, zip(*pairs, strict=True))]
+    return two_numbers(name, value)
+
+
+def built_in(value: Any) -> Any:
+    """A value with lists and Python's numbers instead of tuples and of numpy's arrays and numbers, and with paths as
+    text."""
+    if isinstance(value, Mapping):
+        return {key: built_in(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [built_in(one) for one in value]
+    if isinstance(value, PathLike):
+        return str(value)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _is_number(value: Any) -> bool:

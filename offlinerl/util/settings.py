@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from functools import cache
 from numbers import Real
-from os import PathLike
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from offlinerl.util.errors import UserError, did_you_mean, either
+from offlinerl.util.given import built_in
 
 C = TypeVar("C", bound="Config")
 
@@ -164,17 +164,6 @@ def _hints(config: type[Config]) -> dict[str, tuple[Any, bool]]:
         types = [get_origin(kind) or kind for kind in kinds if kind is not NoneType]
         found[name] = types[0] if types else NoneType, NoneType in kinds
     return found
-
-
-def built_in(value: Any) -> Any:
-    """A value with numpy's arrays and numbers as Python's lists and numbers, and with paths as text."""
-    if isinstance(value, Mapping):
-        return {key: built_in(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(built_in, value))
-    if isinstance(value, PathLike):
-        return str(value)
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def typed(config: type[Config], name: str, value: Any) -> Any:
