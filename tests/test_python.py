@@ -359,6 +359,26 @@ def test_nested_observations_are_as_their_parts_by_path(here, env):
     np.testing.assert_array_equal(*acts)
 
 
+class Joints(Arm):
+    """The robot without its camera, which agents see as one vector."""
+
+    observation_space = gym.spaces.Dict(robot=Arm.observation_space["robot"])
+
+
+def test_a_policy_of_vectors_apart_is_told_how_to_see_one_as_its_environment(here):
+    rng, few = np.random.default_rng(0), dict(hidden=[8], over=dict(train=FEW))
+    robot = dict(v=rng.normal(size=(20, 3)), q=rng.normal(size=(20, 2)))
+    arrays = dict(obs=dict(robot=robot), action=rng.uniform(-1, 1, (20, 2)), episode=np.arange(20) // 5)
+    with pytest.raises(
+        UserError, match="train it with --obs-keys robot/v,robot/q, which makes one vector of its parts"
+    ):
+        offlinerl.evaluate(offlinerl.fit("bc", arrays, **few).folder, env=Joints, episodes=1)
+    for kept in (dict(obs_keys=["robot/v", "robot/q"]), dict(env=Joints)):
+        assert (
+            offlinerl.evaluate(offlinerl.fit("bc", arrays, **few, **kept).folder, env=Joints, episodes=1)["mean"] == 0
+        )
+
+
 def test_missing_runs_and_invalid_seeds_are_reported():
     for of in (offlinerl.select, offlinerl.report):
         with pytest.raises(offlinerl.UserError, match="there are no runs"):

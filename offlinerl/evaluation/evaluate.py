@@ -116,10 +116,12 @@ def check_spec(policy: Policy, pool: Pool) -> None:
     observe."""
     have, want = pool.spec, policy.spec
     if want and (have.obs, have.action_dim, have.num_actions) != (want.obs, want.action_dim, want.num_actions):
-        raise UserError(
-            f"{pool.name} has {_in_words(have)}, the policy {_in_words(want)}; evaluate it in the environment it was"
-            " trained for"
-        )
+        advice, parts = "evaluate it in the environment it was trained for", [leaf.path for leaf in want.obs]
+        if len(parts) > 1 and all(len(leaf.shape) == 1 for leaf in (*want.obs, *have.obs)):
+            advice = (
+                f"train it with --obs-keys {','.join(parts)}, which makes one vector of its parts, as is observed here"
+            )
+        raise UserError(f"{pool.name} has {_in_words(have)}, the policy {_in_words(want)}; {advice}")
     env, own = pool.envs[0], list((getattr(policy, "task", None) or {}).get("leaves") or ())
     shown = list(env.get_wrapper_attr("leaves")) if env.has_wrapper_attr("leaves") else []
     if own != shown and sorted(own) == sorted(shown):
