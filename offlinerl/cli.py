@@ -12,7 +12,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from offlinerl import __version__, agents
 from offlinerl.util.errors import DISK_FULL, UserError, WrongUsage
-from offlinerl.util.given import EMPTY
+from offlinerl.util.given import EMPTY, numbers_in, seeds_in, whole_in
 from offlinerl.util.interrupt import TERMINATED, AtOnce, Interrupted, leave, on_interrupt
 
 # Commands
@@ -236,13 +236,19 @@ def word(text: str) -> str:
     return text
 
 
-def whole(text: str, least: int = 0) -> int:
-    """A whole number of at least ``least``, also written as 1e6 or 1_000_000."""
-    with suppress(ValueError, OverflowError):  # not a number, or an infinite one
-        value = int(text) if text.isdigit() else float(text)
-        if least <= value == int(value):
-            return int(value)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+def flag(parse: Callable[..., Any]) -> Callable[..., Any]:
+    """Adapt a function that reads a text to argparse, which expects errors of its own type."""
+
+    def parsed(*given: Any) -> Any:
+        try:
+            return parse(*given)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
+
+
+whole, numbers, seed_list = map(flag, (whole_in, numbers_in, seeds_in))
 
 
 def count(text: str) -> int:
@@ -270,27 +276,6 @@ def discount(text: str) -> float:
     if (value := share(text)) <= 1:
         return value
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-
-
-def numbers(text: str) -> list[int]:
-    """``0,1,2`` or ``0-4,7`` as numbers."""
-    found: list[int] = []
-    for part in text.split(","):
-        low, _, high = part.partition("-")
-        span = low.isdigit() and high.isdigit()
-        first, final = (int(low), int(high)) if span else (whole(part), whole(part))
-        if not first <= final < first + 1_000_000:
-            raise argparse.ArgumentTypeError(f"{part!r} is not a range of numbers, such as 0-4")
-        found += range(first, final + 1)
-    return found
-
-
-def seed_list(text: str) -> list[int]:
-    """``0,1,2`` or ``0-2`` as numbers."""
-    seeds = numbers(text)
-    if len(set(seeds)) < len(seeds):
-        raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
-    return seeds
 
 
 def names(text: str) -> list[str]:
@@ -654,7 +639,10 @@ def add_select(commands: Any) -> None:
     p.add_argument(
         "--png", type=Path, metavar="FILE", help="plot the expected performance by the number of policies tried"
     )
-    p.add_shared("--json", "--threads", "--device", "--agent-class")
+    p.add_shared("--json", "--threads", "--device")
+    p.add_argument(
+        "--agent-class", type=names, metavar="MODULE:CLASS,...", help="the classes of the agents that are your own"
+    )
 
 
 def add_report(commands: Any) -> None:

@@ -644,6 +644,11 @@ def test_a_batch_too_large_for_memory_is_named(batch, refused, here):
     says(line, f"batches of {batch:,} need more memory than is available", "--batch")
 
 
+def test_networks_too_large_for_memory_are_named(refused, here):
+    line = refused("fit", "bc", "--dataset", pendulum.ID, "--agent.hidden", "[10000000, 10000000]")
+    says(line, "the networks need more memory than is available: give smaller ones, or fewer --seeds")
+
+
 def test_a_save_that_no_memory_holds_is_not_blamed_on_the_batch(refused, here, monkeypatch):
     def too_large(self, copy=True):
         raise MemoryError("can't allocate memory")

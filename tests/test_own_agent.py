@@ -244,6 +244,18 @@ def test_an_own_agent_is_ranked_beside_ours(run, here):
         offlinerl.select(["run", "ours"], agent_class=mine.Gentle)
 
 
+def test_agents_of_several_own_classes_are_ranked_together(run, here, refused):
+    import mine
+
+    argv = ("fit", "mine:Gentle", "--dataset", pendulum.ID, "--updates", 4, "--eval-every", 4, *FEW)
+    assert main([*map(str, (*argv, "--agent.hidden", "[8]", "--out", "gentle"))]) == 0
+    ranked = ("select", "run", "gentle", "--episodes", 6, "--agent-class")
+    assert main([*map(str, ranked), "mine:Gentle,mine:Regression"]) == 0
+    found = offlinerl.select(["run", "gentle"], episodes=6, agent_class=[mine.Regression, "mine:Gentle"])
+    assert {row["run"] for row in found["policies"]} == {"run", "gentle"}
+    assert "--agent-class mine:Gentle" in refused(*ranked, "mine:Regression,mine:Other")
+
+
 def test_the_command_that_exports_the_best_policy_names_its_class(run, here, capsys):
     ranked = ("select", "run", "--updates", 2, "--critics", 2, "--agent-class", "mine:Regression")
     assert main([*map(str, ranked)]) == 0

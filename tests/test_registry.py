@@ -52,7 +52,7 @@ def test_every_entry_is_complete():
     for name in registry.names():
         entry = registry.entry(name)
         assert entry.kind in ("builtin", "recipe", "minari", "d4rl"), name
-        assert entry.family in ("kitchen", "antmaze", "locomotion", "adroit"), name
+        assert entry.family in ("kitchen", "antmaze", "maze2d", "locomotion", "adroit"), name
         assert entry.env is not None or entry.kind == "minari", name
         assert "{" not in str(entry.source.get("d4rl", "")).replace("{'url'", ""), name
         assert entry.score is None or entry.score["min"] < entry.score["max"], name
@@ -70,6 +70,9 @@ def test_scores_are_d4rls():
         "door-cloned-v0": (-56.512833, 2880.5693087298737),
         "hammer-expert-v1": (-274.856578, 12794.134825156867),
         "relocate-human-v1": (-6.425911, 4233.877797728884),
+        "maze2d-umaze-v1": (23.85, 161.86),
+        "maze2d-medium-v1": (13.13, 277.39),
+        "maze2d-large-v1": (6.7, 273.99),
     }
     for name, (low, high) in scores.items():
         entry = resolve(name)
@@ -256,7 +259,7 @@ def test_a_minari_dataset_out_of_reach_fails_fast(monkeypatch):
 def test_a_mistyped_id_is_refused_with_the_nearest_local_one(monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     (registry.minari_root() / "mine/hopper-v0/data").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"mine/hoper-v0 \(did you mean mine/hopper-v0\?\) is not installed"):
+    with pytest.raises(UserError, match=r"mine/hoper-v0 is not installed \(did you mean mine/hopper-v0\?\)"):
         load("mine/hoper-v0")
     with pytest.raises(UserError, match="there is no dataset 'mine/hopper'; did you mean mine/hopper-v0"):
         load("mine/hopper")

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import warnings
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +21,9 @@ from scipy.stats import trim_mean
 
 import offlinerl
 from offlinerl.cli import main
-from offlinerl.evaluation import comparison, plots, tables
+from offlinerl.evaluation import comparison, comparison_plots, plots, tables
 from offlinerl.evaluation.comparison import Finished, Group, Row, by_value, find, groups_of, overall_of, read
-from offlinerl.evaluation.findings import CHANCE, of_group
+from offlinerl.evaluation.findings import CHANCE, of_group, of_overall
 from offlinerl.evaluation.report import outcome
 from offlinerl.evaluation.statistics import (
     chance_of_improvement,
@@ -32,6 +33,7 @@ from offlinerl.evaluation.statistics import (
     stratified_bootstrap,
 )
 from offlinerl.training import sweep
+from offlinerl.util.figures import line_of
 
 
 def finished(
@@ -266,6 +268,19 @@ def test_curves_of_one_run(case, tmp_path, fine_pictures):
     assert image.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_curves_of_many_values_keep_their_height_above_the_legend(tmp_path, monkeypatch, fine_pictures):
+    run, values = finished(tmp_path / "run", seeds=1), range(30)
+    rows = [{"update": at, "seed": 0, "agent.beta": beta, "score": beta + at} for beta in values for at in (1, 15_000)]
+    write(run / "evaluations.csv", rows)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["values"] = [dict(settings=dict(beta=beta), last=summary["last"]) for beta in values]
+    (run / "summary.json").write_text(json.dumps(summary))
+    monkeypatch.setattr(plots, "save", lambda figure, path: figure)
+    figure = plots.curves(run, tmp_path / "curves.png")
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_window_extent().height > 250
+
+
 # Settings
 
 
@@ -289,7 +304,31 @@ def test_runs_are_merged_by_settings_and_named_by_those_that_differ(tmp_path):
     assert times.tolist() == [2500 * n for n in range(1, 7)] and curve.shape == (6, 5)
     assert curve[-1].tolist() == pytest.approx(merged.per_seed.tolist())
     assert {row.tried for row in hopper.rows} == {2}
-    assert [(row.name, row.tried) for row in walker.rows] == [("xql beta=5", 1)]
+    assert [(row.name, row.tried) for row in walker.rows] == [("xql", 1)], "nothing varies on this task"
+
+
+def test_runs_are_named_by_settings_that_differ_on_their_own_task(tmp_path):
+    """Over the tasks, a name has all settings that differ on one of them, and so is the same on every task."""
+    for dataset, settings in itertools.product(("hopper", "walker"), ((1, 0.1), (2, 0.1), (1, 0.2))):
+        beta, lr = settings
+        if settings == (1, 0.1) or (dataset == "hopper") == (beta == 2):
+            run = tmp_path / f"{dataset}-{beta}-{lr}"
+            finished(run, dataset=dataset, settings=dict(beta=beta, lr=lr), level=50 + 10 * beta)
+    for dataset in ("hopper", "walker"):
+        finished(tmp_path / f"bc-{dataset}", "bc", dataset, settings=dict(lr=0.3 if dataset == "hopper" else 0.4))
+    groups = groups_of([read(folder) for folder in find([tmp_path])])
+    hopper, walker = ({row.name for row in group.rows} for group in groups)
+    assert hopper == {"xql beta=1", "xql beta=2", "bc"} and walker == {"xql lr=0.1", "xql lr=0.2", "bc"}
+    (overall,) = overall_of(groups)
+    assert set(overall.names) == {"xql beta=1 lr=0.1", "bc"} and set(overall.others) == {
+        "xql beta=2 lr=0.1", "xql beta=1 lr=0.2"
+    }  # fmt: skip
+    offlinerl.report([tmp_path], tmp_path / "out")
+    page = (tmp_path / "out/report.html").read_text()
+    parts = [json.loads(html.unescape(found)) for found in re.findall(r'data-charts="(.*?)"', page)]
+    colours = [{row["name"]: row["colour"] for row in part[0]["rows"]} for part in parts]
+    assert colours[0]["xql beta=1 lr=0.1"] == colours[1]["xql beta=1"] == colours[2]["xql lr=0.1"]
+    assert len({*colours[1].values()}) == len({*colours[2].values()}) == 3
 
 
 def test_a_run_that_repeats_another_counts_once(tmp_path, capsys):
@@ -630,6 +669,25 @@ def test_a_lead_that_may_be_luck_says_how_likely_that_is(tmp_path, capsys):
     assert "Two equally good agents would differ as much with probability 0.05." in said, "one of 20 permutations"
 
 
+@pytest.mark.parametrize("unlike", ["length", "fine-tuning", None])
+def test_trainings_that_are_unlike_are_named(unlike, tmp_path, capsys):
+    for agent, task in itertools.product(("xql", "bc"), ("hopper", "walker")):
+        more = {}
+        if (agent, task) == ("xql", "hopper"):
+            more = {"length": dict(evaluations=4), "fine-tuning": dict(clock="updates", steps=500)}.get(unlike, {})
+        finished(tmp_path / f"{agent}-{task}", agent, task, env=task, **more)
+    offlinerl.report([tmp_path], tmp_path / "out")
+    said = " ".join(capsys.readouterr().out.split())
+    length = (
+        "The trainings have unequal lengths, from 10,000 to 15,000 updates: a lead may be one of the longer training."
+    )
+    tuned = "Fine-tuned by acting after the dataset (--online-steps): xql; the others learned from the dataset alone"
+    assert (said.count(length), said.count(tuned)) == (unlike == "length", unlike == "fine-tuning")
+    assert ("The trainings are unlike in length or fine-tuning on hopper: see there." in said) == (unlike is not None)
+    page = (tmp_path / "out/report.html").read_text()
+    assert ("unequal lengths" in page, "Fine-tuned" in page) == (unlike == "length", unlike == "fine-tuning")
+
+
 def test_kinds_of_scores_are_not_mixed_and_agents_that_lack_a_task_are_named(tmp_path):
     for agent, task in itertools.product(AGENTS, TASKS):
         if (agent, task) != ("bc", "cheetah"):
@@ -778,3 +836,38 @@ def test_pictures_show_every_agents_colour(tmp_path, fine_pictures):
     for colour in plots.COLOURS[:5]:
         rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
         assert (image == rgb).all(-1).sum() > 50, colour
+
+
+@pytest.mark.parametrize("count", [3, 12, 30])
+@pytest.mark.parametrize("long", [False, True])
+def test_pictures_of_many_runs_and_long_names_are_readable(count, long, tmp_path, monkeypatch, fine_pictures):
+    """All text is within its picture, and no name lies on another one."""
+    for number, task in itertools.product(range(count), TASKS[:2]):
+        settings = dict(beta=number)
+        if long:
+            settings |= dict(
+                hidden=[256] * (number % 4), encoder=f"/home/me/projects/offline/runs/vae-{number}/best.ckpt"
+            )
+        finished(tmp_path / f"{task}-{number}", "xql", task, 50 + number, seeds=2, env=task, settings=settings)
+    groups = groups_of([read(folder) for folder in find([tmp_path])])
+    drawn = {}
+    monkeypatch.setattr(comparison_plots, "_save", lambda figure, stem: drawn.update({stem: figure}))
+    colours = {row.name: number for number, row in enumerate(groups[0].rows)}
+    assert len({str(line_of(number)) for number in colours.values()}) == count
+    one, (overall,) = of_group(groups[0]), overall_of(groups)
+    comparison_plots.task(one, colours, 50.0, "task")
+    several = of_overall(overall)
+    for draw in (comparison_plots.aggregates, comparison_plots.curves, comparison_plots.profiles):
+        draw(several, colours, draw.__name__)
+    comparison_plots.improvement(several, "improvement")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # "constrained_layout not applied" is one
+        for name, figure in drawn.items():
+            figure.draw_without_rendering()
+            for axis in figure.axes:
+                assert min(axis.get_window_extent().size) > 150, name
+            labels = [text.get_window_extent() for text in figure.axes[-1].get_yticklabels()]
+            for upper, lower in itertools.pairwise(sorted(labels, key=lambda box: -box.y0)):
+                assert upper.y0 > lower.y1 - 1, name
+            inches = figure.get_tightbbox()
+            assert (inches.min > -0.05).all() and (inches.max < figure.get_size_inches() + 0.05).all(), name

@@ -36,6 +36,30 @@ def here(tmp_path_factory):
         yield folder
 
 
+@pytest.mark.parametrize(
+    ("given", "says"), [(("--log-every", 5), True), (("--log-every", 5, "--train.block", 5), False)]
+)
+def test_metrics_that_are_wanted_more_often_than_blocks_end_are_said(given, says, here, tmp_path, capsys):
+    argv = (
+        "bc",
+        "--dataset",
+        pendulum.ID,
+        "--updates",
+        60,
+        "--eval-every",
+        60,
+        *TINY,
+        *given,
+        "--out",
+        tmp_path / "run",
+    )
+    assert fit(*argv) == 0
+    assert ("metrics come once per block of 50 updates, and not every 5: for more" in capsys.readouterr().out) == says
+    assert {row["update"] for row in rows(tmp_path / "run/metrics.csv")} == (
+        {"50", "60"} if says else {str(5 * n) for n in range(1, 13)}
+    )
+
+
 # Flags choose the source
 
 

@@ -462,5 +462,19 @@ def test_a_file_that_changed_since_the_training_is_said(here, capsys):
     capsys.readouterr()
     offlinerl.select(["before", "after", "again"], **FITTED)
     assert f"changing: {warning} before, again were trained on: the file has changed" in capsys.readouterr().out
-    offlinerl.select(["before", "after", "again"], log, **FITTED)
-    assert warning not in capsys.readouterr().out
+    for given in (log, "changing.csv", Path(log)):
+        offlinerl.select(["before", "after", "again"], given, **FITTED)
+        assert f"changing: {warning} before, again were trained on: the file has changed" in capsys.readouterr().out
+    offlinerl.select(["before", "again"], write_log(here / "other.csv", rows=70), **FITTED)
+    assert warning not in capsys.readouterr().out, "another dataset has other contents"
+
+
+def test_a_dataset_that_was_moved_is_asked_for_and_read_as_before(here, capsys):
+    log = Path(write_log(here / "moving.csv"))
+    offlinerl.fit("td3bc", log, columns="obs=x,y action=u,v reward=r episode=run", over=SHORT, out=here / "moving")
+    before = offlinerl.select("moving", **FITTED)
+    (here / "elsewhere").mkdir()
+    moved = log.rename(here / "elsewhere" / "moving.csv")
+    with pytest.raises(UserError, match=f"the dataset {log} of the run in moving is missing; .* with --dataset"):
+        offlinerl.select("moving", **FITTED)
+    assert offlinerl.select("moving", moved, **FITTED) == before

@@ -11,6 +11,7 @@ import yaml
 from pendulum import ID
 
 from offlinerl.cli import main, take_settings
+from offlinerl.data import mapping
 from offlinerl.evaluation import comparison
 from offlinerl.training import sweep
 from offlinerl.util.errors import UserError
@@ -133,7 +134,18 @@ def test_values_trained_together_end_as_if_trained_separately(written, tmp_path)
         (dict(agents=["bc"], datasets="kitchen", each={"agent.beta": [1]}), "none of the agents has"),
         (dict(agents=["bc"], datasets="kitchen", each={"agent.lr": 1}), "as in agent.beta: [1, 2]"),
         (dict(agents=["bc"], datasets="kitchen", each={"agent.lr": [-1]}), "lr"),
-        (dict(agents=["bc"], datasets="kitchen", seeds="0-2"), "as in seeds: [0, 1, 2], not '0-2'"),
+        (dict(agents=["bc"], datasets="kitchen", seeds="2-0"), "as in seeds: 0-2 or seeds: [0, 1, 2], not '2-0'"),
+        (dict(agents=["bc"], datasets="kitchen", seeds="0,0"), "must be different whole numbers"),
+        (dict(agents=["bc", "xql"], datasets="kitchen", each={"agent.hiden": [[8]]}), "did you mean hidden"),
+        (dict(agents=["bc"], datasets="kitchen", each={"train.batsh": [8]}), "train.batsh; did you mean batch"),
+        (
+            dict(agents=["bc"], datasets="kitchen", each={"lr": [1]}),
+            "setting of agent or train, as in agent.beta: [1, ",
+        ),
+        (dict(agents=["bc"], datasets="kitchen", each={"agent": {"lr": [1]}}), "1, 2], not agent: {'lr': [1]}"),
+        (dict(agents=["bc"], datasets="kitchen", each=[{"agent.lr": [1]}]), "1, 2], not each: [{'agent.lr': [1]}]"),
+        (dict(agents=["bc"], datasets=[ID, "test/none-v0"]), "dataset test/none-v0 is not installed"),
+        (dict(agents=["bc"], datasets=[ID, "hopper-medium"]), "generate it with `offlinerl datasets generate hopper-m"),
         (dict(agents=["bc"], datasets="kitchen", cpus=0), "cpus must be a number of at least 1"),
         (dict(agents=["bc"], datasets="kitchen", cpus=math.inf), "cpus must be a number of at least 1"),
         (dict(agents=["bc"], datasets="kitchen", agent=None), "agent must hold settings"),
@@ -147,6 +159,24 @@ def test_mistakes_in_a_file_are_named(written, plan, words):
     with pytest.raises(UserError) as error:
         sweep.planned(sweep.read(written(**plan)))
     assert words in str(error.value)
+
+
+def test_tables_without_columns_are_named_before_the_first_run(written, tmp_path):
+    """Alone and in a folder; with their columns beside them they are planned."""
+    (tmp_path / "logs").mkdir()
+    for name in ("log.csv", "logs/log.csv"):
+        (tmp_path / name).write_text("x,u,r\n" + "0,0.5,1\n" * 9)
+    for log in ("log.csv", "logs"):
+        plan = sweep.read(written(agents=["bc"], datasets=[ID, str(tmp_path / log)], train=TRAIN))
+        with pytest.raises(UserError, match="log.csv: no column is known to hold the observations"):
+            sweep.planned(plan)
+        mapping.remember(tmp_path / log, dict(obs=["x"], action=["u"], reward=["r"]))
+        assert len(sweep.planned(plan)) == 2
+
+
+@pytest.mark.parametrize(("seeds", "meant"), [("0-2", [0, 1, 2]), ("3,5-6", [3, 5, 6]), (4, [4])])
+def test_seeds_are_written_as_for_the_flag(written, seeds, meant):
+    assert sweep.read(written(agents=["bc"], datasets=ID, seeds=seeds))["seeds"] == meant
 
 
 def test_a_file_that_is_not_yaml_is_named_with_the_line(tmp_path):

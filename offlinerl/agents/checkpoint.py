@@ -239,15 +239,15 @@ def accepted(agent_class: type[Agent]) -> set[str]:
     return {parameter.name for parameter in named} | (set(settings_of(agent_class.config_class)) if others else set())
 
 
-def has_known_class(path: Path) -> bool:
-    """Whether the agent in a checkpoint or in a policy file that ``shipped`` wrote is of a built-in or installed class.
+def stated_class(path: Path) -> str:
+    """The class that a checkpoint, or a policy file that ``shipped`` wrote, names for its agent.
 
     Raises:
         UserError: see ``read``.
     """
     path = find_checkpoint(path)
     stated = shipped.read(path)[0] if path.suffix == shipped.SUFFIX else read(path)["offlinerl"]
-    return known_class(stated["agent"]) is not None
+    return stated["agent"]
 
 
 def class_of(stated: str, path: Path) -> type[Agent]:

@@ -187,3 +187,14 @@ def locate(entry: Entry) -> Path:
         }.get(kind, "check the path")
         raise UserError(f"{path} does not exist; {hint}")
     return path
+
+
+def require_readable(entry: Entry) -> None:
+    """Raise a UserError if a dataset is not on this machine and cannot be downloaded, or if the columns of its tables
+    are not known. No row is read."""
+    path = locate(entry)
+    kind = formats.kind_of(path, entry.columns)
+    if kind in ("table", "several"):
+        files = [path] if kind == "table" else formats.files_of(path)
+        for _ in formats.several(files, replace(entry, columns=entry.columns or known_columns(path))):
+            pass

@@ -179,7 +179,7 @@ def installed(dataset_id: str) -> Path:
     if (folder / "data").is_dir():
         return folder
     near = did_you_mean(dataset_id, installed_ids(), "")
-    what = f"the Minari dataset {dataset_id}{near and f' ({near})'}"
+    near = f" ({near})" if near else ""
     instead = (
         f"on a machine that is connected run `minari download {dataset_id}` and copy the folder to {folder},"
         " or pass a file with --dataset FILE"
@@ -187,14 +187,18 @@ def installed(dataset_id: str) -> Path:
     try:  # Minari would retry for 23 seconds before reporting that there is no network
         urllib.request.urlopen("https://huggingface.co", timeout=5).close()
     except OSError as error:
-        raise UserError(f"{what} is not installed and its server could not be reached: {instead}") from error
+        raise UserError(
+            f"the Minari dataset {dataset_id} is not installed{near} and its server could not be reached: {instead}"
+        ) from error
     import minari
 
     try:
         minari.download_dataset(dataset_id)
     except Exception as error:  # of many kinds, from a missing huggingface_hub to a misconfigured remote
         shutil.rmtree(folder, ignore_errors=True)  # else a failed download would look like an installed dataset
-        raise UserError(f"{what} could not be downloaded ({error}): {instead}") from error
+        raise UserError(
+            f"the Minari dataset {dataset_id} could not be downloaded ({error}){near}: {instead}"
+        ) from error
     return folder
 
 

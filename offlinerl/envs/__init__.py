@@ -6,7 +6,7 @@ from offlinerl.envs import control, finite, kitchen, pen
 
 
 def register() -> None:
-    """Registers this package's environments with Gymnasium, which calls it as a plugin. Loads no simulator."""
+    """Registers this package's environments with Gymnasium, once. Loads no simulator."""
     kitchen.register()
     control.register()
     finite.register()
@@ -16,6 +16,9 @@ def register() -> None:
         for maze, steps in dict(umaze=700, medium=1000, large=1000).items():
             name = f"offlinerl/AntMaze-{maze}-v0"
             gym.register(name, "offlinerl.envs.antmaze:AntMaze", max_episode_steps=steps, kwargs={"maze": maze})
+        for maze, steps in dict(umaze=300, medium=600, large=800).items():
+            name = f"offlinerl/Maze2D-{maze}-v0"
+            gym.register(name, "offlinerl.envs.maze2d:Maze2D", max_episode_steps=steps, kwargs={"maze": maze})
 
 
 register()

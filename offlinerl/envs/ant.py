@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium as gym
 import mujoco
 import numpy as np
-from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 from numpy.typing import ArrayLike
+
+from offlinerl.envs.simulation import Simulation
 
 FRAME_SKIP = 5
 """Simulator steps, 0.02 s each, for which an action is held."""
@@ -89,29 +89,18 @@ def model(world: str = "") -> mujoco.MjModel:
     return mujoco.MjModel.from_xml_string(MODEL.format(legs=legs, motors=motors, world=world))
 
 
-class Ant(gym.Env[np.ndarray, np.ndarray]):
-    """D4RL's ant at 10 Hz: the simulation and its rendering, without a task.
+class Ant(Simulation):
+    """D4RL's ant at 10 Hz, without a task.
 
     An action is the torque of every motor in units of 30, ``[8]`` in [-1, 1]; values beyond the bounds are clipped.
 
     Args:
         model: see ``offlinerl.envs.ant.model``.
-        obs_size: length of the observations.
-        camera: attributes of the camera, a ``mujoco.MjvCamera``.
-        render_mode: None, "human", "rgb_array" or "depth_array".
+        camera: see ``Simulation``, also for ``render_mode``.
     """
 
-    metadata = {"render_modes": ["human", "rgb_array", "depth_array"], "render_fps": 10}
-
-    def __init__(
-        self, model: mujoco.MjModel, obs_size: int, camera: Mapping[str, Any], render_mode: str | None = None
-    ) -> None:
-        self.model, self.data = model, mujoco.MjData(model)
-        self.render_mode = render_mode
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (obs_size,), np.float32)
-        self.action_space = gym.spaces.Box(-1, 1, (8,), np.float32)
-        self._camera = camera
-        self._renderer: MujocoRenderer | None = None
+    def __init__(self, model: mujoco.MjModel, camera: Mapping[str, Any], render_mode: str | None = None) -> None:
+        super().__init__(model, FRAME_SKIP, 29, camera, render_mode)
 
     def stand(self, xy: ArrayLike | None = None) -> None:
         """Puts the ant in the model's initial pose, at x and y in m if given, with D4RL's noise on positions and
@@ -122,29 +111,6 @@ class Ant(gym.Env[np.ndarray, np.ndarray]):
             self.data.qpos[:2] = xy
         self.data.qvel += RESET_NOISE * self.np_random.standard_normal(self.model.nv)
         mujoco.mj_forward(self.model, self.data)
-
-    def move(self, action: np.ndarray) -> None:
-        """Holds the torques of an action for 0.1 s."""
-        self.data.ctrl[:] = action
-        mujoco.mj_step(self.model, self.data, FRAME_SKIP)
-        if self.render_mode == "human":
-            self.render()
-
-    def render(self) -> np.ndarray | None:
-        """An image ``[480, 480, 3]`` of uint8 (a depth map in "depth_array"), or None if it goes to a screen or
-        nowhere."""
-        if self.render_mode is None:
-            return None
-        if self._renderer is None:
-            self.model.vis.global_.offwidth = self.model.vis.global_.offheight = 480
-            self._renderer = MujocoRenderer(self.model, self.data, dict(self._camera), 480, 480)
-        return self._renderer.render(self.render_mode)
-
-    def close(self) -> None:
-        """Releases the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
 
 
 class AntDirection(Ant):
@@ -164,7 +130,7 @@ class AntDirection(Ant):
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(
-            model(), 29, dict(type=mujoco.mjtCamera.mjCAMERA_TRACKING, trackbodyid=1, distance=8.0), render_mode
+            model(), dict(type=mujoco.mjtCamera.mjCAMERA_TRACKING, trackbodyid=1, distance=8.0), render_mode
         )
 
     def reset(

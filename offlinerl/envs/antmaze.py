@@ -72,8 +72,13 @@ class AntMaze(Ant):
         camera = dict(
             lookat=np.append(np.mean(corners, 0), 0), distance=1.3 * CELL * shape.max(), elevation=-90.0, azimuth=90.0
         )
-        super().__init__(model(world(self.maze)), 29, camera, render_mode)
+        super().__init__(model(world(self.maze)), camera, render_mode)
         self._one_goal = None if goal_seed is None else self.draw_goal(np.random.default_rng(goal_seed))
+
+    @property
+    def walls(self) -> tuple[np.ndarray, float]:
+        """The centres of the wall cells, ``[n, 2]``, x and y in m, and the width of a cell."""
+        return np.array([self.maze.centre(cell) for cell in self.maze.cells("#")]), CELL
 
     def draw_goal(self, rng: np.random.Generator) -> np.ndarray:
         """The goal of an episode, x and y in m."""

@@ -1,4 +1,4 @@
-"""The mazes of AntMaze, without its simulator, which takes long to load."""
+"""D4RL's mazes, without the simulator, which takes long to load."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ MAZES = {
 
 
 def walls_of(env: Any) -> tuple[np.ndarray, float] | None:
-    """The centres of the wall cells, ``[n, 2]``, x and y in m, and the width of a cell, in our AntMaze or a maze of
+    """The centres of the wall cells, ``[n, 2]``, x and y in m, and the width of a cell, in our mazes or those of
     Gymnasium-Robotics; None for other environments."""
+    if hasattr(env.unwrapped, "walls"):
+        return env.unwrapped.walls
     maze = getattr(env.unwrapped, "maze", None)
-    if isinstance(maze, Maze):
-        return np.array([maze.centre(cell) for cell in maze.cells("#")]), CELL
     if hasattr(maze, "maze_map"):
         cells = [(i, j) for i, row in enumerate(maze.maze_map) for j, kind in enumerate(row) if kind == 1]
         return np.array([maze.cell_rowcol_to_xy(np.array(cell)) for cell in cells]), float(maze.maze_size_scaling)

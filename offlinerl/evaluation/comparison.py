@@ -184,11 +184,18 @@ class Row:
     Attributes:
         name: the agent, with those settings that differ from its other rows.
         tried: the number of settings of the agent that are known to have been tried on the task.
+        full_name: the agent, with those settings that differ on any of the tasks; by default its name.
     """
 
     name: str
     runs: tuple[Finished, ...]
     tried: int
+    full_name: str | None = None
+
+    @property
+    def across(self) -> str:
+        """The name that the row has over several tasks."""
+        return self.full_name or self.name
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -212,6 +219,11 @@ class Row:
     def length(self) -> int:
         """The length of the training, in updates or steps."""
         return self.runs[0].summary[plots.clock_of(self.runs[0].summary)]
+
+    @property
+    def is_fine_tuned(self) -> bool:
+        """Whether the training learned from a dataset first, and then by acting."""
+        return any(run.summary.get("clock") == "updates" and run.summary.get("steps") for run in self.runs)
 
     @property
     def best(self) -> dict[str, Any]:
@@ -274,8 +286,8 @@ class Overall:
 
     Attributes:
         tasks: the common tasks.
-        names: of the rows that have all these tasks.
-        others: the names of the other rows.
+        names: of the rows that have all these tasks, as ``Row.across``.
+        others: the names of the other rows, likewise.
         left_out: these names and the titles of the other tasks.
     """
 
@@ -300,7 +312,7 @@ class Overall:
 
     def rows(self, name: str) -> list[Row]:
         """The row of this name on every task."""
-        return [next(row for row in task.rows if row.name == name) for task in self.tasks]
+        return [next(row for row in task.rows if row.across == name) for task in self.tasks]
 
     def strata(self, name: str) -> list[np.ndarray]:
         """The scores of the trainings of this name on every task, ``[N]`` each."""
@@ -355,19 +367,12 @@ def groups_of(runs: Sequence[Finished]) -> list[Group]:
     for run in runs:
         parts.setdefault(json.dumps(run.about, sort_keys=True), []).append(run)
     merged = [_merged(part) for part in parts.values()]
-    varied = _varied(merged)
+    anywhere = _varied(merged)
     groups = []
     for title, rows in zip(_titles(list(parts.values())), merged, strict=True):
         about = rows[0][0].about
-        agents = [row[0].summary["agent"] for row in rows]
-        names = [_label(row[0], varied[agent]) for row, agent in zip(rows, agents, strict=True)]
-        names = [
-            f"{name} ({_place(row[0], rows)})" if names.count(name) > 1 else name
-            for name, row in zip(names, rows, strict=True)
-        ]
-        made = [
-            Row(name, tuple(row), _tried(agent, rows)) for name, agent, row in zip(names, agents, rows, strict=True)
-        ]
+        names = zip(rows, _names(rows, _varied([rows])), _names(rows, anywhere), strict=True)
+        made = [Row(name, tuple(row), _tried(row[0].summary["agent"], rows), full) for row, name, full in names]
         if about["kind"] is not None:
             made.sort(key=lambda row: -np.nan_to_num(row.scores.mean(), nan=-np.inf))
         groups.append(Group(title, about["kind"], about["clock"], tuple(made)))
@@ -384,9 +389,9 @@ def overall_of(groups: Sequence[Group]) -> list[Overall]:
 
 
 def _shared(tasks: Sequence[Group]) -> Overall | None:
-    names = list(dict.fromkeys(row.name for task in tasks for row in task.rows))
+    names = list(dict.fromkeys(row.across for task in tasks for row in task.rows))
     # Candidate task sets are the intersections of the names' task sets, up to a limit. Count the names that have each.
-    rows = [{row.name for row in task.rows} for task in tasks]
+    rows = [{row.across for row in task.rows} for task in tasks]
     has = {name: frozenset(t for t, of_task in enumerate(rows) if name in of_task) for name in names}
     own = set(has.values())
     tried = {frozenset(range(len(tasks)))} | own | {one & other for one, other in combinations(own, 2)}
@@ -439,6 +444,15 @@ def _varied(groups: Sequence[Sequence[Sequence[Finished]]]) -> dict[str, set[str
                 key for key in keys if any(settings.get(key) != told[0].get(key) for settings in told)
             )
     return varied
+
+
+def _names(rows: Sequence[Sequence[Finished]], varied: Mapping[str, set[str]]) -> list[str]:
+    """A name for every row of a task: its agent with these settings and, if several would have one name, its folder."""
+    names = [_label(row[0], varied[row[0].summary["agent"]]) for row in rows]
+    return [
+        f"{name} ({_place(row[0], rows)})" if names.count(name) > 1 else name
+        for name, row in zip(names, rows, strict=True)
+    ]
 
 
 def _label(run: Finished, varied: set[str]) -> str:

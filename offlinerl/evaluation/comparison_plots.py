@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,12 @@ from offlinerl.util.figures import line_of, literal
 
 FORMATS = ("png", "pdf", "svg")
 
+WIDEST = 32
+"""Maximum number of characters in a line of a name."""
+
+MANY = 8
+"""With more agents than this, curves have no bands, which would hide each other, and cells only hold the value."""
+
 Colours = Mapping[str, int]
 """The index of every agent's colour, the same in all plots of a report."""
 
@@ -25,9 +33,11 @@ def task(found: Findings, colours: Colours, reference: float | None, stem: Path)
     Args:
         reference: score of the dataset's average episode.
     """
-    figure, (over_time, at_end) = _figure(2, (11, 4.6), width_ratios=[1.3, 1])
+    width, height = _size(found.names)
+    figure, (over_time, at_end) = _figure(2, (10.5 + width, max(4.6, 1.6 + height)), width_ratios=[1.3, 1])
     _lines(over_time, found.curves, found.names, colours)
-    over_time.set(xlabel=found.clock, ylabel=found.unit, title="training: mean and 95% interval over seeds")
+    shown = "mean" if len(found.names) > MANY else "mean and 95% interval"
+    over_time.set(xlabel=found.clock, ylabel=found.unit, title=f"training: {shown} over seeds")
     seeds = {name: found.strata[name][0] for name in found.names}
     _intervals(at_end, {name: of["mean"] for name, of in found.estimates.items()}, found.names, colours, seeds)
     at_end.set(xlabel=found.unit, title="last policies: seeds, mean and 95% interval")
@@ -42,7 +52,8 @@ def task(found: Findings, colours: Colours, reference: float | None, stem: Path)
 def aggregates(found: Findings, colours: Colours, stem: Path) -> None:
     """Plot the estimates of every agent with their intervals, one panel for each kind."""
     kinds = list(found.estimates[found.names[0]])
-    figure, axes = _figure(len(kinds), (3.6 * len(kinds) + 1, 1.4 + 0.5 * len(found.names)), sharex=True, sharey=True)
+    width, height = _size(found.names)
+    figure, axes = _figure(len(kinds), (3.4 * len(kinds) + 1 + width, 1.4 + height), sharex=True, sharey=True)
     for axis, kind in zip(axes, kinds, strict=True):
         _intervals(axis, {name: of[kind] for name, of in found.estimates.items()}, found.names, colours)
         axis.set(title=kind, xlabel=found.unit)
@@ -69,18 +80,22 @@ def profiles(found: Findings, colours: Colours, stem: Path) -> None:
 
 def improvement(found: Findings, stem: Path) -> None:
     """Plot the probability that the agent of a row scores higher than the one of a column."""
-    n = len(found.names)
-    figure, ((axis,),) = _figure(1, (2.6 + 1.25 * n, 1.8 + 0.8 * n), squeeze=False)
+    n, (width, height) = len(found.names), _size(found.names)
+    few, turned = n <= MANY, width > 2 or n > MANY
+    across, down = (1.25, 0.8) if few else (0.6, 0.5)
+    size = 0.6 + width + across * n, 1.0 + (width if turned else 0.8) + max(down * n, height)
+    figure, ((axis,),) = _figure(1, size, squeeze=False)
     chances = {(x, y): found.beats(x, y) for x in found.names for y in found.names if x != y}
     grid = np.array([[chances[x, y].value if x != y else np.nan for y in found.names] for x in found.names])
     axis.imshow(grid, cmap="RdBu", vmin=-0.4, vmax=1.4, aspect="auto")
     for (i, x), (j, y) in ((row, column) for row in enumerate(found.names) for column in enumerate(found.names)):
         if x != y:
             value, low, high = (100 * number for number in chances[x, y])
-            sure = "" if np.isnan(low) else f"\n{low:.0f} to {high:.0f}"
+            sure = f"\n{low:.0f} to {high:.0f}" if few and not np.isnan(low) else ""
             axis.text(j, i, f"{value:.0f} %{sure}", ha="center", va="center", fontsize=10)
-    names = [literal(name) for name in found.names]
-    axis.set_xticks(range(n), names, rotation=25, ha="right", rotation_mode="anchor")
+    names = [_wrapped(name) for name in found.names]
+    how = dict(rotation=90, va="center") if turned else dict(rotation=25)
+    axis.set_xticks(range(n), names, ha="right", rotation_mode="anchor", **how)
     axis.set_yticks(range(n), names)
     axis.set(title=literal(f"{found.title}: probability that the row\nscores higher than the column"))
     _save(figure, stem)
@@ -91,14 +106,26 @@ def _figure(columns: int, size: tuple[float, float], **more: Any) -> tuple[Any, 
     return figure, figure.subplots(1, columns, **more)
 
 
+def _wrapped(name: str) -> str:
+    return literal("\n".join(textwrap.wrap(name, WIDEST, break_on_hyphens=False)))
+
+
+def _size(names: Sequence[str]) -> tuple[float, float]:
+    """The width of the widest name, and the height of all names below each other, in inches."""
+    lines = [_wrapped(name).split("\n") for name in names]
+    tallest = max(map(len, lines))
+    return 0.09 * max(len(line) for of in lines for line in of), len(names) * max(0.4, 0.17 * tallest + 0.1)
+
+
 def _lines(axis: Any, curves: Mapping[str, Curve], names: Sequence[str], colours: Colours) -> None:
     for name in names:
         if name in curves:
             x, value, low, high = curves[name]
             style = line_of(colours[name])
             marker = dict(marker="o", markersize=3.5) if len(x) < 30 else {}
-            axis.plot(x, value, **style, **marker, linewidth=2, label=literal(name))
-            axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+            axis.plot(x, value, **style, **marker, linewidth=2, label=_wrapped(name))
+            if len(names) <= MANY:
+                axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
     plain(axis)
 
 
@@ -115,14 +142,21 @@ def _intervals(
         if points is not None:
             below = np.full(len(points[name]), place + 0.25)
             axis.plot(points[name], below, "o", color=colour, markersize=4, alpha=0.7)
-    axis.set_yticks(range(len(names)), [literal(name) for name in names])
+    axis.set_yticks(range(len(names)), [_wrapped(name) for name in names])
     axis.set_ylim(len(names) - 0.4, -0.6)
     plain(axis)
 
 
 def _legend(figure: Any, axis: Any) -> None:
+    """Draw a legend below a figure, which grows by what does not fit below its axes."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), fontsize=10, frameon=False)
+    width, height = _size(labels)
+    columns = min(len(labels), 4, max(1, int(figure.get_figwidth() / (width + 1))))
+    rows = math.ceil(len(labels) / columns)
+    figure.set_figheight(figure.get_figheight() + height / len(labels) * (rows - 1))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, fontsize=10, handlelength=4.5, frameon=False
+    )
 
 
 def _save(figure: Any, stem: Path) -> None:

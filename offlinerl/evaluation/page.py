@@ -57,7 +57,7 @@ def write(path: Path, sections: Sequence[Section], colours: Mapping[str, int], e
     text = environment.from_string(template).render(
         parts=[_part(section, colours) for section in sections],
         films=_films(dict.fromkeys(run.folder for row in rows for run in row.runs)), explanation=explanation,
-        agents=len(colours), tasks=len(groups), trainings=sum(len(row.seeds) for row in rows),
+        agents=len({*colours.values()}), tasks=len(groups), trainings=sum(len(row.seeds) for row in rows),
     )  # fmt: skip
     write_whole(path, text)
 
@@ -114,7 +114,7 @@ def _lines(
 
 def _style(number: int) -> dict[str, str]:
     line = line_of(number)
-    return dict(colour=line["color"], dash=dict(solid="", dashed="7 4", dotted="2 3")[line["linestyle"]])
+    return dict(colour=line["color"], dash=" ".join(f"{2 * length:g}" for length in line["linestyle"][1]))
 
 
 def _films(folders: Iterable[Path]) -> list[dict[str, Any]]:

@@ -114,6 +114,7 @@ def curves(run: Path, path: Path) -> Path:
         axis.locator_params(axis="x", nbins=6, integer=True)
     if scored:
         handles, labels = axes[0].get_legend_handles_labels()
+        figure.set_figheight(4.6 + 0.1 * max(len(labels) - 4, 0))  # more than two rows lie below
         figure.legend(handles, labels, loc="outside lower left", ncols=2, fontsize=9, frameon=False)
     return save(figure, path)
 

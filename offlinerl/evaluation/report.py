@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from offlinerl.evaluation import comparison, findings, page, tables
 from offlinerl.evaluation import comparison_plots as plots
-from offlinerl.evaluation.comparison import Finished, Group, Overall
+from offlinerl.evaluation.comparison import Finished, Group, Overall, Row
 from offlinerl.evaluation.page import Section
 from offlinerl.evaluation.statistics import bootstrap
 from offlinerl.util.atomic import write_whole
@@ -87,8 +87,9 @@ def report(runs: Sequence[Path], out: Path | None = None) -> dict[str, list[dict
         to.print(f"Left out because they are not finished: {', '.join(map(str, left))}.")
     if out is not None:
         names = [name for section in overall if section.found for name in section.found.names]
-        names += [row.name for group in groups for row in group.rows]
-        colours = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        rows = [row for group in groups for row in group.rows]
+        colours = {name: number for number, name in enumerate(dict.fromkeys(names + [row.across for row in rows]))}
+        colours |= {row.name: colours[row.across] for row in rows}
         _clear(out)
         with reading(*each):
             pictures = [_draw(section, colours, out / "pictures") for section in sections]
@@ -145,7 +146,24 @@ def _of_task(group: Group, stem: str) -> Section:
     if len(found.names) > 1:
         written["-improvement"] = f"{group.title}: {IMPROVEMENT}", tables.improvement(found)
         notes.append(found.verdict()[1])
-    return Section(title, stem, found, group, written, notes)
+    return Section(title, stem, found, group, written, notes + _unlike(group.rows, group.clock))
+
+
+def _unlike(rows: Sequence[Row], clock: str) -> list[str]:
+    """What trainings on one task do not have in common, in sentences."""
+    notes, lengths = [], sorted({row.length for row in rows})
+    if len(lengths) > 1:
+        notes.append(
+            f"The trainings have unequal lengths, from {lengths[0]:,} to {lengths[-1]:,} {clock}: a lead may be one of"
+            " the longer training."
+        )
+    tuned = [row.name for row in rows if row.is_fine_tuned]
+    if 0 < len(tuned) < len(rows):
+        notes.append(
+            f"Fine-tuned by acting after the dataset (--online-steps): {', '.join(tuned)}; the others learned from the"
+            " dataset alone, so a lead may be one of more data."
+        )
+    return notes
 
 
 def _of_all(part: Overall, stem: str) -> Section:
@@ -156,8 +174,13 @@ def _of_all(part: Overall, stem: str) -> Section:
     notes = [f"The tasks: {'; '.join(found.tasks)}.", found.verdict()[1]]
     if part.left_out:
         notes.append(f"Left out because not all agents have all tasks: {'; '.join(part.left_out)}.")
+    unlike = [
+        task.title for task in part.tasks if _unlike([row for row in task.rows if row.across in part.names], task.clock)
+    ]
+    if unlike:
+        notes.append(f"The trainings are unlike in length or fine-tuning on {', '.join(unlike)}: see there.")
     for name in part.others:
-        ahead = [task.title for task in part.tasks if name == task.rows[0].name]
+        ahead = [task.title for task in part.tasks if name == task.rows[0].across]
         if ahead:
             notes.append(f"{name}, which is left out, comes first on {', '.join(ahead)}.")
     return Section(title, stem, found, None, written, notes)

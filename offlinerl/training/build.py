@@ -67,6 +67,7 @@ from offlinerl.training.tasks import (
 )
 from offlinerl.types import Spec
 from offlinerl.util.cores import cores
+from offlinerl.util.device import memory_for
 from offlinerl.util.display import Display
 from offlinerl.util.errors import UserError, counted
 from offlinerl.util.settings import make, members
@@ -399,7 +400,8 @@ def agent_for(
         spec = replace(spec, latent=latent)
     agent_class = agents.get(about["agent"])
     try:
-        agent = agent_class(spec, about["seeds"], **config.of_agent(settings))
+        with memory_for("the networks need more memory than is available: give smaller ones, or fewer --seeds"):
+            agent = agent_class(spec, about["seeds"], **config.of_agent(settings))
     except UserError as error:
         if task.env is not None:
             raise UserError(f"{task.env_id}: {error}") from error

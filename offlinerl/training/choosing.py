@@ -28,7 +28,7 @@ from offlinerl.evaluation.weighing import require_log_probs, weighted_doubly_rob
 from offlinerl.rollout.deployed import DeployedPolicy
 from offlinerl.rollout.loop import Diverged, diverged_in_words
 from offlinerl.training import config
-from offlinerl.training.request import entry_of
+from offlinerl.training.request import entry_of, require_dataset, takes_columns
 from offlinerl.training.tasks import in_one_vector
 from offlinerl.util.atomic import require_place, write_json
 from offlinerl.util.device import pick_device
@@ -89,7 +89,7 @@ def select(
     png: Path | None = None,
     json_file: Path | None = None,
     device: str = "auto",
-    agent_class: type[Agent] | str | None = None,
+    agent_class: type[Agent] | str | Sequence[type[Agent] | str] | None = None,
 ) -> dict[str, Any]:
     """Rank the policies of all seeds of some runs, by their estimated value on a dataset or by episodes in their
     environment.
@@ -115,7 +115,8 @@ def select(
         png: where to draw the expected performance by the number of policies tried.
         json_file: where to write the returned dictionary.
         device: "auto", "cpu" or "cuda".
-        agent_class: of agents that are neither built in nor installed; see ``checkpoint.load_agent``.
+        agent_class: of agents that are neither built in nor installed, see ``checkpoint.load_agent``; or several, of
+            which each run takes the one that its checkpoint names.
 
     Returns:
         A dictionary: ``method``; ``unit`` of the estimates; ``tried``, the number of policies ranked; and ``policies``,
@@ -159,19 +160,21 @@ def select(
     return results
 
 
-def candidates_of(runs: Sequence[Path], device: str, agent_class: type[Agent] | str | None) -> list[Candidate]:
+def candidates_of(
+    runs: Sequence[Path], device: str, agent_class: type[Agent] | str | Sequence[type[Agent] | str] | None
+) -> list[Candidate]:
     """The policies of all seeds of the runs.
 
     Raises:
         UserError: a run is given twice, or has other observations or actions than the first one.
     """
     candidates: list[Candidate] = []
+    classes = [agent_class] if isinstance(agent_class, type | str) else [*(agent_class or ())]
     paths = [find_checkpoint(Path(run)) for run in runs]
     for run, path in zip(runs, paths, strict=True):
         if paths.count(path) > 1:
             raise UserError(f"{run} is given twice")
-        own = None if agent_class is None or checkpoint.has_known_class(path) else agent_class
-        agent = checkpoint.load_agent(path, pick_device(device), agent_class=own)
+        agent = checkpoint.load_agent(path, pick_device(device), agent_class=own_class(path, classes))
         first = candidates[0].agent.spec if candidates else agent.spec
         if (agent.spec.obs, agent.spec.action_dim, agent.spec.num_actions) != (
             first.obs, first.action_dim, first.num_actions,
@@ -181,6 +184,15 @@ def candidates_of(runs: Sequence[Path], device: str, agent_class: type[Agent] | 
             )
         candidates += [Candidate(Path(run), DeployedPolicy(agent, **member).agent) for member in agent.members]
     return candidates
+
+
+def own_class(path: Path, classes: Sequence[type[Agent] | str]) -> type[Agent] | str | None:
+    """The one of the given classes that a checkpoint names, or the only one; None if the checkpoint's class is known,
+    or none of several."""
+    if not classes or checkpoint.known_class(stated := checkpoint.stated_class(path)):
+        return None
+    named = {of if isinstance(of, str) else f"{of.__module__}:{of.__name__}": of for of in classes}
+    return named.get(stated, classes[0] if len(classes) == 1 else None)
 
 
 def offline(
@@ -225,10 +237,7 @@ def dataset_for(candidates: Sequence[Candidate], dataset: str | Path | Dataset |
         UserError: the policies cannot be ranked on it, or a reward rule was already applied to its rewards.
     """
     require_one_meaning(candidates)
-    if dataset is None:
-        entry = entry_of_run(candidates[0])
-    else:
-        entry = registry.resolve(str(dataset) if isinstance(dataset, Path) else dataset)
+    entry, source = entry_for(candidates, dataset)
     data = load.load(entry, reward="none", store_columns=False)
     rule = data.provenance.get("reward", "none")
     if entry.kind == "object" and rule != "none":
@@ -238,9 +247,27 @@ def dataset_for(candidates: Sequence[Candidate], dataset: str | Path | Dataset |
         )
     require_data_in_order(candidates, data)
     data = seen_by(candidates[0], data)
-    if dataset is None:
-        warn_of_change(candidates, data, display)
+    warn_of_change(candidates, data, source, display)
     return data
+
+
+def entry_for(
+    candidates: Sequence[Candidate], dataset: str | Path | Dataset | None
+) -> tuple[registry.Entry, str | Dataset]:
+    """The dataset to rank on, read as the runs read it, and what the runs that learned from it call it."""
+    about = candidates[0].about
+    if dataset is None:
+        return entry_of_run(candidates[0]), about["dataset"]
+    source = str(dataset) if isinstance(dataset, Path) else dataset
+    entry = registry.resolve(source)
+    if not isinstance(source, str):
+        return entry, source
+    if about.get("columns") and takes_columns(about, source):
+        entry = registry.limited(entry, dict(columns=about["columns"]))
+    if entry.kind == "file":
+        source = str(entry.path.resolve())
+    owner = next((candidate for candidate in candidates if candidate.about.get("dataset") == source), None)
+    return entry_of_run(owner) if owner else entry, source
 
 
 def without_estimate(candidates: Sequence[Candidate], data: Dataset, by: str, display: Display) -> set[int]:
@@ -357,11 +384,11 @@ def require_data_in_order(candidates: Sequence[Candidate], data: Dataset) -> Non
             )
 
 
-def warn_of_change(candidates: Sequence[Candidate], data: Dataset, display: Display) -> None:
-    """Report the runs that were trained on other contents of the dataset of the first one."""
-    checksums, source = checksums_of(data, contents_of(data)), candidates[0].about["dataset"]
+def warn_of_change(candidates: Sequence[Candidate], data: Dataset, source: str | Dataset, display: Display) -> None:
+    """Report the runs that were trained on other contents of the dataset, which they call ``source``."""
     abouts = {str(candidate.run): candidate.about for candidate in candidates}
     of_source = {run: about for run, about in abouts.items() if about.get("dataset") == source}
+    checksums = checksums_of(data, contents_of(data)) if of_source else {}
     if changed := [run for run, about in of_source.items() if not is_of(about, checksums)]:
         were = "was" if len(changed) == 1 else "were"
         display.say(
@@ -374,7 +401,7 @@ def entry_of_run(candidate: Candidate) -> registry.Entry:
     """The dataset that a candidate's run learned from.
 
     Raises:
-        UserError: the run does not name one.
+        UserError: the run does not name one, or it is missing.
     """
     about = candidate.about
     if not isinstance(about.get("dataset"), str):
@@ -382,6 +409,7 @@ def entry_of_run(candidate: Candidate) -> registry.Entry:
             f"{candidate.run} does not say of a dataset that it learned from: name one with --dataset, or give"
             " --episodes N to rank by acting"
         )
+    require_dataset(candidate.run, about)
     return entry_of(dict(about))
 
 

@@ -54,7 +54,9 @@ class TrainConfig(Config):
     )
     devices: int = setting(1, "processes that train one policy, each on its own GPU with its share of a batch", low=1)
     save_every: float = setting(5.0, "minutes after which the run is saved, also between evaluations", above=0)
-    log_every: int = setting(500, "updates or steps between rows of metrics; fewer in a shorter run", low=1)
+    log_every: int = setting(
+        500, "updates or steps between rows of metrics, at least a block; fewer in a shorter run", low=1
+    )
     logger: str = setting(
         "csv,tensorboard", "where metrics are logged: some of csv, tensorboard, wandb and mlflow, separated by commas"
     )

@@ -35,6 +35,7 @@ from offlinerl.training.processes import Team
 from offlinerl.training.recorder import Recorder, Silent
 from offlinerl.training.schedule import Schedule
 from offlinerl.util.atomic import write_json
+from offlinerl.util.device import memory_for
 from offlinerl.util.display import Display, shown
 from offlinerl.util.errors import UNSOUND, ActingFailed, Mishap, UserError, counted, reading
 from offlinerl.util.folder import versions, write_config
@@ -162,6 +163,7 @@ class Run(L.Callback):
         self.display.say(
             f"{about['agent']} on {self.agent.device.type}{together}, {self.in_words()}: {ahead}, into {self.folder}"
         )
+        self.say_of_sparse_metrics()
         self.began = self.checkpointer.saved = time.perf_counter()
         self.first = self.now
         self.configured = (self.folder / "config.yaml").is_file()
@@ -193,6 +195,17 @@ class Run(L.Callback):
             self.resources.close()
         self.display.summary(summary, self.folder)
         return summary
+
+    def say_of_sparse_metrics(self) -> None:
+        """Report if metrics are wanted more often than blocks end, which is when they are logged."""
+        train, every = self.train_settings, self.recorder.every
+        scale = train.get("steps_per_update", 1) if self.clock == "step" else 1
+        block = min(train.get("block", 1) * scale, train["eval_every"])
+        if every < block:
+            self.display.say(
+                f"metrics come once per block of {block:,} {self.clock}s, and not every {every:,}: for more, give a"
+                " smaller --train.block"
+            )
 
     def follow(self) -> None:
         """What ranks above 0 do while rank 0 runs ``train``."""
@@ -615,18 +628,6 @@ def scores(result: Evaluation) -> dict[str, Any]:
         mean=result.mean, ci95=list(result.interval()), per_seed=result.per_seed.tolist(),
         episodes=result.scores.shape[1],
     )  # fmt: skip
-
-
-@contextmanager
-def memory_for(refusal: str) -> Iterator[None]:
-    """Turn torch's errors about too little memory into a ``UserError`` that says ``refusal``."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        said = any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
-        if not said and not isinstance(error, MemoryError | torch.OutOfMemoryError):
-            raise
-        raise UserError(refusal) from error
 
 
 @contextmanager

@@ -431,14 +431,20 @@ def _change(
     return changes
 
 
+def require_dataset(folder: Path, about: Mapping[str, Any]) -> None:
+    """Raise a UserError if the file that a run learned from is missing."""
+    known = about["dataset"]
+    is_path = isinstance(known, str) and Path(known).is_absolute()
+    if is_path and not Path(known).exists() and not glob.glob(known, recursive=True):
+        raise UserError(f"the dataset {known} of the run in {folder} is missing; give its new place with --dataset")
+
+
 def _place_of_dataset(folder: Path, about: dict[str, Any], dataset: str | Path | Dataset | None) -> None:
     """Store the dataset's new location, if one is given, in a run's settings; its contents are compared when it is
     loaded."""
     known, given = about["dataset"], stated(dataset)
     if given is None or given == known:
-        is_path = isinstance(known, str) and Path(known).is_absolute()
-        if is_path and not Path(known).exists() and not glob.glob(known, recursive=True):
-            raise UserError(f"the dataset {known} of the run in {folder} is missing; give its new place with --dataset")
+        require_dataset(folder, about)
         return
     if known is None or "fingerprint" not in about:
         had, has = (at["name"] if isinstance(at, dict) else at for at in (known, given))

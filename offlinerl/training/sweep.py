@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,15 @@ from typing import Any
 import yaml
 
 from offlinerl import agents
+from offlinerl.data import load
+from offlinerl.data.registry import Entry
 from offlinerl.evaluation import comparison, report
 from offlinerl.training import config, request
 from offlinerl.util.atomic import write_json
 from offlinerl.util.cores import cores
 from offlinerl.util.display import Display
-from offlinerl.util.errors import UserError, command, counted, reading
+from offlinerl.util.errors import UserError, command, counted, did_you_mean, reading
+from offlinerl.util.given import seeds_in
 from offlinerl.util.interrupt import Interrupted, Stop, end_with_parent, on_interrupt
 from offlinerl.util.ray_cluster import RayCluster
 from offlinerl.util.settings import per_seed_settings, require_known
@@ -137,8 +142,14 @@ def read(file: Path) -> dict[str, Any]:
         if not isinstance(plan[key], list | tuple) or not all(isinstance(name, str) for name in plan[key]):
             raise UserError(f"{file}: {key} must be a list of names, as in {key}: [xql, iql], not {plan[key]!r}")
     plan["seeds"] = [plan["seeds"]] if isinstance(plan["seeds"], int) else plan["seeds"]
+    if isinstance(plan["seeds"], str):
+        with suppress(UserError):
+            plan["seeds"] = seeds_in(plan["seeds"])
     if not isinstance(plan["seeds"], list | tuple):
-        raise UserError(f"{file}: seeds must be a list of numbers, as in seeds: [0, 1, 2], not {plan['seeds']!r}")
+        raise UserError(
+            f"{file}: seeds must be different whole numbers, as in seeds: 0-2 or seeds: [0, 1, 2], not"
+            f" {plan['seeds']!r}"
+        )
     if not plan["datasets"] and not plan["environments"]:
         raise UserError(f"{file} needs datasets, or environments to learn by acting")
     if plan["env"] is not None and not (isinstance(plan["env"], str) and plan["datasets"]):
@@ -146,9 +157,12 @@ def read(file: Path) -> dict[str, Any]:
             f"{file}: env must name the environment in which policies of datasets are evaluated, or none, not"
             f" {plan['env']!r}; environments lists those to learn in"
         )
-    for key, value in plan["each"].items() if isinstance(plan["each"], dict) else [("each", None)]:
-        if str(key).partition(".")[0] not in ("agent", "train") or not isinstance(value, list) or not value:
-            raise UserError(f"{file}: each must list values by setting, as in agent.beta: [1, 2], not {plan['each']!r}")
+    for key, value in plan["each"].items() if isinstance(plan["each"], dict) else [("each", plan["each"])]:
+        if not re.match(r"(agent|train)\.", str(key)) or not isinstance(value, list) or not value:
+            raise UserError(
+                f"{file}: each must list values by setting of agent or train, as in agent.beta: [1, 2], not"
+                f" {key}: {value!r}"
+            )
     for key in ("agent", "train"):
         if not isinstance(plan[key], dict):
             raise UserError(f"{file}: {key} must hold settings, as in train: {{updates: 20000}}, not {plan[key]!r}")
@@ -167,20 +181,23 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def planned(plan: Mapping[str, Any]) -> list[Planned]:
-    """The runs of a plan, after checking all of them.
+    """The runs of a plan, after checking all of them and downloading what unfinished ones need.
 
     Raises:
-        UserError: an agent, a dataset or a setting is wrong.
+        UserError: an agent, a dataset or a setting is wrong, or a dataset cannot be obtained.
     """
     runs: dict[Path, Planned] = {}
     fixed = {section: dict(plan[section]) for section in ("agent", "train")}
     tasks = [(name, plan["env"]) for name in plan["datasets"]] + [(None, name) for name in plan["environments"]]
-    unused = set(plan["each"])
+    unused, needed = set(plan["each"]), dict[str, Entry]()
+    all_known = dict(agent=set[str](), train=set[str]())
     how = ("--device", "cuda" if plan["gpus"] else "cpu", "--threads", str(int(plan["cpus"])))
     for agent, (dataset, env) in itertools.product(plan["agents"], tasks):
         known = request.settings_for(agent, dataset, env, plan["seeds"], None, fixed)[0]
         own = [key for key in plan["each"] if key.partition(".")[2] in known[key.partition(".")[0]]]
         unused -= set(own)
+        for section, names in all_known.items():
+            names.update(known[section])
         shared = {f"agent.{name}" for name in per_seed_settings(agents.outline(agent).config_class)}
         shared = {key: plan["each"][key] for key in own if plan["together"] and key in shared}
         apart = [key for key in own if key not in shared]
@@ -190,7 +207,7 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
             for key, value in [*zip(apart, values, strict=True), *shared.items()]:
                 section, _, name = key.partition(".")
                 over[section][name] = value
-            settings = request.settings_for(agent, dataset, env, plan["seeds"], None, over)[0]
+            settings, entry = request.settings_for(agent, dataset, env, plan["seeds"], None, over)
             assigned = [f"{key.partition('.')[2]}={value}" for key, value in zip(apart, values, strict=True)]
             name = "-".join([agent, dataset or env, *assigned])
             folder = Path(plan["out"]).resolve() / name.replace("/", "-").replace(" ", "")
@@ -204,8 +221,14 @@ def planned(plan: Mapping[str, Any]) -> list[Planned]:
                     line = yaml.safe_dump(value, default_flow_style=True, width=math.inf).split("\n")[0]
                     words += [f"--{section}.{key}", line]
             runs[folder] = Planned(folder, tuple(words), how, tried)
+            if dataset and not runs[folder].finished:
+                needed[dataset] = entry
     if unused:
-        raise UserError(f"each: none of the agents has the setting {min(unused)}")
+        section, _, name = min(unused).partition(".")
+        hint = did_you_mean(name, all_known[section], "`offlinerl fit AGENT --help` lists them")
+        raise UserError(f"each: none of the agents has the setting {section}.{name}; {hint}")
+    for entry in needed.values():
+        load.require_readable(entry)
     return list(runs.values())
 
 

@@ -1,7 +1,9 @@
-"""The device of a ``--device`` flag, or of an argument ``device``."""
+"""The device of a ``--device`` flag or of an argument ``device``, and what does not fit into its memory."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,3 +30,15 @@ def pick_device(name: Any) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise UserError(f"--device {name}: this machine has {counted(count, 'CUDA device')}; try --device cuda")
     return device
+
+
+@contextmanager
+def memory_for(refusal: str) -> Iterator[None]:
+    """Turn torch's errors about too little memory into a ``UserError`` that says ``refusal``."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
+        if not said and not isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
+        raise UserError(refusal) from error

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The palette of Okabe & Ito, Color universal design, 2008, which is safe for colour-blind readers; without its yellow,
 which is hard to see on white."""
 
-DASHES = ("solid", "dashed", "dotted")
-"""Line styles, used in turn when the colours are used up."""
+DASHES = ((), (4, 2), (1, 1.5), (6, 1.5, 1, 1.5), (9, 1.5, 1, 1.5, 1, 1.5))
+"""Dashes and gaps of lines in turn, in multiples of the line's width, used in turn when the colours are used up."""
 
 
-def line_of(number: int) -> dict[str, str]:
+def line_of(number: int) -> dict[str, Any]:
     """Matplotlib's colour and line style for the line with this index."""
-    return dict(color=COLOURS[number % len(COLOURS)], linestyle=DASHES[number // len(COLOURS) % len(DASHES)])
+    return dict(color=COLOURS[number % len(COLOURS)], linestyle=(0, DASHES[number // len(COLOURS) % len(DASHES)]))
 
 
 def literal(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from numbers import Real
 from os import PathLike
@@ -42,6 +43,48 @@ def whole_number(name: str, value: Any, least: int = 0) -> int:
     if _is_number(value) and least <= value == int(value):
         return int(value)
     raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def whole_in(text: str, least: int = 0) -> int:
+    """The whole number of at least ``least`` in a text, also written as 1e6 or 1_000_000.
+
+    Raises:
+        UserError: it is not such a number.
+    """
+    with suppress(ValueError, OverflowError):  # not a number, or an infinite one
+        value = int(text) if text.isdigit() else float(text)
+        if least <= value == int(value):
+            return int(value)
+    raise UserError(f"{text!r} is not a whole number of at least {least}")
+
+
+def numbers_in(text: str) -> list[int]:
+    """The numbers in a text such as ``0,1,2`` or ``0-4,7``.
+
+    Raises:
+        UserError: it has something else.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        span = low.isdigit() and high.isdigit()
+        first, final = (int(low), int(high)) if span else (whole_in(part), whole_in(part))
+        if not first <= final < first + 1_000_000:
+            raise UserError(f"{part!r} is not a range of numbers, such as 0-4")
+        found += range(first, final + 1)
+    return found
+
+
+def seeds_in(text: str) -> list[int]:
+    """The seeds in a text such as ``0,1,2`` or ``0-2``.
+
+    Raises:
+        UserError: it has something else, or a seed twice.
+    """
+    seeds = numbers_in(text)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{text!r} names a seed twice")
+    return seeds
 
 
 def counts(**given: Any) -> list[int | None]:
