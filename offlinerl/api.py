@@ -18,7 +18,7 @@ from offlinerl.data.mapping import in_words, known_columns, remember
 from offlinerl.envs.make import described
 from offlinerl.training.config import merge
 from offlinerl.training.request import by_section, settings_for, settings_of_run
-from offlinerl.util.errors import UserError, WrongUsage, either
+from offlinerl.util.errors import NoSteps, UserError, WrongUsage, either
 from offlinerl.util.folder import find_checkpoint, held, make, numbered, require_free, write_config
 from offlinerl.util.given import filled, whole_number
 from offlinerl.util.settings import require_known
@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # these load torch
     from offlinerl.training.loop import Run
     from offlinerl.training.result import FitResult
 
-    Data: TypeAlias = str | Path | Dataset | MinariDataset | Mapping[str, Any]
+    Data: TypeAlias = str | Path | Dataset | MinariDataset | Mapping[str, Any] | list[Any]
     Environment: TypeAlias = str | Env | Callable[[], Env]
 
 
@@ -379,7 +379,10 @@ def _environment(env: Environment | None) -> Any:
 
 
 def _is_table(source: Any, columns: Any) -> bool:
-    """Whether this is a pandas DataFrame, or similar to one, or a dictionary of the columns that are named."""
+    """Whether this is a pandas DataFrame, or similar to one, or a dictionary of the columns that are named; or a list
+    of such tables."""
+    if isinstance(source, list | tuple):
+        return any(_is_table(one, columns) for one in source)
     is_frame = hasattr(source, "columns") and hasattr(source, "to_numpy")
     return is_frame or (isinstance(source, Mapping) and columns is not None)
 
@@ -388,7 +391,7 @@ def _dataset(source: Data | None) -> str | Path | Dataset | None:
     """Convert a Minari dataset object to its folder, and arrays to a ``Dataset``; other sources are unchanged."""
     if source is None or isinstance(source, str | Path | Dataset):
         return source
-    if isinstance(source, Mapping):
+    if isinstance(source, Mapping | list | tuple):
         return load_dataset(source)
     try:
         folder, part = Path(source.storage.data_path), len(source.episode_indices) < source.storage.total_episodes
@@ -403,9 +406,32 @@ def _dataset(source: Data | None) -> str | Path | Dataset | None:
 
 def _no_dataset(source: Any) -> UserError:
     return UserError(
-        "dataset must be a name, a path, a Dataset, a dictionary of arrays or a dataset that Minari opened, not"
-        f" {type(source).__name__}"
+        "dataset must be a name, a path, a Dataset, a data frame, a list of frames or arrays, a dictionary of arrays or"
+        f" a dataset that Minari opened, not {type(source).__name__}"
     )
+
+
+def _joined(sources: Sequence[Any], name: str = "list", **settings: Any) -> Dataset:
+    """The episodes of several data frames or dictionaries of arrays, as those of several files: one after another,
+    without those that have no step."""
+    from offlinerl.data import edit
+
+    parts, empty = [], []
+    for number, source in enumerate(sources):
+        if isinstance(source, list | tuple) or not (isinstance(source, Mapping) or _is_table(source, None)):
+            raise UserError(
+                f"a list must hold data frames or dictionaries of arrays, and {number} is of type"
+                f" {type(source).__name__}: for several files give their folder or a pattern, such as 'logs/*.csv'"
+            )
+        try:
+            parts.append(load_dataset(source, name=f"{name} {number}", **settings))
+        except NoSteps:
+            empty.append(f"{name} {number}")
+        except UserError as error:
+            raise UserError(f"{number} in the list: {error}") from error
+    if not parts:
+        raise NoSteps("the list holds no step to learn from")
+    return edit.joined(parts, name, empty)
 
 
 @filled
@@ -413,9 +439,10 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
     """Load the transitions of a dataset as numpy arrays.
 
     Args:
-        source: a name, a Minari id, a file or a folder; a Minari dataset object; arrays ``obs``, ``action``,
-            ``reward``, ``terminated`` and optionally ``truncated`` and ``next_obs``, see
-            ``offlinerl.data.arrays.from_arrays``; or a pandas DataFrame, with ``columns`` as for a file.
+        source: a name, a Minari id, a file or a folder; a Minari dataset object; arrays ``obs``, ``action``
+            and optionally ``reward``, ``terminated``, ``truncated`` and ``next_obs``, see
+            ``offlinerl.data.arrays.from_arrays``; a pandas DataFrame, with ``columns`` as for a file; or a list of
+            such arrays or DataFrames, in each of which an episode ends.
         env: the environment of a file, for its action bounds and episode ends. For other sources, give ``env`` to
             ``fit``.
         settings: of ``offlinerl.data.load.load``; for arrays and DataFrames only ``name``, ``obs_keys`` and
@@ -429,11 +456,13 @@ def load_dataset(source: Data, env: str | None = None, **settings: Any) -> Datas
 
     columns = settings.pop("columns", None)
     is_table = _is_table(source, columns)
-    found = source if is_table or isinstance(source, Mapping) else _dataset(source)
+    found = source if is_table or isinstance(source, Mapping | list | tuple) else _dataset(source)
     if found is None:
         raise _no_dataset(source)
     if env is not None and not isinstance(found, str | Path):
         raise UserError("env applies to a dataset's file: leave it out here, and give it to offlinerl.fit")
+    if isinstance(source, list | tuple):
+        return _joined(source, columns=columns, **settings)
     if is_table:
         name = settings.pop("name", "frame")
         return formats.of_frame(cast(Mapping[str, Any], source), columns and parse_columns(columns), name, **settings)

@@ -335,7 +335,7 @@ def fit_file(path, *flags):
 @pytest.mark.parametrize(
     "columns, words",
     [
-        (dict(rewards=None), ("lacks rewards",)),
+        (dict(actions=None), ("lacks actions",)),
         (dict(rewards=np.full(60, np.nan)), ("rewards", "NaN", "the first of them 0")),
         (dict(observations=np.zeros((59, 3))), ("unequal lengths", "observations 59")),
         (dict(observations=np.zeros((60, 4))), ("observations have shape (4,)", "(3,)", "--env")),

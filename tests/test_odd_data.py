@@ -14,7 +14,7 @@ from pendulum import empty_workplace
 
 import offlinerl
 from offlinerl.cli import main
-from offlinerl.data import registry, validate
+from offlinerl.data import describe, registry, validate
 from offlinerl.data.d4rl import load_hdf5
 from offlinerl.data.episode import Episode
 from offlinerl.data.load import load
@@ -189,9 +189,28 @@ def test_flags_that_are_all_false_do_not_merge_episodes(refused):
     assert "row 200" in refused("fit", "bc", "--dataset", "some.hdf5", "--env", "Pendulum-v1", *FEW)
 
 
-def test_without_any_flag_and_limit_a_file_is_refused():
-    with pytest.raises(UserError, match="lacks terminals"):
-        load(write(pendulum(terminals=None)))
+def test_without_any_flag_and_limit_a_file_is_one_episode_and_every_command_says_so(capsys):
+    columns = pendulum(terminals=None, rewards=None)
+    data = load(write(columns))
+    assert data.episode_lengths.tolist() == [ROWS - 1] and not data.terminated.any() and not data.reward.any()
+    for command in ("datasets", "validate"), ("datasets", "show"), ("fit", "bc", *FEW, "--out", "run", "--dataset"):
+        main([*command, "some.hdf5"])
+        said = capsys.readouterr().out
+        assert f"nothing in some.hdf5 marks where episodes end, so its {ROWS:,} rows are one episode: if" in said
+    Path("logs").mkdir()
+    for number in range(3):
+        write(columns, f"logs/{number}.hdf5")
+    logs = load("logs")
+    assert logs.episode_lengths.tolist() == [ROWS - 1] * 3
+    assert "nothing in 0.hdf5 marks" in (note := describe.unmarked_ends(logs)) and "and so in 2 more files" in note
+
+
+def test_a_file_without_any_flag_has_whole_episodes_or_is_refused(refused):
+    write(pendulum(terminals=None))
+    task = ("--dataset", "some.hdf5", "--env", "Pendulum-v1", "--out", "run", *FEW)
+    line = refused("fit", "bc", *task, "--max-episode-steps", "300")
+    assert "lacks terminals and timeouts" in line and "with 1 in timeouts, or number" in line
+    assert main(["fit", "bc", *task]) == 0  # five episodes of 200 steps
 
 
 def test_no_transition_crosses_an_episode_in_training(capsys):

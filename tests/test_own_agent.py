@@ -325,6 +325,18 @@ def test_something_that_is_no_agent_is_refused_in_one_sentence(name, words, here
     assert words in refused("fit", name, "--dataset", pendulum.ID)
 
 
+@pytest.mark.parametrize("file", ["mine.py", "./mine.py", "sub/mine.py"])
+def test_a_file_instead_of_a_module_is_refused_with_the_name_to_give(run, file, here, refused):
+    says = f"{file}:Own names a file: give mine:Own, the class in its module, and run this in the folder"
+    task = ("--env", "Pendulum-v1", "--steps", 10, "--dataset", "some/own-v0")
+    for argv in (
+        ("fit", f"{file}:Own", "--dataset", pendulum.ID), ("collect", f"{file}:Own", *task),
+        ("collect", run, *task, "--agent-class", f"{file}:Own"), ("evaluate", run, "--agent-class", f"{file}:Own"),
+    ):  # fmt: skip
+        assert f"{says} {(Path.cwd() / file).parent}" in refused(*argv)
+    assert "give mine:Class, the class in" in refused("fit", file, "--dataset", pendulum.ID)
+
+
 def test_wrong_settings_of_an_own_agent_are_refused(here, refused, capsys):
     assert "mine:Regression has no setting 'powr'; did you mean power" in refused(*FIT, "--agent.powr", 1)
     assert "power must be at least 1, not 0" in refused(*FIT, "--agent.power", 0)

@@ -262,7 +262,7 @@ def test_a_dataset_from_arrays(successors):
     ("change", "says"),
     [
         (dict(obs={}), "the arrays lack obs; needed are"), (dict(obs=dict(a={})), "the arrays lack obs"),
-        (dict(reward=None), "the arrays lack reward"), (dict(reward=np.zeros(3)), "unequal lengths"),
+        (dict(action=None), "the arrays lack action"), (dict(reward=np.zeros(3)), "unequal lengths"),
         (dict(obs=np.full((4, 1), np.nan)), "obs has NaN"),
         (dict(terminated=np.full(4, 0.5)), "terminated must be 0 or 1"),
         (dict(cameras=np.zeros(4)), "no use for 'cameras'; known are"),
@@ -277,6 +277,106 @@ def test_invalid_arrays_are_refused(change, says):
     arrays = dict(obs=np.zeros((4, 1)), action=np.zeros((4, 1)), reward=np.zeros(4), terminated=np.zeros(4)) | change
     with pytest.raises(UserError, match=says):
         offlinerl.load_dataset({name: array for name, array in arrays.items() if array is not None})
+
+
+def test_arrays_without_rewards_and_ends_are_one_episode_and_said_to_be(here, capsys):
+    arrays = dict(obs=np.random.default_rng(0).normal(size=(30, 2)), action=np.linspace(-1, 1, 30))
+    run = offlinerl.fit("bc", arrays, hidden=[8], over=dict(train=FEW | dict(held_out=0)))
+    assert run.policy([0.5, -0.5]).shape == (1,)
+    said = capsys.readouterr().out
+    assert "29 transitions in 1 episode" in said and "all rewards are 0" in said
+    assert "arrays: nothing in the arrays marks where episodes end, so its 30 rows are one episode" in said
+    offlinerl.fit("bc", arrays | dict(episode=np.arange(30) // 10), hidden=[8], over=dict(train=FEW))
+    said = capsys.readouterr().out
+    assert "27 transitions in 3 episodes" in said and "marks where episodes end" not in said
+
+
+def test_a_list_of_frames_or_arrays_is_read_as_several_files(here, capsys):
+    rng = np.random.default_rng(0)
+    logs = [dict(obs=rng.normal(size=(9, 2)), action=rng.uniform(-1, 1, 9), reward=np.ones(9)) for _ in range(3)]
+    frames = [pd.DataFrame(dict(x=log["obs"][:, 0], y=log["obs"][:, 1], u=log["action"], r=1.0)) for log in logs]
+    columns = dict(obs=["x", "y"], action=["u"], reward=["r"])
+    for sources, more in ((logs, {}), (frames, dict(columns=columns)), (tuple(frames), dict(columns=columns))):
+        data = offlinerl.load_dataset(sources, **more)
+        assert data.episode_lengths.tolist() == [8, 8, 8]
+        assert (data.provenance["rows_in_source"], data.provenance["rows_dropped"]) == (27, 3)
+        np.testing.assert_array_equal(data.obs[8:16], logs[1]["obs"][:8].astype(np.float32))
+        run = offlinerl.fit("bc", sources, hidden=[8], over=dict(train=FEW), **more)
+        assert run.policy([0.5, -0.5]).shape == (1,)
+        assert "marks where episodes end" not in capsys.readouterr().out
+    data = offlinerl.load_dataset([frames[0], frames[1][:0]], columns=columns, name="week")
+    assert len(data) == 8 and data.name == "week" and data.provenance["empty_files"] == ["week 1"]
+    parts = offlinerl.load_dataset([dict(log, obs=dict(q=log["obs"], t=log["obs"])) for log in logs], obs_keys=["q"])
+    assert parts.obs.shape == (24, 2)
+    for sources, says in (
+        ([], "the list holds no step"),
+        ([1.0], "a list must hold data frames or dictionaries of arrays, and 0 is of type"),
+        ([*logs, dict(obs=[1])], "3 in the list: the arrays lack action"),
+        (["a.csv"], "pattern, such as 'logs/"),
+        ([logs[0], dict(logs[0], obs=np.ones((9, 3)))], "of shape"),
+    ):
+        with pytest.raises(UserError, match=says):
+            offlinerl.load_dataset(sources)
+    with pytest.raises(UserError, match="list 1 observes the columns y, x, and list 0 x, y"):
+        offlinerl.load_dataset([frames[0], frames[1][["y", "x", "u"]]], columns=dict(obs=["[xy]"], action=["u"]))
+
+
+class Arm(gym.Env):
+    """A robot that is observed in parts, some of them nested."""
+
+    observation_space = gym.spaces.Dict(
+        robot=gym.spaces.Dict(q=gym.spaces.Box(-1, 1, (2,)), v=gym.spaces.Box(-1, 1, (3,))),
+        camera=gym.spaces.Box(0, 255, (16, 16, 3), np.uint8),
+    )
+    action_space = gym.spaces.Box(-1, 1, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, True, {}
+
+
+@pytest.mark.parametrize("env", [None, Arm])
+def test_nested_observations_are_as_their_parts_by_path(here, env):
+    rng = np.random.default_rng(0)
+    q, v, camera = rng.normal(size=(20, 2)), rng.normal(size=(20, 3)), rng.integers(0, 255, (20, 16, 16, 3), np.uint8)
+    arrays = dict(action=rng.uniform(-1, 1, (20, 2)), reward=np.ones(20), terminated=np.arange(20) % 5 == 4)
+    data, flat = (
+        offlinerl.load_dataset(arrays | dict(obs=obs))
+        for obs in (dict(robot=dict(q=q, v=v), camera=camera), {"robot/q": q, "robot/v": v, "camera": camera})
+    )
+    assert list(data.obs) == list(flat.obs) == ["robot/q", "robot/v", "camera"]
+    for of in ("obs", "next_obs"):
+        for part in flat.obs:
+            np.testing.assert_array_equal(getattr(data, of)[part], getattr(flat, of)[part])
+    run = offlinerl.fit("bc", data, env=env, hidden=[8], over=dict(train=FEW))
+    assert offlinerl.evaluate(run.folder, env=Arm, episodes=1)["mean"] == 0
+    nested = dict(robot=dict(q=q[0], v=v[0]), camera=camera[0])
+    acts = [offlinerl.load_policy(run.folder)(obs) for obs in (nested, {part: flat.obs[part][0] for part in flat.obs})]
+    np.testing.assert_array_equal(*acts)
+
+
+class Joints(Arm):
+    """The robot without its camera, which agents see as one vector."""
+
+    observation_space = gym.spaces.Dict(robot=Arm.observation_space["robot"])
+
+
+def test_a_policy_of_vectors_apart_is_told_how_to_see_one_as_its_environment(here):
+    rng, few = np.random.default_rng(0), dict(hidden=[8], over=dict(train=FEW))
+    robot = dict(v=rng.normal(size=(20, 3)), q=rng.normal(size=(20, 2)))
+    arrays = dict(obs=dict(robot=robot), action=rng.uniform(-1, 1, (20, 2)), episode=np.arange(20) // 5)
+    with pytest.raises(
+        UserError, match="train it with --obs-keys robot/v,robot/q, which makes one vector of its parts"
+    ):
+        offlinerl.evaluate(offlinerl.fit("bc", arrays, **few).folder, env=Joints, episodes=1)
+    for kept in (dict(obs_keys=["robot/v", "robot/q"]), dict(env=Joints)):
+        assert (
+            offlinerl.evaluate(offlinerl.fit("bc", arrays, **few, **kept).folder, env=Joints, episodes=1)["mean"] == 0
+        )
 
 
 def test_missing_runs_and_invalid_seeds_are_reported():
@@ -653,6 +753,27 @@ def test_environments_that_do_not_fit_the_data_are_refused(env, says, here):
     with pytest.raises(UserError) as error:
         offlinerl.fit("bc", walk(), env=env, over=dict(train=FEW))
     assert says in str(error.value)
+
+
+def test_settings_may_be_of_numpy(here):
+    few, limits = dict(FEW, updates=np.int64(4)), dict(action_range=np.array([-1.0, 1.0]))
+    run = offlinerl.fit("xql", walk(), hidden=np.array([8, 8]), beta=np.array([1, 2]), limits=limits, **few)
+    settings = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert settings["agent"]["hidden"] == [8, 8] and settings["agent"]["beta"] == [1.0, 2.0]
+    assert settings["fit"]["action_range"] == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (dict(lr=1e-3), "setting 'lr'; did you mean actor_lr or critic_lr?"), (dict(seed=3), "did you mean seeds?"),
+        (dict(seed=3, agent="bc"), "did you mean seeds?"), (dict(thread=2), "did you mean threads?"),
+        (dict(action_range=[-1, 1]), r"setting 'action_range'; give it as limits=dict\(action_range=...\)"),
+    ],
+)  # fmt: skip
+def test_names_of_settings_are_suggested_in_python(given, says, here):
+    with pytest.raises(UserError, match=says):
+        offlinerl.fit(given.pop("agent", "td3bc"), walk(), env=Room, **given)
 
 
 def test_settings_are_given_by_name(here):

@@ -256,6 +256,15 @@ def test_a_minari_dataset_out_of_reach_fails_fast(monkeypatch):
     assert time.monotonic() - start < 2
 
 
+def test_a_mistyped_id_is_refused_with_the_nearest_local_one(monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    (registry.minari_root() / "mine/hopper-v0/data").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"mine/hoper-v0 is not installed \(did you mean mine/hopper-v0\?\)"):
+        load("mine/hoper-v0")
+    with pytest.raises(UserError, match="there is no dataset 'mine/hopper'; did you mean mine/hopper-v0"):
+        load("mine/hopper")
+
+
 @pytest.fixture
 def server(tmp_path):
     content = write(tmp_path / "published.hdf5").read_bytes()
@@ -309,7 +318,7 @@ def test_a_wrong_download_leaves_nothing(server, page, known, message):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (dict(terminals=None), "lacks terminals; it has actions, observations, rewards"),
+        (dict(actions=None), "lacks actions; it has observations, rewards, terminals"),
         (dict(rewards=np.zeros(3)), "unequal lengths .*observations 4.* rewards 3"),
         (
             dict(rewards=np.array([0, np.nan, 0, np.inf])),

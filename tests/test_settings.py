@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import SPEC
 
@@ -69,7 +71,9 @@ def test_invalid_values_are_refused_in_one_sentence(name, value, sentence):
         ("rate", "3e-4", 3e-4), ("rate", 1, 1.0), ("count", 2.0, 2), ("count", "1e3", 1000), ("limit", None, None),
         ("limit", 2, 2.0), ("steps", "updates", "updates"), ("bound", math.inf, math.inf), ("bound", "inf", math.inf),
         ("sizes", [8], (8,)), ("sizes", [], ()), ("when", False, False), ("when", "auto", "auto"),
-        ("kind", "two", "two"),
+        ("kind", "two", "two"), ("kind", Path("two"), "two"), ("sizes", np.array([8, 4]), (8, 4)),
+        ("sizes", [np.int64(8), np.array(4)], (8, 4)), ("rate", np.float32(0.5), 0.5), ("rate", np.array(0.5), 0.5),
+        ("count", np.int8(2), 2), ("on", np.bool_(False), False), ("steps", np.str_("updates"), "updates"),
     ],
 )  # fmt: skip
 def test_valid_values_are_converted_to_their_type(name, value, want):

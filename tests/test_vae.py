@@ -324,6 +324,19 @@ def test_frames_that_no_encoder_accepts_are_refused(here, refused, monkeypatch):
         VAE(Spec((Leaf("", (2, 12, 3), "uint8"),), 2, (-1.0,) * 2, (1.0,) * 2))
 
 
+def test_an_image_with_other_parts_beside_it_is_refused_with_the_part_to_choose(here):
+    rng = np.random.default_rng(0)
+    images, joints = rng.integers(0, 256, (30, 12, 12, 3), np.uint8), rng.normal(size=(30, 2))
+    arrays = dict(obs=dict(joints=joints, camera=images), action=rng.uniform(-1, 1, (30, 2)))
+    few, says = dict(updates=2, batch=4, compile=False), "parts joints, camera: choose an image with --obs-keys camera"
+    with pytest.raises(UserError, match=f"a vae learns from one image alone, but these observations have the {says}"):
+        offlinerl.fit("vae", arrays, **few)
+    run = offlinerl.fit("vae", arrays, obs_keys=["camera"], convolutions="minatar", **few)
+    with pytest.raises(UserError, match=f"an agent with the encoder .* learns from one image alone, but .* the {says}"):
+        offlinerl.fit("bc", arrays, encoder=str(run.folder), **few)
+    offlinerl.fit("bc", arrays, encoder=str(run.folder), obs_keys=["camera"], **few)
+
+
 def test_its_settings_are_restored(tmp_path):
     agent = VAE(SPEC, (4,), likelihood="bernoulli", beta=2.0, lr=1e-4, **SMALL)
     optimizers = [optimizer.state_dict() for optimizer in agent.configure_optimizers()]

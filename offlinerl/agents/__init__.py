@@ -102,10 +102,22 @@ def outline(name: str) -> type[Agent]:
 
 def require(name: str) -> None:
     """Raise a UserError that suggests similar names if this does not name an agent."""
+    require_module(name)
     if not is_name(name):
         known = [*names(), *installed()]
         hint = did_you_mean(str(name), known, f"there are {', '.join(known)}, and module:Class", near=2)
         raise UserError(f"there is no agent {name!r}; {hint}")
+
+
+def require_module(name: str) -> None:
+    """Raise a UserError if this names the file of a class and not its module."""
+    file, _, found = str(name).partition(":")
+    if file.endswith(".py"):
+        path = Path(file)
+        raise UserError(
+            f"{name} names a file: give {path.stem}:{found or 'Class'}, the class in its module, and run this in the"
+            f" folder {path.parent.absolute()}"
+        )
 
 
 def _skeleton(name: str) -> type[Agent]:

@@ -15,7 +15,7 @@ from offlinerl.agents.base import Agent, Config, Noise, fixed, setting
 from offlinerl.learning import losses
 from offlinerl.nn.decoders import ImageDecoder
 from offlinerl.nn.encoders import LAYERS, Posterior
-from offlinerl.types import Batch, Metrics
+from offlinerl.types import Batch, Metrics, Spec
 from offlinerl.util.errors import UserError
 
 
@@ -46,6 +46,7 @@ class VAE(Agent):
     discrete = None
 
     def build(self) -> None:
+        require_image_alone(self.spec, "a vae learns")
         config, (leaf, *others) = self.config, self.spec.obs
         if others or leaf.path or len(leaf.shape) != 3 or leaf.dtype != "uint8":
             raise UserError(
@@ -86,3 +87,14 @@ class VAE(Agent):
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
         raise UserError("a vae has no policy: name its run as an agent's encoder, as in --agent.encoder runs/vae")
+
+
+def require_image_alone(spec: Spec, who: str) -> None:
+    """Raise a UserError if observations have other parts beside an image; ``who`` begins it, as in "a vae learns"."""
+    images = [leaf.path for leaf in spec.obs if len(leaf.shape) == 3 and leaf.dtype == "uint8"]
+    if images and len(spec.obs) > 1:
+        parts = ", ".join(leaf.path for leaf in spec.obs)
+        raise UserError(
+            f"{who} from one image alone, but these observations have the parts {parts}: choose an image with"
+            f" --obs-keys {images[0]}"
+        )

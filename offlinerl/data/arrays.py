@@ -12,11 +12,11 @@ import numpy as np
 from offlinerl.data.assemble import column_of
 from offlinerl.data.columns import Rounded, as_flags, lost, require_filled, require_finite, single
 from offlinerl.data.dataset import Dataset
-from offlinerl.util.errors import UserError, did_you_mean, reading
+from offlinerl.util.errors import NoSteps, UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
-NEEDED = ("obs", "action", "reward", "terminated")
-KNOWN = (*NEEDED, "truncated", "episode", "next_obs", "log_prob")
+NEEDED = ("obs", "action")
+KNOWN = (*NEEDED, "reward", "terminated", "truncated", "episode", "next_obs", "log_prob")
 
 USUAL = dict(
     observations="obs", actions="action", rewards="reward", terminals="terminated", terminations="terminated",
@@ -29,11 +29,12 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     """A dataset from arrays with one row per step, one episode after another.
 
     Args:
-        arrays: ``obs`` ``[rows, ...]``, an array or a dictionary of arrays; ``action`` ``[rows, A]``, or ``[rows]`` for
-            discrete actions; ``reward`` and ``terminated`` ``[rows]``; ``truncated`` ``[rows]``, or ``episode``
-            ``[rows]``, whose changes mark the ends of episodes, by default only the last row; ``next_obs``, by default
-            the next row's observation, in which case truncated rows are dropped; and ``log_prob`` ``[rows]``, if
-            known, see ``Dataset``. The names in D4RL's and Minari's files are understood too.
+        arrays: ``obs`` ``[rows, ...]``, an array or a dictionary of arrays, which may be nested: its parts are then
+            called ``outer/inner``; ``action`` ``[rows, A]``, or ``[rows]`` for discrete actions; ``reward`` and
+            ``terminated`` ``[rows]``, by default 0; ``truncated`` ``[rows]``, or ``episode`` ``[rows]``, whose changes
+            mark the ends of episodes, by default only the last row; ``next_obs``, by default the next row's
+            observation, in which case truncated rows are dropped; and ``log_prob`` ``[rows]``, if known, see
+            ``Dataset``. The names in D4RL's and Minari's files are understood too.
         name: the dataset's name.
 
     Raises:
@@ -55,17 +56,18 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     for field, of in given.items():
         make = partial(column_of, what=f"{name}: {field}")
         with reading(f"the array {field}", "give numbers, a row a step"):
-            columns[field] = tree_map(make, of) if field in ("obs", "next_obs") else make(of)
+            parts = field in ("obs", "next_obs") and isinstance(of, Mapping)
+            columns[field] = {path: make(leaf) for path, leaf in tree_leaves(of)} if parts else make(of)
     lengths = {path: len(leaf) for path, leaf in tree_leaves(columns)}
     if len(set(lengths.values())) > 1:
         raise UserError(f"the arrays have unequal lengths: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
     obs, action, rows = columns["obs"], columns["action"], lengths["action"]
     if not rows:
-        raise UserError(f"{name} are empty: they have no rows")
+        raise NoSteps(f"{name} are empty: they have no rows")
     require_filled(name, dict(obs=obs, action=action))
+    columns = dict.fromkeys(("reward", "terminated", "truncated"), np.zeros((rows, 1), np.float32)) | columns
     terminated = as_flags(columns["terminated"], "terminated")
-    truncated = as_flags(columns["truncated"], "truncated") if "truncated" in columns else np.zeros(rows, bool)
-    last = terminated | truncated
+    last = terminated | as_flags(columns["truncated"], "truncated")
     last[-1] = True
     if episode is not None:
         last |= _final_rows(np.asarray(episode), rows, name)
@@ -84,7 +86,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
         keep = ~last | terminated
         last = (last | ~np.r_[keep[1:], True])[keep]
     if not keep.any():
-        raise UserError("no row has a successor, so that there is nothing to learn from")
+        raise NoSteps("no row has a successor, so that there is nothing to learn from", rows)
     obs, next_obs = (tree_map(lambda leaf: np.ascontiguousarray(leaf[keep]), tree) for tree in (obs, next_obs))
     singles = [field for field in ("reward", "log_prob") if field in columns]
     numbers = dict(action=action[keep], **{field: single(columns[field], field)[keep] for field in singles})
@@ -92,9 +94,10 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     kind = str(np.asarray(given["action"]).dtype)
     facts = dict(
         format="arrays", action_dtype=kind, rows_in_source=rows, rows_dropped=int((~keep).sum()), reward="none",
-        **lost(int(np.count_nonzero(single(columns["reward"], "reward")[~keep])) if "reward" in columns else 0),
-        **rounded.facts(),
+        **lost(int(np.count_nonzero(single(columns["reward"], "reward")[~keep]))), **rounded.facts(),
     )  # fmt: skip
+    if episode is None and not given.keys() & {"terminated", "truncated"}:
+        facts["unmarked_ends"] = [dict(file="the arrays", rows=rows)]
     return Dataset.of_rows(
         obs, next_obs, terminated=terminated[keep], last=last, name=name, provenance=facts, **numbers
     )

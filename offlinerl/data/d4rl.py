@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,10 +55,11 @@ def load_hdf5(
     env: Mapping[str, Any] | None = None,
     into: Builder | None = None,
 ) -> Dataset:
-    """Reads a file in D4RL's format: ``observations [N, O]``, ``actions [N, A]``, ``rewards [N]``, ``terminals [N]``
-    and, if the file has them, ``timeouts [N]`` and ``next_observations [N, O]``. The flags that end episodes may also
+    """Reads a file in D4RL's format: ``observations [N, O]``, ``actions [N, A]`` and, if the file has them, ``rewards
+    [N]``, ``terminals [N]``, ``timeouts [N]`` and ``next_observations [N, O]``. The flags that end episodes may also
     have the other names in ``TERMINAL``, ``CUT`` and ``END``, and one of the columns in ``EPISODE`` may identify the
-    episodes. From ``infos`` it reads ``action_log_probs [N]``, unless they are not finite.
+    episodes. From ``infos`` it reads ``action_log_probs [N]``, unless they are not finite. Without rewards, all are 0.
+    Without flags, episodes and a time limit, the file is one episode; the provenance then has ``unmarked_ends``.
 
     The next observation of a row comes from ``next_observations``, or else from the next row of the same episode. The
     lossless mode keeps every row that has a next observation, and every row that ends in a terminal state, where none
@@ -90,7 +92,7 @@ def load_hdf5(
         origin = _origin(file)
         said, split = stated_split(file, split)
         split = None if split == MASKS and mode == "d4rl" else split  # D4RL has no masks
-        rows = len(file["rewards"])
+        rows = len(file["actions"])
         flags = episode_flags(file, max_episode_steps, split)
         terminals, cut = flags.terminal, flags.cut
         has_next = "next_observations" in file and mode == "lossless"
@@ -114,7 +116,7 @@ def load_hdf5(
         last = end | ~np.r_[keep[1:], False]  # an episode also ends before a dropped row
         into = into or Builder(str(path))
         into.expect(count, count + int(last[keep].sum()))
-        action_dtype, paid = str(file["actions"].dtype), file["rewards"][()].reshape(-1)[~keep]
+        action_dtype, paid = str(file["actions"].dtype), rewards_of(file)[~keep]
         parts = _parts(file, keep, has_next, observation_space, finite)
         for (kept, obs, next_obs, action, reward), ahead in with_next(parts):
             if mode == "lossless" and not has_next:
@@ -141,6 +143,8 @@ def load_hdf5(
         **lost(int(np.count_nonzero(paid))),
         **rounded.facts(),
     )
+    if flags.basis == FILE_END:
+        provenance["unmarked_ends"] = [dict(rows=rows)]
     if origin:
         provenance["provenance"] = origin
     return into.finish(name or path.stem, provenance)
@@ -166,7 +170,7 @@ def open_d4rl(path: Path) -> Iterator[h5py.File]:
         if any(isinstance(file.get(group), h5py.Group) for group in ("data", "episode_0")):
             kind = "robomimic's format" if "data" in file else "Minari's format, without the metadata beside it"
             raise UserError(f"{path} is in {kind}, and not in D4RL's; {REWRITE}")
-        missing = {"observations", "actions", "rewards"} - set(file)
+        missing = {"observations", "actions"} - set(file)
         if missing:
             has = ", ".join(sorted(file)) or "nothing"
             raise UserError(f"{path} lacks {', '.join(sorted(missing))}; it has {has}; {REWRITE}")
@@ -184,7 +188,7 @@ def open_d4rl(path: Path) -> Iterator[h5py.File]:
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
             raise UserError(f"{path}: its columns have unequal lengths ({listed}); cut or regenerate it")
-        if not lengths["rewards"]:
+        if not lengths["actions"]:
             raise NoSteps(f"{path} is empty: it has no rows")
         shapes = [columns[key].shape for key in ("observations", "next_observations") if key in columns]
         if len({shape[1:] or (1,) for shape in shapes}) > 1:
@@ -193,6 +197,13 @@ def open_d4rl(path: Path) -> Iterator[h5py.File]:
                 " again"
             )
         yield file
+
+
+def rewards_of(file: h5py.File, rows: slice = slice(None)) -> np.ndarray:
+    """The rewards ``[n]`` of some rows; 0 if the file has none."""
+    if "rewards" in file:
+        return file["rewards"][rows].reshape(-1)
+    return np.zeros(len(file["actions"]), np.float32)[rows]
 
 
 TERMINAL = ("terminals", "terminal", "terminations", "termination", "terminated", "terminateds", "is_terminal")
@@ -209,6 +220,9 @@ END = (
 
 EPISODE = ("episode", "episode_id", "episode_index", "episode_ids", "trajectory", "trajectory_id")
 """Names of columns that identify the episode of a row."""
+
+FILE_END = "the end of the file"
+"""What marks the ends of episodes if nothing in the file does."""
 
 ENDS = "episode_ends"
 """The attribute in which an exported file states where its episodes end, however long they are: at "timeouts" only, in
@@ -238,7 +252,7 @@ def stated_split(file: h5py.File, split: str | None) -> tuple[bool, str | None]:
     """
     stated, masks = file.attrs.get(ENDS), file.get(MASKS)
     if stated is None and split is None and isinstance(masks, h5py.Dataset):
-        rows = len(file["rewards"])
+        rows = len(file["actions"])
         if masks.shape in ((rows,), (rows, 1)) and np.isin(masks[()], (0, 1)).any():
             return False, MASKS
     return stated is not None, split if stated is None else "timeouts" if str(stated) == "timeouts" else None
@@ -249,7 +263,7 @@ class Flags(NamedTuple):
 
     terminal: np.ndarray  # [N] bool
     cut: np.ndarray  # [N] bool
-    basis: str  # in words, what marks the ends
+    basis: str  # in words, what marks the ends; FILE_END if nothing does
     cut_known: bool  # whether the file itself marks truncations
 
 
@@ -271,10 +285,12 @@ class _Marks(NamedTuple):
 
 def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | None) -> Flags:
     """Where the episodes end: at the flags in the file, under any of the usual names, and where a column in ``EPISODE``
-    changes; if neither marks truncations, also after every ``max_episode_steps`` steps.
+    changes; if neither marks truncations, also after every ``max_episode_steps`` steps. Without any of these, the rows
+    are one episode.
 
     Raises:
-        UserError: a flag is neither 0 nor 1, there are no flags at all, or the rows of an episode are not contiguous.
+        UserError: a flag is neither 0 nor 1, the rows of an episode are not contiguous, or there are no flags and the
+            limit would cut the last of several episodes short.
     """
 
     def flags(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -282,7 +298,7 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
         columns = [as_flags(file[name][()], f"{file.filename}: {name}") for name in found]
         return found, np.logical_or.reduce([np.zeros(rows, bool), *columns])
 
-    rows = len(file["rewards"])
+    rows = len(file["actions"])
     (terminal_names, terminal), (cut_names, cut), (end_names, end) = map(flags, (TERMINAL, CUT, END))
     ids, changes = _changes_of_episode(file, terminal | cut | end)
     marks = _Marks(terminal, cut, end, changes, terminal_names, cut_names, [*end_names, *ids])
@@ -290,10 +306,11 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
         final = ~as_flags(file[MASKS][()], f"{file.filename}: {MASKS}")
         return _by_masks(marks, final, max_episode_steps)
     if not marks.names and (max_episode_steps is None or rows % max_episode_steps):
-        has = ", ".join(sorted(file))
+        if split is None and rows < (max_episode_steps or math.inf):
+            return Flags(terminal, cut, FILE_END, False)
         raise UserError(
-            f"{file.filename} lacks terminals; it has {has}; D4RL's keys are needed, of which terminals and timeouts"
-            " say where episodes end"
+            f"{file.filename} lacks terminals and timeouts, which say where episodes end: mark the last row of each"
+            " with 1 in timeouts, or number them in episode"
         )
     if split == "jump":
         steps = np.diff(file["observations"][:, :2].astype(np.float64), axis=0)
@@ -422,8 +439,8 @@ def _parts(
         behind = np.minimum(chosen + 1, len(block) - 1)  # no row follows the file's last one
         beyond = file["next_observations"][start : start + size][chosen] if has_next else block[behind]
         obs, next_obs = (as_observations(column) for column in (block[chosen], beyond))
-        action, reward = (as_float32(file[name][start : start + size][chosen]) for name in ("actions", "rewards"))
-        rows, reward = start + chosen, reward.reshape(-1)
+        here, rows = slice(start, start + size), start + chosen
+        action, reward = (as_float32(column[chosen]) for column in (file["actions"][here], rewards_of(file, here)))
         columns = dict(observations=obs, next_observations=next_obs, actions=action, rewards=reward)
         sound &= finite.see(columns, rows)
         if not sound or not len(rows):

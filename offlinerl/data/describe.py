@@ -111,6 +111,17 @@ def split_episodes(dataset: Dataset) -> str | None:
     )
 
 
+def unmarked_ends(dataset: Dataset) -> str | None:
+    """A sentence on a file, or arrays, taken as one episode because nothing in it marks an end; else None."""
+    if not (found := dataset.provenance.get("unmarked_ends")):
+        return None
+    more = f", and so in {counted(len(found) - 1, 'more file')}" if found[1:] else ""
+    return (
+        f"nothing in {_file(dataset, found[0])} marks where episodes end, so its {found[0]['rows']:,} rows are one"
+        f" episode{more}: if they are several, mark the last row of each with 1 in timeouts, or number them in episode"
+    )
+
+
 def unordered_steps(dataset: Dataset) -> str | None:
     """A sentence on episodes of a table that begin only because its rows are not in the order of ``step``; else
     None."""
@@ -161,9 +172,9 @@ def unused_ids(dataset: Dataset) -> str | None:
 
 
 NOTES = {
-    "lost rewards": lost_rewards, "split episode": split_episodes, "step order": unordered_steps,
-    "missing rows": missing_steps, "unused column": unused_ids, "rounding": rounded, "image units": unscaled_images,
-    "no rewards": no_rewards,
+    "lost rewards": lost_rewards, "split episode": split_episodes, "unmarked ends": unmarked_ends,
+    "step order": unordered_steps, "missing rows": missing_steps, "unused column": unused_ids, "rounding": rounded,
+    "image units": unscaled_images, "no rewards": no_rewards,
 }  # fmt: skip
 """What is odd about a dataset, though it can be used: each returns a sentence, or None."""
 
@@ -174,7 +185,7 @@ def summary(dataset: Dataset) -> list[tuple[str, str]]:
     terminations, dropped = int(dataset.terminated.sum()), facts.get("rows_dropped", 0)
     cut = int((dataset.last & ~dataset.terminated).sum())
     ended = f"{terminations:,} terminated, {cut:,} cut off"
-    odd = (find(dataset) for find in (split_episodes, unordered_steps, missing_steps, unused_ids))
+    odd = (find(dataset) for find in (split_episodes, unmarked_ends, unordered_steps, missing_steps, unused_ids))
     lines = [
         ("episodes", f"{len(lengths):,}"),
         ("steps", f"{len(dataset):,}" + (f", and {dropped:,} more that have no successor" if dropped else "")),

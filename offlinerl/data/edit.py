@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from offlinerl.data.assemble import concatenate
+from offlinerl.data.columns import lost
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.inferred import spec_of_data
 from offlinerl.util.errors import UserError
@@ -53,6 +54,35 @@ def merge(parts: Sequence[Dataset], name: str = "merged") -> Dataset:
     if merged.log_prob is None and any(part.log_prob is not None for part in parts):
         facts["log_prob"] = merged.provenance["log_prob"]
     return replace(merged, name=name, provenance=facts, entry=entry)
+
+
+def joined(parts: Sequence[Dataset], name: str, empty: Sequence[str] = ()) -> Dataset:
+    """As ``merge``, of parts that were read together, and that need not mark the ends of their episodes; ``empty`` are
+    the names of those without a step, which were left out."""
+    data = merge(parts, name)
+    facts = data.provenance | of_all([part.provenance for part in parts], [part.name for part in parts])
+    facts |= dict(format=f"list of {parts[0].provenance['format']}", **(dict(empty_files=[*empty]) if empty else {}))
+    for key in ("sources", "unmarked_ends"):
+        facts.pop(key, None)
+    return replace(data, provenance=facts, entry=data.entry and replace(data.entry, name=name))
+
+
+def of_all(facts: Sequence[Mapping[str, Any]], names: Sequence[str], rows: int = 0) -> dict[str, Any]:
+    """What the provenances of parts, read one after another, say of all: sums, with ``rows`` that were dropped before,
+    and what is odd about each part, by its name."""
+    rounded: dict[str, list[int]] = {}
+    for leaf, dimensions in (pair for fact in facts for pair in fact.get("rounded", {}).items()):
+        rounded[leaf] = sorted({*rounded.get(leaf, ()), *dimensions})
+    odd = {
+        key: [one | dict(file=name) for name, fact in zip(names, facts, strict=True) for one in fact.get(key, ())]
+        for key in ("unmarked_ends", "unordered_steps", "missing_steps")
+    }
+    return dict(
+        **{key: sum((fact[key] for fact in facts), rows) for key in ("rows_in_source", "rows_dropped")},
+        **lost(sum(fact.get("rewards_dropped", 0) for fact in facts)),
+        action_dtype=str(np.result_type(*(fact["action_dtype"] for fact in facts))),
+        **{key: found for key, found in dict(odd, rounded=rounded).items() if found},
+    )  # fmt: skip
 
 
 def _require_alike_actions(parts: Sequence[Dataset]) -> None:

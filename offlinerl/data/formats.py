@@ -15,6 +15,7 @@ import numpy as np
 from offlinerl.data import lerobot, recordings, tables
 from offlinerl.data.assemble import Steps, assemble
 from offlinerl.data.builder import Builder
+from offlinerl.data.d4rl import FILE_END
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.mapping import Columns, known_columns
 from offlinerl.data.registry import SUFFIXES, Entry, folder_kind
@@ -200,7 +201,7 @@ def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
             "mask",
         )
         ends = [field for field in fields if field in facts["columns"]]
-        facts["episode_ends"] = " and ".join(ends) or "the end of the file"
+        facts["episode_ends"] = " and ".join(ends) or FILE_END
         facts["successors"] = "next_obs" if "next_obs" in facts["columns"] else "next row"
     else:
         facts |= dict(episode_ends=FORMATS[kind].ends, successors=FORMATS[kind].successors)

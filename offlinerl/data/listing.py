@@ -35,9 +35,7 @@ def list_datasets() -> None:
     what is here and how to get the rest; otherwise one tab-separated line each, below a header."""
     named = {name: registry.entry(name) for name in registry.names()}
     root = registry.minari_root()
-    installed = (folder.parent.relative_to(root).as_posix() for folder in sorted(root.glob("**/data")))
-    installed = (name for name in installed if "/." not in f"/{name}")  # one being written is in a hidden folder
-    others = {name: _installed(root, name) for name in installed if name not in named}
+    others = {name: _installed(root, name) for name in registry.installed_ids() if name not in named}
     entries = named | others
     here = {name for name, entry in entries.items() if _is_here(entry)}
     if not console.is_terminal:

@@ -9,15 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from offlinerl.data import formats, registry
 from offlinerl.data.assemble import observed
 from offlinerl.data.builder import Builder
-from offlinerl.data.columns import lost
 from offlinerl.data.d4rl import Mode, load_hdf5
 from offlinerl.data.dataset import Dataset
-from offlinerl.data.edit import Made, covers, made_of, require_same_parts
+from offlinerl.data.edit import Made, covers, made_of, of_all, require_same_parts
 from offlinerl.data.mapping import known_columns, remember
 from offlinerl.data.minari_reader import installed, load_minari
 from offlinerl.data.on_disk import through_cache
@@ -159,24 +156,13 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
         into.drop()
     if not files:
         raise NoSteps(f"none of the {counted(len(empty), 'file')} of {path} holds a step to learn from", rows)
-    total = {name: sum((fact[name] for fact in facts), rows) for name in ("rows_in_source", "rows_dropped")}
-    paid = sum(fact.get("rewards_dropped", 0) for fact in facts)
-    about = {**facts[0], **total, **lost(paid), "file": str(path), "files": [file.name for file in files]}
-    of_files = ("unordered_steps", "missing_steps")
-    for name in ("first_episode", "open_episode", "rounded", *of_files):
+    names = [file.name for file in files]
+    about = {**facts[0], **of_all(facts, names, rows), "file": str(path), "files": names}
+    for name in ("first_episode", "open_episode"):
         about.pop(name, None)
-    rounded: dict[str, list[int]] = {}
-    for leaf, dimensions in (pair for fact in facts for pair in fact.get("rounded", {}).items()):
-        rounded[leaf] = sorted({*rounded.get(leaf, ()), *dimensions})
     if "columns" in about:
         about["columns"] = formats.columns_of(files[0], entry)
-    about["action_dtype"] = str(np.result_type(*(fact["action_dtype"] for fact in facts)))
-    more = dict(empty_files=empty, split_episodes=cut, rounded=rounded) | {
-        name: [
-            dict(file=file.name) | one for file, fact in zip(files, facts, strict=True) for one in fact.get(name, ())
-        ]
-        for name in of_files
-    }
+    more = dict(empty_files=empty, split_episodes=cut)
     return into.finish(entry.name, about | {name: found for name, found in more.items() if found})
 
 

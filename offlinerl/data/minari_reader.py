@@ -33,9 +33,9 @@ from offlinerl.data.columns import (
 )
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.journal import EPISODES, Journal
-from offlinerl.data.registry import minari_metadata, minari_root
+from offlinerl.data.registry import installed_ids, minari_metadata, minari_root
 from offlinerl.envs import spaces
-from offlinerl.util.errors import UserError
+from offlinerl.util.errors import UserError, did_you_mean
 from offlinerl.util.trees import Tree, first_leaf, tree_leaves, tree_map
 
 TOGETHER = 1 << 18
@@ -178,6 +178,8 @@ def installed(dataset_id: str) -> Path:
     folder = minari_root() / dataset_id
     if (folder / "data").is_dir():
         return folder
+    near = did_you_mean(dataset_id, installed_ids(), "")
+    near = f" ({near})" if near else ""
     instead = (
         f"on a machine that is connected run `minari download {dataset_id}` and copy the folder to {folder},"
         " or pass a file with --dataset FILE"
@@ -186,7 +188,7 @@ def installed(dataset_id: str) -> Path:
         urllib.request.urlopen("https://huggingface.co", timeout=5).close()
     except OSError as error:
         raise UserError(
-            f"the Minari dataset {dataset_id} is not installed and its server could not be reached: {instead}"
+            f"the Minari dataset {dataset_id} is not installed{near} and its server could not be reached: {instead}"
         ) from error
     import minari
 
@@ -194,7 +196,9 @@ def installed(dataset_id: str) -> Path:
         minari.download_dataset(dataset_id)
     except Exception as error:  # of many kinds, from a missing huggingface_hub to a misconfigured remote
         shutil.rmtree(folder, ignore_errors=True)  # else a failed download would look like an installed dataset
-        raise UserError(f"the Minari dataset {dataset_id} could not be downloaded ({error}): {instead}") from error
+        raise UserError(
+            f"the Minari dataset {dataset_id} could not be downloaded ({error}){near}: {instead}"
+        ) from error
     return folder
 
 

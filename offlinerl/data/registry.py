@@ -175,7 +175,7 @@ def entry(name: str) -> Entry:
     try:
         return _load()[name]
     except KeyError:
-        hint = did_you_mean(name, names(), "see `offlinerl datasets list`")
+        hint = did_you_mean(name, [*names(), *installed_ids()], "see `offlinerl datasets list`")
         raise UserError(f"there is no dataset {name!r}; {hint}") from None
 
 
@@ -431,6 +431,13 @@ def minari_root() -> Path:
     """Where Minari stores its datasets: ``$MINARI_DATASETS_PATH``, or ``~/.minari/datasets``."""
     given = os.environ.get("MINARI_DATASETS_PATH")
     return Path(given) if given else paths.home("MINARI_DATASETS_PATH") / ".minari" / "datasets"
+
+
+def installed_ids() -> list[str]:
+    """The ids of the Minari datasets on this machine, in order."""
+    root = minari_root()
+    ids = (folder.parent.relative_to(root).as_posix() for folder in sorted(root.glob("**/data")))
+    return [name for name in ids if "/." not in f"/{name}"]  # one being written is in a hidden folder
 
 
 def download(entry: Entry) -> None:

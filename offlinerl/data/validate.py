@@ -195,8 +195,8 @@ def _d4rl_columns(path: Path, entry: Entry) -> tuple[_Columns, None] | Finding:
         flags, every = d4rl.episode_flags(file, entry.steps_allowed, entry.split), ("timeouts", d4rl.MASKS)
         cut = flags.cut & ~flags.terminal if entry.split in every else flags.cut  # there, cut marks every end
         following = file["next_observations"][()] if "next_observations" in file else None
-        obs, action, reward = (file[key][()] for key in ("observations", "actions", "rewards"))
-        return _Columns(obs, action, reward.reshape(-1), flags.terminal, cut, following), None
+        obs, action, reward = file["observations"][()], file["actions"][()], d4rl.rewards_of(file)
+        return _Columns(obs, action, reward, flags.terminal, cut, following), None
 
 
 def _minari_pieces(path: Path, entry: Entry) -> list[_Piece] | Finding:

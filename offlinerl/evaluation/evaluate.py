@@ -116,10 +116,12 @@ def check_spec(policy: Policy, pool: Pool) -> None:
     observe."""
     have, want = pool.spec, policy.spec
     if want and (have.obs, have.action_dim, have.num_actions) != (want.obs, want.action_dim, want.num_actions):
-        raise UserError(
-            f"{pool.name} has {_in_words(have)}, the policy {_in_words(want)}; evaluate it in the environment it was"
-            " trained for"
-        )
+        advice, parts = "evaluate it in the environment it was trained for", [leaf.path for leaf in want.obs]
+        if len(parts) > 1 and all(len(leaf.shape) == 1 for leaf in (*want.obs, *have.obs)):
+            advice = (
+                f"train it with --obs-keys {','.join(parts)}, which makes one vector of its parts, as is observed here"
+            )
+        raise UserError(f"{pool.name} has {_in_words(have)}, the policy {_in_words(want)}; {advice}")
     env, own = pool.envs[0], list((getattr(policy, "task", None) or {}).get("leaves") or ())
     shown = list(env.get_wrapper_attr("leaves")) if env.has_wrapper_attr("leaves") else []
     if own != shown and sorted(own) == sorted(shown):
@@ -157,7 +159,9 @@ def task_for(
     task, seen = Task.of(registry.task(env)), own.env or {}
     limits = {key: seen[key] for key in ("pixels", "stack") if key in seen} | dict(limits or {})
     goal = {"goal": seen["goal"]} if "goal" in seen else {}
-    task = replace(task, env=with_limits(task.env or {}, limits) | goal, obs_keys=task.obs_keys or own.obs_keys)
+    parts = [leaf.path for leaf in policy.spec.obs if leaf.path] if policy.spec else []  # in the data's order
+    keys = task.obs_keys or own.obs_keys or parts or None
+    task = replace(task, env=with_limits(task.env or {}, limits) | goal, obs_keys=keys)
     if own.score_kind == "given" and task.env_id == own.env_id:
         task = replace(task, score=own.score, score_kind=own.score_kind)
     if task.score is None and own.score_kind == "success":  # by which it was judged in training

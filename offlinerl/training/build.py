@@ -18,7 +18,7 @@ import torch
 from offlinerl import agents
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
-from offlinerl.agents.vae import VAE
+from offlinerl.agents.vae import VAE, require_image_alone
 from offlinerl.data import describe, formats, load, rewards, scales
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.fingerprint import checksums_of, contents_of, is_of
@@ -459,6 +459,7 @@ def latent_of(vae: Agent, path: Path, spec: Spec, where: str) -> tuple[str, int,
     """
     if not isinstance(vae, VAE):
         raise UserError(f"the encoder {path} must be a vae's, not {type(vae).__name__}'s: train one with fit vae")
+    require_image_alone(spec, f"an agent with the encoder {path} learns")
     height, width, channels = vae.spec.obs[0].shape
     leaf = spec.obs[0]
     if leaf.path or leaf.dtype != "uint8" or leaf.shape[:2] != (height, width) or leaf.shape[2] % channels:

@@ -21,7 +21,7 @@ from offlinerl.training import config
 from offlinerl.training.selection import source_of
 from offlinerl.util.errors import UserError, WrongUsage, did_you_mean, either
 from offlinerl.util.folder import find_checkpoint
-from offlinerl.util.given import bounds, two_numbers
+from offlinerl.util.given import bounds, built_in, two_numbers
 from offlinerl.util.settings import per_seed_settings, require_known, settings_of, typed
 
 if TYPE_CHECKING:  # these load torch, which is imported only after the request has been checked
@@ -43,7 +43,10 @@ def by_section(given: Mapping[str, Any], agent_name: str | None) -> dict[str, di
     for name, value in given.items():
         of_agent = name not in train if own is None else name in own
         if not of_agent and name not in train:
-            hint = did_you_mean(name, [*train, *(own or ())], "its arguments are in help(offlinerl.fit)")
+            known = [*FIT, "device", "threads", *train, *(own or ())]
+            hint = f"give it as limits=dict({name}=...)" if name in LIMITS else did_you_mean(
+                name, known, "its arguments are in help(offlinerl.fit)"
+            )  # fmt: skip
             raise UserError(f"fit has no argument or setting {name!r}; {hint}")
         found.setdefault("agent" if of_agent else "train", {})[name] = value
     return found
@@ -72,8 +75,8 @@ def settings_for(
     require_known(limits or {}, LIMITS, "limits have no entry")
     about = dict(
         agent=agent_name, dataset=stated(dataset), env=plain(env), seeds=None if seeds is None else listed(seeds),
-        obs_keys=obs_keys and list(obs_keys), init=init and str(find_checkpoint(init).resolve()), **(limits or {}),
-        **reading,
+        obs_keys=obs_keys and list(obs_keys), init=init and str(find_checkpoint(init).resolve()),
+        **built_in(limits or {}), **reading,
     )  # fmt: skip
     again = _about_in(file) if file else {}
     if collecting:
@@ -272,6 +275,8 @@ def require_source(
     Raises:
         UserError: there is no such source or environment, or a setting is wrong.
     """
+    if isinstance(source, str | Path):
+        agents.require_module(str(source))
     of_checkpoint = isinstance(source, str | Path) and not agents.is_name(str(source))
     if env is None and (source in ("random", "scripted") or not of_checkpoint):
         raise WrongUsage("collect needs --env, the environment to act in, as in: --env Pendulum-v1")
@@ -418,8 +423,8 @@ def _change(
     if "online_steps" in changes and train["final_old_share"] is not None and train["old_share_steps"] is None:
         train["old_share_steps"] = train["online_steps"]  # the schedule of the share stays as it was
     if of_agent:
-        changes |= of_agent
         agent["decay_steps"] = typed(outline.config_class, "decay_steps", of_agent["decay_steps"])
+        changes["decay_steps"] = agent["decay_steps"]
     elif changes and (decay := config.of_agent(settings).get("decay_steps")) is not None:
         agent["decay_steps"] = decay  # the learning-rate schedule stays as it was
     train |= asked

@@ -102,6 +102,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str, near: int = 3) -> str:
-    """A hint that suggests similar known names, or ``otherwise`` if none is similar."""
-    found = difflib.get_close_matches(name, known, near, 0.5)
+    """A hint that suggests similar known names, such as actor_lr for lr, or ``otherwise`` if none is similar."""
+    known = list(known)
+    closest, close = (difflib.get_close_matches(name, known, near, cutoff) for cutoff in (0.8, 0.5))
+    found = closest or [word for word in known if name in word.split("_")][:near] or close
     return f"did you mean {either(*found)}?" if found else otherwise

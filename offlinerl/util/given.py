@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import wraps
 from numbers import Real
+from os import PathLike
 from typing import Any, ParamSpec, TypeVar
 
 from offlinerl.util.errors import UserError
@@ -120,7 +121,7 @@ def bounds(name: str, value: Any) -> list[Any]:
     Raises:
         UserError: they are no such bounds.
     """
-    value = _listed(value)
+    value = built_in(value)
     if isinstance(value, list) and len(value) == 2 and all(isinstance(side, list) and side for side in value):
         low, high = value
         if len(low) == len(high):
@@ -129,10 +130,15 @@ def bounds(name: str, value: Any) -> list[Any]:
     return two_numbers(name, value)
 
 
-def _listed(value: Any) -> Any:
-    """A value with lists instead of tuples and of numpy's arrays and numbers."""
+def built_in(value: Any) -> Any:
+    """A value with lists and Python's numbers instead of tuples and of numpy's arrays and numbers, and with paths as
+    text."""
+    if isinstance(value, Mapping):
+        return {key: built_in(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_listed(one) for one in value]
+        return [built_in(one) for one in value]
+    if isinstance(value, PathLike):
+        return str(value)
     return value.tolist() if hasattr(value, "tolist") else value
 
 

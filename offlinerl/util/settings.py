@@ -17,6 +17,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from offlinerl.util.errors import UserError, did_you_mean, either
+from offlinerl.util.given import built_in
 
 C = TypeVar("C", bound="Config")
 
@@ -171,7 +172,7 @@ def typed(config: type[Config], name: str, value: Any) -> Any:
     Raises:
         UserError: it has the wrong type or is out of range.
     """
-    about = settings_of(config)[name].metadata
+    about, value = settings_of(config)[name].metadata, built_in(value)
     if about.get("per_seed") and isinstance(value, list | tuple):
         values = tuple(_one(config, name, one) for one in value)
         if not values or len(set(values)) < len(values):
