@@ -366,14 +366,14 @@ def _home(entry: Entry, dataset: Dataset, asked: bool) -> tuple[str | None, gymn
     if entry.env is None:
         return None, *boxes
     try:
-        env = make(without_stack(entry.env), seen=False)
+        env = make(without_stack(entry.env), observed=False)
     except UserError:
         if asked:
             raise
         return dataset.provenance.get("env_spec", entry.env.get("spec")), *boxes
     observation_space, action_space = env.observation_space, env.action_space
     checks.close(env)
-    if not (isinstance(observation_space, Discrete) or spaces.is_seen(observation_space)):
+    if not (isinstance(observation_space, Discrete) or spaces.is_observed(observation_space)):
         observation_space = spaces.observed(spaces.parts(observation_space, entry.obs_keys, entry.env_id))
     shapes = [tree_map(lambda leaf: leaf.shape[1:], dataset.observations), dataset.action.shape[1:]]
     choices = isinstance(observation_space, Discrete)

@@ -28,7 +28,7 @@ def put(env, xy, velocity=(0.0, 0.0)):
 
 @pytest.mark.parametrize("name, other", [("umaze", "UMaze"), ("medium", "Medium"), ("large", "Large")])
 def test_the_point_moves_and_bumps_as_that_of_gymnasium_robotics(name, other):
-    ours, theirs = maze2d(name), make({"id": f"PointMaze_{other}-v3"}, seen=False)
+    ours, theirs = maze2d(name), make({"id": f"PointMaze_{other}-v3"}, observed=False)
     point, maze, rng = theirs.unwrapped.point_env, theirs.unwrapped.maze, np.random.default_rng(0)
     theirs.reset(seed=0)
     origin, data = maze.cell_rowcol_to_xy(np.zeros(2)), ours.unwrapped.data

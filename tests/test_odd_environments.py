@@ -736,7 +736,10 @@ class Sensors(Reach):
 
 def test_stacks_of_parts_of_all_kinds_are_collected_and_learned_from(here):
     env = made("Sensors-v0", Sensors)
-    with closing(make({"id": env, "stack": 2})) as stacked, closing(make({"id": env, "stack": 2}, seen=False)) as own:
+    with (
+        closing(make({"id": env, "stack": 2})) as stacked,
+        closing(make({"id": env, "stack": 2}, observed=False)) as own,
+    ):
         assert stacked.observation_space.shape == (14,)
         assert own.observation_space == Sensors().observation_space
     assert run("collect", "random", "--env", env, "--stack", 2, "--episodes", 4, "--dataset", "odd/sensors-v0") == 0

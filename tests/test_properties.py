@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offlinerl import dataset_commands
-from offlinerl.data.d4rl import CUT, END, TERMINAL, load_hdf5
+from offlinerl.data.d4rl import END, TERMINAL, TIMEOUT, load_hdf5
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.episode import Episode
 from offlinerl.data.episode_log import write_collection
@@ -154,7 +154,7 @@ def flag_columns(draw):
     way = draw(
         st.sampled_from(["two", "two", "several", "terminal", "cut", "end", "terminal and end", "limit", "none"])
     )
-    name_of = {kind: st.sampled_from(names) for kind, names in (("t", TERMINAL), ("c", CUT), ("e", END))}
+    name_of = {kind: st.sampled_from(names) for kind, names in (("t", TERMINAL), ("c", TIMEOUT), ("e", END))}
     limit = None
     if way in ("terminal", "end"):
         story = draw(stories(ends=("terminated",)))

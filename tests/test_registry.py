@@ -134,7 +134,7 @@ def test_the_score_of_minaris_kitchen_is_the_number_of_tasks(name, tmp_path):
     """Its data was recorded where every step pays the number of tasks done, until the time is up: a reward of 2 in the
     last step is a score of 50. Its policies are evaluated where a task pays once."""
     kwargs = dict(remove_task_when_completed=False, terminate_on_tasks_completed=False)
-    recorded = make({"id": "FrankaKitchen-v1", "kwargs": kwargs}, seen=False)
+    recorded = make({"id": "FrankaKitchen-v1", "kwargs": kwargs}, observed=False)
     shown, _ = recorded.reset(seed=0)
     stacked = tree_map(lambda leaf: np.stack([leaf] * 11), shown)
     done = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2.0])

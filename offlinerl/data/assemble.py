@@ -61,7 +61,7 @@ def assemble(
         UserError: there are no steps, or they are invalid.
     """
     into = into or Builder(source)
-    rows, paid, dtypes, rounded, stamps = 0, 0, set(), Rounded(), Stamps()
+    rows, rewards_dropped, dtypes, rounded, stamps = 0, 0, set(), Rounded(), Stamps()
     first: Steps | None = None
     for steps in episodes:
         first = first or steps
@@ -71,9 +71,9 @@ def assemble(
         rows += len(steps.action)
         dtypes.add(np.asarray(steps.action).dtype)
         part = _rows_of(source, steps)
-        paid += int(np.count_nonzero(steps.reward))
+        rewards_dropped += int(np.count_nonzero(steps.reward))
         if part is not None:
-            paid -= int(np.count_nonzero(part.reward))
+            rewards_dropped -= int(np.count_nonzero(part.reward))
             rounded.see(steps.obs)
             into.add(part, _where(source, steps))
     if not into.rows:
@@ -83,7 +83,7 @@ def assemble(
     )  # fmt: skip
     counts = dict(rows_in_source=rows, rows_dropped=rows - into.rows, action_dtype=str(np.result_type(*dtypes)))
     return into.finish(
-        name, {**facts, **counts, **ids, **lost(paid), **rounded.facts(), **stamps.facts(), "reward": "none"}
+        name, {**facts, **counts, **ids, **lost(rewards_dropped), **rounded.facts(), **stamps.facts(), "reward": "none"}
     )
 
 

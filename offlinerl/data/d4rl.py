@@ -57,9 +57,9 @@ def load_hdf5(
 ) -> Dataset:
     """Reads a file in D4RL's format: ``observations [N, O]``, ``actions [N, A]`` and, if the file has them, ``rewards
     [N]``, ``terminals [N]``, ``timeouts [N]`` and ``next_observations [N, O]``. The flags that end episodes may also
-    have the other names in ``TERMINAL``, ``CUT`` and ``END``, and one of the columns in ``EPISODE`` may identify the
-    episodes. From ``infos`` it reads ``action_log_probs [N]``, unless they are not finite. Without rewards, all are 0.
-    Without flags, episodes and a time limit, the file is one episode; the provenance then has ``unmarked_ends``.
+    have the other names in ``TERMINAL``, ``TIMEOUT`` and ``END``, and one of the columns in ``EPISODE`` may identify
+    the episodes. From ``infos`` it reads ``action_log_probs [N]``, unless they are not finite. Without rewards, all are
+    0. Without flags, episodes and a time limit, the file is one episode; the provenance then has ``unmarked_ends``.
 
     The next observation of a row comes from ``next_observations``, or else from the next row of the same episode. The
     lossless mode keeps every row that has a next observation, and every row that ends in a terminal state, where none
@@ -94,15 +94,15 @@ def load_hdf5(
         split = None if split == MASKS and mode == "d4rl" else split  # D4RL has no masks
         rows = len(file["actions"])
         flags = episode_flags(file, max_episode_steps, split)
-        terminals, cut = flags.terminal, flags.cut
+        terminals, timeout = flags.terminal, flags.timeout
         has_next = "next_observations" in file and mode == "lossless"
-        end = cut.copy() if split else cut | terminals
+        end = timeout.copy() if split else timeout | terminals
         end[-1] = True
         if longest is not None and not said and split in (None, MASKS):
             _require_short(path, end, longest)
         observation_space, action_space = _spaces_of(file, env)
         if mode == "d4rl":
-            keep = ~(cut if flags.cut_known else _d4rl_timeouts(terminals, max_episode_steps or rows + 1))
+            keep = ~(timeout if flags.timeout_known else _d4rl_timeouts(terminals, max_episode_steps or rows + 1))
             keep[-1] = False
         else:
             keep = np.ones(rows, bool) if has_next else ~end | terminals
@@ -116,7 +116,7 @@ def load_hdf5(
         last = end | ~np.r_[keep[1:], False]  # an episode also ends before a dropped row
         into = into or Builder(str(path))
         into.expect(count, count + int(last[keep].sum()))
-        action_dtype, paid = str(file["actions"].dtype), rewards_of(file)[~keep]
+        action_dtype, rewards_dropped = str(file["actions"].dtype), rewards_of(file)[~keep]
         parts = _parts(file, keep, has_next, observation_space, finite)
         for (kept, obs, next_obs, action, reward), ahead in with_next(parts):
             if mode == "lossless" and not has_next:
@@ -140,7 +140,7 @@ def load_hdf5(
         successors="next_observations" if has_next else "next row",
         action_dtype=action_dtype,
         reward="none",
-        **lost(int(np.count_nonzero(paid))),
+        **lost(int(np.count_nonzero(rewards_dropped))),
         **rounded.facts(),
     )
     if flags.basis == FILE_END:
@@ -209,7 +209,7 @@ def rewards_of(file: h5py.File, rows: slice = slice(None)) -> np.ndarray:
 TERMINAL = ("terminals", "terminal", "terminations", "termination", "terminated", "terminateds", "is_terminal")
 """Names of flags that mark terminal states."""
 
-CUT = ("timeouts", "timeout", "truncations", "truncation", "truncated", "truncateds", "episode_truncations")
+TIMEOUT = ("timeouts", "timeout", "truncations", "truncation", "truncated", "truncateds", "episode_truncations")
 """Names of flags that mark truncations."""
 
 END = (
@@ -232,7 +232,7 @@ D4RL_KEYS = {
     "observations": (2, 1, 3, 4),
     "actions": (2, 1),
     "rewards": (1, 2),
-    **dict.fromkeys((*TERMINAL, *CUT, *END), (1, 2)),
+    **dict.fromkeys((*TERMINAL, *TIMEOUT, *END), (1, 2)),
     "next_observations": (2, 1, 3, 4),
     LOG_PROB: (1, 2),
 }
@@ -262,25 +262,25 @@ class Flags(NamedTuple):
     """Where the episodes of a D4RL file end."""
 
     terminal: np.ndarray  # [N] bool
-    cut: np.ndarray  # [N] bool
+    timeout: np.ndarray  # [N] bool
     basis: str  # in words, what marks the ends; FILE_END if nothing does
-    cut_known: bool  # whether the file itself marks truncations
+    timeout_known: bool  # whether the file itself marks truncations
 
 
 class _Marks(NamedTuple):
     """The ends that a file marks, and the columns that do so."""
 
     terminal: np.ndarray  # [N] bool
-    cut: np.ndarray  # [N] bool
+    timeout: np.ndarray  # [N] bool
     end: np.ndarray  # [N] bool
     changes: np.ndarray  # [N] bool, the last rows before another episode's
     terminal_names: list[str]
-    cut_names: list[str]
+    timeout_names: list[str]
     end_names: list[str]  # also of the column that identifies episodes
 
     @property
     def names(self) -> list[str]:
-        return [*self.terminal_names, *self.cut_names, *self.end_names]
+        return [*self.terminal_names, *self.timeout_names, *self.end_names]
 
 
 def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | None) -> Flags:
@@ -299,15 +299,15 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
         return found, np.logical_or.reduce([np.zeros(rows, bool), *columns])
 
     rows = len(file["actions"])
-    (terminal_names, terminal), (cut_names, cut), (end_names, end) = map(flags, (TERMINAL, CUT, END))
-    ids, changes = _changes_of_episode(file, terminal | cut | end)
-    marks = _Marks(terminal, cut, end, changes, terminal_names, cut_names, [*end_names, *ids])
+    (terminal_names, terminal), (timeout_names, timeout), (end_names, end) = map(flags, (TERMINAL, TIMEOUT, END))
+    ids, changes = _changes_of_episode(file, terminal | timeout | end)
+    marks = _Marks(terminal, timeout, end, changes, terminal_names, timeout_names, [*end_names, *ids])
     if split == MASKS:
         final = ~as_flags(file[MASKS][()], f"{file.filename}: {MASKS}")
         return _by_masks(marks, final, max_episode_steps)
     if not marks.names and (max_episode_steps is None or rows % max_episode_steps):
         if split is None and rows < (max_episode_steps or math.inf):
-            return Flags(terminal, cut, FILE_END, False)
+            return Flags(terminal, timeout, FILE_END, False)
         raise UserError(
             f"{file.filename} lacks terminals and timeouts, which say where episodes end: mark the last row of each"
             " with 1 in timeouts, or number them in episode"
@@ -315,37 +315,37 @@ def episode_flags(file: h5py.File, max_episode_steps: int | None, split: str | N
     if split == "jump":
         steps = np.diff(file["observations"][:, :2].astype(np.float64), axis=0)
         jump = np.r_[np.linalg.norm(steps, axis=1) > JUMP, False]
-        return Flags(terminal, cut | jump, "timeouts and jumps of the position", bool(cut_names))
+        return Flags(terminal, timeout | jump, "timeouts and jumps of the position", bool(timeout_names))
     if split == "timeouts":
-        return Flags(terminal, cut, "timeouts", True)
+        return Flags(terminal, timeout, "timeouts", True)
     return _by_flags(marks, max_episode_steps)
 
 
 def _by_masks(marks: _Marks, final: np.ndarray, max_episode_steps: int | None) -> Flags:
     """Steps are terminal where the mask is 0, ``final`` ``[N]`` bool, and the other columns mark ends of any kind."""
-    marked = marks.terminal | marks.cut | marks.end | marks.changes
+    marked = marks.terminal | marks.timeout | marks.end | marks.changes
     others = bool(marks.terminal_names or marks.end_names)
-    if not masks_mark_ends(final, marks.cut, others) and marked.any() and (marked != final).any():
+    if not masks_mark_ends(final, marks.timeout, others) and marked.any() and (marked != final).any():
         return Flags(final, marked, " and ".join(marks.names), True)
     marks = marks._replace(terminal=final, terminal_names=marks.terminal_names or [MASKS])  # they say the same
     flags = _by_flags(marks, max_episode_steps)
-    return flags._replace(cut=flags.cut | final)
+    return flags._replace(timeout=flags.timeout | final)
 
 
 def _by_flags(marks: _Marks, max_episode_steps: int | None) -> Flags:
     """Episodes end where any column says so; if none can mark truncations, also after ``max_episode_steps``."""
-    terminal, cut, end, changes = marks[:4]
-    names, cut_known = marks.names, bool(marks.cut_names or marks.end_names)
+    terminal, timeout, end, changes = marks[:4]
+    names, timeout_known = marks.names, bool(marks.timeout_names or marks.end_names)
     if not marks.terminal_names:
-        terminal = end & ~cut
-        if max_episode_steps and not marks.cut_names:  # an end after that many steps is a timeout
+        terminal = end & ~timeout
+        if max_episode_steps and not marks.timeout_names:  # an end after that many steps is a timeout
             terminal &= _steps_in_episode(end) != max_episode_steps
-    if cut_known:
-        cut = cut | ((end | changes) & ~terminal)
+    if timeout_known:
+        timeout = timeout | ((end | changes) & ~terminal)
     elif max_episode_steps is not None:
-        cut = _steps_in_episode(terminal) % max_episode_steps == 0
+        timeout = _steps_in_episode(terminal) % max_episode_steps == 0
         names.append(f"every {max_episode_steps} steps")
-    return Flags(terminal, cut, " and ".join(names), cut_known)
+    return Flags(terminal, timeout, " and ".join(names), timeout_known)
 
 
 def _changes_of_episode(file: h5py.File, ends: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -404,7 +404,7 @@ def _spaces_of(file: h5py.File, env: Mapping[str, Any] | None) -> tuple[gymnasiu
 
     if env is None or not (may_be_discrete("observations") or may_be_discrete("actions")):
         return None, None
-    with checks.closing(make(env, seen=False)) as made:
+    with checks.closing(make(env, observed=False)) as made:
         observation_space, action_space = made.observation_space, made.action_space
     shape, kinds = file["observations"].shape[1:], (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete)
     if not isinstance(observation_space, kinds) or len(shape) > 1 or np.prod(shape) != np.prod(observation_space.shape):
@@ -439,8 +439,8 @@ def _parts(
         behind = np.minimum(chosen + 1, len(block) - 1)  # no row follows the file's last one
         beyond = file["next_observations"][start : start + size][chosen] if has_next else block[behind]
         obs, next_obs = (as_observations(column) for column in (block[chosen], beyond))
-        here, rows = slice(start, start + size), start + chosen
-        action, reward = (as_float32(column[chosen]) for column in (file["actions"][here], rewards_of(file, here)))
+        within, rows = slice(start, start + size), start + chosen
+        action, reward = (as_float32(column[chosen]) for column in (file["actions"][within], rewards_of(file, within)))
         columns = dict(observations=obs, next_observations=next_obs, actions=action, rewards=reward)
         sound &= finite.see(columns, rows)
         if not sound or not len(rows):

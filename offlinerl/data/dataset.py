@@ -69,9 +69,9 @@ class Dataset:
         rows = len(first_leaf(obs))
         following, own = np.ones(rows, bool), np.ones(rows, bool)  # whether it is the next row's obs, the row's own
         following[-1:] = ahead is not None
-        for (_, here), (_, successor) in zip(tree_leaves(obs), tree_leaves(next_obs), strict=True):
-            following[:-1] &= _same(successor[:-1], here[1:])
-            own &= _same(successor, here)
+        for (_, current), (_, successor) in zip(tree_leaves(obs), tree_leaves(next_obs), strict=True):
+            following[:-1] &= _same(successor[:-1], current[1:])
+            own &= _same(successor, current)
         if ahead is not None:
             for (_, beyond), (_, successor) in zip(tree_leaves(ahead), tree_leaves(next_obs), strict=True):
                 following[-1:] &= _same(successor[-1:], beyond)
@@ -80,9 +80,9 @@ class Dataset:
         at = np.arange(rows) + np.r_[0, np.cumsum(apart)[:-1]]
         total = rows + int(apart.sum())
 
-        def merged(here: np.ndarray, successor: np.ndarray) -> np.ndarray:
-            both = np.empty((total, *here.shape[1:]), here.dtype)
-            both[at], both[at[apart] + 1] = here, successor[apart]
+        def merged(current: np.ndarray, successor: np.ndarray) -> np.ndarray:
+            both = np.empty((total, *current.shape[1:]), current.dtype)
+            both[at], both[at[apart] + 1] = current, successor[apart]
             return both
 
         observations = tree_map(merged, obs, next_obs) if apart.any() else obs
@@ -230,14 +230,14 @@ class Dataset:
         """``[n]`` rows within an episode whose next observation is not the next row's observation, as in a log of
         single transitions. Differences due to rounding are ignored."""
         found, first = [np.empty(0, int)], 0
-        for successor, here, last in zip(blocks(self.next_at), blocks(self.at, more=1), blocks(self.last), strict=True):
-            for rows in blocks(np.flatnonzero((successor[: len(here) - 1] != here[1:]) & ~last[: len(here) - 1]), FEW):
+        for next_at, at, last in zip(blocks(self.next_at), blocks(self.at, more=1), blocks(self.last), strict=True):
+            for rows in blocks(np.flatnonzero((next_at[: len(at) - 1] != at[1:]) & ~last[: len(at) - 1]), FEW):
                 pairs = (
-                    (leaf.take(successor[rows], 0), leaf.take(here[rows + 1], 0))
+                    (leaf.take(next_at[rows], 0), leaf.take(at[rows + 1], 0))
                     for _, leaf in tree_leaves(self.observations)
                 )
                 found.append(first + rows[~np.logical_and.reduce([near(*pair) for pair in pairs])])
-            first += len(successor)
+            first += len(next_at)
         return np.concatenate(found)
 
     @property

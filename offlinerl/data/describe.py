@@ -183,8 +183,8 @@ def summary(dataset: Dataset) -> list[tuple[str, str]]:
     """What one first wants to know about a dataset, as pairs of a label and a line of text."""
     lengths, returns, facts = dataset.episode_lengths, dataset.episode_returns, dataset.provenance
     terminations, dropped = int(dataset.terminated.sum()), facts.get("rows_dropped", 0)
-    cut = int((dataset.last & ~dataset.terminated).sum())
-    ended = f"{terminations:,} terminated, {cut:,} cut off"
+    truncated = int((dataset.last & ~dataset.terminated).sum())
+    ended = f"{terminations:,} terminated, {truncated:,} cut off"
     odd = (find(dataset) for find in (split_episodes, unmarked_ends, unordered_steps, missing_steps, unused_ids))
     lines = [
         ("episodes", f"{len(lengths):,}"),
@@ -343,7 +343,7 @@ def _trajectories(axes: Any, dataset: Dataset, place: np.ndarray, env: Mapping[s
     from matplotlib.patches import Rectangle
 
     try:
-        made = make(env, seen=False)
+        made = make(env, observed=False)
     except UserError:
         walls = None
     else:

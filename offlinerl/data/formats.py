@@ -114,8 +114,8 @@ def files_of(path: Path) -> list[Path]:
         UserError: there are none.
     """
     if path.is_dir():
-        seen = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        found = [file for file in seen if file.suffix.lower() in SUFFIXES]
+        visible = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        found = [file for file in visible if file.suffix.lower() in SUFFIXES]
         what = f"the folder {path} holds no dataset, nor files of a format that is known"
     else:
         found = [Path(file) for file in glob.glob(str(path), recursive=True)]

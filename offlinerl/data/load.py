@@ -132,7 +132,7 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
         entry = replace(entry, columns=known)
     facts: list[dict[str, Any]] = []
     files, empty, rows = [], [], 0
-    cut: list[dict[str, str]] = []
+    split: list[dict[str, str]] = []
     made: list[Made] = []
     for file, one in formats.several(formats.files_of(path), entry):
         try:
@@ -143,7 +143,7 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
             continue
         before, its = facts[-1].get("open_episode") if facts else None, part.provenance
         if before is not None and its.get("first_episode") == before:
-            cut.append(dict(episode=before, begins=files[-1].name, goes_on=file.name))
+            split.append(dict(episode=before, begins=files[-1].name, goes_on=file.name))
         files.append(file)
         facts.append(its)
         if len(kinds := {fact["format"] for fact in facts}) > 1:
@@ -162,7 +162,7 @@ def _several(path: Path, entry: Entry, mode: Mode, into: Builder) -> Dataset:
         about.pop(name, None)
     if "columns" in about:
         about["columns"] = formats.columns_of(files[0], entry)
-    more = dict(empty_files=empty, split_episodes=cut)
+    more = dict(empty_files=empty, split_episodes=split)
     return into.finish(entry.name, about | {name: found for name, found in more.items() if found})
 
 

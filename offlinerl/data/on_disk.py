@@ -119,8 +119,8 @@ def _source(path: Path, entry: Entry, mode: str) -> dict[str, Any]:
         path=path.absolute(), name=entry.name, mode=mode, obs_keys=entry.obs_keys, columns=columns,
         subset=entry.subset, split=entry.split, steps=entry.steps_allowed, overlong=entry.overlong, env=entry.env,
     )  # fmt: skip
-    seen = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    source = {"version": VERSION, "read as": read_as, "files": seen, "columns of files": own}
+    states = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    source = {"version": VERSION, "read as": read_as, "files": states, "columns of files": own}
     return json.loads(json.dumps(source, default=str))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from offlinerl.data.assemble import Steps, observed
 from offlinerl.data.columns import as_flags, masks_mark_ends, require_filled, single
-from offlinerl.data.d4rl import CUT, END, EPISODE, MASKS, TERMINAL
+from offlinerl.data.d4rl import END, EPISODE, MASKS, TERMINAL, TIMEOUT
 from offlinerl.data.mapping import EXAMPLE, Columns
 from offlinerl.data.stamps import unordered
 from offlinerl.util.errors import NoSteps, UserError, did_you_mean, reading
@@ -31,7 +31,7 @@ USUAL: dict[str, tuple[str, ...]] = dict(
     episode=EPISODE,
     step=("step", "timestep", "time_step", "frame_index"),
     terminated=(*TERMINAL, "dones", "done"),
-    truncated=CUT,
+    truncated=TIMEOUT,
     last=END,
     mask=(MASKS,),
     log_prob=("log_prob", "log_probs", "action_log_prob", "action_log_probs", "action_logp"),

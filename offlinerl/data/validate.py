@@ -193,10 +193,10 @@ def _d4rl_columns(path: Path, entry: Entry) -> tuple[_Columns, None] | Finding:
             return Finding("unequal lengths", f"the columns have unequal lengths: {listed}", rows)
     with d4rl.open_d4rl(path) as file:
         flags, every = d4rl.episode_flags(file, entry.steps_allowed, entry.split), ("timeouts", d4rl.MASKS)
-        cut = flags.cut & ~flags.terminal if entry.split in every else flags.cut  # there, cut marks every end
+        timeout = flags.timeout & ~flags.terminal if entry.split in every else flags.timeout  # timeouts mark every end
         following = file["next_observations"][()] if "next_observations" in file else None
         obs, action, reward = file["observations"][()], file["actions"][()], d4rl.rewards_of(file)
-        return _Columns(obs, action, reward, flags.terminal, cut, following), None
+        return _Columns(obs, action, reward, flags.terminal, timeout, following), None
 
 
 def _minari_pieces(path: Path, entry: Entry) -> list[_Piece] | Finding:
@@ -299,7 +299,7 @@ def _spaces(entry: Entry) -> tuple[gymnasium.Space, gymnasium.Space] | None:
     if entry.env is None:
         return None
     try:
-        made = make(entry.env, seen=False)
+        made = make(entry.env, observed=False)
     except UserError:
         if "id" in entry.env and entry.name not in registry.names():  # the user asked for it
             raise
@@ -405,11 +405,11 @@ def _jumps(columns: _Columns, split: str | None) -> Finding:
             message = f"next_observations have {_sizes(have)}, and observations {_sizes(due)}"
             return Finding("shape", message, np.arange(len(columns.reward)))
         jump = np.zeros_like(inside)
-        for (_, successor), (_, here) in zip(tree_leaves(columns.next_obs), tree_leaves(columns.obs), strict=True):
+        for (_, successor), (_, current) in zip(tree_leaves(columns.next_obs), tree_leaves(columns.obs), strict=True):
             known = inside.copy()
-            for column in (successor[:-1], here[1:]):
+            for column in (successor[:-1], current[1:]):
                 known[nonfinite_rows(column)] = False
-            jump |= known & ~near(successor[:-1], here[1:])
+            jump |= known & ~near(successor[:-1], current[1:])
         return Finding("jump", "next_observations differ from the next row's observations", np.flatnonzero(jump))
     obs = columns.flat.astype(np.float64)
     if (obs == np.floor(obs)).all():  # discrete states, for which distances mean nothing

@@ -28,7 +28,7 @@ EXTRAS = {"ogbench": "manipulation"}
 
 
 def make(
-    env: Mapping[str, Any], obs_keys: Sequence[str] | None = None, render_mode: str | None = None, seen: bool = True
+    env: Mapping[str, Any], obs_keys: Sequence[str] | None = None, render_mode: str | None = None, observed: bool = True
 ) -> gym.Env:
     """Makes an environment with the observations that agents see; see ``offlinerl.envs.spaces.observe``.
 
@@ -41,7 +41,7 @@ def make(
             ``offlinerl.envs.pixels.asked_for``; and ``stack``, the number of frames in an observation.
         obs_keys: the parts of a ``Dict`` observation, in order; by default all of them.
         render_mode: passed on if given.
-        seen: False keeps the environment's own observations, without ``stack``.
+        observed: False keeps the environment's own observations, without ``stack``.
 
     Raises:
         UserError: the environment is unknown, lacks a dependency, or refuses its arguments.
@@ -53,9 +53,9 @@ def make(
         made = Bounded(made, *env["action_range"])
     if "goal" in env and not shows_goal(made):
         made = GoalSeen(made, env["goal"])
-    if not seen:
+    if not observed:
         return made
-    if not spaces.is_seen(made.observation_space):
+    if not spaces.is_observed(made.observation_space):
         made = spaces.Observed(made, obs_keys)
     return pixels.Stacked(made, env["stack"]) if env.get("stack", 1) > 1 else made
 
@@ -186,7 +186,7 @@ def described(env: gym.Env | Callable[[], gym.Env]) -> dict[str, Any]:
         raise UserError(
             f"env must be a name, a gymnasium.Env or a function that makes one, not {type(env).__name__} {env!r:.60}"
         )
-    made = make({"id": getattr(env, "__qualname__", repr(env)), "factory": env}, seen=False)
+    made = make({"id": getattr(env, "__qualname__", repr(env)), "factory": env}, observed=False)
     checks.close(made)
     return {"id": _path_of(made), "factory": env}
 
@@ -301,7 +301,7 @@ def specification(env: gym.Env) -> str | None:
 
 def unbounded_actions(env: Mapping[str, Any]) -> np.ndarray:
     """``[A]`` bool, which action dimensions of an environment have no bounds; empty for discrete actions."""
-    with checks.closing(make(env, seen=False)) as made:
+    with checks.closing(make(env, observed=False)) as made:
         return checks.unbounded(made.action_space)
 
 
@@ -345,7 +345,7 @@ def _limit_undrawn(env: Mapping[str, Any]) -> int | None:
     if "spec" in env:
         return _limit_in(gym.envs.registration.EnvSpec.from_json(env["spec"]))
     if "factory" in env:
-        with checks.closing(make(env, seen=False)) as made:
+        with checks.closing(make(env, observed=False)) as made:
             return limit_of(made)
     if "max_episode_steps" in env.get("kwargs", {}):
         return env["kwargs"]["max_episode_steps"]

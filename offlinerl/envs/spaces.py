@@ -140,7 +140,7 @@ def name_of(env: gym.Env) -> str:
     return env.spec.id if env.spec else type(env.unwrapped).__name__
 
 
-def is_seen(space: gym.Space) -> bool:
+def is_observed(space: gym.Space) -> bool:
     """Whether a space already is what agents see: vectors or images."""
     return isinstance(space, spaces.Box) and (len(space.shape) == 1 or is_image(space))
 
@@ -252,7 +252,7 @@ def child(node: Any, path: str) -> Any:
     return node
 
 
-def seen(leaves: Mapping[str, gym.Space], obs: Any) -> Tree | None:
+def converted(leaves: Mapping[str, gym.Space], obs: Any) -> Tree | None:
     """What agents see, see ``observe``, of an environment's own observation with these leaves, or of a batch of them;
     None if it is something else.
 

@@ -156,9 +156,9 @@ def task_for(
     own = Task(**getattr(policy, "task", None) or {})
     if env is None:
         return replace(own, env=with_limits(own.env or {}, limits or {}))
-    task, seen = Task.of(registry.task(env)), own.env or {}
-    limits = {key: seen[key] for key in ("pixels", "stack") if key in seen} | dict(limits or {})
-    goal = {"goal": seen["goal"]} if "goal" in seen else {}
+    task, own_env = Task.of(registry.task(env)), own.env or {}
+    limits = {key: own_env[key] for key in ("pixels", "stack") if key in own_env} | dict(limits or {})
+    goal = {"goal": own_env["goal"]} if "goal" in own_env else {}
     parts = [leaf.path for leaf in policy.spec.obs if leaf.path] if policy.spec else []  # in the data's order
     keys = task.obs_keys or own.obs_keys or parts or None
     task = replace(task, env=with_limits(task.env or {}, limits) | goal, obs_keys=keys)

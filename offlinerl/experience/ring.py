@@ -150,8 +150,8 @@ class Replay(Rows):
         if self.shown is not None and obs is not self.shown:
             new = new | ~_same(obs, self.shown)
         if new.any():
-            if (cut := new & ~self.ended).any():  # a new episode began, but the last one was not marked as ended
-                self._steps()[:, place - 1, :, -1] += torch.from_numpy(cut).to(self.numbers)
+            if (unmarked := new & ~self.ended).any():  # a new episode began, but the last one was not marked as ended
+                self._steps()[:, place - 1, :, -1] += torch.from_numpy(unmarked).to(self.numbers)
             self._show(obs, new)
         self.slots[:, place], at = self.newest, self._places_of(self.newest)
         self._show(next_obs, ALL)

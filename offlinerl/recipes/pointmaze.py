@@ -54,9 +54,9 @@ class Controller(Policy):
     def waypoints(self, position: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """The points' next waypoints, ``[E, 2]`` float32: x and y in m."""
         cells = self.cell_of(np.concatenate([position, goal]))
-        here, target = cells[: len(goal)], cells[len(goal) :]
-        arrived = (here == target).all(1, keepdims=True)
-        return np.where(arrived, goal, self.onwards[here[:, 0], here[:, 1], target[:, 0], target[:, 1]])
+        cell, target = cells[: len(goal)], cells[len(goal) :]
+        arrived = (cell == target).all(1, keepdims=True)
+        return np.where(arrived, goal, self.onwards[cell[:, 0], cell[:, 1], target[:, 0], target[:, 1]])
 
     def cell_of(self, xy: np.ndarray) -> np.ndarray:
         """Row and column ``[..., 2]`` of the cells at x and y in m, as Gymnasium-Robotics counts them."""

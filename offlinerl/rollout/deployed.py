@@ -111,7 +111,7 @@ class DeployedPolicy:
             if not whole:
                 return obs
         try:
-            found = spaces.seen(self.own, obs)
+            found = spaces.converted(self.own, obs)
         except spaces.Misfit as misfit:
             raise UserError(f"the observation {misfit.what}") from misfit
         if found is None and "" not in self.own and "" in self.leaves and isinstance(obs, Mapping | tuple):

@@ -469,7 +469,7 @@ def observed_by(agent: Agent, task: Task) -> Task:
         task = replace(task, env={**task.env, "goal": own["goal"]})
     if task.obs_keys or not keys:
         return task
-    with checks.closing(make(task.env, seen=False)) as env, suppress(UserError):  # it may have other parts
+    with checks.closing(make(task.env, observed=False)) as env, suppress(UserError):  # it may have other parts
         if any(spaces.parts(env.observation_space, keys)):
             return replace(task, obs_keys=keys)
     return task

@@ -43,7 +43,7 @@ def with_own_parts(task: Task, entry: Entry, data: Dataset) -> Task:
     """The task without ``obs_keys`` if these are only column names of a table that the environment does not have."""
     if entry.obs_keys or not task.obs_keys or "columns" not in data.provenance:
         return task
-    with checks.closing(make_env(task.env, seen=False)) as env:
+    with checks.closing(make_env(task.env, observed=False)) as env:
         known = spaces.parts(env.observation_space)
     return task if known.keys() >= set(task.obs_keys) else replace(task, obs_keys=None)
 

@@ -46,7 +46,7 @@ def main():
     torch.set_num_threads(1)
     for name in NAMES:
         recipe = dict(read(name))
-        with tempfile.TemporaryDirectory() as folder, closing(make(environment(recipe), seen=False)) as env:
+        with tempfile.TemporaryDirectory() as folder, closing(make(environment(recipe), observed=False)) as env:
             whole, rates = Part(recipe, 10**6, "transitions"), []
             for n in range(ROUNDS):
                 rate, episodes = made(whole.block(n), Path(folder) / f"{n}.journal")
