@@ -29,7 +29,7 @@ from offlinerl.data.validate import validate as find_faults
 from offlinerl.envs import checks, spaces
 from offlinerl.envs.make import make, specification, without_stack
 from offlinerl.util.atomic import atomic_write, require_place, swept, write_json
-from offlinerl.util.errors import UserError, counted
+from offlinerl.util.errors import UserError, command, counted
 from offlinerl.util.folder import numbered
 from offlinerl.util.trees import Tree, tree_map
 
@@ -188,6 +188,11 @@ def export(
         UserError: the dataset cannot be read or cannot be stored in that format, or the file exists.
     """
     file = Path(file)
+    if re.search(r"-v\d+$", file.name):
+        raise UserError(
+            f"{file} is the id of a Minari dataset, and export writes {format}: name a file, such as {file}.hdf5, or"
+            f" use `{command('datasets', 'merge', name, '--out', file)}`"
+        )
     require_place(file, overwrite, registry.LEROBOT if format == "lerobot" else None)
     entry = _entry(name, reading)
     (dataset,) = _read([entry], file)

@@ -456,6 +456,13 @@ def test_a_split_is_refused_before_any_part_is_written(here, capsys, first, seco
     assert not Path("a.hdf5").exists() and not (registry.minari_root() / "mine").exists()
 
 
+def test_an_export_to_the_id_of_a_dataset_names_the_command_that_writes_one(here, refused):
+    swings("one/swing-v0")
+    line = refused("datasets", "export", "one/swing-v0", "two/swing-v1")
+    assert "name a file, such as two/swing-v1.hdf5, or use `offlinerl datasets merge one/swing-v0 --out" in line
+    assert not Path("two").exists()
+
+
 @pytest.mark.parametrize(
     ("source", "command"),
     [
