@@ -58,7 +58,7 @@ def fit(
     columns: Sequence[str] | Mapping[str, Any] | None = None,
     subset: str | None = None,
     score_range: Sequence[float] | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] | None = None,
     **settings: Any,
 ) -> FitResult:
     """Train an agent on a fixed dataset, or by acting in an environment, and evaluate it during training.
@@ -102,7 +102,7 @@ def fit(
         Interrupted: Ctrl-C; the run is saved and can be resumed.
     """
     agent_name = None if agent is None else agents.name_of(agent)
-    _require_callbacks(callbacks)
+    _require_callbacks(callbacks := callbacks or ())
     over = merge(over or {}, by_section(settings, agent_name)) if settings else over
     if _is_table(dataset, columns):
         dataset, columns = load_dataset(dataset, columns=columns, obs_keys=obs_keys), None
@@ -182,9 +182,12 @@ def _require_callbacks(callbacks: Sequence[Callback]) -> None:
     if not callbacks:
         return
     from lightning import Callback
+    from lightning.pytorch.callbacks import ProgressBar
 
     if not isinstance(callbacks, list | tuple) or not all(isinstance(one, Callback) for one in callbacks):
         raise UserError(f"callbacks must be a list of lightning.Callback objects, not {callbacks!r:.80}")
+    if any(isinstance(one, ProgressBar) for one in callbacks):
+        raise UserError("a run has its own progress bar: leave others out of callbacks")
 
 
 def _require_free(folder: Path) -> None:
@@ -263,6 +266,13 @@ def collect(source: str | Policy | DeployedPolicy, env: Environment | None, data
     return collection.collect(_acting(source), where, dataset_id, **settings)
 
 
+SELECTED = (
+    "by", "episodes", "updates", "critics", "gamma", "terminal_ends", "seed", "png", "json_file", "device",
+    "agent_class",
+)  # fmt: skip
+"""Settings of ``select``."""
+
+
 @filled
 def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None, **settings: Any) -> dict[str, Any]:
     """Rank the policies of some runs, or of the finished runs below a folder, on a dataset, by default the one that the
@@ -272,6 +282,7 @@ def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None,
     Raises:
         UserError: for anything that the user can fix.
     """
+    require_known(settings, SELECTED, "select has no argument")
     given = {
         name.replace("_", "-")
         for name, value in dict(settings, dataset=dataset).items()

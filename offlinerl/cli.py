@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from offlinerl import __version__, agents
-from offlinerl.util.errors import DISK_FULL, UserError, WrongUsage
+from offlinerl.util.errors import DISK_FULL, UserError, WrongUsage, either
 from offlinerl.util.given import EMPTY, numbers_in, seeds_in, whole_in
 from offlinerl.util.interrupt import TERMINATED, AtOnce, Interrupted, leave, on_interrupt
+from offlinerl.util.synonyms import SYNONYMS
 
 # Commands
 
@@ -324,8 +325,12 @@ class Parser(argparse.ArgumentParser):
         if unknown:  # reported by this subparser, so that the message names the command
             flags = self._option_string_actions
             if unknown[0].startswith("-"):
-                near = difflib.get_close_matches(unknown[0], flags, 1, 0.75)
-                self.error(f"there is no {unknown[0]}" + (f", but there is {near[0]}" if near else ""))
+                flag = unknown[0].partition("=")[0]
+                called = SYNONYMS.get(flag.removeprefix("--").replace("-", "_"), ())
+                near = [f"--{name.replace('_', '-')}" for name in called]
+                near = [name for name in near if name in flags] or difflib.get_close_matches(flag, flags, 1, 0.75)
+                instead = f"; here that setting is called {either(*called)}" if called else ""
+                self.error(f"there is no {flag}{f', but there is {near[0]}' if near else instead}")
             how = "name a dataset with --dataset" if "--dataset" in flags else "quote a name that contains spaces"
             self.error(f"unexpected argument {unknown[0]!r}; {how}")
         return args, unknown

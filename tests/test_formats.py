@@ -1927,3 +1927,31 @@ def test_whole_numbers_that_float32_merges_are_told():
     arrays = dict(obs=dict(stamp=stamp[:, None], count=np.arange(60)), action=np.linspace(-1, 1, 60), reward=stamp)
     data = offlinerl.load_dataset(arrays | dict(terminated=np.arange(60) % 30 == 29))
     assert data.provenance["rounded"] == {"stamp": [0]}
+
+
+def test_actions_of_several_axes_are_numbers_whatever_their_type(here):
+    """Only observations may be images, which stay uint8."""
+    for name, action in dict(a=np.ones((20, 2, 2), np.uint8), b=np.full((20, 2, 2), 0.7)).items():
+        (here / "logs").mkdir(exist_ok=True)
+        np.savez(here / f"logs/{name}.npz", x=np.arange(20.0), u=action)
+    data = offlinerl.load_dataset("logs", columns="obs=x action=u")
+    assert data.action.dtype == np.float32 and np.unique(data.action).tolist() == pytest.approx([0.7, 1])
+    parts = [dict(obs=np.arange(20.0), action=of) for of in (np.ones((20, 2, 2), np.uint8), np.full((20, 2, 2), 0.7))]
+    np.testing.assert_array_equal(offlinerl.load_dataset(parts).action, data.action)
+
+
+def test_images_among_actions_are_left_out(here, refused):
+    np.savez(here / "log.npz", x=np.arange(20.0), u=np.ones((20, 16, 16, 3), np.uint8), v=np.ones(20))
+    line = refused("datasets", "validate", "log.npz", "--columns", "obs=x", "action=u,v")
+    assert "column u holds images, which are no part of a vector: leave it out" in line
+    np.savez(here / "log.npz", x=np.arange(20.0), touch=np.ones((20, 4, 3), np.uint8), u=np.ones(20))
+    assert offlinerl.load_dataset("log.npz", columns="obs=x,touch action=u").obs.shape == (19, 13)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64])
+def test_stamps_in_nanoseconds_keep_their_differences(here, kind, capsys):
+    stamps = np.arange(20, dtype=kind) * 100 + np.array(1_700_000_000_000_000_001, kind)
+    stamps[10:] += np.array(100, kind)
+    np.savez(here / "log.npz", t=stamps, x=np.arange(20.0), u=np.ones(20))
+    assert main(["datasets", "validate", "log.npz", "--columns", "obs=x", "action=u", "step=t"]) == 0
+    assert "the median of 100, up to 200" in " ".join(capsys.readouterr().out.split())

@@ -123,4 +123,7 @@ def test_a_file_of_d4rl_trains_and_is_scored_as_d4rl_does(tmp_path):
             final_episodes=2,
         )  # fmt: skip
         assert run.summary["env"] == "offlinerl/Maze2D-umaze-v0" and run.summary["score_kind"] == "normalized"
+        given = offlinerl.fit("bc", "maze2d-umaze-v1.hdf5", score_range=(0, 300), updates=2, batch=8, compile=False)
+        dense = offlinerl.evaluate(given, env="maze2d-umaze-dense-v1", episodes=1)  # which has references of its own
+        assert given.summary["score_kind"] == "given" and dense["score_kind"] == "normalized"
         assert run.table["score"] == pytest.approx((run.table["return"] - 23.85) / (161.86 - 23.85) * 100)

@@ -251,6 +251,8 @@ def test_agents_of_several_own_classes_are_ranked_together(run, here, refused):
     assert main([*map(str, (*argv, "--agent.hidden", "[8]", "--out", "gentle"))]) == 0
     ranked = ("select", "run", "gentle", "--episodes", 6, "--agent-class")
     assert main([*map(str, ranked), "mine:Gentle,mine:Regression"]) == 0
+    with pytest.raises(UserError, match="agent_class must be a class or module:Class, or a list of them, not 3"):
+        offlinerl.select(["run", "gentle"], episodes=6, agent_class=[mine.Regression, 3])
     found = offlinerl.select(["run", "gentle"], episodes=6, agent_class=[mine.Regression, "mine:Gentle"])
     assert {row["run"] for row in found["policies"]} == {"run", "gentle"}
     assert "--agent-class mine:Gentle" in refused(*ranked, "mine:Regression,mine:Other")

@@ -8,6 +8,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +16,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from lightning import Callback
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from pendulum import empty_workplace, rows, weights
 
 import offlinerl
@@ -23,6 +25,8 @@ from offlinerl.cli import main
 from offlinerl.data import registry
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.fingerprint import checksum_of_successors
+from offlinerl.experience.sources import OfflineData
+from offlinerl.experience.table import Table
 from offlinerl.training import request
 from offlinerl.util.errors import UserError
 
@@ -379,6 +383,53 @@ def test_a_policy_of_vectors_apart_is_told_how_to_see_one_as_its_environment(her
         )
 
 
+def test_what_d4rls_functions_return_is_a_dataset():
+    """``get_dataset`` has all keys of a file, and ``qlearning_dataset`` no timeouts."""
+    arrays = walk(limit=7)
+    rows = len(arrays["reward"])
+    ends = arrays["terminated"] | arrays["truncated"]
+    names = dict(obs="observations", action="actions", reward="rewards", terminated="terminals")
+    of_file = {name: arrays[field] for field, name in names.items()} | dict(timeouts=arrays["truncated"])
+    more = {
+        "infos/goal": np.zeros((rows, 2)),
+        "metadata/algorithm": "SAC",
+        "infos/action_log_probs": np.full(rows, -0.5),
+    }
+    data = offlinerl.load_dataset(of_file | more)
+    assert np.unique(data.log_prob).tolist() == [-0.5] and len(data.episode_starts) == ends.sum()
+    assert offlinerl.load_dataset(of_file | {"infos/action_log_probs": np.full(rows, np.nan)}).log_prob is None
+    del of_file["timeouts"]
+    for cut in (False, True):  # qlearning_dataset leaves out the rows of timeouts
+        kept = ~arrays["truncated"] if cut else np.ones(rows, bool)
+        data = offlinerl.load_dataset(
+            {name: of[kept] for name, of in dict(of_file, next_observations=arrays["next_obs"]).items()}
+        )
+        lengths = np.diff(np.r_[0, np.flatnonzero(ends) + 1]) - (cut & arrays["truncated"][ends])
+        assert data.episode_lengths.tolist() == lengths.tolist() and not len(data.leaps)
+
+
+def test_names_of_other_libraries_are_understood_in_hints(here, capsys):
+    for agent, name, ours in (
+        ("iql", "iql_tau", "expectile"), ("iql", "beta", "temperature"), ("ppo", "gae_lambda", "lam"),
+        ("awac", "lam", "temperature"), ("ppo", "n_steps", "batch"), ("cql", "cql_n_actions", "samples"),
+        ("sac", "learning_starts", "warm_up"), ("ppo", "batch_size", "minibatch or batch"),
+        ("dt", "seq_len", "context"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=rf"fit has no argument or setting '{name}'; did you mean {ours}\?"):
+            offlinerl.fit(agent, walk(), **{name: 1})
+    for name, ours in dict(SAC="sac", TD3BC="td3bc").items():
+        with pytest.raises(UserError, match=rf"there is no agent '{name}'; did you mean {ours}"):
+            offlinerl.fit(name, walk())
+    for flag, says in (
+        ("--batch_size", "but there is --batch;"), ("--learning-starts", "here that setting is called warm_up;"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            main(["fit", "sac", "--env", "Pendulum-v1", flag, "3"])
+        assert f"there is no {flag}" in (line := capsys.readouterr().err) and says in line
+    with pytest.raises(UserError, match="select has no argument 'env'"):
+        offlinerl.select("runs", env=Room)
+
+
 def test_missing_runs_and_invalid_seeds_are_reported():
     for of in (offlinerl.select, offlinerl.report):
         with pytest.raises(offlinerl.UserError, match="there are no runs"):
@@ -596,9 +647,75 @@ def test_callbacks_of_a_run_get_its_metrics_and_scores_and_may_end_it(here):
     assert resumed.summary["updates"] == 12 and resumed.scores["per_seed"] == run.scores["per_seed"]
 
 
+def test_callbacks_may_wait_for_scores_and_keep_checkpoints(here):
+    class Watch(Callback):
+        scores: ClassVar[list[float]] = []
+
+        def on_train_epoch_end(self, trainer, agent):
+            self.scores.append(float(trainer.callback_metrics["score"]))
+
+    settings = FEW | dict(updates=8, seeds=[0, 2])
+    wait = [EarlyStopping("score", mode="max", patience=9), EarlyStopping("actor_loss", patience=9)]
+    once = offlinerl.fit(
+        "bc", walk(), env=Room, callbacks=wait, **settings | dict(eval_every=8)
+    )  # no score before the end
+    keep = ModelCheckpoint(monitor="score", mode="max", filename="{score:.1f}")
+    told = Watch()
+    twice = offlinerl.fit("bc", walk(), env=Room, callbacks=[*wait, keep, told], **settings)
+    assert told.scores[-1] == pytest.approx(twice.scores["mean"]) and len(told.scores) == 2
+    assert once.summary["updates"] == twice.summary["updates"] == 8
+    [path] = twice.folder.rglob("score=*.ckpt")
+    assert offlinerl.load_policy(path, seed=2)(np.zeros(2)).shape == (2,)
+    held_out = [EarlyStopping("held_out/actor_loss", patience=9)]
+    assert offlinerl.fit("bc", walk(), callbacks=held_out, **settings, held_out=0.5).summary["updates"] == 8
+
+
+class StopAt(Callback):
+    def __init__(self, hook, last=0):
+        def stop(trainer, agent, *_, **__):
+            trainer.should_stop |= agent.updates >= last
+
+        setattr(self, hook, stop)
+
+
+@pytest.mark.parametrize(
+    "hook", ["setup", "on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_batch_end"]
+)
+def test_a_callback_may_stop_a_run_at_once(hook, here, capsys):
+    run = offlinerl.fit(
+        "bc", walk(), env=Room, callbacks=[StopAt(hook)], **FEW | dict(updates=200, eval_every=100), out="run"
+    )
+    assert run.summary["updates"] == (50 if hook == "on_train_batch_end" else 0)
+    assert len(run.metrics.get("update", ())) == (hook == "on_train_batch_end")
+    assert "warm_up" not in capsys.readouterr().out
+    assert offlinerl.fit(dataset=walk(), env=Room, resume="run").summary["updates"] == 200
+
+
+def test_a_callback_that_stops_at_the_switch_to_fine_tuning_leaves_its_scores(here):
+    settings = FEW | dict(updates=8, online_steps=8, online_eval_every=8)
+    run = offlinerl.fit("td3bc", walk(), env=Room, callbacks=[StopAt("on_train_batch_end", 8)], **settings, out="run")
+    assert run.summary["updates"] == 8 and run.summary["offline"]["per_seed"] == run.scores["per_seed"]
+
+
+def test_an_agent_of_a_run_reports_to_another_trainer(here):
+    agent, seen = offlinerl.fit("bc", walk(), **FEW).agent, []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            seen.append({**trainer.callback_metrics})
+
+    source = OfflineData(Table(offlinerl.load_dataset(walk()), agent.spec, 0.99), agent.seeds, 8)
+    Trainer(
+        accelerator="cpu", max_epochs=1, callbacks=[Watch()], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    ).fit(agent, source.epoch(50))  # fmt: skip
+    assert "actor_loss" in seen[0]
+
+
 @pytest.mark.parametrize(
     "given, says",
     [
+        (dict(callbacks=[TQDMProgressBar()]), "a run has its own progress bar: leave others out of callbacks"),
         (dict(callbacks=[print]), "callbacks must be a list of lightning.Callback objects, not"),
         (dict(callbacks=[Callback()], devices=2), "callbacks are for a run in one process"),
     ],
@@ -621,6 +738,8 @@ def test_scores_follow_the_references_that_are_given(here):
     found, other = (offlinerl.evaluate(of, env=Room, episodes=2, seed=3) for of in (raw, "run"))
     assert found["score_kind"] == "return" and other["mean"] == pytest.approx(2 * (found["mean"] + 60))
     assert offlinerl.evaluate("raw", env=Room, episodes=2, seed=3, score_range=span)["mean"] == other["mean"]
+    offlinerl.fit("bc", walk(), score_range=span, **FEW, out="losses")  # it knows no environment until it is evaluated
+    assert offlinerl.evaluate("losses", env=Room, episodes=2, seed=3)["score_kind"] == "given"
 
 
 def test_references_of_an_imported_dataset_score_what_it_trains(here):

@@ -10,6 +10,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pendulum
 import pytest
+import test_formats
 import torch
 
 import offlinerl
@@ -478,3 +479,16 @@ def test_a_dataset_that_was_moved_is_asked_for_and_read_as_before(here, capsys):
     with pytest.raises(UserError, match=f"the dataset {log} of the run in moving is missing; .* with --dataset"):
         offlinerl.select("moving", **FITTED)
     assert offlinerl.select("moving", moved, **FITTED) == before
+    capsys.readouterr()
+    write_log(moved, rows=70)
+    offlinerl.select("moving", moved, **FITTED)
+    assert "moving: its contents are not those that moving was trained on" in capsys.readouterr().out
+
+
+def test_a_moved_file_is_read_with_its_subset(here, capsys):
+    test_formats.robomimic(here / "lift.hdf5", [test_formats.episode(number, 20) for number in range(4)])
+    offlinerl.fit("td3bc", here / "lift.hdf5", subset="train", over=SHORT, out=here / "lift")
+    before = offlinerl.select("lift", **FITTED)
+    moved = (here / "lift.hdf5").rename(here / "raised.hdf5")
+    assert offlinerl.select("lift", moved, **FITTED) == before
+    assert "its contents are not those" not in capsys.readouterr().out

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from offlinerl.data.assemble import column_of
-from offlinerl.data.columns import Rounded, as_flags, lost, require_filled, require_finite, single
-from offlinerl.data.dataset import Dataset
+from offlinerl.data.columns import LOG_PROB, Rounded, as_flags, as_float32, lost, require_filled, require_finite, single
+from offlinerl.data.dataset import Dataset, near
 from offlinerl.util.errors import NoSteps, UserError, did_you_mean, reading
 from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
@@ -24,6 +24,9 @@ USUAL = dict(
 )  # fmt: skip
 """Names that files give these fields."""
 
+EXTRAS = ("infos/", "metadata/")
+"""Beginnings of the names of what else D4RL's ``get_dataset`` returns."""
+
 
 def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     """A dataset from arrays with one row per step, one episode after another.
@@ -32,15 +35,18 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
         arrays: ``obs`` ``[rows, ...]``, an array or a dictionary of arrays, which may be nested: its parts are then
             called ``outer/inner``; ``action`` ``[rows, A]``, or ``[rows]`` for discrete actions; ``reward`` and
             ``terminated`` ``[rows]``, by default 0; ``truncated`` ``[rows]``, or ``episode`` ``[rows]``, whose changes
-            mark the ends of episodes, by default only the last row; ``next_obs``, by default the next row's
-            observation, in which case truncated rows are dropped; and ``log_prob`` ``[rows]``, if known, see
-            ``Dataset``. The names in D4RL's and Minari's files are understood too.
+            mark the ends of episodes, by default the rows whose ``next_obs`` is not the next row's observation, and the
+            last row; ``next_obs``, by default the next row's observation, in which case truncated rows are dropped; and
+            ``log_prob`` ``[rows]``, if known, see ``Dataset``. The names in D4RL's and Minari's files are understood
+            too.
         name: the dataset's name.
 
     Raises:
         UserError: an array is missing, unknown, of another length, or holds invalid values.
     """
-    given = {field: of for field, of in arrays.items() if of is not None}
+    given = {field: of for field, of in arrays.items() if of is not None and not str(field).startswith(EXTRAS)}
+    if (log_prob := arrays.get(LOG_PROB)) is not None and np.isfinite(log_prob).all():
+        given.setdefault("log_prob", log_prob)
     for usual, field in USUAL.items():
         if usual in given and field in given:
             raise UserError(f"the arrays have {field} twice, also as {usual}: leave one out")
@@ -61,7 +67,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     lengths = {path: len(leaf) for path, leaf in tree_leaves(columns)}
     if len(set(lengths.values())) > 1:
         raise UserError(f"the arrays have unequal lengths: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
-    obs, action, rows = columns["obs"], columns["action"], lengths["action"]
+    obs, action, rows = columns["obs"], as_float32(columns["action"]), lengths["action"]
     if not rows:
         raise NoSteps(f"{name} are empty: they have no rows")
     require_filled(name, dict(obs=obs, action=action))
@@ -79,6 +85,9 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
         one, other = (tree_map(lambda leaf: leaf.shape, tree) for tree in (next_obs, obs))
         if one != other:
             raise UserError(f"{name}: next_obs of shape {one} do not match obs of shape {other}")
+        if episode is None and "truncated" not in given:
+            pairs = zip(tree_leaves(next_obs), tree_leaves(obs), strict=True)
+            last[:-1] |= ~np.logical_and.reduce([near(after[:-1], row[1:]) for (_, after), (_, row) in pairs])
     else:
         next_obs = tree_map(lambda leaf: np.concatenate([leaf[1:], leaf[-1:]]), obs)
         final = last & terminated
@@ -96,7 +105,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
         format="arrays", action_dtype=kind, rows_in_source=rows, rows_dropped=int((~keep).sum()), reward="none",
         **lost(int(np.count_nonzero(single(columns["reward"], "reward")[~keep]))), **rounded.facts(),
     )  # fmt: skip
-    if episode is None and not given.keys() & {"terminated", "truncated"}:
+    if episode is None and not given.keys() & {"terminated", "truncated", "next_obs"}:
         facts["unmarked_ends"] = [dict(file="the arrays", rows=rows)]
     return Dataset.of_rows(
         obs, next_obs, terminated=terminated[keep], last=last, name=name, provenance=facts, **numbers

@@ -94,7 +94,7 @@ def _rows_of(source: str, steps: Steps) -> Dataset | None:
     obs, next_obs = (
         tree_map(lambda leaf: column_of(leaf, f"{where}: observations"), tree) for tree in (steps.obs, steps.next_obs)
     )
-    action = column_of(steps.action, f"{where}: actions").reshape(T, -1)
+    action = as_float32(column_of(steps.action, f"{where}: actions")).reshape(T, -1)
     reward = single(steps.reward, f"{where}: rewards")
     terminated = as_flags(np.asarray(steps.terminated), f"{where}: terminations")
     log_prob = None if steps.log_prob is None else single(steps.log_prob, f"{where}: log_prob").astype(np.float32)

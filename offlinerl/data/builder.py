@@ -41,6 +41,9 @@ class Column:
         return max(self.size, self.room) * int(np.prod(self.shape)) * self.dtype.itemsize
 
     def add(self, block: np.ndarray) -> None:
+        assert np.can_cast(block.dtype, self.dtype, "same_kind"), (
+            f"{block.dtype} would not keep its values as {self.dtype}"
+        )
         total = self.size + len(block)
         if self.file is not None:
             for piece in blocks(block):

@@ -16,6 +16,9 @@ from offlinerl.types import Leaf, Spec
 from offlinerl.util.errors import UserError, counted
 from offlinerl.util.trees import tree_leaves
 
+FEW_DIMENSIONS = 8
+"""Number of action dimensions up to which messages give the bounds of each."""
+
 KINDS = ("discrete", "continuous")
 """The kinds of actions."""
 
@@ -72,7 +75,7 @@ def spec_of_data(data: Dataset, kind: str | None = None, action_range: Sequence[
     elif isinstance(space, Box) and space.is_bounded() and np.prod(space.shape) == data.action.shape[1]:
         low, high, basis = space.low.ravel(), space.high.ravel(), "the bounds as the dataset states"
     spec = Spec(obs, data.action.shape[1], tuple(map(float, low)), tuple(map(float, high)))
-    return spec, f"continuous actions within {np.min(low):.6g} to {np.max(high):.6g}, {basis}"
+    return spec, f"continuous actions within {bounds_in_words(low, high)}, {basis}"
 
 
 def bounds_of(action_range: Sequence[Any], A: int, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -88,6 +91,14 @@ def bounds_of(action_range: Sequence[Any], A: int, name: str) -> tuple[np.ndarra
         )
     low, high = (np.broadcast_to(np.asarray(side, np.float64), A) for side in action_range)
     return low, high
+
+
+def bounds_in_words(low: np.ndarray, high: np.ndarray) -> str:
+    """Lower and upper bounds ``[A]`` in words; of every dimension if they differ, and these are few."""
+    each = [f"{a:.6g} to {b:.6g}" for a, b in zip(low, high, strict=True)]
+    if len({*each}) > 1 and len(each) <= FEW_DIMENSIONS:
+        return ", ".join(each)
+    return f"{np.min(low):.6g} to {np.max(high):.6g}"
 
 
 def _distinct(actions: np.ndarray) -> int:

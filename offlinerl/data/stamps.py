@@ -19,7 +19,7 @@ def unordered(step: np.ndarray, ended: np.ndarray) -> np.ndarray:
         step: numbers or times.
         ended: ``[rows]`` bool, where an end is marked, after which ``step`` may be anything.
     """
-    step = step.astype(np.float64)
+    step = _since_first(step)
     advance = np.diff(step)
     about = np.median(advance[advance > 0]) / 2 if (advance > 0).any() else np.inf
     first, found, repeated, restarts = step[0], [], [], False
@@ -35,6 +35,12 @@ def unordered(step: np.ndarray, ended: np.ndarray) -> np.ndarray:
     return np.array(sorted(found if restarts else found + repeated), int)
 
 
+def _since_first(step: np.ndarray) -> np.ndarray:
+    """Values relative to the first one, float64, which holds whole numbers of nanoseconds since 1970 only so."""
+    whole = step.astype(np.int64) if step.dtype.kind in "biu" else step
+    return (whole - whole[:1]).astype(np.float64)
+
+
 class Stamps:
     """Collects the values of ``step`` episode by episode."""
 
@@ -48,7 +54,7 @@ class Stamps:
         is among the ``unordered`` ones."""
         if step is not None:
             self.unordered += [int(rows[0])] if is_unordered else []
-            self.advances.append(np.diff(step.astype(np.float64)))
+            self.advances.append(np.diff(_since_first(step)))
             self.rows.append(rows[1:])
 
     def facts(self) -> dict[str, list[dict[str, Any]]]:

@@ -188,10 +188,8 @@ class _Reader:
             kind, rest = field.partition(".")[0], [name for name in names if name not in images]
             parts = [f"{kind}.{name}={name}" for name in images]
             parts += [f"{kind}.{rest[0] if len(rest) == 1 else 'state'}={','.join(rest)}"] if rest else []
-            raise UserError(
-                f"{self.where}: column {images[0]} holds images, which are no part of a vector: name the parts of"
-                f" {kind}, as in {' '.join(parts)}"
-            )
+            instead = f"name the parts of {kind}, as in {' '.join(parts)}" if "obs" in kind else "leave it out"
+            raise UserError(f"{self.where}: column {images[0]} holds images, which are no part of a vector: {instead}")
         return np.concatenate([column.reshape(self.rows, -1) for column in columns], 1)
 
     def single(self, field: str) -> np.ndarray:
@@ -447,9 +445,13 @@ def _is_whole(column: np.ndarray) -> bool:
     return column.dtype.kind == "O" and all(isinstance(value, Integral) for value in column[~_blank(column)])
 
 
+SMALLEST = 8
+"""Height and width of the smallest images."""
+
+
 def _is_images(column: np.ndarray) -> bool:
-    """Whether a column ``[rows, ...]`` holds images, and not, for example, matrices of rotations."""
-    return column.ndim > 3 or (column.ndim == 3 and column.dtype == np.uint8)
+    """Whether a column ``[rows, ...]`` holds images, and not, for example, matrices of rotations or contacts."""
+    return column.ndim > 3 or (column.ndim == 3 and column.dtype == np.uint8 and min(column.shape[1:]) >= SMALLEST)
 
 
 def _missing_actions(action: np.ndarray) -> np.ndarray:

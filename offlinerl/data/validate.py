@@ -371,7 +371,10 @@ def _outside(columns: _Columns, space: gymnasium.Space | None) -> Finding:
     if np.size(low) not in (1, action.shape[1]):
         return Finding("action range", "", np.empty(0, int))  # a wrong shape is a separate finding
     outside = (action < low) | (action > high)
-    message = f"{outside.mean():.1%} of the actions' entries lie outside [{np.min(low):g}, {np.max(high):g}]"
+    bounds = f"[{np.min(low):g}, {np.max(high):g}]"
+    if np.ptp(low) or np.ptp(high):  # each dimension has its own
+        bounds = f"the bounds of dimension {', '.join(map(str, np.flatnonzero(outside.any(axis=0))))}"
+    message = f"{outside.mean():.1%} of the actions' entries lie outside {bounds}"
     fault = space is not None or bool(outside.mean() < USUAL)
     if space is None:
         message += ", and their bounds are not known: name the environment with --env, or give --action-range LOW,HIGH"

@@ -76,7 +76,7 @@ class AntMaze(Ant):
         self._one_goal = None if goal_seed is None else self.draw_goal(np.random.default_rng(goal_seed))
 
     @property
-    def walls(self) -> tuple[np.ndarray, float]:
+    def maze_walls(self) -> tuple[np.ndarray, float]:
         """The centres of the wall cells, ``[n, 2]``, x and y in m, and the width of a cell."""
         return np.array([self.maze.centre(cell) for cell in self.maze.cells("#")]), CELL
 

@@ -82,8 +82,8 @@ MAZES = {
 def walls_of(env: Any) -> tuple[np.ndarray, float] | None:
     """The centres of the wall cells, ``[n, 2]``, x and y in m, and the width of a cell, in our mazes or those of
     Gymnasium-Robotics; None for other environments."""
-    if hasattr(env.unwrapped, "walls"):
-        return env.unwrapped.walls
+    if hasattr(env.unwrapped, "maze_walls"):
+        return env.unwrapped.maze_walls
     maze = getattr(env.unwrapped, "maze", None)
     if hasattr(maze, "maze_map"):
         cells = [(i, j) for i, row in enumerate(maze.maze_map) for j, kind in enumerate(row) if kind == 1]

@@ -162,7 +162,7 @@ def task_for(
     parts = [leaf.path for leaf in policy.spec.obs if leaf.path] if policy.spec else []  # in the data's order
     keys = task.obs_keys or own.obs_keys or parts or None
     task = replace(task, env=with_limits(task.env or {}, limits) | goal, obs_keys=keys)
-    if own.score_kind == "given" and task.env_id == own.env_id:
+    if task.score is None and own.score_kind == "given" and own.env_id in (None, task.env_id):
         task = replace(task, score=own.score, score_kind=own.score_kind)
     if task.score is None and own.score_kind == "success":  # by which it was judged in training
         require_sound(task.env, task.obs_keys)

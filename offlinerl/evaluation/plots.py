@@ -108,7 +108,7 @@ def curves(run: Path, path: Path) -> Path:
             _draw_metric(axis, name, held_out, clock, COLOURS[1], "held out", "--")
             axis.legend(fontsize=9, frameon=False)
     for axis in axes:
-        axis.set_xlim(0, 1.03 * summary[clock])
+        axis.set_xlim(0, 1.03 * max(summary[clock], 1))
         plain(axis)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500, 20k or 1M
         axis.locator_params(axis="x", nbins=6, integer=True)

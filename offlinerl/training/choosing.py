@@ -28,7 +28,7 @@ from offlinerl.evaluation.weighing import require_log_probs, weighted_doubly_rob
 from offlinerl.rollout.deployed import DeployedPolicy
 from offlinerl.rollout.loop import Diverged, diverged_in_words
 from offlinerl.training import config
-from offlinerl.training.request import entry_of, require_dataset, takes_columns
+from offlinerl.training.request import entry_of, is_missing, require_dataset, takes_columns
 from offlinerl.training.tasks import in_one_vector
 from offlinerl.util.atomic import require_place, write_json
 from offlinerl.util.device import pick_device
@@ -169,7 +169,7 @@ def candidates_of(
         UserError: a run is given twice, or has other observations or actions than the first one.
     """
     candidates: list[Candidate] = []
-    classes = [agent_class] if isinstance(agent_class, type | str) else [*(agent_class or ())]
+    classes = [*agent_class] if isinstance(agent_class, list | tuple) else [agent_class] if agent_class else []
     paths = [find_checkpoint(Path(run)) for run in runs]
     for run, path in zip(runs, paths, strict=True):
         if paths.count(path) > 1:
@@ -188,7 +188,14 @@ def candidates_of(
 
 def own_class(path: Path, classes: Sequence[type[Agent] | str]) -> type[Agent] | str | None:
     """The one of the given classes that a checkpoint names, or the only one; None if the checkpoint's class is known,
-    or none of several."""
+    or none of several.
+
+    Raises:
+        UserError: something else than classes is given.
+    """
+    for of in classes:
+        if not isinstance(of, type | str):
+            raise UserError(f"agent_class must be a class or module:Class, or a list of them, not {of!r}")
     if not classes or checkpoint.known_class(stated := checkpoint.stated_class(path)):
         return None
     named = {of if isinstance(of, str) else f"{of.__module__}:{of.__name__}": of for of in classes}
@@ -262,12 +269,16 @@ def entry_for(
     entry = registry.resolve(source)
     if not isinstance(source, str):
         return entry, source
-    if about.get("columns") and takes_columns(about, source):
-        entry = registry.limited(entry, dict(columns=about["columns"]))
     if entry.kind == "file":
         source = str(entry.path.resolve())
+        if is_missing(about.get("dataset")):  # so this is its new place
+            return entry_of(about | dict(dataset=source)), about["dataset"]
     owner = next((candidate for candidate in candidates if candidate.about.get("dataset") == source), None)
-    return entry_of_run(owner) if owner else entry, source
+    if owner:
+        return entry_of_run(owner), source
+    if about.get("columns") and takes_columns(about, source):
+        entry = registry.limited(entry, dict(columns=about["columns"]))
+    return entry, source
 
 
 def without_estimate(candidates: Sequence[Candidate], data: Dataset, by: str, display: Display) -> set[int]:

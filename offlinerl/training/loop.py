@@ -19,6 +19,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 
 from offlinerl.agents import checkpoint
 from offlinerl.agents.base import Agent
@@ -93,8 +94,8 @@ class Run(L.Callback):
         acting: the source that acts in an environment, if there is one.
         companion: an additional task during the run; by default one that does nothing.
         callbacks: of Lightning, called after this one. ``trainer.callback_metrics`` has the metrics of the agent, see
-            ``Agent.report``, and after an evaluation the ``score`` and the metrics ``held_out/NAME``, all as means over
-            the seeds. One that sets ``trainer.should_stop`` ends the run.
+            ``Agent.report``, and at the end of an epoch, when the policies are evaluated, the ``score`` and the metrics
+            ``held_out/NAME``, all as means over the seeds. One that sets ``trainer.should_stop`` ends the run.
         offline: scores of the policies at the end of the first of two stages, once it is reached.
         measured: the latest metrics on held-out episodes, by name, one number per seed.
         least: without an environment, the lowest held-out loss that an agent is judged by: its ``mean`` over the seeds,
@@ -133,6 +134,7 @@ class Run(L.Callback):
         self.companion = Companion()
         self.callbacks: Sequence[L.Callback] = ()
         self.offline: dict[str, Any] | None = None
+        self.final: Evaluation | None = None  # of the last policy, if it was evaluated before the training ended
         self.seconds = dict(total=0.0, training=0.0)  # total: of earlier sessions; training: including this one
         self.configured = False  # whether config.yaml existed when training began
         self.stop, self.stopping = Stop(), False  # whether this process was asked to stop; whether all are stopping
@@ -199,14 +201,11 @@ class Run(L.Callback):
 
     def say_of_sparse_metrics(self) -> None:
         """Report if the user wants metrics more often than blocks end, which is when they are logged."""
-        train, every = self.train_settings, self.recorder.every
-        scale = train.get("steps_per_update", 1) if self.clock == "step" else 1
-        block = min(train.get("block", 1) * scale, train["eval_every"])
+        stage, every = self.schedule.stages[0], self.recorder.every
+        block = min(stage.source.piece, stage.eval_every)
         if every < block and every != TrainConfig.log_every:
-            self.display.say(
-                f"metrics come once per block of {block:,} {self.clock}s, and not every {every:,}: for more, give a"
-                " smaller --train.block"
-            )
+            more = ": for more, give a smaller --train.block" if "block" in self.train_settings else ""
+            self.display.say(f"metrics come once per block of {block:,} {self.clock}s, and not every {every:,}{more}")
 
     def follow(self) -> None:
         """What ranks above 0 do while rank 0 runs ``train``."""
@@ -227,21 +226,42 @@ class Run(L.Callback):
                 reload_dataloaders_every_n_epochs=1,  # the first epoch after an interruption may be shorter
                 logger=self.recorder.open_loggers() or False,
                 callbacks=[self, *self.callbacks],
-                enable_checkpointing=False,
+                default_root_dir=self.folder,
+                enable_checkpointing=any(isinstance(one, Checkpoint) for one in self.callbacks),
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 log_every_n_steps=1,
             )
-            self.agent._log_hyperparams = self.agent.reports = False  # the recorder logs instead
             self.piece_began = time.perf_counter()
             batch = self.train_settings["batch"]
-            with memory_for(f"batches of {batch:,} need more memory than is available: give a smaller --batch"):
+            with (
+                self.recorded(),
+                memory_for(f"batches of {batch:,} need more memory than is available: give a smaller --batch"),
+            ):
                 trainer.fit(self.agent, Epochs(lambda: self.schedule.epoch(self.now)))
             if self.stopping:
                 self.save(trainer)
-            elif self.now < self.end:
+            elif self.recorder.logged < self.now:  # the run ends before its schedule does
+                self.record()
+            if self.now < self.end and not self.stop.is_set():
+                self.save(trainer)
                 self.end = self.now
                 self.display.say(f"a callback ended the run after {self.clock} {self.now:,}")
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Keep the agent from logging what the recorder logs."""
+        before = self.agent._log_hyperparams
+        self.agent._log_hyperparams = self.agent.reports = False
+        try:
+            yield
+        finally:
+            self.agent._log_hyperparams, self.agent.reports = before, True
+
+    def record(self) -> None:
+        """Log the current metrics."""
+        self.logged = self.team.mean(self.values())
+        self.recorder.metrics(self.counters(), self.logged, self.rate(self.agent.updates))
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Run an evaluation that was interrupted in an earlier session."""
@@ -259,8 +279,7 @@ class Run(L.Callback):
         now = self.now
         every = self.recorder.every if self.recorder.every <= self.end else -(-self.end // ROWS)
         if now - self.recorder.logged >= every or now == self.end:
-            self.logged = self.team.mean(self.values())
-            self.recorder.metrics(self.counters(), self.logged, self.rate(self.agent.updates))
+            self.record()
         if self.callbacks:
             self.agent.report(logger=False)
         self.display.advance(now, self.note())
@@ -324,14 +343,28 @@ class Run(L.Callback):
         )
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.stopping:
-            return
-        self.save(trainer)  # before the evaluation, which might be interrupted
-        if self.now == self.end:
-            trainer.should_stop = True
-        elif not trainer.should_stop:  # else a callback ends the run, and the last policy is evaluated next
-            self.evaluate(trainer)
+        if not self.stopping:
+            self.save(trainer)  # before the evaluation, which might be interrupted
+            if self.now < self.end and not (trainer.should_stop and self.now not in self.schedule.switches):
+                self.evaluate(trainer)
+            elif self.callbacks and self.pool is not None:  # which are told the score of the last policy too
+                with suppress(Interrupted):
+                    self.final = self.rollouts(self.train_settings["final_episodes"])
+            trainer.should_stop |= self.now == self.end
+        self.tell_callbacks()
         self.piece_began = time.perf_counter()
+
+    def tell_callbacks(self) -> None:
+        """Give the results of the latest evaluation to the user's callbacks."""
+        if not self.callbacks:
+            return
+        if self.held_out is not None and not self.measured:
+            self.measured = self.team.mean(self.held_out.metrics())
+        found = {f"held_out/{name}": sum(of) / len(of) for name, of in self.measured.items()}
+        if self.pool is not None:
+            latest = self.recorder.score if self.final is None else self.final.mean
+            found["score"] = math.nan if latest is None else latest
+        self.agent.log_dict(found, logger=False, batch_size=1)
 
     def evaluate(self, trainer: L.Trainer) -> None:
         """Evaluate the current policies, and save them if they are the best so far. At a switch between stages they get
@@ -346,10 +379,6 @@ class Run(L.Callback):
         if best:
             self.save(trainer, best=True)
         self.save(trainer)
-        if self.callbacks:
-            found = {f"held_out/{name}": statistics.fmean(of) for name, of in self.measured.items()}
-            found |= {} if self.pool is None else dict(score=self.recorder.score)
-            self.agent.log_dict(found, logger=False, batch_size=1)
         if self.team.agree(self.out_of_patience())[0]:
             self.end, trainer.should_stop = self.now, True
             evaluations = counted(self.train_settings["patience"], "evaluation")
@@ -413,7 +442,9 @@ class Run(L.Callback):
     def finish(self, best: bool) -> dict[str, Any]:
         """Evaluate the last policy, which is the run's result, and write the summary and the plot; ``best`` is what
         ``measure`` returned."""
-        result = None if self.pool is None else self.rollouts(self.train_settings["final_episodes"])
+        result = self.final
+        if result is None and self.pool is not None:
+            result = self.rollouts(self.train_settings["final_episodes"])
         if result is not None:
             self.recorder.evaluation(self.counters(), result)
             best = self.recorder.best is not None and self.recorder.best[self.clock] == self.now

@@ -433,10 +433,14 @@ def _change(
 
 def require_dataset(folder: Path, about: Mapping[str, Any]) -> None:
     """Raise a UserError if the file that a run learned from is missing."""
-    known = about["dataset"]
-    is_path = isinstance(known, str) and Path(known).is_absolute()
-    if is_path and not Path(known).exists() and not glob.glob(known, recursive=True):
+    if is_missing(known := about["dataset"]):
         raise UserError(f"the dataset {known} of the run in {folder} is missing; give its new place with --dataset")
+
+
+def is_missing(dataset: Any) -> bool:
+    """Whether what a run's settings call its dataset is the path of a file that is not there."""
+    is_path = isinstance(dataset, str) and Path(dataset).is_absolute()
+    return is_path and not Path(dataset).exists() and not glob.glob(dataset, recursive=True)
 
 
 def _place_of_dataset(folder: Path, about: dict[str, Any], dataset: str | Path | Dataset | None) -> None:

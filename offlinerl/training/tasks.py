@@ -73,9 +73,10 @@ def require_own_units(entry: Entry, data: Dataset, spec: Spec, task: Task, displ
     count = f"{outside:,} of {entries:,} entries of the actions ({outside / entries:.1%})"
     what = f"{entry.name}: {count} lie outside the bounds{f' of {task.env_id}' if task.env else ''}"
     if 2 * outside > entries:
-        bounds = f"{min(spec.action_low):g} to {max(spec.action_high):g}"
+        alike = len({*zip(spec.action_low, spec.action_high, strict=True)}) == 1
+        bounds = f", {spec.action_low[0]:g} to {spec.action_high[0]:g}" if alike else ""
         raise UserError(
-            f"{what}, {bounds}: they are in other units; rescale them, or name the environment they were collected"
+            f"{what}{bounds}: they are in other units; rescale them, or name the environment they were collected"
             " in with --env"
         )
     display.say(f"{what} and are clipped to them")

@@ -190,7 +190,7 @@ class Display:
         title = f"{summary['agent']} on {summary['dataset'] or summary['env']}: {unit}"
         table(self.console, title, ("policy", "mean", "95% interval", "per seed", "episodes"), rows)
         self._say_of_files(summary, folder)
-        if not summary["updates"]:
+        if not summary["updates"] and summary["steps"]:
             self.say("nothing was learned, because all steps were random ones of --train.warm_up: give more --steps")
 
     def _summary_of_losses(self, summary: dict[str, Any], folder: Path) -> None:

@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from offlinerl.util.synonyms import SYNONYMS
+
 
 class UserError(Exception):
     """An error that the user can fix; its message is one sentence that says how. The command line prints only the
@@ -102,8 +104,10 @@ def counted(number: int, noun: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str, near: int = 3) -> str:
-    """A hint that suggests similar known names, such as actor_lr for lr, or ``otherwise`` if none is similar."""
-    known = list(known)
-    closest, close = (difflib.get_close_matches(name, known, near, cutoff) for cutoff in (0.8, 0.5))
-    found = closest or [word for word in known if name in word.split("_")][:near] or close
-    return f"did you mean {either(*found)}?" if found else otherwise
+    """A hint that suggests known names that other libraries call so, or similar ones, such as actor_lr for lr and sac
+    for SAC; or ``otherwise`` if there are none."""
+    by_word = {word.lower(): word for word in known}
+    own = [word for word in SYNONYMS.get(name, ()) if word in by_word]
+    closest, close = (difflib.get_close_matches(name.lower(), by_word, near, cutoff) for cutoff in (0.8, 0.5))
+    found = own or closest or [word for word in by_word if name in word.split("_")][:near] or close
+    return f"did you mean {either(*(by_word[word] for word in found))}?" if found else otherwise

@@ -70,7 +70,7 @@ def numbers_in(text: str) -> list[int]:
         span = low.isdigit() and high.isdigit()
         first, final = (int(low), int(high)) if span else (whole_in(part), whole_in(part))
         if not first <= final < first + 1_000_000:
-            raise UserError(f"{part!r} is not a range of numbers, such as 0-4")
+            raise UserError(f"{part!r} is not a range of at most a million numbers, such as 0-4")
         found += range(first, final + 1)
     return found
 
@@ -121,13 +121,16 @@ def bounds(name: str, value: Any) -> list[Any]:
     Raises:
         UserError: they are no such bounds.
     """
-    value = built_in(value)
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(side, list) and side for side in value):
-        low, high = value
-        if len(low) == len(high):
-            pairs = [two_numbers(name, pair) for pair in zip(low, high, strict=True)]
-            return [*map(list, zip(*pairs, strict=True))]
-    return two_numbers(name, value)
+    found = built_in(value)
+    with suppress(UserError, ValueError):  # a side is longer than the other, or both are empty
+        if isinstance(found, list) and all(isinstance(side, list) and side for side in found):
+            low, high = zip(*(two_numbers(name, pair) for pair in zip(*found, strict=True)), strict=True)
+            return [list(low), list(high)]
+        return two_numbers(name, found)
+    raise UserError(
+        f"{name} must be the lower and the upper bounds, two numbers or two lists with a number for each dimension, not"
+        f" {value!r}"
+    )
 
 
 def built_in(value: Any) -> Any:
@@ -143,4 +146,6 @@ def built_in(value: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    with suppress(OverflowError):  # a whole number beyond the largest float
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return False
