@@ -67,10 +67,11 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     lengths = {path: len(leaf) for path, leaf in tree_leaves(columns)}
     if len(set(lengths.values())) > 1:
         raise UserError(f"the arrays have unequal lengths: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
-    obs, action, rows = columns["obs"], as_float32(columns["action"]), lengths["action"]
+    obs, rows = columns["obs"], lengths["action"]
     if not rows:
         raise NoSteps(f"{name} are empty: they have no rows")
-    require_filled(name, dict(obs=obs, action=action))
+    require_filled(name, dict(obs=obs, action=columns["action"]))
+    action = as_float32(columns["action"]).reshape(rows, -1)
     columns = dict.fromkeys(("reward", "terminated", "truncated"), np.zeros((rows, 1), np.float32)) | columns
     terminated = as_flags(columns["terminated"], "terminated")
     last = terminated | as_flags(columns["truncated"], "truncated")
