@@ -324,7 +324,7 @@ def test_policies_that_cannot_be_ranked_are_reported(runs, here, capsys):
     assert "--updates applies to an evaluation on a dataset" in said(runs[0], "--episodes", 9, "--updates", 5, status=2)
     (here / "alone").mkdir()
     (here / "alone" / "last.ckpt").write_bytes((runs[1] / "last.ckpt").read_bytes())
-    assert "does not say of a dataset that it learned from: name one with --dataset" in said("alone")
+    assert "names no dataset that it learned from: name one with --dataset" in said("alone")
     assert "an interval needs at least 2 critics, not 1" in said(runs[1], "--critics", 1)
 
 

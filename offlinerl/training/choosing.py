@@ -417,8 +417,8 @@ def entry_of_run(candidate: Candidate) -> registry.Entry:
     about = candidate.about
     if not isinstance(about.get("dataset"), str):
         raise UserError(
-            f"{candidate.run} does not say of a dataset that it learned from: name one with --dataset, or give"
-            " --episodes N to rank by acting"
+            f"{candidate.run} names no dataset that it learned from: name one with --dataset, or give --episodes N to"
+            " rank by acting"
         )
     require_dataset(candidate.run, about)
     return entry_of(dict(about))
@@ -431,7 +431,7 @@ def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display
     for candidate, own in zip(candidates, tasks, strict=True):
         if own.env is None:
             raise UserError(
-                f"{candidate.run} does not say of an environment to act in; leave out --episodes to rank on a dataset"
+                f"{candidate.run} names no environment to act in; leave out --episodes to rank on a dataset"
             )
         if "factory" in own.env:
             raise UserError(

@@ -358,7 +358,7 @@ class Run(L.Callback):
         """Give the results of the latest evaluation to the user's callbacks."""
         if not self.callbacks:
             return
-        if self.held_out is not None and not self.measured:
+        if self.held_out is not None and (self.now == self.end or not self.measured):
             self.measured = self.team.mean(self.held_out.metrics())
         found = {f"held_out/{name}": sum(of) / len(of) for name, of in self.measured.items()}
         if self.pool is not None:
