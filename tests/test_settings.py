@@ -1,11 +1,13 @@
 """Settings describe themselves: their types, bounds and help."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import SPEC
 
 from offlinerl import agents
@@ -16,7 +18,9 @@ from offlinerl.agents.td3 import TD3Config
 from offlinerl.agents.xql import XQL
 from offlinerl.cli import main
 from offlinerl.training.config import of_agent
+from offlinerl.util import fast_yaml
 from offlinerl.util.errors import UserError
+from offlinerl.util.folder import write_config
 from offlinerl.util.settings import Config, fixed, make, plain, setting, settings_of
 
 
@@ -162,3 +166,11 @@ def test_a_decay_over_a_given_number_of_updates_includes_fine_tuning():
     assert of_agent(dict(agent=dict(decay_steps=7), train=train)) == dict(decay_steps=7)
     assert of_agent(dict(agent=dict(decay_steps="updates"), train=train)) == dict(decay_steps=None)
     assert of_agent(dict(agent=dict(decay_steps="updates"), train=dict(updates=10))) == dict(decay_steps=10)
+
+
+def test_a_files_name_that_is_not_utf8_is_read_as_it_was_written(tmp_path):
+    name = os.fsdecode(b"bad\xff.hdf5")
+    write_config(tmp_path, dict(fit=dict(dataset=name)))
+    assert fast_yaml.parse((tmp_path / "config.yaml").read_text("utf-8"))["fit"]["dataset"] == name
+    with pytest.raises(yaml.YAMLError):
+        fast_yaml.parse("fit: [")

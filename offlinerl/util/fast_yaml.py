@@ -11,4 +11,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def parse(text: str) -> Any:
     """As ``yaml.safe_load``."""
-    return yaml.load(text, _LOADER)
+    try:
+        return yaml.load(text, _LOADER)
+    except yaml.YAMLError:  # libyaml takes no escapes of bytes in a file's name that are not UTF-8
+        return yaml.safe_load(text)
