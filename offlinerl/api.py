@@ -298,6 +298,8 @@ def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None,
     found = _dataset(dataset)
     chosen = [run for path in _paths(runs) for run in comparison.find([path])]  # keeps duplicates, which raise later
     for run in chosen:
+        if not (run / "last.ckpt").exists() and (left := comparison.unfinished([run])):
+            raise UserError(f"the runs below {run} are not finished: name those to rank, as in {left[0]}")
         find_checkpoint(run)
     if isinstance(found, str):
         registry.resolve(found)

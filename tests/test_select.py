@@ -485,6 +485,15 @@ def test_a_dataset_that_was_moved_is_asked_for_and_read_as_before(here, capsys):
     assert "moving: its contents are not those that moving was trained on" in capsys.readouterr().out
 
 
+def test_unfinished_runs_are_ranked_if_they_are_named(here):
+    log = write_log(here / "short.csv")
+    offlinerl.fit("td3bc", log, columns="obs=x,y action=u,v reward=r episode=run", over=SHORT, out=here / "stopped/one")
+    (here / "stopped/one/summary.json").unlink()
+    with pytest.raises(UserError, match="the runs below .*stopped are not finished: name those to rank, as in .*one"):
+        offlinerl.select(here / "stopped", **FITTED)
+    assert offlinerl.select(here / "stopped/one", **FITTED)["tried"] == 1
+
+
 def test_a_moved_file_is_read_with_its_subset(here, capsys):
     test_formats.robomimic(here / "lift.hdf5", [test_formats.episode(number, 20) for number in range(4)])
     offlinerl.fit("td3bc", here / "lift.hdf5", subset="train", over=SHORT, out=here / "lift")
