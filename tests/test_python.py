@@ -1,5 +1,6 @@
 """The Python interface: public names, plain objects, numpy in and out."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from pendulum import empty_workplace, rows, weights
 
 import offlinerl
 from offlinerl.cli import main
-from offlinerl.data import registry
+from offlinerl.data import fingerprint, registry
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.fingerprint import checksum_of_successors
 from offlinerl.experience.sources import OfflineData
@@ -604,6 +605,22 @@ def test_a_checksum_of_successors_does_not_depend_on_their_storage():
     twice = Dataset(np.float32([[0], [1], [2], [2]]), np.arange(3), np.array([1, 2, 3]), **columns)
     other = Dataset(np.float32([[0], [1], [2], [3]]), np.arange(3), np.array([1, 2, 3]), **columns)
     assert checksum_of_successors(once) == checksum_of_successors(twice) != checksum_of_successors(other)
+
+
+def test_a_checksum_of_successors_counts_rows_from_the_beginning_of_the_dataset(monkeypatch):
+    """Also where the rows are hashed in several blocks."""
+    rows, last = np.arange(20), np.arange(20) % 4 == 3
+    at = rows + rows // 4
+    columns = dict(action=np.zeros((20, 1)), reward=np.zeros(20), terminated=np.zeros(20, bool), last=last)
+    data = Dataset(np.arange(25, dtype=np.float32).reshape(25, 1), at, at + 1, **columns)
+    for size in (20, 3):
+        monkeypatch.setattr(fingerprint, "ROWS_HASHED", size)
+        want = hashlib.sha256()
+        for first in range(0, 20, size):
+            apart = rows[first : first + size][last[first : first + size]]  # all others end in the next row's
+            want.update(apart)
+            want.update(np.float32(at[apart] + 1))
+        assert checksum_of_successors(data) == want.hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,10 @@ def checksum_of_successors(raw: Dataset) -> str:
         own, following = at[: len(successor)], np.append(at[1:], -1)[: len(successor)]
         rows = np.flatnonzero((successor != own) & (successor != following))
         pairs = [(leaf[own[rows]], leaf[successor[rows]]) for leaf in leaves]
-        moved = np.any([(row != successor).any(tuple(range(1, row.ndim))) for row, successor in pairs], 0)
+        moved = np.any([(obs != next_obs).any(tuple(range(1, obs.ndim))) for obs, next_obs in pairs], 0)
         digest.update(first + rows[moved])
-        for leaf, (_, successor) in zip(leaves, pairs, strict=True):
-            digest.update(np.ascontiguousarray(successor[moved]))
+        for leaf, (_, next_obs) in zip(leaves, pairs, strict=True):
+            digest.update(np.ascontiguousarray(next_obs[moved]))
             let_go(leaf)
         first += len(successor)
     return digest.hexdigest()
