@@ -1,6 +1,7 @@
 """The Python interface: public names, plain objects, numpy in and out."""
 
 import hashlib
+import inspect
 import json
 import shutil
 import subprocess
@@ -22,13 +23,14 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from pendulum import empty_workplace, rows, weights
 
 import offlinerl
+from offlinerl import api
 from offlinerl.cli import main
 from offlinerl.data import fingerprint, registry
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.fingerprint import checksum_of_successors
 from offlinerl.experience.sources import OfflineData
 from offlinerl.experience.table import Table
-from offlinerl.training import request
+from offlinerl.training import choosing, request
 from offlinerl.util.errors import UserError
 
 FEW = dict(updates=4, eval_every=4, eval_episodes=1, final_episodes=1, batch=8, compile=False)
@@ -427,6 +429,8 @@ def test_names_of_other_libraries_are_understood_in_hints(here, capsys):
         with pytest.raises(SystemExit):
             main(["fit", "sac", "--env", "Pendulum-v1", flag, "3"])
         assert f"there is no {flag}" in (line := capsys.readouterr().err) and says in line
+    arguments = inspect.signature(choosing.select).parameters.values()
+    assert {*api.SELECTED, "dataset"} == {one.name for one in arguments if one.kind == one.KEYWORD_ONLY}
     with pytest.raises(UserError, match="select has no argument 'env'"):
         offlinerl.select("runs", env=Room)
 

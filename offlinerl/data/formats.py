@@ -192,14 +192,8 @@ def read(kind: str, path: Path, entry: Entry, into: Builder) -> Dataset:
         obs_keys = obs_keys or tables.parts_named(facts["columns"])
         facts["actions"] = tables.resolved(names, facts["columns"], str(path))["action"]
         facts["unused_ids"] = tables.unused_ids(names, facts["columns"])
-        fields = (
-            "episode",
-            *([] if "episode" in facts["columns"] else ["step"]),
-            "terminated",
-            "truncated",
-            "last",
-            "mask",
-        )
+        identified = "episode" if "episode" in facts["columns"] else "step"
+        fields = (identified, "terminated", "truncated", "last", "mask")
         ends = [field for field in fields if field in facts["columns"]]
         facts["episode_ends"] = " and ".join(ends) or FILE_END
         facts["successors"] = "next_obs" if "next_obs" in facts["columns"] else "next row"

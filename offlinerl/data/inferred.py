@@ -93,7 +93,7 @@ def bounds_of(action_range: Sequence[Any], A: int, name: str) -> tuple[np.ndarra
     return low, high
 
 
-def bounds_in_words(low: np.ndarray, high: np.ndarray) -> str:
+def bounds_in_words(low: Sequence[float], high: Sequence[float]) -> str:
     """Lower and upper bounds ``[A]`` in words; of every dimension if they differ, and these are few."""
     each = [f"{a:.6g} to {b:.6g}" for a, b in zip(low, high, strict=True)]
     if len({*each}) > 1 and len(each) <= FEW_DIMENSIONS:

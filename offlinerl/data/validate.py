@@ -38,9 +38,8 @@ class Finding(NamedTuple):
     message: str  # one sentence
     rows: np.ndarray  # the rows concerned, counted from 0 in the source; may be empty
     fault: bool = True  # False for a note on something that may be intended
-    places: Mapping[str, np.ndarray] = MappingProxyType(
-        {}
-    )  # the same rows by the file or episode they are in, counted from 0 there
+    # the same rows by the file or episode they are in, counted from 0 there
+    places: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class _Columns(NamedTuple):

@@ -84,8 +84,8 @@ class Maze2D(Simulation):
             raise ValueError(f"there is no maze {maze!r}; known: {', '.join(GOALS)}")
         self.maze, self.dense, self.goal = MAZES[maze], dense, np.array(GOALS[maze], float)
         centres, _ = self.maze_walls
-        extent = centres.max(0) + centres.min(0), np.ptp(centres, 0).max() + 1
-        camera = dict(lookat=np.append(extent[0] / 2, 0), distance=1.3 * extent[1], elevation=-90.0, azimuth=90.0)
+        middle, width = (centres.max(0) + centres.min(0)) / 2, np.ptp(centres, 0).max() + 1
+        camera = dict(lookat=np.append(middle, 0), distance=1.3 * width, elevation=-90.0, azimuth=90.0)
         model = MODEL.format(radius=RADIUS, goal=self.goal, walls="".join(WALL.format(*centre) for centre in centres))
         super().__init__(mujoco.MjModel.from_xml_string(model), 1, 4, camera, render_mode)
 

@@ -22,7 +22,7 @@ from offlinerl.agents.vae import VAE, require_image_alone
 from offlinerl.data import describe, formats, load, rewards, scales
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.fingerprint import checksums_of, contents_of, is_of
-from offlinerl.data.inferred import KINDS, spec_of_data
+from offlinerl.data.inferred import KINDS, bounds_in_words, spec_of_data
 from offlinerl.data.mapping import in_words
 from offlinerl.data.registry import Entry
 from offlinerl.data.scales import Moments
@@ -335,7 +335,7 @@ def where_to_evaluate(
             low, high = map(tuple, checkpoint.bounds_in(Path(start)))
             if len(low) == spec.action_dim and (low, high) != (spec.action_low, spec.action_high):
                 spec = replace(spec, action_low=low, action_high=high)
-                actions = f"continuous actions within {min(low):.6g} to {max(high):.6g}, the bounds in {start}"
+                actions = f"continuous actions within {bounds_in_words(low, high)}, the bounds in {start}"
         display.say(f"no environment is named, so there will be losses but no scores; {actions}")
         return task, None, spec, None
     if about.get("actions"):

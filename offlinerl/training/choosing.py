@@ -343,10 +343,10 @@ def say_of_doubts(rows: Sequence[Mapping[str, Any]], returns: np.ndarray, displa
     low, high = returns.min(), returns.max()
     beyond = sum(row["estimate"] < low or row["estimate"] > high for row in rows)
     if beyond and low < high:
-        lie, returns = "lies" if beyond == 1 else "lie", between([low, high], places(low, high))
+        lie, span = "lies" if beyond == 1 else "lie", between([low, high], places(low, high))
         display.say(
             f"{beyond} of {counted(len(rows), 'estimate')} {lie} beyond what any episode of the data returned,"
-            f" {returns}: a guess, of a policy that leaves the data or by critics that have not converged; give more"
+            f" {span}: a guess, of a policy that leaves the data or by critics that have not converged; give more"
             " --updates, or see such policies act before you rely on them"
         )
 
