@@ -27,6 +27,7 @@ from offlinerl.data.load import load
 from offlinerl.data.minari_writer import write_minari
 from offlinerl.data.validate import validate
 from offlinerl.envs.make import make, spec_of
+from offlinerl.envs.quick import quicken
 from offlinerl.experience.table import Table
 from offlinerl.recipes import generate, rollouts
 from offlinerl.recipes.antmaze import relabelled
@@ -352,6 +353,37 @@ class FirstOf:
 
     def __getitem__(self, i):
         return self.journal[i]
+
+
+@pytest.mark.parametrize(("name", "steps"), [("halfcheetah-medium", 1000), ("pointmaze-umaze", 300)])
+def test_faster_steps_change_nothing(here, small, monkeypatch, name, steps):
+    """Neither observations, nor rewards, nor ends, to the bit."""
+    monkeypatch.setattr(generate, "STEPS", steps)
+    monkeypatch.setitem(read(name), "lanes", 3)
+    block = generate.Part(dict(read(name)), 10**6, "transitions").block(0)
+    found, quicken = [], rollouts.quicken
+    for own in (True, False):
+        monkeypatch.setattr(rollouts, "quicken", (lambda envs: None) if own else quicken)
+        rollouts._pool.cache_clear()
+        with Journal(here / f"{own}.journal") as journal:
+            block.play(journal, lambda: True)
+            found.append([[column.tobytes() for column in episode[:5]] for episode in journal])
+            assert journal.steps >= 3 * steps
+            assert any(episode.terminations[-1] for episode in journal) == name.startswith("pointmaze")
+    rollouts._pool.cache_clear()
+    assert found[0] == found[1]
+
+
+def test_only_known_steps_are_replaced():
+    def replaced(name, **kwargs):
+        env = make({"id": name, "kwargs": kwargs}, observed=False)
+        quicken([env])
+        return "step" in vars(env.unwrapped)
+
+    assert replaced("HalfCheetah-v5") and not replaced("Hopper-v5")
+    assert not replaced("HalfCheetah-v5", exclude_current_positions_from_observation=False)
+    assert replaced("PointMaze_UMaze-v3", continuing_task=False) and not replaced("PointMaze_UMaze-v3")
+    assert not replaced("PointMaze_UMaze-v3", continuing_task=False, reward_type="dense")
 
 
 @pytest.mark.parametrize("name", ["pointmaze-umaze", "pointmaze-medium", "pointmaze-large"])

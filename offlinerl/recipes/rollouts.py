@@ -18,6 +18,7 @@ from offlinerl.data.episode import Episode, logged
 from offlinerl.data.journal import Journal
 from offlinerl.envs.make import native_action
 from offlinerl.envs.pool import Pool
+from offlinerl.envs.quick import quicken
 from offlinerl.learning.rng import EnvStreams
 from offlinerl.recipes import antmaze, manipulation
 from offlinerl.recipes.pointmaze import Controller
@@ -185,7 +186,9 @@ def _afterwards(policy: Policy) -> bool:
 
 @cache
 def _pool(env: str, size: int, *obs_keys: str) -> Pool:
-    return Pool(json.loads(env), size, obs_keys or None, threads=1)
+    pool = Pool(json.loads(env), size, obs_keys or None, threads=1)
+    quicken(pool.envs)
+    return pool
 
 
 @cache
