@@ -248,7 +248,7 @@ def steps_per_second(
     else:
         source = ReplayData(
             agent, collector, Replay.of(agent, 100_000, train["envs"]), train["batch"], train["block"],
-            train["steps_per_update"], warm_up=2 * train["batch"],
+            config.steps_per_update(train), warm_up=2 * train["batch"],
         )  # fmt: skip
     while agent.updates < 2 * agent.period:
         agent.learn(source.draw())

@@ -1,6 +1,7 @@
 """The source, the start and the files of a run: flags decide them, not the agent's class."""
 
 import dataclasses
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -223,6 +224,28 @@ def test_evaluations_of_fine_tuning_come_after_whole_steps_of_all_environments(h
     assert (summary(here / "three")["updates"], summary(here / "three")["steps"]) == (16, 12)
 
 
+def test_several_updates_per_step(here, refused):
+    """Acting, then resumed; and in fine-tuning, whose stage is counted in updates."""
+    folder, argv = here / "acts", ("sac", "--env", "Pendulum-v1", *TINY, "--train.updates_per_step", 3)
+    assert fit(*argv, "--steps", 80, "--train.warm_up", 20, "--eval-every", 40, "--out", folder) == 0
+    assert (summary(folder)["updates"], summary(folder)["steps"]) == (180, 80)
+    assert fit("--resume", folder, "--steps", 100) == 0 and summary(folder)["updates"] == 240
+    whole = here / "whole"
+    assert fit(*argv, "--steps", 100, "--train.warm_up", 20, "--eval-every", 40, "--out", whole) == 0
+    assert not differing(folder, whole)
+
+    tuned, argv = here / "tuned", ("iql", "--dataset", pendulum.ID, "--updates", 4, "--online-steps", 12, *TINY)
+    argv = (*argv, "--train.updates_per_step", 5)
+    assert "online_eval_every must be a multiple of 5, for 1 environments and 5 updates per step, not 24" in refused(
+        "fit", *argv, "--train.online_eval_every", 24
+    )
+    assert fit(*argv, "--train.online_eval_every", 25, "--out", tuned) == 0
+    assert (summary(tuned)["updates"], summary(tuned)["steps"]) == (64, 12)
+    assert list(dict.fromkeys(row["update"] for row in rows(tuned / "evaluations.csv"))) == ["4", "29", "54", "64"]
+    both = ("--train.steps_per_update", 2)
+    assert "contradict each other" in refused("fit", *argv, *both)
+
+
 def test_an_invalid_share_is_refused(here, refused):
     for text, says in (
         ("{old_share: 1.5}", "old_share must be from 0 to 1 or null"),
@@ -243,7 +266,7 @@ def test_a_schedule_counts_from_the_beginning_of_each_stage():
 
     stages = [
         Stage("offline", Counted(), 50, 20, "--updates"),
-        Stage("online", Counted(), 100, 30, "--online-steps", 2),
+        Stage("online", Counted(), 100, 30, "--online-steps", Fraction(2)),
     ]
     schedule, now, ends = Schedule("update", stages), 0, []
     while now < schedule.end:

@@ -168,6 +168,12 @@ def test_a_decay_over_a_given_number_of_updates_includes_fine_tuning():
     assert of_agent(dict(agent=dict(decay_steps="updates"), train=dict(updates=10))) == dict(decay_steps=10)
 
 
+def test_a_decay_over_all_updates_knows_how_many_there_are():
+    acting = dict(agent=dict(decay_steps="updates"), train=dict(steps=120, warm_up=20))
+    for ratio, updates in ((dict(), 100), (dict(steps_per_update=4), 25), (dict(updates_per_step=3), 300)):
+        assert of_agent(acting | dict(train=acting["train"] | ratio)) == dict(decay_steps=updates)
+
+
 def test_a_files_name_that_is_not_utf8_is_read_as_it_was_written(tmp_path):
     name = os.fsdecode(b"bad\xff.hdf5")
     write_config(tmp_path, dict(fit=dict(dataset=name)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -237,7 +238,8 @@ class ReplayData(ActingData):
         replay: the buffer they fill.
         batch_size: B.
         updates: K, updates per block; rounded up to whole steps of all environments.
-        steps_per_update: environment steps per seed for every update: one in TD3 and SAC, four in DQN.
+        steps_per_update: environment steps per seed for every update: one in TD3 and SAC, four in DQN. A fraction 1/n
+            makes n updates per step, each with its own batch.
         warm_up: random steps per seed before the first update.
         table: a dataset to draw from as well, for fine-tuning.
         old_share: fraction of a batch drawn from the dataset, from 0 to 1, given the steps so far; by default every row
@@ -249,7 +251,7 @@ class ReplayData(ActingData):
         hindsight: gives the transitions of the replay buffer other goals.
 
     Attributes:
-        stride: the smallest number of steps per seed that makes whole updates and whole steps of its environments.
+        stride: see ``stride_of``.
     """
 
     replay: Replay
@@ -261,7 +263,7 @@ class ReplayData(ActingData):
         replay: Replay,
         batch_size: int,
         updates: int = 1,
-        steps_per_update: int = 1,
+        steps_per_update: int | Fraction = 1,
         warm_up: int = 1000,
         table: Table | None = None,
         old_share: Callable[[int], float] | None = None,
@@ -270,13 +272,13 @@ class ReplayData(ActingData):
         terminal_ends: bool = False,
         hindsight: Hindsight | None = None,
     ):
-        self.stride = math.lcm(len(collector.lanes), steps_per_update)
-        block_steps = -(-updates * steps_per_update // self.stride) * self.stride
-        super().__init__(agent, collector, block_steps, least=PIECE * steps_per_update)
+        self.stride = stride_of(len(collector.lanes), steps_per_update)
+        block_steps = math.ceil(updates * steps_per_update / self.stride) * self.stride
+        super().__init__(agent, collector, block_steps, least=math.ceil(PIECE * steps_per_update))
         self.replay, self.table, self.old_share = replay, table, old_share
         self.reward, self.reward_clip, self.terminal_ends = reward, reward_clip, terminal_ends
         self.hindsight = hindsight
-        self.batch_size, self.steps_per_update, self.warm_up = batch_size, steps_per_update, warm_up
+        self.batch_size, self.steps_per_update, self.warm_up = batch_size, Fraction(steps_per_update), warm_up
 
     def draw(self, steps: int | None = None) -> Batch:
         """The next block, ``[K, S, B, ...]``; during warm-up it has no updates."""
@@ -290,7 +292,7 @@ class ReplayData(ActingData):
                 transition = transition._replace(terminated=transition.last)
             self.replay.add(transition)
         ready = self.steps > self.warm_up and len(self.replay)  # a resumed run may lack its rows
-        return self.sample(steps // self.steps_per_update if ready else 0)
+        return self.sample(int(steps / self.steps_per_update) if ready else 0)
 
     def sample(self, updates: int) -> Batch:
         """K minibatches of the replay buffer, and of the table if there is one."""
@@ -321,6 +323,11 @@ class ReplayData(ActingData):
             self.replay.prioritize(priority)
         elif self.replay.priorities is not None and len(self.replay.drawn):
             raise UserError(f"{type(self.agent).__name__} returns no priorities: leave out --train.prioritized")
+
+
+def stride_of(envs: int, steps_per_update: int | Fraction) -> int:
+    """The smallest number of steps per seed that makes whole updates and whole steps of its environments."""
+    return math.lcm(envs, Fraction(steps_per_update).numerator)
 
 
 class RolloutData(ActingData):

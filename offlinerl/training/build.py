@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from offlinerl.experience.sources import (
     ReplayData,
     RolloutData,
     WindowData,
+    stride_of,
 )
 from offlinerl.experience.table import Table
 from offlinerl.learning.exploration import linear
@@ -141,10 +142,10 @@ def online(
     else:
         require_whole(train, "steps", "eval_every")
         steps, every = train["steps"], train["eval_every"]
-        updates = steps // train["steps_per_update"]
+        updates = int(steps / config.steps_per_update(train))
         source = ReplayData(
             agent, collector, replay_for(agent, task, train, steps, folder), train["batch"], train["block"],
-            train["steps_per_update"], train["warm_up"],
+            config.steps_per_update(train), train["warm_up"],
             reward_clip=train["reward_clip"],
             hindsight=None if goal is None else hindsight_for(agent, goal, train),
         )  # fmt: skip
@@ -161,7 +162,8 @@ def on_dataset(
     resources: ExitStack,
 ) -> Run:  # fmt: skip
     """A run that learns from a fixed dataset and is counted in updates. If it fine-tunes in the environment afterwards,
-    as in table 2 of the XQL paper, it makes one update per ``steps_per_update`` environment steps."""
+    as in table 2 of the XQL paper, it makes one update per ``steps_per_update`` environment steps, or
+    ``updates_per_step`` updates per step."""
     about, train, display = settings["fit"], settings["train"], Display()
     hindsight = goals.are_chosen(train)
     entry = replace(entry, reward="none" if hindsight else train.get("reward") or entry.reward)
@@ -184,7 +186,7 @@ def on_dataset(
     agent = agent_for(task, spec, settings, device, folder, data.name, moments)
     if not getattr(agent.config, "normalize", True) and (fault := scales.far_apart(data.observations, data.moments)):
         display.say(f"{entry.name}: {fault}")
-    compute_as_asked(agent, train, train["updates"] + (steps or 0) // train.get("steps_per_update", 1))
+    compute_as_asked(agent, train, train["updates"] + int((steps or 0) / config.steps_per_update(train)))
     if team.size > 1:
         agent.share_batches(team.size, team.rank)
     batches = batches_for(agent, kind, goal, train, team)
@@ -361,9 +363,9 @@ def fine_tuning(
     """The stage after learning from a dataset, in which the agent acts and mixes its transitions with the ``table``;
     ``reward`` transforms the environment's rewards to the dataset's."""
     train = settings["train"]
-    steps, scale = train["online_steps"], train["steps_per_update"]
+    steps, scale = train["online_steps"], config.steps_per_update(train)
     require_whole(train, "online_steps")
-    if train["online_eval_every"] < steps // scale:
+    if train["online_eval_every"] < steps / scale:
         require_whole(train, "online_eval_every", scale=scale)
     share, last = train["old_share"], train["final_old_share"]
     until = train["old_share_steps"] or steps
@@ -373,7 +375,7 @@ def fine_tuning(
         old_share=None if share is None else partial(linear, share, share if last is None else last, until),
         reward=reward, terminal_ends=train["terminal_ends"],
     )  # fmt: skip
-    end = train["updates"] + steps // scale
+    end = train["updates"] + int(steps / scale)
     return Stage("online", source, end, train["online_eval_every"], "--online-steps", scale)
 
 
@@ -509,15 +511,16 @@ def replay_for(agent: Agent, task: Task, train: Mapping[str, Any], longest: int,
         raise
 
 
-def require_whole(train: Mapping[str, Any], *names: str, scale: int = 1) -> None:
+def require_whole(train: Mapping[str, Any], *names: str, scale: Fraction = Fraction(1)) -> None:
     """Raise a UserError unless these settings are multiples of the stride of a ``ReplayData``. They are given in units
     of ``scale`` environment steps."""
-    stride = math.lcm(train["envs"], train["steps_per_update"]) // scale
+    stride = int(stride_of(train["envs"], config.steps_per_update(train)) / scale)
+    ratio = "updates_per_step" if train["updates_per_step"] > 1 else "steps_per_update"
     for name in names:
         if train[name] % stride:
             raise UserError(
                 f"{name} must be a multiple of {stride}, for {train['envs']} environments and"
-                f" {train['steps_per_update']} steps per update, not {train[name]}"
+                f" {train[ratio]} {ratio.replace('_', ' ')}, not {train[name]}"
             )
 
 

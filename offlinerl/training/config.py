@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +117,7 @@ GOALS = setting(
 ANYWHERE = setting(
     0.0, "with goals future, the fraction of goals that are reached anywhere in the batch instead", low=0, high=1
 )
+UPDATES = setting(1, "gradient steps per environment step, each with its own batch", low=1)
 RADIUS = setting(None, "with goals future, the distance at which a goal is reached; null: the task's, or 0", low=0)
 
 
@@ -125,6 +128,12 @@ def require_goals(train: OfflineConfig | OnlineConfig) -> None:
             raise UserError(f"{name} is for other goals than the data's: give --train.goals future too")
     if train.goals_own + train.goals_anywhere > 1:
         raise UserError("goals_own and goals_anywhere are fractions of the same goals: give two whose sum is at most 1")
+
+
+def require_one_ratio(train: OfflineConfig | OnlineConfig) -> None:
+    """Raise a UserError if a gradient step has several environment steps and vice versa."""
+    if train.steps_per_update > 1 and train.updates_per_step > 1:
+        raise UserError("steps_per_update and updates_per_step contradict each other: leave one of them at 1")
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,7 @@ class OfflineConfig(EpisodesConfig):
     online_eval_every: int = setting(1_000, "updates between evaluations in fine-tuning", low=1)
     envs: int = setting(1, "number of parallel environments", low=1)
     steps_per_update: int = setting(1, "environment steps per gradient step", low=1)
+    updates_per_step: int = UPDATES
     capacity: int = setting(1_000_000, "transitions that the replay buffer holds", low=1)
     replay: str = setting("memory", "where the replay buffer's observations are kept", choices=("memory", "disk"))
     old_share: float | None = setting(
@@ -152,6 +162,7 @@ class OfflineConfig(EpisodesConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_goals(self)
+        require_one_ratio(self)
         if self.online_steps and self.patience is not None:
             raise UserError("patience is for runs of one stage: leave out --train.patience, or --online-steps")
         if self.goals == "data":
@@ -184,6 +195,7 @@ class OnlineConfig(OnPolicyConfig):
     eval_every: int = 5_000
     block: int = setting(1, "updates made in one go, after their steps; an evaluation ends a block early", low=1)
     steps_per_update: int = setting(1, "environment steps per gradient step", low=1)
+    updates_per_step: int = UPDATES
     warm_up: int = setting(1_000, "random steps before the first update", low=0)
     capacity: int = setting(1_000_000, "transitions that the replay buffer holds", low=1)
     replay: str = setting("memory", "where the replay buffer's observations are kept", choices=("memory", "disk"))
@@ -206,6 +218,7 @@ class OnlineConfig(OnPolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_goals(self)
+        require_one_ratio(self)
         if self.goals != "data" and (self.prioritized or self.reward_clip is not None):
             given, off = ("prioritized", "false") if self.prioritized else ("reward_clip", "null")
             raise UserError(
@@ -345,7 +358,7 @@ def _for_workers(train: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str
     if "envs" not in asked:
         envs = -(-envs // workers) * workers
     if "block" not in asked:
-        block = max(block, -(-ROLLOUT * envs // train["steps_per_update"]))
+        block = max(block, math.ceil(ROLLOUT * envs / steps_per_update(train)))
     return dict(envs=envs, block=block)
 
 
@@ -359,10 +372,16 @@ def of_agent(settings: Mapping[str, Any]) -> dict[str, Any]:
         arguments["decay_steps"] = None
     elif "steps" in train:
         learnt_from = train["steps"] - train.get("warm_up", 0)
-        arguments["decay_steps"] = max(1, learnt_from // train.get("steps_per_update", 1))
+        arguments["decay_steps"] = max(1, int(learnt_from / steps_per_update(train)))
     else:
         arguments["decay_steps"] = train["updates"]
     return arguments
+
+
+def steps_per_update(train: Mapping[str, Any]) -> Fraction:
+    """Environment steps per gradient step of a run that learns from a replay buffer, which may be a fraction; 1 for
+    others."""
+    return Fraction(train.get("steps_per_update", 1), train.get("updates_per_step", 1))
 
 
 def parse_value(text: str) -> Any:

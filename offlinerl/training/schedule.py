@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from offlinerl.experience.sources import Epoch, Source
 
@@ -18,8 +19,8 @@ class Stage:
         end: the run's count at its end.
         eval_every: the count between two evaluations.
         flag: the command-line flag for its length.
-        scale: units of the source per unit of the run's clock: the environment steps per update where a run that is
-            counted in updates acts, else 1.
+        scale: units of the source per unit of the run's clock: the environment steps per update, possibly a fraction,
+            where a run that is counted in updates acts, else 1.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Stage:
     end: int
     eval_every: int
     flag: str
-    scale: int = 1
+    scale: Fraction = Fraction(1)
 
 
 class Schedule:
@@ -59,4 +60,4 @@ class Schedule:
         """The blocks up to the next evaluation or the end of the stage."""
         stage = self.stage(now)
         ahead = min(stage.eval_every - self._since(now) % stage.eval_every, stage.end - now)
-        return stage.source.epoch(ahead * stage.scale)
+        return stage.source.epoch(int(ahead * stage.scale))
