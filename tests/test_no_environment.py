@@ -142,6 +142,16 @@ def test_other_obs_keys_are_refused_for_data_read_with_some_parts(here):
         offlinerl.fit("bc", data, obs_keys=["secret"], over=dict(train=FEW))
 
 
+def test_bounds_that_are_too_narrow_are_said_with_the_flag_that_gave_them(here, capsys):
+    data, few = logs(), dict(updates=1, compile=False, batch=8)
+    largest = float(np.abs(data["action"]).max())
+    offlinerl.fit("bc", data, limits=dict(action_range=(-0.9 * largest, 0.9 * largest)), **few)
+    said = capsys.readouterr().out
+    assert f"to {0.9 * largest:.6g}, and are clipped to them; a wider --action-range would keep them" in said
+    with pytest.raises(UserError, match="in other units; rescale them, or give a wider --action-range"):
+        offlinerl.fit("bc", data, limits=dict(action_range=(-0.01 * largest, 0.01 * largest)), **few)
+
+
 def test_a_policy_keeps_its_bounds_when_it_continues_on_other_data(here, capsys):
     data, still = logs(), dict(updates=1, lr=1e-30, compile=False, batch=8)
     first = offlinerl.fit("bc", data, over=dict(train=FEW))
@@ -151,7 +161,8 @@ def test_a_policy_keeps_its_bounds_when_it_continues_on_other_data(here, capsys)
     second = offlinerl.fit("bc", spiked, init=first.folder, **still)
     said = capsys.readouterr().out
     assert f"to {data['action'].max():.6g}, the bounds in {first.folder.resolve()}/last.ckpt" in said
-    assert "1 of 200 entries of the actions (0.5%) lie outside the bounds and are clipped to them" in said
+    assert "1 of 200 entries of the actions (0.5%) lie outside the bounds, " in said
+    assert ", and are clipped to them" in said and "--action-range" not in said
     np.testing.assert_allclose(second.policy(data["obs"]), first.policy(data["obs"]), rtol=1e-5)
     (first.folder / "last.ckpt").unlink()
     again = offlinerl.fit(dataset=spiked, resume=second.folder, updates=2)

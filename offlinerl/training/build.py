@@ -179,7 +179,7 @@ def on_dataset(
         data = in_one_vector(data, leaves_in(pool.envs[0]), task.env_id)
     if kind == "windows":  # such an agent acts on the return to go
         task = replace(task, reward=rewards.online_reward(entry, raw))
-    require_own_units(entry, data, spec, task, display)
+    require_own_units(entry, data, spec, task, display, about.get("action_range") is not None)
     share, steps = train.get("held_out"), train.get("online_steps")
     data, kept = hold_out(data, 0.1 * (pool is None) if share is None else share)
     moments = data.moments if goal is None else goals.moments_of(data, goal)

@@ -12,6 +12,7 @@ import numpy as np
 from offlinerl.data import registry
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.edit import made_of
+from offlinerl.data.inferred import bounds_in_words
 from offlinerl.data.registry import Entry
 from offlinerl.envs import checks, spaces
 from offlinerl.envs.make import make as make_env
@@ -63,23 +64,24 @@ def within_data(task: Task, data: Dataset, display: Display) -> Task:
     return replace(task, env={**task.env, "action_range": [low.tolist(), high.tolist()]})
 
 
-def require_own_units(entry: Entry, data: Dataset, spec: Spec, task: Task, display: Display) -> None:
-    """Report how many entries of the actions will be clipped, and raise a UserError if most of them would be."""
+def require_own_units(entry: Entry, data: Dataset, spec: Spec, task: Task, display: Display, asked: bool) -> None:
+    """Report how many entries of the actions will be clipped, and raise a UserError if most of them would be.
+
+    Args:
+        asked: whether the user gave the bounds.
+    """
     if spec.num_actions or data.action.shape[1] != spec.action_dim:  # a wrong shape raises later
         return
     outside, entries = entries_outside(data.action, spec), int(np.prod(data.action.shape))
     if not outside:
         return
     count = f"{outside:,} of {entries:,} entries of the actions ({outside / entries:.1%})"
-    what = f"{entry.name}: {count} lie outside the bounds{f' of {task.env_id}' if task.env else ''}"
+    owner, bounds = f" of {task.env_id}" if task.env else "", bounds_in_words(spec.action_low, spec.action_high)
+    what = f"{entry.name}: {count} lie outside the bounds{owner}, {bounds}"
     if 2 * outside > entries:
-        alike = len({*zip(spec.action_low, spec.action_high, strict=True)}) == 1
-        bounds = f", {spec.action_low[0]:g} to {spec.action_high[0]:g}" if alike else ""
-        raise UserError(
-            f"{what}{bounds}: they are in other units; rescale them, or name the environment they were collected"
-            " in with --env"
-        )
-    display.say(f"{what} and are clipped to them")
+        advice = "give a wider --action-range" if asked else "name the environment they were collected in with --env"
+        raise UserError(f"{what}: they are in other units; rescale them, or {advice}")
+    display.say(f"{what}, and are clipped to them" + "; a wider --action-range would keep them" * asked)
 
 
 def require_parts(task: Task, env: gym.Env, obs_keys: Sequence[str] | None) -> None:
