@@ -166,8 +166,9 @@ def register(env_id: str) -> None:
         if find_spec(module) is None:
             extra = EXTRAS[module]
             raise UserError(f"{env_id} needs {module}, which is not installed: pip install 'offlinerl[{extra}]'")
-        # it makes its spaces again and again, each time with this warning
-        warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+        # It makes its spaces again and again, each time with the first warning, and looks for a screen.
+        for message in (".*precision lowered by casting", ".*DISPLAY environment variable is missing"):
+            warnings.filterwarnings("ignore", message=message)
     if env_id not in gym.registry and not atari.register(env_id):
         gym.register_envs(robotics.load())
 
