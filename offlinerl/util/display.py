@@ -191,7 +191,7 @@ class Display:
         table(self.console, title, ("policy", "mean", "95% interval", "per seed", "episodes"), rows)
         self._say_of_files(summary, folder)
         if not summary["updates"] and summary["steps"]:
-            self.say("nothing was learned, because all steps were random ones of --train.warm_up: give more --steps")
+            self.say("nothing was learned, because all steps were random ones of --train.warm_up: give more steps")
 
     def _summary_of_losses(self, summary: dict[str, Any], folder: Path) -> None:
         """Print the final table of a run without an environment."""
