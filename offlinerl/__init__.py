@@ -25,6 +25,7 @@ _HOMES = {
     "agents.discrete_cql": ("DiscreteCQL",),
     "agents.awac": ("AWAC",),
     "agents.onestep": ("OneStep",),
+    "agents.fql": ("FQL",),
     "agents.dt": ("DT",),
     "agents.vae": ("VAE",),
     "agents.dqn": ("DQN",),

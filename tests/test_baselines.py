@@ -1,4 +1,4 @@
-"""AWAC, CQL, Cal-QL, EDAC, one-step RL and ReBRAC against their equations."""
+"""AWAC, CQL, Cal-QL, EDAC, FQL, one-step RL and ReBRAC against their equations."""
 
 import copy
 import dataclasses
@@ -15,9 +15,11 @@ from offlinerl.agents.awac import AWAC
 from offlinerl.agents.calql import CalQL
 from offlinerl.agents.cql import CQL
 from offlinerl.agents.edac import EDAC
+from offlinerl.agents.fql import FQL
 from offlinerl.agents.onestep import OneStep
 from offlinerl.agents.rebrac import ReBRAC
 from offlinerl.data import registry
+from offlinerl.data.dataset import Dataset
 from offlinerl.experience.ring import Replay
 from offlinerl.experience.sources import OfflineData
 from offlinerl.experience.table import Table
@@ -26,7 +28,7 @@ from offlinerl.types import Transition
 from offlinerl.util.errors import UserError
 from offlinerl.util.trees import tree_map
 
-NAMES = ("awac", "cql", "calql", "edac", "onestep", "rebrac")
+NAMES = ("awac", "cql", "calql", "edac", "fql", "onestep", "rebrac")
 SMALL = dict(hidden=(16, 16))
 
 
@@ -278,6 +280,78 @@ def test_one_steps_value_regresses_to_the_mean_of_q_over_the_data(monkeypatch):
     torch.testing.assert_close(found["value"], 0.5 * error**2)
     with pytest.raises(UserError, match="no setting 'expectile'"):
         OneStep(SPEC, expectile=0.7)
+
+
+@pytest.mark.parametrize(("targets", "normalize_q"), [("mean", False), ("min", True)])
+def test_fql_by_hand(monkeypatch, targets, normalize_q):
+    settings = dict(alpha=3.0, flow_steps=4, targets=targets, normalize_q=normalize_q)
+    agent = FQL(SPEC, (0, 1), **settings, **SMALL)
+    batch, noise = one_batch(agent, batch=64)
+    with torch.no_grad():
+        for p in agent.target_critic.parameters():
+            p.mul_(1.1)
+    start, found = copy.deepcopy(agent), recorded(agent, monkeypatch)
+    agent.update(batch, noise, 0)
+    with torch.no_grad():
+        values = start.target_critic(batch.next_obs, start.actor(batch.next_obs, noise["next"]).clamp(-1, 1))
+        value = values.mean(1) if targets == "mean" else values.min(1).values
+        target = batch.reward + batch.discount * value
+        q = start.critic(batch.obs, batch.action)
+        torch.testing.assert_close(found["critic"], (target.unsqueeze(1) - q) ** 2)
+        point = noise["start"] + noise["time"] * (batch.action - noise["start"])
+        velocity = start.flow.net(torch.cat([batch.obs, point, noise["time"]], -1))
+        error = ((velocity + noise["start"] - batch.action) ** 2).mean(-1)
+        torch.testing.assert_close(found["flow"], error)
+        point = noise["actor"]
+        for time in (0, 0.25, 0.5, 0.75):
+            clock = torch.full((2, 64, 1), time)
+            point = point + 0.25 * start.flow.net(torch.cat([batch.obs, point, clock], -1))
+        action = start.actor.net(torch.cat([batch.obs, noise["actor"]], -1))
+        q = start.critic(batch.obs, action.clamp(-1, 1)).mean(1)
+        q = q / q.abs().mean(-1, keepdim=True) if normalize_q else q
+        far = ((action - point.clamp(-1, 1)) ** 2).mean(-1)
+        torch.testing.assert_close(found["actor"], 3 * far - q)
+    assert start.critic.net.norms and not start.actor.net.norms and not start.flow.net.norms
+
+
+def two_modes(reward):
+    """A dataset of one-step episodes whose action is near -0.8 or 0.8, whatever the observation."""
+    rng, rows = np.random.default_rng(0), 512
+    obs = rng.normal(size=(rows + 1, SPEC.obs_dim)).astype(np.float32)
+    action = np.repeat(0.8 * rng.choice([-1, 1], (rows, 1)), SPEC.action_dim, 1).astype(np.float32)
+    rewards, ends = reward(action[:, 0]).astype(np.float32), np.ones(rows, bool)
+    return Dataset.of_rows(obs[:-1], obs[1:], action=action, reward=rewards, terminated=ends, last=ends)
+
+
+def test_fql_imitates_actions_with_two_modes_and_prefers_the_better_one():
+    """A Normal's mean would be in the middle."""
+
+    def trained(reward, alpha):
+        agent = FQL(SPEC, (0,), lr=2e-3, alpha=alpha, hidden=(64, 64))
+        source = OfflineData(Table.of(agent, two_modes(reward)), (0,), 128, 400)
+        agent.learn(source.draw())
+        obs = torch.randn(1, 400, SPEC.obs_dim, generator=torch.Generator().manual_seed(1))
+        noise = torch.randn(1, 400, SPEC.action_dim, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            return [x[0, :, 0] for x in (agent.flow.generate(obs, noise, 10), agent.actor(obs, noise), agent.act(obs))]
+
+    flow, policy, _ = trained(np.zeros_like, 100.0)
+    for action, share in ((flow, 0.85), (policy, 0.6)):
+        assert (action.abs() > 0.5).float().mean() > share and 0.35 < (action > 0).float().mean() < 0.65
+    flow, policy, best = trained(lambda action: action, 0.1)
+    assert 0.35 < (flow > 0).float().mean() < 0.65, "the flow only imitates"
+    assert (policy > 0).float().mean() > 0.95 and (best > 0).all()
+
+
+def test_fql_acts_on_the_mean_of_the_noise_unless_it_explores():
+    agent = FQL(SPEC, (0, 1), **SMALL)
+    obs = torch.randn(2, 5, SPEC.obs_dim)
+    assert torch.equal(agent.act(obs), agent.act(obs))
+    with torch.no_grad():
+        mean = agent.to_env(agent.actor(obs, torch.zeros(2, 5, SPEC.action_dim)).clamp(-1, 1))
+    torch.testing.assert_close(agent.act(obs), mean)
+    first, second = agent.act(obs, explore=True), agent.act(obs, explore=True)
+    assert not torch.equal(first, second) and not torch.equal(first, mean)
 
 
 def test_rebrac_by_hand(monkeypatch):

@@ -35,7 +35,7 @@ FRAMES = Spec((("", (36, 36, 3), "uint8"),), 2, (-1.0, -1.0), (1.0, 1.0))
 B = 14
 """Rows of a batch; no other dimension in these networks has this size."""
 
-VECTORS = ("xql", "td3bc", "rebrac", "edac", "cql", "calql", "awac", "dt")
+VECTORS = ("xql", "td3bc", "rebrac", "edac", "cql", "calql", "awac", "fql", "dt")
 CASES = [(name, SPEC) for name in VECTORS] + [("xql", FRAMES), ("vae", FRAMES)]
 
 

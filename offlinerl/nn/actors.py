@@ -116,6 +116,43 @@ class GaussianActor(nn.Module):
         return sample.clamp(-1, 1) if self.bounded else sample
 
 
+class NoiseActor(nn.Module):
+    """A policy that computes its action from an observation and noise, so that it may have several modes: ``[S, B, O],
+    [S, B, A] -> [S, B, A]``, in units of [-1, 1], but unbounded; ``layers`` are further arguments of ``MLP``."""
+
+    inputs = 0
+    """Number of inputs besides features and noise."""
+
+    def __init__(
+        self, encoder: Encoder, action_dim: int, hidden: Sequence[int], rng: Sequence[Generator], **layers: Any
+    ):  # fmt: skip
+        super().__init__()
+        self.encoder = encoder
+        self.net = MLP([encoder.features + action_dim + self.inputs, *hidden, action_dim], (len(rng),), rng, **layers)
+
+    def forward(self, obs: Tensor, *inputs: Tensor) -> Tensor:
+        return self.of_features(self.encoder(obs), *inputs)
+
+    def of_features(self, features: Tensor, *inputs: Tensor) -> Tensor:
+        """The same, given the encoder's features, ``[S, B, F]``."""
+        return self.net(torch.cat([features, *inputs], -1))
+
+
+class Flow(NoiseActor):
+    """The velocity at which noise becomes an action, given a point on the way and the time from 0 to 1: ``[S, B, O],
+    [S, B, A], [S, B, 1] -> [S, B, A]`` (Lipman et al., Flow Matching, ICLR 2023)."""
+
+    inputs = 1
+
+    def generate(self, obs: Tensor, noise: Tensor, steps: int) -> Tensor:
+        """The actions within [-1, 1] that noise ``[S, B, A]`` becomes, by the Euler method."""
+        features, point = self.encoder(obs), noise
+        for i in range(steps):
+            time = torch.full_like(point[..., :1], i / steps)
+            point = point + self.of_features(features, point, time) / steps
+        return point.clamp(-1, 1)
+
+
 class CategoricalActor(nn.Module):
     """A categorical distribution over action indices, ``[S, B, O]`` -> a distribution over ``[S, B, 1]``; ``layers``
     are further arguments of ``MLP``."""

@@ -52,11 +52,14 @@ class Critic(nn.Module):
         last_init: Init | None = None,
         atoms: int | None = None,
         layer_norm: bool = False,
+        activation: Callable[[Tensor], Tensor] = torch.relu,
     ):
         super().__init__()
         self.encoder, self.critics, self.atoms = encoder, critics, atoms
         sizes = [encoder.features + action_dim, *hidden, atoms or 1]
-        self.net = MLP(sizes, (len(rng), critics), rng, layer_norm, init=init, last_init=last_init)
+        self.net = MLP(
+            sizes, (len(rng), critics), rng, layer_norm, init=init, last_init=last_init, activation=activation
+        )
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         x = torch.cat([self.encoder(obs), action], -1).unsqueeze(1)  # [S, 1, B, F + A]

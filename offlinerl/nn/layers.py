@@ -32,6 +32,13 @@ def uniform(weight: Tensor, bias: Tensor, rng: Generator, bound: float | None = 
     bias.uniform_(-bound, bound, generator=rng)
 
 
+def xavier(weight: Tensor, bias: Tensor, rng: Generator) -> None:
+    """Weights uniform in +-sqrt(6 / (I + out)) (Glorot & Bengio, 2010, equation 16); zero biases."""
+    bound = math.sqrt(6 / sum(weight.shape))
+    weight.uniform_(-bound, bound, generator=rng)
+    bias.zero_()
+
+
 def normal(weight: Tensor, bias: Tensor, rng: Generator, std: float = 0.02) -> None:
     """Normal weights with a small standard deviation, as in transformers (Radford et al., GPT, 2018); zero biases."""
     weight.normal_(0, std, generator=rng)
