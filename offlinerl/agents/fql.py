@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from offlinerl.agents.base import Agent, Config, Noise, setting
 from offlinerl.learning import losses
+from offlinerl.learning.rng import generator
 from offlinerl.nn.actors import Flow, NoiseActor
 from offlinerl.nn.critics import Critic
 from offlinerl.nn.layers import soft_update, xavier
@@ -95,9 +100,19 @@ class FQL(Agent):
         return {name: self.rng.normal(shape) for name in names} | dict(time=self.rng.uniform(0, 1, (batch_size, 1)))
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
-        """The action from noise; from the noise's mean, 0, where it does not explore."""
+        """The action from noise, which is always the same where it does not explore; see ``typical_noise``."""
+        A = self.spec.action_dim
         features = self.actor.encoder(obs)
-        noise = features.new_zeros(*features.shape[:2], self.spec.action_dim)
         if explore:
-            noise = self.exploring(obs).normal(noise.shape[2:]).to(noise)
-        return self.to_env(self.actor.of_features(features, noise).clamp(-1, 1))
+            noise = self.exploring(obs).normal((A,))  # [S, E, A]
+        else:
+            noise = torch.from_numpy(typical_noise(self.seeds, A)).expand(-1, features.shape[1], -1)
+        return self.to_env(self.actor.of_features(features, noise.to(features)).clamp(-1, 1))
+
+
+@cache
+def typical_noise(seeds: Sequence[int], dims: int) -> np.ndarray:
+    """One noise per seed, ``[S, 1, dims]``, in a random direction and as long as a standard normal one typically is.
+    Zero would be in the middle, where the ways to different actions part."""
+    drawn = [torch.randn(1, dims, generator=generator(seed, "typical noise")).numpy() for seed in seeds]
+    return np.stack([math.sqrt(dims) * noise / np.linalg.norm(noise) for noise in drawn])
