@@ -11,6 +11,7 @@ import numpy as np
 import pendulum
 import pytest
 import torch
+import yaml
 
 from offlinerl.agents.base import Agent
 from offlinerl.cli import main
@@ -252,6 +253,28 @@ def test_an_interrupted_append_is_resumed(here, kind, monkeypatch):
     assert same(episodes("pendulum/stopped-v0"), episodes("pendulum/whole-v0"))
     count, different = distinct("pendulum/stopped-v0")
     assert count == different
+
+
+def test_a_collection_of_an_older_version_is_resumed(here, monkeypatch, refused):
+    """Its configuration lacks settings that were added since."""
+    argv, keep, kept = learner("pendulum/td3-v0", 600, *QUICK), Journal.append, []
+
+    def stopping(self, *arguments):
+        if kept:
+            raise RuntimeError("stopped")
+        kept.append(keep(self, *arguments))
+        return kept[-1]
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped"):
+        patch.setattr(Journal, "append", stopping)
+        collect(*argv)
+    file = here / "runs/pendulum-td3-v0/config.yaml"
+    before = yaml.safe_load(file.read_text())
+    del before["train"]["updates_per_step"], before["train"]["patience"], before["agent"]["layer_norm"]
+    file.write_text(yaml.safe_dump(before))
+    assert "started with critics 2, not 3" in refused("collect", *argv, "--resume", "--agent.critics", "3")
+    assert collect(*argv, "--resume") == 0
+    assert minari.load_dataset("pendulum/td3-v0").total_steps == 600
 
 
 def test_resuming_a_finished_collection_says_what_to_do(here, capsys):

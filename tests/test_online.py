@@ -8,6 +8,7 @@ import counting
 import numpy as np
 import pytest
 import torch
+from conftest import random_table
 from torch.utils._pytree import tree_map_only
 
 from offlinerl import agents
@@ -15,7 +16,8 @@ from offlinerl.agents.dqn import DQN
 from offlinerl.agents.sac import SAC
 from offlinerl.agents.td3 import TD3
 from offlinerl.experience.ring import Replay
-from offlinerl.experience.sources import ReplayData
+from offlinerl.experience.sources import OfflineData, ReplayData
+from offlinerl.experience.table import Table
 from offlinerl.learning.rng import generator
 from offlinerl.nn.actors import SquashedGaussianActor
 from offlinerl.nn.encoders import Identity
@@ -298,8 +300,37 @@ def test_dqn_explores_by_its_schedule():
         explored = agent.act(obs, explore=True)
         assert set(explored.flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
         assert (explored != greedy).float().mean().item() == pytest.approx(share, abs=0.03)
-    agent.steps, agent.updates = 1, 100
+    agent.steps, agent.updates, agent.offline_updates = 1, 100, 100
     assert agent.share_of_random() == pytest.approx(0.2), "what was learnt from a dataset is acted by, not forgotten"
+
+
+@pytest.mark.parametrize("steps_per_update", [4, 1, Fraction(1, 5)])
+def test_exploration_follows_the_steps_whatever_the_updates_per_step(steps_per_update):
+    loop = Loop("dqn", (0,), steps_per_update=steps_per_update, warm_up=20).run(60)
+    assert loop.agent.progress == loop.agent.steps == 60
+    checkpoint = {}
+    loop.agent.on_save_checkpoint(checkpoint)
+    again = Loop("dqn", (0,)).agent
+    again.on_load_checkpoint(checkpoint)
+    assert again.progress == 60
+
+
+def test_steps_of_fine_tuning_are_counted_after_the_updates_on_the_dataset():
+    loop = Loop("td3", (0,), steps_per_update=Fraction(1, 2), warm_up=0)
+    data = random_table(50, spec=loop.agent.spec)
+    loop.agent.learn(OfflineData(Table.of(loop.agent, data), (0,), 16, 30).draw())
+    assert loop.agent.progress == 30
+    loop.run(10)
+    assert (loop.agent.updates, loop.agent.progress) == (50, 40)
+
+
+def test_many_updates_per_step_are_drawn_in_parts():
+    """As many batches as 2,000 updates have at once may not fit the memory; they are the same ones."""
+    parts, whole = (Loop("td3", (0,), steps_per_update=Fraction(1, 100), updates=200, warm_up=2) for _ in range(2))
+    blocks = [block.obs for block in chain.from_iterable(parts.source.epoch(4))]
+    assert [len(block) for block in blocks] == [0, 64, 64, 64, 8]
+    whole.source.draw()
+    assert torch.equal(torch.cat(blocks), whole.source.draw().obs)
 
 
 def test_squashed_gaussian_against_torch():

@@ -246,6 +246,15 @@ def test_several_updates_per_step(here, refused):
     assert "contradict each other" in refused("fit", *argv, *both)
 
 
+def test_settings_of_fine_tuning_need_it(here, refused):
+    argv = ("calql", "--dataset", pendulum.ID, "--updates", 4, *TINY, "--agent.samples", 2)
+    for name, value in (("updates_per_step", 4), ("envs", 2), ("old_share", 0.25), ("capacity", 10)):
+        says = f"{name} is for fine-tuning in the environment: leave it out, or give --online-steps"
+        assert says in refused("fit", *argv, f"--train.{name}", value)
+    assert fit(*argv, "--train.envs", 1, "--out", here / "calql") == 0, "the value that it has anyway"
+    assert fit(*argv, "--config", here / "calql/config.yaml", "--out", here / "again") == 0
+
+
 def test_an_invalid_share_is_refused(here, refused):
     for text, says in (
         ("{old_share: 1.5}", "old_share must be from 0 to 1 or null"),
@@ -253,7 +262,8 @@ def test_an_invalid_share_is_refused(here, refused):
         ("{old_share: 0.5, old_share_steps: 9}", "old_share_steps needs final_old_share"),
     ):
         (here / "wrong.yaml").write_text(f"train: {text}\n")
-        assert says in refused("fit", "sac", "--dataset", pendulum.ID, "--config", here / "wrong.yaml")
+        argv = ("sac", "--dataset", pendulum.ID, "--online-steps", 10)
+        assert says in refused("fit", *argv, "--config", here / "wrong.yaml")
 
 
 # Schedules

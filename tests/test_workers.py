@@ -68,6 +68,7 @@ class Life:
         self.ended.append((s, e, episode.seed, *map(np.array, episode[:5])))
 
     def live(self, rollouts=4, count=7):
+        self.agent.offline_updates = 3  # workers explore by these, too
         for _ in range(rollouts):
             rng = torch.Generator().manual_seed(self.rollouts)
             with torch.no_grad():

@@ -110,6 +110,7 @@ class Agent(L.LightningModule, ABC):
         seeds: the members' seeds, S integers.
         n_step: number of rewards in an n-step return.
         updates: gradient steps taken.
+        offline_updates: those taken before the first environment step.
         steps: environment steps that each seed has collected to learn from; the source of the data counts them.
         task: what evaluation needs to know about the task, as plain data; saved with the checkpoint.
         compile: whether ``learn`` compiles ``update``.
@@ -172,7 +173,7 @@ class Agent(L.LightningModule, ABC):
         self.members = members(seeds, self.config)
         self.seeds = tuple(member["seed"] for member in self.members)
         self.n_step = getattr(self.config, "n_step", 1)
-        self.updates = self.steps = 0
+        self.updates = self.offline_updates = self.steps = 0
         self.task: dict[str, Any] = {}
         self.compile, self.compiling, self.precision, self.processes = False, False, "float32", 1
         self.stack = slice(None)
@@ -238,9 +239,8 @@ class Agent(L.LightningModule, ABC):
 
     @property
     def progress(self) -> int:
-        """The step count of exploration schedules: environment steps, or updates where these are more, as they are on a
-        dataset."""
-        return max(self.steps, self.updates)
+        """The count of exploration schedules: environment steps, after the updates on a dataset if there were any."""
+        return self.offline_updates + self.steps
 
     @property
     def gamma(self) -> Number:
@@ -509,6 +509,8 @@ class Agent(L.LightningModule, ABC):
             for name, value in self._step(batch, noise, self.phase()).items():
                 found.setdefault(name, []).append(value)
             self.updates += 1
+            if not self.steps:
+                self.offline_updates = self.updates
         priority = torch.stack(found.pop("priority")) if "priority" in found else None
         means = {name: torch.stack(values).mean(0) if updates > 1 else values[0] for name, values in found.items()}
         return means, priority
@@ -668,6 +670,7 @@ class Agent(L.LightningModule, ABC):
             agent=f"{type(self).__module__}:{type(self).__name__}",
             version=offlinerl.__version__,
             updates=self.updates,
+            offline_updates=self.offline_updates,
             steps=self.steps,
             rng=self.rng.state_dict(),
             explore=self.explore_state(),
@@ -680,6 +683,8 @@ class Agent(L.LightningModule, ABC):
         self.rng.to(self.device).load_state_dict(saved["rng"])
         if "explore" in saved:  # checkpoints of older versions lack it
             self.steps = saved["steps"]
+            # Those of older versions lack this; they made at most one update per step.
+            self.offline_updates = saved.get("offline_updates", max(0, self.updates - self.steps))
             self.load_explore_state(saved["explore"])
         self._forget_parts()
 

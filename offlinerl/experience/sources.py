@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -25,6 +26,9 @@ from offlinerl.util.trees import tree_map
 
 PIECE = 16
 """Updates in a piece, for replay buffers."""
+
+AT_ONCE = 64
+"""The most batches that are drawn from a replay buffer at once; their number in a block has no limit."""
 
 
 class Source(ABC):
@@ -208,14 +212,17 @@ class ActingData(Source):
 
     def blocks(self, count: int) -> Iterator[Batch]:
         for first in range(0, count, self.block_steps):
-            yield self._whole(min(self.block_steps, count - first))
+            with self.whole():
+                block = self.draw(min(self.block_steps, count - first))
+            yield block
 
-    def _whole(self, steps: int) -> Batch:
-        """The next block. If an environment fails in it, none of its steps count, because the agent learns nothing from
-        them; a replay buffer keeps those it got, and every environment stays where its latest complete step left it."""
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """If an environment fails in a block, none of its steps count, because the agent learns nothing from them; a
+        replay buffer keeps those it got, and every environment stays where its latest complete step left it."""
         before = self.agent.steps
         try:
-            return self.draw(steps)
+            yield
         except ActingFailed:
             self.agent.steps = before
             raise
@@ -282,7 +289,17 @@ class ReplayData(ActingData):
 
     def draw(self, steps: int | None = None) -> Batch:
         """The next block, ``[K, S, B, ...]``; during warm-up it has no updates."""
-        steps = steps or self.block_steps
+        return self.sample(self.act(steps or self.block_steps))
+
+    def blocks(self, count: int) -> Iterator[Batch]:
+        for first in range(0, count, self.block_steps):
+            with self.whole():
+                updates = self.act(min(self.block_steps, count - first))
+            for done in range(0, max(updates, 1), AT_ONCE):
+                yield self.sample(min(AT_ONCE, updates - done))
+
+    def act(self, steps: int) -> int:
+        """Takes this many steps per seed. Returns the number of updates to make of them."""
         for transition in self.collect(steps // self.envs, -(-(self.warm_up - self.steps) // self.envs)):
             if self.reward is not None:
                 transition = transition._replace(reward=self.reward(transition.reward, self.collector.totals()))
@@ -292,7 +309,7 @@ class ReplayData(ActingData):
                 transition = transition._replace(terminated=transition.last)
             self.replay.add(transition)
         ready = self.steps > self.warm_up and len(self.replay)  # a resumed run may lack its rows
-        return self.sample(int(steps / self.steps_per_update) if ready else 0)
+        return int(steps / self.steps_per_update) if ready else 0
 
     def sample(self, updates: int) -> Batch:
         """K minibatches of the replay buffer, and of the table if there is one."""

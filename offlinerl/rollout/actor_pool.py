@@ -80,17 +80,20 @@ class Worker:
             self.same = self.collector.load_state_dict(state["interaction"])
 
     def rollout(
-        self, weights: Mapping[str, np.ndarray], steps: int, count: int, random: int = 0, kept: bool = True
-    ) -> Delivery:
+        self, weights: Mapping[str, np.ndarray], offline_updates: int, steps: int, count: int, random: int = 0,
+        kept: bool = True,
+    ) -> Delivery:  # fmt: skip
         """Takes ``count`` steps in every environment, the first ``random`` of them at random.
 
         Args:
             weights: of the agent, by name.
+            offline_updates: of the agent.
             steps: taken by each seed so far, in all workers together.
             kept: see ``Collector``.
         """
         self.collector.kept = kept
         self.agent.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
+        self.agent.offline_updates = offline_updates
         taken = []
         with one_thread():
             for self.t in range(count):
@@ -183,7 +186,8 @@ class ActorPool:
         """Takes ``count`` steps in every environment, the first ``random`` of them at random. The agent's weights are
         sent once."""
         weights = self.backend.share({name: value.cpu().numpy() for name, value in agent.state_dict().items()})
-        deliveries = self._all("rollout", weights, agent.steps, count, random, self.on_episode is not None)
+        counts = agent.offline_updates, agent.steps, count, random
+        deliveries = self._all("rollout", weights, *counts, self.on_episode is not None)
         of_workers = (delivery.steps for delivery in deliveries)
         steps = tree_map(lambda *lanes: np.concatenate(lanes, 2), *of_workers)  # [T, S, E, ...]
         ended = self._ended(deliveries)

@@ -35,9 +35,10 @@ from offlinerl.rollout.collector import Collector, mean_of, shares
 from offlinerl.rollout.policy import Noisy, Policy, apart
 from offlinerl.training import goals
 from offlinerl.training.build import REPLAY, build
-from offlinerl.training.config import TrainConfig, merge, read
+from offlinerl.training.config import merge, of_run, read
 from offlinerl.training.loop import Companion, Run, checksum
 from offlinerl.training.request import require_source, settings_for
+from offlinerl.training.selection import source_of
 from offlinerl.training.tasks import require_parts
 from offlinerl.util.atomic import sweep
 from offlinerl.util.device import pick_device
@@ -46,7 +47,7 @@ from offlinerl.util.errors import UserError, command, counted, reading
 from offlinerl.util.folder import find_checkpoint, numbered, require_free, versions, write_config
 from offlinerl.util.given import counts, real_number, whole_number
 from offlinerl.util.interrupt import Interrupted, Stop, on_interrupt
-from offlinerl.util.settings import plain, require_known
+from offlinerl.util.settings import require_known
 from offlinerl.util.threads import set_threads
 
 REFERENCE_EPISODES, REFERENCE_LANES = 20, 4
@@ -365,10 +366,11 @@ class Collection(Companion):
 
     def require_same(self, settings: Mapping[str, Any], before: Mapping[str, Any]) -> None:
         """Raise a UserError if any setting has changed, except ``steps`` and ``save_every``."""
-        older = plain(TrainConfig())  # for settings that an older version did not have
+        about, kind = settings["fit"], agents.outline(settings["fit"]["agent"])
+        before = of_run(before, kind, source_of(about["agent"], kind.kinds, None, about["env"]))
         for section in ("fit", "agent", "train"):
             for key, value in settings[section].items():
-                known = before[section].get(key, older.get(key))
+                known = before[section].get(key)
                 if key not in ("steps", "save_every") and known != value:
                     raise UserError(
                         f"{self.folder} was started with {key} {known}, not {value}; give the same command as before,"

@@ -175,6 +175,13 @@ class OfflineConfig(EpisodesConfig):
             raise UserError("in fine-tuning, goals are those of the environment: leave out --train.goals")
 
 
+FINE_TUNING = frozenset({
+    "online_eval_every", "envs", "steps_per_update", "updates_per_step", "capacity", "replay", "old_share",
+    "final_old_share", "old_share_steps",
+})  # fmt: skip
+"""The settings of ``OfflineConfig`` that only fine-tuning has."""
+
+
 @dataclass(frozen=True)
 class OnPolicyConfig(TrainConfig):
     """Training settings of runs on rollouts of the current policy."""
@@ -284,8 +291,8 @@ def resolve(
     family = paths.share("configs", agent_name, f"{'online' if online else entry.family}.yaml")
     require_sections(over or {}, "over")
     asked = merge(_read_for(Path(file), entry) if file else {}, over or {})
-    settings = merge(dict(agent={}, train={}), _read_for(family, entry) if family.is_file() else {})
-    settings = merge(settings, asked)
+    family_settings = merge(dict(agent={}, train={}), _read_for(family, entry) if family.is_file() else {})
+    settings = merge(family_settings, asked)
     complaint = f"{agent_name} has no setting"
     if file and (other := read(file).get("fit", {}).get("agent", agent_name)) != agent_name:
         complaint = f"the configuration {file} is of {other}, and {complaint}"
@@ -294,6 +301,11 @@ def resolve(
     if wrong in settings["train"]:
         raise WrongUsage(f"learning {learning} is counted in --{clock}, not in --{wrong}")
     settings["train"] = plain(make(training, settings["train"], f"training {agent_name} has no setting"))
+    if training is OfflineConfig and not settings["train"]["online_steps"]:
+        own = plain(make(training, family_settings["train"], f"training {agent_name} has no setting"))
+        for name in sorted(FINE_TUNING & asked.get("train", {}).keys()):
+            if settings["train"][name] != own[name]:
+                raise UserError(f"{name} is for fine-tuning in the environment: leave it out, or give --online-steps")
     if settings["train"].get("workers"):
         settings["train"] |= _for_workers(settings["train"], asked.get("train", {}))
     return {section: settings[section] for section in ("agent", "train")}
