@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -1955,3 +1956,58 @@ def test_stamps_in_nanoseconds_keep_their_differences(here, kind, capsys):
     np.savez(here / "log.npz", t=stamps, x=np.arange(20.0), u=np.ones(20))
     assert main(["datasets", "validate", "log.npz", "--columns", "obs=x", "action=u", "step=t"]) == 0
     assert "the median of 100, up to 200" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["obs_0,obs_1,next_obs_1,next_obs_0", "obs_10,obs_11,next_obs_11,next_obs_10", "obs_b,obs_a,next_obs_a,next_obs_b"],
+)
+def test_successors_have_the_order_of_observations_whatever_that_of_their_columns(tmp_path, header):
+    (tmp_path / "log.csv").write_text(f"{header},action,truncated\n1,2,4,3,0,1\n5,6,8,7,0,1\n")
+    data = load(tmp_path / "log.csv")
+    assert data.obs.tolist() == [[1, 2], [5, 6]] and data.next_obs.tolist() == [[3, 4], [7, 8]]
+
+
+def test_columns_that_are_named_keep_their_order(tmp_path):
+    (tmp_path / "log.csv").write_text("x,y,y_next,x_next,u,done\n1,2,4,3,0,1\n5,6,8,7,0,1\n")
+    for following, due in (("*_next", [3, 4]), ("y_next,x_next", [4, 3])):
+        columns = parse_columns(f"obs=x,y action=u truncated=done next_obs={following}")
+        assert load(tmp_path / "log.csv", columns=columns).next_obs[0].tolist() == due
+
+
+def test_stamps_are_told_apart_to_the_nanosecond(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    apart = pandas.to_timedelta([0, 1_000_300, 1_000_900, 3_000_000, 4_000_000, 5_000_000], unit="ns")
+    frame = pandas.DataFrame(dict(q=range(6), u=range(6), e=1, stamp=pandas.to_datetime("2026-01-01") + apart))
+    frame.to_csv(tmp_path / "log.csv", index=False, date_format="%Y-%m-%dT%H:%M:%S.%f000")
+    text = frame.assign(stamp=[stamp.isoformat() for stamp in frame.stamp])
+    for columns in ("obs=q action=u step=stamp", "obs=q action=u step=stamp episode=e"):
+        for source in (frame, text, frame.assign(stamp=apart)):
+            data = offlinerl.load_dataset(source.sample(frac=1, random_state=0) if "episode" in columns else source,
+                                          columns=columns)  # fmt: skip
+            assert data.obs[:, 0].tolist() == [0, 1, 2, 3, 4], columns
+    twice = frame.assign(stamp=frame.stamp[0])
+    with pytest.raises(UserError, match="rows 0 and 1 are of one episode, 1, and of one step, 2026-01-01T00:00:00"):
+        offlinerl.load_dataset(twice, columns="obs=q action=u step=stamp episode=e")
+
+
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        ("N/A", "as if it were missing; repair or remove such rows"),
+        ("-", "as if it were missing"),
+        ("1,000", "write it without a comma, or with a decimal point if that is what it stands for"),
+        ("3,5", "write it with a decimal point"),
+        ("low", "as in 0 for low"),
+    ],
+)
+def test_advice_on_a_cell_that_is_no_number(tmp_path, cell, says):
+    (tmp_path / "log.csv").write_text(f"x;u\n0.1;1\n{cell};2\n0.3;3\n")
+    with pytest.raises(UserError, match=re.escape(says)):
+        load(tmp_path / "log.csv", columns=parse_columns("obs=x action=u"))
+
+
+def test_the_columns_of_a_frame_may_be_numbers():
+    pandas = pytest.importorskip("pandas")
+    data = offlinerl.load_dataset(pandas.DataFrame({0: [1.0, 2.0], 1: [3.0, 4.0]}), columns=dict(obs=[0], action=[1]))
+    assert data.obs.tolist() == [[1]] and data.action.tolist() == [[3]]

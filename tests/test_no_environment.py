@@ -409,11 +409,21 @@ def test_the_kind_and_bounds_of_actions_are_taken_from_the_data():
         spec_of_data(offlinerl.load_dataset(logs(discrete=True)), action_range=[0, 1])
 
 
+def test_a_training_that_diverges_without_an_environment_is_said(here, capsys):
+    data = logs()
+    data["obs"] = (1e25 * data["obs"]).astype(np.float32)
+    offlinerl.fit("iql", data, updates=30, compile=False, batch=8)
+    advice = "its weights are not finite; lower the learning rate, or normalise large observations"
+    assert f"the training of seed 0 diverged, and {advice}" in " ".join(capsys.readouterr().out.split())
+    offlinerl.fit("iql", logs(), updates=30, compile=False, batch=8)
+    assert "diverged" not in capsys.readouterr().out
+
+
 def test_discrete_actions_keep_the_numbers_of_the_data(here):
     for agent in ("dqn", "bc"):
         run = offlinerl.fit(agent, logs(discrete=True), over=dict(train=FEW))
         assert set(run.policy(logs(seed=2)["obs"]).tolist()) <= {3, 4}
-    with pytest.raises(UserError, match="TD3BC does not support discrete actions.*--actions continuous was given"):
+    with pytest.raises(UserError, match="seem to be discrete: if they are continuous, give --actions continuous"):
         offlinerl.fit("td3bc", logs(discrete=True), over=dict(train=FEW))
     run = offlinerl.fit("bc", logs(discrete=True), over=dict(train=FEW), actions="continuous")
     assert 3 <= run.policy(np.zeros(3))[0] <= 4

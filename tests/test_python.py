@@ -386,6 +386,38 @@ def test_a_policy_of_vectors_apart_is_told_how_to_see_one_as_its_environment(her
         )
 
 
+@pytest.mark.parametrize("ids", [False, True])
+def test_the_parts_of_successors_may_be_in_another_order(ids):
+    rng = np.random.default_rng(0)
+    q, dq = rng.normal(size=(51, 2)), 100 + rng.normal(size=(51, 2))
+    same = dict(obs=dict(q=q[:-1], dq=dq[:-1]), next_obs=dict(q=q[1:], dq=dq[1:]), action=rng.normal(size=(50, 1)))
+    same |= dict(episode=np.repeat([0, 1], 25)) if ids else {}
+    other = same | dict(next_obs=dict(dq=dq[1:], q=q[1:]))
+    one, two = (offlinerl.load_dataset(arrays) for arrays in (same, other))
+    assert len(one.observations["q"]) == len(two.observations["q"]) == 51 + ids
+    assert np.array_equal(one.episode_starts, two.episode_starts) and len(two.episode_starts) == 1 + ids
+    for path in ("q", "dq"):
+        assert np.array_equal(one.next_obs[path], two.next_obs[path])
+
+
+def test_arrays_of_whole_episodes_are_refused():
+    arrays = dict(obs=np.zeros((6, 50, 3)), action=np.zeros((6, 50, 2)))
+    with pytest.raises(UserError, match=r"seem to be 6 episodes of 50 steps.*action.reshape\(-1, 2\), and number the"):
+        offlinerl.load_dataset(arrays)
+    matrices = dict(obs=np.zeros((6, 3)), action=np.zeros((6, 4, 2)))
+    assert offlinerl.load_dataset(matrices).action.shape == (5, 8)
+
+
+def test_masked_values_are_missing():
+    masked = np.ma.masked_equal([[1.0], [-999.0], [2.0], [3.0]], -999.0)
+    with pytest.raises(UserError, match="obs has NaN or infinite values in 1 rows, the first of them 1"):
+        offlinerl.load_dataset(dict(obs=masked, action=np.zeros((4, 1))))
+    with pytest.raises(UserError, match="actions has NaN or infinite values in 1 rows, the first of them 1"):
+        offlinerl.load_dataset(dict(x=np.zeros(4), u=masked[:, 0].astype(int)), columns="obs=x action=u")
+    whole = np.ma.masked_array(np.ones((4, 1)))
+    assert offlinerl.load_dataset(dict(obs=whole, action=np.zeros((4, 1)))).obs.shape == (3, 1)
+
+
 def test_what_d4rls_functions_return_is_a_dataset():
     """``get_dataset`` has all keys of a file, and ``qlearning_dataset`` no timeouts."""
     arrays = walk(limit=7)

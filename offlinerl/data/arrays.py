@@ -13,7 +13,7 @@ from offlinerl.data.assemble import column_of
 from offlinerl.data.columns import LOG_PROB, Rounded, as_flags, as_float32, lost, require_filled, require_finite, single
 from offlinerl.data.dataset import Dataset, near
 from offlinerl.util.errors import NoSteps, UserError, did_you_mean, reading
-from offlinerl.util.trees import Tree, tree_leaves, tree_map
+from offlinerl.util.trees import Tree, tree_leaves, tree_like, tree_map
 
 NEEDED = ("obs", "action")
 KNOWN = (*NEEDED, "reward", "terminated", "truncated", "episode", "next_obs", "log_prob")
@@ -70,6 +70,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     obs, rows = columns["obs"], lengths["action"]
     if not rows:
         raise NoSteps(f"{name} are empty: they have no rows")
+    _require_rows(columns, name)
     require_filled(name, dict(obs=obs, action=columns["action"]))
     action = as_float32(columns["action"]).reshape(rows, -1)
     columns = dict.fromkeys(("reward", "terminated", "truncated"), np.zeros((rows, 1), np.float32)) | columns
@@ -86,6 +87,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
         one, other = (tree_map(lambda leaf: leaf.shape, tree) for tree in (next_obs, obs))
         if one != other:
             raise UserError(f"{name}: next_obs of shape {one} do not match obs of shape {other}")
+        next_obs = tree_like(obs, next_obs)
         if episode is None and "truncated" not in given:
             pairs = zip(tree_leaves(next_obs), tree_leaves(obs), strict=True)
             last[:-1] |= ~np.logical_and.reduce([near(after[:-1], row[1:]) for (_, after), (_, row) in pairs])
@@ -111,6 +113,17 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
     return Dataset.of_rows(
         obs, next_obs, terminated=terminated[keep], last=last, name=name, provenance=facts, **numbers
     )
+
+
+def _require_rows(columns: Mapping[str, Tree], name: str) -> None:
+    """Raises a UserError if the arrays seem to be ``[episodes, steps, ...]``."""
+    shape = columns["action"].shape
+    if len(shape) > 2 and all(leaf.ndim > 2 and leaf.shape[:2] == shape[:2] for _, leaf in tree_leaves(columns["obs"])):
+        raise UserError(
+            f"{name} seem to be {shape[0]} episodes of {shape[1]} steps: give one row a step, as in"
+            f" action.reshape(-1, {shape[-1]}), and number the episodes, as in"
+            f" episode=numpy.repeat(range({shape[0]}), {shape[1]})"
+        )
 
 
 def _final_rows(episode: np.ndarray, rows: int, name: str) -> np.ndarray:

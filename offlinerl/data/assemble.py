@@ -19,6 +19,7 @@ from offlinerl.data.columns import (
     require_finite,
     require_one_length,
     single,
+    unmasked,
 )
 from offlinerl.data.dataset import Dataset
 from offlinerl.data.stamps import Stamps
@@ -144,7 +145,7 @@ def column_of(array: Any, what: str) -> np.ndarray:
     Raises:
         UserError: it holds something other than numbers.
     """
-    array = np.asarray(array)
+    array = unmasked(array)
     if array.dtype.kind not in "biuf" or not array.ndim:
         raise UserError(f"{what} must be numbers, but they are of type {array.dtype}")
     return as_observations(array)

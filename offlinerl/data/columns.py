@@ -130,6 +130,13 @@ def as_observations(column: Any) -> np.ndarray:
     return column.copy() if image else as_float32(column)
 
 
+def unmasked(column: Any) -> np.ndarray:
+    """A column as an array, with NaN where a numpy masked array has no value."""
+    if np.ma.is_masked(column) and column.dtype.kind in "biuf":
+        return column.astype(np.float64).filled(np.nan)
+    return np.asarray(column)
+
+
 def as_float32(column: np.ndarray, copy: bool = True) -> np.ndarray:
     """A column as float32. Values too large for it become infinite, without a numpy warning, and are refused later."""
     with np.errstate(over="ignore"):
@@ -224,7 +231,7 @@ class Finite:
             if len(bad):
                 raise UserError(
                     f"{source}: {name} has NaN or infinite values in {len(bad)} rows, the first of them {bad[0]};"
-                    " remove or repair them"
+                    " remove or repair them (numbers beyond float32 count as infinite)"
                 )
 
 

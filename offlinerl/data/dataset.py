@@ -15,7 +15,7 @@ from offlinerl.data.columns import blocks
 from offlinerl.data.scales import Moments, moments
 from offlinerl.util.atomic import atomic_write, write_json
 from offlinerl.util.errors import UserError, counted, reading
-from offlinerl.util.trees import Tree, first_leaf, observed_in_words, tree_leaves, tree_map
+from offlinerl.util.trees import Tree, first_leaf, observed_in_words, tree_leaves, tree_like, tree_map
 
 if TYPE_CHECKING:
     from offlinerl.data.registry import Entry
@@ -66,13 +66,14 @@ class Dataset:
         """Builds a dataset from rows that each have a next observation, ``[rows, ...]``. Where it equals the next row's
         observation, it is stored once. If the rows continue in a later part, ``ahead``, ``[1, ...]``, is the
         observation of the row after the last one."""
-        rows = len(first_leaf(obs))
+        rows, next_obs = len(first_leaf(obs)), tree_like(obs, next_obs)
         following, own = np.ones(rows, bool), np.ones(rows, bool)  # whether it is the next row's obs, the row's own
         following[-1:] = ahead is not None
         for (_, current), (_, successor) in zip(tree_leaves(obs), tree_leaves(next_obs), strict=True):
             following[:-1] &= _same(successor[:-1], current[1:])
             own &= _same(successor, current)
         if ahead is not None:
+            ahead = tree_like(obs, ahead)
             for (_, beyond), (_, successor) in zip(tree_leaves(ahead), tree_leaves(next_obs), strict=True):
                 following[-1:] &= _same(successor[-1:], beyond)
         following &= ~columns["last"]  # episodes share no observation, even if the next one begins with an equal one

@@ -47,6 +47,7 @@ def parse_columns(words: Sequence[str] | Mapping[str, Any]) -> Columns:
         if base not in FIELDS or (dot and (base not in ("obs", "next_obs") or not part)):
             raise UserError(f"--columns has no field {field!r}; {did_you_mean(base, FIELDS, ', '.join(FIELDS))}")
         listed = names.split(",") if isinstance(names, str) else list(names) if isinstance(names, Sequence) else []
+        listed = [str(name) if isinstance(name, int) else name for name in listed]  # of a data frame
         if not listed or not all(isinstance(name, str) and name for name in listed):
             raise UserError(f"--columns needs the names of columns for {field}, {EXAMPLE}")
         found[str(field)] = listed

@@ -36,9 +36,11 @@ def unordered(step: np.ndarray, ended: np.ndarray) -> np.ndarray:
 
 
 def _since_first(step: np.ndarray) -> np.ndarray:
-    """Values relative to the first one, float64, which holds whole numbers of nanoseconds since 1970 only so."""
+    """Values relative to the first one, float64, which holds whole numbers of nanoseconds since 1970 only so; in
+    seconds if they are dates or durations."""
     whole = step.astype(np.int64) if step.dtype.kind in "biu" else step
-    return (whole - whole[:1]).astype(np.float64)
+    since = whole - whole[:1]
+    return since / np.timedelta64(1, "s") if step.dtype.kind in "Mm" else since.astype(np.float64)
 
 
 class Stamps:

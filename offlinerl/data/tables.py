@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from offlinerl.data.assemble import Steps, observed
-from offlinerl.data.columns import as_flags, masks_mark_ends, require_filled, single
+from offlinerl.data.columns import as_flags, masks_mark_ends, require_filled, single, unmasked
 from offlinerl.data.d4rl import END, EPISODE, MASKS, TERMINAL, TIMEOUT
 from offlinerl.data.mapping import EXAMPLE, Columns
 from offlinerl.data.stamps import unordered
@@ -133,7 +134,22 @@ def resolved(names: Sequence[str], columns: Columns, where: str) -> Columns:
     """
     named = {pattern for patterns in columns.values() for pattern in patterns}
     free = [name for name in names if name not in named]
-    return {field: _matching(names, free, patterns, where) for field, patterns in columns.items()}
+    found = {field: _matching(names, free, patterns, where) for field, patterns in columns.items()}
+    for field, following in found.items():
+        own = found.get(field.removeprefix("next_"), [])
+        if field.startswith("next_obs") and not set(columns[field]) <= set(names):  # its order is that of a pattern
+            found[field] = _in_order_of(own, following)
+    return found
+
+
+def _in_order_of(names: Sequence[str], others: list[str]) -> list[str]:
+    """Names such as ``next_obs_2`` in the order of ``obs_2`` and so on, if each has the same rest as one of these
+    besides a common beginning or a common end; else as they are."""
+    for common in (os.path.commonprefix, lambda of: os.path.commonprefix([name[::-1] for name in of])[::-1]):
+        rests, wanted = ([name.replace(common(of), "", 1) for name in of] for of in (others, names))
+        if len(set(rests)) == len(rests) and set(rests) == set(wanted):
+            return [others[rests.index(rest)] for rest in wanted]
+    return others
 
 
 def _matching(names: Sequence[str], free: Sequence[str], patterns: Sequence[str], where: str) -> list[str]:
@@ -210,8 +226,7 @@ class _Reader:
         return as_flags(column, f"{self.where}: {field}")
 
     def steps(self) -> np.ndarray | None:
-        """``[rows]`` the number of each row within its episode, if the table has one; dates and durations are in
-        seconds."""
+        """``[rows]`` the number of each row within its episode, or its date or duration, if the table has one."""
         if "step" not in self.chosen:
             return None
         names = self.chosen["step"]
@@ -342,7 +357,9 @@ def _without_end(steps: Steps) -> Steps:
 
 def _array_of(column: Any) -> np.ndarray:
     """A column of a DataFrame as an array; integers of which some are missing become objects, not floats."""
-    array = np.asarray(column)
+    array = unmasked(column)
+    if np.ma.isMaskedArray(column):
+        return array
     if array.dtype.kind == "f" and getattr(getattr(column, "dtype", None), "kind", "f") in ("i", "u"):
         return np.asarray(column.astype(object))
     return _stacked(array) if array.dtype.kind == "O" and array.ndim == 1 else array
@@ -395,20 +412,18 @@ def _as_numbers(column: np.ndarray) -> np.ndarray:
 
 
 def _as_times(column: np.ndarray, where: str) -> np.ndarray | None:
-    """A column of dates in seconds since 1970, or of durations in seconds, with NaN for missing values; None if it
-    holds something else.
+    """A column of dates or durations in nanoseconds, with NaT for missing values; None if it holds something else.
 
     Raises:
         UserError: some cells are dates, and others are neither dates nor blank.
     """
     if column.dtype.kind in "Mm":
-        seconds = column.astype(f"{column.dtype.kind}8[us]").astype(np.int64) / 1e6
-        return np.where(np.isnat(column), np.nan, seconds)
+        return column.astype(f"{column.dtype.kind}8[ns]")
     if column.dtype.kind == "O":  # of a data frame
         blank = _blank(column)
         cells = [None if no else value for no, value in zip(blank, column, strict=True)]
         if all(isinstance(value, timedelta | None) for value in cells):
-            return _as_times(np.array(cells, "timedelta64[us]"), where)
+            return np.array(cells, "timedelta64[ns]")
         if not all(isinstance(value, str | date | None) for value in cells):
             return None
         column = np.array([value.isoformat() if isinstance(value, date) else value or "" for value in cells])
@@ -420,16 +435,13 @@ def _as_times(column: np.ndarray, where: str) -> np.ndarray | None:
     wrong = [row for row, match in enumerate(found) if match is None and column[row]]
     if wrong:
         raise UserError(f"{where}: the step in row {wrong[0]} is {str(column[wrong[0]])!r:.40}, and others are dates")
-    dates = np.array([match[1][:MICROSECONDS] if match else "NaT" for match in found], "datetime64[us]")
+    dates = np.array([match[1] if match else "NaT" for match in found], "datetime64[ns]")
     shifts = [_offset(match[2]) if match else 0 for match in found]
-    return _as_times(dates, where) - shifts
+    return dates - np.array(shifts, "timedelta64[s]")
 
 
-DATE = re.compile(r"(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?)(Z|[+-]\d\d:?\d\d)?")
-"""A date as ISO 8601 writes it, and its offset from UTC."""
-
-MICROSECONDS = len("2026-01-31T12:00:00.123456")
-"""Length of a date with microseconds, the smallest unit that is kept."""
+DATE = re.compile(r"(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?)?)\d*(Z|[+-]\d\d:?\d\d)?")
+"""A date as ISO 8601 writes it, to the nanosecond, and its offset from UTC."""
 
 
 def _offset(text: str | None) -> int:
@@ -471,12 +483,19 @@ def _first_non_number(column: np.ndarray) -> tuple[str, str]:
     return f"{odd[0]} holds {cell!r:.40}", _advice(cell, {str(column[row]) for row in odd})
 
 
+MISSING = ("na", "n/a", "#n/a", "none", "null", "nan", "<na>", "nat", "-", "--", "?", "missing")
+"""What programs write in a cell without a value, in lower case."""
+
 KINDS_OF_WORDS = 10
 """Up to this many distinct words are the names of choices."""
 
 
 def _advice(cell: str, words: Collection[str]) -> str:
     """How to turn a cell into a number, given all words of its column."""
+    if cell.lower() in MISSING:
+        return ", as if it were missing; repair or remove such rows"
+    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+", cell):
+        return "; write it without a comma, or with a decimal point if that is what it stands for"
     if re.fullmatch(r"[+-]?\d*,\d+(e[+-]?\d+)?", cell, re.I):
         return "; write it with a decimal point"
     if re.match(r"\d{4}-\d\d-\d\d|\d\d?[./]\d\d?[./]\d\d", cell) or re.fullmatch(r"\d+:\d\d(:\d\d.*)?", cell):

@@ -410,7 +410,8 @@ def agent_for(
         if agent_class.discrete in (None, bool(spec.num_actions)):
             raise
         have, others = KINDS if spec.num_actions else KINDS[::-1]
-        raise UserError(f"{error}; the dataset's seem to be {have}, but --actions {others} was given") from error
+        known = f"they are {have} by --actions" if about.get("actions") else f"the dataset's seem to be {have}"
+        raise UserError(f"{error}; {known}: if they are {others}, give --actions {others}") from error
     agent.task = task.plain()
     agent.to(device)
     if not last.is_file():

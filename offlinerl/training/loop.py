@@ -42,7 +42,7 @@ from offlinerl.util.display import Display, shown
 from offlinerl.util.errors import UNSOUND, ActingFailed, Mishap, UserError, counted, reading
 from offlinerl.util.folder import versions, write_config
 from offlinerl.util.interrupt import AtOnce, Interrupted, Stop, on_interrupt
-from offlinerl.util.settings import values_of
+from offlinerl.util.settings import named, values_of
 
 EVALUATION_SEED = 1_000_000
 """Reset seed of the first evaluation episode, far from the reset seeds of training."""
@@ -448,6 +448,8 @@ class Run(L.Callback):
         if result is not None:
             self.recorder.evaluation(self.counters(), result)
             best = self.recorder.best is not None and self.recorder.best[self.clock] == self.now
+        else:
+            self.say_of_diverged()
         self.checkpointer.finish(self.state_dict(), best)
         summary = dict(
             agent=self.settings["fit"]["agent"],
@@ -479,6 +481,15 @@ class Run(L.Callback):
         plots.curves(self.folder, self.folder / "curves.png")
         self.companion.finish()
         return summary
+
+    def say_of_diverged(self) -> None:
+        """Report the seeds whose weights are not finite, which an evaluation would have shown."""
+        for s, member in enumerate(self.agent.members):
+            if not all(p[s].isfinite().all() for p in self.agent.parameters()):
+                self.display.say(
+                    f"the training of {named(member)} diverged, and its weights are not finite; lower the learning"
+                    " rate, or normalise large observations with --agent.normalize true"
+                )
 
     # Reports and state
 

@@ -31,6 +31,11 @@ def tree_leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, tree
 
 
+def tree_like(model: Tree, tree: Tree) -> Tree:
+    """A tree with the keys of its dictionaries in the order that a tree of the same structure has."""
+    return tree_map(lambda _, leaf: leaf, model, tree)
+
+
 def first_leaf(tree: Tree) -> Any:
     """The first leaf, to get properties that all leaves share."""
     return next(tree_leaves(tree))[1]
