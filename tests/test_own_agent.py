@@ -113,6 +113,7 @@ ODD = {
     "None": "returns NoneType; return a dictionary of metrics",
     "dict(m, seed=m['loss'])": "returns a metric seed, which is a column of metrics.csv",
     "dict(m, update=m['loss'])": "returns a metric update, which is a column of metrics.csv",
+    "{**m, 'agent.lr': m['loss']}": "returns a metric agent.lr, which is a column of metrics.csv",
     "dict(m, share=0.5)": "returns float as share; return a tensor with one number per seed",
     "dict(m, share=m['loss'].expand(7))": "returns share of shape [7]; return [1], one number per seed",
     "dict(m, share=m['loss'].sum())": "returns share of shape []; return [1], one number per seed",
@@ -325,6 +326,112 @@ def test_an_own_agent_works_in_a_separate_process(here, tmp_path):
 )
 def test_something_that_is_no_agent_is_refused_in_one_sentence(name, words, here, refused):
     assert words in refused("fit", name, "--dataset", pendulum.ID)
+
+
+CLASSES = """
+from dataclasses import dataclass
+
+import torch
+
+from mine import Regression, RegressionConfig
+from offlinerl.agents.base import Agent, Config
+
+
+class NoAct(Agent):
+    def configure_optimizers(self): ...
+    def update(self, batch, noise, k): ...
+
+
+class BareConfig(Config):
+    lr: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LackingConfig(Config):
+    lr: float
+
+
+@dataclass(frozen=True)
+class OtherConfig:
+    lr: float = 0.1
+
+
+class Bare(Regression):
+    config_class = BareConfig
+
+
+class Lacking(Regression):
+    config_class = LackingConfig
+
+
+class Other(Regression):
+    config_class = OtherConfig
+
+
+class Scaled(Regression):
+    def build(self):
+        super().build()
+        self.register_buffer("scale", torch.ones(len(self.seeds), 1))
+        self.register_buffer("table", torch.ones(1, 7))
+
+    def update(self, batch, noise, k):
+        error = (self.actor(batch.obs) - batch.action).square().mean(-1)
+        self.scale.lerp_(error.detach().mean(-1, keepdim=True), 0.1)
+        return dict(loss=self.descend("actor", error / self.scale))
+
+
+class Divided(Scaled):
+    def build(self):
+        super().build()
+        del self.scale
+        self.scale = torch.nn.Parameter(torch.ones(len(self.seeds), 1), requires_grad=False)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("NoAct", "the agent classes:NoAct lacks act: define what Agent declares"),
+        ("Bare", "the settings BareConfig need the decorator @dataclass(frozen=True)"),
+        ("Lacking", "the setting LackingConfig.lr needs a default value"),
+        ("Other", "the settings OtherConfig must inherit offlinerl.agents.base.Config"),
+    ],
+)
+def test_a_class_that_lacks_something_is_refused_in_one_sentence(name, words, here, refused):
+    (here / "classes.py").write_text(CLASSES)
+    assert words in refused("fit", f"classes:{name}", "--dataset", pendulum.ID)
+
+
+def test_what_an_update_changes_is_divided_with_the_seeds_or_refused(here):
+    """Seeds are trained in parts if their batches are large."""
+    (here / "classes.py").write_text(CLASSES)
+    scaled, divided = (getattr(importlib.import_module("classes"), name) for name in ("Scaled", "Divided"))
+
+    def trained(kind, *seeds, batch=700):
+        agent = kind(SPEC, seeds)
+        agent.learn(OfflineData(Table.of(agent, random_table()), seeds, batch, 5).draw())
+        return agent
+
+    assert len(trained(scaled, 0, 1, batch=8).division(8)) == 1
+    says = "Scaled has the buffer scale, but the seeds are trained in parts.*make it torch.nn.Parameter.*axis of 2;"
+    with pytest.raises(UserError, match=says):
+        trained(scaled, 0, 1)
+    both, alone = trained(divided, 0, 1), trained(divided, 1)
+    torch.testing.assert_close(both.scale[1], alone.scale[0])
+    for p, q in zip(both.actor.parameters(), alone.actor.parameters(), strict=True):
+        torch.testing.assert_close(p[1], q[0])
+
+
+@pytest.mark.parametrize("failure", ["ImportError('initialization failed')", "ValueError('no such thing')"])
+def test_ctrl_c_during_an_import_is_no_error_of_it(failure, here, refused):
+    (here / "interrupted_env.py").write_text(f"""
+try:
+    raise KeyboardInterrupt
+except KeyboardInterrupt as error:
+    raise {failure} from error
+""")
+    assert refused("fit", "interrupted_env:Mine", "--dataset", pendulum.ID).endswith("interrupted")
+    assert refused("fit", "td3", "--env", "interrupted_env:Mine-v0", "--steps", 5).endswith("interrupted")
 
 
 @pytest.mark.parametrize("file", ["mine.py", "./mine.py", "sub/mine.py"])

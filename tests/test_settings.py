@@ -110,7 +110,7 @@ def test_settings_without_a_type_or_dataclass_are_refused():
     class Undecorated(Base):
         rate: float = 0.25
 
-    with pytest.raises(TypeError, match="@dataclass"):
+    with pytest.raises(UserError, match="@dataclass"):
         plain(Undecorated())
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offlinerl.util.errors import UserError, did_you_mean
+from offlinerl.util.interrupt import raise_interrupt
 from offlinerl.util.settings import Config, fixed, setting
 
 if TYPE_CHECKING:
@@ -77,16 +78,20 @@ def get(name: str) -> type[Agent]:
         for part in found.split("."):
             agent = getattr(agent, part, None)
     except ModuleNotFoundError as error:
+        raise_interrupt(error)
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise UserError(
                 f"the module {module} of the agent {name} needs {error.name}, which is not installed"
             ) from error
         raise UserError(f"there is no module {module} for the agent {name}; check its name") from error
     except Exception as error:  # whatever a user's own module raises
+        raise_interrupt(error)
         raise UserError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
     base = importlib.import_module(f"{__name__}.base").Agent
     if not (isinstance(agent, type) and issubclass(agent, base)):
         raise UserError(f"{name} is not an agent; name a class of {module} that inherits offlinerl.agents.base.Agent")
+    if lacking := sorted(agent.__abstractmethods__):
+        raise UserError(f"the agent {name} lacks {' and '.join(lacking)}: define what Agent declares")
     return agent
 
 

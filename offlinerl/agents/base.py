@@ -71,7 +71,7 @@ row takes longer."""
 COLUMNS = (
     "update", "step", "seed", "updates_per_second", "steps_per_second", "episode_return", "episode_length",
 )  # fmt: skip
-"""Columns that every run's ``metrics.csv`` may have; no metric of an agent may have such a name."""
+"""Columns that every run's ``metrics.csv`` may have, besides ``agent.SETTING``; no metric may have such a name."""
 
 
 @dataclass(frozen=True)
@@ -498,6 +498,7 @@ class Agent(L.LightningModule, ABC):
         updates, _, batch_size = block.action.shape[:3]
         if updates and not self._parts:
             self._parts = [self.part(seeds) for seeds in self.division(batch_size)]
+            self._require_no_buffers()
         self.rng.to(self.device).ahead(updates if self.device.type == "cuda" else 1)
         found: dict[str, list[Tensor]] = {}
         for k in range(updates):
@@ -578,7 +579,7 @@ class Agent(L.LightningModule, ABC):
         if not isinstance(metrics, Mapping):
             raise UserError(f"{where} returns {type(metrics).__name__}; return a dictionary of metrics")
         for name, value in metrics.items():
-            if name in COLUMNS:
+            if name in COLUMNS or name.startswith("agent."):
                 raise UserError(f"{where} returns a metric {name}, which is a column of metrics.csv already: rename it")
             if not isinstance(value, Tensor):
                 raise UserError(
@@ -625,6 +626,20 @@ class Agent(L.LightningModule, ABC):
         for name in ("_parameters", "_modules", "optim"):
             part.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
         return part
+
+    def _require_no_buffers(self) -> None:
+        """Raise a UserError if the seeds are trained in parts, and a class outside this package has a buffer with an
+        axis of seeds, which no part would have its share of."""
+        S, inherited = len(self.seeds), ("action_mid", "action_half")
+        for module in self.modules() if len(self._parts) > 1 else ():
+            for name, buffer in module.named_buffers(recurse=False):
+                own = not type(module).__module__.startswith(("offlinerl.", "torch.")) and name not in inherited
+                if own and buffer.shape[:1] in ((), (S,)):
+                    raise UserError(
+                        f"{type(module).__name__} has the buffer {name}, but the seeds are trained in parts, which"
+                        " divide parameters only: make it torch.nn.Parameter(..., requires_grad=False) with a leading"
+                        f" axis of {S}; or give it a leading axis of 1 if it has none of seeds"
+                    )
 
     def trained_tensors(self) -> list[Tensor]:
         """Every tensor that an update may change or of which a part has a slice: parameters, target networks, buffers,

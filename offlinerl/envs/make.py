@@ -22,6 +22,7 @@ from offlinerl.envs import atari, checks, control, pixels, robotics, spaces
 from offlinerl.envs.goals import GoalSeen, shows_goal
 from offlinerl.types import Spec
 from offlinerl.util.errors import UserError, first_line
+from offlinerl.util.interrupt import raise_interrupt
 
 EXTRAS = {"ogbench": "manipulation"}
 """Packages that register environments, and the extras that install them."""
@@ -91,6 +92,7 @@ def _created(env: Mapping[str, Any], arguments: Mapping[str, Any]) -> gym.Env:
     except UserError:
         raise
     except Exception as error:  # user code may raise anything
+        raise_interrupt(error)
         name = id_of(env)
         if drawn and isinstance(error, TypeError):
             raise UserError(f"{name} cannot be rendered in any size: leave out --pixels") from error

@@ -34,6 +34,16 @@ def leave(number: int) -> NoReturn:
     raise AtOnce
 
 
+def raise_interrupt(error: BaseException) -> None:
+    """Raises the interruption that an error was made of, if there is one: some modules report one during their import
+    as a failed import."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt | AtOnce):
+            raise cause
+        cause = cause.__cause__ or cause.__context__
+
+
 class Stop:
     """Whether a job was asked to stop, and by which signal."""
 

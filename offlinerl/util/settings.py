@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from numbers import Real
 from types import NoneType, UnionType
@@ -87,9 +87,15 @@ class Config:
 
 def settings_of(config: type[Config]) -> dict[str, Field]:
     """The settings by name, in order, without those that are ``fixed``."""
+    if not issubclass(config, Config):
+        raise UserError(f"the settings {config.__name__} must inherit offlinerl.agents.base.Config")
     if "__dataclass_fields__" not in vars(config):
-        raise TypeError(f"{config.__name__} needs the decorator @dataclass(frozen=True)")
-    return {f.name: f for f in fields(config) if f.init}
+        raise UserError(f"the settings {config.__name__} need the decorator @dataclass(frozen=True)")
+    found = {f.name: f for f in fields(config) if f.init}
+    for name, f in found.items():
+        if f.default is MISSING and f.default_factory is MISSING:
+            raise UserError(f"the setting {config.__name__}.{name} needs a default value")
+    return found
 
 
 def plain(config: Config) -> dict[str, Any]:
