@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -111,7 +110,7 @@ class FQL(Agent):
 
 
 @cache
-def typical_noise(seeds: Sequence[int], dims: int) -> np.ndarray:
+def typical_noise(seeds: tuple[int, ...], dims: int) -> np.ndarray:
     """One noise per seed, ``[S, 1, dims]``, in a random direction and as long as a standard normal one typically is.
     Zero would be in the middle, where the ways to different actions part."""
     drawn = [torch.randn(1, dims, generator=generator(seed, "typical noise")).numpy() for seed in seeds]
