@@ -267,7 +267,7 @@ def collect(source: str | Policy | DeployedPolicy, env: Environment | None, data
 
 
 SELECTED = (
-    "by", "episodes", "updates", "critics", "gamma", "terminal_ends", "seed", "png", "json_file", "device",
+    "by", "episodes", "env", "updates", "critics", "gamma", "terminal_ends", "seed", "png", "json_file", "device",
     "agent_class",
 )  # fmt: skip
 """Settings of ``select``."""
@@ -276,8 +276,8 @@ SELECTED = (
 @filled
 def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None, **settings: Any) -> dict[str, Any]:
     """Rank the policies of some runs, or of the finished runs below a folder, on a dataset, by default the one that the
-    first run learned from, or by ``episodes`` in their environment. For the settings and the result see
-    ``offlinerl.training.choosing.select``.
+    first run learned from, or by ``episodes`` in their environment or in ``env``, given as to ``evaluate``. For the
+    settings and the result see ``offlinerl.training.choosing.select``.
 
     Raises:
         UserError: for anything that the user can fix.
@@ -289,6 +289,8 @@ def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None,
         if value is not None and value is not False
     }
     critics = given & {"updates", "critics", "terminal-ends"}
+    if "env" in given and "episodes" not in given:
+        raise WrongUsage("--env is where to act: leave it out, or give --episodes")
     if "episodes" in given and (fitted := critics | given & {"by", "dataset", "gamma"}):
         raise WrongUsage(f"--{min(fitted)} applies to an evaluation on a dataset: leave it out, or --episodes")
     if settings.get("by") == "wis" and critics:
@@ -305,6 +307,7 @@ def select(runs: str | Path | Sequence[str | Path], dataset: Data | None = None,
         registry.resolve(found)
     from offlinerl.training import choosing
 
+    settings["env"] = _environment(settings.get("env"))
     return choosing.select(chosen, dataset=found, **settings)
 
 

@@ -181,7 +181,7 @@ def select(args: argparse.Namespace) -> None:
 
         set_threads(args.threads)
     api.select(
-        args.runs, **given(args, "episodes", "by", "dataset", "updates", "critics", "gamma", "terminal_ends"),
+        args.runs, **given(args, "episodes", "env", "by", "dataset", "updates", "critics", "gamma", "terminal_ends"),
         seed=args.seed, png=args.png, json_file=args.json, device=args.device, agent_class=args.agent_class,
     )  # fmt: skip
 
@@ -625,6 +625,7 @@ def add_select(commands: Any) -> None:
     how.add_argument(
         "--episodes", type=count, metavar="N", help="rank by acting: N episodes, shared among all policies"
     )
+    p.add_argument("--env", metavar="ID", help="where to act (default: the runs' environment)")
     p.add_argument(
         "--by", choices=("fqe", "wis", "dr"),
         help="fitted Q evaluation; or, if the dataset has the behaviour's log_prob, weighted importance sampling or"

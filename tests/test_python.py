@@ -463,8 +463,8 @@ def test_names_of_other_libraries_are_understood_in_hints(here, capsys):
         assert f"there is no {flag}" in (line := capsys.readouterr().err) and says in line
     arguments = inspect.signature(choosing.select).parameters.values()
     assert {*api.SELECTED, "dataset"} == {one.name for one in arguments if one.kind == one.KEYWORD_ONLY}
-    with pytest.raises(UserError, match="select has no argument 'env'"):
-        offlinerl.select("runs", env=Room)
+    with pytest.raises(UserError, match="select has no argument 'envs'"):
+        offlinerl.select("runs", envs=Room)
 
 
 def test_missing_runs_and_invalid_seeds_are_reported():
@@ -606,8 +606,13 @@ def test_a_policy_trained_in_an_environment_object_can_be_exported(here, capsys)
     obs = walk()["obs"]
     np.testing.assert_array_equal(offlinerl.load_policy(file)(obs), run.policy(obs))
     assert offlinerl.evaluate(file, env=Room, episodes=2)["episodes"] == 2
-    with pytest.raises(UserError, match="was given as an object, which no file holds: leave out --episodes"):
+    with pytest.raises(UserError, match="object, which no file holds: pass it again, in Python, as env="):
         offlinerl.select(run.folder, episodes=4)
+    for env in (Room, Room()):
+        found = offlinerl.select(run.folder, episodes=4, env=env, seed=3)
+        assert found["policies"][0]["episodes"] == 4 and found["unit"] == "return"
+    with pytest.raises(UserError, match="--env is where to act: leave it out, or give --episodes"):
+        offlinerl.select(run.folder, walk(), env=Room)
     assert offlinerl.select(run.folder, walk(), updates=2, critics=2)["tried"] == 1
 
 

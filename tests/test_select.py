@@ -294,6 +294,13 @@ def test_policies_are_ranked_by_acting(runs, here, capsys):
     assert all(row["episodes"] >= 1 and row["estimate"] < 0 for row in found["policies"])
     assert main([*argv, "5"]) == 1
     assert "3 policies need at least 6 episodes" in capsys.readouterr().err
+    assert main([*argv, "8", "--env", "Pendulum-v1", "--json", "named.json"]) == 0
+    longer = json.loads((here / "named.json").read_text())["policies"]  # episodes than where the runs were trained
+    assert sum(row["episodes"] for row in longer) == 8
+    assert max(row["estimate"] for row in longer) < min(row["estimate"] for row in found["policies"])
+    assert main([*argv, "8", "--env", "CartPole-v1"]) == 1
+    assert "CartPole-v1 has" in capsys.readouterr().err
+    assert main(["select", str(runs[0]), "--env", "Pendulum-v1"]) == 2
 
 
 def test_files_with_the_same_name_are_distinguished(runs, here, capsys):

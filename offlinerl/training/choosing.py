@@ -19,7 +19,7 @@ from offlinerl.data.edit import made_of
 from offlinerl.data.fingerprint import checksums_of, contents_of, is_of
 from offlinerl.envs import spaces
 from offlinerl.evaluation import plots
-from offlinerl.evaluation.evaluate import evaluate, make_pool
+from offlinerl.evaluation.evaluate import evaluate, make_pool, task_for
 from offlinerl.evaluation.fqe import choice_of, fitted_q_evaluation, has_diverged
 from offlinerl.evaluation.off_policy import discounted_returns
 from offlinerl.evaluation.statistics import CAUTION, confidence_bounds, next_to_play, student
@@ -57,10 +57,11 @@ class Candidate:
 
     run: Path
     agent: Agent
+    env: str | Mapping[str, Any] | None = None  # where to act instead of where it was trained
 
-    @property
+    @cached_property
     def task(self) -> Task:
-        return Task(**self.agent.task)
+        return Task(**self.agent.task) if self.env is None else task_for(self.agent, self.env)
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -80,6 +81,7 @@ def select(
     *,
     by: str = "fqe",
     episodes: int | None = None,
+    env: str | Mapping[str, Any] | None = None,
     dataset: str | Path | Dataset | None = None,
     updates: int = 10_000,
     critics: int = 5,
@@ -104,6 +106,8 @@ def select(
             probabilities and the policies are distributions, "wis", weighted per-decision importance sampling, or
             "dr", weighted doubly robust with the values of fitted Q evaluation.
         episodes: number of episodes in the environment, for all policies together; None: evaluate on the dataset.
+        env: where to act, see ``offlinerl.evaluation.evaluate.evaluate_checkpoint``; by default where the runs were
+            trained.
         dataset: the dataset to evaluate on instead of the first run's own: a name, a Minari id, a file, or what
             ``offlinerl.load_dataset`` returns.
         updates: gradient steps of fitted Q evaluation.
@@ -134,7 +138,7 @@ def select(
         raise UserError(f"there is no evaluation {by!r}: choose {either(*FROM_DATA)}")
     seed, gamma = whole_number("seed", seed), real_number("gamma", gamma, 1)
     episodes, updates, critics = counts(episodes=episodes, updates=updates, critics=critics)
-    candidates = candidates_of(runs, device, agent_class)
+    candidates = candidates_of(runs, device, agent_class, env)
     if episodes is None:
         fitting = {} if by == "wis" else dict(updates=updates, critics=critics)
         method = dict(name=by, **fitting, gamma=gamma, **(dict(terminal_ends=True) if terminal_ends else {}))
@@ -161,9 +165,12 @@ def select(
 
 
 def candidates_of(
-    runs: Sequence[Path], device: str, agent_class: type[Agent] | str | Sequence[type[Agent] | str] | None
+    runs: Sequence[Path],
+    device: str,
+    agent_class: type[Agent] | str | Sequence[type[Agent] | str] | None,
+    env: str | Mapping[str, Any] | None = None,
 ) -> list[Candidate]:
-    """The policies of all seeds of the runs.
+    """The policies of all seeds of the runs, to act in ``env``.
 
     Raises:
         UserError: a run is given twice, or has other observations or actions than the first one.
@@ -182,7 +189,7 @@ def candidates_of(
             raise UserError(
                 f"{run} observes or acts otherwise than {runs[0]}: policies can be ranked that are of one task"
             )
-        candidates += [Candidate(Path(run), DeployedPolicy(agent, **member).agent) for member in agent.members]
+        candidates += [Candidate(Path(run), DeployedPolicy(agent, **member).agent, env) for member in agent.members]
     return candidates
 
 
@@ -431,12 +438,13 @@ def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display
     for candidate, own in zip(candidates, tasks, strict=True):
         if own.env is None:
             raise UserError(
-                f"{candidate.run} names no environment to act in; leave out --episodes to rank on a dataset"
+                f"{candidate.run} names no environment to act in; name one with --env, or leave out --episodes to rank"
+                " on a dataset"
             )
-        if "factory" in own.env:
+        if own.env.get("factory", True) is None:
             raise UserError(
-                f"{candidate.run} was trained in an environment that was given as an object, which no file holds: leave"
-                " out --episodes to rank on a dataset, or give each run to offlinerl.evaluate with env="
+                f"{candidate.run} was trained in an environment that was given as an object, which no file holds: pass"
+                " it again, in Python, as env=, or leave out --episodes to rank on a dataset"
             )
         if {**own.facts, "score": None} != {**task.facts, "score": None}:  # returns can be compared whatever the score
             raise UserError(
