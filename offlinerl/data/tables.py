@@ -145,10 +145,16 @@ def resolved(names: Sequence[str], columns: Columns, where: str) -> Columns:
 def _in_order_of(names: Sequence[str], others: list[str]) -> list[str]:
     """Names such as ``next_obs_2`` in the order of ``obs_2`` and so on, if each has the same rest as one of these
     besides a common beginning or a common end; else as they are."""
-    for common in (os.path.commonprefix, lambda of: os.path.commonprefix([name[::-1] for name in of])[::-1]):
-        rests, wanted = ([name.replace(common(of), "", 1) for name in of] for of in (others, names))
-        if len(set(rests)) == len(rests) and set(rests) == set(wanted):
-            return [others[rests.index(rest)] for rest in wanted]
+
+    def rests(of: Sequence[str], ends: bool) -> list[str]:
+        if not ends:
+            return [name.removeprefix(os.path.commonprefix(of)) for name in of]
+        return [rest[::-1] for rest in rests([name[::-1] for name in of], False)]
+
+    for ends in (False, True):
+        own, wanted = rests(others, ends), rests(names, ends)
+        if len(set(own)) == len(own) and set(own) == set(wanted):
+            return [others[own.index(rest)] for rest in wanted]
     return others
 
 
