@@ -15,7 +15,7 @@ from offlinerl.agents.awac import AWAC
 from offlinerl.agents.calql import CalQL
 from offlinerl.agents.cql import CQL
 from offlinerl.agents.edac import EDAC
-from offlinerl.agents.fql import FQL, typical_noise
+from offlinerl.agents.fql import FQL, fixed_noise
 from offlinerl.agents.onestep import OneStep
 from offlinerl.agents.rebrac import ReBRAC
 from offlinerl.data import registry
@@ -335,26 +335,30 @@ def test_fql_imitates_actions_with_two_modes_and_prefers_the_better_one():
         with torch.no_grad():
             return [x[0, :, 0] for x in (agent.flow.generate(obs, noise, 10), agent.actor(obs, noise), agent.act(obs))]
 
-    flow, policy, without = trained(np.zeros_like, 100.0)
+    flow, policy, best = trained(np.zeros_like, 100.0)
     for action, share in ((flow, 0.85), (policy, 0.6)):
         assert (action.abs() > 0.5).float().mean() > share and 0.35 < (action > 0).float().mean() < 0.65
-    assert (without.abs() > 0.5).float().mean() > 0.6
+    assert (best.abs() > 0.5).float().mean() > 0.6
     flow, policy, best = trained(lambda action: action, 0.1)
     assert 0.35 < (flow > 0).float().mean() < 0.65, "the flow only imitates"
     assert (policy > 0).float().mean() > 0.95 and (best > 0).all()
 
 
-def test_fql_acts_on_the_same_noise_unless_it_explores():
-    agent = FQL(SPEC, (0, 1), **SMALL)
+def test_fql_acts_on_the_best_of_fixed_noises_unless_it_explores():
+    agent = FQL(SPEC, (0, 1), candidates=3, **SMALL)
     obs = torch.randn(2, 5, SPEC.obs_dim)
-    noise = torch.from_numpy(typical_noise((0, 1), SPEC.action_dim))
-    torch.testing.assert_close(noise.norm(dim=-1), torch.full((2, 1), SPEC.action_dim**0.5))
+    noise = torch.from_numpy(fixed_noise((0, 1), 3, SPEC.action_dim))
+    torch.testing.assert_close(noise.norm(dim=-1), torch.full((2, 3), SPEC.action_dim**0.5))
     with torch.no_grad():
-        same = agent.to_env(agent.actor(obs, noise.expand(-1, 5, -1)).clamp(-1, 1))
-        torch.testing.assert_close(agent.act(obs), same)
-        torch.testing.assert_close(agent.part(slice(1, 2)).act(obs[1:]), same[1:])
+        actions = [agent.actor(obs, noise[:, [n]].expand(-1, 5, -1)).clamp(-1, 1) for n in range(3)]
+        values = torch.stack([agent.critic(obs, action).mean(1) for action in actions])  # [3, S, E]
+        chosen, best = agent.act(obs), values.argmax(0)
+        for s, e in np.ndindex(2, 5):
+            torch.testing.assert_close(chosen[s, e], agent.to_env(actions[best[s, e]][s, e]))
+        assert len(best.unique()) > 1
+        torch.testing.assert_close(agent.part(slice(1, 2)).act(obs[1:]), chosen[1:])
         first, second = agent.act(obs, explore=True), agent.act(obs, explore=True)
-    assert not torch.equal(first, second) and not torch.equal(first, same)
+    assert not torch.equal(first, second) and not torch.equal(first, chosen)
 
 
 def test_rebrac_by_hand(monkeypatch):

@@ -32,6 +32,7 @@ class FQLConfig(Config):
     targets: str = setting("mean", "what the targets take of the critics' values", choices=("mean", "min"))
     alpha: float = setting(10.0, "weight of staying near the flow's actions", low=0, per_seed=True)
     flow_steps: int = setting(10, "steps of the Euler method from noise to the flow's action", low=1)
+    candidates: int = setting(16, "noises to choose the action from, by its value, where it does not explore", low=1)
     normalize_q: bool = setting(
         False, "scale the values so that their mean absolute value is 1 in every batch of the actor"
     )
@@ -99,19 +100,23 @@ class FQL(Agent):
         return {name: self.rng.normal(shape) for name in names} | dict(time=self.rng.uniform(0, 1, (batch_size, 1)))
 
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
-        """The action from noise, which is always the same where it does not explore; see ``typical_noise``."""
-        A = self.spec.action_dim
+        """The action from noise; where it does not explore, from that of ``candidates`` fixed ones whose action the
+        critics value most."""
         features = self.actor.encoder(obs)
         if explore:
-            noise = self.exploring(obs).normal((A,))  # [S, E, A]
-        else:
-            noise = torch.from_numpy(typical_noise(self.seeds, A)).expand(-1, features.shape[1], -1)
-        return self.to_env(self.actor.of_features(features, noise.to(features)).clamp(-1, 1))
+            noise = self.exploring(obs).normal((self.spec.action_dim,)).to(features)
+            return self.to_env(self.actor.of_features(features, noise).clamp(-1, 1))
+        E, n = features.shape[1], self.config.candidates
+        noise = torch.from_numpy(fixed_noise(self.seeds, n, self.spec.action_dim)).to(features)  # [S, n, A]
+        each = features.unsqueeze(2).expand(-1, -1, n, -1).flatten(1, 2)  # [S, E n, F]
+        actions = self.actor.of_features(each, noise.repeat(1, E, 1)).clamp(-1, 1).unflatten(1, (E, n))  # [S, E, n, A]
+        best = self.critic.of_many(obs, actions).mean(1).argmax(-1)  # [S, E]
+        return self.to_env(actions.take_along_dim(best[..., None, None], 2).squeeze(2))
 
 
 @cache
-def typical_noise(seeds: tuple[int, ...], dims: int) -> np.ndarray:
-    """One noise per seed, ``[S, 1, dims]``, in a random direction and as long as a standard normal one typically is.
-    Zero would be in the middle, where the ways to different actions part."""
-    drawn = [torch.randn(1, dims, generator=generator(seed, "typical noise")).numpy() for seed in seeds]
-    return np.stack([math.sqrt(dims) * noise / np.linalg.norm(noise) for noise in drawn])
+def fixed_noise(seeds: tuple[int, ...], count: int, dims: int) -> np.ndarray:
+    """``[S, count, dims]``, which depends on the seeds alone: random directions, and the typical length of standard
+    normal noise. Shorter noise is near the middle, where the ways to different actions part."""
+    drawn = [torch.randn(count, dims, generator=generator(seed, "fixed noise")).numpy() for seed in seeds]
+    return np.stack([math.sqrt(dims) * noise / np.linalg.norm(noise, axis=-1, keepdims=True) for noise in drawn])
