@@ -1986,6 +1986,11 @@ def test_stamps_are_told_apart_to_the_nanosecond(tmp_path):
             data = offlinerl.load_dataset(source.sample(frac=1, random_state=0) if "episode" in columns else source,
                                           columns=columns)  # fmt: skip
             assert data.obs[:, 0].tolist() == [0, 1, 2, 3, 4], columns
+    longer = text.assign(stamp=text.stamp.str.ljust(29, "0") + "999")  # digits beyond nanoseconds are left out
+    assert len(offlinerl.load_dataset(longer.iloc[1:], columns="obs=q action=u step=stamp").obs) == 4
+    for wrong in ("2026-01-315", "2026-01-31T12:005", "2026-01-31T12:00:005"):
+        with pytest.raises(UserError, match="and others are dates"):
+            offlinerl.load_dataset(text.assign(stamp=[*text.stamp[:-1], wrong]), columns="obs=q action=u step=stamp")
     twice = frame.assign(stamp=frame.stamp[0])
     with pytest.raises(UserError, match="rows 0 and 1 are of one episode, 1, and of one step, 2026-01-01T00:00:00"):
         offlinerl.load_dataset(twice, columns="obs=q action=u step=stamp episode=e")

@@ -441,13 +441,16 @@ def _as_times(column: np.ndarray, where: str) -> np.ndarray | None:
     wrong = [row for row, match in enumerate(found) if match is None and column[row]]
     if wrong:
         raise UserError(f"{where}: the step in row {wrong[0]} is {str(column[wrong[0]])!r:.40}, and others are dates")
-    dates = np.array([match[1] if match else "NaT" for match in found], "datetime64[ns]")
+    dates = np.array([match[1][:NANOSECONDS] if match else "NaT" for match in found], "datetime64[ns]")
     shifts = [_offset(match[2]) if match else 0 for match in found]
     return dates - np.array(shifts, "timedelta64[s]")
 
 
-DATE = re.compile(r"(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?)?)\d*(Z|[+-]\d\d:?\d\d)?")
-"""A date as ISO 8601 writes it, to the nanosecond, and its offset from UTC."""
+DATE = re.compile(r"(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?)(Z|[+-]\d\d:?\d\d)?")
+"""A date as ISO 8601 writes it, and its offset from UTC."""
+
+NANOSECONDS = len("2026-01-31T12:00:00.123456789")
+"""Length of a date with nanoseconds, the smallest unit that is kept."""
 
 
 def _offset(text: str | None) -> int:
