@@ -13,7 +13,7 @@ from offlinerl.data.assemble import column_of
 from offlinerl.data.columns import LOG_PROB, Rounded, as_flags, as_float32, lost, require_filled, require_finite, single
 from offlinerl.data.dataset import Dataset, near
 from offlinerl.util.errors import NoSteps, UserError, did_you_mean, reading
-from offlinerl.util.trees import Tree, tree_leaves, tree_like, tree_map
+from offlinerl.util.trees import Tree, tree_leaves, tree_map
 
 NEEDED = ("obs", "action")
 KNOWN = (*NEEDED, "reward", "terminated", "truncated", "episode", "next_obs", "log_prob")
@@ -87,10 +87,9 @@ def from_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Dataset:
         one, other = (tree_map(lambda leaf: leaf.shape, tree) for tree in (next_obs, obs))
         if one != other:
             raise UserError(f"{name}: next_obs of shape {one} do not match obs of shape {other}")
-        next_obs = tree_like(obs, next_obs)
         if episode is None and "truncated" not in given:
-            pairs = zip(tree_leaves(next_obs), tree_leaves(obs), strict=True)
-            last[:-1] |= ~np.logical_and.reduce([near(after[:-1], row[1:]) for (_, after), (_, row) in pairs])
+            follows = tree_map(lambda row, after: near(after[:-1], row[1:]), obs, next_obs)
+            last[:-1] |= ~np.logical_and.reduce([leaf for _, leaf in tree_leaves(follows)])
     else:
         next_obs = tree_map(lambda leaf: np.concatenate([leaf[1:], leaf[-1:]]), obs)
         final = last & terminated

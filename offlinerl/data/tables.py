@@ -23,7 +23,7 @@ from offlinerl.data.d4rl import END, EPISODE, MASKS, TERMINAL, TIMEOUT
 from offlinerl.data.mapping import EXAMPLE, Columns
 from offlinerl.data.stamps import unordered
 from offlinerl.util.errors import NoSteps, UserError, did_you_mean, reading
-from offlinerl.util.trees import tree_map
+from offlinerl.util.trees import tree_like, tree_map
 
 USUAL: dict[str, tuple[str, ...]] = dict(
     obs=("observations", "observation", "obs", "state", "obs[._]*", "observation[._]*", "state[._]*"),
@@ -146,13 +146,12 @@ def _in_order_of(names: Sequence[str], others: list[str]) -> list[str]:
     """Names such as ``next_obs_2`` in the order of ``obs_2`` and so on, if each has the same rest as one of these
     besides a common beginning or a common end; else as they are."""
 
-    def rests(of: Sequence[str], ends: bool) -> list[str]:
-        if not ends:
-            return [name.removeprefix(os.path.commonprefix(of)) for name in of]
-        return [rest[::-1] for rest in rests([name[::-1] for name in of], False)]
+    def rests(of: Sequence[str]) -> list[str]:
+        common = len(os.path.commonprefix(of))
+        return [name[common:] for name in of]
 
-    for ends in (False, True):
-        own, wanted = rests(others, ends), rests(names, ends)
+    for order in (1, -1):  # from the beginning, and from the end
+        own, wanted = (rests([name[::order] for name in of]) for of in (others, names))
         if len(set(own)) == len(own) and set(own) == set(wanted):
             return [others[own.index(rest)] for rest in wanted]
     return others
@@ -265,7 +264,7 @@ def _episodes(
     obs, next_obs, action = reader.parts("obs"), reader.parts("next_obs"), reader.numbers("action")
     require_filled(where, dict(actions=action))  # an action of no numbers would look like a missing one
     if next_obs.keys() == obs.keys():
-        next_obs = {name: next_obs[name] for name in obs}
+        next_obs = tree_like(obs, next_obs)
     log_prob = reader.single("log_prob") if "log_prob" in chosen else None
     reward = reader.single("reward") if "reward" in chosen else np.zeros(reader.rows, np.float32)
     terminated, ends = _terminals_and_ends(reader)

@@ -9,7 +9,12 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
-Step = Callable[[np.ndarray], tuple[Any, float, bool, bool, dict[str, Any]]]
+from offlinerl.envs import checks
+
+Step = Callable[[np.ndarray], checks.Step]
+
+FASTEST, RADIUS = 5.0, 0.45
+"""Of a PointMaze: the bound of velocities at the beginning of a step, and the distance at which the goal is reached."""
 
 
 def quicken(envs: Sequence[gym.Env]) -> None:
@@ -37,7 +42,7 @@ def _half_cheetah(env: Any, first: Any) -> Step | None:
     qpos, qvel, ctrl = data.qpos, data.qvel, data.ctrl  # they show the simulator's memory, which stays where it is
     forwards, cost = env._forward_reward_weight, env._ctrl_cost_weight
 
-    def step(action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(action: np.ndarray) -> checks.Step:
         before = qpos[0]
         ctrl[:] = action
         mujoco.mj_step(model, data, skip)
@@ -54,7 +59,7 @@ def _point_maze(env: Any, first: Any) -> Step | None:
     model, data = first.point_env.model, env.point_env.data
     qpos, qvel, ctrl = data.qpos, data.qvel, data.ctrl
 
-    def step(action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(action: np.ndarray) -> checks.Step:
         np.minimum(np.maximum(qvel, -FASTEST, out=qvel), FASTEST, out=qvel)
         mujoco.mj_forward(model, data)  # changes where the next step's solver starts, and so its last bits
         ctrl[:] = np.minimum(np.maximum(action, -1), 1)
@@ -68,9 +73,6 @@ def _point_maze(env: Any, first: Any) -> Step | None:
 
     return step
 
-
-FASTEST, RADIUS = 5.0, 0.45
-"""Of a PointMaze: the bound of velocities at the beginning of a step, and the distance at which the goal is reached."""
 
 QUICK: dict[str, Callable[[Any, Any], Step | None]] = {
     "gymnasium.envs.mujoco.half_cheetah_v5:HalfCheetahEnv": _half_cheetah,

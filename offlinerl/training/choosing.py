@@ -441,7 +441,7 @@ def by_acting(candidates: Sequence[Candidate], episodes: int, seed: int, display
                 f"{candidate.run} names no environment to act in; name one with --env, or leave out --episodes to rank"
                 " on a dataset"
             )
-        if own.env.get("factory", True) is None:
+        if "factory" in own.env and own.env["factory"] is None:
             raise UserError(
                 f"{candidate.run} was trained in an environment that was given as an object, which no file holds: pass"
                 " it again, in Python, as env=, or leave out --episodes to rank on a dataset"

@@ -117,8 +117,8 @@ GOALS = setting(
 ANYWHERE = setting(
     0.0, "with goals future, the fraction of goals that are reached anywhere in the batch instead", low=0, high=1
 )
-UPDATES = setting(1, "gradient steps per environment step, each with its own batch", low=1)
 RADIUS = setting(None, "with goals future, the distance at which a goal is reached; null: the task's, or 0", low=0)
+UPDATES = setting(1, "gradient steps per environment step, each with its own batch", low=1)
 
 
 def require_goals(train: OfflineConfig | OnlineConfig) -> None:

@@ -449,7 +449,7 @@ class Run(L.Callback):
             self.recorder.evaluation(self.counters(), result)
             best = self.recorder.best is not None and self.recorder.best[self.clock] == self.now
         else:
-            self.say_of_diverged()
+            self.say_of_infinite_weights()
         self.checkpointer.finish(self.state_dict(), best)
         summary = dict(
             agent=self.settings["fit"]["agent"],
@@ -482,7 +482,7 @@ class Run(L.Callback):
         self.companion.finish()
         return summary
 
-    def say_of_diverged(self) -> None:
+    def say_of_infinite_weights(self) -> None:
         """Report the seeds whose weights are not finite, which an evaluation would have shown."""
         for s, member in enumerate(self.agent.members):
             if not all(p[s].isfinite().all() for p in self.agent.parameters()):
